@@ -1,0 +1,59 @@
+# make demo | test | lint | venv | clean; needs Python 3.10 to 3.12 and git.
+SHELL := bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE := recipes/VoxCeleb/LGL
+DEMO := results/demo
+# The corpus has VoxCeleb's layout; its trial list names the speakers held out.
+DEMO_OPTIONS := --data_folder=$(DEMO)/corpus --train_folder=$(DEMO)/corpus/wav \
+	--trial_folder=$(DEMO)/corpus/wav --output_folder=$(DEMO)/run
+
+.PHONY: help venv demo test lint clean
+
+help:
+	@echo "make demo   the whole pipeline on an embedded corpus (10 minutes)"
+	@echo "make test   lint, doctests, unit and integration tests"
+	@echo "make lint   ruff, yamllint and codespell only"
+	@echo "make venv   the environment in $(VENV) that the others use"
+	@echo "make clean  removes $(VENV), caches, builds and the demo's results"
+
+venv: $(VENV)/.installed
+
+# The stamp comes last: an interrupted installation is taken up again.
+# pip's own words, which may name the user's package index, go to a log.
+$(VENV)/.installed: setup.py requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info < (3,13))' \
+	2>/dev/null || { echo "Python 3.10 to 3.12 is needed; '$(PYTHON)' is" \
+	"$$($(PYTHON) -V 2>/dev/null || echo missing). Name another one:" \
+	"make PYTHON=python3.11 venv" >&2; exit 1; }
+	@echo "Installing into $(VENV): 5 GB, some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@set -o pipefail; $(BIN)/python -m pip install --log $(VENV)/pip.log \
+	-e '.[cpu,demo,test]' -c requirements.txt 2>&1 \
+	| grep --line-buffered -oE '^(Collecting [^ ]+|Installing collected)' \
+	|| { echo "pip failed: see the end of $(VENV)/pip.log" >&2; exit 1; }
+	@touch $@
+
+demo: venv
+	$(BIN)/python -m lgl_plugin.synthetic $(DEMO)/corpus
+	$(BIN)/python $(RECIPE)/train_lgl.py hparams/small_stage1.yaml $(DEMO_OPTIONS)
+	$(BIN)/python $(RECIPE)/train_lgl.py hparams/small_stage2.yaml $(DEMO_OPTIONS)
+	$(BIN)/python -m lgl_plugin.report $(DEMO)/run
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/yamllint --no-warnings .
+	@$(BIN)/codespell
+
+# One file to a worker at a time, so that its fixtures are built once.
+test: lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info tests/tmp
+	rm -rf .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Loss-gated self-supervised speaker recognition for SpeechBrain."""

@@ -1,0 +1,47 @@
+"""Loss-gated self-supervised speaker recognition: package metadata."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="lgl-plugin",
+    version="0.1.0",
+    description="Loss-gated self-supervised speaker recognition "
+    "for SpeechBrain",
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["lgl_plugin"],
+    python_requires=">=3.10,<3.13",
+    # What should work; requirements.txt pins what was tested.
+    install_requires=[
+        "speechbrain>=1.1,<2",
+        # torch and torchaudio must be of the same minor version.
+        "torch>=2.1",
+        "torchaudio>=2.1",
+        "hyperpyyaml>=1.2",
+        "numpy>=1.25",
+        "scipy>=1.11",
+        "scikit-learn>=1.3",
+        "soundfile>=0.12.1",
+        "tqdm>=4.42",
+        "matplotlib>=3.7",
+    ],
+    extras_require={
+        # One of the two: both provide the module `faiss`.
+        "cpu": ["faiss-cpu>=1.8"],
+        # The faiss project's own wheels: CUDA 12, its runtime included. The
+        # older ones of this name (1.7) are others' and stop at Python 3.10.
+        "gpu": ["faiss-gpu>=1.14"],
+        "demo": ["espeakng-loader>=0.2.4"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff==0.12.4",
+            "yamllint==1.35.1",
+            "codespell>=2.3",
+        ],
+    },
+)

@@ -1,0 +1,19 @@
+"""Settings of the whole test run; the doctests' too."""
+
+import os
+
+# One thread a process, as two run side by side. Set before torch is imported;
+# the recipes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from speechbrain.utils.importutils import LazyModule  # noqa: E402
+
+# Hypothesis reads __file__ of all modules, upon which SpeechBrain's lazy ones
+# import k2 and other absent packages and fail (SpeechBrain issue 2995).
+LazyModule.__file__ = None
+
+from speechbrain.utils.importutils import LazyModule  # noqa: E402
+
+# hypothesis asks every module for its file; SpeechBrain's lazy ones would
+# import what is not installed to answer.
+LazyModule.__file__ = None
