@@ -1,0 +1,490 @@
+"""Speaker verification: trial lists, cosine scores, EER, minDCF, DET.
+
+A trial asks whether an enrolment and a test utterance come from the same
+speaker. Embeddings are computed once per utterance; what happens per trial is
+array work, so that VoxCeleb1-E's 580 thousand trials take about a second.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+from scipy.special import ndtri
+from tqdm import tqdm
+
+from lgl_plugin.files import atomic_write
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trials:
+    """A trial list over a set of utterances.
+
+    Arguments
+    ---------
+    labels : numpy.ndarray, (T,), bool
+        True for a target trial: both utterances are of one speaker.
+    utterances : list of str
+        The paths that occur in the list, each once, sorted.
+    enrolment : numpy.ndarray, (T,), int64
+        Each trial's enrolment utterance as an index into `utterances`.
+    test : numpy.ndarray, (T,), int64
+        Each trial's test utterance as an index into `utterances`.
+
+    Example
+    -------
+    >>> trials = Trials(
+    ...     np.array([True, False]),
+    ...     ["ann/1.wav", "ann/2.wav", "bob/1.wav"],
+    ...     np.array([0, 0]),
+    ...     np.array([1, 2]),
+    ... )
+    >>> len(trials)
+    2
+    """
+
+    labels: np.ndarray
+    utterances: list
+    enrolment: np.ndarray
+    test: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def read_trials(path, audio_folder=None):
+    """Reads a trial list in VoxCeleb's form.
+
+    One trial a line, `label enrolment test`: label 1 for the same speaker, 0
+    for different ones, then two paths without blanks. Empty lines are skipped.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The trial list, the recipe's `verification_file`.
+    audio_folder : str or pathlib.Path, optional
+        The folder that the list's paths start from, the recipe's
+        `trial_folder`; when given, every utterance must exist there.
+
+    Returns
+    -------
+    Trials
+
+    Raises
+    ------
+    FileNotFoundError
+        When the list, the folder, or utterances in it do not exist.
+    ValueError
+        When a line is malformed, or there is no trial or only one class.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "trials.txt"
+    >>> _ = path.write_text("1 ann/1.wav ann/2.wav\\n0 ann/1.wav bob/1.wav\\n")
+    >>> trials = read_trials(path)
+    >>> trials.utterances
+    ['ann/1.wav', 'ann/2.wav', 'bob/1.wav']
+    >>> trials.labels.tolist(), trials.test.tolist()
+    ([True, False], [1, 2])
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"verification_file: there is no file {path}. Give the path of a "
+            "trial list on this machine, or leave the key empty to train "
+            "without verification"
+        )
+    words = []
+    for number, row in _rows(path):
+        if len(row) != 3 or row[0] not in ("0", "1"):
+            raise ValueError(
+                f"verification_file: {path}, line {number} is malformed: "
+                f"{' '.join(row)[:200]!r}. Each line holds "
+                "'label enrolment test' with label 1 (same speaker) or 0"
+            )
+        words += row
+    if not words:
+        raise ValueError(f"verification_file: {path} holds no trial")
+    labels, enrolment, test = words[0::3], words[1::3], words[2::3]
+    labels = np.array(labels) == "1"
+    if labels.all() or not labels.any():
+        raise ValueError(
+            f"verification_file: all {len(labels)} trials of {path} have label "
+            f"{labels[0]:d}: error rates need both target trials (1) and "
+            "non-target trials (0)"
+        )
+    utterances = sorted({*enrolment, *test})
+    if audio_folder is not None:
+        _check_audio(path, utterances, audio_folder)
+    index = {utterance: n for n, utterance in enumerate(utterances)}
+    return Trials(
+        labels,
+        utterances,
+        np.array([index[utterance] for utterance in enrolment]),
+        np.array([index[utterance] for utterance in test]),
+    )
+
+
+def cosine_scores(embeddings, trials):
+    """The cosine similarity of each trial's two embeddings.
+
+    Arguments
+    ---------
+    embeddings : numpy.ndarray, (U, D), float
+        One row per utterance, in the order of `trials.utterances`.
+    trials : Trials
+        The trials to score.
+
+    Returns
+    -------
+    numpy.ndarray, (T,), float32
+        From -1 to 1; 0 where an embedding is all zeros.
+
+    Raises
+    ------
+    ValueError
+        When the rows do not match the utterances, or one is not finite.
+
+    Example
+    -------
+    >>> trials = Trials(
+    ...     np.array([True, False]),
+    ...     ["a", "b", "c"],
+    ...     np.array([0, 0]),
+    ...     np.array([1, 2]),
+    ... )
+    >>> embeddings = np.array([[1, 0], [2, 0], [0, 3]], dtype=np.float32)
+    >>> cosine_scores(embeddings, trials).tolist()
+    [1.0, 0.0]
+    """
+    embeddings = np.asarray(embeddings, np.float32)
+    if embeddings.ndim != 2 or len(embeddings) != len(trials.utterances):
+        raise ValueError(
+            f"embeddings have shape {embeddings.shape}, but the trials name "
+            f"{len(trials.utterances)} utterances: one row each is needed"
+        )
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        first = trials.utterances[np.flatnonzero(~np.isfinite(norms))[0]]
+        raise ValueError(
+            f"{(~np.isfinite(norms)).sum()} of {len(norms)} embeddings are not "
+            f"finite, the first that of {first}: look for a diverged encoder "
+            "or a damaged file"
+        )
+    unit = embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+    scores = np.empty(len(trials), np.float32)
+    # Two gathered blocks of this many rows stay within tens of megabytes.
+    for start in range(0, len(trials), 16384):
+        block = slice(start, start + 16384)
+        scores[block] = np.einsum(
+            "td,td->t", unit[trials.enrolment[block]], unit[trials.test[block]]
+        )
+    return scores
+
+
+def eer(scores, labels):
+    """Equal error rate, exact.
+
+    The operating points are all the ways to cut the distinct scores in two;
+    equal scores fall on the same side. Between two neighbouring points both
+    error rates are interpolated linearly, and the EER is where they are
+    equal: the crossing of the ROC, drawn with straight lines, with the
+    diagonal from (0, 1) to (1, 0).
+
+    Arguments
+    ---------
+    scores : array-like, (T,), float
+        Higher means more likely the same speaker.
+    labels : array-like, (T,), bool
+        True for a target trial.
+
+    Returns
+    -------
+    rate : float
+        From 0 to 1.
+    threshold : float
+        Midway between two neighbouring scores, where the two error rates
+        differ least; accept what scores above it.
+
+    Raises
+    ------
+    ValueError
+        When a score is not finite, a class is missing or lengths differ.
+
+    Example
+    -------
+    >>> rate, threshold = eer([0.9, 0.7, 0.4, 0.1], [True, True, False, False])
+    >>> rate, round(threshold, 6)
+    (0.0, 0.55)
+    """
+    cuts, p_miss, p_fa = _operating_points(scores, labels)
+    gap = p_miss - p_fa  # grows from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    before = after - 1
+    weight = gap[before] / (gap[before] - gap[after])
+    rate = p_miss[before] + weight * (p_miss[after] - p_miss[before])
+    nearest = after if gap[after] <= -gap[before] else before
+    return float(rate), float(cuts[nearest])
+
+
+def min_dcf(scores, labels, p_target, c_miss=1.0, c_fa=1.0):
+    """Minimum of the normalised detection cost, exact.
+
+    The cost c_miss * p_target * P_miss + c_fa * (1 - p_target) * P_fa at the
+    best threshold, divided by that of the better system that does not listen
+    (NIST SRE and VoxCeleb's convention): min(c_miss * p_target, c_fa *
+    (1 - p_target)). SpeechBrain's `minDCF` leaves out the division.
+
+    Arguments
+    ---------
+    scores : array-like, (T,), float
+        Higher means more likely the same speaker.
+    labels : array-like, (T,), bool
+        True for a target trial.
+    p_target : float
+        Prior probability of a target trial, between 0 and 1.
+    c_miss : float
+        Cost of rejecting a target.
+    c_fa : float
+        Cost of accepting a non-target.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        When a score is not finite, a class is missing, lengths differ, or
+        the prior or a cost is out of range.
+
+    Example
+    -------
+    >>> min_dcf([0.9, 0.4, 0.7, 0.1], [True, True, False, False], 0.5)
+    0.5
+    """
+    if not (0 < p_target < 1 and c_miss > 0 and c_fa > 0):
+        raise ValueError(
+            "p_target must be between 0 and 1 and both costs positive, got "
+            f"p_target={p_target}, c_miss={c_miss}, c_fa={c_fa}"
+        )
+    _, p_miss, p_fa = _operating_points(scores, labels)
+    miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
+    cost = miss * p_miss + false_alarm * p_fa
+    return float(cost.min() / min(miss, false_alarm))
+
+
+def verify(embeddings, trials):
+    """The figures by which speaker encoders are compared.
+
+    Arguments
+    ---------
+    embeddings : numpy.ndarray, (U, D), float
+        One row per utterance, in the order of `trials.utterances`.
+    trials : Trials
+        The trials to score.
+
+    Returns
+    -------
+    dict
+        `eer` in percent, `min_dcf_001` and `min_dcf_005` (p_target 0.01 and
+        0.05, unit costs, normalised) and the cosine `threshold` at the EER.
+
+    Raises
+    ------
+    ValueError
+        When the rows do not match the utterances, or one is not finite.
+
+    Example
+    -------
+    >>> trials = Trials(
+    ...     np.array([True, False]),
+    ...     ["a", "b", "c"],
+    ...     np.array([0, 0]),
+    ...     np.array([1, 2]),
+    ... )
+    >>> verify(np.array([[1, 0], [2, 0], [0, 3]]), trials)
+    {'eer': 0.0, 'min_dcf_001': 0.0, 'min_dcf_005': 0.0, 'threshold': 0.5}
+    """
+    scores = cosine_scores(embeddings, trials)
+    rate, threshold = eer(scores, trials.labels)
+    return {
+        "eer": 100 * rate,
+        "min_dcf_001": min_dcf(scores, trials.labels, p_target=0.01),
+        "min_dcf_005": min_dcf(scores, trials.labels, p_target=0.05),
+        "threshold": threshold,
+    }
+
+
+def write_scores(path, trials, scores):
+    """Writes scores as SpeechBrain does: `enrolment test label score`.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file to write, replaced as a whole.
+    trials : Trials
+        The trials that were scored.
+    scores : array-like, (T,), float
+        One score per trial.
+
+    Raises
+    ------
+    ValueError
+        When there is not one score per trial.
+
+    Example
+    -------
+    >>> trials = Trials(
+    ...     np.array([True, False]),
+    ...     ["a", "b", "c"],
+    ...     np.array([0, 0]),
+    ...     np.array([1, 2]),
+    ... )
+    >>> path = getfixture("tmp_path") / "scores.txt"
+    >>> write_scores(path, trials, [0.75, -0.5])
+    >>> path.read_text().splitlines()
+    ['a b 1 0.750000', 'a c 0 -0.500000']
+    """
+    name = trials.utterances.__getitem__
+    lines = zip(
+        map(name, trials.enrolment.tolist()),
+        map(name, trials.test.tolist()),
+        trials.labels.tolist(),
+        np.asarray(scores).tolist(),
+        strict=True,
+    )
+    with atomic_write(path) as out:
+        out.writelines(map("%s %s %d %f\n".__mod__, lines))
+
+
+def det_figure(path, systems):
+    """Draws detection error trade-off curves into a PNG file.
+
+    Both error rates on probit axes, where normally distributed scores give a
+    straight line (Martin et al., 1997); a dot marks each system's EER.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file to write, replaced as a whole.
+    systems : dict
+        For each name in the legend its (scores, labels), as `eer` takes them.
+
+    Raises
+    ------
+    ValueError
+        When a score is not finite, a class is missing or lengths differ.
+
+    Example
+    -------
+    >>> scores, labels = [0.9, 0.4, 0.7, 0.1], [True, True, False, False]
+    >>> path = getfixture("tmp_path") / "det.png"
+    >>> det_figure(path, {"stage 1": (scores, labels)})
+    >>> path.read_bytes()[1:4]
+    b'PNG'
+    """
+    from matplotlib.figure import Figure  # slow to import, rarely needed
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    percent = np.array([0.1, 1, 2, 5, 10, 20, 40, 60])
+    ticks = ndtri(percent / 100)
+    for name, (scores, labels) in systems.items():
+        _, p_miss, p_fa = _operating_points(scores, labels)
+        rate, _ = eer(scores, labels)
+        # The ends, 0 and 1, lie at infinity and are clipped far outside.
+        p_fa, p_miss, rate = (
+            np.clip(rates, 1e-9, 1 - 1e-9) for rates in (p_fa, p_miss, rate)
+        )
+        label = f"{name} (EER {100 * rate:.2f} %)"
+        (line,) = axes.plot(ndtri(p_fa), ndtri(p_miss), label=label)
+        axes.plot(ndtri(rate), ndtri(rate), "o", color=line.get_color())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [f"{value:g}" for value in percent])
+    axes.set(
+        xlim=(ticks[0], ticks[-1]),
+        ylim=(ticks[0], ticks[-1]),
+        xlabel="false alarms [%]",
+        ylabel="misses [%]",
+        aspect="equal",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(path, "wb") as out:
+        figure.savefig(out, format="png", dpi=150)
+
+
+def _rows(path):
+    """Yields each line's number and its words, empty lines left out."""
+    # A file that is no text at all is to be seen as malformed, line 1.
+    with open(path, encoding="utf-8-sig", errors="replace") as source:
+        for number, line in enumerate(source, 1):
+            if row := line.split():
+                yield number, row
+
+
+def _check_audio(path, utterances, audio_folder):
+    """Raises if utterances of the list at `path` are not in the folder."""
+    if not os.path.isdir(audio_folder):
+        raise FileNotFoundError(
+            f"trial_folder: there is no folder {audio_folder}. The paths in "
+            f"{path} are read from there"
+        )
+    # The bar shows itself only where looking takes long: a network disk.
+    missing = {
+        utterance
+        for utterance in tqdm(utterances, "trial files", unit="file", delay=3)
+        if not os.path.isfile(os.path.join(audio_folder, utterance))
+    }
+    if not missing:
+        return
+    lines = {}
+    for number, row in _rows(path):
+        for utterance in row[1:]:
+            if utterance in missing:
+                lines.setdefault(utterance, number)
+    named = [f"  line {n}: {utterance}" for utterance, n in lines.items()]
+    raise FileNotFoundError(
+        f"trial_folder: {len(missing)} of the {len(utterances)} utterances "
+        f"that {path} names are not in {audio_folder}. The first ones:\n"
+        + "\n".join(named[:5])
+        + "\nSet trial_folder to the folder that these paths start from"
+    )
+
+
+def _operating_points(scores, labels):
+    """Both error rates for each way to cut the distinct scores in two.
+
+    Returns cuts, p_miss and p_fa, (M + 1,) float64 each for M distinct
+    scores, from accepting all to rejecting all: accepted is what scores
+    above the cut.
+    """
+    scores = np.asarray(scores, np.float64)
+    labels = np.asarray(labels, bool)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(
+            "scores and labels need one value per trial each, got shapes "
+            f"{scores.shape} and {labels.shape}"
+        )
+    finite = np.isfinite(scores)
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of {len(scores)} scores are not finite, the "
+            f"first that of trial {np.argmin(finite) + 1}"
+        )
+    targets = labels.sum()
+    if targets in (0, len(labels)):
+        raise ValueError(
+            f"error rates need both classes, got {targets} target trials "
+            f"among {len(labels)}"
+        )
+    order = np.argsort(scores)
+    scores, labels = scores[order], labels[order]
+    last = np.append(scores[1:] != scores[:-1], True)  # of equal scores
+    rejected = np.append(0, np.flatnonzero(last) + 1)
+    missed = np.append(0, np.cumsum(labels))[rejected]
+    p_miss = missed / targets
+    p_fa = 1 - (rejected - missed) / (len(labels) - targets)
+    distinct = scores[last]
+    middle = (distinct[1:] + distinct[:-1]) / 2
+    return np.hstack([-np.inf, middle, distinct[-1]]), p_miss, p_fa
