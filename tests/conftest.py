@@ -11,9 +11,3 @@ from speechbrain.utils.importutils import LazyModule  # noqa: E402
 # Hypothesis reads __file__ of all modules, upon which SpeechBrain's lazy ones
 # import k2 and other absent packages and fail (SpeechBrain issue 2995).
 LazyModule.__file__ = None
-
-from speechbrain.utils.importutils import LazyModule  # noqa: E402
-
-# hypothesis asks every module for its file; SpeechBrain's lazy ones would
-# import what is not installed to answer.
-LazyModule.__file__ = None

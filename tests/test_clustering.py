@@ -1,0 +1,221 @@
+"""K-means against scikit-learn, plain faiss and brute force."""
+
+import sys
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.metrics import normalized_mutual_info_score
+
+from lgl_plugin import clustering as clustering_module
+from lgl_plugin.clustering import FaissKMeans, require_faiss
+
+
+def blobs(n_speakers=20, per_speaker=40, spread=0.15, dimensions=16, seed=0):
+    """Speakers on the sphere, utterances around them at random lengths."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(n_speakers, dimensions))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    speakers = rng.permutation(np.repeat(np.arange(n_speakers), per_speaker))
+    points = centres[speakers] + spread * rng.normal(
+        size=(len(speakers), dimensions)
+    )
+    lengths = rng.uniform(0.1, 30, size=(len(speakers), 1))
+    return (lengths * points).astype(np.float32), speakers
+
+
+def unit(points):
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def sum_of_squares(points, labels):
+    """Within clusters, around their means, in float64."""
+    points = unit(points.astype(np.float64))
+    return sum(
+        ((points[labels == k] - points[labels == k].mean(axis=0)) ** 2).sum()
+        for k in np.unique(labels)
+    )
+
+
+def test_labels_are_the_nearest_centroids_by_either_metric():
+    points, _ = blobs()
+    found = FaissKMeans(20)(points)
+    assert found.labels.dtype == np.int64
+    assert found.centroids.dtype == np.float32
+    np.testing.assert_allclose(
+        np.linalg.norm(found.centroids, axis=1), 1, atol=1e-5
+    )
+    cosines = unit(points) @ found.centroids.T
+    squares = ((unit(points)[:, None] - found.centroids) ** 2).sum(axis=2)
+    assert (found.labels == cosines.argmax(axis=1)).all()
+    assert (found.labels == squares.argmin(axis=1)).all()
+
+
+def test_speakers_that_are_apart_are_found():
+    points, speakers = blobs(spread=0.05)
+    found = FaissKMeans(20, n_redo=10)(points)
+    assert normalized_mutual_info_score(speakers, found.labels) > 0.999
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_inertia_is_near_that_of_scikit_learn(seed):
+    points, _ = blobs(spread=0.3, seed=seed)
+    ours = FaissKMeans(20, n_redo=5, seed=seed)(points).labels
+    theirs = KMeans(20, n_init=5, random_state=seed).fit(unit(points)).labels_
+    assert sum_of_squares(points, ours) < 1.03 * sum_of_squares(points, theirs)
+
+
+def test_one_iteration_at_a_time_is_what_faiss_does_at_once():
+    points = unit(blobs(spread=0.3)[0])
+    kmeans = FaissKMeans(20, n_iterations=5, seed=7)
+    at_once = kmeans.faiss.Kmeans(
+        16, 20, niter=5, spherical=True, min_points_per_centroid=1
+    )
+    first = kmeans._first_centroids(points, seed=7)
+    at_once.train(points, init_centroids=first)
+    found = kmeans(points)
+    np.testing.assert_allclose(found.centroids, at_once.centroids, atol=1e-5)
+    np.testing.assert_allclose(
+        found.inertia, 2 * (len(points) - at_once.obj), rtol=1e-4
+    )
+
+
+def test_inertia_curve_falls_to_that_of_the_labels():
+    points, _ = blobs(spread=0.3)
+    found = FaissKMeans(20, n_iterations=40)(points)
+    assert found.inertia.shape == (40,)
+    assert (np.diff(found.inertia) < 1e-3).all()
+    gaps = unit(points) - found.centroids[found.labels]
+    assert found.inertia[-1] == pytest.approx((gaps**2).sum(), rel=1e-3)
+    assert found.inertia[0] > 1.05 * found.inertia[-1]
+
+
+def test_redo_keeps_the_best_run():
+    points, _ = blobs(spread=0.3)
+    runs = [FaissKMeans(20, seed=seed)(points) for seed in range(6)]
+    best = min(runs, key=lambda run: run.inertia[-1])
+    assert best is not runs[0]
+    kept = FaissKMeans(20, seed=0, n_redo=6)(points)
+    assert (kept.labels == best.labels).all()
+    assert (kept.inertia == best.inertia).all()
+
+
+def test_same_seed_same_labels():
+    points, _ = blobs(spread=0.3)
+    one, same, other = (
+        FaissKMeans(20, seed=s, max_points_per_centroid=30)(points).labels
+        for s in (1, 1, 2)
+    )
+    assert (one == same).all()
+    assert (one != other).any()
+
+
+def test_embedding_length_does_not_matter():
+    points, _ = blobs(spread=0.3)
+    short = FaissKMeans(20)(points).labels
+    long = FaissKMeans(20)(unit(points)).labels
+    assert (short == long).all()
+
+
+def test_sample_is_trained_on_and_all_are_labelled(monkeypatch):
+    points, speakers = blobs(spread=0.05)
+    monkeypatch.setattr(clustering_module, "CHUNK", 100)
+    found = FaissKMeans(20, n_redo=3, max_points_per_centroid=10)(points)
+    assert found.points_used == 200
+    assert found.labels.shape == (800,)
+    assert normalized_mutual_info_score(speakers, found.labels) > 0.95
+    assert FaissKMeans(20)(points).points_used == 800
+
+
+def test_points_may_be_a_read_only_memory_map(tmp_path):
+    points, _ = blobs()
+    np.save(tmp_path / "embeddings.npy", points)
+    mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
+    labels = FaissKMeans(20)(mapped).labels
+    assert (labels == FaissKMeans(20)(points).labels).all()
+    assert (mapped == points).all()
+
+
+def test_clusters_without_a_member_are_dropped_and_counted():
+    distinct = np.eye(4, dtype=np.float32)
+    found = FaissKMeans(6)(np.repeat(distinct, 5, axis=0))
+    assert found.n_clusters + found.n_empty == 6
+    assert found.n_empty >= 2
+    assert np.unique(found.labels).tolist() == list(range(found.n_clusters))
+    assert len(found.centroids) == found.n_clusters
+
+
+def test_as_many_clusters_as_points():
+    points, _ = blobs(5, 2)
+    found = FaissKMeans(10)(points)
+    assert sorted(found.labels) == list(range(10))
+    assert found.n_empty == 0
+    assert (found.inertia == 0).all()
+    assert found.inertia.shape == (25,)
+
+
+def test_faiss_prints_no_warnings(capfd):
+    FaissKMeans(20)(blobs(20, 3)[0])
+    captured = capfd.readouterr()
+    assert "k-means, K=20" in captured.err
+    assert "warning" not in (captured.out + captured.err).lower()
+
+
+def test_more_clusters_than_utterances_is_an_error_before_any_work():
+    kmeans = FaissKMeans(6000)
+    message = "n_clusters=6000 is more than the 948 utterances"
+    with pytest.raises(ValueError, match=message):
+        kmeans.check(948)
+    # Not even the embeddings, all NaN here, are looked at.
+    with pytest.raises(ValueError, match=message):
+        kmeans(np.full((948, 4), np.nan, dtype=np.float32))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 0.0])
+def test_embeddings_without_direction_are_an_error(broken):
+    points, _ = blobs()
+    points[[7, 300]] = broken
+    message = "2 of 800 embeddings are NaN, infinite or zero, .* row 7"
+    with pytest.raises(ValueError, match=message):
+        FaissKMeans(20)(points)
+
+
+def test_missing_faiss_is_reported_with_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r'pip install "lgl-plugin\[cpu\]"'):
+        require_faiss("cpu")
+    with pytest.raises(ImportError, match=r'pip install "lgl-plugin\[gpu\]"'):
+        require_faiss("cuda:0")
+    with pytest.raises(ImportError, match="clustering needs faiss"):
+        FaissKMeans(20)
+
+
+def test_faiss_without_gpu_support_is_reported(monkeypatch):
+    faiss = require_faiss()
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+    with pytest.raises(ImportError, match=r"GPU .*lgl-plugin\[gpu\]"):
+        FaissKMeans(20, device="cuda")
+
+
+def test_gpu_that_faiss_does_not_see_is_reported(monkeypatch):
+    faiss = require_faiss()
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    require_faiss("cuda:0")
+    with pytest.raises(ValueError, match=r"faiss sees 1 GPU\(s\)"):
+        require_faiss("cuda:1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["n_clusters", "n_iterations", "n_redo", "max_points_per_centroid"],
+)
+def test_numbers_below_one_are_an_error(name):
+    arguments = {"n_clusters": 5, name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        FaissKMeans(**arguments)
+
+
+def test_a_vector_is_not_a_set_of_embeddings():
+    with pytest.raises(ValueError, match=r"got shape \(8,\)"):
+        FaissKMeans(2)(np.ones(8, dtype=np.float32))
