@@ -21,6 +21,7 @@ setup(
         "torch>=2.1",
         "torchaudio>=2.1",
         "hyperpyyaml>=1.2",
+        "pyyaml>=6",
         "numpy>=1.25",
         "scipy>=1.11",
         "scikit-learn>=1.3",

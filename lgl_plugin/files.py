@@ -81,7 +81,7 @@ def write_json(path, value):
     {'done': ['stage1']}
     """
     with atomic_write(path) as out:
-        json.dump(value, out, indent=1)
+        json.dump(value, out, indent=1, allow_nan=False)
         out.write("\n")
 
 

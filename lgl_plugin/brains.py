@@ -1,0 +1,265 @@
+"""The two trainers: SimCLR for Stage I, loss-gated AAM for Stage II."""
+
+import time
+
+import numpy as np
+import speechbrain as sb
+import torch
+from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.losses import (
+    augmentation_adversarial_loss,
+    gated_mean,
+    gradient_reversal,
+)
+from lgl_plugin.selection import pseudo_trial_eer
+
+logger = get_logger(__name__)
+
+
+class SpeakerBrain(sb.Brain):
+    """What both stages share: embeddings, held-out pseudo-trials, logging.
+
+    It expects the modules compute_features, mean_var_norm, embedding_model
+    and augment, and these attributes, which `iterations` sets:
+
+    log : callable
+        Takes a dict of plain numbers at each epoch's end.
+    bad_files : lgl_plugin.data.BadFiles
+        Where bad utterances are counted.
+    verify : callable, optional
+        Scores the trial list; called only if `selection` is "trials".
+
+    A subclass gives `epoch_summary()`, the trained epoch's own figures as a
+    dict of plain numbers.
+    """
+
+    log = staticmethod(lambda record: None)
+    bad_files = None
+    verify = None
+
+    def embed(self, wavs):
+        """Waveforms (batch, time) to embeddings (batch, dim), float32."""
+        features = self.modules.compute_features(wavs)
+        everything = torch.ones(len(wavs), device=wavs.device)
+        features = self.modules.mean_var_norm(features, everything)
+        if "feature_mask" in self.modules:
+            features = self.modules.feature_mask(features)
+        return self.modules.embedding_model(features)[:, 0].float()
+
+    def held_out_embeddings(self, crops):
+        """Embeddings of two crops, augmented alike at every epoch.
+
+        Arguments
+        ---------
+        crops : torch.Tensor
+            Shape (batch, 2, time).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (2, batch, dim).
+        """
+        devices = [self.device] if self.device_type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.step)
+            # Apart, so that no crop babbles over the other of its utterance.
+            views = [self.modules.augment(view) for view in crops.unbind(1)]
+        return torch.stack([self.embed(view) for view in views])
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts the clock and empties the epoch's tallies."""
+        self.tally = {}
+        self.held_out = []
+        self.started = time.perf_counter()
+
+    def count(self, **values):
+        """Adds detached scalars to the epoch's tallies, on the device."""
+        for name, value in values.items():
+            self.tally[name] = self.tally.get(name, 0) + value
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Counts utterances and hands on the bad ones."""
+        self.count(utterances=len(batch.id), batches=1)
+        self.count_bad(batch)
+
+    def count_bad(self, batch):
+        """Hands on what was bad among a batch's utterances."""
+        lines = [line for bad in batch.bad for line in bad.splitlines()]
+        self.bad_files.add(line.split("\t", 1) for line in lines)
+
+    def evaluate_batch(self, batch, stage):
+        """Embeds held-out crops; bad utterances count here too."""
+        self.count_bad(batch)
+        return super().evaluate_batch(batch, stage)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the epoch, moves the learning rate, saves a checkpoint."""
+        if stage == sb.Stage.TRAIN and not self.tally:
+            # Resumed from a checkpoint behind the epoch's last batch.
+            self.record = {"epoch": epoch, "loss": float(stage_loss)}
+            return
+        if stage == sb.Stage.TRAIN:
+            seconds = time.perf_counter() - self.started
+            self.record = {
+                "epoch": epoch,
+                "loss": float(stage_loss),
+                **self.epoch_summary(),
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "utterances_per_second": self.tally["utterances"] / seconds,
+                "seconds": seconds,
+            }
+            return
+        first, second = torch.cat(self.held_out, dim=1).numpy()
+        self.record["pseudo_eer"] = 100 * float(pseudo_trial_eer(first, second))
+        criterion = -epoch
+        if self.hparams.selection == "pseudo_trials":
+            criterion = self.record["pseudo_eer"]
+        elif self.hparams.selection == "trials":
+            self.record.update(self.verify(self.modules.embedding_model))
+            criterion = self.record["eer"]
+        self.log(self.record)
+        _, lr = self.hparams.lr_annealing(epoch)
+        for optimizer in self.optimizers_dict.values():
+            update_learning_rate(optimizer, lr)
+        self.checkpointer.save_and_keep_only(
+            meta={"criterion": float(criterion), "epoch": epoch},
+            min_keys=["criterion"],
+        )
+
+
+class SimCLRBrain(SpeakerBrain):
+    """Stage I: contrastive learning with augmentation adversarial training.
+
+    Paper, sections 2.1 and 4; Huh et al. 2020. Further modules: contrastive
+    (`losses.NTXent`) and discriminator (`losses.AugmentationDiscriminator`).
+    The batch's `sig` holds two disjoint crops a, b; with two augmentations A
+    and B the views are A(a), A(b), B(b).
+    """
+
+    def init_optimizers(self):
+        """One optimiser for the encoder, one for the discriminator."""
+        discriminator = list(self.modules.discriminator.parameters())
+        apart = set(discriminator)
+        self.optimizer = self.opt_class(
+            [p for p in self.modules.parameters() if p not in apart]
+        )
+        self.discriminator_optimizer = self.opt_class(discriminator)
+        self.optimizers_dict = {
+            "encoder": self.optimizer,
+            "discriminator": self.discriminator_optimizer,
+        }
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
+
+    def freeze_optimizers(self, optimizers):
+        """Leaves the discriminator to its own step."""
+        return {"encoder": optimizers["encoder"]}
+
+    def compute_forward(self, batch, stage):
+        """Embeddings of the views, shape (views, batch, dim)."""
+        crops = batch.sig.data.to(self.device, non_blocking=True)
+        if stage != sb.Stage.TRAIN:
+            return self.held_out_embeddings(crops)
+        first, second = crops.unbind(1)
+        shared = self.modules.augment.draw(*first.shape)
+        views = [
+            self.modules.augment(first, shared),
+            self.modules.augment(second, shared),
+            self.modules.augment(second),
+        ]
+        return self.embed(torch.cat(views)).unflatten(0, (3, -1))
+
+    def compute_objectives(self, embeddings, batch, stage):
+        """Contrastive loss, and the adversarial one in training."""
+        loss, accuracy = self.modules.contrastive(embeddings[0], embeddings[-1])
+        if stage != sb.Stage.TRAIN:
+            self.held_out.append(embeddings.cpu())
+            return loss
+        self.train_discriminator(embeddings.detach())
+        adversarial, confusion = augmentation_adversarial_loss(
+            self.modules.discriminator,
+            *gradient_reversal(embeddings, self.hparams.adversarial_weight),
+        )
+        self.count(accuracy=accuracy, discriminator=confusion)
+        return loss + adversarial
+
+    def train_discriminator(self, embeddings):
+        """The discriminator's own step, before the encoder's."""
+        self.discriminator_optimizer.zero_grad()
+        loss, _ = augmentation_adversarial_loss(
+            self.modules.discriminator, *embeddings
+        )
+        # SpeechBrain guards only the optimisers that it steps itself.
+        if torch.isfinite(loss):
+            loss.backward()
+            self.discriminator_optimizer.step()
+
+    def epoch_summary(self):
+        """Contrastive accuracy, and how often the discriminator was right."""
+        batches = self.tally["batches"]
+        return {
+            "accuracy": float(self.tally["accuracy"] / batches),
+            "discriminator_accuracy": float(
+                self.tally["discriminator"] / batches
+            ),
+        }
+
+
+class LossGatedBrain(SpeakerBrain):
+    """Stage II: additive angular margin on pseudo-labels, gated by the loss.
+
+    Paper, sections 2.2 and 3, equation 3. Further modules: classifier
+    (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`) and gate (of
+    `lgl_plugin.gates`). After an epoch `selected` and `losses` hold, by
+    utterance, what the gate let through and the losses that it saw; they are
+    None if a resumed fit found nothing left to train.
+    """
+
+    utterances = losses = selected = None
+
+    def compute_forward(self, batch, stage):
+        """Cosines to the pseudo-speakers, or held-out embeddings."""
+        crops = batch.sig.data.to(self.device, non_blocking=True)
+        if stage != sb.Stage.TRAIN:
+            return self.held_out_embeddings(crops)
+        embeddings = self.embed(self.modules.augment(crops[:, 0]))
+        # bfloat16 cosines would be steps of 0.12 in losses of scale 30.
+        with torch.autocast(self.device_type, enabled=False):
+            return self.modules.classifier(embeddings[:, None])[:, 0]
+
+    def compute_objectives(self, outputs, batch, stage):
+        """The gated mean of the losses (paper, equation 3)."""
+        if stage != sb.Stage.TRAIN:
+            self.held_out.append(outputs.cpu())
+            return torch.zeros(())
+        labels = batch.label.to(self.device)
+        losses = self.modules.aam(outputs, labels)
+        selected = self.modules.gate(losses.detach())
+        correct = (outputs.argmax(1) == labels) & selected
+        self.count(correct=correct.sum(), selected=selected.sum())
+        self.seen.append((batch.id, losses.detach(), selected))
+        return gated_mean(losses, selected)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Also forgets the losses of the epoch before."""
+        super().on_stage_start(stage, epoch)
+        if stage == sb.Stage.TRAIN:
+            self.seen = []
+
+    def epoch_summary(self):
+        """Accuracy over the selected, their share and the threshold."""
+        names, losses, selected = zip(*self.seen)
+        self.utterances = [name for batch in names for name in batch]
+        self.losses = torch.cat(losses).float().cpu().numpy()
+        self.selected = torch.cat(selected).cpu().numpy()
+        self.seen = []
+        tau = float(self.modules.gate.tau)
+        self.modules.gate.end_epoch(self.losses)
+        chosen = max(int(self.tally["selected"]), 1)
+        return {
+            "accuracy": float(self.tally["correct"]) / chosen,
+            "selected_share": float(np.mean(self.selected)),
+            "tau": tau,
+        }

@@ -1,0 +1,83 @@
+"""A tiny corpus and a tiny run of the real recipe, shared by the tests."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lgl_plugin.synthetic import make_corpus
+
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "VoxCeleb" / "LGL"
+
+TINY = [
+    "--batch_size=8",
+    "--dataloader_options={num_workers: 0}",
+    "--crop_seconds=0.5",
+    "--new_encoder={channels: [16, 16, 16, 16, 48], attention_channels: 16}",
+    "--device=cpu",
+    "--noprogressbar",
+]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Five speakers to train on, two to test on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(
+        folder,
+        speakers=5,
+        test_speakers=4,
+        sessions=2,
+        utterances=3,
+        seconds=(1.0, 2.0),
+        seed=3,
+        workers=1,
+    )
+    return folder
+
+
+def train(yaml, corpus, output, *options, check=True):
+    """Runs the recipe as a user does, in the recipe's folder."""
+    command = [
+        sys.executable,
+        "train_lgl.py",
+        f"hparams/{yaml}",
+        f"--data_folder={corpus}",
+        f"--train_folder={corpus}/wav",
+        f"--trial_folder={corpus}/wav",
+        f"--output_folder={output}",
+        *TINY,
+        *options,
+    ]
+    done = subprocess.run(
+        command, cwd=RECIPE, capture_output=True, text=True, timeout=300
+    )
+    if check and done.returncode:
+        raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
+    return done
+
+
+STAGE1 = ["--number_of_epochs=2"]
+STAGE2 = [
+    "--n_iterations=2",
+    "--n_clusters=5",
+    "--classifier_epochs=1",
+    "--gated_epochs=1",
+]
+
+
+@pytest.fixture(scope="session")
+def stage1_run(corpus, tmp_path_factory):
+    """A finished Stage I."""
+    output = tmp_path_factory.mktemp("run")
+    train("small_stage1.yaml", corpus, output, *STAGE1)
+    return output
+
+
+@pytest.fixture(scope="session")
+def run(corpus, stage1_run):
+    """A finished run of both stages."""
+    train("small_stage2.yaml", corpus, stage1_run, *STAGE2)
+    return stage1_run

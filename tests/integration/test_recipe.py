@@ -1,0 +1,162 @@
+"""The recipe from end to end, as a user starts it, on a tiny corpus."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import STAGE1, STAGE2, train  # tests/integration/conftest.py
+
+from lgl_plugin.embeddings import Embeddings
+from lgl_plugin.iterations import read_labels
+from lgl_plugin.report import main, read_metrics, summarise
+
+
+def test_rows_of_the_run(run):
+    """Every phase is scored, in the pipeline's order."""
+    assert list(summarise(read_metrics(run))) == [
+        "log-mel statistics",
+        "untrained",
+        "Stage I",
+        "iteration 1, classifier",
+        "iteration 1, gated",
+        "iteration 2, classifier",
+        "iteration 2, gated",
+    ]
+
+
+def test_metrics_are_complete_json(run):
+    """Epochs log what the contract names; nothing but numbers or null."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    epochs = [r for r in records if r.get("epoch")]
+    assert len(epochs) == 2 + 2 * 2
+    for record in epochs:
+        assert record["utterances_per_second"] > 0
+        assert math.isfinite(record["loss"])
+        assert 0 <= record["accuracy"] <= 1
+    for record in epochs[2:]:
+        assert 0 <= record["selected_share"] <= 1
+        assert "tau" in record
+
+
+def test_held_out_speakers_are_not_trained_on(run, corpus):
+    """No speaker of the trial list is in the manifest."""
+    tested = {
+        path.split("/")[0]
+        for line in (corpus / "trials.txt").read_text().splitlines()
+        for path in line.split()[1:]
+    }
+    manifest = (run / "manifest.csv").read_text()
+    assert tested and not [s for s in tested if f"{s}/" in manifest]
+
+
+def test_pseudo_labels_cover_the_embeddings(run):
+    """Every embedded utterance has a label in 0..K-1; K is on record."""
+    found = Embeddings.load(run / "iter1" / "embeddings")
+    labels = read_labels(run / "iter1" / "labels" / "labels.csv")
+    facts = json.loads((run / "iter1/labels/labels.json").read_text())
+    assert list(labels) == found.utterances
+    assert set(labels.values()) == set(range(facts["n_clusters"]))
+    assert len(facts["encoder"]) == 64
+
+
+def test_training_moved_the_encoder_and_left_it_finite(run):
+    """Stage I's, the classifier's and the gate's encoders all differ."""
+    folders = ("stage1", "iter1/classifier", "iter1/gated")
+    encoders = [
+        torch.load(run / f / "embedding_model.ckpt", weights_only=True)
+        for f in folders
+    ]
+    key = "fc.conv.weight"
+    for first, second in zip(encoders, encoders[1:]):
+        assert not torch.equal(first[key], second[key])
+    for encoder in encoders:
+        assert all(v.isfinite().all() for v in encoder.values())
+
+
+def test_finished_run_is_not_repeated(run, corpus):
+    """The same command again trains nothing."""
+    before = (run / "metrics.jsonl").read_bytes()
+    train("small_stage2.yaml", corpus, run, *STAGE2)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_interrupted_run_repeats_only_the_lost_step(run, corpus, tmp_path):
+    """With the last step not done, it alone runs, to the same result."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    state = json.loads((copy / "state.json").read_text())
+    del state["done"]["iter2/gated"]
+    (copy / "state.json").write_text(json.dumps(state))
+    shutil.rmtree(copy / "iter2" / "gated")
+    before = read_metrics(run)
+    train("small_stage2.yaml", corpus, copy, *STAGE2)
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    again = [json.loads(line) for line in lines[len(before) :]]
+    assert {r["phase"] for r in again} == {"gated", "after gated"}
+    assert again[-1]["eer"] == before[-1]["eer"]
+
+
+def test_same_seed_same_run(run, corpus, tmp_path):
+    """Stage I again, elsewhere, gives the same weights bit for bit."""
+    train("small_stage1.yaml", corpus, tmp_path, *STAGE1)
+    first, second = (
+        torch.load(f / "stage1" / "embedding_model.ckpt", weights_only=True)
+        for f in (run, tmp_path)
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_report_prints_a_row_for_each_phase(run, capsys):
+    """The table and the figure of the README's command."""
+    main([str(run)])
+    printed = capsys.readouterr().out
+    assert "| iteration 2, gated |" in printed
+    assert (run / "report" / "journey.png").stat().st_size > 1000
+
+
+def test_debug_leaves_no_trace_in_the_run(run, corpus):
+    """--debug neither counts as done nor adds to the metrics."""
+    before = (run / "metrics.jsonl").read_bytes()
+    state = (run / "state.json").read_bytes()
+    train("small_stage1.yaml", corpus, run, *STAGE1, "--debug")
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert (run / "state.json").read_bytes() == state
+
+
+def test_selected_share_falls_with_the_threshold(run, corpus, tmp_path):
+    """A yaml override swaps the gate; a low tau selects fewer."""
+    shares = []
+    for tau in (5.0, 50.0):
+        output = tmp_path / str(tau)
+        train(
+            "small_stage2.yaml",
+            corpus,
+            output,
+            *STAGE2,
+            "--n_iterations=1",
+            f"--gate=!new:lgl_plugin.gates.FixedGate {{tau: {tau}}}",
+            f"--pretrained_encoder={run}/stage1",
+        )
+        last = read_metrics(output)[-1]
+        shares.append(last["selected_share"])
+    assert shares[0] < shares[1]
+    assert np.isclose(shares[1], 1.0)
+
+
+def test_other_settings_in_the_same_folder_are_refused(run, corpus):
+    """Results of one gate must not pass for those of another."""
+    done = train(
+        "small_stage2.yaml",
+        corpus,
+        run,
+        *STAGE2,
+        "--gate=!new:lgl_plugin.gates.NoGate",
+        check=False,
+    )
+    assert done.returncode != 0
+    message = done.stdout + done.stderr
+    assert "with other settings" in message and "NoGate" in message

@@ -1,0 +1,61 @@
+"""Each row of tests/recipes/*.csv runs in debug mode, as its flags say."""
+
+import csv
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT  # the one of this folder
+
+TABLE = ROOT / "tests" / "recipes" / "VoxCeleb.csv"
+with open(TABLE, newline="", encoding="utf-8") as source:
+    ROWS = list(csv.DictReader(source))
+
+
+def test_every_yaml_has_a_row():
+    yamls = {p.name for p in (ROOT / "hparams").glob("*.yaml")}
+    assert {row["Hparam_file"].split("/")[-1] for row in ROWS} == yamls
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r["Hparam_file"])
+def test_row(row, corpus, tmp_path):
+    flags = re.sub("tests/samples/corpus", str(corpus), row["test_debug_flags"])
+    # Values in braces hold spaces; SpeechBrain's harness keeps them together.
+    flags = re.sub(r"(--\w+=\{[^}]*\})", r"'\1'", flags)
+    done = subprocess.run(
+        [
+            sys.executable,
+            row["Script_file"],
+            row["Hparam_file"],
+            f"--output_folder={tmp_path}",
+            *shlex.split(flags),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in row["test_debug_checks"][len("file_exists=[") : -1].split(","):
+        assert (tmp_path / name).exists(), name
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r["Hparam_file"])
+def test_every_key_of_the_yaml_is_used(row):
+    """A key is read by the code, or by another key of the yaml."""
+    text = (ROOT / row["Hparam_file"]).read_text(encoding="utf-8")
+    code = "".join(p.read_text() for p in (ROOT / "lgl_plugin").glob("*.py"))
+    code += (ROOT / row["Script_file"]).read_text()
+    # SpeechBrain's Brain reads these run options from the yaml.
+    options = {"ckpt_interval_minutes", "skip_nonfinite_grads", "precision"}
+    for key in re.findall(r"^(\w+):", text, flags=re.M):
+        used = (
+            key in options
+            or key.startswith("__")
+            or f'"{key}"' in code
+            or f"hparams.{key}" in code
+            or f"<{key}>" in text
+        )
+        assert used, f"{key} is never read"

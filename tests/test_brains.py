@@ -1,0 +1,480 @@
+"""The two trainers, on a tiny encoder and synthetic batches."""
+
+import copy
+
+import numpy as np
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
+from speechbrain.nnet.schedulers import StepScheduler
+from speechbrain.processing.features import InputNormalization
+from speechbrain.utils.checkpoints import Checkpointer
+
+from lgl_plugin.augment import Augmenter
+from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
+from lgl_plugin.data import BadFiles
+from lgl_plugin.gates import FixedGate, Gate, NoGate
+from lgl_plugin.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
+
+BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
+
+
+class Frames(torch.nn.Module):
+    """Frames of 20 samples, in the place of features."""
+
+    def forward(self, wavs):
+        return wavs.unflatten(1, (-1, 20))
+
+
+class Encoder(torch.nn.Module):
+    """The interface of SpeechBrain's ECAPA_TDNN, in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.frame = torch.nn.Linear(20, 16)
+        self.utterance = torch.nn.Linear(16, DIM)
+
+    def forward(self, features, lengths=None):
+        hidden = self.frame(features).tanh()
+        return self.utterance(hidden.square().mean(1))[:, None]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(1)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a brain that is ready for its first batch."""
+
+    def make(brain_class, selection="last", run_opts=None, **modules):
+        modules = {
+            "compute_features": Frames(),
+            "mean_var_norm": InputNormalization(
+                norm_type="sentence", std_norm=False
+            ),
+            "augment": Augmenter(),
+            "embedding_model": Encoder(),
+            **modules,
+        }
+        brain = brain_class(
+            modules,
+            lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+            {
+                "selection": selection,
+                "adversarial_weight": 3.0,
+                "lr_annealing": StepScheduler(0.01, 0.5, 1),
+            },
+            {"device": "cpu", **(run_opts or {})},
+            Checkpointer(tmp_path / "checkpoints"),
+        )
+        brain.bad_files = BadFiles(tmp_path / "bad_files.txt", 1)
+        brain.records = []
+        brain.log = brain.records.append
+        brain.on_fit_start()
+        brain.on_stage_start(sb.Stage.TRAIN, 1)
+        brain.modules.train()
+        return brain
+
+    return make
+
+
+@pytest.fixture
+def simclr(make):
+    return make(
+        SimCLRBrain,
+        contrastive=NTXent(),
+        discriminator=AugmentationDiscriminator(DIM, 16),
+    )
+
+
+@pytest.fixture
+def gated(make):
+    def gated(gate, **options):
+        classifier = Classifier(input_size=DIM, out_neurons=CLASSES)
+        return make(
+            LossGatedBrain,
+            classifier=classifier,
+            aam=AAMSoftmax(0.2, 30.0),
+            gate=gate,
+            **options,
+        )
+
+    return gated
+
+
+def batch(n_crops, seed=0, bad=""):
+    """A batch as SpeechBrain's loader collates it."""
+    generator = torch.Generator().manual_seed(seed)
+    sig = torch.randn(BATCH, n_crops, TIME, generator=generator)
+    return PaddedBatch(
+        [
+            {
+                "id": f"utterance {i}",
+                "sig": sig[i],
+                "label": i % CLASSES,
+                "bad": bad if i == 2 else "",
+            }
+            for i in range(BATCH)
+        ]
+    )
+
+
+def weights(brain):
+    """A copy of all parameters by module."""
+    return {
+        name: copy.deepcopy(list(module.parameters()))
+        for name, module in brain.modules.items()
+    }
+
+
+def changed(brain, before):
+    """The modules of which a parameter is another than before."""
+    return {
+        name
+        for name, module in brain.modules.items()
+        if any(
+            not torch.equal(a, b)
+            for a, b in zip(module.parameters(), before[name])
+        )
+    }
+
+
+class Among(Gate):
+    """Selects the first of a batch."""
+
+    def __init__(self, n):
+        super().__init__(1.0)
+        self.n = n
+
+    def forward(self, losses):
+        return torch.arange(len(losses)) < self.n
+
+
+# Stage I
+
+
+def test_discriminator_step_changes_only_the_discriminator(simclr):
+    before = weights(simclr)
+    embeddings = simclr.compute_forward(batch(2), sb.Stage.TRAIN)
+    simclr.train_discriminator(embeddings.detach())
+    assert changed(simclr, before) == {"discriminator"}
+    encoder = simclr.modules.embedding_model
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_main_step_leaves_the_discriminator(simclr, monkeypatch):
+    monkeypatch.setattr(simclr, "train_discriminator", lambda embeddings: None)
+    before = weights(simclr)
+    simclr.fit_batch(batch(2))
+    assert changed(simclr, before) == {"embedding_model", "contrastive"}
+
+
+def test_discriminator_learns_from_its_own_gradient_alone(simclr, monkeypatch):
+    """The adversarial pass's gradients are cleared before the next step."""
+    seen = []
+    optimizer = simclr.discriminator_optimizer
+    step = optimizer.step
+
+    def spy():
+        parameters = list(simclr.modules.discriminator.parameters())
+        seen.append([p.grad.clone() for p in parameters])
+        expected = torch.autograd.grad(spy.loss(), parameters)
+        for grad, other in zip(seen[-1], expected):
+            torch.testing.assert_close(grad, other)
+        step()
+
+    def own(embeddings):
+        first, second, third = embeddings
+        pairs = torch.cat(
+            [torch.cat([first, second], 1), torch.cat([first, third], 1)]
+        )
+        target = torch.tensor([1] * BATCH + [0] * BATCH)
+        spy.loss = lambda: torch.nn.functional.cross_entropy(
+            simclr.modules.discriminator(pairs), target
+        )
+        SimCLRBrain.train_discriminator(simclr, embeddings)
+
+    monkeypatch.setattr(optimizer, "step", spy)
+    monkeypatch.setattr(simclr, "train_discriminator", own)
+    for number in range(3):
+        simclr.fit_batch(batch(2, number))
+    assert len(seen) == 3
+
+
+def test_encoder_gets_the_reversed_gradient_by_its_weight(simclr, monkeypatch):
+    """g(w) = contrastive - w * adversarial: linear in w, and against it."""
+    monkeypatch.setattr(simclr, "train_discriminator", lambda embeddings: None)
+    embeddings = torch.randn(3, BATCH, DIM, requires_grad=True)
+    gradients = {}
+    for weight in (0.0, 1.0, 3.0):
+        simclr.hparams.adversarial_weight = weight
+        loss = simclr.compute_objectives(embeddings, batch(2), sb.Stage.TRAIN)
+        (gradients[weight],) = torch.autograd.grad(loss, embeddings)
+    discriminator = simclr.modules.discriminator
+    first, second, third = embeddings
+    logits = discriminator(
+        torch.cat([torch.cat([first, second], 1), torch.cat([first, third], 1)])
+    )
+    target = torch.tensor([1] * BATCH + [0] * BATCH)
+    loss = torch.nn.functional.cross_entropy(logits, target)
+    (plain,) = torch.autograd.grad(loss, embeddings)
+    for weight in (1.0, 3.0):
+        difference = gradients[weight] - gradients[0.0]
+        torch.testing.assert_close(difference, -weight * plain)
+    assert plain.abs().max() > 1e-4
+
+
+def test_views_share_augmentations_as_the_paper_has_it(simclr, monkeypatch):
+    """A(a), A(b), B(b): the draws and the crops that each view gets."""
+    calls = []
+
+    def augment(wavs, draw=None):
+        calls.append((wavs, draw))
+        return wavs
+
+    monkeypatch.setattr(simclr.modules.augment, "forward", augment)
+    given = batch(2)
+    simclr.compute_forward(given, sb.Stage.TRAIN)
+    (a, first), (b, second), (b_again, third) = calls
+    assert torch.equal(a, given.sig.data[:, 0])
+    assert torch.equal(b, given.sig.data[:, 1])
+    assert torch.equal(b_again, b)
+    assert first is second and first is not None and third is not first
+
+
+def test_simclr_learns_a_batch_by_heart(simclr):
+    losses = [float(simclr.fit_batch(batch(2))) for _ in range(60)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    summary = simclr.epoch_summary()
+    assert 0 <= summary["accuracy"] <= 1
+    assert 0 <= summary["discriminator_accuracy"] <= 1
+
+
+# Stage II
+
+
+def test_no_gate_is_the_plain_mean_of_speechbrains_loss(gated):
+    brain = gated(NoGate())
+    given = batch(1)
+    cosines = brain.compute_forward(given, sb.Stage.TRAIN)
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    reference = LogSoftmaxWrapper(AdditiveAngularMargin(0.2, 30.0))
+    expected = reference(cosines[:, None], given.label[:, None])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gated_loss_is_the_mean_over_the_selected(gated):
+    brain = gated(Among(2))
+    given = batch(1)
+    cosines = brain.compute_forward(given, sb.Stage.TRAIN)
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    reference = LogSoftmaxWrapper(AdditiveAngularMargin(0.2, 30.0))
+    expected = reference(cosines[:2, None], given.label[:2, None])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rejecting_all_changes_nothing_and_is_finite(gated):
+    """A first step, so that Adam has no momentum to go on with."""
+    brain = gated(FixedGate(1e-9))
+    before = weights(brain)
+    loss = brain.fit_batch(batch(1))
+    assert loss == 0
+    assert brain.optimizer_step == 1  # a step is taken, DDP's ranks agree
+    assert changed(brain, before) == set()
+    summary = brain.epoch_summary()
+    assert summary["accuracy"] == 0 and summary["selected_share"] == 0
+    assert all(p.isfinite().all() for p in brain.modules.parameters())
+
+
+def test_rejecting_all_leaves_adam_without_a_gradient(gated):
+    """After a real step only Adam's decaying momentum moves weights."""
+    brain = gated(NoGate())
+    brain.fit_batch(batch(1))
+    moments = copy.deepcopy(brain.optimizer.state_dict()["state"])
+    brain.modules["gate"] = FixedGate(1e-9)
+    brain.fit_batch(batch(1))
+    after = brain.optimizer.state_dict()["state"]
+    for name, moment in moments.items():
+        torch.testing.assert_close(
+            after[name]["exp_avg"], 0.9 * moment["exp_avg"]
+        )
+
+
+@pytest.mark.parametrize("n", [1, 3, BATCH])
+def test_accuracy_counts_the_selected_only(gated, n):
+    brain = gated(Among(n))
+    given = batch(1)
+    # The first is right, the second wrong, the third right; the rejected
+    # ones are right, too, and must not count.
+    cosines = torch.nn.functional.one_hot(given.label, CLASSES).float() * 0.5
+    cosines[1] = cosines[1].roll(1)
+    brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    summary = brain.epoch_summary()
+    assert summary["accuracy"] == pytest.approx((n - (n > 1)) / n)
+    assert summary["selected_share"] == pytest.approx(n / BATCH)
+
+
+def test_gate_sees_the_losses_of_the_epoch(gated, monkeypatch):
+    gate = FixedGate(7.0)
+    told = []
+    monkeypatch.setattr(gate, "end_epoch", told.append)
+    brain = gated(gate)
+    for number in range(3):
+        brain.fit_batch(batch(1, number))
+    summary = brain.epoch_summary()
+    (losses,) = told
+    assert losses.shape == (3 * BATCH,) and losses.dtype == np.float32
+    assert np.array_equal(losses <= 7.0, brain.selected)
+    assert brain.utterances == 3 * [f"utterance {i}" for i in range(BATCH)]
+    assert summary["tau"] == 7.0
+    brain.on_stage_start(sb.Stage.TRAIN, 2)
+    brain.fit_batch(batch(1))
+    brain.epoch_summary()
+    assert len(told[1]) == BATCH  # the first epoch's are forgotten
+
+
+def test_gate_losses_are_float32_under_autocast(gated):
+    """bfloat16 cosines would be steps of 0.12 in a scale of 30."""
+    brain = gated(NoGate(), run_opts={"precision": "bf16"})
+    brain.fit_batch(batch(1))
+    ((_, losses, _),) = brain.seen
+    assert losses.dtype == torch.float32
+    with brain.training_ctx:
+        cosines = brain.compute_forward(batch(1), sb.Stage.TRAIN)
+    assert cosines.dtype == torch.float32
+
+
+def test_stage_two_learns_a_batch_by_heart(gated):
+    brain = gated(NoGate())
+    losses = [float(brain.fit_batch(batch(1))) for _ in range(80)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+# Both
+
+
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_held_out_embeddings_repeat_and_leave_the_generator(
+    kind, simclr, gated
+):
+    brain = simclr if kind == "simclr" else gated(NoGate())
+    brain.modules.eval()
+    crops = batch(2).sig.data
+    torch.manual_seed(123)
+    expected = torch.randn(3)
+    torch.manual_seed(123)
+    brain.step = 1
+    first = brain.held_out_embeddings(crops)
+    assert torch.equal(torch.randn(3), expected)
+    assert torch.equal(brain.held_out_embeddings(crops), first)  # an epoch on
+    brain.step = 2
+    assert not torch.equal(brain.held_out_embeddings(crops), first)
+    assert first.shape == (2, BATCH, DIM)
+
+
+def test_held_out_crops_are_in_their_utterances_place(simclr, monkeypatch):
+    """Embedding [v, i] is that of crop v of utterance i."""
+    monkeypatch.setattr(
+        simclr.modules.augment, "forward", lambda wavs, draw=None: wavs
+    )
+    simclr.modules.eval()
+    crops = batch(2).sig.data
+    found = simclr.held_out_embeddings(crops)
+    for view in (0, 1):
+        expected = simclr.embed(crops[:, view])
+        torch.testing.assert_close(found[view], expected)
+
+
+def test_bad_utterances_are_counted_from_the_batch(simclr):
+    simclr.fit_batch(batch(2, bad="x.wav\tsilent"))
+    assert simclr.bad_files.reasons == {"x.wav": "silent"}
+    with pytest.raises(ValueError, match="2 bad utterances"):
+        simclr.fit_batch(batch(2, bad="y.wav\tsilent\nx.wav\tsilent"))
+
+
+def epoch(brain, number, held_out):
+    """One epoch of one batch, as `fit` would run it."""
+    brain.on_stage_start(sb.Stage.TRAIN, number)
+    brain.modules.train()
+    n_crops = 2 if isinstance(brain, SimCLRBrain) else 1
+    brain.step = 1
+    loss = brain.fit_batch(batch(n_crops))
+    brain.on_stage_end(sb.Stage.TRAIN, float(loss), number)
+    brain.on_stage_start(sb.Stage.VALID, number)
+    brain.modules.eval()
+    brain.step = 1
+    brain.evaluate_batch(held_out, sb.Stage.VALID)
+    brain.on_stage_end(sb.Stage.VALID, 0.0, number)
+
+
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_epochs_are_logged_in_plain_numbers(kind, simclr, gated):
+    brain = simclr if kind == "simclr" else gated(NoGate())
+    for number in (1, 2):
+        epoch(brain, number, batch(2, seed=9))
+    assert [record["epoch"] for record in brain.records] == [1, 2]
+    # The scheduler: 0.01 halved each epoch; logged is what was trained with.
+    assert [r["lr"] for r in brain.records] == [0.01, 0.0025]
+    for record in brain.records:
+        assert {type(value) for value in record.values()} <= {int, float}
+        assert record["utterances_per_second"] > 0
+        assert 0 <= record["pseudo_eer"] <= 100
+
+
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_resumed_behind_the_last_batch_of_an_epoch(kind, simclr, gated):
+    """Killed in validation: no batch is left, the epoch still ends."""
+    brain = simclr if kind == "simclr" else gated(NoGate())
+    brain.on_stage_start(sb.Stage.TRAIN, 4)
+    brain.on_stage_end(sb.Stage.TRAIN, 2.5, 4)
+    brain.on_stage_start(sb.Stage.VALID, 4)
+    brain.modules.eval()
+    brain.evaluate_batch(batch(2), sb.Stage.VALID)
+    brain.on_stage_end(sb.Stage.VALID, 0.0, 4)
+    (record,) = brain.records
+    assert (record["epoch"], record["loss"]) == (4, 2.5)
+    assert getattr(brain, "selected", None) is None
+
+
+def test_trials_are_scored_only_if_the_yaml_says_so(gated):
+    brain = gated(NoGate())
+    brain.verify = lambda encoder: pytest.fail("the trial list was looked at")
+    epoch(brain, 1, batch(2))
+    assert "eer" not in brain.records[0]
+
+
+@pytest.mark.parametrize(
+    "selection, eers, chosen",
+    [("trials", [30.0, 10.0, 20.0], 2), ("last", [None] * 3, 3)],
+)
+def test_weights_of_the_chosen_epoch_come_back(gated, selection, eers, chosen):
+    brain = gated(NoGate(), selection=selection)
+    brain.checkpointer.add_recoverable(
+        "embedding_model", brain.modules.embedding_model
+    )
+    scores = iter(eers)
+    brain.verify = lambda encoder: {"eer": next(scores)}
+    after = {}
+    for number in (1, 2, 3):
+        epoch(brain, number, batch(2))
+        after[number] = weights(brain)
+    brain.checkpointer.recover_if_possible(min_key="criterion")
+    assert "embedding_model" not in changed(brain, after[chosen])
+
+
+def test_pseudo_trials_choose_the_lowest_error(gated, monkeypatch):
+    rates = iter([0.5, 0.2, 0.4])
+    monkeypatch.setattr(
+        "lgl_plugin.brains.pseudo_trial_eer", lambda a, b: next(rates)
+    )
+    brain = gated(NoGate(), selection="pseudo_trials")
+    for number in (1, 2, 3):
+        epoch(brain, number, batch(2))
+    found = brain.checkpointer.find_checkpoint(min_key="criterion")
+    assert found.meta["epoch"] == 2
+    assert found.meta["criterion"] == 20.0

@@ -1,0 +1,343 @@
+"""Manifests to datasets: crops, reading, bad audio."""
+
+import random
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, strategies as st
+
+from lgl_plugin.data import (
+    BadAudio,
+    BadFiles,
+    UtteranceDataset,
+    crop_dataset,
+    crop_spans,
+    held_out,
+    load_manifest,
+    read_audio,
+    read_crops,
+    wrap,
+)
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Two seconds of noise at 16 kHz: its path and its samples."""
+    samples = np.random.default_rng(1).uniform(-0.5, 0.5, 32000)
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, samples, 16000)
+    return path, soundfile.read(path, dtype="float32")[0]
+
+
+def utterance(path, duration=2.0, offset=0.0):
+    """What `load_manifest` has for an utterance."""
+    return {"wav": str(path), "offset": offset, "duration": duration}
+
+
+# Reading
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_whole_file_as_soundfile_reads_it(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    tone = 0.3 * np.sin(np.arange(16000) / 20)
+    soundfile.write(path, tone, 16000)
+    expected = soundfile.read(path, dtype="float32")[0]
+    np.testing.assert_array_equal(read_audio(path).numpy(), expected)
+
+
+@given(start=st.integers(0, 31000), length=st.integers(1, 1000), data=st.data())
+def test_part_of_a_file(tmp_path_factory, start, length, data):
+    path = tmp_path_factory.getbasetemp() / "part.flac"
+    if not path.exists():
+        samples = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
+        soundfile.write(path, samples, 16000)
+    expected, _ = soundfile.read(
+        path, frames=length, start=start, dtype="float32"
+    )
+    found = read_audio(path, start / 16000, length / 16000)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_stereo_becomes_the_mean_of_its_channels(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 2))
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    expected = samples.astype(np.float32).mean(axis=1)
+    found = read_audio(tmp_path / "a.wav")
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_resampling_keeps_duration_pitch_and_level(tmp_path):
+    hertz, seconds = 440.0, 1.5
+    tone = 0.4 * np.sin(2 * np.pi * hertz * np.arange(12000) / 8000)
+    soundfile.write(tmp_path / "a.wav", tone, 8000, subtype="FLOAT")
+    wav = read_audio(tmp_path / "a.wav", sample_rate=16000).numpy()
+    assert len(wav) == seconds * 16000
+    spectrum = np.abs(np.fft.rfft(wav * np.hanning(len(wav))))
+    assert spectrum.argmax() * 16000 / len(wav) == pytest.approx(hertz, abs=1)
+    expected = 0.4 * np.sin(2 * np.pi * hertz * np.arange(24000) / 16000)
+    middle = slice(1000, -1000)  # the filter rings at the edges
+    np.testing.assert_allclose(wav[middle], expected[middle], atol=2e-3)
+
+
+def test_start_counts_seconds_at_any_rate(tmp_path):
+    step = np.r_[np.zeros(4000), np.full(4000, 0.5)]
+    soundfile.write(tmp_path / "a.wav", step, 8000)
+    wav = read_audio(tmp_path / "a.wav", 0.5, 0.25, sample_rate=16000)
+    assert len(wav) == 4000
+    np.testing.assert_allclose(wav[100:-100], 0.5, atol=2e-3)
+
+
+def test_bad_files_are_bad_audio(tmp_path):
+    second = np.zeros(16000, dtype=np.float32)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "corrupt.wav").write_bytes(b"RIFF, but no more than that")
+    soundfile.write(tmp_path / "header.wav", second[:0], 16000)
+    for bad in (np.nan, np.inf):
+        second[77] = bad
+        path = tmp_path / f"{bad}.wav"
+        soundfile.write(path, second, 16000, subtype="FLOAT")
+    for name, words in {
+        "missing.wav": "cannot be read",
+        "empty.wav": "cannot be read",
+        "corrupt.wav": "cannot be read",
+        "header.wav": "no samples",
+        "nan.wav": "not finite",
+        "inf.wav": "not finite",
+    }.items():
+        with pytest.raises(BadAudio, match=words):
+            read_audio(tmp_path / name)
+
+
+def test_reading_past_the_end_is_bad_audio(noise):
+    with pytest.raises(BadAudio, match="no samples"):
+        read_audio(noise[0], start=5.0, seconds=1.0)
+
+
+# Crops
+
+
+@given(length=st.integers(1, 50), wanted=st.integers(1, 200))
+def test_wrap_repeats_from_the_beginning(length, wanted):
+    wav = torch.arange(length)
+    expected = np.resize(np.arange(length), wanted)  # numpy's wraps, too
+    np.testing.assert_array_equal(wrap(wav, wanted).numpy(), expected)
+
+
+@given(
+    duration=st.floats(0.01, 1000.0),
+    crop=st.floats(0.05, 10.0),
+    n_crops=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_crops_are_disjoint_and_inside(duration, crop, n_crops, seed):
+    spans = crop_spans(duration, crop, n_crops, random.Random(seed))
+    assert len(spans) == n_crops
+    lengths = {length for _, length in spans}
+    assert lengths == {min(crop, duration / n_crops)}
+    ends, tolerance = 0.0, 1e-9 * duration
+    for start, length in sorted(spans):
+        assert start >= ends - tolerance
+        ends = start + length
+    assert ends <= duration + tolerance
+
+
+def test_crops_cover_all_places_in_both_orders():
+    rng = random.Random(0)
+    spans = [crop_spans(10.0, 1.0, 2, rng) for _ in range(4000)]
+    first = np.array([a for (a, _), _ in spans])
+    second = np.array([b for _, (b, _) in spans])
+    assert np.mean(first < second) == pytest.approx(0.5, abs=0.05)
+    # By symmetry both views have the same distribution, around the middle.
+    for starts in (first, second):
+        assert starts.mean() == pytest.approx(4.5, abs=0.2)
+        assert starts.min() < 0.2 and starts.max() > 8.8
+
+
+def test_crops_are_parts_of_the_file_and_disjoint(noise):
+    path, samples = noise
+    crops = read_crops(path, 0.0, 2.0, 0.75, 2, rng=random.Random(3))
+    places = []
+    for crop in crops.numpy():
+        pairs = np.lib.stride_tricks.sliding_window_view(samples, 2)
+        (start,) = np.flatnonzero((pairs == crop[:2]).all(axis=1))
+        np.testing.assert_array_equal(crop, samples[start : start + 12000])
+        places.append(start)
+    assert abs(places[0] - places[1]) >= 12000 - 1  # to a rounded sample
+
+
+def test_an_utterance_shorter_than_two_crops_is_shared_and_wrapped(noise):
+    path, samples = noise
+    crops = read_crops(path, 0.0, 1.0, 0.75, 2, rng=random.Random(0)).numpy()
+    halves = [np.resize(half, 12000) for half in samples[:16000].reshape(2, -1)]
+    if not np.array_equal(crops[0], halves[0]):
+        halves.reverse()
+    np.testing.assert_array_equal(crops, halves)
+
+
+def test_crops_stay_inside_a_segment_of_a_long_file(tmp_path):
+    loud = np.concatenate([np.full(16000, level) for level in (0.1, 0.5, 0.9)])
+    soundfile.write(tmp_path / "a.wav", loud, 16000, subtype="FLOAT")
+    for seed in range(20):
+        rng = random.Random(seed)
+        crops = read_crops(tmp_path / "a.wav", 1.0, 1.0, 0.3, 2, rng=rng)
+        assert (crops == 0.5).all()
+
+
+def test_a_silent_crop_gives_way_to_sound(tmp_path):
+    samples = np.zeros(64000)
+    samples[60000:60010] = 0.5
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    for seed in range(5):
+        rng = random.Random(seed)
+        crops = read_crops(tmp_path / "a.wav", 0.0, 4.0, 0.5, 2, rng=rng)
+        assert crops.shape == (2, 8000)
+        assert crops.any(dim=1).all()
+
+
+def test_silence_from_end_to_end_is_bad(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    with pytest.raises(BadAudio, match="silent from end to end"):
+        read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.5)
+
+
+# Datasets
+
+
+def test_dataset_skips_bad_files_and_names_them(tmp_path, noise):
+    (tmp_path / "b.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "c.wav", np.zeros(16000), 16000)
+    data = crop_dataset(
+        {
+            "a": utterance(noise[0]),
+            "b": utterance(tmp_path / "b.wav"),
+            "c": utterance(tmp_path / "c.wav", 1.0),
+        },
+        crop=0.5,
+        labels={"a": 7, "b": 8, "c": 9},
+    )
+    item = data[1]  # the next after b and c is a
+    assert (item["id"], item["label"]) == ("a", 7)
+    assert item["sig"].shape == (1, 8000)
+    bad = [line.split("\t") for line in item["bad"].split("\n")]
+    assert [name for name, _ in bad] == ["b", "c"]
+    assert "silent" in bad[1][1]
+    assert data[0]["bad"] == ""
+
+
+def test_dataset_with_nothing_readable_ends(tmp_path):
+    paths = {name: utterance(tmp_path / name) for name in "ab"}
+    data = crop_dataset(paths, crop=0.5)
+    with pytest.raises(BadAudio, match="none of the 2 utterances"):
+        data[0]
+
+
+def test_other_errors_are_not_swallowed():
+    def read(wav):
+        raise ZeroDivisionError
+
+    data = UtteranceDataset({"a": {"wav": "x"}})
+    data.add_dynamic_item(read, takes="wav", provides="sig")
+    data.set_output_keys(["sig"])
+    with pytest.raises(ZeroDivisionError):
+        data[0]
+
+
+def test_utterances_without_a_label_are_left_out(noise):
+    data = crop_dataset(
+        {name: utterance(noise[0]) for name in "abc"},
+        crop=0.5,
+        labels={"c": 0, "a": 1},
+    )
+    assert [data[i]["id"] for i in range(len(data))] == ["a", "c"]
+    assert type(data[0]["label"]) is int
+
+
+def test_fixed_crops_are_the_same_and_random_ones_are_not(noise):
+    utterances = {"a": utterance(noise[0]), "b": utterance(noise[0])}
+    fixed = crop_dataset(utterances, 0.25, n_crops=2, fixed=True)
+    state = random.getstate()
+    assert torch.equal(fixed[0]["sig"], fixed[0]["sig"])
+    assert random.getstate() == state
+    assert not torch.equal(fixed[0]["sig"], fixed[1]["sig"])
+    free = crop_dataset(utterances, 0.25, n_crops=2)
+    assert not torch.equal(free[0]["sig"], free[0]["sig"])
+
+
+# The log of bad files
+
+
+def test_bad_files_are_tolerated_up_to_the_limit(tmp_path):
+    bad = BadFiles(tmp_path / "bad_files.txt", limit=2)
+    bad.add([])
+    assert not bad.path.exists()
+    bad.add([("a", "silent"), ("b", "cannot be read:\n no such\tfile")])
+    bad.add([("a", "silent")])  # known
+    with pytest.raises(ValueError, match=r"3 bad .* the 2 that max_bad_share"):
+        bad.add([("c", "silent")])
+    assert bad.path.read_text().splitlines() == [
+        "a\tsilent",
+        "b\tcannot be read: no such file",
+        "c\tsilent",
+    ]
+
+
+def test_bad_files_are_remembered_by_the_next_process(tmp_path):
+    path = tmp_path / "bad_files.txt"
+    BadFiles(path, limit=2).add([("a", "silent"), ("b", "silent")])
+    again = BadFiles(path, limit=2)
+    again.add([("b", "silent")])
+    with pytest.raises(ValueError, match="3 bad utterances"):
+        again.add([("c", "silent")])
+
+
+def test_starting_again_does_not_lift_the_limit(tmp_path):
+    path = tmp_path / "bad_files.txt"
+    found = [("a", "silent"), ("b", "silent")]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="2 bad utterances"):
+            BadFiles(path, limit=1).add(found)
+
+
+# Manifests and held-out utterances
+
+
+def test_offset_comes_from_start_at_the_files_own_rate(tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(
+        "ID,duration,wav,start,stop,spk_id\n"
+        'a,1.5,$data_root/a.flac,8000,20000,"x, y"\n'  # 8 kHz
+        "b,2.0,/elsewhere/b.wav,44100,132300,\n"
+    )
+    assert load_manifest(path, "/corpus") == {
+        "a": {
+            "wav": "/corpus/a.flac",
+            "offset": pytest.approx(1.0),
+            "duration": 1.5,
+            "spk_id": "x, y",
+        },
+        "b": {
+            "wav": "/elsewhere/b.wav",
+            "offset": pytest.approx(1.0),
+            "duration": 2.0,
+            "spk_id": "",
+        },
+    }
+
+
+@given(n=st.integers(2, 300), share=st.floats(0, 1), seed=st.integers(0, 2**32))
+def test_held_out_is_a_deterministic_partition(n, share, seed):
+    names = [f"utterance {i}" for i in range(n)]
+    train, valid = held_out(names, share, seed)
+    assert held_out(iter(names), share, seed) == (train, valid)
+    assert sorted(train + valid) == sorted(names)
+    assert len(valid) == max(2, round(share * n))
+    assert train == [u for u in names if u in set(train)]
+    assert valid == [u for u in names if u in set(valid)]
+
+
+def test_held_out_depends_on_the_seed():
+    names = range(1000)
+    assert held_out(names, 0.1, 1) != held_out(names, 0.1, 2)
