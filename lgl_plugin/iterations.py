@@ -33,7 +33,11 @@ from lgl_plugin.embeddings import (
     whiten,
 )
 from lgl_plugin.files import atomic_write, checksum, write_json
-from lgl_plugin.prepare import check_manifest, prepare_manifest
+from lgl_plugin.prepare import (
+    check_folders,
+    check_manifest,
+    prepare_manifest,
+)
 from lgl_plugin.selection import check_criterion
 
 logger = get_logger(__name__)
@@ -164,6 +168,12 @@ class Training:
             raise ValueError(
                 f"seed: {hparams['seed']} must be from 0 to {2**22 - 1}; each "
                 "step seeds 1,000 times that, and seeds have 32 bits."
+            )
+        if not hparams["manifest"]:
+            # Before the trial list, whose default lies in the same folder.
+            check_folders(
+                os.path.abspath(hparams["train_folder"]),
+                os.path.abspath(hparams["data_folder"]),
             )
         self.trials = None
         if hparams["verification_file"]:

@@ -128,7 +128,7 @@ def prepare_manifest(
     manifest = pathlib.Path(manifest)
     bad_files = pathlib.Path(bad_files or manifest.parent / "bad_files.txt")
     sidecar = manifest.with_name(manifest.name + ".json")
-    _check_folders(train_folder, data_root)
+    check_folders(train_folder, data_root)
     for name, value, least in (
         ("min_seconds", min_seconds, 0),
         ("max_bad_share", max_bad_share, 0),
@@ -266,8 +266,30 @@ def _check_row(where, utterance, duration, wav, start, stop):
         )
 
 
-def _check_folders(train_folder, data_root):
-    """Raises what a user can do about a folder that cannot be scanned."""
+def check_folders(train_folder, data_root):
+    """Raises what a user can do about a folder that cannot be scanned.
+
+    Arguments
+    ---------
+    train_folder : str
+        What is to be scanned, an absolute path.
+    data_root : str
+        What `$data_root` is to stand for, an absolute path.
+
+    Raises
+    ------
+    FileNotFoundError
+        When train_folder does not exist.
+    ValueError
+        When data_root is not above it.
+
+    Example
+    -------
+    >>> check_folders("/no/such/folder", "/no/such")
+    Traceback (most recent call last):
+    FileNotFoundError: train_folder: /no/such/folder is missing. Set \
+--data_folder, or --train_folder itself, to where the training audio lies.
+    """
     if not os.path.isdir(train_folder):
         what = "is no folder" if os.path.exists(train_folder) else "is missing"
         raise FileNotFoundError(

@@ -55,8 +55,13 @@ def test_missing_data_folder(start):
 def test_empty_data_folder(start, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match="wav, flac, ogg"):
-        start(1, train_folder=str(empty), data_folder=str(empty))
+    with pytest.raises(ValueError, match="no audio below"):
+        start(
+            1,
+            train_folder=str(empty),
+            data_folder=str(empty),
+            verification_file=None,
+        )
 
 
 def test_manifest_without_a_column(start, tmp_path):

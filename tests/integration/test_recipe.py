@@ -138,7 +138,7 @@ def test_selected_share_falls_with_the_threshold(run, corpus, tmp_path):
             output,
             *STAGE2,
             "--n_iterations=1",
-            f"--gate=!new:lgl_plugin.gates.FixedGate {{tau: {tau}}}",
+            f"--gate=!new:lgl_plugin.gates.FixedGate [{tau}]",
             f"--pretrained_encoder={run}/stage1",
         )
         last = read_metrics(output)[-1]

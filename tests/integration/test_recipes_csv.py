@@ -54,7 +54,7 @@ def test_every_key_of_the_yaml_is_used(row):
         used = (
             key in options
             or key.startswith("__")
-            or f'"{key}"' in code
+            or re.search(f"[\"']{key}[\"']", code)
             or f"hparams.{key}" in code
             or f"<{key}>" in text
         )
