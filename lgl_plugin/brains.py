@@ -30,6 +30,8 @@ class SpeakerBrain(sb.Brain):
         Where bad utterances are counted.
     verify : callable, optional
         Scores the trial list; called only if `selection` is "trials".
+    epochs_before : int
+        Epochs of the phase that this one goes on from.
 
     A subclass gives `epoch_summary()`, the trained epoch's own figures as a
     dict of plain numbers.
@@ -38,6 +40,7 @@ class SpeakerBrain(sb.Brain):
     log = staticmethod(lambda record: None)
     bad_files = None
     verify = None
+    epochs_before = 0
 
     def embed(self, wavs):
         """Waveforms (batch, time) to embeddings (batch, dim), float32."""
@@ -73,6 +76,22 @@ class SpeakerBrain(sb.Brain):
         self.tally = {}
         self.held_out = []
         self.started = time.perf_counter()
+
+    def anneal(self, epoch):
+        """Sets the learning rate of an epoch.
+
+        A phase that goes on from another counts that one's epochs too, so
+        that its first steps do not undo what was learnt.
+        """
+        lr, _ = self.hparams.lr_annealing(self.epochs_before + epoch)
+        for optimizer in self.optimizers_dict.values():
+            update_learning_rate(optimizer, lr)
+
+    def on_fit_start(self):
+        """Also sets the first epoch's learning rate, unless resumed."""
+        super().on_fit_start()
+        if self.optimizer_step == 0:
+            self.anneal(1)
 
     def count(self, **values):
         """Adds detached scalars to the epoch's tallies, on the device."""
@@ -120,9 +139,7 @@ class SpeakerBrain(sb.Brain):
             self.record.update(self.verify(self.modules.embedding_model))
             criterion = self.record["eer"]
         self.log(self.record)
-        _, lr = self.hparams.lr_annealing(epoch)
-        for optimizer in self.optimizers_dict.values():
-            update_learning_rate(optimizer, lr)
+        self.anneal(epoch + 1)
         self.checkpointer.save_and_keep_only(
             meta={"criterion": float(criterion), "epoch": epoch},
             min_keys=["criterion"],

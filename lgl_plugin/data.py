@@ -269,10 +269,12 @@ class BadFiles:
     def add(self, found):
         """Adds (utterance, reason) pairs; one already known is not counted."""
         found = dict(found)
-        with open(self.path, "a", encoding="utf-8") as log:
-            for utterance in found.keys() - self.reasons.keys():
-                self.reasons[utterance] = " ".join(found[utterance].split())
-                log.write(f"{utterance}\t{self.reasons[utterance]}\n")
+        news = [name for name in found if name not in self.reasons]
+        if news:
+            with open(self.path, "a", encoding="utf-8") as log:
+                for name in news:
+                    self.reasons[name] = " ".join(found[name].split())
+                    log.write(f"{name}\t{self.reasons[name]}\n")
         # Known ones too: starting again must not lift the limit.
         if found and len(self.reasons) > self.limit:
             first = list(self.reasons.items())[:10]

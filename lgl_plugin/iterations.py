@@ -33,11 +33,7 @@ from lgl_plugin.embeddings import (
     whiten,
 )
 from lgl_plugin.files import atomic_write, checksum, write_json
-from lgl_plugin.prepare import (
-    check_folders,
-    check_manifest,
-    prepare_manifest,
-)
+from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
 from lgl_plugin.selection import check_criterion
 
 logger = get_logger(__name__)
@@ -237,7 +233,16 @@ class Training:
         """
         sb.utils.seed.seed_everything(self.hparams["seed"] * 1000 + step)
 
-    def fit(self, brain_class, modules, folder, epochs, labels=None, **context):
+    def fit(
+        self,
+        brain_class,
+        modules,
+        folder,
+        epochs,
+        labels=None,
+        epochs_before=0,
+        **context,
+    ):
         """Trains modules and leaves those of the chosen epoch in them.
 
         Arguments
@@ -252,6 +257,8 @@ class Training:
             How many.
         labels : dict, optional
             Pseudo-labels by utterance.
+        epochs_before : int
+            Epochs of the phase that this one goes on from.
         **context
             What each record of metrics.jsonl says beside the figures.
 
@@ -280,6 +287,7 @@ class Training:
         brain.log = lambda record: self.run.log(**context, **record)
         brain.bad_files = self.bad_files
         brain.verify = self.verify
+        brain.epochs_before = epochs_before
         n_crops = 2 if labels is None else 1
         crop, rate = hparams["crop_seconds"], hparams["sample_rate"]
         train = {name: self.utterances[name] for name in self.train}
@@ -517,6 +525,7 @@ def run_iteration(training, iteration, first):
             folder,
             epochs,
             labels,
+            hparams["classifier_epochs"] if gated else 0,
             **context,
             phase=phase,
         )
