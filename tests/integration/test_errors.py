@@ -24,7 +24,7 @@ def start(corpus, tmp_path, monkeypatch):
         pytest.fail("training began before the error was found")
 
     monkeypatch.setattr(SpeakerBrain, "fit", no_training)
-    monkeypatch.setattr("lgl_plugin.iterations.Extractor", no_training)
+    monkeypatch.setattr("lgl_plugin.training.Extractor", no_training)
 
     def start(stage, device="cpu", **overrides):
         settings = {

@@ -10,8 +10,8 @@ import torch
 from conftest import STAGE1, STAGE2, train  # tests/integration/conftest.py
 
 from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.iterations import read_labels
 from lgl_plugin.report import main, read_metrics, summarise
+from lgl_plugin.run_folder import read_labels
 
 
 def test_rows_of_the_run(run):

@@ -1,0 +1,216 @@
+"""A run's folder: which steps are done, its metrics, its weights and labels.
+
+A step is recorded in `state.json` last, when all that it wrote is whole, so
+the same command after an interruption goes on where it stopped.
+"""
+
+import csv
+import json
+import math
+import os
+import pathlib
+import time
+
+import torch
+import yaml
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.files import atomic_write, write_json
+
+logger = get_logger(__name__)
+
+
+class Run:
+    """A run folder: its finished steps and its metrics.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The yaml's output_folder.
+    stage : int
+        1 or 2; both stages share a folder.
+    settings : dict
+        The stage's settings, see `plain_settings`.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds steps of this stage made with other settings:
+        they would pass for results of these.
+
+    Example
+    -------
+    >>> run = Run(getfixture("tmp_path"), 1, {"lr": 0.001})
+    >>> run.step("stage1", lambda folder: {"epochs": 3})
+    {'epochs': 3}
+    >>> run = Run(run.folder, 1, {"lr": 0.001})  # the same command again
+    >>> run.step("stage1", lambda folder: {"epochs": 99})
+    {'epochs': 3}
+    """
+
+    def __init__(self, folder, stage, settings):
+        self.folder = pathlib.Path(folder)
+        self.state_file = self.folder / "state.json"
+        self.done = {}
+        self.settings = {}
+        if self.state_file.exists():
+            state = json.loads(self.state_file.read_text(encoding="utf-8"))
+            self.done = state["done"]
+            self.settings = state["settings"]
+        before = self.settings.setdefault(f"stage {stage}", settings)
+        if before != settings:
+            changes = [
+                f"{key}: was {before.get(key)}, is {settings.get(key)}"
+                for key in {**before, **settings}
+                if before.get(key) != settings.get(key)
+            ]
+            raise ValueError(
+                f"{self.folder} holds a run of stage {stage} with other "
+                "settings; set another --output_folder, or delete that one.\n"
+                + "\n".join(changes)
+            )
+
+    def step(self, name, work):
+        """Does a step, unless it is done.
+
+        Arguments
+        ---------
+        name : str
+            Also the step's sub-folder.
+        work : callable
+            Takes the folder, returns a dict of plain values to remember.
+
+        Returns
+        -------
+        dict
+            What `work` returned, now or in an earlier process.
+        """
+        if name in self.done:
+            logger.info("%s is done, going on", name)
+            return self.done[name]
+        logger.info("%s begins", name)
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        result = work(folder) or {}
+        self.done[name] = result
+        state = {"settings": self.settings, "done": self.done}
+        write_json(self.state_file, state)
+        seconds = time.perf_counter() - started
+        logger.info("%s is done after %.0f s", name, seconds)
+        return result
+
+    def log(self, **record):
+        """Appends an object to metrics.jsonl; null is what is not finite."""
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[name] = None
+        with open(self.folder / "metrics.jsonl", "a+b") as metrics:
+            # A line torn by a crash must not swallow this one.
+            if metrics.tell():
+                metrics.seek(-1, os.SEEK_END)
+                if metrics.read(1) != b"\n":
+                    metrics.write(b"\n")
+            metrics.write(json.dumps(record).encode() + b"\n")
+
+
+def plain_settings(text):
+    """What a yaml says, as plain data: its tags too, but no comments.
+
+    Arguments
+    ---------
+    text : str
+        A HyperPyYAML text with its references resolved.
+
+    Returns
+    -------
+    dict
+        All but output_folder: a run that was moved is the same run.
+
+    Example
+    -------
+    >>> plain_settings("gate: !new:lgl_plugin.gates.FixedGate {tau: 1}")
+    {'gate': {'!new:lgl_plugin.gates.FixedGate': {'tau': 1}}}
+    """
+
+    class Loader(yaml.SafeLoader):
+        """Reads a tagged node as {tag: value}."""
+
+    def construct(loader, tag, node):
+        if isinstance(node, yaml.MappingNode):
+            return {"!" + tag: loader.construct_mapping(node, deep=True)}
+        if isinstance(node, yaml.SequenceNode):
+            return {"!" + tag: loader.construct_sequence(node, deep=True)}
+        return {"!" + tag: loader.construct_scalar(node)}
+
+    Loader.add_multi_constructor("!", construct)
+    settings = yaml.load(text, Loader) or {}
+    settings.pop("output_folder", None)
+    return settings
+
+
+def save_weights(module, path):
+    """Writes a module's plain state dict, atomically."""
+    with atomic_write(path, "wb") as out:
+        torch.save(module.state_dict(), out)
+
+
+def load_weights(module, path):
+    """Loads a plain state dict, strictly.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same module.
+
+    Raises
+    ------
+    ValueError
+        If the file does not fit the module; names the first difference.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "embedding_model.ckpt"
+    >>> save_weights(torch.nn.Linear(2, 3), path)
+    >>> load_weights(torch.nn.Linear(2, 3), path)
+    Linear(in_features=2, out_features=3, bias=True)
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(weights)
+    except Exception as error:
+        first = str(error).strip().splitlines()[:2]
+        raise ValueError(
+            f"{path} does not fit the {type(module).__name__} of the yaml "
+            f"(another width, or not an encoder): {' '.join(first)}"
+        ) from error
+    return module
+
+
+def write_labels(path, utterances, labels):
+    """Writes pseudo-labels as a csv of ID and label, atomically."""
+    with atomic_write(path) as out:
+        writer = csv.writer(out)
+        writer.writerow(["ID", "label"])
+        writer.writerows(zip(utterances, labels.tolist()))
+
+
+def read_labels(path):
+    """Reads what `write_labels` wrote.
+
+    Returns
+    -------
+    dict
+        From utterance ID to int.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "labels.csv"
+    >>> write_labels(path, ["a.wav", "b.wav"], torch.tensor([4, 0]))
+    >>> read_labels(path)
+    {'a.wav': 4, 'b.wav': 0}
+    """
+    with open(path, newline="", encoding="utf-8") as source:
+        rows = csv.reader(source)
+        next(rows)
+        return {name: int(label) for name, label in rows}

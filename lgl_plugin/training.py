@@ -1,0 +1,249 @@
+"""What both stages do alike: check the yaml, read data, fit, verify."""
+
+import functools
+import os
+import pathlib
+
+import soundfile
+import speechbrain as sb
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from lgl_plugin import verification
+from lgl_plugin.data import BadFiles, crop_dataset, held_out, load_manifest
+from lgl_plugin.embeddings import Extractor, LogMelStatistics
+from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
+from lgl_plugin.run_folder import Run, plain_settings
+from lgl_plugin.selection import check_criterion
+
+
+class Training:
+    """A checked yaml with its data, ready to fit and to verify.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    settings : str
+        The yaml's text after overrides, kept to tell runs apart.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        Where the yaml, the trial list or the device cannot work; before any
+        training.
+    """
+
+    def __init__(self, hparams, run_opts, settings):
+        self.hparams = hparams
+        self.run_opts = run_opts
+        self.device = check_device(run_opts.get("device"))
+        check_criterion(hparams["selection"])
+        if not 0 <= hparams["seed"] < 2**22:
+            raise ValueError(
+                f"seed: {hparams['seed']} must be from 0 to {2**22 - 1}; each "
+                "step seeds 1,000 times that, and seeds have 32 bits."
+            )
+        if not hparams["manifest"]:
+            # Before the trial list, whose default lies in the same folder.
+            check_folders(
+                os.path.abspath(hparams["train_folder"]),
+                os.path.abspath(hparams["data_folder"]),
+            )
+        self.trials = None
+        if hparams["verification_file"]:
+            self.trials = verification.read_trials(
+                hparams["verification_file"], hparams["trial_folder"]
+            )
+        elif hparams["selection"] == "trials":
+            raise ValueError(
+                "selection: trials needs a trial list; set verification_file, "
+                "or choose selection: pseudo_trials, which needs none."
+            )
+        folder = pathlib.Path(hparams["output_folder"])
+        if run_opts.get("debug"):
+            # Two batches are no result: they neither count as done nor mix
+            # with a real run.
+            folder = folder / "debug"
+            (folder / "state.json").unlink(missing_ok=True)
+        self.run = Run(folder, hparams["stage"], plain_settings(settings))
+        self.read_data()
+
+    def read_data(self):
+        """Makes or reuses the manifest and sets utterances aside."""
+        hparams = self.hparams
+        if hparams["manifest"]:
+            manifest = pathlib.Path(hparams["manifest"])
+            check_manifest(manifest)
+        else:
+            manifest = self.run.folder / "manifest.csv"
+            prepare_manifest(
+                train_folder=hparams["train_folder"],
+                manifest=manifest,
+                data_root=hparams["data_folder"],
+                speaker_folder=hparams["speaker_folder"],
+                trials=hparams["verification_file"],
+                trial_folder=hparams["trial_folder"],
+                max_bad_share=hparams["max_bad_share"],
+            )
+        self.utterances = load_manifest(manifest, hparams["data_folder"])
+        self.bad_files = BadFiles(
+            self.run.folder / "bad_files.txt",
+            int(hparams["max_bad_share"] * len(self.utterances)),
+        )
+        for name in self.bad_files.reasons:
+            self.utterances.pop(name, None)
+        self.train, self.valid = held_out(
+            self.utterances, hparams["held_out_share"], hparams["seed"]
+        )
+        batch = hparams["dataloader_options"]["batch_size"]
+        if batch > len(self.train):
+            raise ValueError(
+                f"batch_size: {batch} is more than the {len(self.train)} "
+                f"utterances to train on ({len(self.utterances)} in "
+                f"{manifest}, less those held out). Lower batch_size."
+            )
+
+    def seed(self, step):
+        """Seeds all generators for a step, apart from every other step.
+
+        SpeechBrain shuffles by seed and epoch: with one seed, epoch 1 of
+        every phase would have the same order.
+        """
+        sb.utils.seed.seed_everything(self.hparams["seed"] * 1000 + step)
+
+    def fit(
+        self,
+        brain_class,
+        modules,
+        folder,
+        epochs,
+        labels=None,
+        epochs_before=0,
+        **context,
+    ):
+        """Trains modules and leaves those of the chosen epoch in them.
+
+        Arguments
+        ---------
+        brain_class : type
+            SimCLRBrain or LossGatedBrain.
+        modules : dict
+            Its modules, apart from features and augmentation.
+        folder : pathlib.Path
+            For checkpoints.
+        epochs : int
+            How many.
+        labels : dict, optional
+            Pseudo-labels by utterance.
+        epochs_before : int
+            Epochs of the phase that this one goes on from.
+        **context
+            What each record of metrics.jsonl says beside the figures.
+
+        Returns
+        -------
+        Brain
+            After the fit.
+        """
+        hparams = self.hparams
+        shared = ("compute_features", "mean_var_norm", "augment")
+        modules = {**{name: hparams[name] for name in shared}, **modules}
+        if hparams["feature_mask"] is not None:
+            modules["feature_mask"] = hparams["feature_mask"]
+        counter = EpochCounter(epochs)
+        recoverables = {
+            name: module
+            for name, module in modules.items()
+            if module.state_dict()
+        }
+        checkpointer = Checkpointer(
+            folder / "checkpoints", {**recoverables, "counter": counter}
+        )
+        brain = brain_class(
+            modules, hparams["opt_class"], hparams, self.run_opts, checkpointer
+        )
+        brain.log = lambda record: self.run.log(**context, **record)
+        brain.bad_files = self.bad_files
+        brain.verify = self.verify
+        brain.epochs_before = epochs_before
+        n_crops = 2 if labels is None else 1
+        crop, rate = hparams["crop_seconds"], hparams["sample_rate"]
+        train = {name: self.utterances[name] for name in self.train}
+        valid = {name: self.utterances[name] for name in self.valid}
+        options = dict(hparams["dataloader_options"])
+        brain.fit(
+            counter,
+            crop_dataset(train, crop, n_crops, labels, rate),
+            crop_dataset(valid, crop, 2, None, rate, fixed=True),
+            train_loader_kwargs={**options, "shuffle": True, "drop_last": True},
+            valid_loader_kwargs=options,
+        )
+        checkpointer.recover_if_possible(min_key="criterion")
+        return brain
+
+    def extractor(self, encoder):
+        """An Extractor with the yaml's features around an encoder."""
+        normalise = self.hparams["mean_var_norm"]
+        if isinstance(encoder, LogMelStatistics):
+            normalise = None  # it would take away the mean
+        return Extractor(
+            self.hparams["compute_features"],
+            normalise,
+            encoder,
+            self.device,
+            self.hparams["sample_rate"],
+            num_workers=self.hparams["dataloader_options"]["num_workers"],
+        )
+
+    @functools.cached_property
+    def trial_utterances(self):
+        """The audio that the trial list names, as `load_manifest` has it."""
+        folder = pathlib.Path(self.hparams["trial_folder"])
+        paths = {name: folder / name for name in self.trials.utterances}
+        return {
+            name: {
+                "wav": str(path),
+                "offset": 0.0,
+                "duration": soundfile.info(str(path)).duration,
+            }
+            for name, path in paths.items()
+        }
+
+    def embed_trials(self, encoder):
+        """Embeddings of the trial list's utterances, in its order."""
+        found, bad = self.extractor(encoder)(self.trial_utterances)
+        if bad:
+            raise ValueError(
+                f"{len(bad)} utterances of {self.hparams['verification_file']}"
+                f" cannot be scored; the first: {' '.join(bad[0])}"
+            )
+        return found.rows(self.trials.utterances)
+
+    def verify(self, encoder):
+        """Scores the trial list: a dict of figures, empty without a list."""
+        if self.trials is None:
+            return {}
+        return verification.verify(self.embed_trials(encoder), self.trials)
+
+
+def check_device(device):
+    """The device to use, or a ValueError if it is not there.
+
+    Example
+    -------
+    >>> check_device("cpu")
+    'cpu'
+    """
+    if device is None:
+        return sb.utils.distributed.infer_device()
+    if "cuda" in device and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device={device}: torch {torch.__version__} finds no GPU here. "
+            "Check `nvidia-smi` and that torch was installed with CUDA, or "
+            "use --device=cpu."
+        )
+    return device
