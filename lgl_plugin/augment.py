@@ -466,60 +466,6 @@ def draw_channels(n_channels, bins, sample_rate, device="cpu"):
     return 10 ** (decibels.clamp(min=-60.0) / 20)
 
 
-class FeatureMask(torch.nn.Module):
-    """Hides one band of frequencies and one stretch of time per utterance.
-
-    SpecAugment (Park et al. 2019) with a draw for each utterance. Active in
-    training only. The features are expected to have zero mean.
-
-    Arguments
-    ---------
-    bands : int
-        Widest band to hide, in mel bands.
-    frames : int
-        Longest stretch to hide, in frames.
-
-    Example
-    -------
-    >>> mask = FeatureMask(bands=8, frames=10)
-    >>> mask(torch.ones(2, 100, 80)).shape
-    torch.Size([2, 100, 80])
-    """
-
-    def __init__(self, bands, frames):
-        super().__init__()
-        self.bands = bands
-        self.frames = frames
-
-    def forward(self, features):
-        """Masks features.
-
-        Arguments
-        ---------
-        features : torch.Tensor
-            Shape (batch, time, mels).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch, time, mels).
-        """
-        if not self.training:
-            return features
-        hidden = self._span(features, 2, self.bands)[:, None, :]
-        hidden = hidden | self._span(features, 1, self.frames)[:, :, None]
-        return features.masked_fill(hidden, 0.0)
-
-    def _span(self, features, axis, widest):
-        """A random span along one axis, bool, shape (batch, size)."""
-        size, device = features.shape[axis], features.device
-        batch = (len(features), 1)
-        width = torch.randint(widest + 1, batch, device=device)
-        start = torch.rand(batch, device=device) * (size - width + 1)
-        place = torch.arange(size, device=device)
-        return (place >= start.long()) & (place < start.long() + width)
-
-
 def audio_files(folder, key):
     """All wav and flac files below a folder, sorted.
 

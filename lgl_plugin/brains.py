@@ -47,8 +47,6 @@ class SpeakerBrain(sb.Brain):
         features = self.modules.compute_features(wavs)
         everything = torch.ones(len(wavs), device=wavs.device)
         features = self.modules.mean_var_norm(features, everything)
-        if "feature_mask" in self.modules:
-            features = self.modules.feature_mask(features)
         return self.modules.embedding_model(features)[:, 0].float()
 
     def held_out_embeddings(self, crops):

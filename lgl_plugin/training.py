@@ -152,8 +152,6 @@ class Training:
         hparams = self.hparams
         shared = ("compute_features", "mean_var_norm", "augment")
         modules = {**{name: hparams[name] for name in shared}, **modules}
-        if hparams["feature_mask"] is not None:
-            modules["feature_mask"] = hparams["feature_mask"]
         counter = EpochCounter(epochs)
         recoverables = {
             name: module

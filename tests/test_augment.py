@@ -10,7 +10,6 @@ from lgl_plugin.augment import (
     SNR,
     TALKERS,
     Augmenter,
-    FeatureMask,
     NoiseBank,
     babble,
     coloured_noise,
@@ -344,26 +343,3 @@ def test_moves_to_another_device_and_leaves_no_state(musan, rirs):
     names = {name for name, _ in augment.named_buffers()}
     assert "rooms" in names and "banks.music.samples" in names
     assert {b.device.type for b in augment.to("meta").buffers()} == {"meta"}
-
-
-# Masks
-
-
-def test_masks_hide_at_most_the_widths():
-    mask = FeatureMask(bands=8, frames=10)
-    hidden = mask(torch.ones(500, 60, 40)) == 0
-    # A hidden band is hidden at all times, a hidden frame in all bands.
-    bands, frames = hidden.all(dim=1), hidden.all(dim=2)
-    assert torch.equal(hidden, bands[:, None, :] | frames[:, :, None])
-    assert set(bands.sum(1).tolist()) == set(range(9))
-    assert set(frames.sum(1).tolist()) == set(range(11))
-    for span in (bands, frames):  # each in one piece, at any place
-        edges = span.int().diff(dim=1).abs().sum(1) + span[:, 0] + span[:, -1]
-        assert set(edges.tolist()) <= {0, 2}
-        assert span.any(dim=0).all()
-
-
-def test_masks_hide_nothing_in_evaluation():
-    mask = FeatureMask(bands=8, frames=10).eval()
-    features = torch.randn(4, 60, 40)
-    assert mask(features) is features
