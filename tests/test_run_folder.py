@@ -1,0 +1,77 @@
+"""A run's folder: steps are done once, metrics survive a torn line."""
+
+import json
+
+import pytest
+import torch
+
+from lgl_plugin.report import read_metrics
+from lgl_plugin.run_folder import (
+    Run,
+    load_weights,
+    plain_settings,
+    save_weights,
+)
+
+
+def test_step_that_fails_is_not_done(tmp_path):
+    run = Run(tmp_path, 1, {})
+
+    def fail(folder):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run.step("stage1", fail)
+    done = Run(tmp_path, 1, {}).step("stage1", lambda folder: {"n": 1})
+    assert done == {"n": 1}
+
+
+def test_stages_share_a_folder_with_settings_of_their_own(tmp_path):
+    Run(tmp_path, 1, {"lr": 1}).step("stage1", lambda folder: None)
+    Run(tmp_path, 2, {"lr": 2}).step("iter1/labels", lambda folder: None)
+    assert set(Run(tmp_path, 1, {"lr": 1}).done) == {"stage1", "iter1/labels"}
+    with pytest.raises(ValueError, match="lr: was 2, is 3"):
+        Run(tmp_path, 2, {"lr": 3})
+
+
+def test_torn_line_swallows_neither_itself_nor_the_next(tmp_path):
+    run = Run(tmp_path, 1, {})
+    run.log(stage=1, phase="simclr", epoch=1)
+    with open(tmp_path / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"stage": 1, "pha')
+    run.log(stage=1, phase="simclr", epoch=2)
+    assert [r["epoch"] for r in read_metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_logged_as_null(tmp_path, value):
+    Run(tmp_path, 1, {}).log(stage=2, phase="gated", tau=value)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["tau"] is None
+
+
+def test_settings_know_tags_but_no_comments_and_no_folder():
+    first = "gate: !new:a.Fixed\n    tau: 1  # why\noutput_folder: x\n"
+    second = "output_folder: y\ngate: !new:a.Fixed {tau: 1}\n"
+    other = "output_folder: y\ngate: !new:a.Other {tau: 1}\n"
+    assert plain_settings(first) == plain_settings(second)
+    assert plain_settings(first) != plain_settings(other)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    path = tmp_path / "encoder.ckpt"
+    save_weights(torch.nn.Linear(2, 3), path)
+    with pytest.raises(ValueError, match="another width"):
+        load_weights(torch.nn.Linear(2, 4), path)
+
+
+def test_loading_runs_no_code(tmp_path):
+    """A pickle that would run something is refused, not run."""
+
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    torch.save({"weight": Harm()}, tmp_path / "encoder.ckpt")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_weights(torch.nn.Linear(2, 3), tmp_path / "encoder.ckpt")
+    assert not (tmp_path / "harm").exists()
