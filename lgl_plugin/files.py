@@ -1,6 +1,7 @@
 """Files that are whole or absent: write aside, sync, rename."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -57,9 +58,16 @@ def atomic_write(path, mode="w"):
         os.umask(umask)
         os.chmod(sibling, 0o666 & ~umask)
         os.replace(sibling, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(sibling)
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise OSError(
+                errno.ENOSPC,
+                "No space left on the disk; what was there before is whole. "
+                "Make room and start the same command again",
+                str(path),
+            ) from error
         raise
 
 

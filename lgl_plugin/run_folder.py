@@ -5,14 +5,19 @@ the same command after an interruption goes on where it stopped.
 """
 
 import csv
+import io
 import json
+import logging
 import math
 import os
 import pathlib
+import shutil
 import time
 
 import torch
 import yaml
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.files import atomic_write, write_json
@@ -114,6 +119,58 @@ class Run:
             metrics.write(json.dumps(record).encode() + b"\n")
 
 
+class WholeCheckpointer(Checkpointer):
+    """SpeechBrain's Checkpointer, but a checkpoint is whole or absent.
+
+    SpeechBrain writes a checkpoint in place: after a full disk or a kill in
+    the middle it would find the torn one first, and fail to load it.
+
+    Raises
+    ------
+    OSError
+        When a checkpoint cannot be written; the previous one stays.
+
+    Example
+    -------
+    >>> model = torch.nn.Linear(2, 3)
+    >>> folder = getfixture("tmp_path")
+    >>> checkpointer = WholeCheckpointer(folder, {"model": model})
+    >>> checkpointer.save_checkpoint().path.parent == folder
+    True
+    """
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Saves beside the checkpoints, then moves it among them."""
+        folder = self.checkpoints_dir
+        if kwargs.get("name") is None:
+            stamp = time.strftime("%Y-%m-%d+%H-%M-%S")
+            kwargs["name"] = f"{stamp}+{time.time_ns() % 10**9:09d}"
+        unfinished = folder / "unfinished"
+        if if_main_process():
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a kill
+        kwargs["verbosity"] = logging.DEBUG  # it would name that folder
+        self.checkpoints_dir = unfinished
+        try:
+            saved = super().save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            free = shutil.disk_usage(folder).free / 1e6
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise OSError(
+                f"a checkpoint cannot be written to {folder}, where {free:.1f} "
+                f"MB are free ({error}). The one before it is whole: make "
+                "room and start the same command again."
+            ) from error
+        finally:
+            self.checkpoints_dir = folder
+        if saved is None:  # only the main process has it
+            return None
+        target = folder / saved.path.name
+        os.replace(saved.path, target)
+        logger.info("Saved a checkpoint in %s", target)
+        files = {k: target / f.name for k, f in saved.paramfiles.items()}
+        return saved._replace(path=target, paramfiles=files)
+
+
 def plain_settings(text):
     """What a yaml says, as plain data: its tags too, but no comments.
 
@@ -151,8 +208,10 @@ def plain_settings(text):
 
 def save_weights(module, path):
     """Writes a module's plain state dict, atomically."""
+    whole = io.BytesIO()  # torch hides from the file that a disk is full
+    torch.save(module.state_dict(), whole)
     with atomic_write(path, "wb") as out:
-        torch.save(module.state_dict(), out)
+        out.write(whole.getbuffer())
 
 
 def load_weights(module, path):

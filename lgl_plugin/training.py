@@ -7,14 +7,13 @@ import pathlib
 import soundfile
 import speechbrain as sb
 import torch
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from lgl_plugin import verification
 from lgl_plugin.data import BadFiles, crop_dataset, held_out, load_manifest
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
 from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
-from lgl_plugin.run_folder import Run, plain_settings
+from lgl_plugin.run_folder import Run, WholeCheckpointer, plain_settings
 from lgl_plugin.selection import check_criterion
 
 
@@ -158,7 +157,7 @@ class Training:
             for name, module in modules.items()
             if module.state_dict()
         }
-        checkpointer = Checkpointer(
+        checkpointer = WholeCheckpointer(
             folder / "checkpoints", {**recoverables, "counter": counter}
         )
         brain = brain_class(

@@ -8,6 +8,7 @@ import torch
 from lgl_plugin.report import read_metrics
 from lgl_plugin.run_folder import (
     Run,
+    WholeCheckpointer,
     load_weights,
     plain_settings,
     save_weights,
@@ -75,3 +76,41 @@ def test_loading_runs_no_code(tmp_path):
     with pytest.raises(ValueError, match="does not fit"):
         load_weights(torch.nn.Linear(2, 3), tmp_path / "encoder.ckpt")
     assert not (tmp_path / "harm").exists()
+
+
+class Full(torch.nn.Module):
+    """A module that finds the disk full, once it has been told."""
+
+    full = False
+
+    def state_dict(self, *args, **kwargs):
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().state_dict(*args, **kwargs)
+
+
+def test_checkpoint_torn_by_a_full_disk_is_never_loaded(tmp_path):
+    model, other = torch.nn.Linear(2, 3), Full()
+    checkpointer = WholeCheckpointer(tmp_path, {"a": model, "b": other})
+    first = checkpointer.save_checkpoint(meta={"loss": 1.0})
+    before = model.weight.detach().clone()
+    torch.nn.init.zeros_(model.weight)
+    other.full = True
+    with pytest.raises(OSError, match="make room and start the same"):
+        checkpointer.save_and_keep_only(meta={"loss": 0.5})
+    other.full = False
+    assert [c.path for c in checkpointer.list_checkpoints()] == [first.path]
+    checkpointer.recover_if_possible()
+    assert torch.equal(model.weight, before)
+
+
+def test_checkpoint_torn_by_a_kill_is_never_loaded(tmp_path):
+    """What a kill leaves is among the unfinished, and the next save's prey."""
+    checkpointer = WholeCheckpointer(tmp_path, {"a": torch.nn.Linear(2, 3)})
+    left = tmp_path / "unfinished" / "CKPT+torn"
+    left.mkdir(parents=True)
+    (left / "CKPT.yaml").write_text("end-of-epoch: true\nunixtime: 1\n")
+    assert checkpointer.recover_if_possible() is None
+    saved = checkpointer.save_checkpoint()
+    assert saved.path.parent == tmp_path and not left.exists()
+    assert checkpointer.recover_if_possible().path == saved.path

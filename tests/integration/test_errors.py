@@ -153,7 +153,7 @@ def test_disk_full_keeps_the_previous_artefact(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left on the disk.*Make room"):
         with atomic_write(path) as out:
             out.write("after")
     assert path.read_text() == "before"
