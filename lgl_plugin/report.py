@@ -28,6 +28,10 @@ COLUMNS = {
 }
 
 
+# Rows of the table that are no phase of the pipeline.
+ASIDE = ("log-mel statistics", "true labels")
+
+
 def read_metrics(run):
     """Reads a run's metrics.jsonl.
 
@@ -171,6 +175,9 @@ def _cell(values, digits):
 def journey(runs, path):
     """Draws EER and NMI over the phases, one line per run.
 
+    What does not take part in the journey, such as the log-mel floor, is a
+    dashed line across it.
+
     Arguments
     ---------
     runs : dict
@@ -187,7 +194,8 @@ def journey(runs, path):
     """
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for run in runs.values() for name in run))
+    known = list(dict.fromkeys(name for run in runs.values() for name in run))
+    names = [name for name in known if name not in ASIDE]
     figure = Figure(figsize=(1.5 + 0.9 * len(names), 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for run, rows in runs.items():
@@ -199,6 +207,11 @@ def journey(runs, path):
                 marker="o",
                 label=run,
             )
+    for name in ASIDE:
+        values = [run[name]["eer"] for run in runs.values() if name in run]
+        if not values:
+            continue
+        above.axhline(np.mean(values), color="gray", ls="--", label=name)
     above.set_ylabel("EER (%)")
     above.legend(title="run")
     below.set_ylabel("NMI of pseudo-labels")
