@@ -93,11 +93,15 @@ class Training:
             self.run.folder / "bad_files.txt",
             int(hparams["max_bad_share"] * len(self.utterances)),
         )
-        for name in self.bad_files.reasons:
-            self.utterances.pop(name, None)
         self.train, self.valid = held_out(
             self.utterances, hparams["held_out_share"], hparams["seed"]
         )
+        # After the split, lest a bad utterance found later changes it.
+        bad = self.bad_files.reasons
+        self.train = [name for name in self.train if name not in bad]
+        self.valid = [name for name in self.valid if name not in bad]
+        for name in bad:
+            self.utterances.pop(name, None)
         batch = hparams["dataloader_options"]["batch_size"]
         if batch > len(self.train):
             raise ValueError(
