@@ -226,10 +226,10 @@ class LossGatedBrain(SpeakerBrain):
     """Stage II: additive angular margin on pseudo-labels, gated by the loss.
 
     Paper, sections 2.2 and 3, equation 3. Further modules: classifier
-    (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`) and gate (of
-    `lgl_plugin.gates`). After an epoch `selected` and `losses` hold, by
-    utterance, what the gate let through and the losses that it saw; they are
-    None if a resumed fit found nothing left to train.
+    (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate and
+    memory (both of `lgl_plugin.gates`). After an epoch `selected` and `losses`
+    hold, by utterance, what the gate let through and the losses that it saw;
+    they are None if a resumed fit found nothing left to train.
     """
 
     utterances = losses = selected = None
@@ -251,10 +251,11 @@ class LossGatedBrain(SpeakerBrain):
             return torch.zeros(())
         labels = batch.label.to(self.device)
         losses = self.modules.aam(outputs, labels)
-        selected = self.modules.gate(losses.detach())
+        remembered = self.modules.memory(batch.row.to(self.device), losses)
+        selected = self.modules.gate(remembered)
         correct = (outputs.argmax(1) == labels) & selected
         self.count(correct=correct.sum(), selected=selected.sum())
-        self.seen.append((batch.id, losses.detach(), selected))
+        self.seen.append((batch.id, remembered, selected))
         return gated_mean(losses, selected)
 
     def on_stage_start(self, stage, epoch=None):

@@ -385,7 +385,8 @@ def crop_dataset(
     Returns
     -------
     UtteranceDataset
-        With the keys id, sig (n_crops, time) and, given labels, label.
+        With the keys id, sig (n_crops, time) and, given labels, label and
+        row (the utterance's place among the labels).
 
     Example
     -------
@@ -411,7 +412,9 @@ def crop_dataset(
     )
     keys = ["id", "sig"]
     if labels is not None:
+        rows = {name: row for row, name in enumerate(labels)}
         dataset.add_dynamic_item(labels.get, takes="id", provides="label")
-        keys.append("label")
+        dataset.add_dynamic_item(rows.get, takes="id", provides="row")
+        keys.extend(["label", "row"])
     dataset.set_output_keys(keys)
     return dataset

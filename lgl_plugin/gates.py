@@ -71,6 +71,66 @@ class Gate(nn.Module):
         """
 
 
+class LossMemory(nn.Module):
+    """A running mean of each utterance's loss, for a gate to look at.
+
+    The loss of one step says as much about the augmentation that was drawn
+    as about the label: a gate on it lets through what was augmented mildly,
+    and the network forgets the rest. Averaged over epochs the augmentation
+    cancels out and the label stays.
+
+    Arguments
+    ---------
+    n_utterances : int
+        How many utterances have a row.
+    momentum : float
+        Weight of the past, in [0, 1); 0 is the paper's gate, which sees the
+        loss at hand.
+
+    Raises
+    ------
+    ValueError
+        If the momentum is out of range.
+
+    Example
+    -------
+    >>> memory = LossMemory(3, momentum=0.5)
+    >>> memory(torch.tensor([0, 2]), torch.tensor([4.0, 1.0]))
+    tensor([4., 1.])
+    >>> memory(torch.tensor([2, 1]), torch.tensor([3.0, 5.0]))
+    tensor([2., 5.])
+    """
+
+    def __init__(self, n_utterances, momentum):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("losses", torch.full((n_utterances,), math.nan))
+
+    def forward(self, rows, losses):
+        """Takes in a batch and returns what is known of it now.
+
+        Arguments
+        ---------
+        rows : torch.Tensor
+            Which utterances, int64 (batch,).
+        losses : torch.Tensor
+            Their losses at this step, float32 (batch,).
+
+        Returns
+        -------
+        torch.Tensor
+            Their running means, float32 (batch,).
+        """
+        losses = losses.detach()
+        past = self.losses[rows]
+        mean = past + (1 - self.momentum) * (losses - past)
+        mean = torch.where(past.isnan(), losses, mean)
+        self.losses[rows] = mean
+        return mean
+
+
 class NoGate(Gate):
     """Selects everything: the baseline without loss gate.
 

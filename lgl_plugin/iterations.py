@@ -24,6 +24,7 @@ logger = get_logger(__name__)
 
 ENCODER = "embedding_model.ckpt"
 CLASSIFIER = "classifier.ckpt"
+MEMORY = "losses.ckpt"
 
 
 def train_stage1(hparams, run_opts, settings):
@@ -196,7 +197,8 @@ class Iteration:
             centroids = np.load(self.folder / "labels" / "centroids.npy")
             with torch.no_grad():
                 classifier.weight.copy_(torch.from_numpy(centroids))
-        self.fit(folder, encoder, classifier, self.hparams["no_gate"])
+        gate, memory = self.hparams["no_gate"], self.new_memory()
+        self.fit(folder, encoder, classifier, gate, memory)
 
     def train_gated(self, folder):
         """Goes on with both through the gate (paper, section 3)."""
@@ -207,9 +209,14 @@ class Iteration:
         gate = self.hparams["gate"]
         gate.start_iteration(self.number)
         # Known losses make the gate selective from its first step on.
-        if (before / "losses.npy").exists():
-            gate.end_epoch(np.load(before / "losses.npy"))
-        self.fit(folder, encoder, classifier, gate)
+        memory = load_weights(self.new_memory(), before / MEMORY)
+        gate.end_epoch(memory.losses[~memory.losses.isnan()])
+        self.fit(folder, encoder, classifier, gate, memory)
+
+    def new_memory(self):
+        """A memory of losses with nothing in it."""
+        n_utterances = self.training.run.done[f"{self.name}/embeddings"]
+        return self.hparams["new_memory"](n_utterances["utterances"])
 
     def new_modules(self):
         """An encoder and a classifier with weights yet to be given."""
@@ -218,7 +225,7 @@ class Iteration:
         classifier = self.hparams["new_classifier"](out_neurons=n_clusters)
         return self.hparams[kind](), classifier
 
-    def fit(self, folder, encoder, classifier, gate):
+    def fit(self, folder, encoder, classifier, gate, memory):
         """Trains a phase, leaves its weights in `folder`, scores it."""
         phase, hparams = folder.name, self.hparams
         gated = phase == "gated"
@@ -230,6 +237,7 @@ class Iteration:
                 "classifier": classifier,
                 "aam": hparams["aam"],
                 "gate": gate,
+                "memory": memory,
             },
             folder,
             hparams[f"{phase}_epochs"],
@@ -241,10 +249,9 @@ class Iteration:
         )
         save_weights(encoder, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)
+        save_weights(memory, folder / MEMORY)
         figures = self.training.verify(encoder)
         if brain.losses is not None:
-            with atomic_write(folder / "losses.npy", "wb") as out:
-                np.save(out, brain.losses)
             figures["selected_share"] = float(np.mean(brain.selected))
             pseudo = np.array([labels[name] for name in brain.utterances])
             report = self.compare(brain.utterances, pseudo, brain.selected)

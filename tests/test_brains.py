@@ -16,7 +16,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from lgl_plugin.augment import Augmenter
 from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
 from lgl_plugin.data import BadFiles
-from lgl_plugin.gates import FixedGate, Gate, NoGate
+from lgl_plugin.gates import FixedGate, Gate, LossMemory, NoGate
 from lgl_plugin.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
 
 BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
@@ -101,7 +101,7 @@ def gated(make):
             classifier=classifier,
             aam=AAMSoftmax(0.2, 30.0),
             gate=gate,
-            **options,
+            **{"memory": LossMemory(BATCH, 0.0), **options},
         )
 
     return gated
@@ -117,6 +117,7 @@ def batch(n_crops, seed=0, bad=""):
                 "id": f"utterance {i}",
                 "sig": sig[i],
                 "label": i % CLASSES,
+                "row": i,
                 "bad": bad if i == 2 else "",
             }
             for i in range(BATCH)
@@ -478,3 +479,17 @@ def test_pseudo_trials_choose_the_lowest_error(gated, monkeypatch):
     found = brain.checkpointer.find_checkpoint(min_key="criterion")
     assert found.meta["epoch"] == 2
     assert found.meta["criterion"] == 20.0
+
+
+def test_gate_judges_by_the_remembered_loss(gated):
+    """An utterance known to be hard stays out after one easy draw."""
+    memory = LossMemory(BATCH, 0.9)
+    brain = gated(FixedGate(5.0), memory=memory)
+    memory.losses.fill_(1.0)
+    memory.losses[0] = 100.0
+    given = batch(1)
+    easy = torch.nn.functional.one_hot(given.label, CLASSES).float()
+    loss = brain.compute_objectives(easy, given, sb.Stage.TRAIN)
+    _, remembered, selected = brain.seen[-1]
+    assert not selected[0] and selected[1:].all()
+    assert remembered[0] > 80 and torch.isfinite(loss)

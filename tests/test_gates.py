@@ -14,6 +14,7 @@ from lgl_plugin.gates import (
     DynamicGate,
     FixedGate,
     Gate,
+    LossMemory,
     NoGate,
     ScheduleGate,
     TargetShareGate,
@@ -293,3 +294,27 @@ def test_base_hooks_leave_tau_alone():
     gate.start_iteration(4)
     gate.end_epoch(torch.rand(100))
     assert gate.tau == 2.0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_memory_is_an_exponential_mean(momentum):
+    """Held against the recursion in plain Python, over random batches."""
+    memory = LossMemory(20, momentum)
+    generator = torch.Generator().manual_seed(0)
+    known = {}
+    for _ in range(30):
+        rows = torch.randperm(20, generator=generator)[:7]
+        losses = 5 * torch.rand(7, generator=generator)
+        found = memory(rows, losses)
+        for row, loss, mean in zip(rows.tolist(), losses.tolist(), found):
+            past = known.get(row, loss)
+            known[row] = momentum * past + (1 - momentum) * loss
+            assert mean.item() == pytest.approx(known[row], rel=1e-5)
+    assert memory.losses.isnan().sum() == 20 - len(known)
+
+
+def test_memory_holds_no_graph_and_checks_its_momentum():
+    losses = torch.ones(2, requires_grad=True)
+    assert not LossMemory(3, 0.5)(torch.tensor([0, 1]), losses).requires_grad
+    with pytest.raises(ValueError, match="momentum must be in"):
+        LossMemory(3, 1.0)
