@@ -36,6 +36,7 @@ if __name__ == "__main__":
             "classifier": hparams["new_classifier"](out_neurons=len(speakers)),
             "aam": hparams["aam"],
             "gate": hparams["no_gate"],
+            "memory": hparams["new_memory"](len(labels)),
         }
         name = "true labels"
         training.fit(

@@ -251,6 +251,7 @@ class NoiseBank(torch.nn.Module):
 
     Example
     -------
+    >>> import soundfile
     >>> path = getfixture("tmp_path") / "hum.wav"
     >>> soundfile.write(path, np.sin(np.arange(32000)), 16000)
     >>> bank = NoiseBank([path], 16000, max_seconds=1.0)
@@ -527,6 +528,7 @@ def impulse_responses(files, sample_rate, seconds=0.5, most=20000):
 
     Example
     -------
+    >>> import soundfile
     >>> path = getfixture("tmp_path") / "room.wav"
     >>> soundfile.write(path, np.r_[np.zeros(50), 0.9, 0.3], 16000)
     >>> impulse_responses([path], 16000)[0, :3]

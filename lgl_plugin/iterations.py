@@ -240,7 +240,7 @@ class Iteration:
                 "memory": memory,
             },
             folder,
-            hparams[f"{phase}_epochs"],
+            hparams["gated_epochs" if gated else "classifier_epochs"],
             labels,
             epochs_before=hparams["classifier_epochs"] if gated else 0,
             stage=2,
