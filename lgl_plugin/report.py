@@ -196,7 +196,7 @@ def journey(runs, path):
 
     known = list(dict.fromkeys(name for run in runs.values() for name in run))
     names = [name for name in known if name not in ASIDE]
-    figure = Figure(figsize=(1.5 + 0.9 * len(names), 6), layout="constrained")
+    figure = Figure(figsize=(4 + 0.6 * len(names), 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for run, rows in runs.items():
         for axes, key in ((above, "eer"), (below, "nmi")):
@@ -208,7 +208,8 @@ def journey(runs, path):
                 label=run,
             )
     for name in ASIDE:
-        values = [run[name]["eer"] for run in runs.values() if name in run]
+        rows = [run.get(name, {}) for run in runs.values()]
+        values = [row["eer"] for row in rows if "eer" in row]
         if not values:
             continue
         above.axhline(np.mean(values), color="gray", ls="--", label=name)
