@@ -6,7 +6,6 @@ import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.nnet.schedulers import update_learning_rate
-from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.losses import (
     augmentation_adversarial_loss,
@@ -14,8 +13,6 @@ from lgl_plugin.losses import (
     gradient_reversal,
 )
 from lgl_plugin.selection import pseudo_trial_eer
-
-logger = get_logger(__name__)
 
 
 class SpeakerBrain(sb.Brain):
