@@ -5,9 +5,14 @@ Each waveform gets its own room, channel, noise and signal-to-noise ratio. A
 two crops (paper, section 2.1; Huh et al. 2020). MUSAN and RIRS_NOISES are
 used when their folders are given; without them babble is made of the batch's
 own speech, noise is coloured and rooms are simulated.
+
+What is decided per waveform is drawn on the CPU and sent; what is as long as
+a waveform is drawn where the waveforms are. So nothing is read back from the
+device, and the CPU runs ahead of it.
 """
 
 import dataclasses
+import math
 import pathlib
 
 import numpy as np
@@ -17,13 +22,14 @@ from speechbrain.utils.autocast import fwd_default_precision
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from lgl_plugin.data import BadAudio, read_audio
+from lgl_plugin.data import BadAudio, read_audio, wrap
 
 logger = get_logger(__name__)
 
 # Signal-to-noise ratios in dB by kind of noise, as in the paper's release.
 SNR = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}
 TALKERS = (3, 8)  # of babble, both ends included
+DB_PER_OCTAVE = 20 * math.log10(2)  # of an amplitude that doubles
 SILENCE = 1e-10  # mean square below which a waveform counts as silent
 
 
@@ -31,11 +37,15 @@ SILENCE = 1e-10  # mean square below which a waveform counts as silent
 class Draw:
     """What was drawn for each waveform of a batch.
 
+    All but the responses lie on the CPU.
+
     Arguments
     ---------
-    response : torch.Tensor or None
-        Frequency responses of room and channel, complex64, shape
-        (batch, n_fft // 2 + 1).
+    filtered : torch.Tensor
+        Which waveforms go through a room or a channel, int64, shape (n,).
+    response : torch.Tensor
+        Their frequency responses, complex64, shape (n, n_fft // 2 + 1), on
+        the augmenter's device.
     n_fft : int
         Length of the transform that they belong to.
     kind : torch.Tensor
@@ -48,6 +58,7 @@ class Draw:
         In dB, (batch,).
     """
 
+    filtered: torch.Tensor
     response: torch.Tensor
     n_fft: int
     kind: torch.Tensor
@@ -130,11 +141,9 @@ class Augmenter(torch.nn.Module):
             self.rooms = impulse_responses(responses, sample_rate)
         self.kinds = list(SNR) if musan_folder else ["noise", "speech"]
         ranges = {**SNR, **({"noise": noise_snr} if noise_snr else {})}
-        self.register_buffer(
-            "snr_range",
-            torch.tensor([ranges[kind] for kind in self.kinds]),
-            persistent=False,
-        )
+        self.snr_range = torch.tensor([ranges[kind] for kind in self.kinds])
+        # Holds nothing; goes where the module goes.
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def draw(self, n_waveforms, n_samples):
         """Draws an augmentation for each of `n_waveforms`.
@@ -150,36 +159,36 @@ class Augmenter(torch.nn.Module):
         -------
         Draw
         """
-        device = self.snr_range.device
-
-        def uniform(low=0.0, high=1.0):
-            return low + (high - low) * torch.rand(n_waveforms, device=device)
-
-        profile = uniform()
+        device = self.anchor.device
+        profile, channel, source, colour, level = torch.rand(5, n_waveforms)
         noisy = profile >= self.reverb_only
-        reverberant = (profile < self.reverb_only) | (
-            profile >= self.reverb_only + self.noise_only
-        )
-        kind = torch.randint(len(self.kinds), (n_waveforms,), device=device)
+        wet = ~noisy | (profile >= self.reverb_only + self.noise_only)
+        changed = channel < self.channel
+        kind = torch.randint(len(self.kinds), (n_waveforms,))
         low, high = self.snr_range[kind].unbind(1)
-        rooms = self._draw_rooms(n_waveforms)
+        # Rooms first, channels last, so that each takes one slice.
+        groups = (wet & ~changed, wet & changed, ~wet & changed)
+        filtered = torch.cat([group.nonzero()[:, 0] for group in groups])
+        n_wet, n_changed = int(wet.sum()), int(changed.sum())
+        rooms = self._draw_rooms(n_wet)
         n_fft = scipy.fft.next_fast_len(n_samples + rooms.shape[1], real=True)
-        response = torch.where(
-            reverberant[:, None], torch.fft.rfft(rooms, n_fft), 1.0 + 0.0j
-        )
-        if self.channel > 0:
-            changed = uniform() < self.channel
-            channels = draw_channels(
-                n_waveforms, n_fft // 2 + 1, self.sample_rate, device
+        shape = (len(filtered), n_fft // 2 + 1)
+        response = torch.empty(shape, dtype=torch.complex64, device=device)
+        if n_wet:
+            torch.fft.rfft(rooms, n_fft, out=response[:n_wet])
+        response[n_wet:] = 1.0
+        if n_changed:
+            response[-n_changed:] *= draw_channels(
+                n_changed, shape[1], self.sample_rate, device
             )
-            response = response * torch.where(changed[:, None], channels, 1.0)
         return Draw(
+            filtered=filtered,
             response=response,
             n_fft=n_fft,
             kind=torch.where(noisy, kind, -1),
-            source=uniform(),
-            colour=uniform(-9.0, 3.0),
-            snr=low + (high - low) * uniform(),
+            source=source,
+            colour=-9.0 + 12.0 * colour,
+            snr=low + (high - low) * level,
         )
 
     @fwd_default_precision
@@ -201,40 +210,45 @@ class Augmenter(torch.nn.Module):
         """
         n_samples = wavs.shape[1]
         draw = draw or self.draw(*wavs.shape)
-        power = mean_square(wavs)
-        spectrum = torch.fft.rfft(wavs, draw.n_fft) * draw.response
-        wet = torch.fft.irfft(spectrum, draw.n_fft)[:, :n_samples]
-        noise = self._noise(wavs, draw)
-        gain = (mean_square(wet) / mean_square(noise)).sqrt()
-        gain = gain * 10 ** (-draw.snr[:, None] / 20)
-        mixed = torch.where(draw.kind[:, None] >= 0, wet + gain * noise, wet)
-        return mixed * (power / mean_square(mixed)).sqrt()
+        mixed = wavs.clone()
+        if len(draw.filtered):
+            rows = _send(draw.filtered, wavs)
+            spectrum = torch.fft.rfft(wavs.index_select(0, rows), draw.n_fft)
+            spectrum *= draw.response
+            wet = torch.fft.irfft(spectrum, draw.n_fft)[:, :n_samples]
+            mixed.index_copy_(0, rows, wet)
+        level = mean_square(mixed)
+        for rows, noise in self._noises(wavs, draw):
+            ratio = _send(10 ** (-draw.snr[rows, None] / 20), wavs)
+            rows = _send(rows, wavs)
+            gain = ratio * (level[rows] / mean_square(noise)).sqrt()
+            mixed.index_add_(0, rows, noise.mul_(gain))
+        return mixed.mul_((mean_square(wavs) / mean_square(mixed)).sqrt())
 
     def _draw_rooms(self, n_rooms):
         if self.rooms is None:
-            return draw_rooms(n_rooms, self.sample_rate, self.snr_range.device)
+            return draw_rooms(n_rooms, self.sample_rate, self.anchor.device)
         chosen = torch.randint(len(self.rooms), (n_rooms,))
-        return self.rooms[chosen.to(self.rooms.device)].float()
+        return self.rooms.index_select(0, _send(chosen, self.rooms)).float()
 
-    def _noise(self, wavs, draw):
-        """One waveform of noise, speech or music for each of the batch."""
-        noise = torch.zeros_like(wavs)
+    def _noises(self, wavs, draw):
+        """For each kind, which rows get it and their noise, (rows, time)."""
+        n_samples = wavs.shape[1]
         for index, kind in enumerate(self.kinds):
             rows = (draw.kind == index).nonzero()[:, 0]
             if not len(rows):
                 continue
             if kind in self.banks:
-                drawn = self.banks[kind](
-                    draw.source[rows],
-                    wavs.shape[1],
-                    TALKERS if kind == "speech" else (1, 1),
+                talkers = TALKERS if kind == "speech" else (1, 1)
+                yield (
+                    rows,
+                    self.banks[kind](draw.source[rows], n_samples, talkers),
                 )
             elif kind == "speech":
-                drawn = babble(wavs, rows)
+                yield rows, babble(wavs, rows)
             else:
-                drawn = coloured_noise(draw.colour[rows], wavs.shape[1])
-            noise[rows] = drawn
-        return noise
+                colour = _send(draw.colour[rows], wavs)
+                yield rows, coloured_noise(colour, n_samples)
 
 
 class NoiseBank(torch.nn.Module):
@@ -292,7 +306,8 @@ class NoiseBank(torch.nn.Module):
         Arguments
         ---------
         source : torch.Tensor
-            In [0, 1), shape (batch,): the place of the recording in the bank.
+            In [0, 1), shape (batch,), on the CPU: the place of the recording
+            in the bank.
         n_samples : int
             Length of a stretch.
         talkers : (int, int)
@@ -303,21 +318,23 @@ class NoiseBank(torch.nn.Module):
         torch.Tensor
             Shape (batch, n_samples), float32.
         """
-        batch, device = len(source), source.device
         fewest, most = talkers
-        steps = torch.arange(n_samples, device=device)
-        count = torch.randint(fewest, most + 1, (batch, 1), device=device)
-        total = torch.zeros(batch, n_samples, device=device)
-        for talker in range(most):
-            # Talkers after the first come from anywhere in the bank; a new
-            # stretch begins within one length of the place that was drawn.
-            place = source if talker == 0 else torch.rand_like(source)
-            start = (place * len(self.samples)).long()
-            start = start + torch.randint(n_samples, (batch,), device=device)
-            rows = (start[:, None] + steps) % len(self.samples)
-            stretch = self.samples[rows].float() / 32767
-            total += torch.where(talker < count, stretch, 0.0)
-        return total
+        samples = self.samples
+        if len(samples) < 2 * n_samples:  # it goes round
+            samples = wrap(samples, 2 * n_samples)
+        stretches = samples.unfold(0, n_samples, 1)
+        count = torch.randint(fewest, most + 1, (len(source),))
+        row = torch.arange(len(source)).repeat_interleave(count)
+        # Talkers after the first come from anywhere in the bank; a new
+        # stretch begins within one length of the place that was drawn.
+        place = torch.rand(len(row))
+        place[count.cumsum(0) - 1] = source
+        start = (place * len(self.samples)).long()
+        start = start + torch.randint(n_samples, (len(row),))
+        start = _send(start % len(stretches), samples)
+        total = torch.zeros(len(source), n_samples, device=samples.device)
+        chosen = stretches.index_select(0, start).float()
+        return total.index_add_(0, _send(row, samples), chosen).mul_(1 / 32767)
 
 
 def babble(wavs, rows):
@@ -328,7 +345,7 @@ def babble(wavs, rows):
     wavs : torch.Tensor
         Shape (batch, time).
     rows : torch.Tensor
-        Which waveforms get babble, int64, shape (n,).
+        Which waveforms get babble, int64, shape (n,), on the CPU.
 
     Returns
     -------
@@ -340,14 +357,14 @@ def babble(wavs, rows):
     >>> babble(torch.randn(9, 100), torch.tensor([0, 5])).shape
     torch.Size([2, 100])
     """
-    batch, device = len(wavs), wavs.device
-    rank = torch.rand(len(rows), batch, device=device)
+    batch = len(wavs)
+    rank = torch.rand(len(rows), batch)
     rank.scatter_(1, rows[:, None], 2.0)  # nobody babbles over themselves
     rank = rank.argsort(1).argsort(1)
     low, high = TALKERS
-    count = torch.randint(low, high + 1, (len(rows), 1), device=device)
-    chosen = (rank < count.clamp(max=batch - 1)).float()
-    return chosen @ (wavs / mean_square(wavs).sqrt())
+    count = torch.randint(low, high + 1, (len(rows), 1)).clamp(max=batch - 1)
+    chosen = _send((rank < count).float(), wavs)
+    return (chosen / mean_square(wavs).sqrt().T) @ wavs
 
 
 def coloured_noise(slope, n_samples):
@@ -373,10 +390,11 @@ def coloured_noise(slope, n_samples):
     n_fft = scipy.fft.next_fast_len(n_samples, real=True)
     bins = n_fft // 2 + 1
     octave = torch.arange(bins, device=slope.device).clamp(min=1).log2()
-    gain = 10 ** (slope[:, None] * octave / 20)
+    gain = (slope[:, None] / DB_PER_OCTAVE * octave).exp2()
     shape = (len(slope), bins, 2)
     spectrum = torch.view_as_complex(torch.randn(shape, device=slope.device))
-    noise = torch.fft.irfft(spectrum * gain, n_fft)[:, :n_samples]
+    spectrum *= gain
+    noise = torch.fft.irfft(spectrum, n_fft)[:, :n_samples]
     return noise / mean_square(noise).sqrt()
 
 
@@ -409,7 +427,7 @@ def draw_rooms(n_rooms, sample_rate, device="cpu", seconds=0.5):
     """
     time = torch.arange(round(seconds * sample_rate), device=device)
     fade = 0.1 + 0.7 * torch.rand(n_rooms, 1, device=device)
-    envelope = 10 ** (-3.0 * time / sample_rate / fade)
+    envelope = (-60.0 / DB_PER_OCTAVE / sample_rate * time / fade).exp2()
     tail = torch.randn(n_rooms, len(time), device=device) * envelope
     tail[:, : round(0.002 * sample_rate)] = 0.0  # nothing before 2 ms
     ratio = -3.0 + 18.0 * torch.rand(n_rooms, 1, device=device)
@@ -555,7 +573,13 @@ def mean_square(wavs):
 
     Example
     -------
-    >>> mean_square(torch.tensor([[1.0, -1.0]]))
-    tensor([[1.]])
+    >>> mean_square(torch.tensor([[2.0, -2.0, 2.0, -2.0]]))
+    tensor([[4.]])
     """
-    return wavs.square().mean(1, keepdim=True).clamp(min=SILENCE)
+    norm = torch.linalg.vector_norm(wavs, dim=1, keepdim=True)
+    return (norm.square() / wavs.shape[1]).clamp(min=SILENCE)
+
+
+def _send(values, like):
+    """From the CPU to where `like` is, without waiting for the device."""
+    return values.to(like.device, non_blocking=True)

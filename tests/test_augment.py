@@ -5,6 +5,8 @@ import pytest
 import scipy.signal
 import soundfile
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lgl_plugin.augment import (
     SNR,
@@ -55,6 +57,16 @@ def wavs(rows=6, samples=4000):
     return torch.randn(rows, samples) * torch.logspace(-3, 0, rows)[:, None]
 
 
+def noise_of(augment, clean, draw):
+    """The noise that the next forward would mix in, zeros where none."""
+    state = torch.get_rng_state()
+    noise = torch.zeros_like(clean)
+    for rows, drawn in augment._noises(clean, draw):
+        noise[rows] = drawn
+    torch.set_rng_state(state)
+    return noise
+
+
 def decibels(ratio):
     return 10 * np.log10(np.asarray(ratio, np.float64))
 
@@ -75,10 +87,8 @@ def test_measured_snr_is_the_drawn_one(folder, musan):
     assert (draw.kind >= 0).all()
     # The noise again, by the same random numbers. The output must be a sum of
     # speech and noise; how much of each follows by least squares.
-    state = torch.get_rng_state()
+    noise = noise_of(augment, clean, draw)
     out = augment(clean, draw)
-    torch.set_rng_state(state)
-    noise = augment._noise(clean, draw)
     basis = torch.stack([clean, noise], dim=2).double()
     parts = torch.linalg.lstsq(basis, out.double()[:, :, None])
     rebuilt = (basis @ parts.solution)[:, :, 0]
@@ -107,6 +117,38 @@ def test_noise_snr_replaces_the_range_of_noise_alone():
     assert speech.min() >= 13
 
 
+@pytest.mark.parametrize("channel", [0.0, 0.5])
+@pytest.mark.parametrize("folders", [False, True])
+def test_the_batch_is_augmented_as_each_waveform_alone(
+    folders, channel, musan, rirs
+):
+    """One waveform at a time, in float64, by the definitions."""
+    augment = Augmenter(
+        musan_folder=musan if folders else None,
+        rir_folder=rirs if folders else None,
+        channel=channel,
+    )
+    clean = wavs(24)
+    draw = augment.draw(*clean.shape)
+    noise = noise_of(augment, clean, draw).double().numpy()
+    out = augment(clean, draw).double().numpy()
+    responses = dict(zip(draw.filtered.tolist(), draw.response))
+    assert len(responses) == len(draw.filtered) < 24
+    for row, x in enumerate(clean.double().numpy()):
+        y = x
+        if row in responses:
+            response = responses[row].to(torch.complex128).numpy()
+            y = np.fft.rfft(x, draw.n_fft) * response
+            y = np.fft.irfft(y, draw.n_fft)[: len(x)]
+        if draw.kind[row] >= 0:
+            ratio = 10 ** (draw.snr[row].item() / 10)
+            power = np.mean(y**2) / np.mean(noise[row] ** 2) / ratio
+            y = y + np.sqrt(power) * noise[row]
+        y = y * np.sqrt(np.mean(x**2) / np.mean(y**2))
+        scale = np.sqrt(np.mean(x**2))
+        np.testing.assert_allclose(out[row], y, atol=1e-5 * scale)
+
+
 def test_each_row_is_as_loud_as_it_came():
     clean = wavs(32)
     out = Augmenter(channel=0.5)(clean)
@@ -126,7 +168,8 @@ def test_shares_of_reverberation_and_noise():
     """The paper's release: 1/4 reverberation, 1/4 noise, 1/2 both."""
     draw = Augmenter().draw(4000, 10)
     noisy = draw.kind >= 0
-    dry = (draw.response == 1).all(dim=1)
+    dry = torch.ones(4000, dtype=torch.bool)
+    dry[draw.filtered] = False
     for share, expected in (
         (~noisy & ~dry, 0.25),
         (noisy & dry, 0.25),
@@ -134,6 +177,19 @@ def test_shares_of_reverberation_and_noise():
         (~noisy & dry, 0.0),
     ):
         assert share.float().mean() == pytest.approx(expected, abs=0.03)
+
+
+def test_shares_of_rooms_and_channels():
+    """A channel falls on wet and dry alike; the rest is left untouched."""
+    augment = Augmenter(channel=0.4, noise_only=1.0, reverb_only=0.0)
+    draw = augment.draw(3000, 10)
+    assert len(draw.filtered) / 3000 == pytest.approx(0.4, abs=0.03)
+    draw = Augmenter(channel=0.4).draw(3000, 10)
+    changed = (draw.response[:, 0].imag == 0) & (draw.response.real >= 0).all(1)
+    assert draw.filtered.unique().numel() == len(draw.filtered)
+    assert len(draw.filtered) / 3000 == pytest.approx(0.85, abs=0.03)
+    only = changed & (draw.response.imag == 0).all(1)
+    assert only.sum() / 3000 == pytest.approx(0.4 * 0.25, abs=0.02)
 
 
 def test_every_row_has_its_own_augmentation():
@@ -321,6 +377,88 @@ def test_bank_speech_is_babble(musan):
     bank = Augmenter(musan_folder=musan).banks["speech"]
     power = bank(torch.rand(400), 2000, TALKERS).square().mean(1) / 0.05**2
     assert power.mean() == pytest.approx(np.mean(TALKERS), rel=0.1)
+
+
+# No waiting for the device
+
+
+class NothingWaits(TorchDispatchMode):
+    """Fails where the CPU would wait for a device, of which meta is one.
+
+    Meta tensors have no content, so torch itself refuses to read one, be it
+    for a shape. Left are copies that wait, and indices that are copied.
+    """
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [
+            leaf
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+        ]
+        devices = {tensor.device.type for tensor in tensors}
+        if function is torch.ops.aten._to_copy.default:
+            if kwargs.get("device") is not None:
+                devices.add(torch.device(kwargs["device"]).type)
+            assert len(devices) == 1 or kwargs.get("non_blocking"), function
+        else:
+            assert len(devices) <= 1, function
+        return function(*args, **kwargs)
+
+
+def test_the_judge_of_waiting_can_fail():
+    device, mask = torch.empty(3, device="meta"), torch.ones(3) > 0
+    with NothingWaits():
+        torch.ones(3).to("meta", non_blocking=True)
+        for waits in (
+            lambda: torch.ones(3).to("meta"),
+            lambda: device[torch.tensor([1])],
+            lambda: device[mask],
+            lambda: device.cpu(),
+        ):
+            with pytest.raises(AssertionError):
+                waits()
+        for reads in (
+            lambda: device[device > 0],
+            lambda: device.sum().item(),
+        ):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                reads()
+
+
+@pytest.mark.parametrize("folders", [False, True])
+def test_nothing_waits_for_the_device(folders, musan, rirs):
+    augment = Augmenter(
+        musan_folder=musan if folders else None,
+        rir_folder=rirs if folders else None,
+        channel=0.5,
+    ).to("meta")
+    clean = torch.empty(32, 4000, device="meta")
+    with NothingWaits():
+        draw = augment.draw(*clean.shape)
+        # The wrapper that leaves autocast does not know meta.
+        out = augment(clean, draw, force_allow_autocast=True)
+    assert out.device.type == "meta" and out.shape == clean.shape
+    assert draw.response.device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("folders", [False, True])
+def test_cuda_is_never_waited_for(folders, musan, rirs):
+    augment = Augmenter(
+        musan_folder=musan if folders else None,
+        rir_folder=rirs if folders else None,
+        channel=0.5,
+    ).to("cuda")
+    clean = wavs(32).to("cuda")
+    augment(clean)  # plans and libraries may be loaded at first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = augment(clean)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert out.isfinite().all()
+    torch.testing.assert_close(mean_square(out), mean_square(clean))
 
 
 # Folders
