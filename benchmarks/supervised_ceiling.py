@@ -24,16 +24,15 @@ if __name__ == "__main__":
     hparams = load_hyperpyyaml(settings)
     training = Training(hparams, run_opts, settings)
 
-    speakers = sorted({u["spk_id"] for u in training.utterances.values()})
-    index = {speaker: i for i, speaker in enumerate(speakers)}
-    labels = {n: index[u["spk_id"]] for n, u in training.utterances.items()}
+    labels = training.manifest.speakers
+    n_speakers = labels.max().item() + 1
 
     def train(folder):
         """Trains on the true labels and scores the trial list."""
         training.seed(1)
         modules = {
             "embedding_model": hparams["new_encoder"](),
-            "classifier": hparams["new_classifier"](out_neurons=len(speakers)),
+            "classifier": hparams["new_classifier"](out_neurons=n_speakers),
             "aam": hparams["aam"],
             "gate": hparams["no_gate"],
             "memory": hparams["new_memory"](len(labels)),

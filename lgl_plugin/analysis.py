@@ -5,7 +5,7 @@ carry a reliable pseudo-label, and how well a gate finds those. True labels
 serve to understand a run once it is done; no training decision may read them.
 
 Labels are arrays or lists of strings or integers, one per utterance. An
-utterance whose true label is the empty string has none and is left out.
+utterance whose true label is empty or a negative number is left out.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def nmi(true, pseudo):
     Arguments
     ---------
     true : array-like, (N,), str or int
-        The speaker of each utterance; "" where it is not known.
+        The speaker of each utterance; "" or negative where not known.
     pseudo : array-like, (N,), str or int
         The pseudo-label of each utterance.
 
@@ -60,7 +60,7 @@ def ami(true, pseudo):
     Arguments
     ---------
     true : array-like, (N,), str or int
-        The speaker of each utterance; "" where it is not known.
+        The speaker of each utterance; "" or negative where not known.
     pseudo : array-like, (N,), str or int
         The pseudo-label of each utterance.
 
@@ -103,7 +103,7 @@ def purity(true, pseudo):
     Arguments
     ---------
     true : array-like, (N,), str or int
-        The speaker of each utterance; "" where it is not known.
+        The speaker of each utterance; "" or negative where not known.
     pseudo : array-like, (N,), str or int
         The pseudo-label of each utterance.
 
@@ -139,7 +139,7 @@ def hungarian_mapping(true, pseudo):
     Arguments
     ---------
     true : array-like, (N,), str or int
-        The speaker of each utterance; "" where it is not known.
+        The speaker of each utterance; "" or negative where not known.
     pseudo : array-like, (N,), str or int
         The pseudo-label of each utterance.
 
@@ -181,7 +181,7 @@ def reliable(true, pseudo):
     Arguments
     ---------
     true : array-like, (N,), str or int
-        The speaker of each utterance; "" where it is not known.
+        The speaker of each utterance; "" or negative where not known.
     pseudo : array-like, (N,), str or int
         The pseudo-label of each utterance.
 
@@ -257,7 +257,7 @@ def clustering_report(true, pseudo, selected=None):
     Arguments
     ---------
     true : array-like, (N,), str or int
-        The speaker of each utterance; "" where it is not known.
+        The speaker of each utterance; "" or negative where not known.
     pseudo : array-like, (N,), str or int
         The pseudo-label of each utterance.
     selected : array-like, (N,), bool, optional
@@ -325,8 +325,8 @@ def _labelled(true, pseudo):
             "true and pseudo need one label per utterance each, got shapes "
             f"{true.shape} and {pseudo.shape}"
         )
-    # Integers are always labels; comparing them with "" is an error.
-    known = true != "" if true.dtype.kind in "UO" else np.ones(true.shape, bool)
+    # Comparing integers with "" is an error.
+    known = true != "" if true.dtype.kind in "UO" else true >= 0
     if not known.any():
         raise ValueError(
             f"none of the {len(true)} utterances has a true label: the "

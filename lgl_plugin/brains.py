@@ -1,5 +1,6 @@
 """The two trainers: SimCLR for Stage I, loss-gated AAM for Stage II."""
 
+import math
 import time
 
 import numpy as np
@@ -13,6 +14,9 @@ from lgl_plugin.losses import (
     gradient_reversal,
 )
 from lgl_plugin.selection import pseudo_trial_eer
+
+# Between looks at the loss: a look waits until the device has caught up.
+STEPS_PER_LOOK = 20
 
 
 class SpeakerBrain(sb.Brain):
@@ -69,6 +73,7 @@ class SpeakerBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Starts the clock and empties the epoch's tallies."""
         self.tally = {}
+        self.average = None
         self.held_out = []
         self.started = time.perf_counter()
 
@@ -92,6 +97,77 @@ class SpeakerBrain(sb.Brain):
         """Adds detached scalars to the epoch's tallies, on the device."""
         for name, value in values.items():
             self.tally[name] = self.tally.get(name, 0) + value
+
+    def fit_batch(self, batch):
+        """SpeechBrain's, but the host never waits for the device.
+
+        SpeechBrain reads the loss, and the gradient of every parameter, at
+        each step; a GPU then idles while the next step is being prepared.
+        """
+        should_step = self.step % self.grad_accumulation_factor == 0
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach()
+
+    def optimizers_step(self):
+        """Clips the gradient and steps, unless the gradient is not finite."""
+        if self.scaler.is_enabled():  # float16, whose scaler skips such steps
+            super().optimizers_step()
+            return
+        self.guarded_step(self.optimizer, self.max_grad_norm)
+        self.optimizer_step += 1
+
+    def guarded_step(self, optimizer, max_grad_norm=math.inf):
+        """One optimiser's step; none where its gradient is not finite.
+
+        torch's fused optimisers decide that on the device. For others the
+        host waits for the gradient's norm.
+        """
+        parameters = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        skipped = (~norm.isfinite()).float()
+        self.count(skipped=skipped)
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = skipped
+            optimizer.step()
+        elif not skipped:
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def update_average(self, loss, avg_loss):
+        """The epoch's mean loss, of which the host hears now and then.
+
+        Raises
+        ------
+        ValueError
+            If more steps were skipped than `--nonfinite_patience` allows.
+        """
+        if self.average is None:  # or of the part before an interruption
+            self.average = torch.tensor(avg_loss, device=loss.device)
+        change = (loss - self.average) / self.step
+        self.average += torch.where(loss.isfinite(), change, 0.0)
+        if self.step % STEPS_PER_LOOK:
+            return avg_loss
+        skipped = int(self.tally.get("skipped", 0))
+        if skipped > self.nonfinite_patience:
+            raise ValueError(
+                f"{skipped} of the epoch's {self.step} steps had a loss or a "
+                "gradient that is not finite, more than the "
+                f"{self.nonfinite_patience} that --nonfinite_patience allows; "
+                "none of them changed the weights. A lower lr, or "
+                "--precision=fp32, usually helps."
+            )
+        return float(self.average)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Counts utterances and hands on the bad ones."""
@@ -118,8 +194,9 @@ class SpeakerBrain(sb.Brain):
             seconds = time.perf_counter() - self.started
             self.record = {
                 "epoch": epoch,
-                "loss": float(stage_loss),
+                "loss": float(self.average),
                 **self.epoch_summary(),
+                "skipped_steps": int(self.tally.get("skipped", 0)),
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "utterances_per_second": self.tally["utterances"] / seconds,
                 "seconds": seconds,
@@ -203,10 +280,8 @@ class SimCLRBrain(SpeakerBrain):
         loss, _ = augmentation_adversarial_loss(
             self.modules.discriminator, *embeddings
         )
-        # SpeechBrain guards only the optimisers that it steps itself.
-        if torch.isfinite(loss):
-            loss.backward()
-            self.discriminator_optimizer.step()
+        loss.backward()
+        self.guarded_step(self.discriminator_optimizer)
 
     def epoch_summary(self):
         """Contrastive accuracy, and how often the discriminator was right."""
@@ -224,12 +299,13 @@ class LossGatedBrain(SpeakerBrain):
 
     Paper, sections 2.2 and 3, equation 3. Further modules: classifier
     (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate and
-    memory (both of `lgl_plugin.gates`). After an epoch `selected` and `losses`
-    hold, by utterance, what the gate let through and the losses that it saw;
-    they are None if a resumed fit found nothing left to train.
+    memory (both of `lgl_plugin.gates`). After an epoch `rows` holds the
+    utterances in the order seen, as rows of the manifest, `losses` what the
+    gate saw of them and `selected` what it let through; they are None if a
+    resumed fit found nothing left to train.
     """
 
-    utterances = losses = selected = None
+    rows = losses = selected = None
 
     def compute_forward(self, batch, stage):
         """Cosines to the pseudo-speakers, or held-out embeddings."""
@@ -246,13 +322,14 @@ class LossGatedBrain(SpeakerBrain):
         if stage != sb.Stage.TRAIN:
             self.held_out.append(outputs.cpu())
             return torch.zeros(())
-        labels = batch.label.to(self.device)
+        labels = batch.label.to(self.device, non_blocking=True)
+        rows = batch.row.to(self.device, non_blocking=True)
         losses = self.modules.aam(outputs, labels)
-        remembered = self.modules.memory(batch.row.to(self.device), losses)
+        remembered = self.modules.memory(rows, losses)
         selected = self.modules.gate(remembered)
         correct = (outputs.argmax(1) == labels) & selected
         self.count(correct=correct.sum(), selected=selected.sum())
-        self.seen.append((batch.id, remembered, selected))
+        self.seen.append((rows, remembered, selected))
         return gated_mean(losses, selected)
 
     def on_stage_start(self, stage, epoch=None):
@@ -263,10 +340,9 @@ class LossGatedBrain(SpeakerBrain):
 
     def epoch_summary(self):
         """Accuracy over the selected, their share and the threshold."""
-        names, losses, selected = zip(*self.seen)
-        self.utterances = [name for batch in names for name in batch]
-        self.losses = torch.cat(losses).float().cpu().numpy()
-        self.selected = torch.cat(selected).cpu().numpy()
+        self.rows, self.losses, self.selected = (
+            torch.cat(batches).cpu().numpy() for batches in zip(*self.seen)
+        )
         self.seen = []
         tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(self.losses)

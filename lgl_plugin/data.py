@@ -5,7 +5,7 @@ or whole (extraction). Bad audio never reaches the network: in training the
 next utterance takes its place, and either way `BadFiles` names it.
 """
 
-import csv
+import contextlib
 import pathlib
 import random
 
@@ -15,24 +15,28 @@ import torch
 import torchaudio
 from speechbrain.dataio.dataset import DynamicItemDataset
 
+from lgl_plugin.shards import Member
+
 
 class BadAudio(Exception):
     """An utterance that cannot be used: missing, corrupt, silent or NaN."""
 
 
-def read_audio(path, start=0.0, seconds=None, sample_rate=16000):
+def read_audio(path, start=0.0, seconds=None, sample_rate=16000, place=None):
     """Reads a part of an audio file as mono at the wanted rate.
 
     Arguments
     ---------
     path : str or pathlib.Path
-        A wav, flac, ogg or mp3 file.
+        A wav, flac, ogg or mp3 file; or a shard, which holds many of them.
     start : float
         Where to begin, in seconds.
     seconds : float, optional
         How much to read; to the end of the file if not given.
     sample_rate : int
         The rate to convert to, in Hz.
+    place : (int, int), optional
+        First byte and number of bytes of the audio file within a shard.
 
     Returns
     -------
@@ -51,19 +55,70 @@ def read_audio(path, start=0.0, seconds=None, sample_rate=16000):
     >>> read_audio(path, start=0.5, seconds=0.25).shape
     torch.Size([4000])
     """
+    return read_spans(path, [(start, seconds)], sample_rate, place)[0]
+
+
+def read_spans(path, spans, sample_rate=16000, place=None):
+    """Reads parts of an audio file, which is opened once.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        See `read_audio`.
+    spans : list of (float, float or None)
+        Start and length of each part in seconds; None: to the end.
+    sample_rate : int
+        The rate to convert to, in Hz.
+    place : (int, int), optional
+        See `read_audio`.
+
+    Returns
+    -------
+    list of torch.Tensor
+        Samples, each of shape (time,), float32 in [-1, 1].
+
+    Raises
+    ------
+    BadAudio
+        If the file is missing, unreadable or a part of it empty, or a sample
+        is not finite.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "tone.wav"
+    >>> soundfile.write(path, np.full(16000, 0.5), 16000)
+    >>> [len(wav) for wav in read_spans(path, [(0.5, 0.25), (0.75, None)])]
+    [4000, 4000]
+    """
     try:
-        with soundfile.SoundFile(str(path)) as audio:
-            rate = audio.samplerate
-            audio.seek(min(round(start * rate), audio.frames))
-            frames = -1 if seconds is None else round(seconds * rate)
-            samples = audio.read(frames, dtype="float32", always_2d=True)
+        with contextlib.ExitStack() as stack:
+            source = str(path)
+            if place is not None:
+                source = stack.enter_context(Member(path, *place))
+            audio = stack.enter_context(soundfile.SoundFile(source))
+            return [_read_span(audio, *span, sample_rate) for span in spans]
     except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
         raise BadAudio(f"cannot be read: {error}") from error
+
+
+def _read_span(audio, start, seconds, sample_rate):
+    """A part of an open file, as `read_audio` gives it."""
+    rate = audio.samplerate
+    audio.seek(min(round(start * rate), audio.frames))
+    frames = -1 if seconds is None else round(seconds * rate)
+    # libsndfile takes three times as long to make floats of 16 bits.
+    short = audio.subtype == "PCM_16"
+    samples = audio.read(frames, "int16" if short else "float32")
     if len(samples) == 0:
         raise BadAudio("holds no samples")
-    if not np.isfinite(samples).all():
+    if short:
+        samples = samples.astype(np.float32)
+        samples *= 1 / 32768
+    elif not np.isfinite(samples).all():
         raise BadAudio("holds samples that are not finite")
-    wav = torch.from_numpy(samples.mean(axis=1))
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    wav = torch.from_numpy(samples)
     if rate != sample_rate:
         wav = torchaudio.functional.resample(wav, rate, sample_rate)
     return wav
@@ -89,8 +144,9 @@ def wrap(wav, n_samples):
     >>> wrap(torch.tensor([1.0, 2.0, 3.0]), 5)
     tensor([1., 2., 3., 1., 2.])
     """
-    repeats = -(-n_samples // len(wav))
-    return wav.repeat(repeats)[:n_samples]
+    if len(wav) < n_samples:
+        wav = wav.repeat(-(-n_samples // len(wav)))
+    return wav[:n_samples]
 
 
 def crop_spans(duration, crop, n_crops, rng):
@@ -132,7 +188,14 @@ def crop_spans(duration, crop, n_crops, rng):
 
 
 def read_crops(
-    path, offset, duration, crop, n_crops=1, sample_rate=16000, rng=random
+    path,
+    offset,
+    duration,
+    crop,
+    n_crops=1,
+    sample_rate=16000,
+    rng=random,
+    place=None,
 ):
     """Reads random disjoint crops of one utterance.
 
@@ -151,7 +214,9 @@ def read_crops(
     sample_rate : int
         The rate to convert to, in Hz.
     rng : random.Random or module
-        What draws the places.
+        What draws where to read.
+    place : (int, int), optional
+        Where in a shard the file lies, see `read_audio`.
 
     Returns
     -------
@@ -171,16 +236,15 @@ def read_crops(
     torch.Size([2, 12000])
     """
     n_samples = round(crop * sample_rate)
-    crops = []
-    for start, seconds in crop_spans(duration, crop, n_crops, rng):
-        wav = read_audio(path, offset + start, seconds, sample_rate)
+    spans = crop_spans(duration, crop, n_crops, rng)
+    spans = [(offset + start, seconds) for start, seconds in spans]
+    crops = read_spans(path, spans, sample_rate, place)
+    for index, wav in enumerate(crops):
         if not wav.any():
             # Digital silence in the crop alone: look where there is sound.
-            wav = _loudest(
-                read_audio(path, offset, duration, sample_rate), n_samples
-            )
-        crops.append(wrap(wav, n_samples))
-    return torch.stack(crops)
+            wav = read_audio(path, offset, duration, sample_rate, place)
+            crops[index] = _loudest(wav, n_samples)
+    return torch.stack([wrap(wav, n_samples) for wav in crops])
 
 
 def _loudest(wav, n_samples):
@@ -193,34 +257,52 @@ def _loudest(wav, n_samples):
 
 
 class UtteranceDataset(DynamicItemDataset):
-    """A DynamicItemDataset in which bad audio does not end the epoch.
+    """A DynamicItemDataset over a manifest, which bad audio does not end.
 
     An utterance whose reading raises `BadAudio` is replaced by the one that
     follows, so that batches keep their size; what was bad travels with the
     item under the key `bad`, lines of `ID<TAB>reason` (text, because
-    SpeechBrain's batches would transpose a list).
+    SpeechBrain's batches would transpose a list). The other keys are id, row
+    (in the manifest) and those of `Manifest`.
+
+    Arguments
+    ---------
+    manifest : lgl_plugin.manifest.Manifest
+        The corpus; processes that are forked share it.
+    rows : numpy.ndarray
+        Which of its utterances, int64; at least one.
 
     Example
     -------
+    >>> from lgl_plugin.manifest import Manifest
     >>> def read(wav):
     ...     if wav == "broken":
     ...         raise BadAudio("cannot be read")
     ...     return wav
-    >>> read.takes, read.provides = ["wav"], ["sig"]
-    >>> data = UtteranceDataset({"a": {"wav": "broken"}, "b": {"wav": "ok"}})
+    >>> manifest = Manifest.of(
+    ...     [("a", "broken", 0.0, 1.0, ""), ("b", "ok", 0.0, 1.0, "")]
+    ... )
+    >>> data = UtteranceDataset(manifest, np.arange(2))
     >>> data.add_dynamic_item(read, takes="wav", provides="sig")
     >>> data.set_output_keys(["id", "sig"])
     >>> data[0]
     {'id': 'b', 'sig': 'ok', 'bad': 'a\\tcannot be read'}
     """
 
+    def __init__(self, manifest, rows):
+        first = int(rows[0])
+        # Of the mapping that it takes SpeechBrain makes lists of objects.
+        super().__init__({first: {"row": first, **manifest[first]}})
+        self.data, self.data_ids = manifest, rows
+
     def __getitem__(self, index):
         bad = []
         for step in range(len(self)):
-            utterance = self.data_ids[(index + step) % len(self)]
+            row = int(self.data_ids[(index + step) % len(self)])
+            utterance = self.data.ids[row]
             try:
                 item = self.pipeline.compute_outputs(
-                    {"id": utterance, **self.data[utterance]}
+                    {"id": utterance, "row": row, **self.data[row]}
                 )
             except BadAudio as error:
                 reason = " ".join(str(error).split())
@@ -288,94 +370,30 @@ class BadFiles:
             )
 
 
-def load_manifest(manifest, data_root):
-    """Reads a manifest as SpeechBrain does, with durations as numbers.
-
-    Arguments
-    ---------
-    manifest : str or pathlib.Path
-        A csv with the columns ID, duration, wav, start, stop, spk_id.
-    data_root : str
-        What stands for `$data_root` in it.
-
-    Returns
-    -------
-    dict
-        From utterance ID to {"wav": path, "offset": seconds into the file,
-        "duration": seconds, "spk_id": str}.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "manifest.csv"
-    >>> _ = path.write_text(
-    ...     "ID,duration,wav,start,stop,spk_id\\n"
-    ...     "a.wav,2.5,$data_root/a.wav,0,40000,\\n"
-    ... )
-    >>> load_manifest(path, "corpus")
-    {'a.wav': {'wav': 'corpus/a.wav', 'offset': 0.0, 'duration': 2.5, \
-'spk_id': ''}}
-    """
-    utterances = {}
-    with open(manifest, newline="", encoding="utf-8") as source:
-        for row in csv.DictReader(source, skipinitialspace=True):
-            duration = float(row["duration"])
-            start, stop = int(row["start"]), int(row["stop"])
-            utterances[row["ID"]] = {
-                "wav": row["wav"].replace("$data_root", str(data_root), 1),
-                # Start and stop count samples at the file's own rate.
-                "offset": duration * start / (stop - start),
-                "duration": duration,
-                "spk_id": row["spk_id"],
-            }
-    return utterances
-
-
-def held_out(utterances, share, seed):
-    """Sets aside utterances on which no gradient is taken.
-
-    Arguments
-    ---------
-    utterances : iterable of str
-        Utterance IDs.
-    share : float
-        Which part to set aside, between 0 and 1; at least 2 utterances and
-        at most 2,000, since pseudo-trials are all their pairs.
-    seed : int
-        Seed of the draw.
-
-    Returns
-    -------
-    (list of str, list of str)
-        Those to train on and those set aside, both in the order given.
-
-    Example
-    -------
-    >>> train, valid = held_out("abcdefghij", 0.2, seed=1)
-    >>> len(train), len(valid)
-    (8, 2)
-    """
-    utterances = list(utterances)
-    n_valid = min(max(2, round(share * len(utterances))), 2000)
-    chosen = set(random.Random(seed).sample(utterances, n_valid))
-    train = [u for u in utterances if u not in chosen]
-    return train, [u for u in utterances if u in chosen]
-
-
 def crop_dataset(
-    utterances, crop, n_crops=1, labels=None, sample_rate=16000, fixed=False
+    manifest,
+    rows,
+    crop,
+    n_crops=1,
+    labels=None,
+    sample_rate=16000,
+    fixed=False,
 ):
     """A dataset of random crops, with pseudo-labels if they are given.
 
     Arguments
     ---------
-    utterances : dict
-        From ID to wav, offset and duration, see `load_manifest`.
+    manifest : lgl_plugin.manifest.Manifest
+        The corpus.
+    rows : numpy.ndarray
+        Which of its utterances, int64.
     crop : float
         Length of a crop in seconds.
     n_crops : int
         Disjoint crops per utterance.
-    labels : dict, optional
-        From ID to int; utterances without a label are left out.
+    labels : numpy.ndarray, optional
+        A label for each of the manifest's rows, int64 (N,); utterances with
+        -1 have none and are left out.
     sample_rate : int
         The rate to convert to, in Hz.
     fixed : bool
@@ -386,35 +404,36 @@ def crop_dataset(
     -------
     UtteranceDataset
         With the keys id, sig (n_crops, time) and, given labels, label and
-        row (the utterance's place among the labels).
+        row.
 
     Example
     -------
+    >>> from lgl_plugin.manifest import Manifest
     >>> path = getfixture("tmp_path") / "tone.wav"
     >>> soundfile.write(path, np.full(16000, 0.5), 16000)
-    >>> a = {"wav": str(path), "offset": 0.0, "duration": 1.0}
-    >>> data = crop_dataset({"a": a}, 0.5, labels={"a": 3})
+    >>> manifest = Manifest.of([("a", str(path), 0.0, 1.0, "")])
+    >>> data = crop_dataset(manifest, np.array([0]), 0.5, labels=np.array([3]))
     >>> data[0]["sig"].shape, data[0]["label"]
     (torch.Size([1, 8000]), 3)
     """
 
-    def read(utterance, wav, offset, duration):
+    def read(utterance, wav, offset, duration, place):
         rng = random.Random(utterance) if fixed else random
         return read_crops(
-            wav, offset, duration, crop, n_crops, sample_rate, rng
+            wav, offset, duration, crop, n_crops, sample_rate, rng, place
         )
 
     if labels is not None:
-        utterances = {u: utterances[u] for u in utterances if u in labels}
-    dataset = UtteranceDataset(utterances)
+        rows = rows[labels[rows] >= 0]
+    dataset = UtteranceDataset(manifest, rows)
     dataset.add_dynamic_item(
-        read, takes=["id", "wav", "offset", "duration"], provides="sig"
+        read, takes=["id", "wav", "offset", "duration", "place"], provides="sig"
     )
     keys = ["id", "sig"]
     if labels is not None:
-        rows = {name: row for row, name in enumerate(labels)}
-        dataset.add_dynamic_item(labels.get, takes="id", provides="label")
-        dataset.add_dynamic_item(rows.get, takes="id", provides="row")
+        dataset.add_dynamic_item(
+            lambda row: int(labels[row]), takes="row", provides="label"
+        )
         keys.extend(["label", "row"])
     dataset.set_output_keys(keys)
     return dataset

@@ -1,14 +1,22 @@
 """Embeddings of whole utterances: extraction and the store on disk."""
 
 import dataclasses
+import io
 import pathlib
+import tempfile
 
 import numpy as np
 import torch
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from tqdm import tqdm
 
-from lgl_plugin.data import BadAudio, read_audio, wrap
+from lgl_plugin.data import BadAudio, read_audio
 from lgl_plugin.files import atomic_write
+from lgl_plugin.manifest import Strings, find
+from lgl_plugin.padding import as_if_alone, reach, relative
+from lgl_plugin.pooling import lean_pooling
+
+ROWS = 65536  # that are copied at once
 
 
 @dataclasses.dataclass
@@ -17,56 +25,66 @@ class Embeddings:
 
     Arguments
     ---------
-    utterances : list of str
+    utterances : Strings
         IDs.
     vectors : numpy.ndarray
-        Shape (n_utterances, dim), float32, not normalised.
+        Shape (n_utterances, dim), float32 or float16, not normalised.
 
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> Embeddings(["a", "b"], np.eye(2, dtype=np.float32)).save(folder)
+    >>> vectors = np.eye(2, dtype=np.float32)
+    >>> Embeddings(Strings(["a", "b"]), vectors).save(folder)
     >>> Embeddings.load(folder).rows(["b"])
     array([[0., 1.]], dtype=float32)
     """
 
-    utterances: list
+    utterances: Strings
     vectors: np.ndarray
 
     def save(self, folder):
         """Writes `utterances.txt` and `vectors.npy` into a folder."""
         folder = pathlib.Path(folder)
         with atomic_write(folder / "vectors.npy", "wb") as out:
-            np.save(out, self.vectors)
-        with atomic_write(folder / "utterances.txt") as out:
-            out.writelines(f"{utterance}\n" for utterance in self.utterances)
+            np.lib.format.write_array_header_1_0(
+                out,
+                {
+                    "descr": np.lib.format.dtype_to_descr(self.vectors.dtype),
+                    "fortran_order": False,
+                    "shape": self.vectors.shape,
+                },
+            )
+            for start in range(0, len(self.vectors), ROWS):
+                out.write(self.vectors[start : start + ROWS].tobytes())
+        with atomic_write(folder / "utterances.txt", "wb") as out:
+            self.utterances.save(out)
 
     @classmethod
     def load(cls, folder):
         """Opens what `save` wrote; the vectors stay on disk until used."""
         folder = pathlib.Path(folder)
-        names = (folder / "utterances.txt").read_text(encoding="utf-8")
-        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        return cls(names.split("\n")[:-1], vectors)
+        return cls(
+            Strings.load(folder / "utterances.txt"),
+            np.load(folder / "vectors.npy", mmap_mode="r"),
+        )
 
     def rows(self, utterances):
         """The vectors of some utterances, in their order."""
-        place = {name: row for row, name in enumerate(self.utterances)}
-        return self.vectors[[place[name] for name in utterances]]
+        return self.vectors[find(self.utterances, utterances)]
 
 
 class Extractor:
     """Embeds whole utterances, clean, in batches of like length.
 
-    A shorter utterance of a batch is filled up with its own beginning, and
-    its length tells SpeechBrain's modules to leave the filling out of their
-    means: filled up with zeros, the last frames would see an edge that a lone
-    utterance does not have.
+    In float32 an utterance's embedding does not depend on its batch: see
+    `padding.as_if_alone`. Under torch.distributed each rank embeds its share;
+    all ranks call, and all get the whole.
 
     Arguments
     ---------
     compute_features : torch.nn.Module
-        Waveforms (batch, time) to features (batch, frames, bands).
+        SpeechBrain's Fbank or MFCC: waveforms (batch, time) to features
+        (batch, frames, bands), centred frames; always in float32.
     mean_var_norm : torch.nn.Module or None
         SpeechBrain's InputNormalization, or any (features, lengths).
     embedding_model : torch.nn.Module
@@ -75,23 +93,31 @@ class Extractor:
         Where they run.
     sample_rate : int
         In Hz.
-    batch_seconds : float
-        Speech in a batch.
+    batch_seconds : float, optional
+        Speech in a batch, filling included. By default 20 on a CPU, whose
+        cache should hold a layer, and 960 elsewhere.
     max_seconds : float
         What is read of a longer utterance, from its beginning.
     num_workers : int
         Processes that read audio; 0 reads in this one.
+    precision : str
+        Of the embedding model: fp32, bf16 or fp16, by autocast.
+    dtype : str
+        Of the store: float32 or float16.
 
     Example
     -------
     >>> from speechbrain.lobes.features import Fbank
+    >>> from lgl_plugin.manifest import Manifest
     >>> import soundfile
-    >>> path = getfixture("tmp_path") / "noise.wav"
+    >>> path = str(getfixture("tmp_path") / "noise.wav")
     >>> soundfile.write(path, np.random.randn(16000) / 9, 16000)
+    >>> manifest = Manifest.of(
+    ...     [("a", path, 0.0, 1.0, ""), ("b", "missing.wav", 0.0, 1.0, "")]
+    ... )
     >>> extract = Extractor(Fbank(n_mels=80), None, LogMelStatistics())
-    >>> a = {"wav": str(path), "offset": 0.0, "duration": 1.0}
-    >>> found, bad = extract({"a": a, "b": {**a, "wav": "missing.wav"}})
-    >>> found.utterances, found.vectors.shape, [name for name, _ in bad]
+    >>> found, bad = extract(manifest, [0, 1])
+    >>> list(found.utterances), found.vectors.shape, [name for name, _ in bad]
     (['a'], (1, 160), ['b'])
     """
 
@@ -102,118 +128,254 @@ class Extractor:
         embedding_model,
         device="cpu",
         sample_rate=16000,
-        batch_seconds=60.0,
+        batch_seconds=None,
         max_seconds=60.0,
         num_workers=0,
+        precision="fp32",
+        dtype="float32",
     ):
         self.compute_features = compute_features
         self.mean_var_norm = mean_var_norm
         self.embedding_model = embedding_model
-        self.device = device
+        self.device = torch.device(device)
         self.sample_rate = sample_rate
+        if batch_seconds is None:
+            batch_seconds = 20.0 if self.device.type == "cpu" else 960.0
         self.batch_seconds = batch_seconds
         self.max_seconds = max_seconds
         self.num_workers = num_workers
+        self.precision = AMPConfig.from_name(precision).dtype
+        self.dtype = np.dtype(dtype)
+        self.hop = compute_features.get_filter_properties().stride
 
     @torch.no_grad()
-    def __call__(self, utterances):
+    def __call__(self, manifest, rows, folder=None):
         """Embeds utterances.
 
         Arguments
         ---------
-        utterances : dict
-            From ID to wav, offset and duration, see `data.load_manifest`.
+        manifest : Manifest
+            Where the audio is.
+        rows : array_like
+            Which of its utterances, int64 (N,).
+        folder : str or pathlib.Path, optional
+            Gets the store, which is then opened; without one the vectors are
+            kept in memory. On a disk that all ranks share.
 
         Returns
         -------
-        (Embeddings, list of (str, str))
-            In the order given, without the bad utterances; and those, with
-            the reason.
+        Embeddings, list of (str, str)
+            Those that could be embedded, in the order of `rows`; the IDs of
+            those that could not, with the reason: bad audio, fewer frames
+            than a lone utterance needs, or an embedding that is not finite.
+
+        Raises
+        ------
+        BadAudio
+            If that holds for all.
         """
-        batches = self._batches(utterances)
+        rows = np.asarray(rows, np.int64)
+        with _sink(folder) as sink:
+            positions, dim, bad = self._embed_share(manifest, rows, sink)
+            sink.flush()
+            vectors = sink.name if folder else sink.getvalue()
+            shares = _gather((positions, dim, vectors, bad))
+            bad = sorted(failure for *_, share in shares for failure in share)
+            bad = [(manifest.ids[rows[p]], reason) for p, reason in bad]
+            if len(bad) == len(rows):
+                raise BadAudio(
+                    f"none of {len(rows)} utterances could be embedded; "
+                    f"the first: {' '.join(bad[0])}"
+                )
+            joined = _Joined([s[:3] for s in shares if len(s[0])], self.dtype)
+            names = (manifest.ids[row] for row in rows[joined.positions])
+            if not folder:
+                return Embeddings(Strings(names), joined[:]), bad
+            if _rank() == 0:
+                Embeddings(Strings(names), joined).save(folder)
+            _gather(None)  # until the store is there and the shares are read
+        return Embeddings.load(folder), bad
+
+    def _embed_share(self, manifest, rows, sink):
+        """Writes this rank's vectors; their places in `rows`, dim, the bad."""
+        seconds = np.minimum(manifest.durations[rows], self.max_seconds)
+        order, ends = self._batches(seconds)
+        # A lone utterance of no more frames cannot be reflected.
+        shortest = reach(self.embedding_model) * self.hop
         loader = torch.utils.data.DataLoader(
-            _WaveformBatches(batches, self.sample_rate),
+            _Waveforms(
+                manifest, rows, seconds, order, ends, self.sample_rate, shortest
+            ),
             batch_size=None,
+            sampler=range(_rank(), len(ends), _n_ranks()),
             num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
         )
         self.compute_features.to(self.device)
         if self.mean_var_norm is not None:
             self.mean_var_norm.to(self.device).eval()
         self.embedding_model.to(self.device).eval()
-        found, bad = {}, []
+        positions, dim, bad = [np.empty(0, np.int64)], 0, []
         progress = tqdm(
-            total=len(utterances), desc="embeddings", unit="utt", leave=False
+            total=len(rows) // _n_ranks(),
+            desc="embeddings",
+            unit="utt",
+            leave=False,
+            disable=_rank() > 0,
         )
-        for names, wavs, lengths, failures in loader:
+        for batch, wavs, n_samples, failures in loader:
             bad.extend(failures)
-            progress.update(len(names) + len(failures))
-            if not names:
+            progress.update(len(batch) + len(failures))
+            if not len(batch):
                 continue
-            lengths = lengths.to(self.device)
-            features = self.compute_features(wavs.to(self.device))
+            vectors = self._embed(wavs, n_samples)
+            finite = np.isfinite(vectors).all(axis=1)
+            for position in batch[~finite].tolist():
+                bad.append((position, "has an embedding that is not finite"))
+            positions.append(batch[finite])
+            dim = vectors.shape[1]
+            sink.write(vectors[finite].tobytes())
+        progress.close()
+        return np.concatenate(positions), dim, bad
+
+    def _embed(self, wavs, n_samples):
+        """Embeddings of filled waveforms, as the store has them."""
+        wavs = wavs.to(self.device, non_blocking=True)
+        n_samples = n_samples.to(self.device, non_blocking=True)
+        n_frames = 1 + n_samples // self.hop
+        with as_if_alone(self.compute_features, self.embedding_model, n_frames):
+            features = self.compute_features(wavs)
+            lengths = relative(n_frames, features.shape[1])
             if self.mean_var_norm is not None:
                 features = self.mean_var_norm(features, lengths)
-            vectors = self.embedding_model(features, lengths)
-            vectors = vectors[:, 0].float().cpu()
-            finite = vectors.isfinite().all(1)
-            for name, vector, usable in zip(names, vectors.numpy(), finite):
-                if usable:
-                    found[name] = vector
-                else:
-                    bad.append((name, "has an embedding that is not finite"))
-        progress.close()
-        if not found:
-            raise BadAudio(
-                f"none of {len(utterances)} utterances could be embedded; "
-                f"the first: {bad[0][0]} {bad[0][1]}"
-            )
-        names = [name for name in utterances if name in found]
-        return Embeddings(names, np.stack([found[n] for n in names])), bad
+            autocast = TorchAutocast(self.device.type, dtype=self.precision)
+            with autocast, lean_pooling(self.embedding_model):
+                vectors = self.embedding_model(features, lengths)
+        dtype = getattr(torch, self.dtype.name)
+        return vectors[:, 0].to(dtype).cpu().numpy()
 
-    def _batches(self, utterances):
-        """Cuts utterances, longest first, into batches of so much speech."""
-        batches, room, longest = [], 0.0, 0.0
-        order = sorted(utterances, key=lambda u: -utterances[u]["duration"])
-        for name in order:
-            item = utterances[name]
-            seconds = min(item["duration"], self.max_seconds)
-            if not batches or room < longest:
-                batches.append([])
-                # Filling counts: every member takes the first one's length.
-                room, longest = self.batch_seconds, seconds
-            batches[-1].append((name, item["wav"], item["offset"], seconds))
-            room -= longest
-        return batches
+    def _batches(self, seconds):
+        """Utterances, longest first, and where each batch of them ends."""
+        order = np.argsort(-seconds, kind="stable")
+        ends, end = [], 0
+        while end < len(order):
+            # Filling counts: every member takes the first one's length.
+            end += max(1, int(self.batch_seconds / seconds[order[end]]))
+            ends.append(min(end, len(order)))
+        return order, np.array(ends)
 
 
-class _WaveformBatches(torch.utils.data.Dataset):
+class _Waveforms(torch.utils.data.Dataset):
     """Reads the waveforms of a batch; runs in the loader's processes."""
 
-    def __init__(self, batches, sample_rate):
-        self.batches = batches
-        self.sample_rate = sample_rate
+    def __init__(self, manifest, rows, seconds, order, ends, rate, shortest):
+        self.manifest = manifest
+        self.rows = rows
+        self.seconds = seconds
+        self.order = order
+        self.ends = ends
+        self.rate = rate
+        self.shortest = shortest  # samples
 
     def __len__(self):
-        return len(self.batches)
+        return len(self.ends)
 
     def __getitem__(self, index):
-        names, wavs, failures = [], [], []
-        for name, path, offset, seconds in self.batches[index]:
+        start = self.ends[index - 1] if index else 0
+        batch, wavs, failures = [], [], []
+        for position in self.order[start : self.ends[index]].tolist():
             try:
-                wav = read_audio(path, offset, seconds, self.sample_rate)
-                if not wav.any():
-                    raise BadAudio("is silent from end to end")
+                wavs.append(self._read(position))
+                batch.append(position)
             except BadAudio as error:
-                failures.append((name, str(error)))
-            else:
-                names.append(name)
-                wavs.append(wav)
-        if not names:
-            return [], None, None, failures
-        longest = max(len(wav) for wav in wavs)
-        lengths = torch.tensor([len(wav) / longest for wav in wavs])
-        filled = torch.stack([wrap(wav, longest) for wav in wavs])
-        return names, filled, lengths, failures
+                failures.append((position, str(error)))
+        n_samples = torch.tensor([len(wav) for wav in wavs])
+        if wavs:
+            # With zeros, which are what lies behind a lone utterance too.
+            wavs = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+        return np.array(batch, np.int64), wavs, n_samples, failures
+
+    def _read(self, position):
+        """A waveform that can be embedded."""
+        item = self.manifest[self.rows[position]]
+        wav = read_audio(
+            item["wav"],
+            item["offset"],
+            self.seconds[position],
+            self.rate,
+            item["place"],
+        )
+        if not wav.any():
+            raise BadAudio("is silent from end to end")
+        if len(wav) < self.shortest:
+            raise BadAudio(
+                f"lasts {len(wav)} samples, but the embedding model needs "
+                f"{self.shortest}"
+            )
+        return wav
+
+
+class _Joined:
+    """The vectors of all ranks in the order of the utterances, by slices."""
+
+    def __init__(self, shares, dtype):
+        positions, dims, vectors = zip(*shares)
+        self.parts = [
+            np.memmap(part, dtype, "r").reshape(-1, dims[0])
+            if isinstance(part, str)
+            else np.frombuffer(part, dtype).reshape(-1, dims[0])
+            for part in vectors
+        ]
+        self.starts = np.cumsum([0] + [len(part) for part in self.parts])
+        positions = np.concatenate(positions)
+        self.order = np.argsort(positions)
+        self.positions = positions[self.order]
+        self.shape, self.dtype = (len(positions), dims[0]), dtype
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, rows):
+        wanted = self.order[rows]
+        found = np.empty((len(wanted), self.shape[1]), self.dtype)
+        source = np.searchsorted(self.starts, wanted, side="right") - 1
+        for number, part in enumerate(self.parts):
+            own = source == number
+            found[own] = part[wanted[own] - self.starts[number]]
+        return found
+
+
+def _sink(folder):
+    """A file in the folder that goes when closed; memory without one."""
+    if not folder:
+        return io.BytesIO()
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    return tempfile.NamedTemporaryFile(
+        dir=folder, prefix=".vectors.", suffix=".part"
+    )
+
+
+def _in_ranks():
+    """Whether there are other ranks."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _rank():
+    return torch.distributed.get_rank() if _in_ranks() else 0
+
+
+def _n_ranks():
+    return torch.distributed.get_world_size() if _in_ranks() else 1
+
+
+def _gather(value):
+    """What each rank has; waits until all are here."""
+    if not _in_ranks():
+        return [value]
+    found = [None] * _n_ranks()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 class LogMelStatistics(torch.nn.Module):

@@ -50,7 +50,8 @@ def train_stage1(hparams, run_opts, settings):
         if training.trials is None:
             return
         statistics = LogMelStatistics()
-        reference, bad = training.extractor(statistics)(training.utterances)
+        extract = training.extractor(statistics)
+        reference, bad = extract(training.manifest, training.usable)
         training.bad_files.add(bad)
         floor = whiten(reference.vectors, training.embed_trials(statistics))
         figures = verification.verify(floor, training.trials)
@@ -107,7 +108,7 @@ def train_stage2(hparams, run_opts, settings):
     training = Training(hparams, run_opts, settings)
     debug = run_opts.get("debug", False)
     first = find_encoder(hparams, training.run.folder, debug)
-    hparams["cluster"].check(len(training.utterances))
+    hparams["cluster"].check(len(training.usable))
     for iteration in range(1, hparams["n_iterations"] + 1):
         Iteration(training, iteration, first).run()
 
@@ -158,9 +159,9 @@ class Iteration:
         # The encoder before this round is never the wide one.
         encoder = load_weights(self.hparams["new_encoder"](), self.source)
         extract = self.training.extractor(encoder)
-        found, bad = extract(self.training.utterances)
-        self.training.bad_files.add(bad)
-        found.save(folder)
+        training = self.training
+        found, bad = extract(training.manifest, training.usable, folder)
+        training.bad_files.add(bad)
         return {"utterances": len(found.utterances)}
 
     def cluster(self, folder):
@@ -183,7 +184,9 @@ class Iteration:
             phase="clusters",
             n_clusters=facts["n_clusters"],
             seconds=time.perf_counter() - started,
-            **self.compare(found.utterances, clusters.labels),
+            **self.compare(
+                self.training.manifest.rows(found.utterances), clusters.labels
+            ),
         )
         return {"n_clusters": facts["n_clusters"]}
 
@@ -215,8 +218,7 @@ class Iteration:
 
     def new_memory(self):
         """A memory of losses with nothing in it."""
-        n_utterances = self.training.run.done[f"{self.name}/embeddings"]
-        return self.hparams["new_memory"](n_utterances["utterances"])
+        return self.hparams["new_memory"](len(self.training.manifest))
 
     def new_modules(self):
         """An encoder and a classifier with weights yet to be given."""
@@ -229,7 +231,7 @@ class Iteration:
         """Trains a phase, leaves its weights in `folder`, scores it."""
         phase, hparams = folder.name, self.hparams
         gated = phase == "gated"
-        labels = read_labels(self.folder / "labels" / "labels.csv")
+        labels = self.read_labels()
         brain = self.training.fit(
             LossGatedBrain,
             {
@@ -253,20 +255,28 @@ class Iteration:
         figures = self.training.verify(encoder)
         if brain.losses is not None:
             figures["selected_share"] = float(np.mean(brain.selected))
-            pseudo = np.array([labels[name] for name in brain.utterances])
-            report = self.compare(brain.utterances, pseudo, brain.selected)
+            report = self.compare(
+                brain.rows, labels[brain.rows], brain.selected
+            )
             for key in ("nmi_selected", "gate_precision", "gate_recall"):
                 figures[key] = report.get(key)
         self.log(phase=f"after {phase}", **figures)
 
-    def compare(self, utterances, pseudo, selected=None):
+    def read_labels(self):
+        """The round's pseudo-labels by row of the manifest, -1 for none."""
+        manifest = self.training.manifest
+        names, pseudo = read_labels(self.folder / "labels" / "labels.csv")
+        labels = np.full(len(manifest), -1)
+        labels[manifest.rows(names)] = pseudo
+        return labels
+
+    def compare(self, rows, pseudo, selected=None):
         """How pseudo-labels agree with true ones, if the manifest has them.
 
         Logged after the fact; nothing that trains reads it.
         """
-        known = self.training.utterances
-        true = np.array([known[name]["spk_id"] for name in utterances])
-        if not (true != "").any():
+        true = self.training.manifest.speakers[rows]
+        if not (true >= 0).any():
             return {}
         return analysis.clustering_report(true, pseudo, selected)
 

@@ -13,7 +13,9 @@ import os
 import pathlib
 import shutil
 import time
+from array import array
 
+import numpy as np
 import torch
 import yaml
 from speechbrain.utils.checkpoints import Checkpointer
@@ -21,6 +23,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.files import atomic_write, write_json
+from lgl_plugin.manifest import Strings
 
 logger = get_logger(__name__)
 
@@ -259,17 +262,25 @@ def read_labels(path):
 
     Returns
     -------
-    dict
-        From utterance ID to int.
+    (lgl_plugin.manifest.Strings, numpy.ndarray)
+        Utterance IDs and their labels, int64 (N,).
 
     Example
     -------
     >>> path = getfixture("tmp_path") / "labels.csv"
     >>> write_labels(path, ["a.wav", "b.wav"], torch.tensor([4, 0]))
-    >>> read_labels(path)
-    {'a.wav': 4, 'b.wav': 0}
+    >>> names, labels = read_labels(path)
+    >>> list(names), labels
+    (['a.wav', 'b.wav'], array([4, 0]))
     """
-    with open(path, newline="", encoding="utf-8") as source:
-        rows = csv.reader(source)
+    labels = array("q")
+
+    def names(rows):
         next(rows)
-        return {name: int(label) for name, label in rows}
+        for name, label in rows:
+            labels.append(int(label))
+            yield name
+
+    with open(path, newline="", encoding="utf-8") as source:
+        names = Strings(names(csv.reader(source)))
+    return names, np.frombuffer(labels, np.int64)

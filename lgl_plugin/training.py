@@ -4,17 +4,20 @@ import functools
 import os
 import pathlib
 
+import numpy as np
 import soundfile
 import speechbrain as sb
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from lgl_plugin import verification
-from lgl_plugin.data import BadFiles, crop_dataset, held_out, load_manifest
+from lgl_plugin.data import BadFiles, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
+from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
 from lgl_plugin.run_folder import Run, WholeCheckpointer, plain_settings
 from lgl_plugin.selection import check_criterion
+from lgl_plugin.shards import ShardSampler, shard_numbers
 
 
 class Training:
@@ -40,6 +43,9 @@ class Training:
         self.hparams = hparams
         self.run_opts = run_opts
         self.device = check_device(run_opts.get("device"))
+        given = getattr(run_opts, "overridden_args", run_opts)
+        chosen = run_opts if "eval_precision" in given else hparams
+        self.eval_precision = chosen.get("eval_precision", "fp32")
         check_criterion(hparams["selection"])
         if not 0 <= hparams["seed"] < 2**22:
             raise ValueError(
@@ -88,25 +94,24 @@ class Training:
                 trial_folder=hparams["trial_folder"],
                 max_bad_share=hparams["max_bad_share"],
             )
-        self.utterances = load_manifest(manifest, hparams["data_folder"])
+        self.manifest = load_manifest(manifest, hparams["data_folder"])
         self.bad_files = BadFiles(
             self.run.folder / "bad_files.txt",
-            int(hparams["max_bad_share"] * len(self.utterances)),
+            int(hparams["max_bad_share"] * len(self.manifest)),
         )
-        self.train, self.valid = held_out(
-            self.utterances, hparams["held_out_share"], hparams["seed"]
+        train, valid = held_out(
+            len(self.manifest), hparams["held_out_share"], hparams["seed"]
         )
         # After the split, lest a bad utterance found later changes it.
         bad = self.bad_files.reasons
-        self.train = [name for name in self.train if name not in bad]
-        self.valid = [name for name in self.valid if name not in bad]
-        for name in bad:
-            self.utterances.pop(name, None)
+        usable = np.array([name not in bad for name in self.manifest.ids])
+        self.usable = np.flatnonzero(usable)
+        self.train, self.valid = train[usable[train]], valid[usable[valid]]
         batch = hparams["dataloader_options"]["batch_size"]
         if batch > len(self.train):
             raise ValueError(
                 f"batch_size: {batch} is more than the {len(self.train)} "
-                f"utterances to train on ({len(self.utterances)} in "
+                f"utterances to train on ({len(self.usable)} in "
                 f"{manifest}, less those held out). Lower batch_size."
             )
 
@@ -140,8 +145,9 @@ class Training:
             For checkpoints.
         epochs : int
             How many.
-        labels : dict, optional
-            Pseudo-labels by utterance.
+        labels : numpy.ndarray, optional
+            Pseudo-labels by row of the manifest, int64, -1 where there is
+            none.
         epochs_before : int
             Epochs of the phase that this one goes on from.
         **context
@@ -173,14 +179,22 @@ class Training:
         brain.epochs_before = epochs_before
         n_crops = 2 if labels is None else 1
         crop, rate = hparams["crop_seconds"], hparams["sample_rate"]
-        train = {name: self.utterances[name] for name in self.train}
-        valid = {name: self.utterances[name] for name in self.valid}
-        options = dict(hparams["dataloader_options"])
+        data = self.manifest
+        # From pinned memory the GPU fetches a batch while it still computes.
+        pinned = {"pin_memory": torch.device(self.device).type == "cuda"}
+        options = {**pinned, **hparams["dataloader_options"]}
+        train = crop_dataset(data, self.train, crop, n_crops, labels, rate)
+        order = {"shuffle": True}
+        if data.places is not None:
+            shards = shard_numbers(data.wavs)[train.data_ids]
+            seed = os.environ["SB_GLOBAL_SEED"]  # of SpeechBrain's samplers
+            brain.train_sampler = ShardSampler(shards, seed=seed)
+            order = {"sampler": brain.train_sampler}
         brain.fit(
             counter,
-            crop_dataset(train, crop, n_crops, labels, rate),
-            crop_dataset(valid, crop, 2, None, rate, fixed=True),
-            train_loader_kwargs={**options, "shuffle": True, "drop_last": True},
+            train,
+            crop_dataset(data, self.valid, crop, 2, None, rate, fixed=True),
+            train_loader_kwargs={**options, **order, "drop_last": True},
             valid_loader_kwargs=options,
         )
         checkpointer.recover_if_possible(min_key="criterion")
@@ -198,31 +212,29 @@ class Training:
             self.device,
             self.hparams["sample_rate"],
             num_workers=self.hparams["dataloader_options"]["num_workers"],
+            precision=self.eval_precision,
         )
 
     @functools.cached_property
-    def trial_utterances(self):
-        """The audio that the trial list names, as `load_manifest` has it."""
+    def trial_audio(self):
+        """The audio that the trial list names, as a Manifest, in its order."""
         folder = pathlib.Path(self.hparams["trial_folder"])
-        paths = {name: folder / name for name in self.trials.utterances}
-        return {
-            name: {
-                "wav": str(path),
-                "offset": 0.0,
-                "duration": soundfile.info(str(path)).duration,
-            }
+        paths = {name: str(folder / name) for name in self.trials.utterances}
+        return Manifest.of(
+            (name, path, 0.0, soundfile.info(path).duration, "")
             for name, path in paths.items()
-        }
+        )
 
     def embed_trials(self, encoder):
         """Embeddings of the trial list's utterances, in its order."""
-        found, bad = self.extractor(encoder)(self.trial_utterances)
+        audio = self.trial_audio
+        found, bad = self.extractor(encoder)(audio, np.arange(len(audio)))
         if bad:
             raise ValueError(
                 f"{len(bad)} utterances of {self.hparams['verification_file']}"
                 f" cannot be scored; the first: {' '.join(bad[0])}"
             )
-        return found.rows(self.trials.utterances)
+        return found.vectors
 
     def verify(self, encoder):
         """Scores the trial list: a dict of figures, empty without a list."""

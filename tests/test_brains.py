@@ -1,6 +1,8 @@
 """The two trainers, on a tiny encoder and synthetic batches."""
 
 import copy
+import functools
+import math
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
 from speechbrain.nnet.schedulers import StepScheduler
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lgl_plugin.augment import Augmenter
-from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
+from lgl_plugin.brains import STEPS_PER_LOOK, LossGatedBrain, SimCLRBrain
 from lgl_plugin.data import BadFiles
 from lgl_plugin.gates import FixedGate, Gate, LossMemory, NoGate
 from lgl_plugin.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
@@ -51,7 +54,9 @@ def seed():
 def make(tmp_path):
     """Makes a brain that is ready for its first batch."""
 
-    def make(brain_class, selection="last", run_opts=None, **modules):
+    def make(
+        brain_class, selection="last", run_opts=None, fused=True, **modules
+    ):
         modules = {
             "compute_features": Frames(),
             "mean_var_norm": InputNormalization(
@@ -63,7 +68,7 @@ def make(tmp_path):
         }
         brain = brain_class(
             modules,
-            lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+            functools.partial(torch.optim.Adam, lr=0.01, fused=fused),
             {
                 "selection": selection,
                 "adversarial_weight": 3.0,
@@ -331,7 +336,7 @@ def test_gate_sees_the_losses_of_the_epoch(gated, monkeypatch):
     (losses,) = told
     assert losses.shape == (3 * BATCH,) and losses.dtype == np.float32
     assert np.array_equal(losses <= 7.0, brain.selected)
-    assert brain.utterances == 3 * [f"utterance {i}" for i in range(BATCH)]
+    assert brain.rows.tolist() == 3 * list(range(BATCH))
     assert summary["tau"] == 7.0
     brain.on_stage_start(sb.Stage.TRAIN, 2)
     brain.fit_batch(batch(1))
@@ -405,7 +410,9 @@ def epoch(brain, number, held_out):
     n_crops = 2 if isinstance(brain, SimCLRBrain) else 1
     brain.step = 1
     loss = brain.fit_batch(batch(n_crops))
-    brain.on_stage_end(sb.Stage.TRAIN, float(loss), number)
+    average = brain.update_average(loss, 0.0)
+    brain.on_stage_end(sb.Stage.TRAIN, average, number)
+    assert brain.record["loss"] == pytest.approx(loss.item())
     brain.on_stage_start(sb.Stage.VALID, number)
     brain.modules.eval()
     brain.step = 1
@@ -425,6 +432,119 @@ def test_epochs_are_logged_in_plain_numbers(kind, simclr, gated):
         assert {type(value) for value in record.values()} <= {int, float}
         assert record["utterances_per_second"] > 0
         assert 0 <= record["pseudo_eer"] <= 100
+
+
+def test_mean_loss_is_speechbrains(gated):
+    """Of finite losses alone, and from the mean before an interruption on."""
+    brain = gated(NoGate())
+    expected = average = 7.0
+    for brain.step in range(5, 5 + 2 * STEPS_PER_LOOK):
+        loss = torch.tensor(math.nan if brain.step == 9 else brain.step / 3)
+        expected = sb.Brain.update_average(brain, loss, expected)
+        average = brain.update_average(loss, average)
+        if brain.step % STEPS_PER_LOOK == 0:
+            assert average == pytest.approx(expected)
+    assert type(average) is float
+    assert float(brain.average) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_a_step_that_is_not_finite_changes_nothing(kind, fused, make):
+    further = {
+        "simclr": {
+            "contrastive": NTXent(),
+            "discriminator": AugmentationDiscriminator(DIM, 16),
+        },
+        "gated": {
+            "classifier": Classifier(input_size=DIM, out_neurons=CLASSES),
+            "aam": AAMSoftmax(0.2, 30.0),
+            "gate": NoGate(),
+            "memory": LossMemory(BATCH, 0.0),
+        },
+    }
+    brain_class = SimCLRBrain if kind == "simclr" else LossGatedBrain
+    brain = make(brain_class, fused=fused, **further[kind])
+    n_crops = 2 if kind == "simclr" else 1
+    brain.fit_batch(batch(n_crops))
+    before = weights(brain)
+    state = copy.deepcopy(brain.optimizer.state_dict()["state"])
+    broken = batch(n_crops)
+    broken.sig.data[0, 0, 0] = math.nan
+    brain.fit_batch(broken)
+    assert changed(brain, before) == set()
+    for name, values in brain.optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            assert torch.equal(value, state[name][key])
+    assert brain.tally["skipped"] == (2 if kind == "simclr" else 1)
+    brain.fit_batch(batch(n_crops))  # and the next one trains
+    assert changed(brain, before) >= {"embedding_model"}
+
+
+def test_many_such_steps_end_the_run(gated):
+    brain = gated(NoGate())
+    brain.nonfinite_patience = 2
+    brain.modules.embedding_model.frame.bias.data[:] = math.nan
+    with pytest.raises(ValueError, match=r"20 of the epoch's 20 steps .* lr"):
+        for brain.step in range(1, STEPS_PER_LOOK + 1):
+            brain.update_average(brain.fit_batch(batch(1)), 0.0)
+    assert brain.step == STEPS_PER_LOOK
+
+
+class NothingReadByTheHost(TorchDispatchMode):
+    """Raises where a GPU's host would have to wait for a result."""
+
+    waits = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten.equal.default,
+    )
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in self.waits:
+            raise AssertionError(f"the host reads a tensor: {operation}")
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_no_step_waits_for_the_device(kind, simclr, gated, monkeypatch):
+    brain = simclr if kind == "simclr" else gated(FixedGate(7.0))
+    # The augmenter, part of which runs on the host, has a test of its own.
+    monkeypatch.setattr(
+        brain.modules.augment, "forward", lambda wavs, draw=None: wavs
+    )
+    monkeypatch.setattr(brain.modules.augment, "draw", lambda *shape: None)
+    given = batch(2 if kind == "simclr" else 1)
+    for brain.step in (1, 2):
+        with NothingReadByTheHost():
+            loss = brain.fit_batch(given)
+            brain.update_average(loss, 0.0)
+    with NothingReadByTheHost(), pytest.raises(AssertionError, match="host"):
+        loss.item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_no_step_waits_for_the_gpu(kind, make):
+    further = {"contrastive": NTXent()}
+    further["discriminator"] = AugmentationDiscriminator(DIM, 16)
+    if kind == "gated":
+        further = {
+            "classifier": Classifier(input_size=DIM, out_neurons=CLASSES),
+            "aam": AAMSoftmax(0.2, 30.0),
+            "gate": FixedGate(7.0),
+            "memory": LossMemory(BATCH, 0.0),
+        }
+    brain_class = SimCLRBrain if kind == "simclr" else LossGatedBrain
+    brain = make(brain_class, run_opts={"device": "cuda"}, **further)
+    given = batch(2 if kind == "simclr" else 1).pin_memory()
+    brain.fit_batch(given)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        brain.update_average(brain.fit_batch(given), 0.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("kind", ["simclr", "gated"])

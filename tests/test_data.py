@@ -14,12 +14,11 @@ from lgl_plugin.data import (
     UtteranceDataset,
     crop_dataset,
     crop_spans,
-    held_out,
-    load_manifest,
     read_audio,
     read_crops,
     wrap,
 )
+from lgl_plugin.manifest import Manifest
 
 
 @pytest.fixture
@@ -31,9 +30,13 @@ def noise(tmp_path):
     return path, soundfile.read(path, dtype="float32")[0]
 
 
-def utterance(path, duration=2.0, offset=0.0):
-    """What `load_manifest` has for an utterance."""
-    return {"wav": str(path), "offset": offset, "duration": duration}
+def manifest_of(**utterances):
+    """A manifest of files, or of (file, duration)s, by ID."""
+    rows = []
+    for name, wav in utterances.items():
+        wav, duration = wav if isinstance(wav, tuple) else (wav, 2.0)
+        rows.append((name, str(wav), 0.0, duration, ""))
+    return Manifest.of(rows)
 
 
 # Reading
@@ -210,16 +213,17 @@ def test_dataset_skips_bad_files_and_names_them(tmp_path, noise):
     (tmp_path / "b.wav").write_bytes(b"")
     soundfile.write(tmp_path / "c.wav", np.zeros(16000), 16000)
     data = crop_dataset(
-        {
-            "a": utterance(noise[0]),
-            "b": utterance(tmp_path / "b.wav"),
-            "c": utterance(tmp_path / "c.wav", 1.0),
-        },
+        manifest_of(
+            a=noise[0],
+            b=tmp_path / "b.wav",
+            c=(tmp_path / "c.wav", 1.0),
+        ),
+        np.arange(3),
         crop=0.5,
-        labels={"a": 7, "b": 8, "c": 9},
+        labels=np.array([7, 8, 9]),
     )
     item = data[1]  # the next after b and c is a
-    assert (item["id"], item["label"]) == ("a", 7)
+    assert (item["id"], item["label"], item["row"]) == ("a", 7, 0)
     assert item["sig"].shape == (1, 8000)
     bad = [line.split("\t") for line in item["bad"].split("\n")]
     assert [name for name, _ in bad] == ["b", "c"]
@@ -228,8 +232,8 @@ def test_dataset_skips_bad_files_and_names_them(tmp_path, noise):
 
 
 def test_dataset_with_nothing_readable_ends(tmp_path):
-    paths = {name: utterance(tmp_path / name) for name in "ab"}
-    data = crop_dataset(paths, crop=0.5)
+    missing = manifest_of(a=tmp_path / "a", b=tmp_path / "b")
+    data = crop_dataset(missing, np.arange(2), crop=0.5)
     with pytest.raises(BadAudio, match="none of the 2 utterances"):
         data[0]
 
@@ -238,31 +242,37 @@ def test_other_errors_are_not_swallowed():
     def read(wav):
         raise ZeroDivisionError
 
-    data = UtteranceDataset({"a": {"wav": "x"}})
+    data = UtteranceDataset(manifest_of(a="x"), np.arange(1))
     data.add_dynamic_item(read, takes="wav", provides="sig")
     data.set_output_keys(["sig"])
     with pytest.raises(ZeroDivisionError):
         data[0]
 
 
-def test_utterances_without_a_label_are_left_out(noise):
+def test_rows_and_labels_choose_the_utterances(noise):
     data = crop_dataset(
-        {name: utterance(noise[0]) for name in "abc"},
+        manifest_of(a=noise[0], b=noise[0], c=noise[0], d=noise[0]),
+        np.array([3, 2, 1]),
         crop=0.5,
-        labels={"c": 0, "a": 1},
+        labels=np.array([1, -1, 0, 2]),
     )
-    assert [data[i]["id"] for i in range(len(data))] == ["a", "c"]
-    assert type(data[0]["label"]) is int
+    items = [data[i] for i in range(len(data))]
+    assert [(i["id"], i["row"], i["label"]) for i in items] == [
+        ("d", 3, 2),
+        ("c", 2, 0),
+    ]
+    assert type(items[0]["label"]) is int
 
 
 def test_fixed_crops_are_the_same_and_random_ones_are_not(noise):
-    utterances = {"a": utterance(noise[0]), "b": utterance(noise[0])}
-    fixed = crop_dataset(utterances, 0.25, n_crops=2, fixed=True)
+    manifest = manifest_of(a=noise[0], b=noise[0])
+    rows = np.arange(2)
+    fixed = crop_dataset(manifest, rows, 0.25, n_crops=2, fixed=True)
     state = random.getstate()
     assert torch.equal(fixed[0]["sig"], fixed[0]["sig"])
     assert random.getstate() == state
     assert not torch.equal(fixed[0]["sig"], fixed[1]["sig"])
-    free = crop_dataset(utterances, 0.25, n_crops=2)
+    free = crop_dataset(manifest, rows, 0.25, n_crops=2)
     assert not torch.equal(free[0]["sig"], free[0]["sig"])
 
 
@@ -299,45 +309,3 @@ def test_starting_again_does_not_lift_the_limit(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match="2 bad utterances"):
             BadFiles(path, limit=1).add(found)
-
-
-# Manifests and held-out utterances
-
-
-def test_offset_comes_from_start_at_the_files_own_rate(tmp_path):
-    path = tmp_path / "manifest.csv"
-    path.write_text(
-        "ID,duration,wav,start,stop,spk_id\n"
-        'a,1.5,$data_root/a.flac,8000,20000,"x, y"\n'  # 8 kHz
-        "b,2.0,/elsewhere/b.wav,44100,132300,\n"
-    )
-    assert load_manifest(path, "/corpus") == {
-        "a": {
-            "wav": "/corpus/a.flac",
-            "offset": pytest.approx(1.0),
-            "duration": 1.5,
-            "spk_id": "x, y",
-        },
-        "b": {
-            "wav": "/elsewhere/b.wav",
-            "offset": pytest.approx(1.0),
-            "duration": 2.0,
-            "spk_id": "",
-        },
-    }
-
-
-@given(n=st.integers(2, 300), share=st.floats(0, 1), seed=st.integers(0, 2**32))
-def test_held_out_is_a_deterministic_partition(n, share, seed):
-    names = [f"utterance {i}" for i in range(n)]
-    train, valid = held_out(names, share, seed)
-    assert held_out(iter(names), share, seed) == (train, valid)
-    assert sorted(train + valid) == sorted(names)
-    assert len(valid) == max(2, round(share * n))
-    assert train == [u for u in names if u in set(train)]
-    assert valid == [u for u in names if u in set(valid)]
-
-
-def test_held_out_depends_on_the_seed():
-    names = range(1000)
-    assert held_out(names, 0.1, 1) != held_out(names, 0.1, 2)

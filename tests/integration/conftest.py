@@ -41,17 +41,17 @@ def corpus(tmp_path_factory):
 def train(yaml, corpus, output, *options, check=True):
     """Runs the recipe as a user does, in the recipe's folder."""
     # SpeechBrain takes a key only once: of two values, the later one.
-    options = {option.split("=")[0]: option for option in (*TINY, *options)}
-    command = [
-        sys.executable,
-        "train_lgl.py",
-        f"hparams/{yaml}",
+    options = [
+        *TINY,
         f"--data_folder={corpus}",
         f"--train_folder={corpus}/wav",
         f"--trial_folder={corpus}/wav",
         f"--output_folder={output}",
-        *options.values(),
+        *options,
     ]
+    options = {option.split("=")[0]: option for option in options}
+    command = [sys.executable, "train_lgl.py", f"hparams/{yaml}"]
+    command.extend(options.values())
     done = subprocess.run(
         command, cwd=RECIPE, capture_output=True, text=True, timeout=300
     )

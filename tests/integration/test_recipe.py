@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -56,10 +58,10 @@ def test_held_out_speakers_are_not_trained_on(run, corpus):
 def test_pseudo_labels_cover_the_embeddings(run):
     """Every embedded utterance has a label in 0..K-1; K is on record."""
     found = Embeddings.load(run / "iter1" / "embeddings")
-    labels = read_labels(run / "iter1" / "labels" / "labels.csv")
+    names, labels = read_labels(run / "iter1" / "labels" / "labels.csv")
     facts = json.loads((run / "iter1/labels/labels.json").read_text())
-    assert list(labels) == found.utterances
-    assert set(labels.values()) == set(range(facts["n_clusters"]))
+    assert names == found.utterances
+    assert set(labels.tolist()) == set(range(facts["n_clusters"]))
     assert len(facts["encoder"]) == 64
 
 
@@ -160,3 +162,30 @@ def test_other_settings_in_the_same_folder_are_refused(run, corpus):
     assert done.returncode != 0
     message = done.stdout + done.stderr
     assert "with other settings" in message and "NoGate" in message
+
+
+def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
+    """The same utterances are read: alike in what no order of them changes."""
+    manifest = stage1_run / "manifest.csv"
+    shards = tmp_path / "shards"
+    command = [sys.executable, "-m", "lgl_plugin.shards", manifest, shards]
+    options = [f"--data_root={corpus}", "--shard_mb=0.2", "--num_workers=1"]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    assert len(list(shards.glob("*.tar"))) > 3
+    train(
+        "small_stage1.yaml",
+        corpus,
+        tmp_path / "run",
+        f"--manifest={shards}/manifest.csv",
+        f"--data_folder={shards}",
+        f"--verification_file={corpus}/trials.txt",
+        "--number_of_epochs=1",
+    )
+    before, after = (
+        [json.loads(line) for line in (run / "metrics.jsonl").open()]
+        for run in (stage1_run, tmp_path / "run")
+    )
+    # The floor is whitened on the training set; then the untrained encoder.
+    assert before[:2] == after[:2]
+    assert after[2]["phase"] == "simclr" and after[2]["loss"] > 0
+    assert after[-1]["phase"] == "after simclr"
