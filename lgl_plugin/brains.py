@@ -13,6 +13,7 @@ from lgl_plugin.losses import (
     gated_mean,
     gradient_reversal,
 )
+from lgl_plugin.pooling import lean_pooling
 from lgl_plugin.selection import pseudo_trial_eer
 
 # Between looks at the loss: a look waits until the device has caught up.
@@ -97,6 +98,11 @@ class SpeakerBrain(sb.Brain):
         """Adds detached scalars to the epoch's tallies, on the device."""
         for name, value in values.items():
             self.tally[name] = self.tally.get(name, 0) + value
+
+    def fit(self, *args, **kwargs):
+        """SpeechBrain's, with a pooling that moves less memory."""
+        with lean_pooling(self.modules.embedding_model):
+            super().fit(*args, **kwargs)
 
     def fit_batch(self, batch):
         """SpeechBrain's, but the host never waits for the device.

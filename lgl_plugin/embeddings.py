@@ -8,6 +8,7 @@ import tempfile
 import numpy as np
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lgl_plugin.data import BadAudio, read_audio
@@ -136,6 +137,10 @@ class Extractor:
     ):
         self.compute_features = compute_features
         self.mean_var_norm = mean_var_norm
+        if isinstance(embedding_model, DistributedDataParallel):
+            # It would wait for all ranks in each batch, and they have
+            # different numbers of them.
+            embedding_model = embedding_model.module
         self.embedding_model = embedding_model
         self.device = torch.device(device)
         self.sample_rate = sample_rate

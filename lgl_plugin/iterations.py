@@ -9,7 +9,6 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin import analysis, verification
 from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
-from lgl_plugin.clustering import require_faiss
 from lgl_plugin.embeddings import Embeddings, LogMelStatistics, whiten
 from lgl_plugin.files import atomic_write, checksum, write_json
 from lgl_plugin.run_folder import (
@@ -104,7 +103,6 @@ def train_stage2(hparams, run_opts, settings):
     ImportError
         If faiss is missing.
     """
-    require_faiss()
     training = Training(hparams, run_opts, settings)
     debug = run_opts.get("debug", False)
     first = find_encoder(hparams, training.run.folder, debug)

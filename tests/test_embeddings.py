@@ -274,6 +274,18 @@ def test_two_ranks_embed_what_one_does(speech, modules, tmp_path):
     assert names == ["utterances.txt", "vectors.npy"]
 
 
+def test_what_waits_for_all_ranks_in_each_batch_is_taken_off(speech, modules):
+    class Wrapped(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, module):  # without the processes that it needs
+            torch.nn.Module.__init__(self)
+            self.module = module
+
+    features, norm, encoder = modules
+    found, _ = Extractor(features, norm, Wrapped(encoder))(speech, [0])
+    expected, _ = Extractor(*modules)(speech, [0])
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+
+
 # The store
 
 

@@ -1,0 +1,142 @@
+"""Augmentation of a batch, against SpeechBrain's AddReverb and AddNoise.
+
+> python benchmarks/augmentation.py --threads=2
+
+Both get the same batch and the same generated files. SpeechBrain reads a batch
+of noises and one room from disk at each call and gives the whole batch that
+room and one start of the noises. Its recipes do not cut the noises beforehand:
+23 s is the mean of MUSAN's (6 hours in 930 files); 3 s is what its cutting
+(max_length) would give. It loads in this process, since workers would run
+ahead while the others are timed. Ours reads the files once into a bank, and
+each waveform has its own room, noise, start and ratio. The floor is what the
+rooms cannot do without: the Fourier transforms of three quarters of the
+waveforms and of their responses, and back.
+"""
+
+import csv
+import pathlib
+import tempfile
+
+import numpy as np
+import scipy.fft
+import soundfile
+import torch
+from common import MIB, arguments, measure, report
+from speechbrain.augment.time_domain import AddNoise, AddReverb
+
+from lgl_plugin.augment import SNR, Augmenter
+
+RATE = 16000
+COLUMNS = ["ID", "duration", "wav", "wav_format", "wav_opts"]
+
+
+def write_noises(folder, number, seconds):
+    """White noise in MUSAN's folders, and a csv for SpeechBrain."""
+    rng = np.random.default_rng(0)
+    paths = [folder / list(SNR)[i % 3] / f"{i}.wav" for i in range(number)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.normal(0, 0.1, round(seconds * RATE))
+        soundfile.write(path, noise.clip(-1, 1), RATE)
+    write_csv(folder, paths, seconds)
+
+
+def write_rooms(folder, number):
+    """Rooms of half a second that fade by 60 dB in 0.4 s, and a csv."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    fade = 0.1 * 10 ** (-3 * np.arange(RATE // 2) / RATE / 0.4)
+    paths = [folder / f"{i}.wav" for i in range(number)]
+    for path in paths:
+        room = rng.normal(0, 1, len(fade)) * fade
+        room[0] = 0.9
+        soundfile.write(path, room.clip(-1, 1), RATE)
+    write_csv(folder, paths, 0.5)
+
+
+def write_csv(folder, paths, seconds):
+    """The table from which SpeechBrain reads."""
+    with open(folder / "files.csv", "w", encoding="utf-8") as out:
+        table = csv.writer(out)
+        table.writerow(COLUMNS)
+        table.writerows([i, seconds, p, "wav", ""] for i, p in enumerate(paths))
+
+
+def transforms(n_rows, n_samples, n_room, device):
+    """A callable that does the bare transforms of `n_rows` rooms."""
+    n_fft = scipy.fft.next_fast_len(n_samples + n_room, real=True)
+    wavs = torch.randn(n_rows, n_fft, device=device)
+    rooms = torch.randn(n_rows, n_fft, device=device)
+    spectra = torch.fft.rfft(wavs)
+
+    def transform():
+        torch.fft.rfft(wavs)
+        torch.fft.rfft(rooms)
+        torch.fft.irfft(spectra, n_fft)
+
+    return transform
+
+
+def main(options, folder):
+    """Times the variants on one batch."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(1)
+    device = options.device
+    n_samples = round(options.crop * RATE)
+    wavs = 0.1 * torch.randn(options.batch, n_samples, device=device)
+    lengths = torch.ones(options.batch, device=device)
+    write_rooms(folder / "rooms", options.rooms)
+
+    def speechbrain(noises):
+        reverb = AddReverb(folder / "rooms" / "files.csv")
+        noise = AddNoise(noises / "files.csv", snr_low=0, snr_high=15)
+        return lambda: noise(reverb(wavs), lengths)
+
+    variants = {}
+    for seconds in options.noise_seconds:
+        noises = folder / f"{seconds}"
+        write_noises(noises, options.noises, seconds)
+        variants[f"SpeechBrain, noises of {seconds:g} s"] = speechbrain(noises)
+    baselines = list(variants)
+    with_files = Augmenter(RATE, noises, folder / "rooms", bank_seconds=1e4)
+    with_files.to(device)
+    without = Augmenter(RATE).to(device)
+    variants["ours, the same files"] = lambda: with_files(wavs)
+    variants["ours, no files"] = lambda: without(wavs)
+    variants["floor: transforms"] = transforms(
+        round(0.75 * options.batch), n_samples, RATE // 2, device
+    )
+    found = measure(variants, options.repeats, device)
+    bank = sum(b.numel() * b.element_size() for b in with_files.buffers())
+    rows = []
+    for name, figures in found.items():
+        row = {
+            "what": name,
+            "utt/s": options.batch / figures["median"],
+            "lowest": options.batch / figures["highest"],
+            "highest": options.batch / figures["lowest"],
+            "ms": 1000 * figures["median"],
+        }
+        for baseline in baselines:
+            ratio = found[baseline]["median"] / figures["median"]
+            row[f"times {baseline}"] = ratio
+        row["bank MiB"] = bank / MIB if "same" in name else 0.0
+        row["peak MiB"] = figures["host_mib"]
+        if "gpu_mib" in figures:
+            row["GPU MiB"] = figures["gpu_mib"]
+        rows.append(row)
+    title = f"Augmentation of {options.batch} x {options.crop:g} s"
+    report(rows, title, options.json, device)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--crop", type=float, default=3.0, help="seconds")
+    parser.add_argument("--noises", type=int, default=300, help="files")
+    parser.add_argument(
+        "--noise_seconds", type=float, nargs="+", default=[3.0, 23.0]
+    )
+    parser.add_argument("--rooms", type=int, default=200, help="files")
+    with tempfile.TemporaryDirectory() as temporary:
+        main(parser.parse_args(), pathlib.Path(temporary))

@@ -1,0 +1,163 @@
+"""What all benchmarks share: timing, peak memory, a table, a json file.
+
+A benchmark names its variants, times them alternately with `measure` and
+hands rows to `report`:
+
+> parser = arguments(__doc__)
+> options = parser.parse_args()
+> torch.set_num_threads(options.threads)
+> found = measure({"slow": slow, "fast": fast}, options.repeats, options.device)
+> rows = [{"what": name, **figures} for name, figures in found.items()]
+> report(rows, "slow against fast", options.json)
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import time
+
+import torch
+
+MIB = 2**20
+
+
+def arguments(description):
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", help="where to write the figures")
+    return parser
+
+
+def synchronize(device):
+    """Waits until the device has done all that it was told to."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peaks(device="cpu"):
+    """Forgets peak memory so far, where the system allows it."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the peak is then that of the process
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peaks(device="cpu"):
+    """Peak memory in MiB since the last reset: of this process, of the GPU."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+        host = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures = {"host_mib": host}
+    if torch.device(device).type == "cuda":
+        figures["gpu_mib"] = torch.cuda.max_memory_allocated(device) / MIB
+    return figures
+
+
+def measure(variants, repeats=5, device="cpu"):
+    """Times variants alternately, so that a slow minute hits all alike.
+
+    Arguments
+    ---------
+    variants : dict
+        From name to a callable without arguments.
+    repeats : int
+        Timed calls of each, after one that is not.
+    device : str
+        Waited for before and after each call.
+
+    Returns
+    -------
+    dict
+        From name to {"median", "lowest", "highest"} in seconds and the
+        largest "host_mib" (with all that the process holds) and "gpu_mib".
+    """
+    seconds = {name: [] for name in variants}
+    largest = {name: {} for name in variants}
+    for repeat in range(repeats + 1):
+        for name, call in variants.items():
+            reset_peaks(device)
+            synchronize(device)
+            started = time.perf_counter()
+            call()
+            synchronize(device)
+            if repeat > 0:
+                seconds[name].append(time.perf_counter() - started)
+                for key, value in peaks(device).items():
+                    largest[name][key] = max(value, largest[name].get(key, 0))
+    return {
+        name: {
+            "median": statistics.median(times),
+            "lowest": min(times),
+            "highest": max(times),
+            **largest[name],
+        }
+        for name, times in seconds.items()
+    }
+
+
+def machine(device="cpu"):
+    """What the figures were measured on, as a dict of plain values."""
+    cpu = platform.processor()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "model name" in cpuinfo.read_text():
+        cpu = cpuinfo.read_text().split("model name")[1].split("\n")[0]
+    facts = {
+        "device": str(device),
+        "cpu": cpu.strip(" \t:"),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+    if torch.device(device).type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def report(rows, title, json_path=None, device="cpu"):
+    """Prints rows as a markdown table and writes them to a json file.
+
+    Arguments
+    ---------
+    rows : list of dict
+        From column to text or number; columns may be missing in some rows.
+    title : str
+        Printed above the table.
+    json_path : str, optional
+        Gets {"title", "machine", "rows"}, with all digits.
+    device : str
+        What it ran on.
+    """
+    facts = machine(device)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    print(f"{title}\n\n{', '.join(f'{k} {v}' for k, v in facts.items())}\n")
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+    for row in rows:
+        cells = (_cell(row.get(column, "")) for column in columns)
+        print("| " + " | ".join(cells) + " |")
+    if json_path:
+        content = {"title": title, "machine": facts, "rows": rows}
+        with open(json_path, "w", encoding="utf-8") as out:
+            json.dump(content, out, indent=2)
+
+
+def _cell(value):
+    """A number short enough to read, anything else as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
