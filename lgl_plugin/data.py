@@ -296,6 +296,8 @@ class UtteranceDataset(DynamicItemDataset):
         self.data, self.data_ids = manifest, rows
 
     def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(f"{index} of {len(self)} utterances")
         bad = []
         for step in range(len(self)):
             row = int(self.data_ids[(index + step) % len(self)])

@@ -515,7 +515,7 @@ def _read_headers(folder, files, num_workers):
     """
     files = iter(files)
     waiting = collections.deque()
-    with ProcessPoolExecutor(num_workers, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
         while True:
             batch = list(itertools.islice(files, BATCH))
             if batch:
@@ -538,7 +538,7 @@ def _read_headers(folder, files, num_workers):
                 return
 
 
-def _start_worker():
+def start_worker():
     """Leaves Ctrl-C to the main process, and ends with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

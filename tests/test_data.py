@@ -262,6 +262,7 @@ def test_rows_and_labels_choose_the_utterances(noise):
         ("c", 2, 0),
     ]
     assert type(items[0]["label"]) is int
+    assert [item["id"] for item in data] == ["d", "c"]  # and no further
 
 
 def test_fixed_crops_are_the_same_and_random_ones_are_not(noise):

@@ -168,7 +168,7 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
     """The same utterances are read: alike in what no order of them changes."""
     manifest = stage1_run / "manifest.csv"
     shards = tmp_path / "shards"
-    command = [sys.executable, "-m", "lgl_plugin.shards", manifest, shards]
+    command = [sys.executable, "-m", "lgl_plugin.pack", manifest, shards]
     options = [f"--data_root={corpus}", "--shard_mb=0.2", "--num_workers=1"]
     subprocess.run([*command, *options], check=True, capture_output=True)
     assert len(list(shards.glob("*.tar"))) > 3
