@@ -158,6 +158,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--two_step", type=int, help="clusters of the first of two steps"
     )
+    parser.add_argument("--backend", choices=("torch", "faiss"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -169,6 +170,12 @@ if __name__ == "__main__":
         on_gpu = options.device != "cpu"
         if not on_gpu or hasattr(faiss, "StandardGpuResources"):
             backends[f"faiss {options.device}"] = FaissKMeans
+    if options.backend:
+        backends = {
+            name: backend
+            for name, backend in backends.items()
+            if name.startswith(options.backend)
+        }
     starts = {}
     if options.starts:
         starts["faiss, random start"] = RandomStart

@@ -18,7 +18,7 @@ import tempfile
 import numpy as np
 import soundfile
 import torch
-from common import arguments, measure, report
+from common import arguments, give_freed_memory, measure, report
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lgl_plugin.embeddings import Embeddings, Extractor
 from lgl_plugin.manifest import Manifest, Strings
+from lgl_plugin.training import keep_freed_memory
 
 RATE = 16000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,6 +62,7 @@ def extraction(folder, options):
 
     @torch.no_grad()
     def one_by_one():
+        give_freed_memory()
         one, vectors = torch.ones(1, device=options.device), []
         for path in manifest.wavs:
             wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
@@ -81,6 +83,7 @@ def extraction(folder, options):
         order, ends = extract._batches(manifest.durations)
 
         def embed():
+            keep_freed_memory()  # as the recipe does
             vectors = extract(manifest, np.arange(options.n))[0].vectors
             found[f"batches, {precision}"] = vectors
 

@@ -12,7 +12,6 @@ MUSAN cut to 5 s and rooms are generated, and lie in the page cache. The floor
 is the encoder's arithmetic at the speed of this device's matrix products.
 """
 
-import ctypes
 import functools
 import itertools
 import pathlib
@@ -26,7 +25,15 @@ import scipy.signal
 import soundfile
 import speechbrain as sb
 import torch
-from common import arguments, measure, peaks, report, reset_peaks, synchronize
+from common import (
+    arguments,
+    give_freed_memory,
+    measure,
+    peaks,
+    report,
+    reset_peaks,
+    synchronize,
+)
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -225,10 +232,9 @@ class Benchmark:
             features = modules.mean_var_norm(features, lengths)
             return modules.embedding_model(features)[:, 0]
 
-        # SpeechBrain turns it on; torch has it off. And malloc's defaults.
+        # SpeechBrain turns it on; torch has it off.
         torch.backends.cuda.matmul.allow_tf32 = False
-        ctypes.CDLL(None).mallopt(-4, 65536)
-        ctypes.CDLL(None).mallopt(-1, 128 * 1024)
+        give_freed_memory()
         modules.train()
         loader = self.baseline_loader(self.n_steps * self.options.batch)
         for step, (views, labels) in enumerate(loader, 1):
@@ -312,12 +318,14 @@ class Benchmark:
             self.dataset(n_utterances), shuffle=True, **self.loader_options()
         )
 
-    def ours(self, modules, precision, fused, data=None):
+    def ours(self, modules, precision, fused, data=None, keep=True, lean=True):
         """One epoch of ours; utterances per second after warming."""
         if self.options.device == "cpu":
-            keep_freed_memory()
+            memory = keep_freed_memory if keep else give_freed_memory
+            memory()
         brain = self.brain(modules, precision, fused)
-        brain.fit(
+        fit = brain.fit if lean else functools.partial(sb.Brain.fit, brain)
+        fit(
             EpochCounter(1),
             data or self.dataset(self.n_steps * self.options.batch),
             train_loader_kwargs={**self.loader_options(), "shuffle": True},
@@ -391,6 +399,10 @@ def variants(benchmark, precisions):
     for precision in precisions:
         name = f"ours, {precision}, fused Adam"
         found[name] = partial(ours, precision, True)
+    if options.without:
+        fast = partial(ours, best, True)
+        found[f"{name}, freed memory given back"] = partial(fast, keep=False)
+        found[f"{name}, pooling as shipped"] = partial(fast, lean=False)
     if options.compile:
         compiled = benchmark.modules(compiled=True)
         for precision in precisions:
@@ -465,6 +477,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--files", type=int, default=200)
+    parser.add_argument(
+        "--without", action="store_true", help="each change left out, too"
+    )
     parser.add_argument("--compile", action="store_true")
     parser.set_defaults(repeats=3)
     with tempfile.TemporaryDirectory() as temporary:
