@@ -7,6 +7,7 @@ import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.nnet.schedulers import update_learning_rate
+from torch.optim import Adam
 
 from lgl_plugin.losses import (
     augmentation_adversarial_loss,
@@ -105,12 +106,13 @@ class SpeakerBrain(sb.Brain):
             super().fit(*args, **kwargs)
 
     def fit_batch(self, batch):
-        """SpeechBrain's, but the host never waits for the device.
+        """SpeechBrain's, but the host does not wait for the device.
 
         SpeechBrain reads the loss, and the gradient of every parameter, at
         each step; a GPU then idles while the next step is being prepared.
         """
         should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
         with self.no_sync(not should_step):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
@@ -126,14 +128,20 @@ class SpeakerBrain(sb.Brain):
         if self.scaler.is_enabled():  # float16, whose scaler skips such steps
             super().optimizers_step()
             return
-        self.guarded_step(self.optimizer, self.max_grad_norm)
+        skipped = self.guarded_step(self.optimizer, self.max_grad_norm)
+        self.count(skipped=skipped)
         self.optimizer_step += 1
 
     def guarded_step(self, optimizer, max_grad_norm=math.inf):
         """One optimiser's step; none where its gradient is not finite.
 
-        torch's fused optimisers decide that on the device. For others the
-        host waits for the gradient's norm.
+        torch's fused Adam decides that on the device. For others the host
+        waits for the gradient's norm.
+
+        Returns
+        -------
+        torch.Tensor
+            1 if the step was skipped, or 0; a scalar on the device.
         """
         parameters = [
             parameter
@@ -142,13 +150,13 @@ class SpeakerBrain(sb.Brain):
         ]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         skipped = (~norm.isfinite()).float()
-        self.count(skipped=skipped)
-        if optimizer.defaults.get("fused"):
+        if isinstance(optimizer, Adam) and optimizer.defaults.get("fused"):
             optimizer.found_inf = skipped
             optimizer.step()
         elif not skipped:
             optimizer.step()
         optimizer.zero_grad()
+        return skipped
 
     def update_average(self, loss, avg_loss):
         """The epoch's mean loss, of which the host hears now and then.
@@ -156,24 +164,41 @@ class SpeakerBrain(sb.Brain):
         Raises
         ------
         ValueError
-            If more steps were skipped than `--nonfinite_patience` allows.
+            From `check_skipped`.
         """
         if self.average is None:  # or of the part before an interruption
             self.average = torch.tensor(avg_loss, device=loss.device)
         change = (loss - self.average) / self.step
         self.average += torch.where(loss.isfinite(), change, 0.0)
+        if self.scaler.is_enabled():
+            self.count(skipped=~loss.isfinite())
         if self.step % STEPS_PER_LOOK:
             return avg_loss
+        self.check_skipped()
+        return float(self.average)
+
+    def check_skipped(self):
+        """Ends the run if too many steps of the epoch were skipped.
+
+        Raises
+        ------
+        ValueError
+            If they are more than `--nonfinite_patience` allows.
+        """
         skipped = int(self.tally.get("skipped", 0))
         if skipped > self.nonfinite_patience:
             raise ValueError(
                 f"{skipped} of the epoch's {self.step} steps had a loss or a "
                 "gradient that is not finite, more than the "
                 f"{self.nonfinite_patience} that --nonfinite_patience allows; "
-                "none of them changed the weights. A lower lr, or "
+                "none of them changed a parameter. A lower lr, or "
                 "--precision=fp32, usually helps."
             )
-        return float(self.average)
+
+    def _save_intra_epoch_ckpt(self):
+        """Saves the mean loss as of now, not as of the last look."""
+        self.avg_train_loss = float(self.average)
+        super()._save_intra_epoch_ckpt()
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Counts utterances and hands on the bad ones."""
@@ -197,6 +222,7 @@ class SpeakerBrain(sb.Brain):
             self.record = {"epoch": epoch, "loss": float(stage_loss)}
             return
         if stage == sb.Stage.TRAIN:
+            self.check_skipped()
             seconds = time.perf_counter() - self.started
             self.record = {
                 "epoch": epoch,
@@ -335,7 +361,8 @@ class LossGatedBrain(SpeakerBrain):
         selected = self.modules.gate(remembered)
         correct = (outputs.argmax(1) == labels) & selected
         self.count(correct=correct.sum(), selected=selected.sum())
-        self.seen.append((rows, remembered, selected))
+        # A copy: what a loader's worker shares would keep a file open each.
+        self.seen.append((rows.clone(), remembered, selected))
         return gated_mean(losses, selected)
 
     def on_stage_start(self, stage, epoch=None):

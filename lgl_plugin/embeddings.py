@@ -182,6 +182,10 @@ class Extractor:
             If that holds for all.
         """
         rows = np.asarray(rows, np.int64)
+        if folder and _rank() == 0:
+            for part in pathlib.Path(folder).glob(".vectors.*.part"):
+                part.unlink()  # of a run that was killed
+        _gather(None)
         with _sink(folder) as sink:
             positions, dim, bad = self._embed_share(manifest, rows, sink)
             sink.flush()
@@ -231,7 +235,7 @@ class Extractor:
             disable=_rank() > 0,
         )
         for batch, wavs, n_samples, failures in loader:
-            bad.extend(failures)
+            bad.extend(map(tuple, failures))  # the loader makes them lists
             progress.update(len(batch) + len(failures))
             if not len(batch):
                 continue

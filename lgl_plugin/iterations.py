@@ -100,8 +100,6 @@ def train_stage2(hparams, run_opts, settings):
     ValueError
         If that encoder has another shape, or there are fewer utterances than
         clusters.
-    ImportError
-        If faiss is missing.
     """
     training = Training(hparams, run_opts, settings)
     debug = run_opts.get("debug", False)

@@ -39,6 +39,7 @@ def lean_pooling(model):
         for module in model.modules()
         if isinstance(module, AttentiveStatisticsPooling)
         and module.global_context
+        and "forward" not in vars(module)  # as within another such context
     ]
     for pool in pools:
         # On the instance, where it hides the method of the class.

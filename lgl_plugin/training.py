@@ -271,7 +271,8 @@ def keep_freed_memory():
 
     glibc hands large blocks back to the system at once, and every page of the
     next step's tensors then costs a fault: a fifth of a bfloat16 step on a
-    CPU. Other C libraries are left as they are.
+    CPU. The process keeps its peak until it ends, and so do processes that it
+    forks. Other C libraries are left as they are.
 
     Example
     -------

@@ -1,5 +1,6 @@
 """Extraction, the store and the floor."""
 
+import dataclasses
 import datetime
 
 import numpy as np
@@ -232,6 +233,12 @@ def test_embeddings_that_are_not_finite_are_bad(speech, modules):
     short = [speech.ids[row] for row in np.flatnonzero(speech.durations < 1.5)]
     assert [name for name, _ in bad] == short
     assert len(found.utterances) == len(found.vectors) == 6 - len(short)
+    # And beside one that cannot be read.
+    wavs = ["missing.wav", *list(speech.wavs)[1:]]
+    speech = dataclasses.replace(speech, wavs=Strings(wavs))
+    _, worse = extract(speech, np.arange(6))
+    assert [name for name, _ in worse] == short
+    assert worse[0][1].startswith("cannot be read")
 
 
 # Several ranks

@@ -68,3 +68,14 @@ def test_pooling_without_context_is_left_alone():
         with lean_pooling(pool):
             raise RuntimeError("stop")
     assert "forward" not in vars(pool)
+
+
+def test_one_context_within_another():
+    """Scoring within a fit: the outer one stays in force, and ends."""
+    pool = AttentiveStatisticsPooling(4)
+    with lean_pooling(pool):
+        lean = pool.forward
+        with lean_pooling(pool):
+            pass
+        assert pool.forward == lean
+    assert "forward" not in vars(pool)

@@ -189,3 +189,12 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
     assert before[:2] == after[:2]
     assert after[2]["phase"] == "simclr" and after[2]["loss"] > 0
     assert after[-1]["phase"] == "after simclr"
+
+
+def test_trials_may_choose_the_epoch(corpus, tmp_path):
+    """Each epoch is scored in the middle of a fit, which then goes on."""
+    options = ["--number_of_epochs=2", "--selection=trials"]
+    train("small_stage1.yaml", corpus, tmp_path, *options)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    scored = [r["eer"] for r in records if r["phase"] == "simclr"]
+    assert len(scored) == 2 and records[-1]["eer"] == min(scored)
