@@ -399,10 +399,10 @@ def variants(benchmark, precisions):
     for precision in precisions:
         name = f"ours, {precision}, fused Adam"
         found[name] = partial(ours, precision, True)
-    if options.without:
-        fast = partial(ours, best, True)
-        found[f"{name}, freed memory given back"] = partial(fast, keep=False)
-        found[f"{name}, pooling as shipped"] = partial(fast, lean=False)
+    for precision in precisions * options.without:
+        one, name = partial(ours, precision, True), f"{precision}, fused Adam"
+        found[f"{name}, freed memory given back"] = partial(one, keep=False)
+        found[f"{name}, pooling as shipped"] = partial(one, lean=False)
     if options.compile:
         compiled = benchmark.modules(compiled=True)
         for precision in precisions:

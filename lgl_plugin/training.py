@@ -270,9 +270,10 @@ def keep_freed_memory():
     """Keeps the memory of freed tensors for the next ones.
 
     glibc hands large blocks back to the system at once, and every page of the
-    next step's tensors then costs a fault: a fifth of a bfloat16 step on a
-    CPU. The process keeps its peak until it ends, and so do processes that it
-    forks. Other C libraries are left as they are.
+    next step's tensors then costs a fault: more than the arithmetic of a
+    float32 step (benchmarks/step.py). The process keeps its peak until it
+    ends, and so do those that it forks. Other C libraries are left as they
+    are.
 
     Example
     -------
