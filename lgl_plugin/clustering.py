@@ -4,6 +4,7 @@ Arrays in, arrays out: who the embeddings belong to and where the labels are
 kept is for others to know.
 """
 
+import abc
 import contextlib
 import dataclasses
 import importlib
@@ -102,7 +103,7 @@ def require_faiss(device="cpu"):
     return faiss
 
 
-class KMeans:
+class KMeans(abc.ABC):
     """Spherical k-means: cosine is the metric in training and assignment.
 
     The embeddings are L2-normalised, and so is each centroid after each
@@ -326,17 +327,17 @@ class KMeans:
         """A context for all that is computed."""
         return exact_matmul()
 
+    @abc.abstractmethod
     def _place(self, points):
         """The array in the form and place that `_iterate` works on."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _iterate(self, points, centroids):
         """One of Lloyd's iterations: new centroids, inertia of the old."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _searcher(self, centroids):
         """A function from points to their nearest centroids, as arrays."""
-        raise NotImplementedError
 
 
 class FaissKMeans(KMeans):
