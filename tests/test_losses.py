@@ -12,6 +12,7 @@ from lgl_plugin.losses import (
     AAMSoftmax,
     AugmentationDiscriminator,
     NTXent,
+    SubCentreClassifier,
     augmentation_adversarial_loss,
     gated_mean,
     gradient_reversal,
@@ -166,6 +167,114 @@ def test_discriminator_finds_the_trace_and_the_encoder_hides_it():
         loss.backward()
         optimiser.step()
     assert sum(curve[-10:]) > 1.3 * sum(curve[:10])
+
+
+@pytest.mark.parametrize("n_centres", [1, 2, 3])
+def test_sub_centres_are_the_sources_formula(n_centres):
+    torch.manual_seed(n_centres)
+    classify = SubCentreClassifier(5, 7, n_centres)
+    embeddings = 9 * torch.randn(4, 5)
+    cosines = classify(embeddings[:, None])
+    assert cosines.shape == (4, 1, 7)
+    for row, embedding in zip(cosines[:, 0].tolist(), embeddings.double()):
+        for k, cosine in enumerate(row):
+            expected = max(
+                F.cosine_similarity(embedding, centre[k].double(), dim=0).item()
+                for centre in classify.weight
+            )
+            assert cosine == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_centre_is_speechbrains_classifier():
+    from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+
+    embeddings, upstream = torch.randn(6, 1, 5), torch.randn(6, 1, 7)
+    found = []
+    for make, options in (
+        (Classifier, {}),
+        (SubCentreClassifier, {"n_centres": 1}),
+    ):
+        torch.manual_seed(0)
+        classify = make(input_size=5, out_neurons=7, **options)
+        inputs = embeddings.clone().requires_grad_()
+        cosines = classify(inputs)
+        cosines.backward(upstream)
+        weight = classify.weight.view(7, 5)
+        grad = classify.weight.grad.view(7, 5)
+        found.append([cosines, weight, grad, inputs.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_only_the_nearest_centre_learns():
+    classify = SubCentreClassifier(8, 5)
+    cosines = classify(torch.randn(1, 1, 8))
+    cosines[0, 0, 2].backward()
+    moved = classify.weight.grad.abs().sum(dim=-1) > 0
+    assert moved.sum(dim=0).tolist() == [0, 0, 1, 0, 0]
+
+
+def test_centres_start_beside_the_centroids_and_apart():
+    torch.manual_seed(0)
+    centroids = torch.randn(6, 32) * torch.linspace(0.1, 9, 6)[:, None]
+    classify = SubCentreClassifier(32, 6)
+    classify.start_from(centroids)
+    first = classify.weight.detach().clone()
+    cosines = F.cosine_similarity(first, centroids, dim=-1)
+    assert (cosines > 0.99).all() and (cosines < 0.99999).all()
+    apart = F.cosine_similarity(first, first.roll(1, dims=0), dim=-1)
+    assert (apart < 0.9999).all()
+
+    torch.manual_seed(0)
+    classify.start_from(centroids)
+    second = classify.weight.detach().clone()
+    torch.manual_seed(0)
+    classify.start_from(centroids)
+    assert torch.equal(classify.weight, second)
+
+
+def test_a_single_centre_starts_on_the_centroid():
+    centroids = torch.randn(6, 32)
+    classify = SubCentreClassifier(32, 6, n_centres=1)
+    classify.start_from(centroids)
+    assert torch.equal(classify.weight[0], centroids)
+
+
+def test_two_speakers_in_a_cluster_get_a_centre_each():
+    torch.manual_seed(0)
+    speakers = F.normalize(torch.randn(4, 16), dim=1)
+    truth = torch.arange(4).repeat(64)
+    embeddings = speakers[truth] + 0.1 * torch.randn(256, 16)
+    labels = truth // 2  # two clusters of two speakers
+    centroids = torch.stack([embeddings[labels == k].mean(0) for k in (0, 1)])
+    classify = SubCentreClassifier(16, 2)
+    classify.start_from(centroids)
+    optimiser = torch.optim.Adam(classify.parameters(), lr=0.03)
+    aam = AAMSoftmax()
+    for _ in range(100):
+        optimiser.zero_grad()
+        aam(classify(embeddings[:, None])[:, 0], labels).mean().backward()
+        optimiser.step()
+    nearest = F.linear(
+        F.normalize(speakers, dim=1), F.normalize(classify.weight[:, 0], dim=1)
+    ).argmax(dim=1)
+    assert nearest[0] != nearest[1]
+
+
+def test_sub_centres_stay_float32_under_autocast():
+    classify = SubCentreClassifier(16, 5)
+    embeddings = torch.randn(8, 1, 16).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = classify(embeddings)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, classify(embeddings.float()))
+
+
+def test_sub_centre_arguments():
+    with pytest.raises(ValueError, match="n_centres must be at least 1, got 0"):
+        SubCentreClassifier(4, 3, n_centres=0)
+    with pytest.raises(ValueError, match=r"must be \(3, 4\).*got \(4, 3\)"):
+        SubCentreClassifier(4, 3).start_from(torch.ones(4, 3))
 
 
 def random_cosines(seed, batch=64, classes=10):
