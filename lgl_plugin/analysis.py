@@ -268,8 +268,8 @@ def clustering_report(true, pseudo, selected=None):
     dict
         `nmi`, `ami`, `purity`, `reliable_share` over the utterances with a
         true label, `unlabelled`, the count of the others; with `selected`
-        also `nmi_selected` (paper section 5.3; 0.0 where nothing is
-        selected), `gate_precision` and `gate_recall`.
+        also `nmi_selected` and `ami_selected` (paper section 5.3; 0.0 where
+        nothing is selected), `gate_precision` and `gate_recall`.
 
     Raises
     ------
@@ -309,9 +309,12 @@ def clustering_report(true, pseudo, selected=None):
             )
         selected = selected[known]
         quality = gate_quality(selected, trusted)
-        report["nmi_selected"] = (
-            nmi(true[selected], pseudo[selected]) if selected.any() else 0.0
-        )
+        for name, measure in (("nmi", nmi), ("ami", ami)):
+            report[f"{name}_selected"] = (
+                measure(true[selected], pseudo[selected])
+                if selected.any()
+                else 0.0
+            )
         report["gate_precision"] = quality["precision"]
         report["gate_recall"] = quality["recall"]
     return report

@@ -15,7 +15,11 @@ from lgl_plugin.losses import (
     gradient_reversal,
 )
 from lgl_plugin.pooling import lean_pooling
-from lgl_plugin.selection import pseudo_trial_eer
+from lgl_plugin.selection import (
+    contrastive_accuracy,
+    criterion,
+    pseudo_trial_eer,
+)
 
 # Between looks at the loss: a look waits until the device has caught up.
 STEPS_PER_LOOK = 20
@@ -31,8 +35,9 @@ class SpeakerBrain(sb.Brain):
         Takes a dict of plain numbers at each epoch's end.
     bad_files : lgl_plugin.data.BadFiles
         Where bad utterances are counted.
-    verify : callable, optional
-        Scores the trial list; called only if `selection` is "trials".
+    examine : callable
+        Takes the encoder after an epoch, returns what else is to be known of
+        it as a dict of plain numbers.
     epochs_before : int
         Epochs of the phase that this one goes on from.
 
@@ -42,7 +47,7 @@ class SpeakerBrain(sb.Brain):
 
     log = staticmethod(lambda record: None)
     bad_files = None
-    verify = None
+    examine = staticmethod(lambda encoder: {})
     epochs_before = 0
 
     def embed(self, wavs):
@@ -236,16 +241,15 @@ class SpeakerBrain(sb.Brain):
             return
         first, second = torch.cat(self.held_out, dim=1).numpy()
         self.record["pseudo_eer"] = 100 * float(pseudo_trial_eer(first, second))
-        criterion = -epoch
-        if self.hparams.selection == "pseudo_trials":
-            criterion = self.record["pseudo_eer"]
-        elif self.hparams.selection == "trials":
-            self.record.update(self.verify(self.modules.embedding_model))
-            criterion = self.record["eer"]
+        self.record["contrastive_accuracy"] = contrastive_accuracy(
+            first, second
+        )
+        self.record.update(self.examine(self.modules.embedding_model))
+        best = criterion(self.record, self.hparams.selection)
         self.log(self.record)
         self.anneal(epoch + 1)
         self.checkpointer.save_and_keep_only(
-            meta={"criterion": float(criterion), "epoch": epoch},
+            meta={"criterion": float(best), "epoch": epoch},
             min_keys=["criterion"],
         )
 
@@ -331,23 +335,39 @@ class LossGatedBrain(SpeakerBrain):
 
     Paper, sections 2.2 and 3, equation 3. Further modules: classifier
     (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate and
-    memory (both of `lgl_plugin.gates`). After an epoch `rows` holds the
+    memory (both of `lgl_plugin.gates`), and correction if labels are to be
+    corrected (`gates.LabelCorrection`). After an epoch `rows` holds the
     utterances in the order seen, as rows of the manifest, `losses` what the
-    gate saw of them and `selected` what it let through; they are None if a
-    resumed fit found nothing left to train.
+    gate saw of them, `selected` what it let through at the threshold `tau`
+    and `corrected` the labels that were put in the place of others, -1
+    elsewhere; they are None if a resumed fit found nothing left to train.
     """
 
-    rows = losses = selected = None
+    rows = losses = selected = corrected = tau = None
 
     def compute_forward(self, batch, stage):
         """Cosines to the pseudo-speakers, or held-out embeddings."""
         crops = batch.sig.data.to(self.device, non_blocking=True)
         if stage != sb.Stage.TRAIN:
             return self.held_out_embeddings(crops)
-        embeddings = self.embed(self.modules.augment(crops[:, 0]))
+        return self.cosines(self.modules.augment(crops[:, 0]))
+
+    def cosines(self, wavs):
+        """Cosines (batch, n_clusters) to the pseudo-speakers, float32."""
+        embeddings = self.embed(wavs)
         # bfloat16 cosines would be steps of 0.12 in losses of scale 30.
         with torch.autocast(self.device_type, enabled=False):
             return self.modules.classifier(embeddings[:, None])[:, 0]
+
+    @torch.no_grad()
+    def clean_cosines(self, batch):
+        """Those of the crops as they are, from which nothing is learnt."""
+        crops = batch.sig.data.to(self.device, non_blocking=True)
+        self.modules.eval()
+        try:
+            return self.cosines(crops[:, 0])
+        finally:
+            self.modules.train()
 
     def compute_objectives(self, outputs, batch, stage):
         """The gated mean of the losses (paper, equation 3)."""
@@ -361,9 +381,18 @@ class LossGatedBrain(SpeakerBrain):
         selected = self.modules.gate(remembered)
         correct = (outputs.argmax(1) == labels) & selected
         self.count(correct=correct.sum(), selected=selected.sum())
+        corrected = torch.full_like(labels, -1)
+        counted = selected
+        if "correction" in self.modules:
+            clean = self.clean_cosines(batch)
+            corrected = self.modules.correction(clean, selected)
+            changed = corrected >= 0
+            counted = selected | changed
+            labels = torch.where(changed, corrected, labels)
+            losses = self.modules.aam(outputs, labels)
         # A copy: what a loader's worker shares would keep a file open each.
-        self.seen.append((rows.clone(), remembered, selected))
-        return gated_mean(losses, selected)
+        self.seen.append((rows.clone(), remembered, selected, corrected))
+        return gated_mean(losses, counted)
 
     def on_stage_start(self, stage, epoch=None):
         """Also forgets the losses of the epoch before."""
@@ -373,15 +402,16 @@ class LossGatedBrain(SpeakerBrain):
 
     def epoch_summary(self):
         """Accuracy over the selected, their share and the threshold."""
-        self.rows, self.losses, self.selected = (
+        self.rows, self.losses, self.selected, self.corrected = (
             torch.cat(batches).cpu().numpy() for batches in zip(*self.seen)
         )
         self.seen = []
-        tau = float(self.modules.gate.tau)
+        self.tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(self.losses)
         chosen = max(int(self.tally["selected"]), 1)
         return {
             "accuracy": float(self.tally["correct"]) / chosen,
             "selected_share": float(np.mean(self.selected)),
-            "tau": tau,
+            "corrected_share": float(np.mean(self.corrected >= 0)),
+            "tau": self.tau,
         }

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin import analysis, verification
+from lgl_plugin import analysis
 from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
 from lgl_plugin.embeddings import Embeddings, LogMelStatistics, whiten
 from lgl_plugin.files import atomic_write, checksum, write_json
@@ -24,6 +24,8 @@ logger = get_logger(__name__)
 ENCODER = "embedding_model.ckpt"
 CLASSIFIER = "classifier.ckpt"
 MEMORY = "losses.ckpt"
+SCORES = "scores.npz"
+GATE = "gate.npz"
 
 
 def train_stage1(hparams, run_opts, settings):
@@ -53,9 +55,10 @@ def train_stage1(hparams, run_opts, settings):
         reference, bad = extract(training.manifest, training.usable)
         training.bad_files.add(bad)
         floor = whiten(reference.vectors, training.embed_trials(statistics))
-        figures = verification.verify(floor, training.trials)
+        figures = training.score(floor, folder / "floor.npz")
         run.log(stage=0, phase="log-mel statistics", **figures)
-        figures = training.verify(hparams["new_encoder"]())
+        encoder = hparams["new_encoder"]()
+        figures = training.verify(encoder, folder / "untrained.npz")
         run.log(stage=0, phase="untrained", **figures)
 
     def stage1(folder):
@@ -75,7 +78,8 @@ def train_stage1(hparams, run_opts, settings):
             phase="simclr",
         )
         save_weights(encoder, folder / ENCODER)
-        run.log(stage=1, phase="after simclr", **training.verify(encoder))
+        figures = training.verify(encoder, folder / SCORES)
+        run.log(stage=1, phase="after simclr", **figures)
 
     run.step("baselines", baselines)
     run.step("stage1", stage1)
@@ -142,6 +146,9 @@ class Iteration:
             "classifier": self.train_classifier,
             "gated": self.train_gated,
         }
+        last = self.number == self.hparams["n_iterations"]
+        if last and self.hparams["large_margin_epochs"]:
+            steps["large_margin"] = self.train_large_margin
         for index, (step, work) in enumerate(steps.items()):
             self.training.seed(10 * self.number + index)
             self.training.run.step(f"{self.name}/{step}", work)
@@ -194,23 +201,65 @@ class Iteration:
             load_weights(encoder, self.source if warm else self.first)
         if self.hparams["classifier_init"] == "centroids":
             centroids = np.load(self.folder / "labels" / "centroids.npy")
-            with torch.no_grad():
-                classifier.weight.copy_(torch.from_numpy(centroids))
-        gate, memory = self.hparams["no_gate"], self.new_memory()
-        self.fit(folder, encoder, classifier, gate, memory)
+            start_from(classifier, torch.from_numpy(centroids))
+        self.fit(
+            folder,
+            encoder,
+            classifier,
+            {
+                "aam": self.hparams["aam"],
+                "gate": self.hparams["no_gate"],
+                "memory": self.new_memory(),
+            },
+            epochs=self.hparams["classifier_epochs"],
+        )
 
     def train_gated(self, folder):
         """Goes on with both through the gate (paper, section 3)."""
-        encoder, classifier = self.new_modules()
         before = self.folder / "classifier"
-        load_weights(encoder, before / ENCODER)
-        load_weights(classifier, before / CLASSIFIER)
+        encoder, classifier = self.load_modules(before)
         gate = self.hparams["gate"]
         gate.start_iteration(self.number)
         # Known losses make the gate selective from its first step on.
         memory = load_weights(self.new_memory(), before / MEMORY)
         gate.end_epoch(memory.losses[~memory.losses.isnan()])
-        self.fit(folder, encoder, classifier, gate, memory)
+        modules = {"aam": self.hparams["aam"], "gate": gate, "memory": memory}
+        if self.hparams["correct_labels"] is not None:
+            modules["correction"] = self.hparams["correct_labels"]
+        self.fit(
+            folder,
+            encoder,
+            classifier,
+            modules,
+            epochs=self.hparams["gated_epochs"],
+            epochs_before=self.hparams["classifier_epochs"],
+        )
+
+    def train_large_margin(self, folder):
+        """Fine-tunes on what the gate let through, with a larger margin.
+
+        Large-margin fine-tuning (Thienpondt et al. 2021): longer crops bear
+        it. The gate's threshold would not; what it selected last stays.
+        """
+        before = self.folder / "gated"
+        encoder, classifier = self.load_modules(before)
+        with np.load(before / GATE) as gate:
+            rows = np.sort(gate["rows"][gate["selected"]])
+        self.fit(
+            folder,
+            encoder,
+            classifier,
+            {
+                "aam": self.hparams["large_margin"],
+                "gate": self.hparams["no_gate"],
+                "memory": self.new_memory(),
+            },
+            rows=rows,
+            crop_seconds=self.hparams["large_margin_crop_seconds"],
+            epochs=self.hparams["large_margin_epochs"],
+            epochs_before=self.hparams["classifier_epochs"]
+            + self.hparams["gated_epochs"],
+        )
 
     def new_memory(self):
         """A memory of losses with nothing in it."""
@@ -223,40 +272,83 @@ class Iteration:
         classifier = self.hparams["new_classifier"](out_neurons=n_clusters)
         return self.hparams[kind](), classifier
 
-    def fit(self, folder, encoder, classifier, gate, memory):
+    def load_modules(self, folder):
+        """An encoder and a classifier with the weights that a phase left."""
+        encoder, classifier = self.new_modules()
+        load_weights(encoder, folder / ENCODER)
+        load_weights(classifier, folder / CLASSIFIER)
+        return encoder, classifier
+
+    def fit(self, folder, encoder, classifier, modules, **options):
         """Trains a phase, leaves its weights in `folder`, scores it."""
-        phase, hparams = folder.name, self.hparams
-        gated = phase == "gated"
         labels = self.read_labels()
         brain = self.training.fit(
             LossGatedBrain,
-            {
-                "embedding_model": encoder,
-                "classifier": classifier,
-                "aam": hparams["aam"],
-                "gate": gate,
-                "memory": memory,
-            },
+            {"embedding_model": encoder, "classifier": classifier, **modules},
             folder,
-            hparams["gated_epochs" if gated else "classifier_epochs"],
-            labels,
-            epochs_before=hparams["classifier_epochs"] if gated else 0,
+            labels=labels,
+            remark=self.loss_by_reliability(labels),
             stage=2,
             iteration=self.number,
-            phase=phase,
+            phase=folder.name,
+            **options,
         )
         save_weights(encoder, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)
-        save_weights(memory, folder / MEMORY)
-        figures = self.training.verify(encoder)
+        save_weights(modules["memory"], folder / MEMORY)
+        figures = self.training.verify(encoder, folder / SCORES)
         if brain.losses is not None:
+            with atomic_write(folder / GATE, "wb") as out:
+                np.savez(
+                    out,
+                    rows=brain.rows,
+                    losses=brain.losses,
+                    selected=brain.selected,
+                    corrected=brain.corrected,
+                    tau=float(brain.tau),
+                )
             figures["selected_share"] = float(np.mean(brain.selected))
-            report = self.compare(
-                brain.rows, labels[brain.rows], brain.selected
+            figures.update(self.judge(labels, brain))
+        self.log(phase=f"after {folder.name}", **figures)
+
+    def judge(self, labels, brain):
+        """What true labels say of the gate and of corrected labels."""
+        report = self.compare(brain.rows, labels[brain.rows], brain.selected)
+        keys = ("nmi_selected", "ami_selected", "gate_precision", "gate_recall")
+        found = {key: report[key] for key in keys if key in report}
+        changed = brain.corrected >= 0
+        if changed.any():
+            rows, known = brain.rows, labels >= 0
+            true = self.training.manifest.speakers
+            speakers = analysis.hungarian_mapping(true[known], labels[known])
+            said = np.array([speakers[n] for n in brain.corrected[changed]])
+            found["correction_precision"] = float(
+                np.mean(said == true[rows[changed]])
             )
-            for key in ("nmi_selected", "gate_precision", "gate_recall"):
-                figures[key] = report.get(key)
-        self.log(phase=f"after {phase}", **figures)
+        return found
+
+    def loss_by_reliability(self, labels):
+        """The mean losses of both kinds of labels, for each epoch's record.
+
+        Paper, section 3 and figure 2. Nothing that trains reads it.
+        """
+        true, known = self.training.manifest.speakers, labels >= 0
+        if not (true[known] >= 0).any():
+            return None
+        trusted = np.zeros(len(labels), bool)
+        trusted[known] = analysis.reliable(true[known], labels[known])
+
+        def losses(brain):
+            if brain.losses is None:
+                return {}
+            groups = trusted[brain.rows], ~trusted[brain.rows]
+            means = [
+                float(np.mean(brain.losses[group])) if group.any() else None
+                for group in groups
+            ]
+            return dict(zip(("loss_reliable", "loss_unreliable"), means))
+
+        return losses
 
     def read_labels(self):
         """The round's pseudo-labels by row of the manifest, -1 for none."""
@@ -275,6 +367,15 @@ class Iteration:
         if not (true >= 0).any():
             return {}
         return analysis.clustering_report(true, pseudo, selected)
+
+
+def start_from(classifier, centroids):
+    """Gives a classifier the clusters' centroids (K, D) as its weights."""
+    if hasattr(classifier, "start_from"):
+        classifier.start_from(centroids)
+        return
+    with torch.no_grad():
+        classifier.weight.copy_(centroids)
 
 
 def find_encoder(hparams, folder, debug=False):

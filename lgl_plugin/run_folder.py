@@ -4,6 +4,7 @@ A step is recorded in `state.json` last, when all that it wrote is whole, so
 the same command after an interruption goes on where it stopped.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -26,6 +27,8 @@ from lgl_plugin.files import atomic_write, write_json
 from lgl_plugin.manifest import Strings
 
 logger = get_logger(__name__)
+
+METRICS = "metrics.jsonl"
 
 
 class Run:
@@ -113,13 +116,90 @@ class Run:
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
-        with open(self.folder / "metrics.jsonl", "a+b") as metrics:
+        with open(self.folder / METRICS, "a+b") as metrics:
             # A line torn by a crash must not swallow this one.
             if metrics.tell():
                 metrics.seek(-1, os.SEEK_END)
                 if metrics.read(1) != b"\n":
                     metrics.write(b"\n")
             metrics.write(json.dumps(record).encode() + b"\n")
+
+
+def step_of(record):
+    """The step of the run that a record of metrics.jsonl belongs to.
+
+    Example
+    -------
+    >>> step_of({"stage": 2, "iteration": 1, "phase": "after gated"})
+    'iter1/gated'
+    >>> step_of({"stage": 0, "phase": "untrained"})
+    'baselines'
+    """
+    if record["stage"] < 2:
+        return ("baselines", "stage1")[record["stage"]]
+    phase = record["phase"].removeprefix("after ")
+    phase = "labels" if phase == "clusters" else phase
+    return f"iter{record['iteration']}/{phase}"
+
+
+def fork(source, target, steps):
+    """Begins a run with steps that another one has done.
+
+    Two runs that part late, such as with and without the gate, then share
+    what came before. Stage II's settings are those that the new run is
+    started with: whoever forks answers for the kept steps being the same
+    under them.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        A run folder.
+    target : str or pathlib.Path
+        The new one. If it exists it is left as it is.
+    steps : iterable of str
+        Names of steps to take over, as in `state.json`.
+
+    Raises
+    ------
+    ValueError
+        If the source has not done one of them.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> run = Run(folder / "gated", 1, {"lr": 0.001})
+    >>> _ = run.step("stage1", lambda folder: {})
+    >>> fork(folder / "gated", folder / "ungated", ["stage1"])
+    >>> Run(folder / "ungated", 1, {"lr": 0.001}).done
+    {'stage1': {}}
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    if (target / "state.json").exists():
+        return
+    state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+    missing = [step for step in steps if step not in state["done"]]
+    if missing:
+        raise ValueError(f"{source} has not done {', '.join(missing)} yet")
+    for step in steps:
+        shutil.copytree(
+            source / step,
+            target / step,
+            ignore=shutil.ignore_patterns("checkpoints"),
+            dirs_exist_ok=True,
+        )
+    for path in source.iterdir():  # the manifest and what comes with it
+        if path.is_file() and path.name not in ("state.json", METRICS):
+            shutil.copy(path, target)
+    metrics = source / METRICS
+    lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
+    with atomic_write(target / METRICS) as out:
+        for line in lines:
+            with contextlib.suppress(ValueError):  # torn by a crash
+                if step_of(json.loads(line)) in steps:
+                    out.write(line + "\n")
+    state["done"] = {step: state["done"][step] for step in steps}
+    state["settings"].pop("stage 2", None)
+    write_json(target / "state.json", state)
 
 
 class WholeCheckpointer(Checkpointer):

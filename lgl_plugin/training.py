@@ -15,10 +15,11 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from lgl_plugin import verification
 from lgl_plugin.data import BadFiles, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
+from lgl_plugin.files import atomic_write
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
 from lgl_plugin.run_folder import Run, WholeCheckpointer, plain_settings
-from lgl_plugin.selection import check_criterion
+from lgl_plugin.selection import SAMPLE, ClusterFigures, check_criterion
 from lgl_plugin.shards import ShardSampler, shard_numbers
 
 
@@ -134,7 +135,10 @@ class Training:
         folder,
         epochs,
         labels=None,
+        rows=None,
+        crop_seconds=None,
         epochs_before=0,
+        remark=None,
         **context,
     ):
         """Trains modules and leaves those of the chosen epoch in them.
@@ -152,8 +156,15 @@ class Training:
         labels : numpy.ndarray, optional
             Pseudo-labels by row of the manifest, int64, -1 where there is
             none.
+        rows : numpy.ndarray, optional
+            Rows of the manifest to train on; all but those held out, if not
+            given.
+        crop_seconds : float, optional
+            Length of a crop, the yaml's if not given.
         epochs_before : int
             Epochs of the phase that this one goes on from.
+        remark : callable, optional
+            Takes the brain after an epoch, returns more for its record.
         **context
             What each record of metrics.jsonl says beside the figures.
 
@@ -177,17 +188,22 @@ class Training:
         brain = brain_class(
             modules, hparams["opt_class"], hparams, self.run_opts, checkpointer
         )
-        brain.log = lambda record: self.run.log(**context, **record)
+        remark = remark or (lambda brain: {})
+        brain.log = lambda record: self.run.log(
+            **context, **record, **remark(brain)
+        )
         brain.bad_files = self.bad_files
-        brain.verify = self.verify
+        brain.examine = self.examiner()
         brain.epochs_before = epochs_before
         n_crops = 2 if labels is None else 1
-        crop, rate = hparams["crop_seconds"], hparams["sample_rate"]
+        crop = crop_seconds or hparams["crop_seconds"]
+        rate = hparams["sample_rate"]
+        rows = self.train if rows is None else rows
         data = self.manifest
         # From pinned memory the GPU fetches a batch while it still computes.
         pinned = {"pin_memory": torch.device(self.device).type == "cuda"}
         options = {**pinned, **hparams["dataloader_options"]}
-        train = crop_dataset(data, self.train, crop, n_crops, labels, rate)
+        train = crop_dataset(data, rows, crop, n_crops, labels, rate)
         order = {"shuffle": True}
         if data.places is not None:
             shards = shard_numbers(data.wavs)[train.data_ids]
@@ -203,6 +219,35 @@ class Training:
         )
         checkpointer.recover_if_possible(min_key="criterion")
         return brain
+
+    def examiner(self):
+        """What is to be known of each epoch's encoder, as `selection` asks.
+
+        Returns
+        -------
+        callable
+            From an encoder to a dict of plain numbers.
+        """
+        chosen = self.hparams["selection"]
+        study = self.hparams["selection_study"]
+        clusters = study or chosen in ("silhouette", "agreement")
+        trials = study or chosen == "trials"
+        figures = ClusterFigures(self.device)
+        # The same at every phase, whatever was drawn before.
+        rng = np.random.default_rng(self.hparams["seed"])
+        rows = rng.permutation(self.usable)[:SAMPLE]
+
+        def examine(encoder):
+            found = {}
+            if clusters:
+                some, bad = self.extractor(encoder)(self.manifest, rows)
+                self.bad_files.add(bad)
+                found.update(figures(np.array(some.vectors)))
+            if trials:
+                found.update(self.verify(encoder))
+            return found
+
+        return examine
 
     def extractor(self, encoder):
         """An Extractor with the yaml's features around an encoder."""
@@ -240,11 +285,27 @@ class Training:
             )
         return found.vectors
 
-    def verify(self, encoder):
-        """Scores the trial list: a dict of figures, empty without a list."""
+    def verify(self, encoder, path=None):
+        """Scores the trial list: a dict of figures, empty without a list.
+
+        Arguments
+        ---------
+        encoder : torch.nn.Module
+            What to score.
+        path : pathlib.Path, optional
+            Where the scores (T,) and labels (T,) are kept, as an npz file.
+        """
         if self.trials is None:
             return {}
-        return verification.verify(self.embed_trials(encoder), self.trials)
+        return self.score(self.embed_trials(encoder), path)
+
+    def score(self, embeddings, path=None):
+        """`verify` for the trial list's embeddings."""
+        if path is not None:
+            scores = verification.cosine_scores(embeddings, self.trials)
+            with atomic_write(path, "wb") as out:
+                np.savez(out, scores=scores, labels=self.trials.labels)
+        return verification.verify(embeddings, self.trials)
 
 
 def check_device(device):

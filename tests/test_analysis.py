@@ -209,6 +209,7 @@ def test_report_leaves_out_the_utterances_without_a_speaker():
         "purity": pytest.approx(purity(true[known], pseudo[known])),
         "reliable_share": pytest.approx(trusted.mean()),
         "nmi_selected": pytest.approx(nmi(true[both], pseudo[both])),
+        "ami_selected": pytest.approx(ami(true[both], pseudo[both])),
         "gate_precision": pytest.approx(quality["precision"]),
         "gate_recall": pytest.approx(quality["recall"]),
     }

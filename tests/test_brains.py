@@ -19,7 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lgl_plugin.augment import Augmenter
 from lgl_plugin.brains import STEPS_PER_LOOK, LossGatedBrain, SimCLRBrain
 from lgl_plugin.data import BadFiles
-from lgl_plugin.gates import FixedGate, Gate, LossMemory, NoGate
+from lgl_plugin.gates import (
+    FixedGate,
+    Gate,
+    LabelCorrection,
+    LossMemory,
+    NoGate,
+)
 from lgl_plugin.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
 
 BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
@@ -348,7 +354,7 @@ def test_gate_losses_are_float32_under_autocast(gated):
     """bfloat16 cosines would be steps of 0.12 in a scale of 30."""
     brain = gated(NoGate(), run_opts={"precision": "bf16"})
     brain.fit_batch(batch(1))
-    ((_, losses, _),) = brain.seen
+    ((_, losses, _, _),) = brain.seen
     assert losses.dtype == torch.float32
     with brain.training_ctx:
         cosines = brain.compute_forward(batch(1), sb.Stage.TRAIN)
@@ -591,13 +597,6 @@ def test_resumed_behind_the_last_batch_of_an_epoch(kind, simclr, gated):
     assert getattr(brain, "selected", None) is None
 
 
-def test_trials_are_scored_only_if_the_yaml_says_so(gated):
-    brain = gated(NoGate())
-    brain.verify = lambda encoder: pytest.fail("the trial list was looked at")
-    epoch(brain, 1, batch(2))
-    assert "eer" not in brain.records[0]
-
-
 @pytest.mark.parametrize(
     "selection, eers, chosen",
     [("trials", [30.0, 10.0, 20.0], 2), ("last", [None] * 3, 3)],
@@ -608,7 +607,7 @@ def test_weights_of_the_chosen_epoch_come_back(gated, selection, eers, chosen):
         "embedding_model", brain.modules.embedding_model
     )
     scores = iter(eers)
-    brain.verify = lambda encoder: {"eer": next(scores)}
+    brain.examine = lambda encoder: {"eer": next(scores)}
     after = {}
     for number in (1, 2, 3):
         epoch(brain, number, batch(2))
@@ -639,6 +638,36 @@ def test_gate_judges_by_the_remembered_loss(gated):
     given = batch(1)
     easy = torch.nn.functional.one_hot(given.label, CLASSES).float()
     loss = brain.compute_objectives(easy, given, sb.Stage.TRAIN)
-    _, remembered, selected = brain.seen[-1]
+    _, remembered, selected, _ = brain.seen[-1]
     assert not selected[0] and selected[1:].all()
     assert remembered[0] > 80 and torch.isfinite(loss)
+
+
+def test_corrected_labels_are_trained_with_the_margin_on_them(gated):
+    """What the gate rejects and the network is sure of counts as relabelled."""
+    correction = LabelCorrection(temperature=0.1, confidence=0.5)
+    brain = gated(FixedGate(3.0), correction=correction)
+    given = batch(1)
+    believed = (given.label + torch.tensor([0, 0, 1, 1, 0, 0])) % CLASSES
+    sure = torch.tensor([1, 1, 1, 0, 1, 1])[:, None]
+    cosines = sure * torch.nn.functional.one_hot(believed, CLASSES).float()
+    brain.clean_cosines = lambda batch: cosines
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    # The fourth is rejected, and the network has no opinion of it.
+    expected = brain.modules.aam(cosines, believed)[[0, 1, 2, 4, 5]].mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    _, losses, selected, corrected = brain.seen[-1]
+    assert selected.tolist() == [True, True, False, False, True, True]
+    assert corrected.tolist() == [-1, -1, believed[2].item(), -1, -1, -1]
+    # The gate goes on judging the pseudo-label, not the correction.
+    assert losses[2] == brain.modules.aam(cosines, given.label)[2]
+
+
+def test_nothing_is_learnt_from_clean_crops(gated):
+    """Neither gradients nor statistics, and training goes on as before."""
+    brain = gated(FixedGate(0.1), correction=LabelCorrection())
+    brain.modules.embedding_model.norm = torch.nn.BatchNorm1d(DIM)
+    before = weights(brain)
+    cosines = brain.clean_cosines(batch(1))
+    assert not cosines.requires_grad
+    assert brain.modules.training and not changed(brain, before)

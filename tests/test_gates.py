@@ -14,6 +14,7 @@ from lgl_plugin.gates import (
     DynamicGate,
     FixedGate,
     Gate,
+    LabelCorrection,
     LossMemory,
     NoGate,
     ScheduleGate,
@@ -318,3 +319,30 @@ def test_memory_holds_no_graph_and_checks_its_momentum():
     assert not LossMemory(3, 0.5)(torch.tensor([0, 1]), losses).requires_grad
     with pytest.raises(ValueError, match="momentum must be in"):
         LossMemory(3, 1.0)
+
+
+# Label correction
+
+
+def test_correction_by_an_explicit_softmax():
+    rng = np.random.default_rng(6)
+    cosines = rng.uniform(-1, 1, size=(200, 12))
+    selected = rng.random(200) < 0.3
+    expected = []
+    for row, kept in zip(cosines, selected):
+        exponents = [math.exp(cosine / 0.1) for cosine in row]
+        best = max(exponents) / sum(exponents)
+        sure = best > 0.5 and not kept
+        expected.append(int(np.argmax(row)) if sure else -1)
+    correct = LabelCorrection(temperature=0.1, confidence=0.5)
+    found = correct(torch.tensor(cosines), torch.tensor(selected))
+    assert found.tolist() == expected
+    assert 20 < sum(label >= 0 for label in expected) < 140
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0}, {"confidence": 1.0}, {"confidence": -0.1}]
+)
+def test_correction_refuses(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LabelCorrection(**wrong)

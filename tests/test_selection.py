@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_curve
+from sklearn.metrics import adjusted_mutual_info_score, roc_curve
+from sklearn.neighbors import NearestNeighbors
 
-from lgl_plugin.selection import CRITERIA, check_criterion, pseudo_trial_eer
+from lgl_plugin.selection import (
+    CRITERIA,
+    ClusterFigures,
+    check_criterion,
+    contrastive_accuracy,
+    criterion,
+    pseudo_trial_eer,
+)
 
 
 def test_equal_error_rate_of_all_pairs():
@@ -53,3 +61,66 @@ def test_criteria():
     for name in ("", "EER", None, "pseudo-trials"):
         with pytest.raises(ValueError, match="selection: .* is not known"):
             check_criterion(name)
+
+
+def test_contrastive_accuracy_is_that_of_nearest_neighbours():
+    rng = np.random.default_rng(3)
+    voices = rng.normal(size=(50, 6))
+    first, second = voices + 0.8 * rng.normal(size=(2, 50, 6))
+    crops = np.concatenate([first, second])
+    search = NearestNeighbors(n_neighbors=2, metric="cosine").fit(crops)
+    nearest = search.kneighbors(crops, return_distance=False)[:, 1]
+    expected = np.mean(nearest == (np.arange(100) + 50) % 100)
+    assert 0.1 < expected < 0.95
+    assert contrastive_accuracy(first, second) == pytest.approx(expected)
+
+
+def test_cluster_figures_tell_clusters_from_noise():
+    rng = np.random.default_rng(4)
+    speakers = np.repeat(rng.normal(size=(10, 16)), 10, axis=0)
+    clear = speakers + 0.1 * rng.normal(size=speakers.shape)
+    blurred = speakers + 3.0 * rng.normal(size=speakers.shape)
+    figures = ClusterFigures()
+    first, again, worse = (figures(v) for v in (clear, clear, blurred))
+    assert first["agreement"] is None
+    assert again["agreement"] == pytest.approx(1.0)
+    assert first["silhouette"] > 0.8 > 0.4 > worse["silhouette"]
+    assert worse["agreement"] < 0.5
+
+
+def test_agreement_is_adjusted_for_chance():
+    rng = np.random.default_rng(5)
+    first, second = rng.normal(size=(2, 200, 8))
+    figures = ClusterFigures()
+    figures(first)
+    agreement = figures(second)["agreement"]
+    # Noise clusters alike by chance alone: scikit-learn's measure of that.
+    labels = [rng.integers(20, size=200) for _ in range(2)]
+    chance = adjusted_mutual_info_score(*labels)
+    assert abs(agreement) < 0.15 and abs(chance) < 0.15
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_lower_is_better_for_all_criteria(name):
+    good = {
+        "pseudo_eer": 1.0,
+        "contrastive_accuracy": 0.9,
+        "loss": 1.0,
+        "silhouette": 0.5,
+        "agreement": 0.9,
+        "epoch": 7,
+        "eer": 2.0,
+    }
+    bad = {
+        "pseudo_eer": 9.0,
+        "contrastive_accuracy": 0.1,
+        "loss": 5.0,
+        "silhouette": 0.1,
+        "agreement": 0.2,
+        "epoch": 1,
+        "eer": 20.0,
+    }
+    assert criterion(good, name) < criterion(bad, name)
+    assert criterion({}, name) == np.inf
+    figure, _ = CRITERIA[name]
+    assert criterion({figure: float("nan")}, name) == np.inf
