@@ -310,9 +310,9 @@ class SubCentreClassifier(nn.Module):
         -------
         >>> classify = SubCentreClassifier(input_size=2, out_neurons=2)
         >>> classify.start_from(torch.eye(2))
-        >>> classify(torch.eye(2)[:, None])[:, 0].round().abs()
-        tensor([[1., 0.],
-                [0., 1.]])
+        >>> classify(torch.eye(2)[:, None]).argmax(dim=-1)
+        tensor([[0],
+                [1]])
         """
         if centroids.shape != self.weight.shape[1:]:
             raise ValueError(

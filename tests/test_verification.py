@@ -9,8 +9,12 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 from speechbrain.utils import metric_stats
 
+from lgl_plugin import verification
 from lgl_plugin.verification import (
     Trials,
+    adaptive_s_norm,
+    bootstrap_eer,
+    cohort_statistics,
     cosine_scores,
     det_figure,
     eer,
@@ -322,6 +326,162 @@ def test_what_cannot_be_measured(measure):
         measure([], [])
     with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
         measure([0.1, 0.2], [True, False, True])
+
+
+# ----------------------------------------------------------------- AS-norm
+
+
+def by_hand(embeddings, cohort, trials, top):
+    """AS-norm in float64, as SpeechBrain's recipe does it, trial by trial."""
+    embeddings, cohort = torch.tensor(embeddings), torch.tensor(cohort)
+    similarity = torch.nn.CosineSimilarity(dim=-1)
+    scores = []
+    for sides in zip(trials.enrolment, trials.test):
+        enrolment, test = embeddings[list(sides)]
+        score, total = similarity(enrolment, test), 0.0
+        for side in (enrolment, test):
+            best = torch.topk(similarity(side, cohort), k=top)[0]
+            total += (score - best.mean()) / best.std()
+        scores.append(0.5 * total)
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("top", [2, 30, 199, 200])
+def test_as_norm_is_that_of_speechbrains_recipe(top, monkeypatch):
+    monkeypatch.setattr(verification, "ROWS", 7)
+    monkeypatch.setattr(verification, "COLUMNS", 64)
+    rng = np.random.default_rng(top)
+    embeddings = rng.normal(size=(40, 24)) * rng.uniform(0.1, 30, (40, 1))
+    cohort = rng.normal(size=(200, 24)) * rng.uniform(0.1, 30, (200, 1))
+    trials = random_trials(40, 300)
+    scores = cosine_scores(embeddings, trials)
+    mean, deviation = cohort_statistics(embeddings, cohort, top)
+    found = adaptive_s_norm(scores, trials, mean, deviation)
+    assert mean.dtype == deviation.dtype == found.dtype == np.float32
+    expected = by_hand(embeddings, cohort, trials, top)
+    # The deviation of two scores can be anything down to 0.
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-3 if top == 2 else 1e-4, atol=1e-4
+    )
+
+
+def test_as_norm_lowers_what_is_near_to_everybody():
+    trials = Trials(
+        np.array([True, True]),
+        ["common 1", "common 2", "rare 1", "rare 2"],
+        *np.array([[0, 2], [1, 3]]),
+    )
+    directions = np.eye(16)[[0, 0, 1, 1]]
+    rng = np.random.default_rng(0)
+    cohort = rng.normal(size=(500, 16)) + directions[0]
+    mean, deviation = cohort_statistics(directions, cohort, 50)
+    common, rare = adaptive_s_norm([0.8, 0.8], trials, mean, deviation)
+    assert common < rare
+
+
+def test_what_as_norm_cannot_use():
+    some = np.eye(3)
+    with pytest.raises(ValueError, match="top=4 .* most the 3 utterances"):
+        cohort_statistics(some, some, 4)
+    with pytest.raises(ValueError, match="top=1 must be at least 2"):
+        cohort_statistics(some, some, 1)
+    with pytest.raises(ValueError, match=r"\(3, 3\) and \(3, 2\)"):
+        cohort_statistics(some, some[:, :2], 2)
+    broken = np.where(some > 0, np.nan, 0)[:2]
+    with pytest.raises(ValueError, match="2 of 2 .*cohort.* in row 0"):
+        cohort_statistics(some, broken, 2)
+
+    trials = Trials(
+        np.array([True, False]), ["a", "b", "c"], *np.array([[0, 0], [1, 2]])
+    )
+    ones = np.ones(3)
+    with pytest.raises(ValueError, match=r"got shapes \(2,\), \(2,\)"):
+        adaptive_s_norm([0.1, 0.2], trials, ones[:2], ones)
+    with pytest.raises(ValueError, match="1 of 3 .* the first c"):
+        adaptive_s_norm([0.1, 0.2], trials, ones, np.array([1, 1, 0]))
+
+
+# --------------------------------------------------------------- bootstrap
+
+
+def spoken_trials(n_speakers, per_speaker, seed=0, effect=1.0):
+    """All trials over some speakers, each easier or harder than another."""
+    rng = np.random.default_rng(seed)
+    speakers = np.repeat(np.arange(n_speakers), per_speaker)
+    first, second = np.triu_indices(len(speakers), 1)
+    names = [f"{n:04d}" for n in range(len(speakers))]
+    labels = speakers[first] == speakers[second]
+    trials = Trials(labels, names, first, second)
+    ease = effect * rng.normal(size=(2, n_speakers))
+    scores = rng.normal(3.0 * labels)
+    scores += np.where(
+        labels,
+        ease[0, speakers[first]],
+        ease[1, speakers[first]] + ease[1, speakers[second]],
+    )
+    return scores, trials, speakers
+
+
+@pytest.mark.parametrize("decimals", [0, 9])
+def test_bootstrap_is_the_eer_of_trials_repeated(decimals):
+    scores, trials, speakers = spoken_trials(6, 4)
+    scores = scores.round(decimals)
+    found = bootstrap_eer(scores, trials, 40, level=0.8, seed=3)
+    rng = np.random.default_rng(3)
+    rates = []
+    while len(rates) < 40:
+        drawn = rng.integers(6, size=6).tolist()
+        if len(set(drawn)) == 1:
+            continue  # no trial between speakers
+        chosen = []
+        for trial in range(len(trials)):
+            one = speakers[trials.enrolment[trial]]
+            other = speakers[trials.test[trial]]
+            times = drawn.count(one)
+            if one != other:
+                times *= drawn.count(other)
+            chosen += times * [trial]
+        rates.append(eer(scores[chosen], trials.labels[chosen])[0])
+    assert found == pytest.approx(tuple(np.quantile(rates, [0.1, 0.9])))
+
+
+def test_bootstrap_is_as_wide_as_new_speakers_are():
+    def rate(seed):
+        scores, trials, _ = spoken_trials(25, 4, seed)
+        return eer(scores, trials.labels)[0]
+
+    spread = np.std([rate(seed) for seed in range(1, 120)])
+    widths = []
+    for seed in range(12):
+        scores, trials, _ = spoken_trials(25, 4, seed)
+        low, high = bootstrap_eer(scores, trials, 150, level=0.6827)
+        widths.append((high - low) / 2)
+    # Drawing trials instead would give a third of it.
+    assert 0.75 < np.mean(widths) / spread < 1.33
+
+
+def test_bootstrap_is_seeded_and_follows_the_level():
+    scores, trials, _ = spoken_trials(10, 4)
+    first = bootstrap_eer(scores, trials, 100, seed=1)
+    assert first == bootstrap_eer(scores, trials, 100, seed=1)
+    assert first != bootstrap_eer(scores, trials, 100, seed=2)
+    low, high = bootstrap_eer(scores, trials, 100, level=0.5, seed=1)
+    assert first[0] < low < high < first[1]
+
+
+def test_what_bootstrap_cannot_use():
+    scores, trials, _ = spoken_trials(4, 3)
+    with pytest.raises(ValueError, match="level must be .* got 95"):
+        bootstrap_eer(scores, trials, level=95)
+    with pytest.raises(ValueError, match="one value per trial"):
+        bootstrap_eer(scores[1:], trials)
+    alone = Trials(
+        np.array([True, True, False]),
+        ["a", "b", "c"],
+        *np.array([[0, 1, 0], [1, 2, 2]]),
+    )
+    with pytest.raises(ValueError, match="a single speaker"):
+        bootstrap_eer([1.0, 2.0, 3.0], alone)
 
 
 @pytest.mark.parametrize("prior", [0, 1, -0.1, float("nan")])
