@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lgl_plugin.report import journey, main, read_metrics, summarise, table
+from lgl_plugin.metrics import read_metrics, summarise, table
+from lgl_plugin.report import main
 
 RECORDS = [
     {"stage": 0, "phase": "untrained", "eer": 38.0, "threshold": 0.5},
@@ -101,10 +102,3 @@ def test_command_prints_the_table_and_draws_the_figure(tmp_path, capsys):
 def test_a_folder_without_metrics_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is it the output_folder"):
         main([str(tmp_path)])
-
-
-def test_figure_of_rows_that_are_no_phases(tmp_path):
-    """The ceiling alone, one run of it not scored yet."""
-    runs = {"1": {"true labels": {"eer": 18.0}}, "2": {"true labels": {}}}
-    journey(runs, tmp_path / "journey.png")
-    assert (tmp_path / "journey.png").stat().st_size > 1000
