@@ -57,6 +57,11 @@ class SpeakerBrain(sb.Brain):
         features = self.modules.mean_var_norm(features, everything)
         return self.modules.embedding_model(features)[:, 0].float()
 
+    def own_generator(self):
+        """A context in which random numbers do not change the training's."""
+        devices = [self.device] if self.device_type == "cuda" else []
+        return torch.random.fork_rng(devices=devices)
+
     def held_out_embeddings(self, crops):
         """Embeddings of two crops, augmented alike at every epoch.
 
@@ -70,8 +75,7 @@ class SpeakerBrain(sb.Brain):
         torch.Tensor
             Shape (2, batch, dim).
         """
-        devices = [self.device] if self.device_type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with self.own_generator():
             torch.manual_seed(self.step)
             # Apart, so that no crop babbles over the other of its utterance.
             views = [self.modules.augment(view) for view in crops.unbind(1)]
@@ -244,7 +248,8 @@ class SpeakerBrain(sb.Brain):
         self.record["contrastive_accuracy"] = contrastive_accuracy(
             first, second
         )
-        self.record.update(self.examine(self.modules.embedding_model))
+        with self.own_generator():  # looking changes nothing
+            self.record.update(self.examine(self.modules.embedding_model))
         best = criterion(self.record, self.hparams.selection)
         self.log(self.record)
         self.anneal(epoch + 1)

@@ -308,6 +308,7 @@ class Iteration:
                     tau=float(brain.tau),
                 )
             figures["selected_share"] = float(np.mean(brain.selected))
+            figures["corrected_share"] = float(np.mean(brain.corrected >= 0))
             figures.update(self.judge(labels, brain))
         self.log(phase=f"after {folder.name}", **figures)
 

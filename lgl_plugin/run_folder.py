@@ -180,6 +180,7 @@ def fork(source, target, steps):
     missing = [step for step in steps if step not in state["done"]]
     if missing:
         raise ValueError(f"{source} has not done {', '.join(missing)} yet")
+    target.mkdir(parents=True, exist_ok=True)
     for step in steps:
         shutil.copytree(
             source / step,

@@ -267,12 +267,7 @@ class Training:
     @functools.cached_property
     def trial_audio(self):
         """The audio that the trial list names, as a Manifest, in its order."""
-        folder = pathlib.Path(self.hparams["trial_folder"])
-        paths = {name: str(folder / name) for name in self.trials.utterances}
-        return Manifest.of(
-            (name, path, 0.0, soundfile.info(path).duration, "")
-            for name, path in paths.items()
-        )
+        return trial_audio(self.trials, self.hparams["trial_folder"])
 
     def embed_trials(self, encoder):
         """Embeddings of the trial list's utterances, in its order."""
@@ -306,6 +301,24 @@ class Training:
             with atomic_write(path, "wb") as out:
                 np.savez(out, scores=scores, labels=self.trials.labels)
         return verification.verify(embeddings, self.trials)
+
+
+def trial_audio(trials, folder):
+    """The audio that a trial list names, as a Manifest, in its order.
+
+    Arguments
+    ---------
+    trials : lgl_plugin.verification.Trials
+        The list.
+    folder : str or pathlib.Path
+        Where its paths begin.
+    """
+    folder = pathlib.Path(folder)
+    paths = {name: str(folder / name) for name in trials.utterances}
+    return Manifest.of(
+        (name, path, 0.0, soundfile.info(path).duration, "")
+        for name, path in paths.items()
+    )
 
 
 def check_device(device):

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from lgl_plugin.report import read_metrics
+from lgl_plugin.metrics import read_metrics
 from lgl_plugin.run_folder import (
     Run,
     WholeCheckpointer,
+    fork,
     load_weights,
     plain_settings,
     save_weights,
@@ -114,3 +115,33 @@ def test_checkpoint_torn_by_a_kill_is_never_loaded(tmp_path):
     saved = checkpointer.save_checkpoint()
     assert saved.path.parent == tmp_path and not left.exists()
     assert checkpointer.recover_if_possible().path == saved.path
+
+
+def test_fork_takes_over_steps_and_what_they_logged(tmp_path):
+    run = Run(tmp_path / "run", 2, {"gate": "fixed"})
+    for phase in ("labels", "classifier", "gated"):
+        run.step(f"iter1/{phase}", lambda folder: (folder / "w").touch())
+    (run.folder / "manifest.csv").write_text("ID")
+    for phase in ("clusters", "classifier", "after classifier", "gated"):
+        run.log(stage=2, iteration=1, phase=phase, loss=1.0)
+    kept = ["iter1/labels", "iter1/classifier"]
+    fork(run.folder, tmp_path / "new", kept)
+    new = Run(tmp_path / "new", 2, {"gate": "none"})
+    assert list(new.done) == kept
+    assert (new.folder / "manifest.csv").read_text() == "ID"
+    assert (new.folder / "iter1/classifier/w").exists()
+    assert not (new.folder / "iter1/gated").exists()
+    logged = (new.folder / "metrics.jsonl").read_text().splitlines()
+    phases = [json.loads(line)["phase"] for line in logged]
+    assert phases == ["clusters", "classifier", "after classifier"]
+    # Again: the new run's own work stays.
+    new.step("iter1/gated", lambda folder: {})
+    fork(run.folder, tmp_path / "new", kept)
+    assert "iter1/gated" in Run(tmp_path / "new", 2, {"gate": "none"}).done
+
+
+def test_fork_of_what_is_not_done_yet(tmp_path):
+    run = Run(tmp_path / "run", 1, {})
+    run.step("stage1", lambda folder: {})
+    with pytest.raises(ValueError, match="iter1/labels"):
+        fork(run.folder, tmp_path / "new", ["stage1", "iter1/labels"])

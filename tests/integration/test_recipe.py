@@ -11,9 +11,12 @@ import pytest
 import torch
 from conftest import STAGE1, STAGE2, train  # tests/integration/conftest.py
 
+from lgl_plugin import report
 from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.report import main, read_metrics, summarise
-from lgl_plugin.run_folder import read_labels
+from lgl_plugin.experiments import CLASSIFIED
+from lgl_plugin.metrics import read_metrics, summarise
+from lgl_plugin.run_folder import fork, read_labels
+from lgl_plugin.selection import CRITERIA
 
 
 def test_rows_of_the_run(run):
@@ -39,9 +42,12 @@ def test_metrics_are_complete_json(run):
         assert record["utterances_per_second"] > 0
         assert math.isfinite(record["loss"])
         assert 0 <= record["accuracy"] <= 1
+        assert record["pseudo_eer"] >= 0
+        assert "eer" not in record  # the trial list decides nothing
     for record in epochs[2:]:
         assert 0 <= record["selected_share"] <= 1
         assert "tau" in record
+        assert record["loss_reliable"] > 0
 
 
 def test_held_out_speakers_are_not_trained_on(run, corpus):
@@ -114,7 +120,7 @@ def test_same_seed_same_run(run, corpus, tmp_path):
 
 def test_report_prints_a_row_for_each_phase(run, capsys):
     """The table and the figure of the README's command."""
-    main([str(run)])
+    report.main([str(run)])
     printed = capsys.readouterr().out
     assert "| iteration 2, gated |" in printed
     assert (run / "report" / "journey.png").stat().st_size > 1000
@@ -162,6 +168,72 @@ def test_other_settings_in_the_same_folder_are_refused(run, corpus):
     assert done.returncode != 0
     message = done.stdout + done.stderr
     assert "with other settings" in message and "NoGate" in message
+
+
+def test_gate_and_scores_are_kept(run):
+    """What the report draws: each phase's losses, selection and scores."""
+    n_trials = len(np.load(run / "stage1" / "scores.npz")["labels"])
+    for phase in ("iter1/classifier", "iter2/gated"):
+        scores = np.load(run / phase / "scores.npz")
+        assert scores["scores"].shape == scores["labels"].shape == (n_trials,)
+        gate = np.load(run / phase / "gate.npz")
+        assert len(gate["rows"]) == len(gate["losses"]) == len(gate["selected"])
+    assert gate["selected"].mean() == pytest.approx(
+        read_metrics(run)[-1]["selected_share"]
+    )
+
+
+def test_fork_trains_only_what_differs(run, corpus, tmp_path):
+    """Without the gate, from the same classifier; then finer with a margin."""
+    steps = [*CLASSIFIED, "iter1/gated", "iter2/embeddings", "iter2/labels"]
+    steps += ["iter2/classifier", "iter2/gated"]
+    fork(run, tmp_path, steps)
+    assert read_metrics(tmp_path) == read_metrics(run)
+    train(
+        "small_stage2.yaml",
+        corpus,
+        tmp_path,
+        *STAGE2,
+        "--large_margin_epochs=1",
+        "--large_margin_crop_seconds=0.8",
+    )
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    again = [json.loads(line) for line in lines[len(read_metrics(run)) :]]
+    assert [r["phase"] for r in again] == ["large_margin", "after large_margin"]
+    # Fine-tuned on what the gate selected last.
+    used = np.load(tmp_path / "iter2/large_margin/gate.npz")["rows"]
+    gate = np.load(run / "iter2/gated/gate.npz")
+    assert set(used) <= set(gate["rows"][gate["selected"]])
+
+
+def test_dlg_lc_corrects_labels(run, corpus, tmp_path):
+    """The dynamic gate with label correction, by overrides."""
+    fork(run, tmp_path, CLASSIFIED)
+    train(
+        "small_stage2.yaml",
+        corpus,
+        tmp_path,
+        *STAGE2,
+        "--n_iterations=1",
+        "--gate=!new:lgl_plugin.gates.FixedGate [0.01]",
+        "--correct_labels=!new:lgl_plugin.gates.LabelCorrection [0.1, 0.1]",
+    )
+    last = read_metrics(tmp_path)[-1]
+    assert last["selected_share"] < 0.5
+    corrected = np.load(tmp_path / "iter1/gated/gate.npz")["corrected"]
+    assert (corrected >= 0).any() and 0 <= last["correction_precision"] <= 1
+
+
+def test_every_criterion_is_logged_for_the_study(corpus, stage1_run, tmp_path):
+    """And the run goes the same way as without looking."""
+    options = ["--number_of_epochs=2", "--selection_study=True"]
+    train("small_stage1.yaml", corpus, tmp_path, *options)
+    epochs = [r for r in read_metrics(tmp_path) if r["phase"] == "simclr"]
+    for figure, _ in CRITERIA.values():
+        assert figure in epochs[1]
+    assert epochs[0]["agreement"] is None and epochs[1]["agreement"] is not None
+    blind = [r for r in read_metrics(stage1_run) if r["phase"] == "simclr"]
+    assert [r["loss"] for r in epochs] == [r["loss"] for r in blind]
 
 
 def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):

@@ -1,0 +1,561 @@
+#!/usr/bin/env python3
+"""The paper's tables and figures, and more of the kind, on any corpus.
+
+> python paper.py table2 --data_folder=/path/to/VoxCeleb \
+    --verification_file=/path/to/veri_test2.txt --trial_folder=/path/to/wav
+> python paper.py table2 gates --small --seeds=1,2,3 --jobs=2 \
+    --data_folder=/path/to/an4_sessions --output_folder=results/paper/an4
+
+Other options go to the recipe, which trains what is not trained yet. Each
+name writes `<output_folder>/<name>.md` and prints it; figures lie beside it.
+True labels, where folders name speakers, are used for analysis only.
+
+table1     EER of both stages on several trial lists (--lists)
+table2     EER of each iteration, with and without the gate
+table3     EER of iteration 1 over the number of clusters
+table4     EER of iteration 1 over the threshold
+figure2    loss of utterances with reliable and unreliable labels
+figure3    NMI and AMI of each iteration; all against selected
+gates      every gate: EER, what it selects, precision and recall
+selection  how well each label-free criterion picks the epoch
+steps      larger steps: what each gains or costs
+"""
+
+import argparse
+import csv
+import pathlib
+
+import numpy as np
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from lgl_plugin import verification
+from lgl_plugin.embeddings import Extractor
+from lgl_plugin.experiments import (
+    CLASSIFIED,
+    CLUSTERED,
+    EMBEDDED,
+    Experiment,
+    Variant,
+)
+from lgl_plugin.figures import save, style
+from lgl_plugin.files import atomic_write
+from lgl_plugin.iterations import ENCODER
+from lgl_plugin.manifest import load_manifest
+from lgl_plugin.run_folder import load_weights, plain_settings
+from lgl_plugin.selection import CRITERIA, criterion
+from lgl_plugin.training import trial_audio
+
+HERE = pathlib.Path(__file__).parent
+NO_GATE = "--gate=!new:lgl_plugin.gates.NoGate"
+# The paper's gate sees the loss at hand, not a mean over epochs.
+AT_HAND = "--new_memory={momentum: 0.0}"
+REMEMBERED = "--new_memory={momentum: 0.8}"
+DYNAMIC = "--gate=!new:lgl_plugin.gates.DynamicGate"
+CORRECT = "--correct_labels=!new:lgl_plugin.gates.LabelCorrection"
+WITHOUT = Variant("without-gate", (NO_GATE,), CLASSIFIED)
+
+GATES = {
+    "none": (NO_GATE,),
+    "fixed, 1": ("--gate=!new:lgl_plugin.gates.FixedGate [1.0]", AT_HAND),
+    "schedule": ("--gate=!new:lgl_plugin.gates.ScheduleGate", AT_HAND),
+    "share": ("--gate=!new:lgl_plugin.gates.TargetShareGate [0.8]", AT_HAND),
+    "share, remembered": (
+        "--gate=!new:lgl_plugin.gates.TargetShareGate [0.8]",
+        REMEMBERED,
+    ),
+    "dynamic": (DYNAMIC, AT_HAND),
+    "dynamic, remembered": (DYNAMIC, REMEMBERED),
+    "DLG-LC": (DYNAMIC, AT_HAND, CORRECT),
+    "DLG-LC, remembered": (DYNAMIC, REMEMBERED, CORRECT),
+}
+
+
+def table1(experiment, options):
+    """Stages by trial lists."""
+    experiment.train([WITHOUT])
+    last = experiment.settings["n_iterations"]
+    phases = {
+        "Stage I": ("base", "stage1"),
+        "Stage II, without the gate": (WITHOUT.name, f"iter{last}/gated"),
+        "Stage II, with the gate": ("base", f"iter{last}/gated"),
+    }
+    lists = dict(pair.split("=", 1) for pair in options.lists)
+    if not lists:
+        raise ValueError(
+            "table1: give --lists NAME=trial_list@audio_folder, one or more"
+        )
+    rows = []
+    for phase, (name, step) in phases.items():
+        cells = []
+        for where in lists.values():
+            path, _, folder = where.partition("@")
+            trials = verification.read_trials(path, folder)
+            found = []
+            for seed in experiment.seeds:
+                embedder = Embedder(experiment.run_folder(seed, name), step)
+                found.append(embedder.eer(trials, folder))
+            cells.append(spread(found))
+        rows.append([phase, *cells])
+    return table(["EER %", *lists], rows)
+
+
+def table2(experiment, options):
+    """Iterations, with and without the gate."""
+    experiment.train([WITHOUT])
+    iterations = range(1, experiment.settings["n_iterations"] + 1)
+    rows = []
+    for label, name in (("without", WITHOUT.name), ("with", "base")):
+        rows.append([f"{label} the gate"])
+        for iteration in iterations:
+            found = after(experiment, name, iteration)
+            rows[-1].append(spread(found))
+    wins = [
+        sum(
+            with_gate < without
+            for with_gate, without in zip(
+                after(experiment, "base", iteration),
+                after(experiment, WITHOUT.name, iteration),
+            )
+        )
+        for iteration in iterations
+    ]
+    n = len(experiment.seeds)
+    rows.append(["seeds that the gate won", *(f"{w} of {n}" for w in wins)])
+    return table(["EER %", *(f"iteration {i}" for i in iterations)], rows)
+
+
+def table3(experiment, options):
+    """The number of clusters, in iteration 1."""
+    standard = experiment.settings["n_clusters"]
+    sizes = [round(part * standard) for part in (0.5, 0.75, 1, 1.25, 1.5)]
+    variants = []
+    for size in sizes:
+        more = (f"--n_clusters={size}", "--n_iterations=1")
+        variants += [
+            Variant(f"k{size}", more, EMBEDDED),
+            Variant(f"k{size}-no", (*more, NO_GATE), CLASSIFIED, f"k{size}"),
+        ]
+    experiment.train(variants)
+    rows = [
+        [label, *(spread(after(experiment, f"k{k}{end}")) for k in sizes)]
+        for label, end in (("without the gate", "-no"), ("with the gate", ""))
+    ]
+    return table(["EER %", *(f"K = {k}" for k in sizes)], rows)
+
+
+def table4(experiment, options):
+    """The threshold, in iteration 1."""
+    gates = {
+        str(tau): f"--gate=!new:lgl_plugin.gates.FixedGate [{tau}.0]"
+        for tau in (1, 2, 3, 4, 5)
+    }
+    gates["none"] = NO_GATE
+    names = {tau: f"tau-{tau}" for tau in gates}
+    experiment.train(
+        [
+            Variant(names[tau], (gate, AT_HAND, "--n_iterations=1"), CLASSIFIED)
+            for tau, gate in gates.items()
+        ]
+    )
+    rows = [
+        ["EER %", *(spread(after(experiment, n)) for n in names.values())],
+        ["selected %"]
+        + [
+            spread(after(experiment, n, 1, "selected_share"), 100, 0)
+            for n in names.values()
+        ],
+    ]
+    return table(["threshold", *names], rows)
+
+
+def figure2(experiment, options):
+    """Ten speakers, ten clusters: how fast which labels are learnt."""
+    experiment.train([])
+    for seed in experiment.seeds:
+        ten_speakers(experiment.run_folder(seed))
+    toy = Variant(
+        "ten-speakers",
+        (
+            "--manifest=<base>/ten_speakers.csv",
+            "--pretrained_encoder=<base>/stage1",
+            "--verification_file=null",
+            "--n_clusters=10",
+            "--n_iterations=1",
+            "--classifier_epochs=30",
+            "--gated_epochs=1",
+            "--classifier_init=random",
+            "--batch_size=32",
+            NO_GATE,
+            AT_HAND,
+        ),
+        keep=(),
+    )
+    experiment.train([toy])
+    kinds = {"reliable": [], "unreliable": []}
+    for seed in experiment.seeds:
+        epochs = [
+            record
+            for record in experiment.records(seed, toy.name)
+            if record["phase"] == "classifier"
+        ]
+        for kind, curves in kinds.items():
+            losses = [record.get(f"loss_{kind}") for record in epochs]
+            curves.append(np.array(losses, dtype=float))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="mean loss")
+    rows = []
+    for n, (kind, curves) in enumerate(kinds.items()):
+        curves = np.stack(curves)
+        epochs = np.arange(1, curves.shape[1] + 1)
+        looks = style(n)
+        looks.pop("marker")
+        axes.plot(epochs, curves.mean(axis=0), label=kind, **looks)
+        axes.fill_between(
+            epochs,
+            curves.min(axis=0),
+            curves.max(axis=0),
+            color=looks["color"],
+            alpha=0.2,
+        )
+        shown = [1, 2, 5, 10, 20, 30]
+        rows.append(
+            [f"{kind} labels", *(spread(curves[:, e - 1], 1, 2) for e in shown)]
+        )
+    axes.legend(title="pseudo-labels")
+    save(figure, options.output_folder, "figure2")
+    shares = experiment.values("reliable_share", toy.name, phase="clusters")
+    return (
+        table(["mean loss", *(f"epoch {e}" for e in shown)], rows)
+        + f"\n\n{spread(shares, 100, 0)} % of the labels are reliable."
+    )
+
+
+def figure3(experiment, options):
+    """Agreement of pseudo-labels and speakers."""
+    experiment.train([WITHOUT])
+    iterations = range(1, experiment.settings["n_iterations"] + 1)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    rows = []
+
+    def draw(axes, label, measure, values):
+        means = [np.mean(found) for found in values]
+        looks = style(len(axes.lines))
+        axes.plot(iterations, means, label=f"{measure}, {label}", **looks)
+        cells = [spread(found, 1, 3) for found in values]
+        rows.append([measure, label, *cells])
+
+    for measure in ("nmi", "ami"):
+        shown = measure.upper()
+        for label, name in (("without", WITHOUT.name), ("with", "base")):
+            values = [
+                experiment.values(measure, name, iteration=i, phase="clusters")
+                for i in iterations
+            ]
+            draw(panels[0], f"{label} the gate", shown, values)
+        values = [
+            after(experiment, "base", i, f"{measure}_selected")
+            for i in iterations
+        ]
+        draw(panels[1], "all", shown, values_of_all(experiment, measure))
+        draw(panels[1], "selected", shown, values)
+    for axes in panels:
+        axes.set(xlabel="iteration", xticks=list(iterations))
+        axes.legend()
+    save(figure, options.output_folder, "figure3")
+    return table(["", "", *(f"iteration {i}" for i in iterations)], rows)
+
+
+def values_of_all(experiment, measure):
+    """NMI or AMI of all pseudo-labels of the base, by iteration and seed."""
+    iterations = range(1, experiment.settings["n_iterations"] + 1)
+    return [
+        experiment.values(measure, iteration=i, phase="clusters")
+        for i in iterations
+    ]
+
+
+def gates(experiment, options):
+    """Every gate, told nothing of the corpus."""
+    names = {gate: f"gate-{gate.replace(', ', '-')}" for gate in GATES}
+    experiment.train(
+        [Variant(names[gate], GATES[gate], CLASSIFIED) for gate in GATES]
+    )
+    iterations = range(1, experiment.settings["n_iterations"] + 1)
+    rows = []
+    for gate, name in names.items():
+        row = [gate]
+        for i in iterations:
+            row.append(spread(after(experiment, name, i)))
+            for figure in ("selected_share", "gate_precision", "gate_recall"):
+                row.append(spread(after(experiment, name, i, figure), 100, 0))
+            for figure in ("corrected_share", "correction_precision"):
+                found = after(experiment, name, i, figure)
+                row.append(spread(found, 100, 0))
+        rows.append(row)
+    header = ["gate"]
+    for i in iterations:
+        header += [f"{i}: EER %", "selected %", "precision %", "recall %"]
+        header += ["corrected %", "of these right %"]
+    return table(header, rows)
+
+
+def selection(experiment, options):
+    """Each criterion against the true EER, epoch by epoch."""
+    experiment.train([])
+    rows = []
+    for name in CRITERIA:
+        if name == "trials":
+            continue
+        row = [name]
+        for kind in ("simclr", "classifier", "gated"):
+            ranks, regrets = [], []
+            for epochs in phases(experiment, kind):
+                eers = np.array([epoch["eer"] for epoch in epochs])
+                costs = np.array([criterion(epoch, name) for epoch in epochs])
+                known = np.isfinite(costs)
+                rank = spearmanr(costs[known], eers[known]).statistic
+                ranks.append(rank)
+                regrets.append(eers[costs.argmin()] - eers.min())
+            row += [f"{np.nanmean(ranks):.2f}", spread(regrets)]
+        rows.append(row)
+    header = ["criterion"]
+    for kind in ("Stage I", "classifier", "gated"):
+        header += [f"{kind}: rank correlation", "regret, points of EER"]
+    picked = table(header, rows)
+    rows = []
+    for name in CRITERIA:
+        if name in ("trials", "last"):
+            continue
+        for patience in (2, 4):
+            row = [name, patience]
+            for kind in ("simclr", "classifier", "gated"):
+                saved, regrets = [], []
+                for epochs in phases(experiment, kind):
+                    costs = [criterion(epoch, name) for epoch in epochs]
+                    end = stop(costs, patience)
+                    eers = np.array([epoch["eer"] for epoch in epochs])
+                    best = int(np.argmin(costs[:end]))
+                    regrets.append(eers[best] - eers[-1])
+                    saved.append(1 - end / len(epochs))
+                row += [spread(saved, 100, 0), spread(regrets)]
+            rows.append(row)
+    header = ["criterion", "patience"]
+    for kind in ("Stage I", "classifier", "gated"):
+        header += [f"{kind}: epochs saved %", "EER above that of all epochs"]
+    return picked + "\n\n" + table(header, rows)
+
+
+def phases(experiment, kind):
+    """The epochs of each phase of one kind, over seeds and iterations."""
+    found = {}
+    for seed in experiment.seeds:
+        for record in experiment.records(seed):
+            if record["phase"] == kind and record.get("epoch"):
+                key = seed, record.get("iteration")
+                found.setdefault(key, []).append(record)
+    return list(found.values())
+
+
+def stop(costs, patience):
+    """How many epochs are run until so many have brought nothing better."""
+    best, since = np.inf, 0
+    for n, cost in enumerate(costs, 1):
+        best, since = (cost, 0) if cost < best else (best, since + 1)
+        if since == patience:
+            return n
+    return len(costs)
+
+
+def steps(experiment, options):
+    """Larger steps, each against the base."""
+    last = experiment.settings["n_iterations"]
+    size = experiment.settings["embedding_size"]
+    centres = f"!name:lgl_plugin.losses.SubCentreClassifier [{size}]"
+    variants = {
+        "three centres a pseudo-speaker": Variant(
+            "sub-centres", (f"--new_classifier={centres}",), CLUSTERED
+        ),
+        "large-margin fine-tuning": Variant(
+            "large-margin", ("--large_margin_epochs=4",), None
+        ),
+    }
+    for key, values in {
+        "classifier_init": ("random", "centroids"),
+        "encoder_init": ("first", "previous"),
+    }.items():
+        for value in values:
+            if value != experiment.settings[key]:
+                variants[f"{key}: {value}"] = Variant(
+                    f"{key}-{value}", (f"--{key}={value}",), CLUSTERED
+                )
+    experiment.train(list(variants.values()))
+    base = np.array(after(experiment, "base", last))
+    rows = [["base", spread(base), ""]]
+    for label, variant in variants.items():
+        phase = "large_margin" if variant.keep is None else "gated"
+        found = after(experiment, variant.name, last, phase=phase)
+        rows.append([label, spread(found), spread(np.array(found) - base)])
+    cohort, top = 2000, 300
+    found = []
+    for seed in experiment.seeds:
+        run = experiment.run_folder(seed)
+        settings = experiment.settings
+        trials = verification.read_trials(
+            settings["verification_file"], settings["trial_folder"]
+        )
+        embedder = Embedder(run, f"iter{last}/gated")
+        found.append(
+            embedder.eer(trials, settings["trial_folder"], cohort, top)
+        )
+    rows.append(["AS-norm", spread(found), spread(np.array(found) - base)])
+    return table(["step", "EER %", "against the base"], rows)
+
+
+class Embedder:
+    """A run's encoder, ready to score trial lists.
+
+    Arguments
+    ---------
+    run : pathlib.Path
+        The run folder.
+    step : str
+        The step that left the encoder.
+    """
+
+    def __init__(self, run, step):
+        text = (run / "stage2" / "hyperparams.yaml").read_text("utf-8")
+        hparams = load_hyperpyyaml(text)
+        self.settings, self.run = plain_settings(text), run
+        self.extract = Extractor(
+            hparams["compute_features"],
+            hparams["mean_var_norm"],
+            load_weights(hparams["new_encoder"](), run / step / ENCODER),
+            "cuda" if torch.cuda.is_available() else "cpu",
+            hparams["sample_rate"],
+        )
+
+    def eer(self, trials, folder, cohort=0, top=300):
+        """EER in percent, by AS-norm if a size of the cohort is given."""
+        vectors = self.vectors(trial_audio(trials, folder))
+        scores = verification.cosine_scores(vectors, trials)
+        if cohort:
+            manifest = load_manifest(
+                self.run / "manifest.csv", self.settings["data_folder"]
+            )
+            rng = np.random.default_rng(self.settings["seed"])
+            rows = rng.permutation(len(manifest))[:cohort]
+            speech, _ = self.extract(manifest, np.sort(rows))
+            statistics = verification.cohort_statistics(
+                vectors, speech.vectors, min(top, len(rows))
+            )
+            scores = verification.adaptive_s_norm(scores, trials, *statistics)
+        return 100 * verification.eer(scores, trials.labels)[0]
+
+    def vectors(self, audio):
+        """Embeddings of all of a manifest."""
+        found, bad = self.extract(audio, np.arange(len(audio)))
+        if bad:
+            raise ValueError(f"cannot be embedded: {bad[0]}")
+        return found.vectors
+
+
+def ten_speakers(run):
+    """Writes a manifest of up to 100 utterances of each of ten speakers.
+
+    Those with the most utterances: the analysis needs true labels, and with
+    them the paper chose its ten.
+    """
+    with open(run / "manifest.csv", newline="", encoding="utf-8") as source:
+        header, *rows = csv.reader(source)
+    by_speaker = {}
+    for row in rows:
+        by_speaker.setdefault(row[header.index("spk_id")], []).append(row)
+    by_speaker.pop("", None)
+    if len(by_speaker) < 10:
+        raise ValueError(
+            f"figure2 needs ten speakers with true labels, {run}/manifest.csv "
+            f"names {len(by_speaker)}"
+        )
+    most = sorted(by_speaker.values(), key=len, reverse=True)[:10]
+    with atomic_write(run / "ten_speakers.csv") as out:
+        writer = csv.writer(out)
+        writer.writerow(header)
+        rng = np.random.default_rng(0)
+        for of_one in most:
+            for n in np.sort(rng.permutation(len(of_one))[:100]):
+                writer.writerow(of_one[n])
+
+
+def after(experiment, name, iteration=1, figure="eer", phase="gated"):
+    """A figure at a phase's end, one value for each seed."""
+    where = {"iteration": iteration, "phase": f"after {phase}"}
+    return experiment.values(figure, name, **where)
+
+
+def spread(values, factor=1, digits=1):
+    """Mean (lowest to highest); nothing where there are no values."""
+    values = [factor * value for value in values if value is not None]
+    values = [value for value in values if np.isfinite(value)]
+    if not values:
+        return ""
+    shown = (np.mean(values), min(values), max(values))
+    # Adding zero turns -0.0 into 0.0.
+    mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in shown)
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def table(header, rows):
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+ALL = (
+    table1,
+    table2,
+    table3,
+    table4,
+    figure2,
+    figure3,
+    gates,
+    selection,
+    steps,
+)
+
+
+def main():
+    """Trains what the names on the command line need, and writes it down."""
+    made = {function.__name__: function for function in ALL}
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="+", choices=made)
+    parser.add_argument("--small", action="store_true", help="presets for CPUs")
+    parser.add_argument("--output_folder", default="results/paper")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--lists", nargs="*", default=[], help="of table1")
+    options, overrides = parser.parse_known_args()
+    size = "small_" if options.small else ""
+    experiment = Experiment(
+        HERE / "train_lgl.py",
+        [HERE / "hparams" / f"{size}stage{stage}.yaml" for stage in (1, 2)],
+        options.output_folder,
+        [int(seed) for seed in options.seeds.split(",")],
+        options.jobs,
+        overrides,
+    )
+    for name in options.name:
+        found = made[name](experiment, options)
+        with atomic_write(experiment.folder / f"{name}.md") as out:
+            out.write(found + "\n")
+        print(f"\n{made[name].__doc__.splitlines()[0]}\n\n{found}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The paper's tables by the recipe's own command, on a tiny corpus."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import RECIPE, STAGE1, STAGE2, TINY  # of this folder
+
+from lgl_plugin.manifest import load_manifest
+from lgl_plugin.metrics import read_metrics
+
+spec = importlib.util.spec_from_file_location("paper", RECIPE / "paper.py")
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+spread, stop, ten_speakers = script.spread, script.stop, script.ten_speakers
+
+
+def paper(names, folder, corpus, *options):
+    """Runs paper.py as a user does, with one seed."""
+    command = [
+        *(sys.executable, "paper.py", *names),
+        *("--small", "--seeds=1", f"--output_folder={folder}"),
+        *TINY,
+        *STAGE1,
+        *STAGE2,
+        f"--data_folder={corpus}",
+        f"--train_folder={corpus}/wav",
+        f"--trial_folder={corpus}/wav",
+        *options,
+    ]
+    return subprocess.run(
+        command, cwd=RECIPE, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def tables(corpus, tmp_path_factory):
+    """A folder with what can be had of two short runs."""
+    folder = tmp_path_factory.mktemp("paper")
+    names = ["table1", "table2", "figure3", "selection"]
+    lists = f"--lists=own={corpus}/trials.txt@{corpus}/wav"
+    done = paper(names, folder, corpus, lists)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def rows(folder, name):
+    """A table's cells by the first one of each row."""
+    lines = (folder / f"{name}.md").read_text().splitlines()
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines]
+    return {row[0]: row[1:] for row in cells if row}
+
+
+def test_table2_is_what_the_runs_logged(tables):
+    found = rows(tables, "table2")
+    for label, name in (("with", "base"), ("without", "without-gate")):
+        for iteration in (1, 2):
+            (eer,) = (
+                record["eer"]
+                for record in read_metrics(tables / "seed1" / name)
+                if record["phase"] == "after gated"
+                and record["iteration"] == iteration
+            )
+            assert found[f"{label} the gate"][iteration - 1] == f"{eer:.1f}"
+
+
+def test_table1_scores_the_encoders_anew(tables):
+    """On the run's own list: what the run itself found."""
+    shown = rows(tables, "table1")["Stage II, with the gate"][0]
+    assert shown == rows(tables, "table2")["with the gate"][1]
+
+
+def test_runs_with_and_without_the_gate_share_what_came_before(tables):
+    for phase in ("clusters", "after classifier"):
+        with_gate, without = (
+            [
+                r
+                for r in read_metrics(tables / "seed1" / n)
+                if r["phase"] == phase
+            ]
+            for n in ("base", "without-gate")
+        )
+        assert with_gate[0] == without[0]
+
+
+def test_selection_names_every_criterion(tables):
+    names = set(rows(tables, "selection"))
+    assert {"pseudo_trials", "silhouette", "agreement", "loss"} <= names
+
+
+def test_figures_are_drawn(tables):
+    assert (tables / "figure3.svg").stat().st_size > 1000
+
+
+def test_what_is_done_is_not_done_again(tables, corpus):
+    before = (tables / "seed1" / "base" / "printed.txt").read_bytes()
+    done = paper(["table2"], tables, corpus)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tables / "seed1" / "base" / "printed.txt").read_bytes() == before
+
+
+def test_a_failing_run_says_why(corpus, tmp_path):
+    done = paper(["table2"], tmp_path, corpus, "--selection=eer")
+    assert done.returncode != 0
+    assert "selection: eer is not known" in done.stderr
+
+
+def test_mean_and_range():
+    assert spread([1.0, 2.0, 6.0]) == "3.0 (1.0 to 6.0)"
+    assert spread([0.254], 100, 0) == "25"
+    assert spread([-0.01, 0.01]) == "0.0 (0.0 to 0.0)"
+    assert spread([None, float("nan")]) == ""
+
+
+def test_patience():
+    assert stop([5, 4, 6, 7, 1], patience=2) == 4
+    assert stop([5, 4, 6, 3, 4], patience=2) == 5
+    assert stop([np.inf, 5, 4], patience=1) == 1
+
+
+def test_ten_speakers_of_a_manifest(tmp_path):
+    lines = ["ID,duration,wav,start,stop,spk_id"]
+    for speaker in range(12):
+        for n in range(98 + speaker):
+            lines.append(f"{speaker}-{n},1.0,a.wav,0,16000,s{speaker}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    ten_speakers(tmp_path)
+    found = load_manifest(tmp_path / "ten_speakers.csv", "")
+    assert np.bincount(found.speakers).tolist() == [100] * 10
+    assert {name.split("-")[0] for name in found.ids}.isdisjoint({"0", "1"})
+
+
+def test_ten_speakers_must_be_known(tmp_path):
+    header = "ID,duration,wav,start,stop,spk_id\n"
+    (tmp_path / "manifest.csv").write_text(header + "a,1.0,a.wav,0,16000,\n")
+    with pytest.raises(ValueError, match="names 0"):
+        ten_speakers(tmp_path)
