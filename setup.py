@@ -38,6 +38,7 @@ setup(
         "demo": ["espeakng-loader>=0.2.4"],
         "test": [
             "pytest>=8",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff==0.12.4",

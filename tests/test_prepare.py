@@ -564,14 +564,16 @@ def test_killed_scan_leaves_its_journal_and_no_process(tmp_path, monkeypatch):
     child = fork.Process(target=slow_scan, args=(tmp_path,))
     child.start()
     deadline = time.monotonic() + 60
-    while not journal.exists() or journal.stat().st_size < 10000:
-        assert child.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    workers = descendants(child.pid)
+    try:
+        while not journal.exists() or journal.stat().st_size < 10000:
+            assert child.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = descendants(child.pid)
+    finally:  # or the tests would wait for it at their end
+        child.kill()
+        child.join()
     assert len(workers) == 2
-    child.kill()
-    child.join()
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "workers outlive their scan"
         time.sleep(0.01)

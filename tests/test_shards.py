@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import re
-import signal
 import tarfile
 import time
 
@@ -380,12 +379,14 @@ def test_goes_on_after_a_kill(tmp_path, logs):
     context = multiprocessing.get_context("fork")
     process = context.Process(target=run_slowly, args=(tmp_path,))
     process.start()
-    deadline = time.monotonic() + 30
-    while len(list(folder.glob("*.csv"))) < 2:
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    try:
+        deadline = time.monotonic() + 30
+        while len(list(folder.glob("*.csv"))) < 2:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:  # or the tests would wait for it at their end
+        process.kill()
+        process.join()
     assert not (folder / "manifest.csv").exists()
     kept = {path: path.stat() for path in folder.glob("shard-*.tar")}
     whole = [p for p in kept if p.with_suffix(".csv").exists()]
