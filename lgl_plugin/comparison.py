@@ -20,22 +20,21 @@ def kinds(runs):
 
     Arguments
     ---------
-    runs : list of Results
+    runs : list of lgl_plugin.results.Results
         In the order of the page.
 
     Returns
     -------
     dict
-        From a name, the folders of its runs, to a list of these.
+        From a kind's name to its runs, a dict from their folders' names.
     """
     paths = [str(run.folder.resolve()) for run in runs]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     found = {}
     for run, path in zip(runs, paths):
-        names, members = found.setdefault(_without_seed(run), ([], []))
-        names.append(os.path.relpath(path, common))
-        members.append(run)
-    return {", ".join(names): members for names, members in found.values()}
+        members = found.setdefault(_without_seed(run), {})
+        members[os.path.relpath(path, common)] = run
+    return {", ".join(members): members for members in found.values()}
 
 
 def _without_seed(run):
@@ -44,12 +43,13 @@ def _without_seed(run):
     for stage, settings in run.settings.items():
         seed = str(settings.get("seed"))
         for key, value in flatten(settings, f"{stage}: "):
-            if key.rpartition(".")[2].rpartition(" ")[2] == "seed":
+            if key.endswith((": seed", ".seed")):
                 continue
             # Paths of another run name its seed, as in results/lgl/<seed>.
             folders = value.split("/")
             if len(folders) > 1:
-                folders = ["<seed>" if f == seed else f for f in folders]
+                named = (seed, f"seed{seed}")
+                folders = ["<seed>" if f in named else f for f in folders]
             rows.append((key, "/".join(folders)))
     return tuple(rows)
 
@@ -60,12 +60,11 @@ def overview(page, runs):
         "Runs that differ in their seeds alone are of one kind: their mean, "
         "and in brackets the lowest and the highest."
     )
-    home = page.folder
-    own = {run.folder / "report" / "index.html": run for run in runs}
+    own = {run.folder / "report" / "index.html": run.folder for run in runs}
     page.links(
         {
-            f"Page of {run.folder}": os.path.relpath(path, home)
-            for path, run in own.items()
+            f"Page of {folder}": os.path.relpath(path, page.folder)
+            for path, folder in own.items()
             if path.exists()
         }
     )
@@ -73,12 +72,14 @@ def overview(page, runs):
     names = list(dict.fromkeys(name for run in runs for name in run.rows))
     header, rows, groups = ["phase"], {name: [name] for name in names}, {}
     for kind, members in kinds(runs).items():
-        columns, found = cells([run.rows for run in members], COMPARED)
+        members = [run.rows for run in members.values()]
+        columns, found = cells(members, COMPARED)
         header += columns[1:]
         groups[kind] = len(columns) - 1
-        found = {name: figures for name, *figures in found}
+        found = {name: others for name, *others in found}
         for name in names:
-            rows[name] += found.get(name, [""] * groups[kind])
+            values = found.get(name, [""] * groups[kind])
+            rows[name] += [value.replace(" (", "\n(") for value in values]
     page.table("All phases", header, rows.values(), groups, wide=True)
 
 
@@ -86,7 +87,7 @@ def journey(page, runs):
     """The journeys in one figure."""
     page.section("Journeys")
     groups = {
-        kind: [run.rows for run in members]
+        kind: [run.rows for run in members.values()]
         for kind, members in kinds(runs).items()
     }
     page.figure(
@@ -103,12 +104,11 @@ def det(page, runs):
     """The last phase of each run that has scores."""
     page.section("Verification errors")
     shown = {}
-    for kind, members in kinds(runs).items():
-        for name, run in zip(kind.split(", "), members):
-            scores = run.scores()
-            if scores:
-                phase, pair = list(scores.items())[-1]
-                shown[f"{name}: {phase}"] = pair
+    for name, run in _named(runs):
+        scores = run.scores()
+        if scores:
+            phase, pair = list(scores.items())[-1]
+            shown[f"{name}: {phase}"] = pair
     if not shown:
         page.paragraph("No run has trial scores.")
         return
@@ -123,25 +123,30 @@ def det(page, runs):
 def differences(page, runs):
     """The settings in which the runs differ."""
     page.section("What differs")
-    settings = {}
-    for kind, members in kinds(runs).items():
-        for name, run in zip(kind.split(", "), members):
-            settings[name] = {
-                key: value
-                for stage, part in run.settings.items()
-                for key, value in flatten(part, f"{stage}: ")
-            }
-            settings[name]["steps done"] = f"{len(run.done)}"
-    keys = dict.fromkeys(key for each in settings.values() for key in each)
-    rows = []
-    for key in keys:
-        values = [each.get(key, "") for each in settings.values()]
-        if len(set(values)) > 1:
-            rows.append([key, *values])
+    columns = {}
+    for name, run in _named(runs):
+        columns[name] = {
+            key: value
+            for stage, settings in run.settings.items()
+            for key, value in flatten(settings, f"{stage}: ")
+        }
+        columns[name]["steps done"] = str(len(run.done))
+    keys = dict.fromkeys(key for column in columns.values() for key in column)
+    rows = [
+        [key, *(column.get(key, "") for column in columns.values())]
+        for key in keys
+    ]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
     if rows:
-        page.words("Settings that differ", ["key", *settings], rows)
+        page.words("Settings that differ", ["key", *columns], rows)
     else:
         page.paragraph("The settings are the same.")
+
+
+def _named(runs):
+    """(name, run) of each run, kind after kind."""
+    for members in kinds(runs).values():
+        yield from members.items()
 
 
 SECTIONS = (overview, journey, det, differences)

@@ -119,26 +119,21 @@ def journey(kinds):
     known = list(dict.fromkeys(name for rows in runs for name in rows))
     names = [name for name in known if name not in ASIDE]
     present = {key for rows in runs for row in rows.values() for key in row}
-    panels = {
-        label: [key for key in keys if key in present]
-        for label, keys in (
-            ("EER (%)", ["eer"]),
-            ("NMI of the pseudo-labels", ["nmi", "nmi_selected"]),
-        )
-    }
-    panels = {label: keys for label, keys in panels.items() if keys}
-    if not panels:
+    lines = {"eer": "EER (%)", "nmi": "NMI of the pseudo-labels"}
+    lines = {key: label for key, label in lines.items() if key in present}
+    if not lines:
         raise ValueError("no run has an EER or an NMI to draw")
-    figure, axes = _figure(4.8, 0.8 + 2.4 * len(panels), len(panels))
-    for panel, (label, keys) in zip(axes, panels.items()):
+    figure, axes = _figure(4.8, 0.8 + 2.4 * len(lines), len(lines))
+    for panel, (key, label) in zip(axes, lines.items()):
         panel.set_ylabel(label)
         for index, (kind, members) in enumerate(kinds.items()):
-            for key in keys:
-                look, name = style(index), kind
-                if key == "nmi_selected":
-                    look |= {"markerfacecolor": "white", "linestyle": ":"}
-                    name = f"{kind}, selected"
-                _mean_line(panel, members, names, key, {**look, "label": name})
+            look = {**style(index), "label": kind}
+            _mean_line(panel, members, names, key, look)
+    if len(kinds) == 1 and "nmi_selected" in present:
+        axes[-1].lines[0].set_label("of all utterances")
+        look |= {"markerfacecolor": "white", "linestyle": ":"}
+        look["label"] = "of those that the gate selects"
+        _mean_line(axes[-1], members, names, "nmi_selected", look)
     for name in ASIDE:
         values = [rows.get(name, {}).get("eer") for rows in runs]
         values = [value for value in values if value is not None]
@@ -260,7 +255,6 @@ def losses(groups, tau):
     groups = {name: g[np.isfinite(g)] for name, g in groups.items()}
     highest = max((g.max() for g in groups.values() if len(g)), default=1.0)
     edges = np.linspace(0, max(highest, 1e-6), BINS + 1)
-    hatches = ("", "////", "....")
     for index, (name, group) in enumerate(groups.items()):
         counts, _ = np.histogram(group, edges)
         colour = COLOURS[index]
@@ -270,12 +264,12 @@ def losses(groups, tau):
             fill=True,
             facecolor=matplotlib.colors.to_rgba(colour, 0.35),
             edgecolor=colour,
-            lw=0.8,
-            hatch=hatches[index],
+            linestyle=LINES[index],
+            lw=1.5,
             label=f"{name} ({len(group):,})",
         )
     if np.isfinite(tau):
-        axes.axvline(tau, color="black", ls="--", label=f"τ = {tau:.2f}")
+        axes.axvline(tau, color="black", lw=2, label=f"τ = {tau:.2f}")
     axes.set(xlabel="loss", ylabel="utterances", xlim=(0, edges[-1]))
     axes.legend(fontsize=8)
     return figure
@@ -309,7 +303,7 @@ def det(systems):
     >>> axes.get_legend().get_texts()[0].get_text()
     'Stage I, 50.0 %'
     """
-    figure, (axes,) = _figure(4.8, 5.0)
+    figure, (axes,) = _figure(4.8, 4.7)
     percent = np.array([0.1, 1, 2, 5, 10, 20, 40, 60])
     ticks = ndtri(percent / 100)
     for index, (name, (scores, labels)) in enumerate(systems.items()):

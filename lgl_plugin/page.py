@@ -48,6 +48,7 @@ thead th { border-bottom: 2px solid #8795a1; vertical-align: bottom; }
 th:first-child { text-align: left; }
 thead tr.groups th { text-align: center; border-bottom-width: 1px; }
 tbody th { text-align: left; font-weight: 400; min-width: 5.5rem; }
+table.figures td { white-space: pre; }
 table.words th, table.words td { text-align: left; overflow-wrap: anywhere; }
 table.words tbody th { min-width: 8rem; }
 details { border: 1px solid #d5dbe0; padding: .4rem .7rem; }

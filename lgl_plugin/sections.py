@@ -66,8 +66,7 @@ def journey(page, results):
             figures.journey({results.name: [rows]}),
             f"EER and NMI over the phases. {alt}.",
             "EER on the trial list and NMI of the pseudo-labels over the "
-            "phases; selected: of what the gate let through. Log-mel "
-            "statistics are the floor, no network.",
+            "phases. Log-mel statistics are the floor, no network.",
         )
     if not any("eer" in row for row in rows.values()):
         page.paragraph("No EER: the run has no trial list, or none is scored.")
@@ -118,7 +117,8 @@ def gates(page, results):
             "and of the others (paper, figure 2).",
         )
     shares = ", ".join(
-        f"{name} {row['selected_share']:.0%}" for name, row in rows.items()
+        f"{name} {100 * row['selected_share']:.0f} %"
+        for name, row in rows.items()
     )
     page.figure(
         "selected",
@@ -170,7 +170,7 @@ def _losses(page, results, number):
             }
             told = "; reliable: the cluster's speaker is the utterance's own"
         threshold = f"τ = {tau:.2f}" if np.isfinite(tau) else "no threshold"
-        share = f"{gate['selected'].mean():.0%} selected"
+        share = f"{100 * gate['selected'].mean():.0f} % selected"
         medians = ", ".join(
             f"median of {name} {np.nanmedian(group):.2f}"
             for name, group in groups.items()
@@ -279,8 +279,8 @@ def embedding_map(page, results):
     page.section("Map of the embeddings")
     numbers = [n for n in results.iterations if results.labels(n) is not None]
     found = results.embeddings(numbers[-1]) if numbers else None
-    if found is None:
-        page.paragraph("No embeddings with pseudo-labels yet.")
+    if found is None or len(found.utterances) < 5:
+        page.paragraph("No embeddings with pseudo-labels, or too few, yet.")
         return
     utterances, labels = results.labels(numbers[-1])
     if utterances != found.utterances:
@@ -376,22 +376,21 @@ def project(vectors, seed=MAP_SEED):
     Arguments
     ---------
     vectors : numpy.ndarray, (n, D), float
-        Brought to unit length here, as for the clustering.
+        Five at least; brought to unit length here, as for the clustering.
     seed : int
         Of t-SNE.
 
     Returns
     -------
     points : numpy.ndarray, (n, 2), float32
-        Fewer than five vectors are placed by their principal components.
     spread : float
         The share of the variance that the principal components keep.
 
     Example
     -------
-    >>> points, spread = project(np.eye(3))
+    >>> points, spread = project(np.eye(8))
     >>> points.shape, round(spread, 3)
-    ((3, 2), 1.0)
+    ((8, 2), 1.0)
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -402,8 +401,6 @@ def project(vectors, seed=MAP_SEED):
     components = PCA(min(50, *vectors.shape), random_state=seed)
     points = components.fit_transform(vectors)
     spread = float(components.explained_variance_ratio_.sum())
-    if len(points) < 5:
-        return np.pad(points, ((0, 0), (0, 2)))[:, :2], spread
     # A coarse angle and few iterations: seconds count, not digits.
     neighbours = TSNE(
         perplexity=min(30, (len(points) - 1) / 3),
@@ -518,7 +515,9 @@ def warnings(page, results):
     for name, row in results.rows.items():
         share = row.get("selected_share", 1.0)
         if share < 0.05:
-            found.append(f"{name}: the gate lets only {share:.1%} through.")
+            found.append(
+                f"{name}: the gate lets only {100 * share:.1f} % through."
+            )
         rate = row.get("eer", 0.0)
         if floor is not None and name != "untrained" and rate > floor:
             found.append(

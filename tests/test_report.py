@@ -1,104 +1,261 @@
-"""The table and the figure of a run."""
+"""The pages of runs: whole, half-way, damaged, compared."""
 
+import html
 import json
+import re
+import shutil
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from made_run import make_run
 
-from lgl_plugin.metrics import read_metrics, summarise, table
-from lgl_plugin.report import main
+from lgl_plugin import sections
+from lgl_plugin.page import Page
+from lgl_plugin.report import main, write_report
+from lgl_plugin.results import Results
+from lgl_plugin.sections import MAP_POINTS, project, sample
 
-RECORDS = [
-    {"stage": 0, "phase": "untrained", "eer": 38.0, "threshold": 0.5},
-    {"stage": 1, "phase": "simclr", "epoch": 1, "seconds": 60.0, "loss": 4.0},
-    {"stage": 1, "phase": "simclr", "epoch": 2, "seconds": 30.0, "loss": 3.0},
-    {"stage": 1, "phase": "after simclr", "eer": 25.0, "min_dcf_001": 0.75},
-    {
-        "stage": 2,
-        "iteration": 1,
-        "phase": "clusters",
-        "nmi": 0.6543,
-        "seconds": 6.0,
-    },
-    {
-        "stage": 2,
-        "iteration": 1,
-        "phase": "classifier",
-        "epoch": 1,
-        "selected_share": 1.0,
-        "tau": None,
-        "seconds": 12.0,
-    },
-    {"stage": 2, "iteration": 1, "phase": "after classifier", "eer": 20.0},
-    {
-        "stage": 2,
-        "iteration": 1,
-        "phase": "gated",
-        "epoch": 1,
-        "selected_share": 0.5,
-        "seconds": 18.0,
-    },
-    {
-        "stage": 2,
-        "iteration": 1,
-        "phase": "after gated",
-        "selected_share": 0.625,
-        "eer": 15.04,
-    },
-]
+FAILED = "could not be made"
 
 
-def write(folder, records):
-    folder.mkdir(exist_ok=True)
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "metrics.jsonl").write_text(lines)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with its page."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "1")
+    write_report([folder])
     return folder
 
 
-def test_table_by_hand(tmp_path):
-    rows = summarise(read_metrics(write(tmp_path / "1", RECORDS)))
-    assert table([rows]).splitlines() == [
-        "| phase | EER % | minDCF 0.01 | NMI | selected % | minutes |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| untrained | 38.0 |  |  |  |  |",
-        "| Stage I | 25.0 | 0.750 |  |  | 1.5 |",
-        "| iteration 1, classifier | 20.0 |  | 0.654 | 100 | 0.3 |",
-        "| iteration 1, gated | 15.0 |  |  | 62 | 0.3 |",
-    ]
+def read(folder):
+    return (folder / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_repeated_epoch_counts_once(tmp_path):
-    """An interrupted step is done again: its later records are the run's."""
-    again = [
-        {**RECORDS[1], "seconds": 90.0},
-        {**RECORDS[2], "seconds": 90.0},
-        {**RECORDS[3], "eer": 24.0},
-    ]
-    records = read_metrics(write(tmp_path / "1", RECORDS[:3] + again))
-    row = summarise(records)["Stage I"]
-    assert row == {"seconds": 180.0, "eer": 24.0, "min_dcf_001": 0.75}
+def parts(folder, *names):
+    """The page with some of its sections only; the figures take long."""
+    page = Page(folder / "report", "some")
+    for name in ("overview", *names):
+        page.add(getattr(sections, name), Results(folder))
+    return page.write("").read_text(encoding="utf-8")
 
 
-def test_several_runs_give_mean_and_range(tmp_path):
-    runs = [
-        {"Stage I": {"eer": 20.0}, "iteration 1, gated": {"eer": 10.0}},
-        {"Stage I": {"eer": 26.0}},
-        {"Stage I": {"eer": 23.0}},
-    ]
-    assert table(runs).splitlines()[2:] == [
-        "| Stage I | 23.0 (20.0-26.0) |",
-        "| iteration 1, gated | 10.0 |",
-    ]
+def change(folder, name, **values):
+    """Changes Stage II's settings or what is done, in state.json."""
+    state = json.loads((folder / "state.json").read_text())
+    part = state["settings"]["stage 2"] if name == "settings" else state[name]
+    part.update(values)
+    (folder / "state.json").write_text(json.dumps(state))
 
 
-def test_command_prints_the_table_and_draws_the_figure(tmp_path, capsys):
-    runs = [write(tmp_path / name, RECORDS) for name in "12"]
-    main([str(run) for run in runs])
+def test_page_holds_every_figure_and_nothing_from_elsewhere(run):
+    text = read(run)
+    assert FAILED not in text
+    names = {path.stem for path in (run / "report").glob("*.png")}
+    assert names == {path.stem for path in (run / "report").glob("*.svg")}
+    assert names == {
+        "journey",
+        *(f"losses_{n}_{p}" for n in (1, 2) for p in ("classifier", "gated")),
+        "reliability",
+        "selected",
+        "det",
+        "cluster_sizes",
+        "map_clusters",
+        "map_speakers",
+        "throughput",
+        "loss",
+        "pseudo_eer",
+    }
+    images = re.findall(r'<img alt="[^"]{20,}"[^>]* src="data:image/', text)
+    assert len(images) == len(names)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+
+
+def test_tables_say_what_the_metrics_say(run):
+    text = read(run)
+    row = r"iteration 2, gated</th>\s*<td>16.0</td><td>0.533</td>"
+    assert re.search(row, text)
+    assert "<td>2.00</td>" in text  # tau
+    assert "100 target and 100 non-target trials" in text
+
+
+def test_stage_one_alone_without_anything_else(tmp_path):
+    folder = make_run(tmp_path / "1", speakers=False, trials=False, rounds=0)
+    (folder / "manifest.csv").unlink()
+    (folder / "state.json").unlink()
+    write_report([folder])
+    text = read(folder)
+    assert FAILED not in text
+    for missing in ("No EER", "No NMI", "Stage II has not", "No trial scores"):
+        assert missing in text
+
+
+def test_speakers_unknown_and_no_trials(tmp_path):
+    folder = make_run(tmp_path / "1", speakers=False, trials=False, rounds=1)
+    write_report([folder])
+    text = read(folder)
+    assert FAILED not in text and "No EER" in text and "No NMI" in text
+    assert (folder / "report" / "losses_1_gated.png").exists()
+    assert not (folder / "report" / "map_speakers.png").exists()
+
+
+def test_half_way_and_damaged(run, tmp_path):
+    """A damaged part costs itself alone, and the page says so."""
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    change(folder, "settings", n_iterations=3, selection="trials")
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"stage": 2, "iter')
+    (folder / "iter2" / "gated" / "scores.npz").write_bytes(b"PK torn")
+    shutil.rmtree(folder / "iter2" / "embeddings")
+    text = parts(folder, "det", "clusters", "embedding_map", "warnings")
+    text = html.unescape(text)
+    assert "Could not be made: det:" in text
+    assert "No embeddings" in text
+    assert "next step: iter3/embeddings" in text
+    assert "labelled trial list" in text
+    assert text.count(FAILED) == 1
+
+
+def test_warnings_are_raised(run, tmp_path):
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    records = [
+        {"stage": 2, "iteration": 2, "phase": "gated", "epoch": 2,
+         "skipped_steps": 7},
+        {"stage": 2, "iteration": 2, "phase": "after gated", "eer": 26.0,
+         "selected_share": 0.02},
+    ]  # fmt: skip
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.writelines(json.dumps(record) + "\n" for record in records)
+    (folder / "bad_files.txt").write_text("a.wav\tcut short\nb.wav\tempty\n")
+    log = (
+        "2026-01-02 03:04:05,678 - a.b - INFO - fine\nnot shown\n"
+        "2026-01-02 03:04:06,678 - a.b - WARNING - seen twice\n"
+        "2026-01-02 03:04:07,678 - a.b - WARNING - seen twice\n"
+        "2026-01-02 03:04:08,678 - a.b - ERROR - Exception:\n"
+        "Traceback\n  File\nOSError: disk full\n"
+    )
+    (folder / "stage1" / "log.txt").write_text(log)
+    text = parts(folder, "warnings")
+    assert "7 training steps were skipped" in text
+    assert "an EER of 26.0 % is above the floor of 25.0 %" in text
+    assert "the gate lets only 2.0 % through" in text
+    assert "2 utterances could not be used" in text
+    assert "<td>cut short</td>" in text
+    assert "<td>seen twice</td><td>2</td><td>2026-01-02 03:04:07</td>" in text
+    assert "<td>Exception: … OSError: disk full</td>" in text
+    assert "not shown" not in text
+
+
+class Reader(HTMLParser):
+    """The texts and the tags of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts, self.tags = [], []
+        self.feed(page)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+
+
+HOSTILE = "</td><script>alert('1')</script>\"&lt;"
+
+
+def fill(page, text):
+    """Puts a text wherever a page takes one."""
+    page.paragraph(text)
+    page.facts({text: text})
+    page.bullets([text])
+    page.links({text: text})
+    page.section(text)
+    page.table(text, [text, text], [[text, text]], {text: 1})
+    page.words(text, [text], [[text]])
+    page.folded_table(text, [text], [[text]])
+    page.folded_text(text, text)
+    return page.write(text).read_text()
+
+
+def test_whatever_the_text_it_stays_text(tmp_path):
+    """The same tags, and the text as it was."""
+    harmless = Reader(fill(Page(tmp_path, "harmless"), "harmless"))
+    hostile = Reader(fill(Page(tmp_path, HOSTILE), HOSTILE))
+    assert hostile.tags == harmless.tags
+    count = harmless.texts.count("harmless")
+    assert count > 10 and hostile.texts.count(HOSTILE) == count
+
+
+def test_no_file_can_write_into_the_page(run, tmp_path):
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    (folder / "bad_files.txt").write_text(f"{HOSTILE}\t{HOSTILE}\n")
+    change(folder, "settings", **{HOSTILE: HOSTILE})
+    log = f"2026-01-02 03:04:05,678 - a.b - ERROR - {HOSTILE}\n"
+    (folder / "stage1" / "log.txt").write_text(log)
+    (folder / "stage1" / "env.log").write_text(HOSTILE)
+    page = Reader(parts(folder, "configuration", "environment", "warnings"))
+    assert "script" not in page.tags
+    assert page.texts.count(HOSTILE) == 6
+
+
+def test_command_compares(run, tmp_path, capsys, monkeypatch):
+    """Two seeds of one kind, and a run with another gate."""
+    monkeypatch.setattr(sections, "SECTIONS", [sections.journey])
+    other = make_run(tmp_path / "2", seed=2)
+    shutil.copytree(run, tmp_path / "1")
+    ungated = make_run(tmp_path / "1-b", gate="b", trials=False, rounds=1)
+    main([str(tmp_path / "1"), str(other), str(ungated)])
     printed = capsys.readouterr().out
-    assert "| iteration 1, gated | 15.0 (15.0-15.0) |" in printed
-    figure = (runs[0] / "report" / "journey.png").read_bytes()
-    assert figure.startswith(b"\x89PNG") and len(figure) > 5000
+    assert "| iteration 1, gated | 18.0 (18.0-18.0) |" in printed
+    page = tmp_path / "1" / "report" / "comparison" / "index.html"
+    assert f"Page: {page}" in printed
+    text = page.read_text()
+    assert FAILED not in text
+    groups = re.findall(r'scope="colgroup" colspan="(\d)">([^<]*)<', text)
+    assert [name for _, name in groups] == ["1, 2", "1-b"]
+    spans = sum(int(span) for span, _ in groups)
+    rows = text[text.index("<tbody>") : text.index("</tbody>")].split("<tr>")
+    assert {row.count("<td>") for row in rows[1:]} == {spans}
+    differing = re.findall(r'<th scope="row">(stage[^<]*)</th>', text)
+    assert differing == [
+        "stage 1: seed",
+        "stage 2: seed",
+        "stage 2: n_iterations",
+        "stage 2: gate.name",
+    ]
+    for link in re.findall(r'<a href="([^#"]*)"', text):
+        assert (page.parent / link).exists()
 
 
 def test_a_folder_without_metrics_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is it the output_folder"):
         main([str(tmp_path)])
+
+
+def test_map_of_many_draws_from_the_groups_in_colour():
+    """Half of it at most, the same each time, nobody twice."""
+    labels = np.random.default_rng(0).integers(3000, size=100_000)
+    labels[:5000] = 7
+    chosen = sample(labels, [7, 8])
+    assert (chosen == sample(labels, [7, 8])).all()
+    assert len(np.unique(chosen)) == len(chosen) == MAP_POINTS
+    assert (labels[chosen] == 7).sum() == MAP_POINTS // 4
+    assert (labels[chosen] == 8).sum() == (labels == 8).sum()
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_map_keeps_groups_together(n):
+    """Where there are enough of them, neighbours are kin."""
+    groups = np.arange(n) % 4
+    rng = np.random.default_rng(0)
+    vectors = np.eye(16)[groups] + 0.05 * rng.normal(size=(n, 16))
+    points, spread = project(vectors)
+    assert points.shape == (n, 2) and np.isfinite(points).all()
+    assert 0.99 < spread <= 1.001
+    if n == 40:
+        distances = np.linalg.norm(points[:, None] - points, axis=-1)
+        nearest = (distances + 1e9 * np.eye(n)).argmin(axis=1)
+        assert (groups[nearest] == groups).all()

@@ -49,14 +49,8 @@ class Browser:
     """
 
     def __init__(self, profile):
-        above = [], []
-        for ends, here in zip(above, (1, 0)):
-            for end in os.pipe():
-                # Clear of the numbers that they get in the child.
-                ends.append(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10))
-                os.close(end)
-            del here
-        (to_read, self.to), (self.back, from_write) = above
+        to_read, self.to = map(_high, os.pipe())
+        self.back, from_write = map(_high, os.pipe())
         command = [sys.executable, "-c", START, str(to_read), str(from_write)]
         command += [find_chromium(), *OPTIONS, f"--user-data-dir={profile}"]
         self.process = subprocess.Popen(
@@ -158,3 +152,10 @@ class Browser:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _high(descriptor):
+    """Moves a descriptor clear of the numbers that the browser uses."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return moved
