@@ -58,14 +58,8 @@ CORRECT = "--correct_labels=!new:lgl_plugin.gates.LabelCorrection"
 WITHOUT = Variant("without-gate", (NO_GATE,), CLASSIFIED)
 
 GATES = {
-    "none": (NO_GATE,),
-    "fixed, 1": ("--gate=!new:lgl_plugin.gates.FixedGate [1.0]", AT_HAND),
     "schedule": ("--gate=!new:lgl_plugin.gates.ScheduleGate", AT_HAND),
     "share": ("--gate=!new:lgl_plugin.gates.TargetShareGate [0.8]", AT_HAND),
-    "share, remembered": (
-        "--gate=!new:lgl_plugin.gates.TargetShareGate [0.8]",
-        REMEMBERED,
-    ),
     "dynamic": (DYNAMIC, AT_HAND),
     "dynamic, remembered": (DYNAMIC, REMEMBERED),
     "DLG-LC": (DYNAMIC, AT_HAND, CORRECT),
@@ -281,9 +275,9 @@ def values_of_all(experiment, measure):
 def gates(experiment, options):
     """Every gate, told nothing of the corpus."""
     names = {gate: f"gate-{gate.replace(', ', '-')}" for gate in GATES}
-    experiment.train(
-        [Variant(names[gate], GATES[gate], CLASSIFIED) for gate in GATES]
-    )
+    variants = [Variant(names[gate], GATES[gate], CLASSIFIED) for gate in GATES]
+    experiment.train([WITHOUT, *variants])
+    names = {"none": WITHOUT.name, "the yaml's": "base", **names}
     iterations = range(1, experiment.settings["n_iterations"] + 1)
     rows = []
     for gate, name in names.items():
