@@ -223,6 +223,9 @@ def epochs(records, keys, label, factor=1.0, bottom=None, top=None):
     axes.set(xlabel="epoch of the run", ylabel=label)
     axes.set_xlim(0.5, max(len(trained), 1) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if bottom is not None:  # which the margin at the top then counts from
+        axes.update_datalim([(1, bottom)])
+        axes.autoscale_view()
     axes.set_ylim(bottom, top)
     # Above the lines, which may go anywhere.
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)

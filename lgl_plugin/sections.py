@@ -277,12 +277,17 @@ def clusters(page, results):
 def embedding_map(page, results):
     """Where the utterances of the latest round lie."""
     page.section("Map of the embeddings")
-    numbers = [n for n in results.iterations if results.labels(n) is not None]
-    found = results.embeddings(numbers[-1]) if numbers else None
-    if found is None or len(found.utterances) < 5:
-        page.paragraph("No embeddings with pseudo-labels, or too few, yet.")
+    for number in reversed(results.iterations):
+        found, labelled = results.embeddings(number), results.labels(number)
+        if found is not None and labelled is not None:
+            break
+    else:
+        page.paragraph("No embeddings with pseudo-labels yet.")
         return
-    utterances, labels = results.labels(numbers[-1])
+    utterances, labels = labelled
+    if len(labels) < 5:
+        page.paragraph("Too few utterances for a map.")
+        return
     if utterances != found.utterances:
         raise ValueError("the pseudo-labels are of other utterances")
     largest = np.argsort(-np.bincount(labels), kind="stable")[:MAP_GROUPS]
@@ -296,7 +301,7 @@ def embedding_map(page, results):
         "map_clusters",
         figures.embedding_map(points, groups, names),
         f"Map of {drawn}, the {len(names)} largest clusters in colour.",
-        f"By pseudo-label, iteration {numbers[-1]}: the {len(names)} largest "
+        f"By pseudo-label, iteration {number}: the {len(names)} largest "
         "clusters.",
         raster=True,
     )
@@ -319,8 +324,10 @@ def embedding_map(page, results):
             "the cluster's colour (the first one's, if it leads several).",
             raster=True,
         )
+    if len(chosen) < len(labels):
+        drawn += f" (seed {MAP_SEED}; up to half are of the clusters in colour)"
     page.paragraph(
-        f"Drawn: {drawn} (seed {MAP_SEED}). Unit length, principal components "
+        f"Drawn: {drawn}. Unit length, principal components "
         f"({100 * spread:.0f} % of the variance), then t-SNE: neighbours mean "
         "something, distances between groups do not. The largest clusters "
         "need not be typical ones."
