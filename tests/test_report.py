@@ -6,7 +6,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from made_run import make_run
 
@@ -14,7 +13,6 @@ from lgl_plugin import sections
 from lgl_plugin.page import Page
 from lgl_plugin.report import main, write_report
 from lgl_plugin.results import Results
-from lgl_plugin.sections import MAP_POINTS, project, sample
 
 FAILED = "could not be made"
 
@@ -233,29 +231,3 @@ def test_command_compares(run, tmp_path, capsys, monkeypatch):
 def test_a_folder_without_metrics_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is it the output_folder"):
         main([str(tmp_path)])
-
-
-def test_map_of_many_draws_from_the_groups_in_colour():
-    """Half of it at most, the same each time, nobody twice."""
-    labels = np.random.default_rng(0).integers(3000, size=100_000)
-    labels[:5000] = 7
-    chosen = sample(labels, [7, 8])
-    assert (chosen == sample(labels, [7, 8])).all()
-    assert len(np.unique(chosen)) == len(chosen) == MAP_POINTS
-    assert (labels[chosen] == 7).sum() == MAP_POINTS // 4
-    assert (labels[chosen] == 8).sum() == (labels == 8).sum()
-
-
-@pytest.mark.parametrize("n", [5, 40])
-def test_map_keeps_groups_together(n):
-    """Where there are enough of them, neighbours are kin."""
-    groups = np.arange(n) % 4
-    rng = np.random.default_rng(0)
-    vectors = np.eye(16)[groups] + 0.05 * rng.normal(size=(n, 16))
-    points, spread = project(vectors)
-    assert points.shape == (n, 2) and np.isfinite(points).all()
-    assert 0.99 < spread <= 1.001
-    if n == 40:
-        distances = np.linalg.norm(points[:, None] - points, axis=-1)
-        nearest = (distances + 1e9 * np.eye(n)).argmin(axis=1)
-        assert (groups[nearest] == groups).all()
