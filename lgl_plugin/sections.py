@@ -323,9 +323,7 @@ def embedding_map(page, results):
             raster=True,
         )
     if len(chosen) < len(labels):
-        drawn += (
-            f" (seed {maps.SEED}; up to half are of the clusters in colour)"
-        )
+        drawn += f" (seed {maps.SEED}; up to half from clusters in colour)"
     page.paragraph(
         f"Drawn: {drawn}. Unit length, principal components "
         f"({100 * spread:.0f} % of the variance), then t-SNE: neighbours mean "
