@@ -50,12 +50,13 @@ def generated(utterances, trials, speakers, dimensions):
 def by_topk(embeddings, cohort, top):
     """What `cohort_statistics` gives, by torch.topk."""
     cohort = torch.nn.functional.normalize(torch.from_numpy(cohort)).T
-    found = []
-    for rows in torch.from_numpy(embeddings).split(256):
-        scores = torch.nn.functional.normalize(rows) @ cohort
-        best = scores.topk(top, sorted=False).values
-        found.append(torch.stack([best.mean(dim=1), best.std(dim=1)]))
-    return torch.cat(found, dim=1).numpy()
+    mean, deviation = torch.empty(2, len(embeddings))
+    for start in range(0, len(embeddings), 256):
+        rows = slice(start, start + 256)
+        some = torch.nn.functional.normalize(torch.from_numpy(embeddings[rows]))
+        best = (some @ cohort).topk(top, sorted=False).values
+        mean[rows], deviation[rows] = best.mean(dim=1), best.std(dim=1)
+    return mean.numpy(), deviation.numpy()
 
 
 def full_size(options):
