@@ -266,7 +266,8 @@ def plain_settings(text):
     Returns
     -------
     dict
-        All but output_folder: a run that was moved is the same run.
+        All but output_folder and train_logger: a run that was moved, or is
+        watched otherwise, is the same run.
 
     Example
     -------
@@ -286,7 +287,8 @@ def plain_settings(text):
 
     Loader.add_multi_constructor("!", construct)
     settings = yaml.load(text, Loader) or {}
-    settings.pop("output_folder", None)
+    for key in ("output_folder", "train_logger"):
+        settings.pop(key, None)
     return settings
 
 

@@ -188,10 +188,14 @@ class Training:
         brain = brain_class(
             modules, hparams["opt_class"], hparams, self.run_opts, checkpointer
         )
-        remark = remark or (lambda brain: {})
-        brain.log = lambda record: self.run.log(
-            **context, **record, **remark(brain)
-        )
+
+        def log(record):
+            if remark is not None:
+                record = {**record, **remark(brain)}
+            self.run.log(**context, **record)
+            self.show(folder.relative_to(self.run.folder), record)
+
+        brain.log = log
         brain.bad_files = self.bad_files
         brain.examine = self.examiner()
         brain.epochs_before = epochs_before
@@ -219,6 +223,18 @@ class Training:
         )
         checkpointer.recover_if_possible(min_key="criterion")
         return brain
+
+    def show(self, phase, record):
+        """Hands an epoch's figures to the yaml's train_logger."""
+        logger = self.hparams["train_logger"]
+        if logger is None:
+            return
+        stats = {
+            f"{phase.as_posix()}/{name}": value
+            for name, value in record.items()
+            if value is not None and name != "epoch"
+        }
+        logger.log_stats({"epoch": record["epoch"]}, train_stats=stats)
 
     def examiner(self):
         """What is to be known of each epoch's encoder, as `selection` asks.

@@ -265,8 +265,17 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
 
 def test_trials_may_choose_the_epoch(corpus, tmp_path):
     """Each epoch is scored in the middle of a fit, which then goes on."""
-    options = ["--number_of_epochs=2", "--selection=trials"]
+    log = tmp_path / "train.txt"
+    options = [
+        "--number_of_epochs=2",
+        "--selection=trials",
+        "--train_logger=!new:speechbrain.utils.train_logger.FileTrainLogger "
+        f"[{log}]",
+    ]
     train("small_stage1.yaml", corpus, tmp_path, *options)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     scored = [r["eer"] for r in records if r["phase"] == "simclr"]
     assert len(scored) == 2 and records[-1]["eer"] == min(scored)
+    # And SpeechBrain's own train logger hears of each.
+    lines = log.read_text().splitlines()
+    assert len(lines) == 2 and "train stage1/loss" in lines[1]
