@@ -5,12 +5,14 @@ import time
 
 import numpy as np
 import torch
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin import analysis
 from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
 from lgl_plugin.embeddings import Embeddings, LogMelStatistics, whiten
 from lgl_plugin.files import atomic_write, checksum, write_json
+from lgl_plugin.report import write_report
 from lgl_plugin.run_folder import (
     load_weights,
     read_labels,
@@ -83,6 +85,7 @@ def train_stage1(hparams, run_opts, settings):
 
     run.step("baselines", baselines)
     run.step("stage1", stage1)
+    show(run.folder)
 
 
 def train_stage2(hparams, run_opts, settings):
@@ -111,6 +114,7 @@ def train_stage2(hparams, run_opts, settings):
     hparams["cluster"].check(len(training.usable))
     for iteration in range(1, hparams["n_iterations"] + 1):
         Iteration(training, iteration, first).run()
+        show(training.run.folder)
 
 
 class Iteration:
@@ -183,13 +187,14 @@ class Iteration:
             "points_used": int(clusters.points_used),
         }
         write_json(folder / "labels.json", facts)
+        seconds = time.perf_counter() - started
+        rows = self.training.manifest.rows(found.utterances)
         self.log(
             phase="clusters",
             n_clusters=facts["n_clusters"],
-            seconds=time.perf_counter() - started,
-            **self.compare(
-                self.training.manifest.rows(found.utterances), clusters.labels
-            ),
+            agreement=self.agreement(),
+            seconds=seconds,
+            **self.compare(rows, clusters.labels),
         )
         return {"n_clusters": facts["n_clusters"]}
 
@@ -351,10 +356,23 @@ class Iteration:
 
         return losses
 
-    def read_labels(self):
-        """The round's pseudo-labels by row of the manifest, -1 for none."""
+    def agreement(self):
+        """Adjusted mutual information with the labels of the round before.
+
+        It needs no true labels: once it no longer grows, further rounds train
+        on what is known already.
+        """
+        if self.number == 1:
+            return None
+        now, before = self.read_labels(), self.read_labels(self.number - 1)
+        both = (now >= 0) & (before >= 0)
+        return analysis.ami(before[both], now[both])
+
+    def read_labels(self, number=None):
+        """A round's pseudo-labels by row of the manifest, -1 for none."""
         manifest = self.training.manifest
-        names, pseudo = read_labels(self.folder / "labels" / "labels.csv")
+        folder = self.training.run.folder / f"iter{number or self.number}"
+        names, pseudo = read_labels(folder / "labels" / "labels.csv")
         labels = np.full(len(manifest), -1)
         labels[manifest.rows(names)] = pseudo
         return labels
@@ -368,6 +386,15 @@ class Iteration:
         if not (true >= 0).any():
             return {}
         return analysis.clustering_report(true, pseudo, selected)
+
+
+@main_process_only
+def show(folder):
+    """Writes the run's page. What cannot be drawn must not end a training."""
+    try:
+        logger.info("The run's page: %s", write_report([folder]))
+    except Exception:
+        logger.warning("The run's page was not written", exc_info=True)
 
 
 def start_from(classifier, centroids):

@@ -10,7 +10,6 @@ import os
 
 import numpy as np
 from scipy import sparse
-from scipy.special import ndtri
 from tqdm import tqdm
 
 from lgl_plugin.files import atomic_write
@@ -564,63 +563,6 @@ def write_scores(path, trials, scores):
     )
     with atomic_write(path) as out:
         out.writelines(map("%s %s %d %f\n".__mod__, lines))
-
-
-def det_figure(path, systems):
-    """Draws detection error trade-off curves into a PNG file.
-
-    Both error rates on probit axes, where normally distributed scores give a
-    straight line (Martin et al., 1997); a dot marks each system's EER.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file to write, replaced as a whole.
-    systems : dict
-        For each name in the legend its (scores, labels), as `eer` takes them.
-
-    Raises
-    ------
-    ValueError
-        When a score is not finite, a class is missing or lengths differ.
-
-    Example
-    -------
-    >>> scores, labels = [0.9, 0.4, 0.7, 0.1], [True, True, False, False]
-    >>> path = getfixture("tmp_path") / "det.png"
-    >>> det_figure(path, {"stage 1": (scores, labels)})
-    >>> path.read_bytes()[1:4]
-    b'PNG'
-    """
-    from matplotlib.figure import Figure  # slow to import, rarely needed
-
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
-    percent = np.array([0.1, 1, 2, 5, 10, 20, 40, 60])
-    ticks = ndtri(percent / 100)
-    for name, (scores, labels) in systems.items():
-        _, p_miss, p_fa = _operating_points(scores, labels)
-        rate, _ = eer(scores, labels)
-        # The ends, 0 and 1, lie at infinity and are clipped far outside.
-        p_fa, p_miss, rate = (
-            np.clip(rates, 1e-9, 1 - 1e-9) for rates in (p_fa, p_miss, rate)
-        )
-        label = f"{name} (EER {100 * rate:.2f} %)"
-        (line,) = axes.plot(ndtri(p_fa), ndtri(p_miss), label=label)
-        axes.plot(ndtri(rate), ndtri(rate), "o", color=line.get_color())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [f"{value:g}" for value in percent])
-    axes.set(
-        xlim=(ticks[0], ticks[-1]),
-        ylim=(ticks[0], ticks[-1]),
-        xlabel="false alarms [%]",
-        ylabel="misses [%]",
-        aspect="equal",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_write(path, "wb") as out:
-        figure.savefig(out, format="png", dpi=150)
 
 
 def _rows(path):

@@ -16,7 +16,6 @@ from lgl_plugin.verification import (
     bootstrap_eer,
     cohort_statistics,
     cosine_scores,
-    det_figure,
     eer,
     min_dcf,
     read_trials,
@@ -505,15 +504,3 @@ def test_verify_puts_it_together():
     assert 30 < figures["eer"] < 70  # random labels
     # Checkpoint metadata and JSON take plain numbers only.
     assert {type(value) for value in figures.values()} == {float}
-
-
-def test_det_figure(tmp_path):
-    from matplotlib.image import imread
-
-    path = tmp_path / "det.png"
-    separable = ([3.0, 4.0, 1.0, 2.0], [1, 1, 0, 0])
-    det_figure(path, {"a": trial_scores(50, 90), "b": separable})
-    image = imread(path)
-    assert image.shape[:2] == (750, 750)
-    assert image[..., :3].min() < 0.5 < image[..., :3].max()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["det.png"]
