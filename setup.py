@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import setup
 
+DOCS = ["sphinx>=8.1", "furo>=2024.8", "myst-parser>=4"]
+
 setup(
     name="lgl-plugin",
     version="0.1.0",
@@ -12,7 +14,22 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=["lgl_plugin"],
+    # lgl_plugin/recipe is a link, of which wheels and sdists get the files.
+    package_data={
+        "lgl_plugin": [
+            "recipe/*.py",
+            "recipe/*.md",
+            "recipe/hparams/*.yaml",
+        ]
+    },
     python_requires=">=3.10,<3.13",
     # What should work; requirements.txt pins what was tested.
     install_requires=[
@@ -36,7 +53,10 @@ setup(
         # older ones of this name (1.7) are others' and stop at Python 3.10.
         "gpu": ["faiss-gpu>=1.14"],
         "demo": ["espeakng-loader>=0.2.4"],
+        "docs": DOCS,
         "test": [
+            *DOCS,  # built by the tests
+            "setuptools>=70.1",  # from then on a wheel needs nothing else
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
