@@ -7,6 +7,7 @@ import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.nnet.schedulers import update_learning_rate
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
 from lgl_plugin.losses import (
@@ -15,6 +16,7 @@ from lgl_plugin.losses import (
     gradient_reversal,
 )
 from lgl_plugin.pooling import lean_pooling
+from lgl_plugin.ranks import gather, sum_over_ranks, world_size
 from lgl_plugin.selection import (
     contrastive_accuracy,
     criterion,
@@ -49,6 +51,16 @@ class SpeakerBrain(sb.Brain):
     bad_files = None
     examine = staticmethod(lambda encoder: {})
     epochs_before = 0
+
+    def _wrap_distributed(self):
+        """SpeechBrain's; on CPUs, for which torch has no synchronised batch
+        statistics, each process keeps its own."""
+        if not self.distributed_launch or self.device_type != "cpu":
+            super()._wrap_distributed()
+            return
+        for name, module in self.modules.items():
+            if any(p.requires_grad for p in module.parameters()):
+                self.modules[name] = DistributedDataParallel(module)
 
     def embed(self, wavs):
         """Waveforms (batch, time) to embeddings (batch, dim), float32."""
@@ -232,14 +244,18 @@ class SpeakerBrain(sb.Brain):
             return
         if stage == sb.Stage.TRAIN:
             self.check_skipped()
+            skipped = int(self.tally.pop("skipped", 0))  # alike in all
+            self.tally = sum_over_ranks(self.tally)
+            average = sum_over_ranks({"loss": self.average})["loss"]
             seconds = time.perf_counter() - self.started
             self.record = {
                 "epoch": epoch,
-                "loss": float(self.average),
+                "loss": float(average) / world_size(),
                 **self.epoch_summary(),
-                "skipped_steps": int(self.tally.get("skipped", 0)),
+                "skipped_steps": skipped,
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "utterances_per_second": self.tally["utterances"] / seconds,
+                "utterances_per_second": float(self.tally["utterances"])
+                / seconds,
                 "seconds": seconds,
             }
             return
@@ -407,10 +423,12 @@ class LossGatedBrain(SpeakerBrain):
 
     def epoch_summary(self):
         """Accuracy over the selected, their share and the threshold."""
+        seen = [torch.cat(of).cpu().numpy() for of in zip(*self.seen)]
         self.rows, self.losses, self.selected, self.corrected = (
-            torch.cat(batches).cpu().numpy() for batches in zip(*self.seen)
+            np.concatenate(of) for of in zip(*gather(seen))
         )
         self.seen = []
+        self.modules.memory.take_in(self.rows, self.losses)
         self.tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(self.losses)
         chosen = max(int(self.tally["selected"]), 1)

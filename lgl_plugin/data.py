@@ -345,6 +345,9 @@ class BadFiles:
         self.path = pathlib.Path(path)
         self.limit = limit
         self.reasons = {}
+        self._read()
+
+    def _read(self):
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 utterance, _, reason = line.partition("\t")
@@ -353,6 +356,8 @@ class BadFiles:
     def add(self, found):
         """Adds (utterance, reason) pairs; one already known is not counted."""
         found = dict(found)
+        if found:
+            self._read()  # what other processes have found
         news = [name for name in found if name not in self.reasons]
         if news:
             with open(self.path, "a", encoding="utf-8") as log:

@@ -16,6 +16,7 @@ from lgl_plugin.files import atomic_write
 from lgl_plugin.manifest import Strings, find
 from lgl_plugin.padding import as_if_alone, reach, relative
 from lgl_plugin.pooling import lean_pooling
+from lgl_plugin.ranks import gather, rank, world_size
 
 ROWS = 65536  # that are copied at once
 
@@ -182,15 +183,15 @@ class Extractor:
             If that holds for all.
         """
         rows = np.asarray(rows, np.int64)
-        if folder and _rank() == 0:
+        if folder and rank() == 0:
             for part in pathlib.Path(folder).glob(".vectors.*.part"):
                 part.unlink()  # of a run that was killed
-        _gather(None)
+        gather(None)
         with _sink(folder) as sink:
             positions, dim, bad = self._embed_share(manifest, rows, sink)
             sink.flush()
             vectors = sink.name if folder else sink.getvalue()
-            shares = _gather((positions, dim, vectors, bad))
+            shares = gather((positions, dim, vectors, bad))
             bad = sorted(failure for *_, share in shares for failure in share)
             bad = [(manifest.ids[rows[p]], reason) for p, reason in bad]
             if len(bad) == len(rows):
@@ -202,9 +203,9 @@ class Extractor:
             names = (manifest.ids[row] for row in rows[joined.positions])
             if not folder:
                 return Embeddings(Strings(names), joined[:]), bad
-            if _rank() == 0:
+            if rank() == 0:
                 Embeddings(Strings(names), joined).save(folder)
-            _gather(None)  # until the store is there and the shares are read
+            gather(None)  # until the store is there and the shares are read
         return Embeddings.load(folder), bad
 
     def _embed_share(self, manifest, rows, sink):
@@ -218,7 +219,7 @@ class Extractor:
                 manifest, rows, seconds, order, ends, self.sample_rate, shortest
             ),
             batch_size=None,
-            sampler=range(_rank(), len(ends), _n_ranks()),
+            sampler=range(rank(), len(ends), world_size()),
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -228,11 +229,11 @@ class Extractor:
         self.embedding_model.to(self.device).eval()
         positions, dim, bad = [np.empty(0, np.int64)], 0, []
         progress = tqdm(
-            total=len(rows) // _n_ranks(),
+            total=len(rows) // world_size(),
             desc="embeddings",
             unit="utt",
             leave=False,
-            disable=_rank() > 0,
+            disable=rank() > 0,
         )
         for batch, wavs, n_samples, failures in loader:
             bad.extend(map(tuple, failures))  # the loader makes them lists
@@ -364,29 +365,6 @@ def _sink(folder):
     return tempfile.NamedTemporaryFile(
         dir=folder, prefix=".vectors.", suffix=".part"
     )
-
-
-def _in_ranks():
-    """Whether there are other ranks."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _rank():
-    return torch.distributed.get_rank() if _in_ranks() else 0
-
-
-def _n_ranks():
-    return torch.distributed.get_world_size() if _in_ranks() else 1
-
-
-def _gather(value):
-    """What each rank has; waits until all are here."""
-    if not _in_ranks():
-        return [value]
-    found = [None] * _n_ranks()
-    torch.distributed.all_gather_object(found, value)
-    return found
 
 
 class LogMelStatistics(torch.nn.Module):

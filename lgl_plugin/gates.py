@@ -130,6 +130,19 @@ class LossMemory(nn.Module):
         self.losses[rows] = mean
         return mean
 
+    def take_in(self, rows, means):
+        """Takes over running means, such as those of other processes.
+
+        Arguments
+        ---------
+        rows : numpy.ndarray
+            Which utterances, int64 (N,).
+        means : numpy.ndarray
+            Their running means, float32 (N,).
+        """
+        rows = torch.from_numpy(rows).to(self.losses.device)
+        self.losses[rows] = torch.from_numpy(means).to(self.losses)
+
 
 class NoGate(Gate):
     """Selects everything: the baseline without loss gate.

@@ -16,6 +16,7 @@ from lgl_plugin.report import write_report
 from lgl_plugin.run_folder import (
     load_weights,
     read_labels,
+    save_arrays,
     save_weights,
     write_labels,
 )
@@ -171,6 +172,7 @@ class Iteration:
         training.bad_files.add(bad)
         return {"utterances": len(found.utterances)}
 
+    @main_process_only
     def cluster(self, folder):
         """Makes pseudo-labels of the embeddings (paper, section 2.2)."""
         found = Embeddings.load(self.folder / "embeddings")
@@ -303,15 +305,14 @@ class Iteration:
         save_weights(modules["memory"], folder / MEMORY)
         figures = self.training.verify(encoder, folder / SCORES)
         if brain.losses is not None:
-            with atomic_write(folder / GATE, "wb") as out:
-                np.savez(
-                    out,
-                    rows=brain.rows,
-                    losses=brain.losses,
-                    selected=brain.selected,
-                    corrected=brain.corrected,
-                    tau=float(brain.tau),
-                )
+            save_arrays(
+                folder / GATE,
+                rows=brain.rows,
+                losses=brain.losses,
+                selected=brain.selected,
+                corrected=brain.corrected,
+                tau=float(brain.tau),
+            )
             figures["selected_share"] = float(np.mean(brain.selected))
             figures["corrected_share"] = float(np.mean(brain.corrected >= 0))
             figures.update(self.judge(labels, brain))

@@ -15,22 +15,7 @@ import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import nn
 
-
-def world_size():
-    """The number of training processes; 1 outside torch.distributed.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> world_size()
-    1
-    """
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size()
-    return 1
+from lgl_plugin.ranks import world_size
 
 
 class NTXent(nn.Module):

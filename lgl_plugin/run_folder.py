@@ -20,7 +20,12 @@ import numpy as np
 import torch
 import yaml
 from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    ddp_broadcast,
+    if_main_process,
+    main_process_only,
+)
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.files import atomic_write, write_json
@@ -103,14 +108,21 @@ class Run:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        result = work(folder) or {}
-        self.done[name] = result
-        state = {"settings": self.settings, "done": self.done}
-        write_json(self.state_file, state)
+        # Of several processes the main one writes: when the others have its
+        # answer, all its files are whole.
+        result = self.done[name] = ddp_broadcast(work(folder) or {})
+        self.save()
         seconds = time.perf_counter() - started
         logger.info("%s is done after %.0f s", name, seconds)
         return result
 
+    @main_process_only
+    def save(self):
+        """Writes `state.json`."""
+        state = {"settings": self.settings, "done": self.done}
+        write_json(self.state_file, state)
+
+    @main_process_only
     def log(self, **record):
         """Appends an object to metrics.jsonl; null is what is not finite."""
         for name, value in record.items():
@@ -247,10 +259,12 @@ class WholeCheckpointer(Checkpointer):
         finally:
             self.checkpoints_dir = folder
         if saved is None:  # only the main process has it
+            ddp_barrier()
             return None
         target = folder / saved.path.name
         os.replace(saved.path, target)
         logger.info("Saved a checkpoint in %s", target)
+        ddp_barrier()  # nobody looks for it before it is there
         files = {k: target / f.name for k, f in saved.paramfiles.items()}
         return saved._replace(path=target, paramfiles=files)
 
@@ -292,6 +306,7 @@ def plain_settings(text):
     return settings
 
 
+@main_process_only
 def save_weights(module, path):
     """Writes a module's plain state dict, atomically."""
     whole = io.BytesIO()  # torch hides from the file that a disk is full
@@ -330,6 +345,13 @@ def load_weights(module, path):
             f"(another width, or not an encoder): {' '.join(first)}"
         ) from error
     return module
+
+
+@main_process_only
+def save_arrays(path, **arrays):
+    """Writes arrays as an npz file, atomically."""
+    with atomic_write(path, "wb") as out:
+        np.savez(out, **arrays)
 
 
 def write_labels(path, utterances, labels):

@@ -15,10 +15,15 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from lgl_plugin import verification
 from lgl_plugin.data import BadFiles, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
-from lgl_plugin.files import atomic_write
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
-from lgl_plugin.run_folder import Run, WholeCheckpointer, plain_settings
+from lgl_plugin.ranks import draw_apart, world_size
+from lgl_plugin.run_folder import (
+    Run,
+    WholeCheckpointer,
+    plain_settings,
+    save_arrays,
+)
 from lgl_plugin.selection import SAMPLE, ClusterFigures, check_criterion
 from lgl_plugin.shards import ShardSampler, shard_numbers
 
@@ -90,14 +95,17 @@ class Training:
             check_manifest(manifest)
         else:
             manifest = self.run.folder / "manifest.csv"
-            prepare_manifest(
-                train_folder=hparams["train_folder"],
-                manifest=manifest,
-                data_root=hparams["data_folder"],
-                speaker_folder=hparams["speaker_folder"],
-                trials=hparams["verification_file"],
-                trial_folder=hparams["trial_folder"],
-                max_bad_share=hparams["max_bad_share"],
+            sb.utils.distributed.run_on_main(
+                prepare_manifest,
+                kwargs=dict(
+                    train_folder=hparams["train_folder"],
+                    manifest=manifest,
+                    data_root=hparams["data_folder"],
+                    speaker_folder=hparams["speaker_folder"],
+                    trials=hparams["verification_file"],
+                    trial_folder=hparams["trial_folder"],
+                    max_bad_share=hparams["max_bad_share"],
+                ),
             )
         self.manifest = load_manifest(manifest, hparams["data_folder"])
         self.bad_files = BadFiles(
@@ -112,7 +120,8 @@ class Training:
         usable = np.array([name not in bad for name in self.manifest.ids])
         self.usable = np.flatnonzero(usable)
         self.train, self.valid = train[usable[train]], valid[usable[valid]]
-        batch = hparams["dataloader_options"]["batch_size"]
+        # Over all processes, each of which reads so many.
+        batch = hparams["dataloader_options"]["batch_size"] * world_size()
         if batch > len(self.train):
             raise ValueError(
                 f"batch_size: {batch} is more than the {len(self.train)} "
@@ -214,6 +223,7 @@ class Training:
             seed = os.environ["SB_GLOBAL_SEED"]  # of SpeechBrain's samplers
             brain.train_sampler = ShardSampler(shards, seed=seed)
             order = {"sampler": brain.train_sampler}
+        draw_apart()
         brain.fit(
             counter,
             train,
@@ -314,8 +324,7 @@ class Training:
         """`verify` for the trial list's embeddings."""
         if path is not None:
             scores = verification.cosine_scores(embeddings, self.trials)
-            with atomic_write(path, "wb") as out:
-                np.savez(out, scores=scores, labels=self.trials.labels)
+            save_arrays(path, scores=scores, labels=self.trials.labels)
         return verification.verify(embeddings, self.trials)
 
 
