@@ -6,7 +6,12 @@ import os
 # the recipes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis  # noqa: E402
 from speechbrain.utils.importutils import LazyModule  # noqa: E402
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 # Hypothesis reads __file__ of all modules, upon which SpeechBrain's lazy ones
 # import k2 and other absent packages and fail (SpeechBrain issue 2995).
