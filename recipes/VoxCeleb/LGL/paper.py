@@ -306,10 +306,11 @@ def selection(experiment, options):
                 eers = np.array([epoch["eer"] for epoch in epochs])
                 costs = np.array([criterion(epoch, name) for epoch in epochs])
                 known = np.isfinite(costs)
-                rank = spearmanr(costs[known], eers[known]).statistic
-                ranks.append(rank)
+                if known.sum() > 2:
+                    rank = spearmanr(costs[known], eers[known]).statistic
+                    ranks.append(rank)
                 regrets.append(eers[costs.argmin()] - eers.min())
-            row += [f"{np.nanmean(ranks):.2f}", spread(regrets)]
+            row += [spread(ranks, 1, 2), spread(regrets)]
         rows.append(row)
     header = ["criterion"]
     for kind in ("Stage I", "classifier", "gated"):
