@@ -43,7 +43,7 @@ class Variant:
         Steps that it takes over from its parent; None for all of them.
     parent : str
         The variant that it parts from; "base" has no options of its own,
-        trains Stage I too and logs every criterion of selection.
+        trains Stage I too, where it logs every criterion of selection.
     """
 
     name: str
@@ -185,8 +185,6 @@ class Experiment:
         folder = self.run_folder(seed, variant.name)
         common = [f"--output_folder={folder}", f"--seed={seed}"]
         base = variant.name == "base"
-        if base:
-            common.append("--selection_study=True")
         own = {_key(option): option for option in self.options[1]}
         own.update({_key(option): option for option in variant.options})
         own = [
@@ -195,7 +193,11 @@ class Experiment:
         ]
         commands = [[self.yamls[1], *common, *own]]
         if base:
-            commands.insert(0, [self.yamls[0], *common, *self.options[0]])
+            # Looking at each epoch costs time, but changes nothing.
+            study = "--selection_study=True"
+            commands.insert(
+                0, [self.yamls[0], *common, study, *self.options[0]]
+            )
         mark = folder / "commands.json"
         if mark.exists() and json.loads(mark.read_text()) == commands:
             return

@@ -49,19 +49,23 @@ from lgl_plugin.selection import CRITERIA, criterion
 from lgl_plugin.training import trial_audio
 
 HERE = pathlib.Path(__file__).parent
-NO_GATE = "--gate=!new:lgl_plugin.gates.NoGate"
 # The paper's gate sees the loss at hand, not a mean over epochs.
 AT_HAND = "--new_memory={momentum: 0.0}"
 REMEMBERED = "--new_memory={momentum: 0.8}"
-DYNAMIC = "--gate=!new:lgl_plugin.gates.DynamicGate"
+KEEP_LABELS = "--correct_labels=null"
 CORRECT = "--correct_labels=!new:lgl_plugin.gates.LabelCorrection"
-WITHOUT = Variant("without-gate", (NO_GATE,), CLASSIFIED)
+NO_GATE = ("--gate=!new:lgl_plugin.gates.NoGate", KEEP_LABELS)
+SCHEDULE = "--gate=!new:lgl_plugin.gates.ScheduleGate"
+SHARE = "--gate=!new:lgl_plugin.gates.TargetShareGate [0.8]"
+DYNAMIC = "--gate=!new:lgl_plugin.gates.DynamicGate"
+WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
 
 GATES = {
-    "schedule": ("--gate=!new:lgl_plugin.gates.ScheduleGate", AT_HAND),
-    "share": ("--gate=!new:lgl_plugin.gates.TargetShareGate [0.8]", AT_HAND),
-    "dynamic": (DYNAMIC, AT_HAND),
-    "dynamic, remembered": (DYNAMIC, REMEMBERED),
+    "schedule": (SCHEDULE, AT_HAND, KEEP_LABELS),
+    "share": (SHARE, AT_HAND, KEEP_LABELS),
+    "share, remembered": (SHARE, REMEMBERED, KEEP_LABELS),
+    "dynamic": (DYNAMIC, AT_HAND, KEEP_LABELS),
+    "dynamic, remembered": (DYNAMIC, REMEMBERED, KEEP_LABELS),
     "DLG-LC": (DYNAMIC, AT_HAND, CORRECT),
     "DLG-LC, remembered": (DYNAMIC, REMEMBERED, CORRECT),
 }
@@ -130,7 +134,7 @@ def table3(experiment, options):
         more = (f"--n_clusters={size}", "--n_iterations=1")
         variants += [
             Variant(f"k{size}", more, EMBEDDED),
-            Variant(f"k{size}-no", (*more, NO_GATE), CLASSIFIED, f"k{size}"),
+            Variant(f"k{size}-no", (*more, *NO_GATE), CLASSIFIED, f"k{size}"),
         ]
     experiment.train(variants)
     rows = [
@@ -143,14 +147,19 @@ def table3(experiment, options):
 def table4(experiment, options):
     """The threshold, in iteration 1."""
     gates = {
-        str(tau): f"--gate=!new:lgl_plugin.gates.FixedGate [{tau}.0]"
+        str(tau): (
+            f"--gate=!new:lgl_plugin.gates.FixedGate [{tau}.0]",
+            KEEP_LABELS,
+        )
         for tau in (1, 2, 3, 4, 5)
     }
     gates["none"] = NO_GATE
     names = {tau: f"tau-{tau}" for tau in gates}
     experiment.train(
         [
-            Variant(names[tau], (gate, AT_HAND, "--n_iterations=1"), CLASSIFIED)
+            Variant(
+                names[tau], (*gate, AT_HAND, "--n_iterations=1"), CLASSIFIED
+            )
             for tau, gate in gates.items()
         ]
     )
@@ -182,7 +191,7 @@ def figure2(experiment, options):
             "--gated_epochs=1",
             "--classifier_init=random",
             "--batch_size=32",
-            NO_GATE,
+            *NO_GATE,
             AT_HAND,
         ),
         keep=(),
@@ -283,7 +292,7 @@ def gates(experiment, options):
     shares = ("selected_share", "gate_precision", "gate_recall")
     shares += ("corrected_share", "correction_precision")
     rows = []
-    names = {"none": WITHOUT.name, "the yaml's": "base", **names}
+    names = {"none": WITHOUT.name, **names}
     for gate, name in names.items():
         found = [after(experiment, name, 1, figure) for figure in shares]
         eers = spread(after(experiment, name))
@@ -294,7 +303,7 @@ def gates(experiment, options):
 
 def selection(experiment, options):
     """Each criterion against the true EER, epoch by epoch."""
-    experiment.train([])
+    experiment.train([Variant("study", ("--selection_study=True",))])
     rows = []
     for name in CRITERIA:
         if name == "trials":
@@ -343,7 +352,7 @@ def phases(experiment, kind):
     """The epochs of each phase of one kind, over seeds and iterations."""
     found = {}
     for seed in experiment.seeds:
-        for record in experiment.records(seed):
+        for record in experiment.records(seed, "study"):
             if record["phase"] == kind and record.get("epoch"):
                 key = seed, record.get("iteration")
                 found.setdefault(key, []).append(record)
@@ -361,34 +370,44 @@ def stop(costs, patience):
 
 
 def steps(experiment, options):
-    """Larger steps, each against the base."""
+    """Larger steps, each against the base at the same point."""
     last = experiment.settings["n_iterations"]
     size = experiment.settings["embedding_size"]
     centres = f"!name:lgl_plugin.losses.SubCentreClassifier [{size}]"
+    first = "--n_iterations=1"
+    own = experiment.settings["classifier_init"]
+    other = {"random": "centroids", "centroids": "random"}[own]
+    warm = experiment.settings["encoder_init"]
+    new_start = {"first": "previous", "previous": "first"}[warm]
     variants = {
-        "three centres a pseudo-speaker": Variant(
-            "sub-centres", (f"--new_classifier={centres}",), CLUSTERED
+        "three centres a pseudo-speaker, iteration 1": Variant(
+            "sub-centres", (f"--new_classifier={centres}", first), CLUSTERED
+        ),
+        f"classifier_init: {other}, not {own}, iteration 1": Variant(
+            "classifier-init", (f"--classifier_init={other}", first), CLUSTERED
+        ),
+        f"encoder_init: {new_start}, not {warm}, iteration 2": Variant(
+            "encoder-init",
+            (f"--encoder_init={new_start}", "--n_iterations=2"),
+            (*CLASSIFIED, "iter1/gated", "iter2/embeddings", "iter2/labels"),
         ),
         "large-margin fine-tuning": Variant(
             "large-margin", ("--large_margin_epochs=4",), None
         ),
     }
-    for key, values in {
-        "classifier_init": ("random", "centroids"),
-        "encoder_init": ("first", "previous"),
-    }.items():
-        for value in values:
-            if value != experiment.settings[key]:
-                variants[f"{key}: {value}"] = Variant(
-                    f"{key}-{value}", (f"--{key}={value}",), CLUSTERED
-                )
     experiment.train(list(variants.values()))
-    base = np.array(after(experiment, "base", last))
-    rows = [["base", spread(base), ""]]
+    rows = []
+
+    def compare(label, found, iteration):
+        base = np.array(after(experiment, "base", iteration))
+        gain = spread(np.array(found) - base)
+        rows.append([label, spread(base), spread(found), gain])
+
     for label, variant in variants.items():
+        iteration = {"1": 1, "2": 2}.get(label[-1], last)
         phase = "large_margin" if variant.keep is None else "gated"
-        found = after(experiment, variant.name, last, phase=phase)
-        rows.append([label, spread(found), spread(np.array(found) - base)])
+        found = after(experiment, variant.name, iteration, phase=phase)
+        compare(label, found, iteration)
     cohort, top = 2000, 300
     found = []
     for seed in experiment.seeds:
@@ -401,8 +420,8 @@ def steps(experiment, options):
         found.append(
             embedder.eer(trials, settings["trial_folder"], cohort, top)
         )
-    rows.append(["AS-norm", spread(found), spread(np.array(found) - base)])
-    return table(["step", "EER %", "against the base"], rows)
+    compare("AS-norm", found, last)
+    return table(["step", "base, EER %", "with it", "difference"], rows)
 
 
 class Embedder:
