@@ -1,0 +1,96 @@
+"""SpeechBrain alone loads an exported folder, with no network."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.lobes.features import Fbank
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.processing.features import InputNormalization
+
+from lgl_plugin.embeddings import Extractor
+from lgl_plugin.export import main
+from lgl_plugin.manifest import Manifest
+
+# In an isolated interpreter (no current folder, no PYTHON* variables) that
+# finds no lgl_plugin, installed or not.
+LOAD = """
+import json, os, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "lgl_plugin":
+            raise ImportError("lgl_plugin is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+os.environ["HF_HUB_OFFLINE"] = "1"
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.inference.speaker import SpeakerRecognition
+
+folder, wav, card = sys.argv[1:]
+found = {}
+for kind in (SpeakerRecognition, EncoderClassifier):
+    model = kind.from_hparams(source=folder)
+    embedding = model.encode_batch(model.load_audio(wav)[None])
+    found[kind.__name__] = embedding[0, 0].tolist()
+if hasattr(model.hparams, "label_encoder"):
+    found["class"] = model.classify_file(wav)[3]
+place = {}
+exec(card, place)
+found["score"], found["same"] = place["score"].item(), place["same"].item()
+found["threshold"] = place["model"].hparams.threshold
+found["plugin"] = [n for n in sys.modules if n.split(".")[0] == "lgl_plugin"]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("step", ["stage1", "iter2/gated"])
+def test_folder_loads_without_the_plugin(run, corpus, tmp_path, step):
+    folder = tmp_path / "exported"
+    main([str(run), step, f"--output={folder}"])
+    paths = sorted(map(str, (corpus / "wav").rglob("*.wav")))[:2]
+    card = (folder / "README.md").read_text()
+    code = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line]) == 5
+    # As a reader would fill it in.
+    code = code.replace("path/of/this/folder", str(folder))
+    for name, path in zip(("1.wav", "2.wav"), paths):
+        code = code.replace(f'"{name}"', repr(path))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", LOAD, str(folder), paths[0], code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["plugin"] == []
+
+    # What the training process embeds with.
+    state = json.loads((run / "state.json").read_text())
+    (arguments,) = state["settings"]["stage 2"]["new_encoder"].values()
+    encoder = ECAPA_TDNN(**arguments)
+    weights = run / step / "embedding_model.ckpt"
+    encoder.load_state_dict(torch.load(weights, weights_only=True))
+    extract = Extractor(
+        Fbank(n_mels=80),
+        InputNormalization(norm_type="sentence", std_norm=False),
+        encoder,
+    )
+    manifest = Manifest.of(
+        (path, path, 0.0, soundfile.info(path).duration, "") for path in paths
+    )
+    ours = extract(manifest, [0, 1])[0].rows(paths)
+    for kind in ("SpeakerRecognition", "EncoderClassifier"):
+        np.testing.assert_allclose(found[kind], ours[0], rtol=0, atol=1e-5)
+    unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+    assert found["score"] == pytest.approx(unit[0] @ unit[1], abs=1e-5)
+    assert found["same"] == (found["score"] > found["threshold"])
+    if step != "stage1":
+        assert found["class"][0].startswith("pseudo-speaker ")
