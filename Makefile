@@ -11,11 +11,13 @@ DEMO := results/demo
 DEMO_OPTIONS := --data_folder=$(DEMO)/corpus --train_folder=$(DEMO)/corpus/wav \
 	--trial_folder=$(DEMO)/corpus/wav --output_folder=$(DEMO)/run
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test test-speechbrain lint clean
 
 help:
 	@echo "make demo   the whole pipeline on an embedded corpus (10 minutes)"
 	@echo "make test   lint, doctests, unit and integration tests"
+	@echo "make test-speechbrain SPEECHBRAIN_SRC=<its repository>"
+	@echo "            its verification script, unmodified, against our scores"
 	@echo "make lint   ruff, yamllint and codespell only"
 	@echo "make venv   the environment in $(VENV) that the others use"
 	@echo "make clean  removes $(VENV), caches, builds and the demo's results"
@@ -54,6 +56,15 @@ lint: venv
 # One file to a worker at a time, so that its fixtures are built once.
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# SpeechBrain's scripts are in its repository only, not in its package.
+SCRIPT := recipes/VoxCeleb/SpeakerRec/speaker_verification_cosine.py
+test-speechbrain: venv
+	@test -f "$(SPEECHBRAIN_SRC)/$(SCRIPT)" || { echo "There is no" \
+	"'$(SPEECHBRAIN_SRC)/$(SCRIPT)'. Name SpeechBrain's repository: make" \
+	"test-speechbrain SPEECHBRAIN_SRC=/path/to/speechbrain" >&2; exit 1; }
+	@SPEECHBRAIN_SRC="$(SPEECHBRAIN_SRC)" OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -q tests/speechbrain
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info tests/tmp
