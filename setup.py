@@ -24,11 +24,7 @@ setup(
     packages=["lgl_plugin"],
     # lgl_plugin/recipe is a link, of which wheels and sdists get the files.
     package_data={
-        "lgl_plugin": [
-            "recipe/*.py",
-            "recipe/*.md",
-            "recipe/hparams/*.yaml",
-        ]
+        "lgl_plugin": ["recipe/*.py", "recipe/*.md", "recipe/*/*.yaml"]
     },
     python_requires=">=3.10,<3.13",
     # What should work; requirements.txt pins what was tested.

@@ -14,7 +14,7 @@ import shutil
 
 # In a checkout a link to recipes/VoxCeleb/LGL; a wheel holds the files.
 RECIPE = pathlib.Path(__file__).parent / "recipe"
-PATTERNS = ("*.py", "*.md", "hparams/*.yaml")
+PATTERNS = ("*.py", "*.md", "*/*.yaml")
 
 
 def copy_recipe(folder, overwrite=False):
@@ -40,9 +40,9 @@ def copy_recipe(folder, overwrite=False):
 
     Example
     -------
-    >>> folder = getfixture("tmp_path") / "mine"
-    >>> sorted(path.name for path in copy_recipe(folder))[-2:]
-    ['stage2.yaml', 'train_lgl.py']
+    >>> copies = copy_recipe(getfixture("tmp_path") / "mine")
+    >>> {"train_lgl.py", "stage2.yaml"} < {path.name for path in copies}
+    True
     """
     folder = pathlib.Path(folder)
     sources = [path for pattern in PATTERNS for path in RECIPE.glob(pattern)]

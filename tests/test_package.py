@@ -17,10 +17,11 @@ from lgl_plugin.copy_recipe import RECIPE, copy_recipe
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE_FILES = {
-    *(path.name for path in RECIPE.glob("*.py")),
     "README.md",
-    *(f"hparams/{path.name}" for path in (ROOT / "hparams").glob("*.yaml")),
+    *(path.name for path in RECIPE.glob("*.py")),
+    *(str(path.relative_to(RECIPE)) for path in RECIPE.glob("*/*.yaml")),
 }
+YAMLS = {f"hparams/{path.name}" for path in (ROOT / "hparams").iterdir()}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 BUILD_SDIST = "from setuptools.build_meta import *; build_sdist('dist')"
 
@@ -102,6 +103,7 @@ def test_wheel_has_the_package_and_the_recipe_alone(wheel):
         for name in RECIPE_FILES:
             packed = archive.read(f"lgl_plugin/recipe/{name}")
             assert packed == (RECIPE / name).read_bytes()
+    assert YAMLS < RECIPE_FILES
     assert {name.split("/")[0].split("-")[0] for name in names} == {
         "lgl_plugin"
     }
