@@ -200,8 +200,8 @@ def fork(source, target, steps):
             ignore=shutil.ignore_patterns("checkpoints"),
             dirs_exist_ok=True,
         )
-    for path in source.iterdir():  # the manifest and what comes with it
-        if path.is_file() and path.name not in ("state.json", METRICS):
+    for path in [*source.glob("manifest.csv*"), source / "bad_files.txt"]:
+        if path.exists():
             shutil.copy(path, target)
     metrics = source / METRICS
     lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
