@@ -264,7 +264,8 @@ class Extractor:
             with autocast, lean_pooling(self.embedding_model):
                 vectors = self.embedding_model(features, lengths)
         dtype = getattr(torch, self.dtype.name)
-        return vectors[:, 0].to(dtype).cpu().numpy()
+        # (batch, 1, dim), or (batch, dim) of SpeechBrain's ResNet.
+        return vectors.flatten(1).to(dtype).cpu().numpy()
 
     def _batches(self, seconds):
         """Utterances, longest first, and where each batch of them ends."""

@@ -11,6 +11,7 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin import analysis
 from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
 from lgl_plugin.embeddings import Embeddings, LogMelStatistics, whiten
+from lgl_plugin.export import export
 from lgl_plugin.files import atomic_write, checksum, write_json
 from lgl_plugin.report import write_report
 from lgl_plugin.run_folder import (
@@ -86,7 +87,7 @@ def train_stage1(hparams, run_opts, settings):
 
     run.step("baselines", baselines)
     run.step("stage1", stage1)
-    show(run.folder)
+    hand_over(training, "stage1")
 
 
 def train_stage2(hparams, run_opts, settings):
@@ -115,7 +116,7 @@ def train_stage2(hparams, run_opts, settings):
     hparams["cluster"].check(len(training.usable))
     for iteration in range(1, hparams["n_iterations"] + 1):
         Iteration(training, iteration, first).run()
-        show(training.run.folder)
+        hand_over(training, f"iter{iteration}")
 
 
 class Iteration:
@@ -389,9 +390,30 @@ class Iteration:
         return analysis.clustering_report(true, pseudo, selected)
 
 
+def hand_over(training, name):
+    """Exports the latest encoder and writes the run's page.
+
+    Neither may end a training that went well.
+    """
+    run = training.run
+
+    def export_latest(folder):
+        try:
+            return export(run.folder, folder=folder, device=training.device)
+        except Exception:
+            logger.warning(
+                "No export; try `python -m lgl_plugin.export %s`",
+                run.folder,
+                exc_info=True,
+            )
+
+    run.step(f"export/{name}", export_latest)
+    write_page(run.folder)
+
+
 @main_process_only
-def show(folder):
-    """Writes the run's page. What cannot be drawn must not end a training."""
+def write_page(folder):
+    """Writes the run's page."""
     try:
         logger.info("The run's page: %s", write_report([folder]))
     except Exception:
