@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import io
 import json
+import logging
 import pathlib
 import re
 
@@ -39,9 +40,11 @@ MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 # What data parallelism and torch.compile put before a weight's name.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
-NORMALISATION = "!new:speechbrain.processing.features.InputNormalization"
-PRETRAINER = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
 CLASSIFY = "!new:speechbrain.lobes.models.ECAPA_TDNN.Classifier"
+EMBEDDING_NORM = "!new:speechbrain.processing.features.InputNormalization"
+AUDIO_NORM = "!new:speechbrain.dataio.preprocess.AudioNormalizer"
+LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder"
+PRETRAINER = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
 
 
 class Model:
@@ -154,36 +157,35 @@ class Model:
             takes away.
         """
         folder = pathlib.Path(folder)
-        # First the file that makes it a model goes, and it comes last.
+        # What makes the folder a model goes first and comes last.
         (folder / "hyperparams.yaml").unlink(missing_ok=True)
-        loadables = ["embedding_model"]
         _write_torch(folder / ENCODER, self.encoder)
-        modules = ["embedding_model", "classifier", "mean_var_norm_emb"]
+        loadables = ["embedding_model"]
         parts = {
-            **({} if threshold is None else {"threshold": threshold}),
             **self.parts,
             "mean_var_norm_emb": {
-                NORMALISATION: {"norm_type": "global", "std_norm": False}
-            },
-            "audio_normalizer": {
-                "!new:speechbrain.dataio.preprocess.AudioNormalizer": {
-                    "sample_rate": _ref("sample_rate")
-                }
+                EMBEDDING_NORM: {"norm_type": "global", "std_norm": False}
             },
         }
-        if self.classifier is not None:
-            _write_torch(folder / CLASSIFIER, self.classifier)
-            self._write_names(folder / NAMES)
-            loadables += ["classifier", "label_encoder"]
-            parts["label_encoder"] = {
-                "!new:speechbrain.dataio.encoder.CategoricalEncoder": {}
-            }
+        modules = [name for name in parts if name != "sample_rate"]
+        parts["audio_normalizer"] = {
+            AUDIO_NORM: {"sample_rate": _ref("sample_rate")}
+        }
+        header = "# A speaker encoder, see README.md.\n"
+        if threshold is not None:
+            parts = {"threshold": threshold, **parts}
         if mean is not None:
             # As InputNormalization keeps its statistics.
             statistics = {"glob_mean": mean, "glob_std": torch.ones_like(mean)}
             _write_torch(folder / MEAN, {"count": 1, **statistics})
             loadables.append("mean_var_norm_emb")
-        modules = ["compute_features", "mean_var_norm", *modules]
+        if self.classifier is None:
+            header += "# The classifier has no weights, as there is none yet.\n"
+        else:
+            _write_torch(folder / CLASSIFIER, self.classifier)
+            self._write_names(folder / NAMES)
+            loadables += ["classifier", "label_encoder"]
+            parts["label_encoder"] = {LABEL_ENCODER: {}}
         parts["modules"] = {name: _ref(name) for name in modules}
         parts["pretrainer"] = {
             PRETRAINER: {"loadables": {name: _ref(name) for name in loadables}}
@@ -191,8 +193,8 @@ class Model:
         with atomic_write(folder / "README.md") as out:
             out.write(card)
         with atomic_write(folder / "hyperparams.yaml") as out:
-            out.write("# A speaker encoder, see README.md.\n\n" + _dump(parts))
-        logger.info("Exported to %s", folder)
+            out.write(f"{header}\n{_dump(parts)}")
+        logger.info("Exported to %s, threshold %s", folder, threshold)
 
     def _write_names(self, path):
         """What SpeechBrain's CategoricalEncoder calls the outputs."""
@@ -517,6 +519,7 @@ def main(arguments=None):
     )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     given = {"threshold": options.threshold, "licence": options.license}
     try:
         if options.yaml is None:
