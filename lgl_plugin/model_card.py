@@ -75,11 +75,17 @@ FOUND = {
     "pseudo-labels": """
 It was found without labels, as the cosine at which misses and false alarms
 are equally frequent: over pairs with an utterance that no gradient was taken
-on, where the same pseudo-label stood for the same speaker.""",
+on, where the same pseudo-label stood for the same speaker. For 24 encoders of
+six runs on two small corpora, it lay 0.05 (at most 0.10), mostly above, from
+the one that labelled trials give, and the mean of both error rates was 0.8
+points (at most 2.2) above their equal error rate.""",
     "halves": """
 It was found without labels, as the cosine at which misses and false alarms
 are equally frequent: over halves of utterances that no gradient was taken on,
-where the same utterance stood for the same speaker.""",
+where the same utterance stood for the same speaker. For six encoders on two
+small corpora, it lay 0.04 (at most 0.11) from the one that labelled trials
+give, and the mean of both error rates was 0.5 points (at most 1.7) above their
+equal error rate.""",
     "given": "It was set by hand.",
 }
 
