@@ -221,9 +221,10 @@ def export(
     run : str or pathlib.Path
         The run folder.
     step : str, optional
-        The step that left the encoder, such as "stage1" or "iter2/gated"; or
-        another folder below the run's that holds one, such as a checkpoint's.
-        The latest step, if not given.
+        The step that left the encoder, such as "stage1" or "iter2/gated";
+        "iter2" for that round's latest; or another folder below the run's
+        that holds one, such as a checkpoint's. The latest of all, if not
+        given.
     folder : str or pathlib.Path, optional
         Where to write. In `<run>/export`, if not given: `stage1`, `iter2` for
         that round's latest encoder, `iter2-classifier` for another of it.
@@ -332,7 +333,10 @@ def read_step(run, step=None, data_folder=None):
     """
     run = pathlib.Path(run)
     settings, steps = _read_run(run)
-    step = pathlib.PurePath(step or (steps or ["stage1"])[-1]).as_posix()
+    step = pathlib.PurePath(step or "").as_posix()
+    if step == "." or re.fullmatch(r"iter\d+", step):
+        inside = [name for name in steps if step in (".", name.split("/")[0])]
+        step = inside[-1] if inside else step
     encoder = run / step / ENCODER
     if not encoder.is_file():
         raise FileNotFoundError(
@@ -506,7 +510,7 @@ def main(arguments=None):
         "source", help="output_folder of a run; or a checkpoint"
     )
     parser.add_argument(
-        "step", nargs="?", help="stage1, iter1/gated, ...; the latest"
+        "step", nargs="?", help="stage1, iter1, iter1/gated; the latest"
     )
     parser.add_argument("--output", help="folder to write; RUN/export/STEP")
     parser.add_argument("--yaml", help="of a checkpoint that is of no run")

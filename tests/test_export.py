@@ -16,7 +16,7 @@ from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
 from lgl_plugin import export as exporting
-from lgl_plugin.export import Model, export, export_checkpoint, main
+from lgl_plugin.export import Model, export, export_checkpoint, main, read_step
 from lgl_plugin.losses import SubCentreClassifier
 from lgl_plugin.model_card import model_card
 from lgl_plugin.run_folder import plain_settings, write_labels
@@ -210,7 +210,12 @@ def test_places_of_a_run(run):
         assert (run / "export" / place / "hyperparams.yaml").exists()
 
 
-@pytest.mark.parametrize("step, last", [("iter1/gated", 1), ("iter2/gated", 3)])
+def test_a_round_alone_means_its_latest_encoder(run):
+    assert read_step(run, "iter1").name == "iter1/gated"
+    assert read_step(run).name == "iter2/gated"
+
+
+@pytest.mark.parametrize("step, last", [("iter1", 1), ("iter2/gated", 3)])
 def test_the_last_iteration_has_its_own_encoder(run, tmp_path, step, last):
     export(run, step, tmp_path, threshold=0.0)
     hparams = plain_settings((tmp_path / "hyperparams.yaml").read_text())
