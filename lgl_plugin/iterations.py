@@ -391,7 +391,7 @@ class Iteration:
 
 
 def hand_over(training, name):
-    """Exports the latest encoder and writes the run's page.
+    """Exports a stage's or round's encoder and writes the run's page.
 
     Neither may end a training that went well.
     """
@@ -399,11 +399,12 @@ def hand_over(training, name):
 
     def export_latest(folder):
         try:
-            return export(run.folder, folder=folder, device=training.device)
+            return export(run.folder, name, folder, device=training.device)
         except Exception:
             logger.warning(
-                "No export; try `python -m lgl_plugin.export %s`",
+                "No export; try `python -m lgl_plugin.export %s %s`",
                 run.folder,
+                name,
                 exc_info=True,
             )
 
