@@ -62,12 +62,20 @@ class SpeakerBrain(sb.Brain):
             if any(p.requires_grad for p in module.parameters()):
                 self.modules[name] = DistributedDataParallel(module)
 
-    def embed(self, wavs):
+    def embed(self, wavs, wrapped=True):
         """Waveforms (batch, time) to embeddings (batch, dim), float32."""
         features = self.modules.compute_features(wavs)
         everything = torch.ones(len(wavs), device=wavs.device)
         features = self.modules.mean_var_norm(features, everything)
-        return self.modules.embedding_model(features)[:, 0].float()
+        encoder = self.module("embedding_model", wrapped)
+        return encoder(features)[:, 0].float()
+
+    def module(self, name, wrapped=True):
+        """A module, with or without what data parallelism put around it."""
+        module = self.modules[name]
+        if not wrapped and isinstance(module, DistributedDataParallel):
+            module = module.module
+        return module
 
     def own_generator(self):
         """A context in which random numbers do not change the training's."""
@@ -373,12 +381,13 @@ class LossGatedBrain(SpeakerBrain):
             return self.held_out_embeddings(crops)
         return self.cosines(self.modules.augment(crops[:, 0]))
 
-    def cosines(self, wavs):
+    def cosines(self, wavs, wrapped=True):
         """Cosines (batch, n_clusters) to the pseudo-speakers, float32."""
-        embeddings = self.embed(wavs)
+        embeddings = self.embed(wavs, wrapped)
+        classifier = self.module("classifier", wrapped)
         # bfloat16 cosines would be steps of 0.12 in losses of scale 30.
         with torch.autocast(self.device_type, enabled=False):
-            return self.modules.classifier(embeddings[:, None])[:, 0]
+            return classifier(embeddings[:, None])[:, 0]
 
     @torch.no_grad()
     def clean_cosines(self, batch):
@@ -386,7 +395,8 @@ class LossGatedBrain(SpeakerBrain):
         crops = batch.sig.data.to(self.device, non_blocking=True)
         self.modules.eval()
         try:
-            return self.cosines(crops[:, 0])
+            # Wrapped, it would overwrite what the step's backward needs.
+            return self.cosines(crops[:, 0], wrapped=False)
         finally:
             self.modules.train()
 

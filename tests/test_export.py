@@ -1,5 +1,5 @@
 """Exported folders: weights, yaml, card and threshold. See also
-tests/integration/test_export.py, where SpeechBrain alone loads them."""
+tests/integration/test_export_folder.py, where SpeechBrain alone loads them."""
 
 import json
 import pathlib
