@@ -324,14 +324,14 @@ class Iteration:
         report = self.compare(brain.rows, labels[brain.rows], brain.selected)
         keys = ("nmi_selected", "ami_selected", "gate_precision", "gate_recall")
         found = {key: report[key] for key in keys if key in report}
-        changed = brain.corrected >= 0
+        true = self.training.manifest.speakers
+        changed = (brain.corrected >= 0) & (true[brain.rows] >= 0)
         if changed.any():
-            rows, known = brain.rows, labels >= 0
-            true = self.training.manifest.speakers
+            known = labels >= 0
             speakers = analysis.hungarian_mapping(true[known], labels[known])
-            said = np.array([speakers[n] for n in brain.corrected[changed]])
+            said = [speakers.get(n, -1) for n in brain.corrected[changed]]
             found["correction_precision"] = float(
-                np.mean(said == true[rows[changed]])
+                np.mean(said == true[brain.rows[changed]])
             )
         return found
 

@@ -224,6 +224,27 @@ def test_dlg_lc_corrects_labels(run, corpus, tmp_path):
     assert (corrected >= 0).any() and 0 <= last["correction_precision"] <= 1
 
 
+def test_audio_of_unknown_speakers(corpus, stage1_run, tmp_path):
+    """Nothing asks for labels that are not there, corrected ones neither."""
+    train(
+        "small_stage2.yaml",
+        corpus,
+        tmp_path,
+        *STAGE2,
+        "--n_iterations=1",
+        "--speaker_folder=False",
+        "--verification_file=null",
+        "--gate=!new:lgl_plugin.gates.FixedGate [0.01]",
+        "--correct_labels=!new:lgl_plugin.gates.LabelCorrection [0.1, 0.1]",
+        f"--pretrained_encoder={stage1_run}/stage1",
+    )
+    last = read_metrics(tmp_path)[-1]
+    assert last["corrected_share"] > 0
+    assert not {"correction_precision", "nmi_selected", "eer"} & set(last)
+    assert (tmp_path / "report" / "index.html").exists()
+    assert (tmp_path / "export" / "iter1" / "README.md").exists()
+
+
 def test_every_criterion_is_logged_for_the_study(corpus, stage1_run, tmp_path):
     """And the run goes the same way as without looking."""
     options = ["--number_of_epochs=2", "--selection_study=True"]
