@@ -1,6 +1,7 @@
 """The two trainers: SimCLR for Stage I, loss-gated AAM for Stage II."""
 
 import math
+import random
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ from lgl_plugin.losses import (
     gradient_reversal,
 )
 from lgl_plugin.pooling import lean_pooling
-from lgl_plugin.ranks import gather, sum_over_ranks, world_size
+from lgl_plugin.ranks import gather, rank, sum_over_ranks, world_size
 from lgl_plugin.selection import (
     contrastive_accuracy,
     criterion,
@@ -42,6 +43,10 @@ class SpeakerBrain(sb.Brain):
         it as a dict of plain numbers.
     epochs_before : int
         Epochs of the phase that this one goes on from.
+    seed : int
+        Of the augmentations.
+    train_data : lgl_plugin.data.UtteranceDataset
+        What is trained on, to be told of each epoch.
 
     A subclass gives `epoch_summary()`, the trained epoch's own figures as a
     dict of plain numbers.
@@ -51,6 +56,8 @@ class SpeakerBrain(sb.Brain):
     bad_files = None
     examine = staticmethod(lambda encoder: {})
     epochs_before = 0
+    seed = 0
+    train_data = None
 
     def _wrap_distributed(self):
         """SpeechBrain's; on CPUs, for which torch has no synchronised batch
@@ -107,6 +114,18 @@ class SpeakerBrain(sb.Brain):
         self.average = None
         self.held_out = []
         self.started = time.perf_counter()
+        if stage == sb.Stage.TRAIN:
+            self.epoch = epoch
+            if self.train_data is not None:
+                self.train_data.set_epoch(epoch)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Seeds what a step draws by its number and the process's.
+
+        So a run that goes on from a checkpoint draws what it would have.
+        """
+        key = f"{self.seed} {self.epoch} {self.step} {rank()}"
+        torch.manual_seed(random.Random(key).getrandbits(63))
 
     def anneal(self, epoch):
         """Sets the learning rate of an epoch.

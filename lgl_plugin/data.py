@@ -272,6 +272,12 @@ class UtteranceDataset(DynamicItemDataset):
     rows : numpy.ndarray
         Which of its utterances, int64; at least one.
 
+    Attributes
+    ----------
+    epoch : torch.Tensor
+        The epoch that items are drawn for, int64 (), in memory that loading
+        processes share.
+
     Example
     -------
     >>> from lgl_plugin.manifest import Manifest
@@ -294,6 +300,11 @@ class UtteranceDataset(DynamicItemDataset):
         # Of the mapping that it takes SpeechBrain makes lists of objects.
         super().__init__({first: {"row": first, **manifest[first]}})
         self.data, self.data_ids = manifest, rows
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch):
+        """What to call before each epoch, lest it draws what the last drew."""
+        self.epoch.fill_(epoch)
 
     def __getitem__(self, index):
         if index >= len(self):
@@ -384,9 +395,13 @@ def crop_dataset(
     n_crops=1,
     labels=None,
     sample_rate=16000,
-    fixed=False,
+    seed=0,
 ):
     """A dataset of random crops, with pseudo-labels if they are given.
+
+    An utterance's crops follow from the seed, the epoch (`set_epoch`) and its
+    ID alone: an interrupted epoch goes on as it would have, whichever
+    processes read.
 
     Arguments
     ---------
@@ -403,9 +418,8 @@ def crop_dataset(
         -1 have none and are left out.
     sample_rate : int
         The rate to convert to, in Hz.
-    fixed : bool
-        Whether an utterance gives the same crops every time, as a held-out
-        set must.
+    seed : int
+        Of the crops.
 
     Returns
     -------
@@ -425,7 +439,7 @@ def crop_dataset(
     """
 
     def read(utterance, wav, offset, duration, place):
-        rng = random.Random(utterance) if fixed else random
+        rng = random.Random(f"{seed} {dataset.epoch.item()} {utterance}")
         return read_crops(
             wav, offset, duration, crop, n_crops, sample_rate, rng, place
         )

@@ -1,12 +1,9 @@
-"""Several processes: what each has, and what each draws, apart.
+"""Several processes: what each has, and what they have together.
 
 What only one process should do, such as writing a file, takes SpeechBrain's
 `main_process_only`.
 """
 
-import random
-
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -89,24 +86,6 @@ def sum_over_ranks(values):
     total = torch.stack([torch.as_tensor(values[n]).double() for n in names])
     dist.all_reduce(total)
     return dict(zip(names, total))
-
-
-def draw_apart():
-    """Lets each process draw crops and augmentations of its own.
-
-    SpeechBrain seeds all alike, for what must be the same in all; the order
-    of the utterances does not depend on these generators.
-
-    Example
-    -------
-    >>> draw_apart()
-    """
-    if rank() == 0:
-        return
-    seed = (torch.initial_seed() + 1_000_003 * rank()) % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _in_ranks():

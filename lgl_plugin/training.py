@@ -17,7 +17,7 @@ from lgl_plugin.data import BadFiles, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
-from lgl_plugin.ranks import draw_apart, world_size
+from lgl_plugin.ranks import world_size
 from lgl_plugin.run_folder import (
     Run,
     WholeCheckpointer,
@@ -216,18 +216,19 @@ class Training:
         # From pinned memory the GPU fetches a batch while it still computes.
         pinned = {"pin_memory": torch.device(self.device).type == "cuda"}
         options = {**pinned, **hparams["dataloader_options"]}
-        train = crop_dataset(data, rows, crop, n_crops, labels, rate)
+        seed = int(os.environ["SB_GLOBAL_SEED"])  # of SpeechBrain's samplers
+        train = crop_dataset(data, rows, crop, n_crops, labels, rate, seed)
+        brain.seed, brain.train_data = seed, train
         order = {"shuffle": True}
         if data.places is not None:
             shards = shard_numbers(data.wavs)[train.data_ids]
-            seed = os.environ["SB_GLOBAL_SEED"]  # of SpeechBrain's samplers
             brain.train_sampler = ShardSampler(shards, seed=seed)
             order = {"sampler": brain.train_sampler}
-        draw_apart()
         brain.fit(
             counter,
             train,
-            crop_dataset(data, self.valid, crop, 2, None, rate, fixed=True),
+            # The same crops at every epoch of every phase.
+            crop_dataset(data, self.valid, crop, 2, None, rate),
             train_loader_kwargs={**options, **order, "drop_last": True},
             valid_loader_kwargs=options,
         )

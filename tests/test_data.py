@@ -265,16 +265,36 @@ def test_rows_and_labels_choose_the_utterances(noise):
     assert [item["id"] for item in data] == ["d", "c"]  # and no further
 
 
-def test_fixed_crops_are_the_same_and_random_ones_are_not(noise):
+def test_crops_follow_from_seed_epoch_and_utterance(noise):
     manifest = manifest_of(a=noise[0], b=noise[0])
     rows = np.arange(2)
-    fixed = crop_dataset(manifest, rows, 0.25, n_crops=2, fixed=True)
+    data, again, other = (
+        crop_dataset(manifest, rows, 0.25, n_crops=2, seed=seed)
+        for seed in (1, 1, 2)
+    )
     state = random.getstate()
-    assert torch.equal(fixed[0]["sig"], fixed[0]["sig"])
+    assert torch.equal(data[0]["sig"], data[0]["sig"])
     assert random.getstate() == state
-    assert not torch.equal(fixed[0]["sig"], fixed[1]["sig"])
-    free = crop_dataset(manifest, rows, 0.25, n_crops=2)
-    assert not torch.equal(free[0]["sig"], free[0]["sig"])
+    assert not torch.equal(data[0]["sig"], data[1]["sig"])
+    assert not torch.equal(data[0]["sig"], other[0]["sig"])
+    first = data[0]["sig"]
+    data.set_epoch(1)
+    assert not torch.equal(data[0]["sig"], first)
+    again.set_epoch(1)
+    assert torch.equal(data[0]["sig"], again[0]["sig"])
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_crops_do_not_depend_on_who_reads(noise, persistent):
+    manifest = manifest_of(a=noise[0], b=noise[0], c=noise[0])
+    data = crop_dataset(manifest, np.arange(3), 0.25, seed=3)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, persistent_workers=persistent
+    )
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        for here, there in zip(data, loader):
+            assert torch.equal(here["sig"], there["sig"])
 
 
 # The log of bad files

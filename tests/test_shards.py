@@ -307,9 +307,7 @@ def test_crops_and_labels_are_those_of_the_files(tmp_path):
     labels = np.arange(40) % 5 - 1
     rows = np.arange(3, 40)
     from_files, from_shards = (
-        crop_dataset(
-            load_manifest(path, root), rows, 0.1, 2, labels, fixed=True
-        )
+        crop_dataset(load_manifest(path, root), rows, 0.1, 2, labels)
         for path, root in ((tmp_path / "in.csv", tmp_path), (made, made.parent))
     )
     assert len(from_files) == len(from_shards) == (labels[3:] >= 0).sum()
