@@ -8,6 +8,7 @@ import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
@@ -23,6 +24,8 @@ from lgl_plugin.selection import (
     criterion,
     pseudo_trial_eer,
 )
+
+logger = get_logger(__name__)
 
 # Between looks at the loss: a look waits until the device has caught up.
 STEPS_PER_LOOK = 20
@@ -49,7 +52,9 @@ class SpeakerBrain(sb.Brain):
         What is trained on, to be told of each epoch.
 
     A subclass gives `epoch_summary()`, the trained epoch's own figures as a
-    dict of plain numbers.
+    dict of plain numbers, and in `of_epoch` the names of its attributes that
+    tell of the last whole epoch. A checkpoint keeps these, and within an epoch
+    what was counted so far.
     """
 
     log = staticmethod(lambda record: None)
@@ -58,6 +63,8 @@ class SpeakerBrain(sb.Brain):
     epochs_before = 0
     seed = 0
     train_data = None
+    of_epoch = ()
+    resumed = None
 
     def _wrap_distributed(self):
         """SpeechBrain's; on CPUs, for which torch has no synchronised batch
@@ -109,15 +116,18 @@ class SpeakerBrain(sb.Brain):
         return torch.stack([self.embed(view) for view in views])
 
     def on_stage_start(self, stage, epoch=None):
-        """Starts the clock and empties the epoch's tallies."""
-        self.tally = {}
+        """Starts the clock and the epoch's tallies, unless resumed."""
+        if stage != sb.Stage.TRAIN:
+            self.held_out = []
+            return
+        so_far, self.resumed = self.resumed or {}, None
+        self.tally = so_far.get("tally", {})
+        self.seen = so_far.get("seen", [])
         self.average = None
-        self.held_out = []
-        self.started = time.perf_counter()
-        if stage == sb.Stage.TRAIN:
-            self.epoch = epoch
-            if self.train_data is not None:
-                self.train_data.set_epoch(epoch)
+        self.started = time.perf_counter() - so_far.get("seconds", 0.0)
+        self.epoch = epoch
+        if self.train_data is not None:
+            self.train_data.set_epoch(epoch)
 
     def on_fit_batch_start(self, batch, should_step):
         """Seeds what a step draws by its number and the process's.
@@ -139,9 +149,29 @@ class SpeakerBrain(sb.Brain):
 
     def on_fit_start(self):
         """Also sets the first epoch's learning rate, unless resumed."""
+        self.checkpointer.add_recoverable(
+            "epoch", self, SpeakerBrain._load_epoch, SpeakerBrain._save_epoch
+        )
         super().on_fit_start()
         if self.optimizer_step == 0:
             self.anneal(1)
+        if self.resumed and self.resumed["processes"] != world_size():
+            self.share_anew(self.resumed["processes"])
+
+    def share_anew(self, before):
+        """Goes on in an epoch that another number of processes began.
+
+        They stop reading as far into the epoch as those had come, rounded
+        down to whole batches.
+        """
+        loader = self.checkpointer.recoverables["dataloader-TRAIN"]
+        done = self.step * before // world_size()
+        logger.info(
+            "%d processes go on at step %d of the epoch, where %d had come to "
+            "step %d",
+            *(world_size(), done, before, self.step),
+        )
+        self.step = loader._speechbrain_recovery_skip_to = done
 
     def count(self, **values):
         """Adds detached scalars to the epoch's tallies, on the device."""
@@ -244,9 +274,47 @@ class SpeakerBrain(sb.Brain):
             )
 
     def _save_intra_epoch_ckpt(self):
-        """Saves the mean loss as of now, not as of the last look."""
-        self.avg_train_loss = float(self.average)
+        """Saves what all processes have counted, too."""
+        # As of now, not as of the last look.
+        self.avg_train_loss = self.mean_loss()
+        counts = dict(self.tally)
+        skipped = counts.pop("skipped", 0)  # alike in all
+        self.kept = {
+            "tally": {**sum_over_ranks(counts), "skipped": skipped},
+            "seen": self.join_seen(),
+            "seconds": time.perf_counter() - self.started,
+            "processes": world_size(),
+        }
         super()._save_intra_epoch_ckpt()
+
+    def _save_epoch(self, path):
+        torch.save(self.kept, path)
+
+    def _load_epoch(self, path, end_of_epoch):
+        kept = torch.load(path, map_location=self.device, weights_only=True)
+        if end_of_epoch:
+            for name, value in kept.items():
+                is_array = isinstance(value, torch.Tensor)
+                value = value.cpu().numpy() if is_array else value
+                setattr(self, name, value)
+            return
+        kept["seen"] = [tuple(kept["seen"])] if kept["seen"] else []
+        if rank() > 0:  # the first has what all had
+            kept["seen"] = []
+            for name in kept["tally"].keys() - {"skipped"}:
+                kept["tally"][name] *= 0
+        self.resumed = kept
+
+    def mean_loss(self):
+        """The epoch's mean loss over all processes so far."""
+        total = sum_over_ranks({"loss": self.average})["loss"]
+        return float(total) / world_size()
+
+    def join_seen(self):
+        """What all processes have seen of the epoch, one tensor of each."""
+        own = [torch.cat(of).cpu() for of in zip(*self.seen)]
+        shares = [share for share in gather(own) if share]
+        return [torch.cat(of) for of in zip(*shares)]
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Counts utterances and hands on the bad ones."""
@@ -265,19 +333,16 @@ class SpeakerBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch, moves the learning rate, saves a checkpoint."""
-        if stage == sb.Stage.TRAIN and not self.tally:
-            # Resumed from a checkpoint behind the epoch's last batch.
-            self.record = {"epoch": epoch, "loss": float(stage_loss)}
-            return
         if stage == sb.Stage.TRAIN:
             self.check_skipped()
             skipped = int(self.tally.pop("skipped", 0))  # alike in all
             self.tally = sum_over_ranks(self.tally)
-            average = sum_over_ranks({"loss": self.average})["loss"]
+            if self.average is None:  # resumed behind the last batch
+                self.average = torch.tensor(stage_loss)
             seconds = time.perf_counter() - self.started
             self.record = {
                 "epoch": epoch,
-                "loss": float(average) / world_size(),
+                "loss": self.mean_loss(),
                 **self.epoch_summary(),
                 "skipped_steps": skipped,
                 "lr": self.optimizer.param_groups[0]["lr"],
@@ -296,6 +361,10 @@ class SpeakerBrain(sb.Brain):
         best = criterion(self.record, self.hparams.selection)
         self.log(self.record)
         self.anneal(epoch + 1)
+        self.kept = {name: getattr(self, name) for name in self.of_epoch}
+        for name, value in self.kept.items():
+            if isinstance(value, np.ndarray):
+                self.kept[name] = torch.from_numpy(value)
         self.checkpointer.save_and_keep_only(
             meta={"criterion": float(best), "epoch": epoch},
             min_keys=["criterion"],
@@ -388,9 +457,10 @@ class LossGatedBrain(SpeakerBrain):
     utterances in the order seen, as rows of the manifest, `losses` what the
     gate saw of them, `selected` what it let through at the threshold `tau`
     and `corrected` the labels that were put in the place of others, -1
-    elsewhere; they are None if a resumed fit found nothing left to train.
+    elsewhere.
     """
 
+    of_epoch = ("rows", "losses", "selected", "corrected", "tau")
     rows = losses = selected = corrected = tau = None
 
     def compute_forward(self, batch, stage):
@@ -444,17 +514,10 @@ class LossGatedBrain(SpeakerBrain):
         self.seen.append((rows.clone(), remembered, selected, corrected))
         return gated_mean(losses, counted)
 
-    def on_stage_start(self, stage, epoch=None):
-        """Also forgets the losses of the epoch before."""
-        super().on_stage_start(stage, epoch)
-        if stage == sb.Stage.TRAIN:
-            self.seen = []
-
     def epoch_summary(self):
         """Accuracy over the selected, their share and the threshold."""
-        seen = [torch.cat(of).cpu().numpy() for of in zip(*self.seen)]
         self.rows, self.losses, self.selected, self.corrected = (
-            np.concatenate(of) for of in zip(*gather(seen))
+            of.numpy() for of in self.join_seen()
         )
         self.seen = []
         self.modules.memory.take_in(self.rows, self.losses)

@@ -347,8 +347,6 @@ class Iteration:
         trusted[known] = analysis.reliable(true[known], labels[known])
 
         def losses(brain):
-            if brain.losses is None:
-                return {}
             groups = trusted[brain.rows], ~trusted[brain.rows]
             means = [
                 float(np.mean(brain.losses[group])) if group.any() else None

@@ -20,6 +20,7 @@ from lgl_plugin.augment import Augmenter
 from lgl_plugin.brains import STEPS_PER_LOOK, LossGatedBrain, SimCLRBrain
 from lgl_plugin.data import BadFiles
 from lgl_plugin.gates import (
+    DynamicGate,
     FixedGate,
     Gate,
     LabelCorrection,
@@ -582,19 +583,122 @@ def test_no_step_waits_for_the_gpu(kind, make):
         torch.cuda.set_sync_debug_mode("default")
 
 
+class Crops(torch.utils.data.Dataset):
+    """Ten utterances whose crops follow from the epoch."""
+
+    epoch = 0
+
+    def __len__(self):
+        return 10
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(100 * self.epoch + index)
+        wavs = torch.randn(2, TIME, generator=generator)
+        item = {"id": str(index), "sig": wavs, "row": index, "bad": ""}
+        return {**item, "label": index % CLASSES}
+
+
+class Killed(BaseException):
+    """Nothing that the code under test would catch."""
+
+
 @pytest.mark.parametrize("kind", ["simclr", "gated"])
-def test_resumed_behind_the_last_batch_of_an_epoch(kind, simclr, gated):
-    """Killed in validation: no batch is left, the epoch still ends."""
-    brain = simclr if kind == "simclr" else gated(NoGate())
-    brain.on_stage_start(sb.Stage.TRAIN, 4)
-    brain.on_stage_end(sb.Stage.TRAIN, 2.5, 4)
-    brain.on_stage_start(sb.Stage.VALID, 4)
-    brain.modules.eval()
-    brain.evaluate_batch(batch(2), sb.Stage.VALID)
-    brain.on_stage_end(sb.Stage.VALID, 0.0, 4)
-    (record,) = brain.records
-    assert (record["epoch"], record["loss"]) == (4, 2.5)
-    assert getattr(brain, "selected", None) is None
+def test_killed_at_any_step_ends_as_if_it_had_not_been(
+    kind, tmp_path, monkeypatch
+):
+    """Weights, figures and what the gate saw; a checkpoint every second step.
+
+    An epoch has 5 steps, validation after each counts as a step here.
+    """
+
+    def fit(folder, records, dies=None):
+        torch.manual_seed(1)
+        modules = {
+            "compute_features": Frames(),
+            "mean_var_norm": InputNormalization(
+                norm_type="sentence", std_norm=False
+            ),
+            "augment": Augmenter(),
+            "embedding_model": Encoder(),
+        }
+        if kind == "simclr":
+            brain_class = SimCLRBrain
+            modules["contrastive"] = NTXent()
+            modules["discriminator"] = AugmentationDiscriminator(DIM, 16)
+        else:
+            brain_class = LossGatedBrain
+            modules["classifier"] = Classifier(DIM, out_neurons=CLASSES)
+            modules["aam"] = AAMSoftmax()
+            modules["gate"] = DynamicGate()
+            modules["memory"] = LossMemory(10, 0.5)
+            modules["correction"] = LabelCorrection()
+        counter = sb.utils.epoch_loop.EpochCounter(2)
+        learnt = {k: m for k, m in modules.items() if m.state_dict()}
+        brain = brain_class(
+            modules,
+            functools.partial(torch.optim.Adam, lr=0.01),
+            {
+                "selection": "last",
+                "adversarial_weight": 3.0,
+                "lr_annealing": StepScheduler(0.01, 0.5, 1),
+            },
+            {"device": "cpu", "ckpt_interval_steps": 2, "noprogressbar": True},
+            Checkpointer(folder, {**learnt, "counter": counter}),
+        )
+        brain.bad_files = BadFiles(tmp_path / "bad_files.txt", 1)
+        brain.log = records.append
+        brain.train_data = Crops()
+        steps = iter(range(1, 100))
+
+        def survive():
+            if next(steps) == dies:
+                raise Killed
+
+        for name in ("fit_batch", "evaluate_batch"):
+            whole = getattr(brain, name)
+
+            def part(*args, whole=whole, **kwargs):
+                survive()
+                return whole(*args, **kwargs)
+
+            monkeypatch.setattr(brain, name, part)
+        options = {"collate_fn": PaddedBatch}
+        brain.fit(
+            counter,
+            brain.train_data,
+            Crops(),
+            train_loader_kwargs={**options, "batch_size": 2, "shuffle": True},
+            valid_loader_kwargs={**options, "batch_size": 10},
+        )
+        return brain
+
+    monkeypatch.setenv("SB_GLOBAL_SEED", "7")
+    timings = ("seconds", "utterances_per_second")
+
+    def figures(records):
+        return [
+            {k: v for k, v in record.items() if k not in timings}
+            for record in records
+        ]
+
+    records = []
+    whole = fit(tmp_path / "whole", records)
+    for dies in (1, 2, 4, 5, 6, 7, 9, 11, 12):
+        folder, again = tmp_path / str(dies), []
+        with pytest.raises(Killed):
+            fit(folder, again, dies)
+        torch.manual_seed(99)
+        brain = fit(folder, again)
+        assert figures(again) == figures(records), dies
+        state, other = whole.modules.state_dict(), brain.modules.state_dict()
+        for name, value in state.items():
+            assert torch.equal(value, other[name]), (dies, name)
+        for name in whole.of_epoch:
+            of, other = getattr(whole, name), getattr(brain, name)
+            assert np.array_equal(of, other), (dies, name)
 
 
 @pytest.mark.parametrize(
