@@ -26,8 +26,7 @@ from common import arguments, peaks, report, reset_peaks
 from lgl_plugin import analysis, report as run_report
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.gates import DynamicGate, TargetShareGate, fit_mixture
-from lgl_plugin.manifest import Strings, held_out, load_manifest
-from lgl_plugin.prepare import COLUMNS, check_manifest
+from lgl_plugin.manifest import COLUMNS, Strings, held_out, load_manifest
 from lgl_plugin.run_folder import Run, read_labels, write_labels
 
 SPEAKER = 182  # utterances, in VoxCeleb2
@@ -74,11 +73,6 @@ def losses(n):
 
 def manifest_written(n, folder):
     return lambda: write_manifest(n, folder)
-
-
-def manifest_checked(n, folder):
-    write_manifest(n, folder)
-    return lambda: check_manifest(folder / "manifest.csv")
 
 
 def manifest_read(n, folder):
@@ -185,7 +179,6 @@ def run_table(n, folder):
 
 TASKS = {
     "manifest, written": manifest_written,
-    "manifest, checked": manifest_checked,
     "manifest, read": manifest_read,
     "utterances set aside": set_aside,
     "labels, written": labels_written,

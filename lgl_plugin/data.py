@@ -352,7 +352,7 @@ class BadFiles:
     'a.wav\\tcannot be read\\n'
     """
 
-    def __init__(self, path, limit):
+    def __init__(self, path, limit=0):
         self.path = pathlib.Path(path)
         self.limit = limit
         self.reasons = {}

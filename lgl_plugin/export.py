@@ -358,6 +358,7 @@ def read_step(run, step=None, data_folder=None):
     manifest = load_manifest(
         chosen["manifest"] or run / "manifest.csv",
         data_folder or chosen["data_folder"],
+        chosen.get("allow_outside_data_folder", False),
     )
     labels = run / place / "labels" / "labels.csv"
     latest = [name for name in steps if name.split("/")[0] == place][-1:]

@@ -71,6 +71,41 @@ def atomic_write(path, mode="w"):
         raise
 
 
+def leads_out(path, folder):
+    """Whether the text of a path leads out of a folder.
+
+    Only the text counts: a link within the folder may lead anywhere, since
+    whoever made it has access to the folder.
+
+    Arguments
+    ---------
+    path : str
+        Of a file that a manifest or a trial list names.
+    folder : str or pathlib.Path
+        Where it should lie.
+
+    Returns
+    -------
+    bool
+        True for every path with a `..` in it: behind a link it may lead
+        anywhere.
+
+    Example
+    -------
+    >>> leads_out("/corpus/ann/1.wav", "/corpus")
+    False
+    >>> leads_out("/corpus/../etc/shadow", "/corpus")
+    True
+    """
+    inside = os.path.join(folder, "")
+    if path.startswith(inside):
+        return ".." in path[len(inside) :].split("/")
+    folder = os.path.join(os.path.abspath(folder), "")
+    return ".." in path.split("/") or not os.path.abspath(path).startswith(
+        folder
+    )
+
+
 def write_json(path, value):
     """Writes plain Python data as indented JSON, atomically.
 

@@ -8,10 +8,22 @@ reference count. Arrays are shared with processes that fork.
 import collections.abc
 import csv
 import dataclasses
+import math
+import os
 import random
+import re
 from array import array
 
 import numpy as np
+
+from lgl_plugin.files import leads_out
+
+COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
+SHARD_COLUMNS = ("first_byte", "n_bytes")
+# Everything that str.splitlines splits at, and the tab of bad_files.txt.
+CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
+# Sampling rates, in Hz; what lies beyond is a mistake of units.
+RATES = (1e3, 1e7)
 
 
 class Strings(collections.abc.Sequence):
@@ -196,20 +208,32 @@ def find(within, wanted):
     )
 
 
-def load_manifest(path, data_root):
-    """Reads a manifest.
+def load_manifest(path, data_root, allow_outside=False):
+    """Reads a manifest, such as one that a user brings along.
 
     Arguments
     ---------
     path : str or pathlib.Path
-        A csv with the columns ID, duration, wav, start, stop, spk_id, and
-        first_byte and n_bytes if the audio lies in shards.
+        A csv with at least the columns ID, duration, wav, start, stop, spk_id
+        (of which the last may be empty), and first_byte and n_bytes if the
+        audio lies in shards.
     data_root : str
         What stands for `$data_root` in it.
+    allow_outside : bool
+        Whether it may name audio that is not below data_root.
 
     Returns
     -------
     Manifest
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When it is not UTF-8, lacks a column, names an utterance twice or
+        none at all, a row makes no sense or leads out of data_root; names
+        the line.
 
     Example
     -------
@@ -221,31 +245,122 @@ def load_manifest(path, data_root):
     >>> load_manifest(path, "corpus")[0]
     {'wav': 'corpus/a.wav', 'offset': 0.0, 'duration': 2.5, 'place': None}
     """
-    needed = ["ID", "duration", "wav", "start", "stop", "spk_id"]
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no manifest {path}")
+    manifest = Manifest.of(_read_rows(path, str(data_root), allow_outside))
+    if not len(manifest):
+        raise ValueError(f"manifest {path} names no utterance")
+    return manifest
 
-    def rows(source):
-        reader = csv.reader(source, skipinitialspace=True)
-        header = next(reader)
-        columns = [header.index(name) for name in needed]
-        if "first_byte" in header:
-            columns += [header.index("first_byte"), header.index("n_bytes")]
-        for row in filter(None, reader):
-            name, duration, wav, start, stop, speaker, *place = (
-                row[column] for column in columns
-            )
-            duration, start, stop = float(duration), int(start), int(stop)
-            yield (
-                name,
-                wav.replace("$data_root", str(data_root), 1),
-                # Start and stop count samples at the file's own rate.
-                duration * start / (stop - start),
-                duration,
-                speaker,
-                *([tuple(map(int, place))] if place else []),
-            )
 
+def _read_rows(path, data_root, allow_outside):
+    """Yields what `Manifest.of` takes, or says what is wrong on which line."""
+    seen = set()
     with open(path, newline="", encoding="utf-8") as source:
-        return Manifest.of(rows(source))
+        reader = csv.reader(source, skipinitialspace=True)
+        try:
+            header = next(reader, [])
+            places = _places(header)
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"{len(row)} fields under {len(header)} columns; a "
+                        "field with a comma needs quotes"
+                    )
+                name, duration, wav, start, stop, speaker, *shard = (
+                    row[place] for place in places
+                )
+                _check_text("ID", name)
+                _check_text("wav", wav)
+                if name in seen:
+                    raise ValueError(f"ID {name!r} occurs a second time")
+                seen.add(name)
+                audio = wav.replace("$data_root", data_root, 1)
+                span = _span(duration, start, stop)
+                place = [_shard_place(*shard)] if shard else []
+                if not allow_outside and leads_out(audio, data_root):
+                    raise ValueError(
+                        f"{wav!r} leads out of the data folder {data_root}. "
+                        "Put the audio, or a link to it, there and begin the "
+                        "path with $data_root/; or, if you trust this "
+                        "manifest, set allow_outside_data_folder: True"
+                    )
+                yield name, audio, *span, speaker, *place
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"manifest {path} is not UTF-8 after line {reader.line_num}: "
+                f"{error}"
+            ) from error
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"manifest {path}, line {max(reader.line_num, 1)}: {error}"
+            ) from error
+
+
+def _places(header):
+    """Where the columns stand; those of shards last, if there are any."""
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise ValueError(
+            f"it lacks {', '.join(missing)}: the first line names the columns "
+            f"{header}, and {','.join(COLUMNS)} are needed (spk_id may be "
+            "empty)"
+        )
+    shard = [column for column in SHARD_COLUMNS if column in header]
+    if len(shard) == 1:
+        raise ValueError(f"{shard[0]} needs both of {SHARD_COLUMNS}")
+    return [header.index(column) for column in (*COLUMNS, *shard)]
+
+
+def _check_text(column, text):
+    """Raises ValueError for text that files and logs of ours cannot hold."""
+    if not text:
+        raise ValueError(f"{column} is empty")
+    if CONTROL.search(text):
+        raise ValueError(
+            f"{column} {text!r} holds a line break or another control character"
+        )
+
+
+def _span(duration, start, stop):
+    """Where an utterance begins and how long it is, in seconds."""
+    try:
+        seconds = float(duration)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"duration {duration!r} is not a number of seconds")
+    try:
+        first, last = int(start), int(stop)
+    except ValueError:
+        first = last = 0
+    if not 0 <= first < last < 2**62:
+        raise ValueError(
+            f"start {start!r} and stop {stop!r} must be whole numbers of "
+            "samples, start the smaller"
+        )
+    rate = (last - first) / seconds
+    if not RATES[0] < rate < RATES[1]:
+        raise ValueError(
+            f"from start {start} to stop {stop} in {duration} s would be "
+            f"{rate:.3g} samples a second; start and stop count samples at "
+            "the file's own rate, duration counts seconds"
+        )
+    return first / rate, seconds
+
+
+def _shard_place(first_byte, n_bytes):
+    """First byte and number of bytes, as integers."""
+    try:
+        place = int(first_byte), int(n_bytes)
+    except ValueError:
+        place = -1, 0
+    if not (0 <= place[0] < 2**62 and 0 < place[1] < 2**62):
+        raise ValueError(
+            f"first_byte {first_byte!r} and n_bytes {n_bytes!r} must be whole "
+            "numbers of bytes"
+        )
+    return place
 
 
 def held_out(n_utterances, share, seed):

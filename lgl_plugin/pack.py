@@ -32,8 +32,8 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from lgl_plugin.files import atomic_write, checksum, write_json
-from lgl_plugin.manifest import load_manifest
-from lgl_plugin.prepare import COLUMNS, EXTENSIONS, check_manifest, start_worker
+from lgl_plugin.manifest import COLUMNS, SHARD_COLUMNS, load_manifest
+from lgl_plugin.prepare import EXTENSIONS, start_worker
 
 logger = get_logger(__name__)
 
@@ -50,7 +50,13 @@ PART_FORMATS = {
 
 
 def write_shards(
-    manifest, data_root, folder, shard_mb=512, num_workers=8, max_bad_share=0.02
+    manifest,
+    data_root,
+    folder,
+    shard_mb=512,
+    num_workers=8,
+    max_bad_share=0.02,
+    allow_outside=False,
 ):
     """Packs a manifest's utterances into shards, in random order.
 
@@ -83,6 +89,8 @@ def write_shards(
         utterance in memory.
     max_bad_share : float
         Which share of the utterances may be unreadable, between 0 and 1.
+    allow_outside : bool
+        Whether the manifest may name audio that is not below data_root.
 
     Returns
     -------
@@ -128,8 +136,7 @@ def write_shards(
         if not value >= least:
             raise ValueError(f"{name} is {value}; it must be {least} or more")
     folder = pathlib.Path(folder)
-    check_manifest(manifest)
-    utterances = load_manifest(manifest, data_root)
+    utterances = load_manifest(manifest, data_root, allow_outside)
     if utterances.places is not None:
         raise ValueError(f"{manifest} is a manifest of shards already")
     settings = {
@@ -420,7 +427,7 @@ class _Index:
             reader = csv.reader(source, skipinitialspace=True)
             header = next(reader)
             columns = [header.index(name) for name in COLUMNS]
-            out.write(",".join(COLUMNS) + ",first_byte,n_bytes\n")
+            out.write(",".join((*COLUMNS, *SHARD_COLUMNS)) + "\n")
             # Text is quoted, as prepare.py does and says why.
             writer = csv.writer(
                 out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
@@ -460,6 +467,12 @@ def main(arguments=None):
     parser.add_argument("--shard_mb", type=float, default=512, help="in MiB")
     parser.add_argument("--num_workers", type=int, default=8)
     parser.add_argument("--max_bad_share", type=float, default=0.02)
+    parser.add_argument(
+        "--allow_outside_data_folder",
+        dest="allow_outside",
+        action="store_true",
+        help="the manifest may name audio that is not below data_root",
+    )
     write_shards(**vars(parser.parse_args(arguments)))
 
 

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import pathlib
@@ -25,11 +24,11 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from lgl_plugin.files import atomic_write, checksum, write_json
+from lgl_plugin.manifest import COLUMNS, CONTROL
 from lgl_plugin.verification import read_trials
 
 logger = get_logger(__name__)
 
-COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 EXTENSIONS = (".flac", ".mp3", ".ogg", ".wav")
 SAMPLE_RATE = 16000
 # What a worker takes at a time: a few milliseconds of work.
@@ -37,8 +36,6 @@ BATCH = 64
 
 # SpeechBrain's csv reader substitutes these in every column but ID.
 _VARIABLE = re.compile(r"\$[\w.]")
-# Everything that str.splitlines splits at, and the tab of bad_files.txt.
-_CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 def prepare_manifest(
@@ -164,106 +161,6 @@ def prepare_manifest(
     return _scan(
         settings, manifest, sidecar, bad_files, test_places, num_workers
     )
-
-
-def check_manifest(path):
-    """Checks a manifest, such as one that a user brings along.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        A csv with at least the columns ID, duration, wav, start, stop, spk_id
-        (of which the last may be empty).
-
-    Returns
-    -------
-    int
-        The number of utterances.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is no such file.
-    ValueError
-        When it is not UTF-8, lacks a column, names an utterance twice or
-        none at all, or a row is malformed; names the line.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "manifest.csv"
-    >>> _ = path.write_text(
-    ...     "ID,duration,wav,start,stop,spk_id\\n"
-    ...     "a.wav,2.5,$data_root/a.wav,0,40000,\\n"
-    ... )
-    >>> check_manifest(path)
-    1
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no manifest {path}")
-    seen = set()
-    with open(path, newline="", encoding="utf-8") as source:
-        reader = csv.reader(source, skipinitialspace=True)
-        try:
-            header = next(reader, [])
-            missing = [column for column in COLUMNS if column not in header]
-            if missing:
-                raise ValueError(
-                    f"manifest {path} lacks {', '.join(missing)}: its first "
-                    f"line names the columns {header}, and "
-                    f"{','.join(COLUMNS)} are needed (spk_id may be empty)"
-                )
-            places = [header.index(column) for column in COLUMNS]
-            for row in reader:
-                if not row:
-                    continue
-                where = f"manifest {path}, line {reader.line_num}"
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{where}: {len(row)} fields under {len(header)} "
-                        "columns; a field with a comma needs quotes"
-                    )
-                _check_row(where, *(row[place] for place in places[:5]))
-                if row[places[0]] in seen:
-                    raise ValueError(
-                        f"{where}: ID {row[places[0]]!r} occurs a second time"
-                    )
-                seen.add(row[places[0]])
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"manifest {path} is not UTF-8 after line {reader.line_num}: "
-                f"{error}"
-            ) from error
-        except csv.Error as error:
-            raise ValueError(
-                f"manifest {path}, line {reader.line_num}: {error}"
-            ) from error
-    if not seen:
-        raise ValueError(f"manifest {path} names no utterance")
-    return len(seen)
-
-
-def _check_row(where, utterance, duration, wav, start, stop):
-    """Raises ValueError unless a manifest's row makes sense."""
-    for column, text in (("ID", utterance), ("wav", wav)):
-        if not text:
-            raise ValueError(f"{where}: {column} is empty")
-    try:
-        seconds = float(duration)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(
-            f"{where}: duration {duration!r} is not a number of seconds"
-        )
-    try:
-        in_order = 0 <= int(start) < int(stop)
-    except ValueError:
-        in_order = False
-    if not in_order:
-        raise ValueError(
-            f"{where}: start {start!r} and stop {stop!r} must be whole "
-            "numbers of samples, start the smaller"
-        )
 
 
 def check_folders(train_folder, data_root):
@@ -500,7 +397,7 @@ def _name_problem(path):
         path.encode("utf-8")
     except UnicodeEncodeError:
         return "name is not UTF-8"
-    if _CONTROL.search(path):
+    if CONTROL.search(path):
         return "name holds a line break or another control character"
     if _VARIABLE.search(path):
         return "name holds a $ that SpeechBrain would take for a variable"

@@ -89,7 +89,9 @@ class Results:
         path = settings.get("manifest") or self.folder / "manifest.csv"
         if not pathlib.Path(path).exists():
             return None
-        return load_manifest(path, settings.get("data_folder", ""))
+        # A page names utterances and opens none.
+        folder = settings.get("data_folder", "")
+        return load_manifest(path, folder, allow_outside=True)
 
     @property
     def speakers_known(self):

@@ -16,7 +16,7 @@ from lgl_plugin import verification
 from lgl_plugin.data import BadFiles, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
-from lgl_plugin.prepare import check_folders, check_manifest, prepare_manifest
+from lgl_plugin.prepare import check_folders, prepare_manifest
 from lgl_plugin.ranks import world_size
 from lgl_plugin.run_folder import (
     Run,
@@ -71,7 +71,9 @@ class Training:
         self.trials = None
         if hparams["verification_file"]:
             self.trials = verification.read_trials(
-                hparams["verification_file"], hparams["trial_folder"]
+                hparams["verification_file"],
+                hparams["trial_folder"],
+                hparams["allow_outside_data_folder"],
             )
         elif hparams["selection"] == "trials":
             raise ValueError(
@@ -92,7 +94,6 @@ class Training:
         hparams = self.hparams
         if hparams["manifest"]:
             manifest = pathlib.Path(hparams["manifest"])
-            check_manifest(manifest)
         else:
             manifest = self.run.folder / "manifest.csv"
             sb.utils.distributed.run_on_main(
@@ -107,17 +108,21 @@ class Training:
                     max_bad_share=hparams["max_bad_share"],
                 ),
             )
-        self.manifest = load_manifest(manifest, hparams["data_folder"])
-        self.bad_files = BadFiles(
-            self.run.folder / "bad_files.txt",
-            int(hparams["max_bad_share"] * len(self.manifest)),
+        self.manifest = load_manifest(
+            manifest,
+            hparams["data_folder"],
+            hparams["allow_outside_data_folder"],
         )
         train, valid = held_out(
             len(self.manifest), hparams["held_out_share"], hparams["seed"]
         )
         # After the split, lest a bad utterance found later changes it.
+        self.bad_files = BadFiles(self.run.folder / "bad_files.txt")
         bad = self.bad_files.reasons
         usable = np.array([name not in bad for name in self.manifest.ids])
+        # The share is of all files, those too that are in no manifest.
+        n_files = len(bad) + usable.sum()
+        self.bad_files.limit = int(hparams["max_bad_share"] * n_files)
         self.usable = np.flatnonzero(usable)
         self.train, self.valid = train[usable[train]], valid[usable[valid]]
         # Over all processes, each of which reads so many.

@@ -6,13 +6,14 @@ array work, so that VoxCeleb1-E's 580 thousand trials take about a second.
 """
 
 import dataclasses
+import itertools
 import os
 
 import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from lgl_plugin.files import atomic_write
+from lgl_plugin.files import atomic_write, leads_out
 
 # Utterances and cohort utterances whose cosines are held at once: 32 MiB.
 ROWS, COLUMNS = 256, 32768
@@ -54,7 +55,7 @@ class Trials:
         return len(self.labels)
 
 
-def read_trials(path, audio_folder=None):
+def read_trials(path, audio_folder=None, allow_outside=False):
     """Reads a trial list in VoxCeleb's form.
 
     One trial a line, `label enrolment test`: label 1 for the same speaker, 0
@@ -67,6 +68,8 @@ def read_trials(path, audio_folder=None):
     audio_folder : str or pathlib.Path, optional
         The folder that the list's paths start from, the recipe's
         `trial_folder`; when given, every utterance must exist there.
+    allow_outside : bool
+        Whether the list's paths may lead out of that folder.
 
     Returns
     -------
@@ -77,7 +80,8 @@ def read_trials(path, audio_folder=None):
     FileNotFoundError
         When the list, the folder, or utterances in it do not exist.
     ValueError
-        When a line is malformed, or there is no trial or only one class.
+        When a line is malformed or leads out of the folder, or there is no
+        trial or only one class.
 
     Example
     -------
@@ -116,6 +120,8 @@ def read_trials(path, audio_folder=None):
         )
     utterances = sorted({*enrolment, *test})
     if audio_folder is not None:
+        if not allow_outside:
+            _check_inside(path, utterances, audio_folder)
         _check_audio(path, utterances, audio_folder)
     index = {utterance: n for n, utterance in enumerate(utterances)}
     return Trials(
@@ -574,6 +580,32 @@ def _rows(path):
                 yield number, row
 
 
+def _check_inside(path, utterances, audio_folder):
+    """Raises if the list at `path` names a file that is not in the folder."""
+    outside = {
+        utterance
+        for utterance in utterances
+        if leads_out(os.path.join(audio_folder, utterance), audio_folder)
+    }
+    for line, utterance in _lines_of(path, outside):
+        raise ValueError(
+            f"verification_file: {path}, line {line}: {utterance!r} leads out "
+            f"of the trial_folder {audio_folder}. Put the audio, or a link to "
+            "it, there; or, if you trust this list, set "
+            "allow_outside_data_folder: True"
+        )
+
+
+def _lines_of(path, utterances):
+    """Yields the first line and the name of utterances of the list."""
+    left = set(utterances)
+    for number, row in _rows(path):
+        for utterance in row[1:]:
+            if utterance in left:
+                left.remove(utterance)
+                yield number, utterance
+
+
 def _check_audio(path, utterances, audio_folder):
     """Raises if utterances of the list at `path` are not in the folder."""
     if not os.path.isdir(audio_folder):
@@ -589,16 +621,12 @@ def _check_audio(path, utterances, audio_folder):
     }
     if not missing:
         return
-    lines = {}
-    for number, row in _rows(path):
-        for utterance in row[1:]:
-            if utterance in missing:
-                lines.setdefault(utterance, number)
-    named = [f"  line {n}: {utterance}" for utterance, n in lines.items()]
+    first = itertools.islice(_lines_of(path, missing), 5)
+    named = [f"  line {line}: {name!r}" for line, name in first]
     raise FileNotFoundError(
         f"trial_folder: {len(missing)} of the {len(utterances)} utterances "
         f"that {path} names are not in {audio_folder}. The first ones:\n"
-        + "\n".join(named[:5])
+        + "\n".join(named)
         + "\nSet trial_folder to the folder that these paths start from"
     )
 

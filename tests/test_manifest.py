@@ -71,7 +71,7 @@ def test_offset_comes_from_start_at_the_files_own_rate(tmp_path):
         "b,2.0,/elsewhere/b.wav,44100,132300,\n"
         'c,2.0,$data_root/c.wav,0,32000,"x, y"\n'
     )
-    manifest = load_manifest(path, "/corpus")
+    manifest = load_manifest(path, "/corpus", allow_outside=True)
     assert list(manifest.ids) == ["a", "b", "c"]
     assert manifest[0] == {
         "wav": "/corpus/a.flac",
@@ -82,6 +82,104 @@ def test_offset_comes_from_start_at_the_files_own_rate(tmp_path):
     assert manifest[1]["wav"] == "/elsewhere/b.wav"
     assert manifest[1]["offset"] == pytest.approx(1.0)
     assert manifest.speakers.tolist() == [0, -1, 0]
+
+
+HEADER = "ID,duration,wav,start,stop,spk_id\n"
+PLACED = HEADER[:-1] + ",first_byte,n_bytes\n"
+GOOD = "a.wav,2.5,$data_root/a.wav,0,40000,\n"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "lacks ID, duration, wav, start, stop, spk_id"),
+        ("ID,duration,wav,spk_id\na,1,a,\n", "lacks start, stop:"),
+        ("ID;duration;wav\n", r"\['ID;duration;wav'\]"),
+        ("\ufeff" + HEADER + GOOD, "lacks ID"),
+        (HEADER, "names no utterance"),
+        (HEADER + GOOD + "\n" + GOOD, "line 4: ID 'a.wav' occurs a second"),
+        (HEADER + GOOD + "b,long,b,0,1,\n", "line 3: duration 'long'"),
+        (HEADER + GOOD + "b,nan,b,0,1,\n", "line 3: duration 'nan'"),
+        (HEADER + GOOD + "b,,b,0,1,\n", "line 3: duration ''"),
+        (HEADER + "b,-1,b,0,1,\n", "line 2: duration '-1'"),
+        (HEADER + "b,1,b,5,5,\n", "line 2: start '5' and stop '5'"),
+        (HEADER + "b,1,b,0,1.5,\n", "line 2: start '0' and stop '1.5'"),
+        (HEADER + ",1,b,0,5,\n", "line 2: ID is empty"),
+        (HEADER + "b,1,,0,5,\n", "line 2: wav is empty"),
+        (HEADER + "b,1,b,0,5\n", "line 2: 5 fields under 6 columns"),
+        (HEADER + "b,1,b,c,0,5,\n", "line 2: 7 fields under 6 columns"),
+        (HEADER + '"b\nc",1,b,0,5,\n', "line 3: ID .* holds a line break"),
+        (b"ID,dur\xe9e\n", "is not UTF-8"),
+        (HEADER + "b,1,b,0,3,\n", "line 2: .*would be 3 samples a second"),
+        (HEADER + "b,1e-320,b,0,9,\n", "would be inf samples a second"),
+        (HEADER + "b,1,b,0," + "9" * 30 + ",\n", "line 2: start '0' and"),
+        (HEADER + "b\tc,1,b,0,5,\n", r"line 2: ID 'b\\tc' holds a line"),
+        (HEADER + "b,1,b\0c,0,5,\n", r"line 2: wav 'b\\x00c' holds|NUL"),
+        (PLACED + GOOD[:-1] + ",512,-1\n", "line 2: first_byte '512' and"),
+        (PLACED + GOOD[:-1] + ",x,1\n", "line 2: first_byte 'x' and"),
+        (HEADER[:-1] + ",n_bytes\n", "n_bytes needs both"),
+        (HEADER + "b" * 200000 + ",1,b,0,5,\n", "line 2: field larger"),
+    ],
+)
+def test_what_makes_no_sense_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "own.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as error:
+        load_manifest(path, tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_other_orders_and_further_columns(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text(
+        "sex,spk_id,stop,start,wav,duration,ID\n"
+        "f,x,9000,0,$data_root/w,1,a\nm,,9000,0,$data_root/w,1,b\n"
+    )
+    assert list(load_manifest(path, tmp_path).ids) == ["a", "b"]
+
+
+def test_missing_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no manifest .*own.csv"):
+        load_manifest(tmp_path / "own.csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wav, outside",
+    [
+        ("$data_root/a.wav", False),
+        ("$data_root/../a.wav", True),
+        ("$data_root/a/../../../etc/a.wav", True),
+        ("$data_root/a/../b.wav", True),  # a may be a link
+        ("$data_root/a..wav", False),
+        ("$data_root", True),
+        ("$data_root2/a.wav", True),
+        ("/corpus/a.wav", False),
+        ("/corpus/../a.wav", True),
+        ("/corpus2/a.wav", True),
+        ("/etc/a.wav", True),
+        ("a.wav", True),
+    ],
+)
+@pytest.mark.parametrize("root", ["/corpus", "/x/../corpus"])
+def test_audio_outside_the_data_folder(tmp_path, wav, outside, root):
+    path = tmp_path / "own.csv"
+    path.write_text(HEADER + GOOD + f"b,1,{wav},0,9000,\n")
+    if outside:
+        with pytest.raises(ValueError, match="line 3: .*leads out") as error:
+            load_manifest(path, root)
+        assert wav in str(error.value)
+        assert "allow_outside_data_folder" in str(error.value)
+    else:
+        load_manifest(path, root)
+    assert len(load_manifest(path, root, allow_outside=True)) == 2
+
+
+def test_links_below_the_data_folder_are_followed(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "ann").symlink_to(tmp_path)
+    path = tmp_path / "own.csv"
+    path.write_text(HEADER + "b,1,$data_root/ann/b.wav,0,9000,\n")
+    assert len(load_manifest(path, tmp_path / "corpus")) == 1
 
 
 def test_columns_in_any_order_and_places_in_shards(tmp_path):

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from lgl_plugin import prepare
-from lgl_plugin.prepare import check_manifest, prepare_manifest
+from lgl_plugin.manifest import load_manifest
+from lgl_plugin.prepare import prepare_manifest
 
 HEADER = "ID,duration,wav,start,stop,spk_id\n"
 
@@ -76,7 +77,7 @@ def test_rows_by_hand(tmp_path):
     assert made["found"] == made["kept"] == 4
     assert made["hours"] == round(2.75 / 3600, 3)
     assert json.loads((tmp_path / "m.csv.json").read_text()) == made
-    assert check_manifest(tmp_path / "m.csv") == 4
+    assert len(load_manifest(tmp_path / "m.csv", tmp_path)) == 4
     assert not (tmp_path / "m.csv.journal").exists()
 
 
@@ -133,7 +134,8 @@ def test_names_reach_speechbrain_or_are_bad(tmp_path_factory, names, in_folder):
     data = DynamicItemDataset.from_csv(
         folder / "m.csv", replacements={"data_root": str(folder)}
     )
-    assert len(data) == made["kept"] == check_manifest(folder / "m.csv")
+    ours = load_manifest(folder / "m.csv", folder)
+    assert len(data) == made["kept"] == len(ours)
     assert set(data.data_ids) <= audio
     for name in data.data_ids:
         row = data.data[name]
@@ -647,51 +649,3 @@ def test_arguments_out_of_range(tmp_path, name, value):
     put(tmp_path / "wav/ann/1.wav")
     with pytest.raises(ValueError, match=name):
         scan(tmp_path, **{name: value})
-
-
-GOOD = "a.wav,2.5,$data_root/a.wav,0,40000,\n"
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", "lacks ID, duration, wav, start, stop, spk_id"),
-        ("ID,duration,wav,spk_id\na,1,a,\n", "lacks start, stop:"),
-        ("ID;duration;wav\n", r"\['ID;duration;wav'\]"),
-        ("\ufeff" + HEADER + GOOD, "lacks ID"),
-        (HEADER, "names no utterance"),
-        (HEADER + GOOD + "\n" + GOOD, "line 4: ID 'a.wav' occurs a second"),
-        (HEADER + GOOD + "b,long,b,0,1,\n", "line 3: duration 'long'"),
-        (HEADER + GOOD + "b,nan,b,0,1,\n", "line 3: duration 'nan'"),
-        (HEADER + GOOD + "b,,b,0,1,\n", "line 3: duration ''"),
-        (HEADER + "b,-1,b,0,1,\n", "line 2: duration '-1'"),
-        (HEADER + "b,1,b,5,5,\n", "line 2: start '5' and stop '5'"),
-        (HEADER + "b,1,b,0,1.5,\n", "line 2: start '0' and stop '1.5'"),
-        (HEADER + ",1,b,0,5,\n", "line 2: ID is empty"),
-        (HEADER + "b,1,,0,5,\n", "line 2: wav is empty"),
-        (HEADER + "b,1,b,0,5\n", "line 2: 5 fields under 6 columns"),
-        (HEADER + "b,1,b,c,0,5,\n", "line 2: 7 fields under 6 columns"),
-        (HEADER + '"b\nc",x,b,0,5,\n', "line 3: duration 'x'"),
-        (b"ID,dur\xe9e\n", "is not UTF-8"),
-        (HEADER + "b" * 200000 + ",1,b,0,5,\n", "line 2: field larger"),
-    ],
-)
-def test_check_manifest_says_what_and_where(tmp_path, text, message):
-    path = tmp_path / "own.csv"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=message) as error:
-        check_manifest(path)
-    assert str(path) in str(error.value)
-
-
-def test_check_manifest_takes_other_orders_and_further_columns(tmp_path):
-    path = tmp_path / "own.csv"
-    path.write_text(
-        "sex,spk_id,stop,start,wav,duration,ID\nf,x,9,0,w,1,a\nm,,9,0,w,1,b\n"
-    )
-    assert check_manifest(path) == 2
-
-
-def test_check_manifest_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no manifest .*own.csv"):
-        check_manifest(tmp_path / "own.csv")

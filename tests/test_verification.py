@@ -120,7 +120,7 @@ def test_missing_utterances_are_counted_and_the_first_named(tmp_path):
     assert "8 of the 9 utterances" in message
     assert "trial_folder" in message
     named = [line for line in message.splitlines() if line.startswith("  ")]
-    assert named == [f"  line {n + 1}: lost{n}.wav" for n in range(1, 6)]
+    assert named == [f"  line {n + 1}: 'lost{n}.wav'" for n in range(1, 6)]
 
 
 def test_utterances_in_place_and_a_missing_folder(tmp_path):
@@ -131,6 +131,30 @@ def test_utterances_in_place_and_a_missing_folder(tmp_path):
     assert len(read_trials(path, tmp_path)) == 2
     with pytest.raises(FileNotFoundError, match="trial_folder.*elsewhere"):
         read_trials(path, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "utterance", ["../b", "/etc/passwd", "x/../b", "{elsewhere}/b"]
+)
+def test_utterances_outside_the_folder(tmp_path, utterance):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for place in (folder / "a", folder / "b", tmp_path / "b"):
+        place.touch()
+    (tmp_path / "far").mkdir()
+    (folder / "x").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "b").touch()
+    path = tmp_path / "trials.txt"
+    utterance = utterance.format(elsewhere=tmp_path)
+    path.write_text(f"1 a b\n0 a {utterance}\n")
+    with pytest.raises(ValueError, match="line 2: .*leads out") as error:
+        read_trials(path, folder)
+    assert utterance in str(error.value)
+    assert len(read_trials(path, folder, allow_outside=True)) == 2
+    # Nothing is read without a folder; and a link of the user's own is.
+    assert len(read_trials(path)) == 2
+    path.write_text(f"1 a b\n0 a {folder}/x/b\n")
+    assert len(read_trials(path, folder)) == 2
 
 
 # ------------------------------------------------------------ scores
