@@ -12,6 +12,7 @@ from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
+from lgl_plugin.batchnorm import finite_statistics
 from lgl_plugin.losses import (
     augmentation_adversarial_loss,
     gated_mean,
@@ -65,6 +66,7 @@ class SpeakerBrain(sb.Brain):
     train_data = None
     of_epoch = ()
     resumed = None
+    skipped_in_a_row = 0
 
     def _wrap_distributed(self):
         """SpeechBrain's; on CPUs, for which torch has no synchronised batch
@@ -191,7 +193,7 @@ class SpeakerBrain(sb.Brain):
         """
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batch, should_step)
-        with self.no_sync(not should_step):
+        with self.no_sync(not should_step), finite_statistics(self.modules):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
@@ -207,8 +209,13 @@ class SpeakerBrain(sb.Brain):
             super().optimizers_step()
             return
         skipped = self.guarded_step(self.optimizer, self.max_grad_norm)
-        self.count(skipped=skipped)
+        self.count_skipped(skipped)
         self.optimizer_step += 1
+
+    def count_skipped(self, skipped):
+        """Counts a step, 1 if it was skipped, or 0; a scalar on the device."""
+        self.count(skipped=skipped)
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
 
     def guarded_step(self, optimizer, max_grad_norm=math.inf):
         """One optimiser's step; none where its gradient is not finite.
@@ -249,29 +256,54 @@ class SpeakerBrain(sb.Brain):
         change = (loss - self.average) / self.step
         self.average += torch.where(loss.isfinite(), change, 0.0)
         if self.scaler.is_enabled():
-            self.count(skipped=~loss.isfinite())
+            self.count_skipped((~loss.isfinite()).float())
         if self.step % STEPS_PER_LOOK:
             return avg_loss
         self.check_skipped()
         return float(self.average)
 
     def check_skipped(self):
-        """Ends the run if too many steps of the epoch were skipped.
+        """Ends the run if too many steps in a row were skipped.
 
         Raises
         ------
         ValueError
-            If they are more than `--nonfinite_patience` allows.
+            If they are more than `--nonfinite_patience` allows. It says how
+            training went until then, and what to try.
         """
-        skipped = int(self.tally.get("skipped", 0))
-        if skipped > self.nonfinite_patience:
-            raise ValueError(
-                f"{skipped} of the epoch's {self.step} steps had a loss or a "
-                "gradient that is not finite, more than the "
-                f"{self.nonfinite_patience} that --nonfinite_patience allows; "
-                "none of them changed a parameter. A lower lr, or "
-                "--precision=fp32, usually helps."
+        skipped = int(self.skipped_in_a_row)
+        if skipped <= self.nonfinite_patience:
+            return
+        broken = [
+            name
+            for name, module in self.modules.items()
+            if not all(p.isfinite().all() for p in module.parameters())
+        ]
+        lr = self.optimizer.param_groups[0]["lr"]
+        if broken:  # by no step of this run
+            advice = (
+                f"The weights of {', '.join(broken)} are not finite: they were "
+                "so when loaded. Begin with other weights "
+                "(pretrained_encoder)."
             )
+        elif skipped >= self.step:
+            advice = (
+                "No step of the epoch was finite. Try --precision=fp32; if "
+                f"earlier epochs trained, a lower lr, which is {lr:.2g} here."
+            )
+        else:
+            advice = (
+                f"The epoch's other steps had a mean loss of "
+                f"{float(self.average):.4g}. Try a lower lr, which is "
+                f"{lr:.2g} here, or --precision=fp32."
+            )
+        raise ValueError(
+            f"The last {skipped} steps, up to step {self.step} of epoch "
+            f"{self.epoch}, had a loss or a gradient that is not finite, more "
+            f"in a row than the {self.nonfinite_patience} that "
+            "--nonfinite_patience allows. None of them changed a parameter. "
+            f"{advice}"
+        )
 
     def _save_intra_epoch_ckpt(self):
         """Saves what all processes have counted, too."""

@@ -137,6 +137,20 @@ def batch(n_crops, seed=0, bad=""):
     )
 
 
+def broken(n_crops):
+    """A batch whose loss is not finite."""
+    given = batch(n_crops)
+    given.sig.data[0, 0, 0] = math.nan
+    return given
+
+
+def normalise(brain):
+    """Gives the encoder batch normalisation."""
+    encoder = brain.modules.embedding_model
+    encoder.norm, whole = torch.nn.BatchNorm1d(DIM), encoder.forward
+    encoder.forward = lambda x: encoder.norm(whole(x)[:, 0])[:, None]
+
+
 def weights(brain):
     """A copy of all parameters by module."""
     return {
@@ -476,9 +490,7 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, fused, make):
     brain.fit_batch(batch(n_crops))
     before = weights(brain)
     state = copy.deepcopy(brain.optimizer.state_dict()["state"])
-    broken = batch(n_crops)
-    broken.sig.data[0, 0, 0] = math.nan
-    brain.fit_batch(broken)
+    brain.fit_batch(broken(n_crops))
     assert changed(brain, before) == set()
     for name, values in brain.optimizer.state_dict()["state"].items():
         for key, value in values.items():
@@ -488,23 +500,73 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, fused, make):
     assert changed(brain, before) >= {"embedding_model"}
 
 
-def test_many_such_steps_end_the_run(gated):
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_such_a_step_leaves_the_batch_statistics(kind, simclr, gated):
+    """The encoder's and the discriminator's; evaluation reads them."""
+    brain = simclr if kind == "simclr" else gated(NoGate())
+    normalise(brain)
+
+    def statistics():
+        state = brain.modules.state_dict()
+        return {k: v.clone() for k, v in state.items() if ".running_" in k}
+
+    n_crops = 2 if kind == "simclr" else 1
+    brain.fit_batch(batch(n_crops, seed=1))
+    before = statistics()
+    assert len(before) == (6 if kind == "simclr" else 2)
+    brain.fit_batch(broken(n_crops))
+    assert brain.tally["skipped"] == 1
+    for name, value in statistics().items():
+        assert torch.equal(value, before[name]), name
+    brain.fit_batch(batch(n_crops, seed=2))  # and the next one counts
+    for name, value in statistics().items():
+        assert not torch.equal(value, before[name]), name
+    brain.modules.eval()
+    assert brain.embed(batch(1).sig.data[:, 0]).isfinite().all()
+
+
+def train(brain, *kinds):
+    """Steps on whole and on broken batches, with the looks at the loss."""
+    for is_broken in kinds:
+        brain.step += 1
+        given = broken(1) if is_broken else batch(1)
+        average = brain.update_average(brain.fit_batch(given), 0.0)
+    return average
+
+
+def test_many_such_steps_in_a_row_end_the_run(gated):
     brain = gated(NoGate())
     brain.nonfinite_patience = 2
-    brain.modules.embedding_model.frame.bias.data[:] = math.nan
-    with pytest.raises(ValueError, match=r"20 of the epoch's 20 steps .* lr"):
-        for brain.step in range(1, STEPS_PER_LOOK + 1):
-            brain.update_average(brain.fit_batch(batch(1)), 0.0)
+    train(brain, *((STEPS_PER_LOOK - 3) * [False]))
+    match = (
+        r"last 3 steps, up to step 20 of epoch 1, .* other steps had a mean "
+        r"loss of \d+\.\d+\. Try a lower lr, which is 0\.005 here"
+    )
+    with pytest.raises(ValueError, match=match):
+        train(brain, True, True, True)
     assert brain.step == STEPS_PER_LOOK
+
+
+def test_scattered_ones_do_not_end_it(gated):
+    brain = gated(NoGate())
+    brain.nonfinite_patience = 2
+    average = train(brain, *(STEPS_PER_LOOK * [False, True, True]))
+    brain.on_stage_end(sb.Stage.TRAIN, average, 1)
+    assert brain.record["skipped_steps"] == 2 * STEPS_PER_LOOK
 
 
 def test_a_short_epoch_of_such_steps_ends_the_run_too(gated):
     brain = gated(NoGate())
-    brain.modules.embedding_model.frame.bias.data[:] = math.nan
-    for brain.step in range(1, 6):
-        average = brain.update_average(brain.fit_batch(batch(1)), 0.0)
-    with pytest.raises(ValueError, match="5 of the epoch's 5 steps"):
+    average = train(brain, *(5 * [True]))
+    with pytest.raises(ValueError, match="No step of the epoch was finite"):
         brain.on_stage_end(sb.Stage.TRAIN, average, 1)
+
+
+def test_weights_that_are_not_finite_are_named(gated):
+    brain = gated(NoGate())
+    brain.modules.embedding_model.frame.bias.data[:] = math.nan
+    with pytest.raises(ValueError, match="of embedding_model are not finite"):
+        train(brain, *(STEPS_PER_LOOK * [False]))
 
 
 def test_mean_loss_goes_on_after_an_interruption(gated):
@@ -546,6 +608,7 @@ class NothingReadByTheHost(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["simclr", "gated"])
 def test_no_step_waits_for_the_device(kind, simclr, gated, monkeypatch):
     brain = simclr if kind == "simclr" else gated(FixedGate(7.0))
+    normalise(brain)
     # The augmenter, part of which runs on the host, has a test of its own.
     monkeypatch.setattr(
         brain.modules.augment, "forward", lambda wavs, draw=None: wavs
