@@ -56,6 +56,15 @@ class Draw:
         Spectral slope of coloured noise, dB per octave, (batch,).
     snr : torch.Tensor
         In dB, (batch,).
+
+    Example
+    -------
+    >>> augment = Augmenter(sample_rate=16000)
+    >>> draw = augment.draw(4, 8000)
+    >>> draw.kind.shape, draw.filtered.dtype
+    (torch.Size([4]), torch.int64)
+    >>> augment(torch.randn(4, 8000), draw).shape
+    torch.Size([4, 8000])
     """
 
     filtered: torch.Tensor

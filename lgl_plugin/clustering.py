@@ -43,6 +43,14 @@ class Clustering:
         Clusters asked for that ended without a member and were dropped.
     points_used : int
         Embeddings that the centroids were trained on; all N were assigned.
+
+    Example
+    -------
+    >>> points = np.float32([[1, 0], [5, 1], [0, 1], [1, 5]])
+    >>> found = TorchKMeans(n_clusters=2)(points)
+    >>> a, b, c, d = found.labels.tolist()
+    >>> a == b != c == d, found.centroids.shape, found.points_used
+    (True, (2, 2), 4)
     """
 
     labels: np.ndarray

@@ -49,6 +49,12 @@ class Estimate:
         Within-cluster sum of squares at each, float64 (G,).
     scale : str
         Of the axis of the number of clusters.
+
+    Example
+    -------
+    >>> grid, inertia = np.array([1, 2, 3]), np.array([9.0, 2.0, 1.0])
+    >>> Estimate(elbow(grid, inertia), grid, inertia, "root").n_clusters
+    2
     """
 
     n_clusters: int

@@ -44,6 +44,12 @@ class Variant:
     parent : str
         The variant that it parts from; "base" has no options of its own,
         trains Stage I too, where it logs every criterion of selection.
+
+    Example
+    -------
+    >>> gate = "--gate=!new:lgl_plugin.gates.NoGate"
+    >>> Variant("without-gate", (gate,)).parent
+    'base'
     """
 
     name: str

@@ -43,6 +43,25 @@ def find_threshold(extract, manifest, share, seed, pseudo=None):
     ------
     lgl_plugin.data.BadAudio
         If none of them can be read.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> from speechbrain.lobes.features import Fbank
+    >>> from lgl_plugin.embeddings import Extractor, LogMelStatistics
+    >>> rows, rng = [], np.random.default_rng(0)
+    >>> for name in "abcd":
+    ...     path = str(getfixture("tmp_path") / f"{name}.wav")
+    ...     tone = np.sin(np.arange(32000) * rng.uniform(0.1, 1))
+    ...     noise = rng.normal(scale=0.01, size=32000)
+    ...     soundfile.write(path, 0.5 * tone + noise, 16000)
+    ...     rows.append((name, path, 0.0, 2.0, ""))
+    >>> extract = Extractor(Fbank(n_mels=80), None, LogMelStatistics())
+    >>> (threshold, way), vectors = find_threshold(
+    ...     extract, Manifest.of(rows), share=0.5, seed=0
+    ... )
+    >>> way, 0 < threshold < 1, vectors.shape
+    ('halves', True, (4, 160))
     """
     train, aside = held_out(len(manifest), share, seed)
     rng = np.random.default_rng(seed)
