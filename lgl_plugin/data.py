@@ -6,6 +6,8 @@ next utterance takes its place, and either way `BadFiles` names it.
 """
 
 import contextlib
+import math
+import os
 import pathlib
 import random
 
@@ -15,11 +17,110 @@ import torch
 import torchaudio
 from speechbrain.dataio.dataset import DynamicItemDataset
 
+from lgl_plugin.manifest import one_line
 from lgl_plugin.shards import Member
+
+# Samples this far above full scale, 1, are no audio. Floats that hold the
+# integers of 32 bits, which some programs write, pass.
+LOUDEST = 2.0**31
+# Of a resampling filter, whose size grows with both rates over their greatest
+# common divisor: 20 MB, ten times what any usual rate needs.
+MAX_TAPS = 5_000_000
+# What is searched at once for sound.
+STRETCH_SECONDS = 60.0
 
 
 class BadAudio(Exception):
     """An utterance that cannot be used: missing, corrupt, silent or NaN."""
+
+
+def audio_seconds(path):
+    """How long an audio file is, by its header.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        A wav, flac, ogg or mp3 file.
+
+    Returns
+    -------
+    float
+        Seconds, above 0.
+
+    Raises
+    ------
+    BadAudio
+        If the file is missing, unreadable or empty.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "tone.wav"
+    >>> soundfile.write(path, np.full(8000, 0.5), 16000)
+    >>> audio_seconds(path)
+    0.5
+    """
+    with _open(path, None) as audio:
+        if not audio.frames:
+            raise BadAudio("holds no samples")
+        return audio.frames / audio.samplerate
+
+
+def why_unreadable(path, error):
+    """The reason for an error of libsndfile's, in a user's words.
+
+    libsndfile calls all that the system refuses "System error".
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        What could not be opened or read.
+    error : Exception
+        What was raised.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> why_unreadable("nowhere.wav", RuntimeError("System error."))
+    'cannot be opened: No such file or directory'
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "is not a regular file"  # and opening it might wait for ever
+    try:
+        with open(path, "rb") as audio:
+            empty = not audio.read(1)
+    except OSError as refusal:
+        return f"cannot be opened: {refusal.strerror}"
+    reason = getattr(error, "error_string", error)
+    return "is empty" if empty else f"cannot be read: {reason}"
+
+
+def rate_problem(rate, sample_rate):
+    """Why a sampling rate cannot be converted, or None.
+
+    Arguments
+    ---------
+    rate : int
+        Of the file, in Hz.
+    sample_rate : int
+        The wanted one, in Hz.
+
+    Returns
+    -------
+    str or None
+
+    Example
+    -------
+    >>> rate_problem(44100, 16000)
+    >>> rate_problem(16001, 16000)
+    'has 16001 Hz, too odd to convert to 16000 Hz'
+    """
+    common = math.gcd(rate, sample_rate)
+    if (rate // common) * (sample_rate // common) > MAX_TAPS:
+        return f"has {rate} Hz, too odd to convert to {sample_rate} Hz"
+    return None
 
 
 def read_audio(path, start=0.0, seconds=None, sample_rate=16000, place=None):
@@ -90,20 +191,35 @@ def read_spans(path, spans, sample_rate=16000, place=None):
     >>> [len(wav) for wav in read_spans(path, [(0.5, 0.25), (0.75, None)])]
     [4000, 4000]
     """
+    with _open(path, place) as audio:
+        return [_read_span(audio, *span, sample_rate) for span in spans]
+
+
+@contextlib.contextmanager
+def _open(path, place):
+    """An audio file, opened; its errors, then too, are BadAudio."""
+    if not os.path.isfile(path):
+        raise BadAudio(why_unreadable(path, None))
     try:
         with contextlib.ExitStack() as stack:
             source = str(path)
             if place is not None:
                 source = stack.enter_context(Member(path, *place))
-            audio = stack.enter_context(soundfile.SoundFile(source))
-            return [_read_span(audio, *span, sample_rate) for span in spans]
+            yield stack.enter_context(soundfile.SoundFile(source))
     except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
-        raise BadAudio(f"cannot be read: {error}") from error
+        raise BadAudio(why_unreadable(path, error)) from error
+    except MemoryError as error:
+        raise BadAudio("is said to be larger than the memory") from error
+    except TypeError as error:
+        # Of a file called .raw soundfile asks what is in it.
+        raise BadAudio("has no header") from error
 
 
 def _read_span(audio, start, seconds, sample_rate):
     """A part of an open file, as `read_audio` gives it."""
     rate = audio.samplerate
+    if problem := rate_problem(rate, sample_rate):
+        raise BadAudio(problem)
     audio.seek(min(round(start * rate), audio.frames))
     frames = -1 if seconds is None else round(seconds * rate)
     # libsndfile takes three times as long to make floats of 16 bits.
@@ -114,8 +230,10 @@ def _read_span(audio, start, seconds, sample_rate):
     if short:
         samples = samples.astype(np.float32)
         samples *= 1 / 32768
-    elif not np.isfinite(samples).all():
-        raise BadAudio("holds samples that are not finite")
+    elif not (peak := np.abs(samples).max()) <= LOUDEST:
+        finite = np.isfinite(peak)
+        what = f"up to {peak:.1g}" if finite else "that are not finite"
+        raise BadAudio(f"holds samples {what}")
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     wav = torch.from_numpy(samples)
@@ -242,16 +360,28 @@ def read_crops(
     for index, wav in enumerate(crops):
         if not wav.any():
             # Digital silence in the crop alone: look where there is sound.
-            wav = read_audio(path, offset, duration, sample_rate, place)
+            wav = _sounding(path, offset, duration, sample_rate, place)
             crops[index] = _loudest(wav, n_samples)
     return torch.stack([wrap(wav, n_samples) for wav in crops])
+
+
+def _sounding(path, offset, duration, sample_rate, place):
+    """The first stretch of an utterance that is not silent."""
+    end = offset + duration
+    with _open(path, place) as audio:
+        end = min(end, audio.frames / audio.samplerate)
+        while offset < end:
+            seconds = min(STRETCH_SECONDS, end - offset)
+            wav = _read_span(audio, offset, seconds, sample_rate)
+            if wav.any():
+                return wav
+            offset += STRETCH_SECONDS
+    raise BadAudio("is silent from end to end")
 
 
 def _loudest(wav, n_samples):
     """The crop around the loudest sample of a waveform."""
     peak = int(wav.abs().argmax())
-    if wav[peak] == 0:
-        raise BadAudio("is silent from end to end")
     start = max(0, min(peak - n_samples // 2, len(wav) - n_samples))
     return wav[start : start + n_samples]
 
@@ -341,7 +471,8 @@ class BadFiles:
     Raises
     ------
     ValueError
-        From `add`, when there are more than `limit`; shows the first ten.
+        From `add` and `check`, when there are more than `limit`; shows the
+        first ten.
 
     Example
     -------
@@ -360,23 +491,29 @@ class BadFiles:
 
     def _read(self):
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            # What is torn or edited by hand is no reason to stop.
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            for line in text.splitlines():
                 utterance, _, reason = line.partition("\t")
                 self.reasons[utterance] = reason
 
     def add(self, found):
         """Adds (utterance, reason) pairs; one already known is not counted."""
-        found = dict(found)
-        if found:
+        found = {one_line(name): reason for name, reason in found}
+        if not found.keys() <= self.reasons.keys():
             self._read()  # what other processes have found
         news = [name for name in found if name not in self.reasons]
         if news:
             with open(self.path, "a", encoding="utf-8") as log:
                 for name in news:
-                    self.reasons[name] = " ".join(found[name].split())
+                    self.reasons[name] = one_line(" ".join(found[name].split()))
                     log.write(f"{name}\t{self.reasons[name]}\n")
-        # Known ones too: starting again must not lift the limit.
-        if found and len(self.reasons) > self.limit:
+        if found:
+            self.check()
+
+    def check(self):
+        """Raises if there are too many, those of an earlier start counted."""
+        if len(self.reasons) > self.limit:
             first = list(self.reasons.items())[:10]
             listing = "\n".join(f"  {u}: {r}" for u, r in first)
             raise ValueError(

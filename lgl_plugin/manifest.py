@@ -20,8 +20,9 @@ from lgl_plugin.files import leads_out
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 SHARD_COLUMNS = ("first_byte", "n_bytes")
-# Everything that str.splitlines splits at, and the tab of bad_files.txt.
-CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
+# Everything that str.splitlines splits at, the tab of bad_files.txt, and what
+# a terminal would obey.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Sampling rates, in Hz; what lies beyond is a mistake of units.
 RATES = (1e3, 1e7)
 
@@ -206,6 +207,18 @@ def find(within, wanted):
     return np.fromiter(
         (row[string] for string in wanted), np.int64, len(wanted)
     )
+
+
+def one_line(text):
+    """Text for a field of a line: what would break it, or is no UTF-8, escaped.
+
+    Example
+    -------
+    >>> print(one_line("a\\tb"), one_line("\\udce9.wav"), one_line("ß.wav"))
+    a\\tb \\udce9.wav ß.wav
+    """
+    text = CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), text)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def load_manifest(path, data_root, allow_outside=False):

@@ -23,8 +23,9 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
+from lgl_plugin.data import rate_problem, why_unreadable
 from lgl_plugin.files import atomic_write, checksum, write_json
-from lgl_plugin.manifest import COLUMNS, CONTROL
+from lgl_plugin.manifest import COLUMNS, CONTROL, one_line
 from lgl_plugin.verification import read_trials
 
 logger = get_logger(__name__)
@@ -144,7 +145,7 @@ def prepare_manifest(
         "max_bad_share": float(max_bad_share),
     }
     made = _finished(manifest, sidecar)
-    if made is not None and made["settings"] == settings:
+    if made is not None and _serves(made, settings):
         logger.info(
             f"Reusing {manifest}: {made['kept']} utterances, "
             f"{made['hours']:.1f} h. Delete it to scan {train_folder} again."
@@ -228,9 +229,20 @@ def _finished(manifest, sidecar):
     try:
         made = json.loads(sidecar.read_text(encoding="utf-8"))
         whole = made["manifest_bytes"] == manifest.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
+        counts = [made[key] for key in ("found", "kept", "bad", "short")]
+        whole = whole and all(type(count) is int for count in counts)
+        whole = whole and isinstance(made["hours"], float)
+        whole = whole and isinstance(made["settings"], dict)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return made if whole else None
+
+
+def _serves(made, settings):
+    """Whether a finished manifest is what these settings would make."""
+    wrong, share = made["bad"] + made["short"], settings["max_bad_share"]
+    same = {**made["settings"], "max_bad_share": share} == settings
+    return same and wrong <= share * made["found"]
 
 
 def _scan(settings, manifest, sidecar, bad_files, test_places, num_workers):
@@ -281,7 +293,7 @@ def _write_rows(headers, settings, prefix, out, bad, journal, counts):
         problem, kind = _problem(header, settings["min_seconds"])
         if problem:
             counts[kind] += 1
-            bad.write(f"{_printable(name)}\t{_printable(problem)}\n")
+            bad.write(f"{one_line(name)}\t{one_line(problem)}\n")
             continue
         if fresh:
             journal.add(name, header)
@@ -353,7 +365,7 @@ def _find_audio(root, others):
         logger.warning(
             f"{len(repeated)} linked folders lead to folders that were "
             "scanned already and were skipped, "
-            f"{_printable(repeated[0])} the first."
+            f"{one_line(repeated[0])} the first."
         )
 
 
@@ -427,8 +439,8 @@ def _read_headers(folder, files, num_workers):
                     last = waiting[-1][1] if waiting else asked
                     raise RuntimeError(
                         "a process that reads headers died, of memory or of a "
-                        f"file in {folder} from {_printable(asked[0][0])} to "
-                        f"{_printable(last[-1][0])}. The same command goes on "
+                        f"file in {folder} from {one_line(asked[0][0])} to "
+                        f"{one_line(last[-1][0])}. The same command goes on "
                         "from there."
                     ) from error
             elif not batch:
@@ -461,14 +473,7 @@ def _read_header(path):
         with soundfile.SoundFile(path) as audio:
             return audio.frames, audio.samplerate, audio.channels
     except soundfile.LibsndfileError as error:
-        reason = error.error_string
-    # libsndfile calls all that the system refuses "System error".
-    try:
-        with open(path, "rb") as audio:
-            empty = not audio.read(1)
-    except OSError as error:
-        return f"cannot be opened: {error.strerror}"
-    return "is empty" if empty else f"header cannot be read: {reason}"
+        return why_unreadable(path, error)
 
 
 def _problem(header, min_seconds):
@@ -480,17 +485,11 @@ def _problem(header, min_seconds):
         return "holds no samples", "bad"
     if frames >= 2**62:  # FLAC from a stream; libsndfile's largest count
         return "header does not give the length: encode it again", "bad"
+    if problem := rate_problem(rate, SAMPLE_RATE):
+        return problem, "bad"
     if frames / rate < min_seconds:
         return f"lasts {frames / rate:.3f} s, under {min_seconds} s", "short"
     return None, None
-
-
-def _printable(text):
-    """Text for one field of a line: line breaks and the like escaped."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text
-    )
 
 
 def _check_counts(made, others, bad_files):

@@ -280,8 +280,8 @@ def plain_settings(text):
     Returns
     -------
     dict
-        All but output_folder and train_logger: a run that was moved, or is
-        watched otherwise, is the same run.
+        All but output_folder, train_logger and max_bad_share: a run that
+        was moved, is watched otherwise or bears more bad files is the same.
 
     Example
     -------
@@ -301,7 +301,7 @@ def plain_settings(text):
 
     Loader.add_multi_constructor("!", construct)
     settings = yaml.load(text, Loader) or {}
-    for key in ("output_folder", "train_logger"):
+    for key in ("output_folder", "train_logger", "max_bad_share"):
         settings.pop(key, None)
     return settings
 

@@ -7,13 +7,12 @@ import os
 import pathlib
 
 import numpy as np
-import soundfile
 import speechbrain as sb
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from lgl_plugin import verification
-from lgl_plugin.data import BadFiles, crop_dataset
+from lgl_plugin.data import BadAudio, BadFiles, audio_seconds, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.prepare import check_folders, prepare_manifest
@@ -123,6 +122,7 @@ class Training:
         # The share is of all files, those too that are in no manifest.
         n_files = len(bad) + usable.sum()
         self.bad_files.limit = int(hparams["max_bad_share"] * n_files)
+        self.bad_files.check()  # starting again must not lift the limit
         self.usable = np.flatnonzero(usable)
         self.train, self.valid = train[usable[train]], valid[usable[valid]]
         # Over all processes, each of which reads so many.
@@ -343,13 +343,27 @@ def trial_audio(trials, folder):
         The list.
     folder : str or pathlib.Path
         Where its paths begin.
+
+    Raises
+    ------
+    ValueError
+        If one of its files cannot be read; names the first ten.
     """
-    folder = pathlib.Path(folder)
-    paths = {name: str(folder / name) for name in trials.utterances}
-    return Manifest.of(
-        (name, path, 0.0, soundfile.info(path).duration, "")
-        for name, path in paths.items()
-    )
+    folder, rows, bad = pathlib.Path(folder), [], []
+    for name in trials.utterances:
+        path = str(folder / name)
+        try:
+            rows.append((name, path, 0.0, audio_seconds(path), ""))
+        except BadAudio as error:
+            bad.append(f"  {name} {error}")
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of the trial list's {len(trials.utterances)} "
+            f"utterances in {folder} cannot be scored; the first:\n"
+            + "\n".join(bad[:10])
+            + "\nRepair them, or take their trials out of the list."
+        )
+    return Manifest.of(rows)
 
 
 def check_device(device):

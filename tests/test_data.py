@@ -1,5 +1,6 @@
 """Manifests to datasets: crops, reading, bad audio."""
 
+import os
 import random
 
 import numpy as np
@@ -8,12 +9,15 @@ import soundfile
 import torch
 from hypothesis import given, strategies as st
 
+from lgl_plugin import data
 from lgl_plugin.data import (
     BadAudio,
     BadFiles,
     UtteranceDataset,
+    audio_seconds,
     crop_dataset,
     crop_spans,
+    rate_problem,
     read_audio,
     read_crops,
     wrap,
@@ -102,16 +106,44 @@ def test_bad_files_are_bad_audio(tmp_path):
         second[77] = bad
         path = tmp_path / f"{bad}.wav"
         soundfile.write(path, second, 16000, subtype="FLOAT")
+    second[77] = 1e30
+    soundfile.write(tmp_path / "huge.wav", second, 16000, "FLOAT")
+    second[77] = 0.5
+    soundfile.write(tmp_path / "odd.wav", second, 15999)
+    (tmp_path / "bare.raw").write_bytes(bytes(99))
+    os.mkfifo(tmp_path / "pipe.wav")
     for name, words in {
-        "missing.wav": "cannot be read",
-        "empty.wav": "cannot be read",
+        "missing.wav": "cannot be opened: No such file",
+        "empty.wav": "is empty",
         "corrupt.wav": "cannot be read",
+        "huge.wav": r"samples up to 1e\+30",
+        "odd.wav": "15999 Hz, too odd",
+        "bare.raw": "has no header",
+        "pipe.wav": "is not a regular file",
         "header.wav": "no samples",
         "nan.wav": "not finite",
         "inf.wav": "not finite",
     }.items():
         with pytest.raises(BadAudio, match=words):
             read_audio(tmp_path / name)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+def test_usual_rates_are_not_odd(rate):
+    assert rate_problem(rate, 16000) is None
+
+
+def test_integers_written_as_floats_pass(tmp_path):
+    tone = 32767 * np.sin(np.arange(16000) / 20)
+    soundfile.write(tmp_path / "a.wav", tone, 16000, "FLOAT")
+    assert read_audio(tmp_path / "a.wav").abs().max() > 30000
+
+
+def test_how_long_a_file_is(tmp_path, noise):
+    assert audio_seconds(noise[0]) == 2.0
+    soundfile.write(tmp_path / "header.wav", np.zeros(0), 16000)
+    with pytest.raises(BadAudio, match="no samples"):
+        audio_seconds(tmp_path / "header.wav")
 
 
 def test_reading_past_the_end_is_bad_audio(noise):
@@ -198,6 +230,24 @@ def test_a_silent_crop_gives_way_to_sound(tmp_path):
         crops = read_crops(tmp_path / "a.wav", 0.0, 4.0, 0.5, 2, rng=rng)
         assert crops.shape == (2, 8000)
         assert crops.any(dim=1).all()
+
+
+def test_sound_is_searched_in_stretches(tmp_path, monkeypatch):
+    """Hours of silence are never held at once."""
+    samples = np.zeros(64000)
+    samples[60000:60010] = 0.5
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    monkeypatch.setattr(data, "STRETCH_SECONDS", 0.75)
+    read, sizes = soundfile.SoundFile.read, []
+
+    def spy(self, frames, *arguments):
+        sizes.append(frames)
+        return read(self, frames, *arguments)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", spy)
+    rng = random.Random(1)
+    crops = read_crops(tmp_path / "a.wav", 0.0, 4.0, 0.5, rng=rng)
+    assert crops.any() and len(sizes) > 4 and max(sizes) == 12000
 
 
 def test_silence_from_end_to_end_is_bad(tmp_path):
@@ -330,3 +380,59 @@ def test_starting_again_does_not_lift_the_limit(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match="2 bad utterances"):
             BadFiles(path, limit=1).add(found)
+    with pytest.raises(ValueError, match="a: silent\n  b: silent"):
+        BadFiles(path, limit=1).check()
+
+
+def test_the_first_ten_are_shown(tmp_path):
+    bad = BadFiles(tmp_path / "bad_files.txt", limit=3)
+    with pytest.raises(ValueError, match="12 bad utterances") as error:
+        bad.add([(f"u{n:02}", "silent") for n in range(12)])
+    shown = [f"u{n:02}: silent" in str(error.value) for n in range(12)]
+    assert shown == [True] * 10 + [False] * 2
+
+
+@given(
+    st.dictionaries(
+        st.text(st.sampled_from("a\t\n\r\x1b\x85\u2028é\udce9\\")),
+        st.text(),
+        max_size=5,
+    )
+)
+def test_any_name_and_reason_stay_one_line(tmp_path_factory, found):
+    path = tmp_path_factory.mktemp("bad") / "bad_files.txt"
+    bad = BadFiles(path, limit=9)
+    bad.add(found.items())
+    lines = path.read_text("utf-8").splitlines() if found else []
+    assert [line.count("\t") for line in lines] == [1] * len(bad.reasons)
+    assert BadFiles(path, limit=9).reasons == bad.reasons
+    bad.add(found.items())  # known
+    assert (path.read_text("utf-8").splitlines() if found else []) == lines
+
+
+def test_a_damaged_log_of_bad_files_is_read_as_far_as_it_goes(tmp_path):
+    path = tmp_path / "bad_files.txt"
+    path.write_bytes(b"a\tsilent\n\xff\xfe\nb\tcut")
+    assert {"a", "b"} < set(BadFiles(path, limit=9).reasons)
+
+
+def test_a_file_that_turns_bad_stops_no_epoch(tmp_path, noise):
+    """It is counted once; the others take its place from then on."""
+    (tmp_path / "b.wav").write_bytes(noise[0].read_bytes())
+    manifest = manifest_of(a=noise[0], b=tmp_path / "b.wav", c=noise[0])
+    dataset = crop_dataset(manifest, np.arange(3), crop=0.5)
+    bad = BadFiles(tmp_path / "bad_files.txt", limit=1)
+
+    def epoch():
+        items = [dataset[index] for index in range(3)]
+        for item in items:
+            lines = item["bad"].splitlines()
+            bad.add(line.split("\t", 1) for line in lines)
+        return [item["id"] for item in items]
+
+    assert epoch() == ["a", "b", "c"]
+    (tmp_path / "b.wav").unlink()
+    for _ in range(3):
+        assert epoch() == ["a", "c", "c"]
+    reason = "cannot be opened: No such file or directory"
+    assert bad.path.read_text() == f"b\t{reason}\n"

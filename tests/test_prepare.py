@@ -204,6 +204,7 @@ def test_bad_files(tmp_path, monkeypatch, logs):
     flac[21] &= 0xF0
     flac[22:26] = bytes(4)
     (wav / "stream.flac").write_bytes(flac)
+    put(wav / "odd.wav", 0.5, rate=15999)
     # Tests may run as root, who may read everything.
     put(wav / "secret.wav")
     really_open, secret = open, str(wav / "secret.wav")
@@ -227,7 +228,8 @@ def test_bad_files(tmp_path, monkeypatch, logs):
     assert bad_lines(tmp_path) == {
         "empty.wav": "is empty",
         "gone.wav": "is a broken link or not a regular file",
-        "junk.wav": "header cannot be read: Format not recognised.",
+        "junk.wav": "cannot be read: Format not recognised.",
+        "odd.wav": "has 15999 Hz, too odd to convert to 16000 Hz",
         "pipe.wav": "is a broken link or not a regular file",
         "secret.wav": "cannot be opened: Permission denied",
         "self.wav": "is a broken link or not a regular file",
@@ -235,8 +237,8 @@ def test_bad_files(tmp_path, monkeypatch, logs):
         "stream.flac": "header does not give the length: encode it again",
         "zero.wav": "holds no samples",
     }
-    assert (made["bad"], made["short"], made["found"]) == (8, 1, 11)
-    assert "8 unusable and 1 short files are left out" in logs.text
+    assert (made["bad"], made["short"], made["found"]) == (9, 1, 12)
+    assert "9 unusable and 1 short files are left out" in logs.text
 
 
 def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -391,6 +393,25 @@ def test_other_settings_are_never_reused(tmp_path, logs):
     assert ids(tmp_path) == ["zoe/1.wav"]
     # What was made here needs no copy aside.
     assert not (tmp_path / "m.csv.old").exists()
+
+
+def test_more_tolerance_needs_no_other_scan(tmp_path, monkeypatch):
+    """Too little of it does, and says so."""
+    put(tmp_path / "wav/ann/1.wav")
+    (tmp_path / "wav/ann/2.wav").touch()
+    made = scan(tmp_path, max_bad_share=0.5)
+    with pytest.raises(ValueError, match="max_bad_share: 0.4 allows 0"):
+        scan(tmp_path, max_bad_share=0.4)
+    monkeypatch.setattr(prepare, "_find_audio", None)  # no scan
+    assert scan(tmp_path, max_bad_share=0.9) == made
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "[" * 9999, '"', '{"found": 1}'])
+def test_damaged_sidecar_vouches_for_nothing(tmp_path, text):
+    put(tmp_path / "wav/ann/1.wav")
+    made = scan(tmp_path)
+    (tmp_path / "m.csv.json").write_text(text)
+    assert scan(tmp_path) == made
 
 
 def test_a_manifest_of_the_users_own_is_kept_aside(tmp_path, logs):

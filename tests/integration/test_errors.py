@@ -14,6 +14,8 @@ from hyperpyyaml import load_hyperpyyaml
 from lgl_plugin.brains import SpeakerBrain
 from lgl_plugin.files import atomic_write
 from lgl_plugin.iterations import train_stage1, train_stage2
+from lgl_plugin.training import trial_audio
+from lgl_plugin.verification import read_trials
 
 
 @pytest.fixture
@@ -85,6 +87,19 @@ def test_malformed_trial_list(start, corpus, tmp_path):
     trials.write_text("\n".join([*good[:2], "1 only-one.wav", *good[2:]]))
     with pytest.raises(ValueError, match="line 3"):
         start(1, verification_file=str(trials))
+
+
+def test_trial_audio_that_cannot_be_read(corpus, tmp_path):
+    trials = read_trials(corpus / "trials.txt", corpus / "wav")
+    for name in trials.utterances:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copy(corpus / "wav" / name, tmp_path / name)
+    with pytest.raises(ValueError, match="cannot be scored") as error:
+        trial_audio(trials, tmp_path)
+    said = str(error.value).splitlines()
+    assert said[0].startswith(f"{len(trials.utterances) - 1} of the trial")
+    assert len(said) == 12 and said[1].endswith(" is empty")
 
 
 def test_more_clusters_than_utterances(start, run):
