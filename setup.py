@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-DOCS = ["sphinx>=8.1", "furo>=2024.8", "myst-parser>=4"]
+# myst-nb brings what runs the tutorial: nbclient and ipykernel.
+DOCS = ["sphinx>=8.1", "furo>=2024.8", "myst-parser>=4", "myst-nb>=1.1"]
 
 setup(
     name="lgl-plugin",

@@ -12,7 +12,7 @@ project = "lgl-plugin"
 author = "the maintainers of lgl-plugin"
 release = re.search(r'version="(.+)"', SETUP.read_text("utf-8"))[1]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "Loss-gated learning for SpeechBrain"
 html_show_sourcelink = False
@@ -20,6 +20,8 @@ html_show_copyright = False
 
 # The guides link to sections by their headings, as they do on GitHub.
 myst_heading_anchors = 3
+# The tutorial's outputs are in its file: docs/run_tutorial.py, and a test.
+nb_execution_mode = "off"
 
 # Docstrings are NumPy's, with SpeechBrain's "Arguments"; a single backtick
 # marks code.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 import pathlib
 import re
@@ -27,6 +28,13 @@ PAGES = {
         ROOT / "recipes" / "VoxCeleb" / "LGL" / "README.md",
     ]
 }
+# Of the tutorial its prose; its cells are run by tests/integration.
+TUTORIAL = json.loads((DOCS / "tutorial.ipynb").read_text("utf-8"))
+PAGES["docs/tutorial.ipynb"] = "\n".join(
+    "".join(cell["source"])
+    for cell in TUTORIAL["cells"]
+    if cell["cell_type"] == "markdown"
+)
 
 
 def blocks(page, language):
