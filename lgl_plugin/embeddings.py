@@ -63,12 +63,24 @@ class Embeddings:
 
     @classmethod
     def load(cls, folder):
-        """Opens what `save` wrote; the vectors stay on disk until used."""
+        """Opens what `save` wrote; the vectors stay on disk until used.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged.
+        """
         folder = pathlib.Path(folder)
-        return cls(
-            Strings.load(folder / "utterances.txt"),
-            np.load(folder / "vectors.npy", mmap_mode="r"),
-        )
+        utterances = Strings.load(folder / "utterances.txt")
+        try:
+            vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+            if vectors.ndim != 2 or len(vectors) != len(utterances):
+                raise ValueError(
+                    f"{len(utterances)} utterances, vectors {vectors.shape}"
+                )
+        except (ValueError, EOFError, AttributeError) as error:
+            raise ValueError(f"{folder} is damaged: {error}") from error
+        return cls(utterances, vectors)
 
     def rows(self, utterances):
         """The vectors of some utterances, in their order."""

@@ -13,7 +13,6 @@ as `pretrain_path`, and it has the form of a repository at Hugging Face.
 import argparse
 import dataclasses
 import io
-import json
 import logging
 import pathlib
 import re
@@ -30,7 +29,7 @@ from lgl_plugin.files import atomic_write
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.metrics import read_metrics, summarise
 from lgl_plugin.model_card import last_name, model_card
-from lgl_plugin.run_folder import plain_settings, read_labels
+from lgl_plugin.run_folder import plain_settings, read_labels, read_state
 from lgl_plugin.threshold import find_threshold
 
 logger = get_logger(__name__)
@@ -117,7 +116,9 @@ class Model:
     def _add_classifier(self, weights):
         """Takes a classifier over, SpeechBrain's or one with sub-centres."""
         tag, arguments = _instance(self.settings["new_classifier"])
-        centres = weights["weight"]
+        centres = weights.get("weight")
+        if centres is None or centres.ndim not in (2, 3):
+            raise ValueError("the classifier has no weight of a row a class")
         self.n_classes = centres.shape[-2]
         if centres.ndim == 3:
             # A class scores as the best of its centres: as many outputs of
@@ -421,16 +422,15 @@ def export_checkpoint(
 
 def _read_run(run):
     """A run's settings, by stage, and the steps that left an encoder."""
-    path = run / "state.json"
-    if not path.exists():
+    if not (run / "state.json").exists():
         raise FileNotFoundError(
             f"{run} holds no state.json: is it the output_folder of a run? "
             "A checkpoint of no run takes --yaml."
         )
-    state = json.loads(path.read_text(encoding="utf-8"))
-    there = [step for step in state["done"] if (run / step / ENCODER).exists()]
+    settings, done = read_state(run)
+    there = [step for step in done if (run / step / ENCODER).exists()]
     steps = [step for step in there if not step.startswith("export")]
-    return dict(sorted(state["settings"].items())), steps
+    return dict(sorted(settings.items())), steps
 
 
 def _read_weights(path):
@@ -440,13 +440,16 @@ def _read_weights(path):
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(
+            isinstance(value, torch.Tensor) for value in weights.values()
+        ):
+            raise TypeError("it holds more than tensors")
         return {
             WRAPPERS.sub("", name): value for name, value in weights.items()
         }
     except Exception as error:  # torch raises what its unpickler does
-        raise ValueError(
-            f"{path} is no state dict: {str(error).splitlines()[0]}"
-        ) from error
+        said = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is no state dict: {said[0]}") from error
 
 
 def _write_torch(path, value):

@@ -45,6 +45,8 @@ def read_metrics(run):
     ------
     FileNotFoundError
         If there are no metrics in that folder.
+    ValueError
+        If a line is no record of a run's; one that was torn is left out.
 
     Example
     -------
@@ -59,14 +61,31 @@ output_folder of a run?
             f"{run} holds no metrics.jsonl: is it the output_folder of a run?"
         )
     records = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # torn by a crash; the epoch was logged again after it
+        if not _is_record(record):
+            raise ValueError(f"{path}, line {number} is no record of a run")
         key = [record.get(k) for k in ("stage", "iteration", "phase", "epoch")]
         records[tuple(key)] = record
     return list(records.values())
+
+
+def _is_record(record):
+    """Whether an object says when it was logged, and its figures are some."""
+    if not isinstance(record, dict) or record.get("stage") not in (0, 1, 2):
+        return False
+    if record["stage"] == 2 and type(record.get("iteration")) is not int:
+        return False
+    figures = [record.get(k) for k in ("epoch", *COLUMNS, *FURTHER)]
+    return isinstance(record.get("phase"), str) and all(
+        figure is None
+        or (isinstance(figure, int | float) and abs(figure) < 1e300)
+        for figure in figures
+    )
 
 
 def summarise(records):

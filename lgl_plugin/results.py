@@ -15,7 +15,7 @@ import numpy as np
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.manifest import load_manifest
 from lgl_plugin.metrics import read_metrics, summarise
-from lgl_plugin.run_folder import read_labels
+from lgl_plugin.run_folder import read_labels, read_state
 
 PHASES = ("classifier", "gated", "large_margin")  # of training, in a round
 # A line of SpeechBrain's log.txt that begins an entry.
@@ -34,6 +34,8 @@ class Results:
     ------
     FileNotFoundError
         If there are no metrics in that folder.
+    ValueError
+        If they or state.json are damaged.
 
     Example
     -------
@@ -51,10 +53,8 @@ class Results:
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
         self.settings, self.done = {}, {}
-        state = self.folder / "state.json"
-        if state.exists():
-            state = json.loads(state.read_text(encoding="utf-8"))
-            self.settings, self.done = state["settings"], state["done"]
+        if (self.folder / "state.json").exists():
+            self.settings, self.done = read_state(folder)
 
     @property
     def name(self):
@@ -200,8 +200,11 @@ def _arrays(path):
     """The arrays of an npz by name, or None if there is no such file."""
     if not path.exists():
         return None
-    with np.load(path) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except Exception as error:  # zip files fail in many ways
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def flatten(settings, prefix=""):

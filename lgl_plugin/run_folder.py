@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import shutil
 import time
 from array import array
@@ -29,7 +30,7 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.files import atomic_write, write_json
-from lgl_plugin.manifest import Strings
+from lgl_plugin.manifest import CONTROL, Strings
 
 logger = get_logger(__name__)
 
@@ -70,9 +71,7 @@ class Run:
         self.done = {}
         self.settings = {}
         if self.state_file.exists():
-            state = json.loads(self.state_file.read_text(encoding="utf-8"))
-            self.done = state["done"]
-            self.settings = state["settings"]
+            self.settings, self.done = read_state(self.folder)
         before = self.settings.setdefault(f"stage {stage}", settings)
         if before != settings:
             changes = [
@@ -137,6 +136,53 @@ class Run:
             metrics.write(json.dumps(record).encode() + b"\n")
 
 
+def read_state(folder):
+    """Reads a run's `state.json`.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The run folder.
+
+    Returns
+    -------
+    settings : dict
+        From "stage 1" and "stage 2" to their settings.
+    done : dict
+        From the steps done to what they returned.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is damaged.
+
+    Example
+    -------
+    >>> run = Run(getfixture("tmp_path"), 1, {"lr": 0.001})
+    >>> _ = run.step("stage1", lambda folder: {"epochs": 3})
+    >>> read_state(run.folder)
+    ({'stage 1': {'lr': 0.001}}, {'stage1': {'epochs': 3}})
+    """
+    path = pathlib.Path(folder) / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        settings, done = state["settings"], state["done"]
+        parts = [settings, done, *settings.values(), *done.values()]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("settings and done are not objects of objects")
+        if not all(re.fullmatch(r"[\w/-]+", step) for step in done):
+            raise ValueError("a step has a name that none of ours has")
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is damaged: too deep") from error
+    return settings, done
+
+
 def step_of(record):
     """The step of the run that a record of metrics.jsonl belongs to.
 
@@ -188,8 +234,8 @@ def fork(source, target, steps):
     source, target = pathlib.Path(source), pathlib.Path(target)
     if (target / "state.json").exists():
         return
-    state = json.loads((source / "state.json").read_text(encoding="utf-8"))
-    missing = [step for step in steps if step not in state["done"]]
+    settings, done = read_state(source)
+    missing = [step for step in steps if step not in done]
     if missing:
         raise ValueError(f"{source} has not done {', '.join(missing)} yet")
     target.mkdir(parents=True, exist_ok=True)
@@ -210,9 +256,9 @@ def fork(source, target, steps):
             with contextlib.suppress(ValueError):  # torn by a crash
                 if step_of(json.loads(line)) in steps:
                     out.write(line + "\n")
-    state["done"] = {step: state["done"][step] for step in steps}
-    state["settings"].pop("stage 2", None)
-    write_json(target / "state.json", state)
+    settings.pop("stage 2", None)
+    done = {step: done[step] for step in steps}
+    write_json(target / "state.json", {"settings": settings, "done": done})
 
 
 class WholeCheckpointer(Checkpointer):
@@ -370,6 +416,11 @@ def read_labels(path):
     (lgl_plugin.manifest.Strings, numpy.ndarray)
         Utterance IDs and their labels, int64 (N,).
 
+    Raises
+    ------
+    ValueError
+        If the file is damaged; names the line.
+
     Example
     -------
     >>> path = getfixture("tmp_path") / "labels.csv"
@@ -381,10 +432,18 @@ def read_labels(path):
     labels = array("q")
 
     def names(rows):
-        next(rows)
-        for name, label in rows:
-            labels.append(int(label))
-            yield name
+        try:
+            if next(rows, None) != ["ID", "label"]:
+                raise ValueError("the first line must be ID,label")
+            for name, label in filter(None, rows):
+                labels.append(int(label))
+                if labels[-1] < 0 or CONTROL.search(name):
+                    raise ValueError(f"{name!r} has the label {label}")
+                yield name
+        except (ValueError, OverflowError, csv.Error) as error:
+            raise ValueError(
+                f"{path}, line {rows.line_num}: {error}"
+            ) from error
 
     with open(path, newline="", encoding="utf-8") as source:
         names = Strings(names(csv.reader(source)))
