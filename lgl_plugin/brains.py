@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
 from lgl_plugin.batchnorm import finite_statistics
+from lgl_plugin.health import geometry
 from lgl_plugin.losses import (
     augmentation_adversarial_loss,
     gated_mean,
@@ -384,6 +385,13 @@ class SpeakerBrain(sb.Brain):
             }
             return
         first, second = torch.cat(self.held_out, dim=1).numpy()
+        if not np.isfinite([first, second]).all():
+            raise ValueError(
+                f"After epoch {epoch} the embeddings of held-out utterances "
+                "are not finite, though the steps of training were. Try "
+                "--eval_precision=fp32, or a lower lr."
+            )
+        self.record.update(geometry(first, second))
         self.record["pseudo_eer"] = 100 * float(pseudo_trial_eer(first, second))
         self.record["contrastive_accuracy"] = contrastive_accuracy(
             first, second

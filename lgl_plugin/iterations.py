@@ -13,6 +13,7 @@ from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
 from lgl_plugin.embeddings import Embeddings, LogMelStatistics, whiten
 from lgl_plugin.export import export
 from lgl_plugin.files import atomic_write, checksum, write_json
+from lgl_plugin.health import cluster_sizes
 from lgl_plugin.report import write_report
 from lgl_plugin.run_folder import (
     load_weights,
@@ -161,7 +162,7 @@ class Iteration:
 
     def log(self, **record):
         """Adds a record to the run's metrics."""
-        self.training.run.log(stage=2, iteration=self.number, **record)
+        self.training.log(stage=2, iteration=self.number, **record)
 
     def extract(self, folder):
         """Embeds all utterances, those held out too."""
@@ -197,6 +198,7 @@ class Iteration:
             n_clusters=facts["n_clusters"],
             agreement=self.agreement(),
             seconds=seconds,
+            **cluster_sizes(clusters.labels, facts["n_clusters"]),
             **self.compare(rows, clusters.labels),
         )
         return {"n_clusters": facts["n_clusters"]}
@@ -253,6 +255,12 @@ class Iteration:
         encoder, classifier = self.load_modules(before)
         with np.load(before / GATE) as gate:
             rows = np.sort(gate["rows"][gate["selected"]])
+        batch_size = self.training.batch_size
+        if len(rows) < batch_size:  # the round ends with the gated encoder
+            self.log(
+                phase=folder.name, utterances=len(rows), batch_size=batch_size
+            )
+            return
         self.fit(
             folder,
             encoder,

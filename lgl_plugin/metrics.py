@@ -39,7 +39,7 @@ def read_metrics(run):
     Returns
     -------
     list of dict
-        The records; of one epoch logged twice, the later.
+        The records as they were logged; of one epoch logged twice, the later.
 
     Raises
     ------
@@ -70,6 +70,7 @@ output_folder of a run?
         if not _is_record(record):
             raise ValueError(f"{path}, line {number} is no record of a run")
         key = [record.get(k) for k in ("stage", "iteration", "phase", "epoch")]
+        records.pop(tuple(key), None)  # its place is where it was logged last
         records[tuple(key)] = record
     return list(records.values())
 

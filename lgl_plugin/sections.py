@@ -10,7 +10,7 @@ import platform
 
 import numpy as np
 
-from lgl_plugin import analysis, figures, maps
+from lgl_plugin import analysis, figures, health, maps
 from lgl_plugin.manifest import find
 from lgl_plugin.metrics import cells
 from lgl_plugin.results import PHASES, flatten
@@ -425,19 +425,9 @@ def warnings(page, results):
                 "(selection: trials): its EER is no measure of learning "
                 "without labels."
             )
-    skipped = sum(r.get("skipped_steps") or 0 for r in results.records)
-    if skipped:
-        found.append(
-            f"{skipped:,} training steps were skipped: their loss or gradient "
-            "was not finite."
-        )
+    found.extend(words for _, words in health.findings(results.records))
     floor = results.rows.get("log-mel statistics", {}).get("eer")
     for name, row in results.rows.items():
-        share = row.get("selected_share", 1.0)
-        if share < 0.05:
-            found.append(
-                f"{name}: the gate lets only {100 * share:.1f} % through."
-            )
         rate = row.get("eer", 0.0)
         if floor is not None and name != "untrained" and rate > floor:
             found.append(

@@ -9,12 +9,16 @@ import pathlib
 import numpy as np
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.logger import get_logger
 
 from lgl_plugin import verification
 from lgl_plugin.data import BadAudio, BadFiles, audio_seconds, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
+from lgl_plugin.health import findings
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
+from lgl_plugin.metrics import read_metrics
 from lgl_plugin.prepare import check_folders, prepare_manifest
 from lgl_plugin.ranks import world_size
 from lgl_plugin.run_folder import (
@@ -25,6 +29,8 @@ from lgl_plugin.run_folder import (
 )
 from lgl_plugin.selection import SAMPLE, ClusterFigures, check_criterion
 from lgl_plugin.shards import ShardSampler, shard_numbers
+
+logger = get_logger(__name__)
 
 
 class Training:
@@ -127,12 +133,22 @@ class Training:
         self.train, self.valid = train[usable[train]], valid[usable[valid]]
         # Over all processes, each of which reads so many.
         batch = hparams["dataloader_options"]["batch_size"] * world_size()
+        self.batch_size = batch
         if batch > len(self.train):
             raise ValueError(
                 f"batch_size: {batch} is more than the {len(self.train)} "
                 f"utterances to train on ({len(self.usable)} in "
                 f"{manifest}, less those held out). Lower batch_size."
             )
+
+    @main_process_only
+    def log(self, **record):
+        """Adds a record to the run's metrics, and warns of what it shows."""
+        self.run.log(**record)
+        records = read_metrics(self.run.folder)
+        for record, words in findings(records):
+            if record is records[-1]:
+                logger.warning(words)
 
     def seed(self, step):
         """Seeds all generators for a step, apart from every other step.
@@ -206,7 +222,7 @@ class Training:
         def log(record):
             if remark is not None:
                 record = {**record, **remark(brain)}
-            self.run.log(**context, **record)
+            self.log(**context, **record)
             self.show(folder.relative_to(self.run.folder), record)
 
         brain.log = log
@@ -223,6 +239,12 @@ class Training:
         options = {**pinned, **hparams["dataloader_options"]}
         seed = int(os.environ["SB_GLOBAL_SEED"])  # of SpeechBrain's samplers
         train = crop_dataset(data, rows, crop, n_crops, labels, rate, seed)
+        if len(train) < self.batch_size:  # the last, smaller batch is left out
+            raise ValueError(
+                f"{context['phase']}: {len(train)} utterances make no batch of "
+                f"{self.batch_size}, so nothing would be trained. Lower "
+                "batch_size."
+            )
         brain.seed, brain.train_data = seed, train
         order = {"shuffle": True}
         if data.places is not None:

@@ -27,7 +27,10 @@ from lgl_plugin.gates import (
     LossMemory,
     NoGate,
 )
+from lgl_plugin.health import findings
 from lgl_plugin.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
+from lgl_plugin.metrics import read_metrics
+from lgl_plugin.run_folder import Run
 
 BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
 
@@ -552,7 +555,9 @@ def test_scattered_ones_do_not_end_it(gated):
     brain.nonfinite_patience = 2
     average = train(brain, *(STEPS_PER_LOOK * [False, True, True]))
     brain.on_stage_end(sb.Stage.TRAIN, average, 1)
+    brain.records.append(brain.record)
     assert brain.record["skipped_steps"] == 2 * STEPS_PER_LOOK
+    assert "40 training steps were skipped" in said(brain)
 
 
 def test_a_short_epoch_of_such_steps_ends_the_run_too(gated):
@@ -838,3 +843,109 @@ def test_nothing_is_learnt_from_clean_crops(gated):
     cosines = brain.clean_cosines(batch(1))
     assert not cosines.requires_grad
     assert brain.modules.training and not changed(brain, before)
+
+
+# Training that goes wrong, and what health.py says of it
+
+
+def said(brain):
+    """What is found in a brain's records, as one text."""
+    place = {"stage": 2, "iteration": 1, "phase": "gated"}
+    if isinstance(brain, SimCLRBrain):
+        place = {"stage": 1, "phase": "simclr"}
+    run = Run(brain.checkpointer.checkpoints_dir / "run", 2, {})
+    run.folder.mkdir()
+    for record in brain.records:
+        run.log(**place, **record)
+    return "\n".join(words for _, words in findings(read_metrics(run.folder)))
+
+
+COLLAPSED = "the embeddings have collapsed: "
+
+
+def test_a_learning_rate_of_zero(simclr):
+    simclr.hparams.lr_annealing = StepScheduler(0.0)
+    simclr.anneal(1)
+    before = weights(simclr)
+    epoch(simclr, 1, batch(2))
+    assert not changed(simclr, before)
+    assert "the learning rate is 0 (lr)" in said(simclr)
+
+
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_an_encoder_that_says_the_same_of_all(kind, simclr, gated):
+    brain = simclr if kind == "simclr" else gated(NoGate())
+    layer = brain.modules.embedding_model.utterance
+    layer.weight.data.zero_()
+    layer.weight.requires_grad_(False)
+    epoch(brain, 1, batch(2, seed=9))
+    assert brain.record["mean_cosine"] == pytest.approx(1, abs=1e-6)
+    assert brain.record["effective_dimensions"] == 0
+    assert f"{COLLAPSED}different held-out utterances" in said(brain)
+
+
+def test_an_encoder_of_one_dimension(gated):
+    brain = gated(NoGate())
+    normalise(brain)  # so that tiny features show
+    layer = brain.modules.embedding_model.utterance
+    layer.weight.data[1:] = layer.weight.data[:1]
+    layer.weight.requires_grad_(False)
+    epoch(brain, 1, batch(2, seed=9))
+    assert brain.record["mean_cosine"] < 0.99
+    assert 1 <= brain.record["effective_dimensions"] < 1.5
+    assert f"{COLLAPSED}they vary in 1." in said(brain)
+
+
+def test_an_encoder_that_spreads_has_not_collapsed(gated):
+    brain = gated(NoGate())
+    normalise(brain)
+    epoch(brain, 1, batch(2, seed=9))
+    assert brain.record["effective_dimensions"] > 2
+    assert COLLAPSED not in said(brain)
+
+
+def test_a_discriminator_that_nobody_answers(simclr, monkeypatch):
+    """The augmentation is plain to see, and the encoder does not hide it."""
+    simclr.hparams.adversarial_weight = 0.0
+    simclr.hparams.lr_annealing = StepScheduler(0.01, 1.0)
+    simclr.anneal(1)
+    monkeypatch.setattr(simclr.modules.augment, "draw", lambda *shape: "shared")
+    monkeypatch.setattr(
+        simclr.modules.augment,
+        "forward",
+        lambda wavs, draw=None: wavs if draw else 0.01 * wavs,
+    )
+    for _ in range(40):
+        simclr.fit_batch(batch(2))
+    for number in (1, 2, 3):
+        epoch(simclr, number, batch(2, seed=9))
+    assert "the discriminator has won: 3 epochs" in said(simclr)
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        (FixedGate(1e-9), "only 0 % through (selected_share) at tau 1e-09"),
+        (FixedGate(1e9), "lets 100.0 % through (selected_share) at tau 1e+09"),
+    ],
+)
+def test_a_gate_that_selects_nothing_or_all(gated, gate, words):
+    brain = gated(gate)
+    epoch(brain, 1, batch(2, seed=9))
+    assert words in said(brain)
+
+
+def test_no_gate_selects_all_as_was_asked_for(gated):
+    brain = gated(NoGate())
+    epoch(brain, 1, batch(2, seed=9))
+    assert brain.record["selected_share"] == 1
+    assert "through" not in said(brain)
+
+
+def test_an_encoder_that_fails_in_evaluation_alone(gated):
+    brain = gated(NoGate())
+    normalise(brain)
+    norm = brain.modules.embedding_model.norm
+    norm.running_var[:] = math.nan  # as loaded
+    with pytest.raises(ValueError, match="not finite, though .* --eval_prec"):
+        epoch(brain, 1, batch(2, seed=9))

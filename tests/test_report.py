@@ -119,9 +119,8 @@ def test_warnings_are_raised(run, tmp_path):
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
     records = [
         {"stage": 2, "iteration": 2, "phase": "gated", "epoch": 2,
-         "skipped_steps": 7},
-        {"stage": 2, "iteration": 2, "phase": "after gated", "eer": 26.0,
-         "selected_share": 0.02},
+         "skipped_steps": 7, "selected_share": 0.002, "tau": 1.0},
+        {"stage": 2, "iteration": 2, "phase": "after gated", "eer": 26.0},
     ]  # fmt: skip
     with open(folder / "metrics.jsonl", "a") as metrics:
         metrics.writelines(json.dumps(record) + "\n" for record in records)
@@ -137,7 +136,7 @@ def test_warnings_are_raised(run, tmp_path):
     text = parts(folder, "warnings")
     assert "7 training steps were skipped" in text
     assert "an EER of 26.0 % is above the floor of 25.0 %" in text
-    assert "the gate lets only 2.0 % through" in text
+    assert "the gate lets only 0.2 % through" in text
     assert "2 utterances could not be used" in text
     assert "<td>cut short</td>" in text
     assert "<td>seen twice</td><td>2</td><td>2026-01-02 03:04:07</td>" in text

@@ -14,6 +14,7 @@ from conftest import STAGE1, STAGE2, train  # tests/integration/conftest.py
 from lgl_plugin import report
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.experiments import CLASSIFIED
+from lgl_plugin.health import findings
 from lgl_plugin.metrics import read_metrics, summarise
 from lgl_plugin.run_folder import fork, read_labels
 from lgl_plugin.selection import CRITERIA
@@ -48,6 +49,18 @@ def test_metrics_are_complete_json(run):
         assert 0 <= record["selected_share"] <= 1
         assert "tau" in record
         assert record["loss_reliable"] > 0
+
+
+def test_a_run_that_went_well_raises_no_warning(run):
+    records = read_metrics(run)
+    assert not findings(records)
+    for record in records:
+        if record.get("epoch"):
+            assert -1 <= record["mean_cosine"] <= 1
+            assert record["effective_dimensions"] >= 1
+        if record["phase"] == "clusters":
+            assert 0 < record["largest_share"] < 1
+            assert record["empty_clusters"] == 0
 
 
 def test_held_out_speakers_are_not_trained_on(run, corpus):

@@ -1,0 +1,310 @@
+"""What goes wrong in training without stopping it, told from the metrics.
+
+Figures are made for the records of metrics.jsonl, and `findings` reads a run's
+records for what should make one look twice. No true label is read. Thresholds
+lie far from what runs that went well have shown: AN4 and the embedded corpus,
+three seeds, all gates (docs/experiments.md).
+"""
+
+import statistics
+
+import numpy as np
+
+# An untrained ECAPA-TDNN has 0.97 to 0.99, a trained one far less.
+COLLAPSED_COSINE = 0.995
+# A line has 1. Trained encoders have 7 and more, or 2.3 where they are judged
+# by three held-out utterances.
+FEWEST_DIMENSIONS = 1.5
+# Chance is 0.5, and runs that went well stay under 0.6. From 0.95 on the
+# cross entropy, whose reversed gradient teaches the encoder, is about spent.
+DISCRIMINATOR_WON = 0.95
+# A discriminator may win for an epoch, until the encoder answers.
+DISCRIMINATOR_EPOCHS = 3
+# Under 1 % a class of 100 utterances trains on one. Runs had 11 to 83 %.
+LEAST_SELECTED = 0.01
+MOST_SELECTED = 0.99
+# Odds of an utterance to be in the largest cluster, over those with clusters
+# of one size. k-means on embeddings of use has 2 to 3.
+GIANT_CLUSTER = 10.0
+# A cluster with less does little harm, however many clusters there are.
+GIANT_SHARE = 0.01
+# Clusters of no or one utterance teach nothing; a few are usual where K is
+# large for the corpus.
+POOR_CLUSTERS = 0.1
+# Adjusted mutual information of two rounds' labels: 0.75 to 0.92 where another
+# round still helped; 1 is the same clusters.
+SAME_LABELS = 0.98
+# Of the median of the phase's epochs before, of which there must be some.
+SLOW = 0.5
+EPOCHS_BEFORE_SLOW = 3
+# A shorter epoch is made twice as long by one file that is read slowly.
+SECONDS_TO_JUDGE = 10.0
+
+
+def geometry(first, second):
+    """How held-out embeddings lie: far apart, or all in one place.
+
+    Arguments
+    ---------
+    first, second : numpy.ndarray
+        Embeddings of two crops of each utterance, shape (n_utterances, dim),
+        float32.
+
+    Returns
+    -------
+    dict
+        `mean_cosine` between crops of different utterances, NaN if there is
+        one utterance only. `effective_dimensions`, the participation ratio
+        (sum of v)^2 / sum of v^2 of the variances v along the principal
+        axes at unit length: from 1 to dim, and 0 for a single point.
+
+    Example
+    -------
+    >>> geometry(np.eye(4), np.eye(4))
+    {'mean_cosine': 0.0, 'effective_dimensions': 3.0}
+    >>> geometry(np.eye(1, 9).repeat(4, 0), np.eye(1, 9).repeat(4, 0))
+    {'mean_cosine': 1.0, 'effective_dimensions': 0.0}
+    """
+    crops = np.float64([first, second])
+    crops /= np.linalg.norm(crops, axis=2, keepdims=True)
+    (first, second), n = crops, len(first)
+    between = first.sum(0) @ second.sum(0) - (first * second).sum()
+    crops = np.concatenate(crops)
+    crops -= crops.mean(axis=0)
+    covariance = crops.T @ crops / len(crops)
+    variance, squares = np.trace(covariance), np.square(covariance).sum()
+    # Less is what is left of a single point after rounding to float32.
+    spread = not variance < 1e-12
+    return {
+        "mean_cosine": float(between / (n * (n - 1))) if n > 1 else np.nan,
+        "effective_dimensions": float(variance**2 / squares) if spread else 0.0,
+    }
+
+
+def cluster_sizes(labels, n_clusters):
+    """How even clusters are.
+
+    Arguments
+    ---------
+    labels : array-like
+        The cluster of each utterance, int (N,), from 0.
+    n_clusters : int
+        How many there are, empty ones too.
+
+    Returns
+    -------
+    dict
+        `largest_share` of the utterances in one cluster, `empty_clusters` and
+        `single_clusters`, the numbers of those with no and with one utterance.
+
+    Example
+    -------
+    >>> cluster_sizes([0, 0, 0, 1], n_clusters=3)
+    {'largest_share': 0.75, 'empty_clusters': 1, 'single_clusters': 1}
+    """
+    sizes = np.bincount(np.asarray(labels), minlength=n_clusters)
+    return {
+        "largest_share": float(sizes.max() / sizes.sum()),
+        "empty_clusters": int((sizes == 0).sum()),
+        "single_clusters": int((sizes == 1).sum()),
+    }
+
+
+def findings(records):
+    """What is wrong with a run, each thing once in a phase.
+
+    Arguments
+    ---------
+    records : list of dict
+        From `metrics.read_metrics`, in the order in which they were logged.
+
+    Returns
+    -------
+    list of (dict, str)
+        The record that shows it, and in words what is wrong, the figure that
+        shows it with its key, and what to try.
+
+    Example
+    -------
+    >>> record = {"stage": 1, "phase": "simclr", "epoch": 1, "lr": 0.0}
+    >>> for found, words in findings([record, {**record, "epoch": 2}]):
+    ...     print(found["epoch"], words)
+    1 Stage I, epoch 1: the learning rate is 0 (lr): nothing is learnt. \
+Look at lr and lr_annealing.
+    """
+    found, said, phases = [], set(), {}
+    for record in records:
+        phase = record["stage"], record.get("iteration"), record["phase"]
+        before = phases.setdefault(phase, [])
+        for rule in RULES:
+            words = rule(record, before)
+            if words and (rule, phase) not in said:
+                said.add((rule, phase))
+                found.append((record, f"{_place(record)}: {words}"))
+        before.append(record)
+    return found
+
+
+def _place(record):
+    name = "Stage I"
+    if record["stage"] == 2:
+        name = f"iteration {record['iteration']}, {record['phase']}"
+    epoch = record.get("epoch")
+    return name if epoch is None else f"{name}, epoch {epoch}"
+
+
+# A rule takes a record and those of the phase before it, and returns words or
+# None.
+
+
+def _skipped(record, before):
+    steps = record.get("skipped_steps")
+    if steps:
+        return (
+            f"{steps:,} training steps were skipped (skipped_steps): their "
+            "loss or gradient was not finite. If it goes on, try a lower lr, "
+            "or precision: fp32."
+        )
+
+
+def _collapse(record, before):
+    cosine = record.get("mean_cosine")
+    dimensions = record.get("effective_dimensions")
+    if cosine is not None and cosine > COLLAPSED_COSINE:
+        seen = (
+            "different held-out utterances have a cosine of "
+            f"{cosine:.4f} on average (mean_cosine)"
+        )
+    elif dimensions is not None and dimensions < FEWEST_DIMENSIONS:
+        seen = (
+            f"they vary in {dimensions:.1f} dimensions (effective_dimensions)"
+        )
+    else:
+        return None
+    further = "gate that selects more"
+    if record["stage"] == 1:
+        further = "lower adversarial_weight"
+    return (
+        f"the embeddings have collapsed: {seen}. Try a lower lr, or a "
+        f"{further}."
+    )
+
+
+def _discriminator(record, before):
+    key = "discriminator_accuracy"
+    lately = [*before, record][-DISCRIMINATOR_EPOCHS:]
+    rates = [r.get(key) or 0.0 for r in lately]
+    if len(rates) == DISCRIMINATOR_EPOCHS and min(rates) > DISCRIMINATOR_WON:
+        return (
+            f"the discriminator has won: {len(rates)} epochs long it was right "
+            f"in {100 * min(rates):.0f} % or more ({key}; chance is 50 %). The "
+            "embeddings carry the augmentation. Try a higher "
+            "adversarial_weight."
+        )
+
+
+def _gate(record, before):
+    share, tau = record.get("selected_share"), record.get("tau")
+    if record["phase"] != "gated" or share is None or "epoch" not in record:
+        return None
+    at = "" if tau is None else f" at tau {tau:.3g}"
+    if share < LEAST_SELECTED:
+        return (
+            f"the gate lets only {100 * share:.2g} % through (selected_share)"
+            f"{at}: next to nothing is learnt. Try a higher tau, or a gate "
+            "that finds its own, such as DynamicGate."
+        )
+    if share > MOST_SELECTED and tau is not None:  # null: as was asked for
+        return (
+            f"the gate lets {100 * share:.1f} % through (selected_share){at}: "
+            "it is as good as none. Try a lower tau, or a gate that finds its "
+            "own, such as DynamicGate."
+        )
+
+
+def _giant_cluster(record, before):
+    share, n = record.get("largest_share"), record.get("n_clusters")
+    if share is None or share < GIANT_SHARE or n < 2:
+        return None
+    if share * (n - 1) > GIANT_CLUSTER * (1 - share):
+        return (
+            f"one of the {n:,} clusters holds {100 * share:.0f} % of the "
+            "utterances (largest_share). Listen to some of it: silence, or "
+            "one channel? Try more number_of_epochs in Stage I, or a higher "
+            "channel of augment."
+        )
+
+
+def _poor_clusters(record, before):
+    empty, single = record.get("empty_clusters"), record.get("single_clusters")
+    if empty is None:
+        return None
+    n = record["n_clusters"]
+    if empty + single > POOR_CLUSTERS * n:
+        return (
+            f"of the {n:,} clusters {empty:,} are empty and {single:,} have "
+            "one utterance (empty_clusters, single_clusters). Try a smaller "
+            "n_clusters."
+        )
+
+
+def _same_labels(record, before):
+    agreement = record.get("agreement")
+    if record["phase"] != "clusters" or agreement is None:
+        return None
+    if agreement > SAME_LABELS:
+        return (
+            "the pseudo-labels are those of the round before (agreement "
+            f"{agreement:.3f}): further rounds teach nothing new. Try fewer "
+            "n_iterations, or another n_clusters."
+        )
+
+
+def _no_learning_rate(record, before):
+    if record.get("lr") == 0:
+        return (
+            "the learning rate is 0 (lr): nothing is learnt. Look at lr and "
+            "lr_annealing."
+        )
+
+
+def _slow(record, before):
+    speed = record.get("utterances_per_second")
+    speeds = [r.get("utterances_per_second") for r in before]
+    speeds = [s for s in speeds if s is not None]
+    if speed is None or record["seconds"] < SECONDS_TO_JUDGE:
+        return None
+    if len(speeds) < EPOCHS_BEFORE_SLOW:
+        return None
+    usual = statistics.median(speeds)
+    if speed < SLOW * usual:
+        return (
+            f"training has slowed down to {speed:.0f} utterances per second "
+            f"from {usual:.0f}, the median so far (utterances_per_second). "
+            "Look for other processes and a slow disk; try a higher "
+            "num_workers of dataloader_options."
+        )
+
+
+def _too_few(record, before):
+    utterances, batch = record.get("utterances"), record.get("batch_size")
+    if utterances is not None and batch is not None and utterances < batch:
+        return (
+            f"nothing is trained: the {utterances:,} utterances that the gate "
+            f"let through make no batch of {batch:,}. Try a gate that selects "
+            "more, or a smaller batch_size."
+        )
+
+
+RULES = (
+    _too_few,
+    _no_learning_rate,
+    _skipped,
+    _collapse,
+    _discriminator,
+    _gate,
+    _giant_cluster,
+    _poor_clusters,
+    _same_labels,
+    _slow,
+)
