@@ -504,10 +504,14 @@ class BadFiles:
             self._read()  # what other processes have found
         news = [name for name in found if name not in self.reasons]
         if news:
-            with open(self.path, "a", encoding="utf-8") as log:
+            with open(self.path, "a+b") as log:
+                if log.tell():
+                    log.seek(-1, os.SEEK_END)
+                    if log.read() != b"\n":  # torn by a crash
+                        log.write(b"\n")
                 for name in news:
                     self.reasons[name] = one_line(" ".join(found[name].split()))
-                    log.write(f"{name}\t{self.reasons[name]}\n")
+                    log.write(f"{name}\t{self.reasons[name]}\n".encode())
         if found:
             self.check()
 

@@ -78,7 +78,9 @@ class Embeddings:
                 raise ValueError(
                     f"{len(utterances)} utterances, vectors {vectors.shape}"
                 )
-        except (ValueError, EOFError, AttributeError) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # numpy reads the header as Python
             raise ValueError(f"{folder} is damaged: {error}") from error
         return cls(utterances, vectors)
 

@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import multiprocessing
+import operator
 import os
 import pathlib
 import re
@@ -32,6 +33,8 @@ logger = get_logger(__name__)
 
 EXTENSIONS = (".flac", ".mp3", ".ogg", ".wav")
 SAMPLE_RATE = 16000
+# What a line of JSON that was torn, or is another's, may lead to.
+TORN = (ValueError, TypeError, AttributeError, RecursionError)
 # What a worker takes at a time: a few milliseconds of work.
 BATCH = 64
 
@@ -597,9 +600,11 @@ class _Journal:
         while self._left > 0:
             line = self._old.readline()
             self._left -= len(line)
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(*TORN):
                 name, *header = json.loads(line)
-                return name.split("/"), tuple(header)
+                frames, rate, channels = map(operator.index, header)
+                if rate > 0:
+                    return name.split("/"), (frames, rate, channels)
         return None
 
     def find(self, name):

@@ -4,7 +4,6 @@ Everything but metrics.jsonl may still be missing: a run that is half-way, has
 no trial list or no Stage II is read like any other.
 """
 
-import csv
 import functools
 import json
 import pathlib
@@ -12,6 +11,7 @@ import re
 
 import numpy as np
 
+from lgl_plugin.data import BadFiles
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.manifest import load_manifest
 from lgl_plugin.metrics import read_metrics, summarise
@@ -156,12 +156,7 @@ class Results:
 
     def bad_files(self):
         """(utterance, reason) of what could not be used."""
-        path = self.folder / "bad_files.txt"
-        if not path.exists():
-            return []
-        with open(path, newline="", encoding="utf-8") as source:
-            rows = csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE)
-            return [(*row, "")[:2] for row in rows if row]
+        return list(BadFiles(self.folder / "bad_files.txt").reasons.items())
 
     def log_entries(self):
         """(log, time, level, message) of each warning and error logged.
