@@ -38,7 +38,7 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def train(yaml, corpus, output, *options, check=True):
+def train(yaml, corpus, output, *options, check=True, timeout=300):
     """Runs the recipe as a user does, in the recipe's folder."""
     # SpeechBrain takes a key only once: of two values, the later one.
     options = [
@@ -53,7 +53,7 @@ def train(yaml, corpus, output, *options, check=True):
     command = [sys.executable, "train_lgl.py", f"hparams/{yaml}"]
     command.extend(options.values())
     done = subprocess.run(
-        command, cwd=RECIPE, capture_output=True, text=True, timeout=300
+        command, cwd=RECIPE, capture_output=True, text=True, timeout=timeout
     )
     if check and done.returncode:
         raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])

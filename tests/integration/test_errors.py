@@ -4,16 +4,16 @@ import os
 import shutil
 import sys
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import RECIPE, STAGE1, STAGE2, train  # the one of this folder
 from hyperpyyaml import load_hyperpyyaml
+from planted import not_finite, outcomes, plant, prepare_and_spoil
 
 from lgl_plugin.brains import SpeakerBrain
 from lgl_plugin.files import atomic_write
 from lgl_plugin.iterations import train_stage1, train_stage2
+from lgl_plugin.metrics import read_metrics
 from lgl_plugin.training import trial_audio
 from lgl_plugin.verification import read_trials
 
@@ -177,59 +177,54 @@ def test_disk_full_keeps_the_previous_artefact(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bad_corpus(corpus, tmp_path):
-    """The corpus with one bad file of every kind."""
+    """The corpus with a file of each planted kind; what was planted."""
     folder = tmp_path / "bad"
     shutil.copytree(corpus, folder)
-    place = next(p for p in sorted((folder / "wav").iterdir()) if p.is_dir())
-    place = next(p for p in sorted(place.iterdir()) if p.is_dir())
-    rate, second = 16000, np.zeros(16000, dtype=np.float32)
-    nan = np.full_like(second, np.nan)
-    soundfile.write(place / "nan.wav", nan, rate, subtype="FLOAT")
-    soundfile.write(place / "silent.wav", second, rate)
-    (place / "empty.wav").write_bytes(b"")
-    (place / "corrupt.wav").write_bytes(b"RIFF not really audio" * 9)
-    soundfile.write(place / "header.wav", second[:0], rate)
-    return folder
-
-
-BAD = {"nan.wav", "silent.wav", "empty.wav", "corrupt.wav", "header.wav"}
+    place = min(path for path in (folder / "wav").iterdir() if path.is_dir())
+    return folder, plant(folder / "wav", [place])
 
 
 def test_bad_files_are_named_and_skipped(bad_corpus, tmp_path):
-    """Every kind is found, training and clustering go on without them."""
-    output = tmp_path / "run"
-    train(
-        "small_stage1.yaml",
-        bad_corpus,
-        output,
-        *STAGE1,
-        "--max_bad_share=0.5",
-    )
-    train(
-        "small_stage2.yaml",
-        bad_corpus,
-        output,
-        *STAGE2,
-        "--n_iterations=1",
-        "--max_bad_share=0.5",
-    )
-    lines = (output / "bad_files.txt").read_text().splitlines()
-    assert {os.path.basename(line.split("\t")[0]) for line in lines} == BAD
-    assert len(lines) == len(BAD)
-    labels = (output / "iter1" / "labels" / "labels.csv").read_text()
-    assert not [name for name in BAD if name in labels]
+    """What can be used is; training goes on without the rest."""
+    folder, planted = bad_corpus
+    output, share = tmp_path / "run", 0.5
+    trials = folder / "trials.txt"
+    prepare_and_spoil(folder, output, planted, share, trials)
+    share = f"--max_bad_share={share}"
+    train("small_stage1.yaml", folder, output, *STAGE1, share)
+    again = [*STAGE2, "--n_iterations=1", share]
+    train("small_stage2.yaml", folder, output, *again)
+    found = outcomes(output, planted)
+    wrong = [name for name, c in found.items() if c["as expected"] < 1]
+    assert wrong == []
+    lines = (output / "bad_files.txt").read_text("utf-8").splitlines()
+    assert len(lines) == sum(counts["refused"] for counts in found.values())
+    assert not_finite(output) == []
+    assert not any(r.get("skipped_steps") for r in read_metrics(output))
 
 
 def test_too_many_bad_files(bad_corpus, tmp_path):
-    """Above the yaml's limit it stops, names some and says what to do."""
-    done = train(
-        "small_stage1.yaml",
-        bad_corpus,
-        tmp_path / "run",
-        *STAGE1,
-        "--max_bad_share=0.1",
-        check=False,
-    )
-    assert done.returncode != 0
-    message = done.stdout + done.stderr
-    assert "max_bad_share" in message and "silent from end to end" in message
+    """Above the yaml's limit it stops, names ten and says what to do.
+
+    Also where only training finds them, and when it is started again.
+    """
+    folder, planted = bad_corpus
+    output, trials = tmp_path / "run", folder / "trials.txt"
+    for name, path in planted:
+        if name not in ("all zeros", "a NaN", "vanished later", "8 kHz"):
+            os.unlink(folder / "wav" / path)
+    planted = [p for p in planted if os.path.lexists(folder / "wav" / p[1])]
+    prepare_and_spoil(folder, output, planted, 0.05, trials)
+    for _ in range(2):
+        done = train(
+            "small_stage1.yaml",
+            folder,
+            output,
+            *STAGE1,
+            "--max_bad_share=0.05",
+            check=False,
+        )
+        assert done.returncode != 0
+        message = done.stdout + done.stderr
+        assert "raise max_bad_share" in message
+        assert "silent.wav: is silent from end to end" in message
