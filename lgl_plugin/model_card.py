@@ -4,7 +4,9 @@ It is for whoever gets the folder and nothing else. No path of the machine that
 trained the model is in it: of a path the card keeps the last name.
 """
 
+import html
 import pathlib
+import re
 import textwrap
 
 import yaml
@@ -51,7 +53,7 @@ have a high cosine.
 ## Licence
 
 The code that trained this model is under Apache-2.0. That of the weights is
-up to whoever publishes them and depends on the data: `{licence}`.
+up to whoever publishes them and depends on the data: {licence}.
 """
 
 USE = """\
@@ -181,7 +183,7 @@ def model_card(
         method=_fill(method + PAPER),
         results=_results(rows, own, trials),
         settings="\n\n".join(map(_settings, settings.items())),
-        licence=licence,
+        licence=_code(licence),
     )
 
 
@@ -249,7 +251,7 @@ def _data(data):
         return "What the model was trained on is not on record."
     return (
         f"{data['utterances']:,} utterances, {data['hours']:,.1f} hours, of "
-        f"`{data['name']}`, without their speakers' names. On "
+        f"{_code(data['name'])}, without their speakers' names. On "
         f"{data['held_out']:,} of them no gradient was taken."
     )
 
@@ -267,8 +269,8 @@ def _results(rows, own, trials):
     if trials:
         said += (
             f" Equal error rate (EER) and minDCF, for targets as frequent as "
-            f"1 and 5 %, are those of the trials in `{trials}`, which decided "
-            "nothing."
+            f"1 and 5 %, are those of the trials in {_code(trials)}, which "
+            "decided nothing."
         )
     if {"NMI", "AMI"} & {*header}:
         said += (
@@ -299,9 +301,17 @@ def _fill(text):
     return textwrap.fill(" ".join(text.split()), 80, break_long_words=False)
 
 
+def _code(text):
+    """Text as Markdown's code, which it cannot end."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+
+
+def _plain(text):
+    """Text that stays text: no HTML, no link, no other cell or line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"[\\|`]|(?<=\])\(", r"\\\g<0>", text)
+
+
 def _table(header, rows):
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
-        for line in lines
-    )
+    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)

@@ -3,6 +3,7 @@ tests/integration/test_export_folder.py, where SpeechBrain alone loads them."""
 
 import json
 import pathlib
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from hypothesis import given, settings as runs, strategies as st
+from markdown_it import MarkdownIt
 from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
@@ -348,6 +350,45 @@ def test_card_breaks_no_table_and_no_front_matter():
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "x: [y"
 
 
+class Tags(HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_no_name_can_write_into_the_card():
+    """Of a data folder, a trial list, a setting, a phase or a licence."""
+
+    def card(name):
+        own = {"sample_rate": 8000, "data_folder": name, name: [name]}
+        text = model_card(
+            {"stage 1": {**own, "verification_file": name}},
+            "ECAPA_TDNN",
+            "stage1",
+            data={"name": name, "utterances": 9, "held_out": 2, "hours": 1.0},
+            rows={"Stage I": {"eer": 20.0}, f"iteration 1, {name}": {"eer": 9}},
+            licence=name,
+        )
+        front, body = text.split("---\n", 2)[1:]
+        assert yaml.safe_load(front)["license"] == name
+        reader = MarkdownIt("commonmark").enable("table")
+        return Tags(reader.render(body))
+
+    hostile = "<script>alert(1)<b>| `x` [y](javascript:z) ![i](j)\\| --- \\"
+    harmless, found = card("harmless"), card(hostile)
+    assert found.tags == harmless.tags and "script" not in found.tags
+    assert hostile in found.text
+
+
 def test_errors_name_what_is_wrong(run, tmp_path):
     def says(*arguments):
         with pytest.raises((FileNotFoundError, ValueError)) as caught:
@@ -367,6 +408,9 @@ def test_errors_name_what_is_wrong(run, tmp_path):
         export_checkpoint(weights, narrow, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "torn.ckpt").write_bytes(b"torn")
+    torch.save({"w": "text"}, tmp_path / "text.ckpt")
+    with pytest.raises(ValueError, match="more than tensors"):
+        export_checkpoint(tmp_path / "text.ckpt", narrow, tmp_path / "out")
     with pytest.raises(ValueError, match="is no state dict"):
         export_checkpoint(tmp_path / "torn.ckpt", narrow, tmp_path / "out")
 

@@ -230,3 +230,17 @@ def test_command_compares(run, tmp_path, capsys, monkeypatch):
 def test_a_folder_without_metrics_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is it the output_folder"):
         main([str(tmp_path)])
+
+
+def test_no_name_of_a_run_can_write_into_its_page(tmp_path):
+    """Nor stop a figure: a $ begins mathematics in one."""
+    name = '<script>alert(1)<b>$\\frac{$ |`x`"&_$'
+    runs = [
+        make_run(tmp_path / name / "1", rounds=1),
+        make_run(tmp_path / f"_{name}" / name, rounds=1, seed=2),
+    ]
+    for page in (write_report(runs[:1]), write_report(runs)):
+        page = Reader(page.read_text())
+        assert "script" not in page.tags
+        assert any(name in text for text in page.texts)
+        assert not any(FAILED in text for text in page.texts)
