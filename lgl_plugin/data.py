@@ -224,7 +224,10 @@ def _read_span(audio, start, seconds, sample_rate):
     frames = -1 if seconds is None else round(seconds * rate)
     # libsndfile takes three times as long to make floats of 16 bits.
     short = audio.subtype == "PCM_16"
-    samples = audio.read(frames, "int16" if short else "float32")
+    try:
+        samples = audio.read(frames, "int16" if short else "float32")
+    except ValueError as error:  # a negative number of samples is left
+        raise BadAudio("cannot be read: header and content differ") from error
     if len(samples) == 0:
         raise BadAudio("holds no samples")
     if short:

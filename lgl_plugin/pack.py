@@ -32,13 +32,15 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from lgl_plugin.files import atomic_write, checksum, write_json
-from lgl_plugin.manifest import COLUMNS, SHARD_COLUMNS, load_manifest
+from lgl_plugin.manifest import COLUMNS, SHARD_COLUMNS, load_manifest, one_line
 from lgl_plugin.prepare import EXTENSIONS, start_worker
 
 logger = get_logger(__name__)
 
 # From seconds of audio to bytes: enough files for a few per cent.
 SAMPLE = 200
+# What soundfile raises of damaged files, see `data.read_spans`.
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, MemoryError)
 # By libsndfile's name for the samples of a file, what keeps a part of them
 # exactly; for all else it is floating point, as which they are read.
 PART_FORMATS = {
@@ -239,7 +241,7 @@ def _estimated_bytes(utterances, data_root):
             with soundfile.SoundFile(path) as audio:
                 seconds += audio.frames / audio.samplerate
             n_bytes += os.path.getsize(path)
-        except (OSError, RuntimeError):
+        except UNREADABLE:
             pass  # counted when its shard is written
     if not seconds:
         raise FileNotFoundError(
@@ -319,9 +321,9 @@ def _write_shard(folder, n, utterances):
         for row, name, utterance in utterances:
             try:
                 extension, audio, frames = _read(**utterance)
-            except (OSError, RuntimeError) as error:
+            except UNREADABLE as error:
                 reason = str(getattr(error, "error_string", error))
-                pieces.append((row, 0, 0, 0, " ".join(reason.split())))
+                pieces.append((row, 0, 0, 0, one_line(reason)))
                 continue
             key = _key(name)
             while key in keys:  # a.wav and a.flac
