@@ -22,6 +22,7 @@ html_show_copyright = False
 myst_heading_anchors = 3
 # The tutorial's outputs are in its file: docs/run_tutorial.py, and a test.
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # which knows tables
 
 # Docstrings are NumPy's, with SpeechBrain's "Arguments"; a single backtick
 # marks code.

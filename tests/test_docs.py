@@ -64,6 +64,9 @@ def test_sphinx_builds_without_a_warning(tmp_path):
     # A section of SpeechBrain's form became a list of parameters.
     assert "Initial value of the learnable scale" in page
     assert "Arguments\n---------" not in page
+    # And a table that the tutorial shows became one.
+    page = (tmp_path / "html" / "tutorial.html").read_text("utf-8")
+    assert "<p>log-mel statistics</p></td>" in page
 
 
 def test_every_module_is_in_the_reference():
