@@ -31,9 +31,10 @@ setup(
     # What should work; requirements.txt pins what was tested.
     install_requires=[
         "speechbrain>=1.1,<2",
-        # torch and torchaudio must be of the same minor version.
-        "torch>=2.1",
-        "torchaudio>=2.1",
+        # torch and torchaudio must be of the same minor version. From 2.6 on
+        # checkpoints are read without running code.
+        "torch>=2.6",
+        "torchaudio>=2.6",
         "hyperpyyaml>=1.2",
         "pyyaml>=6",
         "numpy>=1.25",

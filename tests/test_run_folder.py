@@ -12,6 +12,7 @@ from lgl_plugin.run_folder import (
     fork,
     load_weights,
     plain_settings,
+    read_labels,
     save_weights,
 )
 
@@ -77,6 +78,49 @@ def test_loading_runs_no_code(tmp_path):
     with pytest.raises(ValueError, match="does not fit"):
         load_weights(torch.nn.Linear(2, 3), tmp_path / "encoder.ckpt")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("file", ["model.ckpt", "CKPT.yaml"])
+def test_resuming_runs_no_code(tmp_path, file):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(2, 3)})
+    folder = checkpointer.save_checkpoint().path
+    torch.save({"weight": Harm()}, folder / "model.ckpt")
+    if file == "CKPT.yaml":
+        harm = f"!!python/object/apply:os.mkdir [{tmp_path}/harm]"
+        (folder / file).write_text(harm)
+    wanted = "Weights only load failed|could not determine a constructor"
+    with pytest.raises(Exception, match=wanted):
+        checkpointer.recover_if_possible()
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"done": {}}', '{"done": [], "settings": {}}', "[" * 9999]
+    + ['{"done": {"../x": {}}, "settings": {}}', '"\udce9"'],
+)
+def test_damaged_state_is_named(tmp_path, text):
+    path = tmp_path / "state.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match="state.json is damaged"):
+        Run(tmp_path, 1, {})
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [("", 0), ("a.wav,1\n", 1), ("ID,label\na.wav\n", 2)]
+    + [(f"ID,label\na.wav,1\nb.wav,{n}\n", 3) for n in ("-1", "x", "9" * 30)]
+    + [('ID,label\n"a\nb",1\n', 3), ("ID,label\n" + "a" * 150000, 2)],
+)
+def test_damaged_labels_are_named(tmp_path, text, line):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"labels.csv, line {line}"):
+        read_labels(path)
 
 
 class Full(torch.nn.Module):
