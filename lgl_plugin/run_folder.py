@@ -346,7 +346,7 @@ def plain_settings(text):
         return {"!" + tag: loader.construct_scalar(node)}
 
     Loader.add_multi_constructor("!", construct)
-    settings = yaml.load(text, Loader) or {}
+    settings = yaml.load(text, Loader) or {}  # noqa: S506, it is a SafeLoader
     for key in ("output_folder", "train_logger", "max_bad_share"):
         settings.pop(key, None)
     return settings
