@@ -390,3 +390,16 @@ def test_whitening_does_not_blow_up_a_constant_band():
     sample = rng.normal(size=(100, 3)) * [1.0, 1.0, 0.0]
     others = sample + [0, 0, 1e-3]
     assert np.abs(whiten(sample, others)).max() < 10
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((", b"text"]
+)
+def test_a_damaged_store_is_named(tmp_path, content):
+    Embeddings(Strings("ab"), np.eye(2, dtype=np.float32)).save(tmp_path)
+    (tmp_path / "vectors.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path} is damaged"):
+        Embeddings.load(tmp_path)
+    np.save(tmp_path / "vectors.npy", np.eye(3))
+    with pytest.raises(ValueError, match="2 utterances, vectors"):
+        Embeddings.load(tmp_path)

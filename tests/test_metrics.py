@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from lgl_plugin.metrics import read_metrics, summarise, table
 
 RECORDS = [
@@ -85,3 +87,19 @@ def test_several_runs_give_mean_and_range(tmp_path):
         "| Stage I | 23.0 (20.0-26.0) |",
         "| iteration 1, gated | 10.0 |",
     ]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *([], 3, "text", None, {}, {"stage": 1}, {"stage": [], "phase": "x"}),
+        *({"stage": 7, "phase": "x"}, {"stage": 2, "phase": "gated"}),
+        {"stage": 1, "phase": "simclr", "eer": "low"},
+        {"stage": 1, "phase": "simclr", "seconds": 10**400},
+    ],
+)
+def test_what_is_no_record_is_named(tmp_path, record):
+    lines = [json.dumps(RECORDS[0]), json.dumps(record)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is no record"):
+        read_metrics(tmp_path)
