@@ -4,6 +4,8 @@
 > python benchmarks/verification.py --threads=2 --repeats=1
 > python benchmarks/verification.py --threads=1 --repeats=1 --topk
 > python benchmarks/verification.py --coverage
+> python benchmarks/verification.py --threads=1 --repeats=3 \
+    --speechbrain_src=/path/to/speechbrain
 
 The floor, written down before anything ran: the cosines of 150,000 utterances
 with a cohort of 20,000 are 2 * 150,000 * 20,000 * 192 = 1.15e12 operations, at
@@ -13,11 +15,26 @@ and the list has 1,251 speakers, as VoxCeleb1-E.
 
 --coverage asks how often a 95 % interval holds the true rate: that of many
 generated sets of speakers, of whom some are easier to tell than others.
+
+--speechbrain_src names a copy of SpeechBrain's repository. Its verification
+script's own function, and its EER and minDCF, do what they still can, and we
+do the same: from the trial list and the embeddings to scores.txt, from scores
+to a figure. Each measurement is the first call in a process of its own, in
+seconds of the processor: waiting for other jobs on the machine is not counted.
 """
+
+import importlib.util
+import multiprocessing
+import pathlib
+import statistics
+import tempfile
+import time
 
 import common
 import numpy as np
+import speechbrain
 import torch
+from speechbrain.utils.metric_stats import EER, minDCF
 from threadpoolctl import threadpool_limits
 
 from lgl_plugin.verification import (
@@ -27,7 +44,15 @@ from lgl_plugin.verification import (
     cohort_statistics,
     cosine_scores,
     eer,
+    min_dcf,
+    read_trials,
+    write_scores,
 )
+
+SCRIPT = "recipes/VoxCeleb/SpeakerRec/speaker_verification_cosine.py"
+# Trials and cohort, and trials, that SpeechBrain still does in a minute.
+SCORED = ((500, 5000), (2000, 5000), (500, 20000))
+JUDGED = (1000, 4000, 16000)
 
 
 def generated(utterances, trials, speakers, dimensions):
@@ -150,6 +175,133 @@ def coverage(options):
     common.report(rows, "95 % intervals of the EER", options.json)
 
 
+def against_speechbrain(options):
+    """A row for each task that both do."""
+    tasks = [(norm, *size) for norm in ("s-norm", "AS-norm") for size in SCORED]
+    tasks += [(name, n, None) for name in ("EER", "minDCF") for n in JUDGED]
+    kept = {(task, who): [] for task in tasks for who in ("theirs", "ours")}
+    spawned = multiprocessing.get_context("spawn")
+    # A process is left after a task, so that each has a peak of its own.
+    with spawned.Pool(1, maxtasksperchild=1) as pool:
+        for _ in range(options.repeats):
+            for (task, who), found in kept.items():
+                found.append(pool.apply(measure_one, (options, task, who)))
+    rows = []
+    for task in tasks:
+        row = dict(zip(("what", "trials", "cohort"), task))
+        row["cohort"] = row["cohort"] or ""
+        for who, name in (("theirs", "SpeechBrain"), ("ours", "ours")):
+            seconds, mib, _ = zip(*kept[task, who])
+            row[f"{name} s"] = statistics.median(seconds)
+            row[f"{name} MiB"] = max(mib)
+        pairs = list(zip(kept[task, "theirs"], kept[task, "ours"]))
+        times = [theirs[0] / ours[0] for theirs, ours in pairs]
+        row["times"] = statistics.median(times)
+        row["lowest"], row["highest"] = min(times), max(times)
+        row["largest difference"] = max(
+            float(np.abs(theirs[2] - ours[2]).max()) for theirs, ours in pairs
+        )
+        # A threshold that is one of the scores is off by a trial at most.
+        near = 2 / task[1] if task[0] == "EER" else 1e-4
+        assert row["largest difference"] <= near, row
+        rows.append(row)
+    common.report(
+        rows,
+        f"SpeechBrain {speechbrain.__version__} against ours, 4 trials an "
+        f"utterance, {options.dim} dimensions, the {options.top} nearest for "
+        "AS-norm; seconds of the processor, MiB beyond what was held before",
+        options.json,
+    )
+
+
+def measure_one(options, task, who):
+    """Seconds of the processor, MiB and what came out, of one task."""
+    torch.set_num_threads(options.threads)
+    name, trials, cohort = task
+    with (
+        threadpool_limits(options.threads),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        if cohort is None:
+            call = judge_call(name, trials, who)
+        else:
+            given = options, name == "s-norm", trials, cohort
+            ready = their_scoring if who == "theirs" else our_scoring
+            call = ready(*given, pathlib.Path(folder))
+        common.reset_peaks()
+        before = common.peaks()["host_mib"]
+        started = time.process_time()
+        result = call()
+        seconds = time.process_time() - started
+        mib = common.peaks()["host_mib"] - before
+        if cohort is not None:
+            result = np.loadtxt(f"{folder}/scores.txt", usecols=3)
+        return seconds, mib, np.asarray(result)
+
+
+def prepared(options, n_trials, cohort, folder):
+    """Embeddings, those of the cohort, and a list with as many trials."""
+    embeddings, trials = generated(n_trials // 4, n_trials, 40, options.dim)
+    rng = np.random.default_rng(1)
+    cohort = rng.standard_normal((cohort, options.dim), np.float32)
+    names = np.array(trials.utterances)
+    sides = names[trials.enrolment], names[trials.test]
+    lines = [f"{same:d} {a} {b}" for same, a, b in zip(trials.labels, *sides)]
+    (folder / "trials.txt").write_text("\n".join(lines) + "\n")
+    return embeddings, cohort, names, lines
+
+
+def their_scoring(options, whole, n_trials, cohort, folder):
+    """The script's own function, with what it finds in its module."""
+    embeddings, cohort, names, lines = prepared(
+        options, n_trials, cohort, folder
+    )
+    path = pathlib.Path(options.speechbrain_src) / SCRIPT
+    spec = importlib.util.spec_from_file_location("script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.params = {"output_folder": folder, "score_norm": "s-norm"}
+    if not whole:
+        script.params["cohort_size"] = options.top
+    vectors = torch.from_numpy(embeddings)[:, None]
+    script.enrol_dict = script.test_dict = dict(zip(names.tolist(), vectors))
+    script.train_dict = dict(enumerate(torch.from_numpy(cohort)[:, None]))
+    return lambda: script.get_verification_scores(lines)
+
+
+def our_scoring(options, whole, n_trials, cohort, folder):
+    """The same in ours."""
+    embeddings, cohort, names, _ = prepared(options, n_trials, cohort, folder)
+    used = read_trials(folder / "trials.txt").utterances
+    embeddings = embeddings[np.isin(names, used)]
+    top = len(cohort) if whole else options.top
+
+    def score():
+        trials = read_trials(folder / "trials.txt")
+        scores = adaptive_s_norm(
+            cosine_scores(embeddings, trials),
+            trials,
+            *cohort_statistics(embeddings, cohort, top),
+        )
+        write_scores(folder / "scores.txt", trials, scores)
+
+    return score
+
+
+def judge_call(name, n_trials, who):
+    """An error rate of generated scores, half of them targets'."""
+    rng = np.random.default_rng(2)
+    labels = np.arange(n_trials) % 2 == 0
+    scores = rng.normal(2.0 * labels).astype(np.float32)
+    pair = [torch.from_numpy(scores[chosen]) for chosen in (labels, ~labels)]
+    return {
+        ("EER", "theirs"): lambda: EER(*pair)[0],
+        ("EER", "ours"): lambda: eer(scores, labels)[0],
+        ("minDCF", "theirs"): lambda: minDCF(*pair)[0] / 0.01,
+        ("minDCF", "ours"): lambda: min_dcf(scores, labels, 0.01),
+    }[name, who]
+
+
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
     parser.add_argument("--utterances", type=int, default=150_000)
@@ -163,7 +315,12 @@ if __name__ == "__main__":
         "--topk", action="store_true", help="torch.topk for comparison"
     )
     parser.add_argument("--coverage", action="store_true")
+    parser.add_argument("--speechbrain_src", help="a copy of its repository")
     options = parser.parse_args()
+    if options.speechbrain_src:
+        task = against_speechbrain
+    else:
+        task = coverage if options.coverage else full_size
     torch.set_num_threads(options.threads)
     with threadpool_limits(options.threads):
-        (coverage if options.coverage else full_size)(options)
+        task(options)
