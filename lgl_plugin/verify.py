@@ -21,11 +21,10 @@ import random
 import time
 
 import numpy as np
-import soundfile
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
-from lgl_plugin.data import BadAudio
+from lgl_plugin.data import BadAudio, audio_seconds
 from lgl_plugin.embeddings import Extractor
 from lgl_plugin.figures import det, save
 from lgl_plugin.files import write_json
@@ -112,6 +111,7 @@ def verify_encoder(
     ...     embedding_model: !new:lgl_plugin.embeddings.LogMelStatistics
     ... ''')
     >>> torch.save({}, folder / "embedding_model.ckpt")
+    >>> import soundfile
     >>> rng = np.random.default_rng(0)
     >>> for name in ("a1", "a2", "b1", "b2"):
     ...     noise = rng.normal(scale=0.1 if "a" in name else 1e-3, size=8000)
@@ -134,10 +134,7 @@ def verify_encoder(
     # What can be wrong without the encoder having run comes first.
     extract = load_extractor(encoder, check_device(device), num_workers)
     trials = read_trials(verification_file, trial_folder)
-    try:
-        audio = trial_audio(trials, trial_folder)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"a trial cannot be scored: {error}") from error
+    audio = trial_audio(trials, trial_folder)
     if cohort is not None:
         speech = draw_cohort(
             cohort, verification_file, trial_folder, cohort_utterances, seed
@@ -285,6 +282,7 @@ def draw_cohort(folder, verification_file, trial_folder, size, seed=0):
 
     Example
     -------
+    >>> import soundfile
     >>> folder = getfixture("tmp_path")
     >>> for name in ("ann", "bob", "cat", "dan"):
     ...     (folder / name).mkdir()
@@ -325,8 +323,8 @@ out
                 break
             path = str(folder / name)
             try:
-                seconds = soundfile.info(path).duration
-            except soundfile.LibsndfileError:
+                seconds = audio_seconds(path)
+            except BadAudio:
                 continue
             rows.append((name, path, 0.0, seconds, ""))
             progress.update()

@@ -211,7 +211,7 @@ def write(path, text=""):
         ),
         (
             lambda at: write(at["trial_folder"] / "bob" / "1.wav", "no audio"),
-            "a trial cannot be scored: Error opening",
+            "bob/1.wav cannot be read",
         ),
         (lambda at: at.update(cohort="nowhere"), "no folder nowhere"),
         (
