@@ -601,8 +601,15 @@ def exact_matmul():
     'highest'
     """
     before = torch.get_float32_matmul_precision()
+    # From torch 2.9 on. SpeechBrain allows TF32 on GPUs alone; without this,
+    # what is restored would reach the CPU, and training would round otherwise
+    # after clustering than in a process that did not cluster.
+    cpu = getattr(torch.backends.mkldnn, "matmul", None)
+    on_cpu = getattr(cpu, "fp32_precision", None)
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        if on_cpu is not None:
+            cpu.fp32_precision = on_cpu

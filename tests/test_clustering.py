@@ -289,6 +289,22 @@ def test_low_precision_of_the_caller_is_put_aside_and_back(
     assert seen == ["highest", "highest"]
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"), reason="since torch 2.9"
+)
+def test_clustering_leaves_the_products_of_the_cpu_as_they_were(backend):
+    """SpeechBrain allows TF32 on GPUs; the CPU must not come to it so."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    on_cpu = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        backend(5, n_iterations=1)(blobs()[0])
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.mkldnn.matmul.fp32_precision == on_cpu
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def test_inertia_over_k(backend):
     points, _ = blobs(spread=0.3)
     kmeans = backend(1, n_redo=2)
