@@ -58,6 +58,8 @@ def test_settings_know_tags_but_no_comments_and_no_folder():
     other = "output_folder: y\ngate: !new:a.Other {tau: 1}\n"
     assert plain_settings(first) == plain_settings(second)
     assert plain_settings(first) != plain_settings(other)
+    # Who bears more bad files may go on.
+    assert plain_settings(first + "max_bad_share: 1") == plain_settings(first)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):
