@@ -24,10 +24,11 @@ import torch
 from common import arguments, peaks, report, reset_peaks
 
 from lgl_plugin import analysis, report as run_report
+from lgl_plugin.artefacts import read_labels, write_labels
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.gates import DynamicGate, TargetShareGate, fit_mixture
 from lgl_plugin.manifest import COLUMNS, Strings, held_out, load_manifest
-from lgl_plugin.run_folder import Run, read_labels, write_labels
+from lgl_plugin.run_folder import Run
 
 SPEAKER = 182  # utterances, in VoxCeleb2
 

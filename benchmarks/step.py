@@ -41,10 +41,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lgl_plugin.augment import SNR, TALKERS
 from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
+from lgl_plugin.checkpoints import WholeCheckpointer
 from lgl_plugin.data import BadFiles, crop_dataset
 from lgl_plugin.losses import augmentation_adversarial_loss, gradient_reversal
 from lgl_plugin.manifest import Manifest
-from lgl_plugin.run_folder import WholeCheckpointer
 from lgl_plugin.training import keep_freed_memory
 
 RATE = 16000

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lgl_plugin.data import BadAudio, read_audio
-from lgl_plugin.files import atomic_write
+from lgl_plugin.files import atomic_write, says_if_full
 from lgl_plugin.manifest import Strings, find
 from lgl_plugin.padding import as_if_alone, reach, relative
 from lgl_plugin.pooling import lean_pooling
@@ -201,7 +201,7 @@ class Extractor:
             for part in pathlib.Path(folder).glob(".vectors.*.part"):
                 part.unlink()  # of a run that was killed
         gather(None)
-        with _sink(folder) as sink:
+        with says_if_full(folder), _sink(folder) as sink:
             positions, dim, bad = self._embed_share(manifest, rows, sink)
             sink.flush()
             vectors = sink.name if folder else sink.getvalue()

@@ -23,13 +23,15 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.artefacts import read_labels
 from lgl_plugin.data import BadAudio
 from lgl_plugin.embeddings import Extractor
 from lgl_plugin.files import atomic_write
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.metrics import read_metrics, summarise
 from lgl_plugin.model_card import last_name, model_card
-from lgl_plugin.run_folder import plain_settings, read_labels, read_state
+from lgl_plugin.run_folder import plain_settings
+from lgl_plugin.state import check_artefact, read_state
 from lgl_plugin.threshold import find_threshold
 
 logger = get_logger(__name__)
@@ -248,8 +250,8 @@ def export(
     FileNotFoundError
         If there is no run or no such step.
     ValueError
-        If the weights do not fit the run's settings, or no utterance can be
-        read.
+        If the weights were damaged or do not fit the run's settings, or no
+        utterance can be read.
     """
     run = pathlib.Path(run)
     source = read_step(run, step, data_folder)
@@ -344,6 +346,7 @@ def read_step(run, step=None, data_folder=None):
             f"there is no encoder in {run / step}. This run has those of "
             f"{', '.join(steps) or 'no step yet'}."
         )
+    check_artefact(encoder)
     place = step.split("/")[0]
     iteration = int(place[4:]) if place.startswith("iter") else 0
     stage = "stage 2" if iteration else "stage 1"
@@ -427,10 +430,10 @@ def _read_run(run):
             f"{run} holds no state.json: is it the output_folder of a run? "
             "A checkpoint of no run takes --yaml."
         )
-    settings, done = read_state(run)
-    there = [step for step in done if (run / step / ENCODER).exists()]
+    state = read_state(run)
+    there = [step for step in state["done"] if (run / step / ENCODER).exists()]
     steps = [step for step in there if not step.startswith("export")]
-    return dict(sorted(settings.items())), steps
+    return dict(sorted(state["settings"].items())), steps
 
 
 def _read_weights(path):

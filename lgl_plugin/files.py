@@ -8,13 +8,23 @@ import os
 import pathlib
 import tempfile
 
+# What a full disk may say.
+FULL = {
+    errno.ENOSPC: "No space left on the disk",
+    errno.EDQUOT: "The quota of the disk is used up",
+    errno.EFBIG: "No file may grow so large here",
+}
+
+_watchers = []
+
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w"):
     """Opens a sibling of `path` that takes its place once fully written.
 
     If the block raises (a full disk, say), the sibling is removed and the
-    previous file stays as it was.
+    previous file stays as it was. Afterwards the file and its name outlast a
+    power cut.
 
     Arguments
     ---------
@@ -43,13 +53,16 @@ def atomic_write(path, mode="w"):
     ['labels.txt']
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, sibling = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, sibling = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
+    except OSError as error:
+        raise explained(error, path) from error
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with os.fdopen(handle, mode, **text) as out:
+        with says_if_full(path), os.fdopen(handle, mode, **text) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -58,17 +71,127 @@ def atomic_write(path, mode="w"):
         os.umask(umask)
         os.chmod(sibling, 0o666 & ~umask)
         os.replace(sibling, path)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(sibling)
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC,
-                "No space left on the disk; what was there before is whole. "
-                "Make room and start the same command again",
-                str(path),
-            ) from error
         raise
+    sync(path.parent)
+    for written in _watchers:
+        written.append(path)
+
+
+@contextlib.contextmanager
+def written_files():
+    """Collects what `atomic_write` puts in its place meanwhile.
+
+    Yields
+    ------
+    list of pathlib.Path
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> with written_files() as written:
+    ...     write_json(folder / "state.json", {})
+    >>> [path.name for path in written]
+    ['state.json']
+    """
+    written = []
+    _watchers.append(written)
+    try:
+        yield written
+    finally:
+        _watchers.pop()
+
+
+def sync(path):
+    """Waits until a file, or the names in a folder, would outlast a power cut.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        A file or a folder.
+
+    Raises
+    ------
+    OSError
+        When the disk cannot take it.
+
+    Example
+    -------
+    >>> sync(getfixture("tmp_path"))
+    """
+    if os.name == "nt" and os.path.isdir(path):
+        return  # Windows opens no folder
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network drives know of no such thing for folders.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def says_if_full(path):
+    """Lets the error of a full disk say what to do.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        What is written meanwhile.
+
+    Raises
+    ------
+    OSError
+        Of the same kind, see `explained`.
+
+    Example
+    -------
+    >>> with says_if_full("metrics.jsonl"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on the disk; what was there before is \
+whole. Make room and start the same command again: 'metrics.jsonl'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise explained(error, path) from error
+        raise
+
+
+def explained(error, path):
+    """An error of the file system in words that say what to do.
+
+    Arguments
+    ---------
+    error : OSError
+        What was raised.
+    path : str or pathlib.Path
+        What was to be written.
+
+    Returns
+    -------
+    OSError
+        Of the same kind.
+
+    Example
+    -------
+    >>> raise explained(OSError(errno.EROFS, "Read-only"), "state.json")
+    Traceback (most recent call last):
+    OSError: [Errno 30] Read-only; what was there before is whole. Make it \
+writable, or write elsewhere: 'state.json'
+    """
+    reason, remedy = error.strerror, "Make it writable, or write elsewhere"
+    if error.errno in FULL:
+        reason = FULL[error.errno]
+        remedy = "Make room and start the same command again"
+    words = f"{reason}; what was there before is whole. {remedy}"
+    return OSError(error.errno, words, str(path))
 
 
 def leads_out(path, folder):

@@ -9,19 +9,20 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin import analysis
-from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
-from lgl_plugin.embeddings import Embeddings, LogMelStatistics, whiten
-from lgl_plugin.export import export
-from lgl_plugin.files import atomic_write, checksum, write_json
-from lgl_plugin.health import cluster_sizes
-from lgl_plugin.report import write_report
-from lgl_plugin.run_folder import (
+from lgl_plugin.artefacts import (
     load_weights,
     read_labels,
     save_arrays,
     save_weights,
     write_labels,
 )
+from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
+from lgl_plugin.embeddings import Embeddings, LogMelStatistics, whiten
+from lgl_plugin.export import export
+from lgl_plugin.files import atomic_write, checksum, write_json
+from lgl_plugin.health import cluster_sizes
+from lgl_plugin.report import write_report
+from lgl_plugin.state import check_artefact
 from lgl_plugin.training import Training
 
 logger = get_logger(__name__)
@@ -88,7 +89,7 @@ def train_stage1(hparams, run_opts, settings):
 
     run.step("baselines", baselines)
     run.step("stage1", stage1)
-    hand_over(training, "stage1")
+    hand_over(training, "stage1", run.checksum("stage1"))
 
 
 def train_stage2(hparams, run_opts, settings):
@@ -114,10 +115,12 @@ def train_stage2(hparams, run_opts, settings):
     training = Training(hparams, run_opts, settings)
     debug = run_opts.get("debug", False)
     first = find_encoder(hparams, training.run.folder, debug)
+    if hparams["pretrained_encoder"]:
+        training.run.given("pretrained_encoder", first)
     hparams["cluster"].check(len(training.usable))
     for iteration in range(1, hparams["n_iterations"] + 1):
-        Iteration(training, iteration, first).run()
-        hand_over(training, f"iter{iteration}")
+        result = Iteration(training, iteration, first).run()
+        hand_over(training, f"iter{iteration}", result)
 
 
 class Iteration:
@@ -146,7 +149,13 @@ class Iteration:
         self.wide = last and self.hparams["new_last_encoder"] is not None
 
     def run(self):
-        """Does the steps that are not done yet."""
+        """Does the steps that are not done yet.
+
+        Returns
+        -------
+        str
+            A checksum of what the last one left.
+        """
         steps = {
             "embeddings": self.extract,
             "labels": self.cluster,
@@ -156,9 +165,13 @@ class Iteration:
         last = self.number == self.hparams["n_iterations"]
         if last and self.hparams["large_margin_epochs"]:
             steps["large_margin"] = self.train_large_margin
+        run = self.training.run
+        made_from = checksum(self.source)
         for index, (step, work) in enumerate(steps.items()):
             self.training.seed(10 * self.number + index)
-            self.training.run.step(f"{self.name}/{step}", work)
+            run.step(f"{self.name}/{step}", work, made_from)
+            made_from = run.checksum(f"{self.name}/{step}")
+        return made_from
 
     def log(self, **record):
         """Adds a record to the run's metrics."""
@@ -396,25 +409,27 @@ class Iteration:
         return analysis.clustering_report(true, pseudo, selected)
 
 
-def hand_over(training, name):
+def hand_over(training, name, made_from):
     """Exports a stage's or round's encoder and writes the run's page.
 
-    Neither may end a training that went well.
+    Neither may end a training that went well. An export that failed is tried
+    again at the next start.
     """
     run = training.run
 
     def export_latest(folder):
         try:
             return export(run.folder, name, folder, device=training.device)
-        except Exception:
+        except Exception as error:
             logger.warning(
                 "No export; try `python -m lgl_plugin.export %s %s`",
                 run.folder,
                 name,
                 exc_info=True,
             )
+            return {"failed": f"{type(error).__name__}: {error}"}
 
-    run.step(f"export/{name}", export_latest)
+    run.step(f"export/{name}", export_latest, made_from)
     write_page(run.folder)
 
 
@@ -446,7 +461,8 @@ def find_encoder(hparams, folder, debug=False):
     FileNotFoundError
         If there is none; says which command makes it.
     ValueError
-        If they do not fit the yaml's encoder.
+        If they do not fit the yaml's encoder, or were damaged since the run
+        that made them.
     """
     given = hparams["pretrained_encoder"]
     path = pathlib.Path(given) if given else folder / "stage1" / ENCODER
@@ -467,5 +483,6 @@ def find_encoder(hparams, folder, debug=False):
             f"--data_folder={hparams['data_folder']}`, or set "
             "pretrained_encoder to a SpeechBrain ECAPA-TDNN checkpoint."
         )
+    check_artefact(path)
     load_weights(hparams["new_encoder"](), path)
     return path

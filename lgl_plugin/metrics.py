@@ -40,6 +40,7 @@ def read_metrics(run):
     -------
     list of dict
         The records as they were logged; of one epoch logged twice, the later.
+        A phase that was done again stays where it was.
 
     Raises
     ------
@@ -60,7 +61,7 @@ output_folder of a run?
         raise FileNotFoundError(
             f"{run} holds no metrics.jsonl: is it the output_folder of a run?"
         )
-    records = {}
+    records, places = {}, {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -69,10 +70,29 @@ output_folder of a run?
             continue  # torn by a crash; the epoch was logged again after it
         if not _is_record(record):
             raise ValueError(f"{path}, line {number} is no record of a run")
-        key = [record.get(k) for k in ("stage", "iteration", "phase", "epoch")]
-        records.pop(tuple(key), None)  # its place is where it was logged last
-        records[tuple(key)] = record
-    return list(records.values())
+        key = key_of(record)
+        records.pop(key, None)  # its place is where it was logged last
+        records[key] = record
+        places.setdefault(_phase(record), len(places))
+    return sorted(records.values(), key=lambda r: places[_phase(r)])
+
+
+def key_of(record):
+    """What tells a record from all others of its run.
+
+    Example
+    -------
+    >>> key_of({"stage": 1, "phase": "simclr", "epoch": 2, "loss": 4.0})
+    (1, None, 'simclr', 2)
+    """
+    keys = ("stage", "iteration", "phase", "epoch")
+    return tuple(record.get(key) for key in keys)
+
+
+def _phase(record):
+    """What keeps its place among the others when it is done again."""
+    phase = record["phase"].removeprefix("after ")
+    return record["stage"], record.get("iteration"), phase
 
 
 def _is_record(record):

@@ -98,7 +98,8 @@ def prepare_manifest(
     dict
         What `<manifest>.json` holds: settings; the numbers of files found,
         kept, excluded (test speakers), bad and short; hours; folders
-        (first-level ones with a kept file); manifest_bytes.
+        (first-level ones with a kept file); manifest_bytes and
+        manifest_sha256.
 
     Raises
     ------
@@ -232,6 +233,9 @@ def _finished(manifest, sidecar):
     try:
         made = json.loads(sidecar.read_text(encoding="utf-8"))
         whole = made["manifest_bytes"] == manifest.stat().st_size
+        # Earlier versions kept no checksum.
+        before = made.get("manifest_sha256")
+        whole = whole and before in (None, checksum(manifest))
         counts = [made[key] for key in ("found", "kept", "bad", "short")]
         whole = whole and all(type(count) is int for count in counts)
         whole = whole and isinstance(made["hours"], float)
@@ -278,6 +282,7 @@ def _scan(settings, manifest, sidecar, bad_files, test_places, num_workers):
         # manifest that it does not belong to.
         sidecar.unlink(missing_ok=True)
     made["manifest_bytes"] = manifest.stat().st_size
+    made["manifest_sha256"] = checksum(manifest)
     write_json(sidecar, made)
     _log_notices(made, counts, manifest, bad_files)
     return made

@@ -6,6 +6,7 @@ What only one process should do, such as writing a file, takes SpeechBrain's
 
 import torch
 import torch.distributed as dist
+from speechbrain.utils.distributed import ddp_broadcast
 
 
 def world_size():
@@ -61,6 +62,40 @@ def gather(value):
     found = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def from_main(work, *arguments):
+    """What the first process returns or raises, in all.
+
+    Without it the others would wait for one that has raised.
+
+    Arguments
+    ---------
+    work : callable
+        Called in the first process; the others wait.
+    *arguments
+        Its arguments.
+
+    Returns
+    -------
+    object
+        What can be pickled.
+
+    Example
+    -------
+    >>> from_main(max, 1, 2)
+    2
+    """
+    value = error = None
+    if rank() == 0:
+        try:
+            value = work(*arguments)
+        except Exception as raised:
+            error = raised
+    value, error = ddp_broadcast((value, error))
+    if error is not None:
+        raise error
+    return value
 
 
 def sum_over_ranks(values):

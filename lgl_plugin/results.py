@@ -11,11 +11,12 @@ import re
 
 import numpy as np
 
+from lgl_plugin.artefacts import read_labels
 from lgl_plugin.data import BadFiles
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.manifest import load_manifest
 from lgl_plugin.metrics import read_metrics, summarise
-from lgl_plugin.run_folder import read_labels, read_state
+from lgl_plugin.state import read_state
 
 PHASES = ("classifier", "gated", "large_margin")  # of training, in a round
 # A line of SpeechBrain's log.txt that begins an entry.
@@ -52,9 +53,11 @@ class Results:
         self.folder = pathlib.Path(folder)
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
-        self.settings, self.done = {}, {}
+        self.settings, self.done, self.failed = {}, {}, {}
         if (self.folder / "state.json").exists():
-            self.settings, self.done = read_state(folder)
+            state = read_state(folder)
+            self.settings, self.done = state["settings"], state["done"]
+            self.failed = state["failed"]
 
     @property
     def name(self):

@@ -1,36 +1,27 @@
-"""A run's folder: which steps are done, its metrics, its weights and labels.
+"""A run's folder: which steps are done, what they left, its metrics.
 
 A step is recorded in `state.json` last, when all that it wrote is whole, so
-the same command after an interruption goes on where it stopped.
+the same command after an interruption goes on where it stopped. What has been
+damaged since is found at the next start and made again.
 """
 
 import contextlib
-import csv
-import io
+import hashlib
 import json
-import logging
 import math
 import os
 import pathlib
-import re
 import shutil
 import time
-from array import array
 
-import numpy as np
-import torch
 import yaml
-from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.distributed import (
-    ddp_barrier,
-    ddp_broadcast,
-    if_main_process,
-    main_process_only,
-)
+from speechbrain.utils.distributed import ddp_broadcast, main_process_only
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.files import atomic_write, write_json
-from lgl_plugin.manifest import CONTROL, Strings
+from lgl_plugin.files import atomic_write, checksum, says_if_full, written_files
+from lgl_plugin.lock import hold
+from lgl_plugin.ranks import from_main
+from lgl_plugin.state import damage, describe, digest, read_state, write_state
 
 logger = get_logger(__name__)
 
@@ -38,7 +29,12 @@ METRICS = "metrics.jsonl"
 
 
 class Run:
-    """A run folder: its finished steps and its metrics.
+    """A run folder: its finished steps, what they left, and its metrics.
+
+    `state.json` holds, beside each stage's settings and the results of the
+    `done` steps: size and SHA-256 of the `files` that a step left; its
+    `sources`, a checksum of what it was made from; checksums of each stage's
+    `inputs` from outside the folder; and why a step has `failed`.
 
     Arguments
     ---------
@@ -53,7 +49,11 @@ class Run:
     ------
     ValueError
         If the folder holds steps of this stage made with other settings:
-        they would pass for results of these.
+        they would pass for results of these. Or if `state.json` is damaged.
+    RuntimeError
+        If another process writes there.
+    OSError
+        If the folder cannot be written.
 
     Example
     -------
@@ -67,12 +67,33 @@ class Run:
 
     def __init__(self, folder, stage, settings):
         self.folder = pathlib.Path(folder)
-        self.state_file = self.folder / "state.json"
-        self.done = {}
-        self.settings = {}
-        if self.state_file.exists():
-            self.settings, self.done = read_state(self.folder)
-        before = self.settings.setdefault(f"stage {stage}", settings)
+        self.stage = stage
+        from_main(hold, self.folder)
+        state = from_main(self._read)
+        self.done = state["done"]
+        self.settings = state["settings"]
+        self.files = state["files"]
+        self.sources = state["sources"]
+        self.inputs = state["inputs"]
+        self.failed = state["failed"]
+        self._check_settings(settings)
+        self._check_metrics(state.get("metrics"))
+
+    def _read(self):
+        """The folder's state; that of a new one is empty."""
+        with contextlib.suppress(FileNotFoundError):
+            return read_state(self.folder)
+        if (self.folder / METRICS).exists():
+            raise ValueError(
+                f"{self.folder} holds the metrics of a run but no state.json, "
+                "so it cannot be told which steps are done. Bring that back, "
+                "set another --output_folder, or delete this one."
+            )
+        names = ("done", "settings", "files", "sources", "inputs", "failed")
+        return {name: {} for name in names}
+
+    def _check_settings(self, settings):
+        before = self.settings.setdefault(f"stage {self.stage}", settings)
         if before != settings:
             changes = [
                 f"{key}: was {before.get(key)}, is {settings.get(key)}"
@@ -80,46 +101,147 @@ class Run:
                 if before.get(key) != settings.get(key)
             ]
             raise ValueError(
-                f"{self.folder} holds a run of stage {stage} with other "
+                f"{self.folder} holds a run of stage {self.stage} with other "
                 "settings; set another --output_folder, or delete that one.\n"
                 + "\n".join(changes)
             )
 
-    def step(self, name, work):
-        """Does a step, unless it is done.
+    def _check_metrics(self, before):
+        """Warns if what steps logged is no longer there."""
+        if before and before != self._metrics(before["bytes"]):
+            logger.warning(
+                "%s has been altered: figures of steps that are done may be "
+                "missing or wrong in the report. Nothing else reads it.",
+                self.folder / METRICS,
+            )
+
+    def _metrics(self, size=None):
+        """Size and checksum of metrics.jsonl, or of its beginning."""
+        path = self.folder / METRICS
+        found = path.read_bytes()[:size] if path.exists() else b""
+        checksum = hashlib.sha256(found).hexdigest()
+        return {"bytes": len(found), "sha256": checksum}
+
+    def given(self, name, path):
+        """Puts a file from outside on record; another is refused.
+
+        Arguments
+        ---------
+        name : str
+            Of the setting that names it.
+        path : str or pathlib.Path
+            The file.
+
+        Raises
+        ------
+        ValueError
+            If it is not the one that this stage of the run was begun with.
+
+        Example
+        -------
+        >>> run = Run(getfixture("tmp_path"), 1, {})
+        >>> trials = run.folder / "trials.txt"
+        >>> _ = trials.write_text("1 a.wav b.wav")
+        >>> run.given("verification_file", trials)
+        >>> _ = trials.write_text("0 a.wav b.wav")
+        >>> run.given("verification_file", trials)
+        Traceback (most recent call last):
+        ValueError: verification_file: ...trials.txt is not what it was when...
+        """
+        inputs = self.inputs.setdefault(f"stage {self.stage}", {})
+        now = from_main(checksum, path)
+        if inputs.setdefault(name, now) != now:
+            raise ValueError(
+                f"{name}: {path} is not what it was when stage {self.stage} "
+                f"of {self.folder} began. Bring that file back, or set "
+                "another --output_folder."
+            )
+
+    def step(self, name, work, source=None):
+        """Does a step, unless it is done and all that it left is whole.
+
+        A step is done again if a file that it left is missing, truncated or
+        altered, or if it was made from something else than `source`. Where
+        only the files suffered, training goes on from its last checkpoint.
+        If the same files come of it, the steps after it still hold.
 
         Arguments
         ---------
         name : str
             Also the step's sub-folder.
         work : callable
-            Takes the folder, returns a dict of plain values to remember.
+            Takes the folder, returns a dict of plain values to remember. With
+            a key "failed", which says why, the step is not done: the next
+            start tries it again.
+        source : str, optional
+            A checksum of what the step is made from.
 
         Returns
         -------
         dict
             What `work` returned, now or in an earlier process.
         """
-        if name in self.done:
+        folder = self.folder / name
+        # Runs of earlier versions have no records: what is done is done.
+        renewed = source != self.sources.get(name, source)
+        wrong = from_main(damage, folder, self.files.get(name, {}))
+        if name in self.done and not (renewed or wrong):
             logger.info("%s is done, going on", name)
             return self.done[name]
+        if name in self.done and wrong:
+            logger.warning("%s is done again: %s", name, "; ".join(wrong))
+        elif renewed:
+            logger.warning(
+                "%s is done again: what it was made from has changed", name
+            )
         logger.info("%s begins", name)
-        folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
+        from_main(self._clear, folder, renewed)
+        self.sources[name] = source
+        for record in (self.done, self.files, self.failed):
+            record.pop(name, None)
+        self.save()
         started = time.perf_counter()
+        with written_files() as written:
+            result = work(folder) or {}
         # Of several processes the main one writes: when the others have its
         # answer, all its files are whole.
-        result = self.done[name] = ddp_broadcast(work(folder) or {})
+        result, files = ddp_broadcast((result, describe(folder, written)))
+        if "failed" in result:
+            self.failed[name] = result["failed"]
+        else:
+            self.done[name], self.files[name] = result, files
         self.save()
         seconds = time.perf_counter() - started
-        logger.info("%s is done after %.0f s", name, seconds)
+        logger.info(
+            "%s %s after %.0f s",
+            *(name, "failed" if name in self.failed else "is done", seconds),
+        )
         return result
+
+    @staticmethod
+    def _clear(folder, renewed):
+        """Makes a step's folder; what was trained on another source goes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if renewed:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def checksum(self, name):
+        """One checksum over what a step left; None if it is not on record."""
+        return digest(self.files[name]) if name in self.files else None
 
     @main_process_only
     def save(self):
         """Writes `state.json`."""
-        state = {"settings": self.settings, "done": self.done}
-        write_json(self.state_file, state)
+        state = {
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "sources": self.sources,
+            "done": self.done,
+            "failed": self.failed,
+            "files": self.files,
+            "metrics": self._metrics(),
+        }
+        write_state(self.folder, state)
 
     @main_process_only
     def log(self, **record):
@@ -127,60 +249,14 @@ class Run:
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
-        with open(self.folder / METRICS, "a+b") as metrics:
+        path = self.folder / METRICS
+        with says_if_full(path), open(path, "a+b") as metrics:
             # A line torn by a crash must not swallow this one.
             if metrics.tell():
                 metrics.seek(-1, os.SEEK_END)
                 if metrics.read(1) != b"\n":
                     metrics.write(b"\n")
             metrics.write(json.dumps(record).encode() + b"\n")
-
-
-def read_state(folder):
-    """Reads a run's `state.json`.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The run folder.
-
-    Returns
-    -------
-    settings : dict
-        From "stage 1" and "stage 2" to their settings.
-    done : dict
-        From the steps done to what they returned.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is damaged.
-
-    Example
-    -------
-    >>> run = Run(getfixture("tmp_path"), 1, {"lr": 0.001})
-    >>> _ = run.step("stage1", lambda folder: {"epochs": 3})
-    >>> read_state(run.folder)
-    ({'stage 1': {'lr': 0.001}}, {'stage1': {'epochs': 3}})
-    """
-    path = pathlib.Path(folder) / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        settings, done = state["settings"], state["done"]
-        parts = [settings, done, *settings.values(), *done.values()]
-        if not all(isinstance(part, dict) for part in parts):
-            raise TypeError("settings and done are not objects of objects")
-        if not all(re.fullmatch(r"[\w/-]+", step) for step in done):
-            raise ValueError("a step has a name that none of ours has")
-    except FileNotFoundError:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is damaged: too deep") from error
-    return settings, done
 
 
 def step_of(record):
@@ -234,8 +310,8 @@ def fork(source, target, steps):
     source, target = pathlib.Path(source), pathlib.Path(target)
     if (target / "state.json").exists():
         return
-    settings, done = read_state(source)
-    missing = [step for step in steps if step not in done]
+    state = read_state(source)
+    missing = [step for step in steps if step not in state["done"]]
     if missing:
         raise ValueError(f"{source} has not done {', '.join(missing)} yet")
     target.mkdir(parents=True, exist_ok=True)
@@ -256,63 +332,14 @@ def fork(source, target, steps):
             with contextlib.suppress(ValueError):  # torn by a crash
                 if step_of(json.loads(line)) in steps:
                     out.write(line + "\n")
-    settings.pop("stage 2", None)
-    done = {step: done[step] for step in steps}
-    write_json(target / "state.json", {"settings": settings, "done": done})
-
-
-class WholeCheckpointer(Checkpointer):
-    """SpeechBrain's Checkpointer, but a checkpoint is whole or absent.
-
-    SpeechBrain writes a checkpoint in place: after a full disk or a kill in
-    the middle it would find the torn one first, and fail to load it.
-
-    Raises
-    ------
-    OSError
-        When a checkpoint cannot be written; the previous one stays.
-
-    Example
-    -------
-    >>> model = torch.nn.Linear(2, 3)
-    >>> folder = getfixture("tmp_path")
-    >>> checkpointer = WholeCheckpointer(folder, {"model": model})
-    >>> checkpointer.save_checkpoint().path.parent == folder
-    True
-    """
-
-    def save_checkpoint(self, *args, **kwargs):
-        """Saves beside the checkpoints, then moves it among them."""
-        folder = self.checkpoints_dir
-        if kwargs.get("name") is None:
-            stamp = time.strftime("%Y-%m-%d+%H-%M-%S")
-            kwargs["name"] = f"{stamp}+{time.time_ns() % 10**9:09d}"
-        unfinished = folder / "unfinished"
-        if if_main_process():
-            shutil.rmtree(unfinished, ignore_errors=True)  # left by a kill
-        kwargs["verbosity"] = logging.DEBUG  # it would name that folder
-        self.checkpoints_dir = unfinished
-        try:
-            saved = super().save_checkpoint(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(folder).free / 1e6
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise OSError(
-                f"a checkpoint cannot be written to {folder}, where {free:.1f} "
-                f"MB are free ({error}). The one before it is whole: make "
-                "room and start the same command again."
-            ) from error
-        finally:
-            self.checkpoints_dir = folder
-        if saved is None:  # only the main process has it
-            ddp_barrier()
-            return None
-        target = folder / saved.path.name
-        os.replace(saved.path, target)
-        logger.info("Saved a checkpoint in %s", target)
-        ddp_barrier()  # nobody looks for it before it is there
-        files = {k: target / f.name for k, f in saved.paramfiles.items()}
-        return saved._replace(path=target, paramfiles=files)
+    for name in ("done", "files", "sources"):
+        before = state[name]
+        state[name] = {step: before[step] for step in steps if step in before}
+    for name in ("settings", "inputs"):
+        state[name].pop("stage 2", None)
+    state["failed"] = {}
+    state.pop("metrics", None)
+    write_state(target, state)
 
 
 def plain_settings(text):
@@ -350,101 +377,3 @@ def plain_settings(text):
     for key in ("output_folder", "train_logger", "max_bad_share"):
         settings.pop(key, None)
     return settings
-
-
-@main_process_only
-def save_weights(module, path):
-    """Writes a module's plain state dict, atomically."""
-    whole = io.BytesIO()  # torch hides from the file that a disk is full
-    torch.save(module.state_dict(), whole)
-    with atomic_write(path, "wb") as out:
-        out.write(whole.getbuffer())
-
-
-def load_weights(module, path):
-    """Loads a plain state dict, strictly.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same module.
-
-    Raises
-    ------
-    ValueError
-        If the file does not fit the module; names the first difference.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "embedding_model.ckpt"
-    >>> save_weights(torch.nn.Linear(2, 3), path)
-    >>> load_weights(torch.nn.Linear(2, 3), path)
-    Linear(in_features=2, out_features=3, bias=True)
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(weights)
-    except Exception as error:
-        first = str(error).strip().splitlines()[:2]
-        raise ValueError(
-            f"{path} does not fit the {type(module).__name__} of the yaml "
-            f"(another width, or not an encoder): {' '.join(first)}"
-        ) from error
-    return module
-
-
-@main_process_only
-def save_arrays(path, **arrays):
-    """Writes arrays as an npz file, atomically."""
-    with atomic_write(path, "wb") as out:
-        np.savez(out, **arrays)
-
-
-def write_labels(path, utterances, labels):
-    """Writes pseudo-labels as a csv of ID and label, atomically."""
-    with atomic_write(path) as out:
-        writer = csv.writer(out)
-        writer.writerow(["ID", "label"])
-        writer.writerows(zip(utterances, labels.tolist()))
-
-
-def read_labels(path):
-    """Reads what `write_labels` wrote.
-
-    Returns
-    -------
-    (lgl_plugin.manifest.Strings, numpy.ndarray)
-        Utterance IDs and their labels, int64 (N,).
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged; names the line.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "labels.csv"
-    >>> write_labels(path, ["a.wav", "b.wav"], torch.tensor([4, 0]))
-    >>> names, labels = read_labels(path)
-    >>> list(names), labels
-    (['a.wav', 'b.wav'], array([4, 0]))
-    """
-    labels = array("q")
-
-    def names(rows):
-        try:
-            if next(rows, None) != ["ID", "label"]:
-                raise ValueError("the first line must be ID,label")
-            for name, label in filter(None, rows):
-                labels.append(int(label))
-                if labels[-1] < 0 or CONTROL.search(name):
-                    raise ValueError(f"{name!r} has the label {label}")
-                yield name
-        except (ValueError, OverflowError, csv.Error) as error:
-            raise ValueError(
-                f"{path}, line {rows.line_num}: {error}"
-            ) from error
-
-    with open(path, newline="", encoding="utf-8") as source:
-        names = Strings(names(csv.reader(source)))
-    return names, np.frombuffer(labels, np.int64)

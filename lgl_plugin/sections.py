@@ -435,6 +435,10 @@ def warnings(page, results):
                 f"{floor:.1f} % that log-mel statistics reach without a "
                 "network."
             )
+    for step, reason in results.failed.items():
+        found.append(
+            f"{step} failed ({reason}); the same command tries it again."
+        )
     for step in results.steps:
         if step not in results.done:
             found.append(f"The run is not finished; next step: {step}.")

@@ -14,19 +14,16 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin import verification
+from lgl_plugin.artefacts import save_arrays
+from lgl_plugin.checkpoints import WholeCheckpointer
 from lgl_plugin.data import BadAudio, BadFiles, audio_seconds, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
 from lgl_plugin.health import findings
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
-from lgl_plugin.metrics import read_metrics
+from lgl_plugin.metrics import key_of, read_metrics
 from lgl_plugin.prepare import check_folders, prepare_manifest
 from lgl_plugin.ranks import world_size
-from lgl_plugin.run_folder import (
-    Run,
-    WholeCheckpointer,
-    plain_settings,
-    save_arrays,
-)
+from lgl_plugin.run_folder import Run, plain_settings
 from lgl_plugin.selection import SAMPLE, ClusterFigures, check_criterion
 from lgl_plugin.shards import ShardSampler, shard_numbers
 
@@ -90,8 +87,11 @@ class Training:
             # Two batches are no result: they neither count as done nor mix
             # with a real run.
             folder = folder / "debug"
-            (folder / "state.json").unlink(missing_ok=True)
+            for name in ("state.json", "metrics.jsonl"):
+                (folder / name).unlink(missing_ok=True)
         self.run = Run(folder, hparams["stage"], plain_settings(settings))
+        if hparams["verification_file"]:
+            self.run.given("verification_file", hparams["verification_file"])
         self.read_data()
 
     def read_data(self):
@@ -113,6 +113,7 @@ class Training:
                     max_bad_share=hparams["max_bad_share"],
                 ),
             )
+        self.run.given("manifest", manifest)
         self.manifest = load_manifest(
             manifest,
             hparams["data_folder"],
@@ -145,9 +146,8 @@ class Training:
     def log(self, **record):
         """Adds a record to the run's metrics, and warns of what it shows."""
         self.run.log(**record)
-        records = read_metrics(self.run.folder)
-        for record, words in findings(records):
-            if record is records[-1]:
+        for found, words in findings(read_metrics(self.run.folder)):
+            if key_of(found) == key_of(record):
                 logger.warning(words)
 
     def seed(self, step):

@@ -24,13 +24,13 @@ import numpy as np
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
+from lgl_plugin.artefacts import load_weights
 from lgl_plugin.data import BadAudio, audio_seconds
 from lgl_plugin.embeddings import Extractor
 from lgl_plugin.figures import det, save
 from lgl_plugin.files import write_json
 from lgl_plugin.manifest import Manifest
 from lgl_plugin.prepare import _find_audio, _test_places, _without_tested
-from lgl_plugin.run_folder import load_weights
 from lgl_plugin.training import check_device, trial_audio
 from lgl_plugin.verification import (
     adaptive_s_norm,

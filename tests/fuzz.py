@@ -34,6 +34,7 @@ import soundfile
 import torch
 
 from lgl_plugin import prepare
+from lgl_plugin.artefacts import load_weights, read_labels
 from lgl_plugin.data import BadAudio, BadFiles, audio_seconds, read_crops
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.export import _read_weights
@@ -41,7 +42,7 @@ from lgl_plugin.files import leads_out
 from lgl_plugin.manifest import Strings, load_manifest
 from lgl_plugin.metrics import read_metrics, summarise, table
 from lgl_plugin.results import _arrays
-from lgl_plugin.run_folder import Run, load_weights, read_labels
+from lgl_plugin.run_folder import Run
 from lgl_plugin.verification import read_trials
 
 KINDS = ("overwrite", "insert", "delete", "repeat", "cut", "word")
@@ -220,6 +221,9 @@ def targets():
         "settings": {"stage 1": {"lr": 0.001}, "stage 2": {"n_iterations": 2}},
         "done": {"stage1": {"epochs": 3}, "iter1/labels": {"n_clusters": 5}},
     }
+    size = {"bytes": 3, "sha256": "0" * 64}
+    files = {"files": {"stage1": {"a.npz": size}}, "metrics": size}
+    records = {"inputs": {"stage 1": {}}, "sources": {"stage1": None}, **files}
     metrics = [
         {"stage": 0, "phase": "untrained", "eer": 38.0},
         {"stage": 1, "phase": "simclr", "epoch": 1, "seconds": 60.0},
@@ -241,7 +245,9 @@ def targets():
             read_list,
             (ValueError, FileNotFoundError),
         ),
-        "state.json": Target("state.json", [_json(state)], read_run),
+        "state.json": Target(
+            "state.json", [_json(state), _json({**state, **records})], read_run
+        ),
         "metrics.jsonl": Target(
             "metrics.jsonl", [b"\n".join(map(_json, metrics))], read_figures
         ),

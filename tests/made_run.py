@@ -5,9 +5,9 @@ import json
 import numpy as np
 import torch
 
+from lgl_plugin.artefacts import write_labels
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.manifest import Strings
-from lgl_plugin.run_folder import write_labels
 
 SPEAKERS, EACH = 6, 10
 N = SPEAKERS * EACH

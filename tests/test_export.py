@@ -18,10 +18,11 @@ from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
 from lgl_plugin import export as exporting
+from lgl_plugin.artefacts import write_labels
 from lgl_plugin.export import Model, export, export_checkpoint, main, read_step
 from lgl_plugin.losses import SubCentreClassifier
 from lgl_plugin.model_card import model_card
-from lgl_plugin.run_folder import plain_settings, write_labels
+from lgl_plugin.run_folder import plain_settings
 from lgl_plugin.threshold import from_halves, from_pseudo_labels
 from lgl_plugin.verification import eer
 

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from lgl_plugin.files import atomic_write, checksum, write_json
+from lgl_plugin.files import atomic_write, checksum, write_json, written_files
 
 
 def test_a_failed_write_leaves_the_previous_file(tmp_path):
@@ -48,7 +48,45 @@ def test_synced_before_it_takes_the_name(tmp_path, monkeypatch):
     )
     with atomic_write(tmp_path / "a") as out:
         out.write("x")
-    assert order == ["s", "r"]
+    # The name itself is in the folder, which is synced last.
+    assert order == ["s", "r", "s"]
+
+
+def test_a_file_that_may_not_grow_keeps_the_previous_one(tmp_path):
+    """The kernel's own limit, as a stand-in for a full disk."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "vectors.npy"
+    path.write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="grow so large.*Make room"):
+            with atomic_write(path, "wb") as out:
+                out.write(bytes(1 << 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["vectors.npy"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """Below a file, since root may write anywhere else."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory.*Make it writable"):
+        with atomic_write(tmp_path / "file" / "run" / "labels.csv"):
+            pass
+
+
+def test_what_failed_does_not_count_as_written(tmp_path):
+    with written_files() as outer:
+        with written_files() as inner:
+            write_json(tmp_path / "a.json", 1)
+            with pytest.raises(TypeError):
+                write_json(tmp_path / "b.json", object())
+        write_json(tmp_path / "c.json", 1)
+    write_json(tmp_path / "d.json", 1)
+    assert [path.name for path in inner] == ["a.json"]
+    assert [path.name for path in outer] == ["a.json", "c.json"]
 
 
 def test_bytes_and_missing_folders(tmp_path):

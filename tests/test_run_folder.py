@@ -1,20 +1,13 @@
 """A run's folder: steps are done once, metrics survive a torn line."""
 
 import json
+import pathlib
 
 import pytest
-import torch
 
+from lgl_plugin.files import write_json
 from lgl_plugin.metrics import read_metrics
-from lgl_plugin.run_folder import (
-    Run,
-    WholeCheckpointer,
-    fork,
-    load_weights,
-    plain_settings,
-    read_labels,
-    save_weights,
-)
+from lgl_plugin.run_folder import Run, fork, plain_settings
 
 
 def test_step_that_fails_is_not_done(tmp_path):
@@ -62,107 +55,6 @@ def test_settings_know_tags_but_no_comments_and_no_folder():
     assert plain_settings(first + "max_bad_share: 1") == plain_settings(first)
 
 
-def test_weights_of_another_shape_are_refused(tmp_path):
-    path = tmp_path / "encoder.ckpt"
-    save_weights(torch.nn.Linear(2, 3), path)
-    with pytest.raises(ValueError, match="another width"):
-        load_weights(torch.nn.Linear(2, 4), path)
-
-
-def test_loading_runs_no_code(tmp_path):
-    """A pickle that would run something is refused, not run."""
-
-    class Harm:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "harm"), "w"))
-
-    torch.save({"weight": Harm()}, tmp_path / "encoder.ckpt")
-    with pytest.raises(ValueError, match="does not fit"):
-        load_weights(torch.nn.Linear(2, 3), tmp_path / "encoder.ckpt")
-    assert not (tmp_path / "harm").exists()
-
-
-@pytest.mark.parametrize("file", ["model.ckpt", "CKPT.yaml"])
-def test_resuming_runs_no_code(tmp_path, file):
-    class Harm:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "harm"), "w"))
-
-    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(2, 3)})
-    folder = checkpointer.save_checkpoint().path
-    torch.save({"weight": Harm()}, folder / "model.ckpt")
-    if file == "CKPT.yaml":
-        harm = f"!!python/object/apply:os.mkdir [{tmp_path}/harm]"
-        (folder / file).write_text(harm)
-    wanted = "Weights only load failed|could not determine a constructor"
-    with pytest.raises(Exception, match=wanted):
-        checkpointer.recover_if_possible()
-    assert not (tmp_path / "harm").exists()
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{", '{"done": {}}', '{"done": [], "settings": {}}', "[" * 9999]
-    + ['{"done": {"../x": {}}, "settings": {}}', '"\udce9"'],
-)
-def test_damaged_state_is_named(tmp_path, text):
-    path = tmp_path / "state.json"
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match="state.json is damaged"):
-        Run(tmp_path, 1, {})
-
-
-@pytest.mark.parametrize(
-    "text, line",
-    [("", 0), ("a.wav,1\n", 1), ("ID,label\na.wav\n", 2)]
-    + [(f"ID,label\na.wav,1\nb.wav,{n}\n", 3) for n in ("-1", "x", "9" * 30)]
-    + [('ID,label\n"a\nb",1\n', 3), ("ID,label\n" + "a" * 150000, 2)],
-)
-def test_damaged_labels_are_named(tmp_path, text, line):
-    path = tmp_path / "labels.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=f"labels.csv, line {line}"):
-        read_labels(path)
-
-
-class Full(torch.nn.Module):
-    """A module that finds the disk full, once it has been told."""
-
-    full = False
-
-    def state_dict(self, *args, **kwargs):
-        if self.full:
-            raise OSError(28, "No space left on device")
-        return super().state_dict(*args, **kwargs)
-
-
-def test_checkpoint_torn_by_a_full_disk_is_never_loaded(tmp_path):
-    model, other = torch.nn.Linear(2, 3), Full()
-    checkpointer = WholeCheckpointer(tmp_path, {"a": model, "b": other})
-    first = checkpointer.save_checkpoint(meta={"loss": 1.0})
-    before = model.weight.detach().clone()
-    torch.nn.init.zeros_(model.weight)
-    other.full = True
-    with pytest.raises(OSError, match="make room and start the same"):
-        checkpointer.save_and_keep_only(meta={"loss": 0.5})
-    other.full = False
-    assert [c.path for c in checkpointer.list_checkpoints()] == [first.path]
-    checkpointer.recover_if_possible()
-    assert torch.equal(model.weight, before)
-
-
-def test_checkpoint_torn_by_a_kill_is_never_loaded(tmp_path):
-    """What a kill leaves is among the unfinished, and the next save's prey."""
-    checkpointer = WholeCheckpointer(tmp_path, {"a": torch.nn.Linear(2, 3)})
-    left = tmp_path / "unfinished" / "CKPT+torn"
-    left.mkdir(parents=True)
-    (left / "CKPT.yaml").write_text("end-of-epoch: true\nunixtime: 1\n")
-    assert checkpointer.recover_if_possible() is None
-    saved = checkpointer.save_checkpoint()
-    assert saved.path.parent == tmp_path and not left.exists()
-    assert checkpointer.recover_if_possible().path == saved.path
-
-
 def test_fork_takes_over_steps_and_what_they_logged(tmp_path):
     run = Run(tmp_path / "run", 2, {"gate": "fixed"})
     for phase in ("labels", "classifier", "gated"):
@@ -191,3 +83,227 @@ def test_fork_of_what_is_not_done_yet(tmp_path):
     run.step("stage1", lambda folder: {})
     with pytest.raises(ValueError, match="iter1/labels"):
         fork(run.folder, tmp_path / "new", ["stage1", "iter1/labels"])
+
+
+def chain(run, calls, seed=0):
+    """Two steps, the second made from the first, and what they leave."""
+
+    def first(folder):
+        calls.append("first")
+        write_json(folder / "labels.json", list(range(seed, 99)))
+        return {"n": 1}
+
+    def second(folder):
+        calls.append("second")
+        seen = json.loads((run.folder / "first/labels.json").read_text())
+        write_json(folder / "weights.json", sum(seen))
+
+    run.step("first", first)
+    run.step("second", second, run.checksum("first"))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, pathlib.Path.unlink])
+@pytest.mark.parametrize(
+    "step, name", [("first", "labels.json"), ("second", "weights.json")]
+)
+def test_a_damaged_step_alone_is_done_again(tmp_path, caplog, harm, step, name):
+    """If it comes out as it was, what was made from it still holds."""
+    chain(Run(tmp_path, 1, {}), [])
+    before = (tmp_path / step / name).read_bytes()
+    state = (tmp_path / "state.json").read_bytes()
+    harm(tmp_path / step / name)
+    calls = []
+    chain(Run(tmp_path, 1, {}), calls)
+    assert calls == [step]
+    assert (tmp_path / step / name).read_bytes() == before
+    assert f"{step} is done again: {name}" in caplog.text
+    after = json.loads((tmp_path / "state.json").read_text())
+    assert after["files"] == json.loads(state)["files"]
+    calls.clear()
+    chain(Run(tmp_path, 1, {}), calls)
+    assert calls == []
+
+
+def test_a_step_that_came_out_otherwise_takes_its_followers_along(tmp_path):
+    """Their checkpoints, trained on what is no more, go too."""
+    chain(Run(tmp_path, 1, {}), [])
+    for step in ("first", "second"):
+        (tmp_path / step / "checkpoints").mkdir()
+    truncate(tmp_path / "first" / "labels.json")
+    calls = []
+    chain(Run(tmp_path, 1, {}), calls, seed=1)
+    assert calls == ["first", "second"]
+    made = json.loads((tmp_path / "second/weights.json").read_text())
+    assert made == sum(range(1, 99))
+    assert (tmp_path / "first" / "checkpoints").exists()
+    assert not (tmp_path / "second" / "checkpoints").exists()
+
+
+def test_a_kill_between_a_step_and_its_followers_is_made_good(tmp_path):
+    chain(Run(tmp_path, 1, {}), [])
+    truncate(tmp_path / "first" / "labels.json")
+    run = Run(tmp_path, 1, {})
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.step("first", killed)
+    assert list(Run(tmp_path, 1, {}).done) == ["second"]
+    calls = []
+    chain(Run(tmp_path, 1, {}), calls, seed=1)
+    assert calls == ["first", "second"]
+
+
+def test_what_people_may_edit_is_theirs(tmp_path):
+    """SpeechBrain's log in a step's folder, the model card, a note."""
+
+    def work(folder):
+        for name in ("README.md", "encoder.json"):
+            write_json(folder / name, 1)
+        (folder / "log.txt").write_text("begun")
+
+    Run(tmp_path, 1, {}).step("stage1", work)
+    for name in ("README.md", "log.txt", "note.txt"):
+        (tmp_path / "stage1" / name).write_text("mine")
+    run = Run(tmp_path, 1, {})
+    run.step("stage1", lambda folder: pytest.fail("done again"))
+    assert list(run.files["stage1"]) == ["encoder.json"]
+
+
+def test_a_run_without_records_is_taken_as_it_is(tmp_path):
+    """As earlier versions left it."""
+    state = {"settings": {"stage 1": {}}, "done": {"first": {"n": 1}}}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    calls = []
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "labels.json").write_text("[1]")
+    chain(Run(tmp_path, 1, {}), calls)
+    assert calls == ["second"]
+    chain(Run(tmp_path, 1, {}), calls)
+    assert calls == ["second"]
+
+
+def test_a_failed_step_is_tried_again(tmp_path):
+    run = Run(tmp_path, 1, {})
+    run.step("export/stage1", lambda folder: {"failed": "no audio"})
+    run = Run(tmp_path, 1, {})
+    assert not run.done and run.failed == {"export/stage1": "no audio"}
+    run.step("export/stage1", lambda folder: {"threshold": 0.5})
+    run = Run(tmp_path, 1, {})
+    assert run.done == {"export/stage1": {"threshold": 0.5}}
+    assert not run.failed
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        truncate,
+        flip,
+        lambda path: path.write_text('{"of": "something else"}'),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_text(path.read_text().replace(": 1", ": 2")),
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path, harm):
+    chain(Run(tmp_path, 1, {}), [])
+    harm(tmp_path / "state.json")
+    with pytest.raises(ValueError, match="state.json is damaged"):
+        Run(tmp_path, 1, {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"done": {}}', '{"done": [], "settings": {}}', "[" * 9999]
+    + ['{"done": {"../x": {}}, "settings": {}}', '"\udce9"'],
+)
+def test_damaged_state_is_named(tmp_path, text):
+    path = tmp_path / "state.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match="state.json is damaged"):
+        Run(tmp_path, 1, {})
+
+
+def test_a_state_changed_on_purpose(tmp_path):
+    """Without its checksum it is taken as it is."""
+    chain(Run(tmp_path, 1, {}), [])
+    state = json.loads((tmp_path / "state.json").read_text())
+    del state["checksum"], state["done"]["second"]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    calls = []
+    chain(Run(tmp_path, 1, {}), calls)
+    assert calls == ["second"]
+
+
+def test_metrics_without_a_state_belong_to_another_run(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="metrics of a run but no state.json"):
+        Run(tmp_path, 1, {})
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_settings_are_on_record_before_the_first_step_ends(tmp_path):
+    """A kill in the first step must not let others go on with its work."""
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path, 1, {"lr": 1}).step("stage1", killed)
+    with pytest.raises(ValueError, match="lr: was 1, is 2"):
+        Run(tmp_path, 1, {"lr": 2})
+
+
+def test_altered_metrics_are_reported(tmp_path, caplog):
+    run = Run(tmp_path, 1, {})
+    run.log(stage=1, phase="simclr", epoch=1, loss=1.0)
+    run.step("stage1", lambda folder: {})
+    run.log(stage=1, phase="after simclr", epoch=2, loss=1.0)
+    path = tmp_path / "metrics.jsonl"
+    truncate(path)
+    Run(tmp_path, 1, {})  # only the step under way has lost a line
+    assert "altered" not in caplog.text
+    path.write_text(path.read_text().replace("simclr", "gated", 1))
+    Run(tmp_path, 1, {})
+    assert "metrics.jsonl has been altered" in caplog.text
+
+
+def test_records_of_a_step_done_again_take_the_place_of_the_old(tmp_path):
+    run = Run(tmp_path, 1, {})
+    for loss in (2.0, 1.0):
+        for epoch in (1, 2):
+            run.log(stage=1, phase="simclr", epoch=epoch, loss=loss)
+        run.log(stage=1, phase="after simclr", eer=loss)
+        if loss == 2.0:
+            run.log(stage=2, iteration=1, phase="clusters")
+    found = [
+        (r["phase"], r.get("epoch"), r.get("loss", r.get("eer")))
+        for r in read_metrics(tmp_path)
+    ]
+    assert found == [
+        ("simclr", 1, 1.0),
+        ("simclr", 2, 1.0),
+        ("after simclr", None, 1.0),
+        ("clusters", None, None),
+    ]
+
+
+def test_a_fork_knows_what_it_took_over(tmp_path):
+    run = Run(tmp_path / "run", 2, {})
+    chain(run, [])
+    fork(run.folder, tmp_path / "new", ["first"])
+    truncate(tmp_path / "new" / "first" / "labels.json")
+    calls = []
+    chain(Run(tmp_path / "new", 2, {"gate": "none"}), calls)
+    assert calls == ["first", "second"]

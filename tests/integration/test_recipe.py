@@ -12,11 +12,12 @@ import torch
 from conftest import STAGE1, STAGE2, train  # tests/integration/conftest.py
 
 from lgl_plugin import report
+from lgl_plugin.artefacts import read_labels
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.experiments import CLASSIFIED
 from lgl_plugin.health import findings
 from lgl_plugin.metrics import read_metrics, summarise
-from lgl_plugin.run_folder import fork, read_labels
+from lgl_plugin.run_folder import fork
 from lgl_plugin.selection import CRITERIA
 
 
@@ -110,7 +111,7 @@ def test_interrupted_run_repeats_only_the_lost_step(run, corpus, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     state = json.loads((copy / "state.json").read_text())
-    del state["done"]["iter2/gated"]
+    del state["done"]["iter2/gated"], state["checksum"]
     (copy / "state.json").write_text(json.dumps(state))
     shutil.rmtree(copy / "iter2" / "gated")
     before = read_metrics(run)

@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from lgl_plugin import verification
+from lgl_plugin.artefacts import load_weights
 from lgl_plugin.embeddings import Extractor
 from lgl_plugin.experiments import (
     CLASSIFIED,
@@ -44,7 +45,7 @@ from lgl_plugin.figures import save, style
 from lgl_plugin.files import atomic_write
 from lgl_plugin.iterations import ENCODER
 from lgl_plugin.manifest import load_manifest
-from lgl_plugin.run_folder import load_weights, plain_settings
+from lgl_plugin.run_folder import plain_settings
 from lgl_plugin.selection import CRITERIA, criterion
 from lgl_plugin.training import trial_audio
 

@@ -18,6 +18,7 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from lgl_plugin.iterations import train_stage1, train_stage2
+from lgl_plugin.run_folder import Run, plain_settings
 
 if __name__ == "__main__":
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
@@ -31,6 +32,10 @@ if __name__ == "__main__":
     stage = f"stage{hparams['stage']}"
     if run_opts.get("debug"):
         stage = os.path.join("debug", stage)
+    else:
+        # Another run's folder is refused before anything is written there.
+        folder, number = hparams["output_folder"], hparams["stage"]
+        Run(folder, number, plain_settings(settings))
     sb.create_experiment_directory(
         experiment_directory=os.path.join(hparams["output_folder"], stage),
         hyperparams_to_save=hparams_file,
