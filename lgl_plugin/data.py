@@ -527,8 +527,8 @@ class BadFiles:
                 f"{len(self.reasons)} bad utterances, more than the "
                 f"{self.limit} that max_bad_share allows. All are named in "
                 f"{self.path}; the first:\n{listing}\n"
-                f"Repair them and delete {self.path.name}, or remove them, or "
-                "raise max_bad_share."
+                f"Repair them and delete {self.path.name}, or raise "
+                "max_bad_share."
             )
 
 

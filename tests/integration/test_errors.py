@@ -226,5 +226,5 @@ def test_too_many_bad_files(bad_corpus, tmp_path):
         )
         assert done.returncode != 0
         message = done.stdout + done.stderr
-        assert "raise max_bad_share" in message
+        assert "or raise max_bad_share" in message
         assert "silent.wav: is silent from end to end" in message
