@@ -26,6 +26,7 @@ from lgl_plugin.selection import (
     criterion,
     pseudo_trial_eer,
 )
+from lgl_plugin.stopping import stop
 
 logger = get_logger(__name__)
 
@@ -128,6 +129,7 @@ class SpeakerBrain(sb.Brain):
         self.seen = so_far.get("seen", [])
         self.average = None
         self.started = time.perf_counter() - so_far.get("seconds", 0.0)
+        stop.waits = True
         self.epoch = epoch
         if self.train_data is not None:
             self.train_data.set_epoch(epoch)
@@ -251,6 +253,8 @@ class SpeakerBrain(sb.Brain):
         ------
         ValueError
             From `check_skipped`.
+        SystemExit
+            If the run was told to stop; a checkpoint is there then.
         """
         if self.average is None:  # or of the part before an interruption
             self.average = torch.tensor(avg_loss, device=loss.device)
@@ -258,7 +262,11 @@ class SpeakerBrain(sb.Brain):
         self.average += torch.where(loss.isfinite(), change, 0.0)
         if self.scaler.is_enabled():
             self.count_skipped((~loss.isfinite()).float())
-        if self.step % STEPS_PER_LOOK:
+        look = self.step % STEPS_PER_LOOK == 0
+        if stop.asked(look):
+            self._save_intra_epoch_ckpt()
+            stop.leave()
+        if not look:
             return avg_loss
         self.check_skipped()
         return float(self.average)
@@ -367,6 +375,7 @@ class SpeakerBrain(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch, moves the learning rate, saves a checkpoint."""
         if stage == sb.Stage.TRAIN:
+            stop.go_on()
             self.check_skipped()
             skipped = int(self.tally.pop("skipped", 0))  # alike in all
             self.tally = sum_over_ranks(self.tally)

@@ -23,6 +23,7 @@ from lgl_plugin.files import atomic_write, checksum, write_json
 from lgl_plugin.health import cluster_sizes
 from lgl_plugin.report import write_report
 from lgl_plugin.state import check_artefact
+from lgl_plugin.stopping import stop
 from lgl_plugin.training import Training
 
 logger = get_logger(__name__)
@@ -34,6 +35,7 @@ SCORES = "scores.npz"
 GATE = "gate.npz"
 
 
+@stop.on_signals()
 def train_stage1(hparams, run_opts, settings):
     """Stage I: SimCLR with augmentation adversarial training.
 
@@ -92,6 +94,7 @@ def train_stage1(hparams, run_opts, settings):
     hand_over(training, "stage1", run.checksum("stage1"))
 
 
+@stop.on_signals()
 def train_stage2(hparams, run_opts, settings):
     """Stage II: extract, cluster, train, train loss-gated; again.
 

@@ -1,0 +1,142 @@
+"""Leaves in good order when told to, by SIGTERM or Ctrl-C.
+
+Batch systems send SIGTERM some seconds before they kill. In training the step
+is finished and a checkpoint written first; elsewhere a run may be left at any
+moment, since what is on disk is whole.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+
+import torch
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.ranks import sum_over_ranks, world_size
+
+logger = get_logger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """What the process was told, and whether it may leave at once.
+
+    Attributes
+    ---------
+    waits : bool
+        Whether a step of training is to be finished first.
+    told : int or None
+        The signal that asks the process to stop after its step.
+    """
+
+    def __init__(self):
+        self.waits = False
+        self.told = None
+        self.owner = None
+
+    @contextlib.contextmanager
+    def on_signals(self):
+        """While this lasts, signals end the run in good order.
+
+        Also a decorator. Outside the main thread, which alone may handle
+        signals, it changes nothing.
+
+        Example
+        -------
+        >>> @Stop().on_signals()
+        ... def train():
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        >>> try:
+        ...     train()
+        ... except SystemExit as left:
+        ...     print(left.code == 128 + signal.SIGTERM)
+        True
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.owner, self.waits, self.told = os.getpid(), False, None
+        before = [signal.signal(number, self.handle) for number in SIGNALS]
+        try:
+            yield
+        finally:
+            self.waits = False
+            for number, handler in zip(SIGNALS, before):
+                signal.signal(number, handler)
+
+    def handle(self, number, frame):
+        """What happens at a signal; a second one ends the wait."""
+        if os.getpid() != self.owner:  # a process that reads audio
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return  # after Ctrl-C it is wanted until the step is done
+        if self.waits and self.told is None:
+            self.told = number
+            logger.info(
+                "%s: stopping after this step; once more to leave at once",
+                signal.Signals(number).name,
+            )
+            return
+        self.leave(number)
+
+    def go_on(self):
+        """Ends the wait for a step; leaves if told to meanwhile."""
+        self.waits = False
+        if self.told is not None:
+            self.leave()
+
+    def asked(self, look):
+        """Whether the processes are to stop now; at a look all must call.
+
+        Arguments
+        ---------
+        look : bool
+            Whether this is a step at which all processes ask; between these
+            only a process that is alone may stop.
+        """
+        if world_size() == 1:
+            return self.told is not None
+        if not look:
+            return False
+        told = torch.tensor(self.told is not None)
+        return bool(sum_over_ranks({"told": told})["told"])
+
+    def leave(self, number=None):
+        """Ends the process and says how to go on.
+
+        Raises
+        ------
+        SystemExit
+            With the status that shells give to a signal.
+        """
+        number = number or self.told or signal.SIGTERM
+        if if_main_process():
+            logger.info(
+                "Stopped by %s; what is done is kept. Go on with the same "
+                "command:\n%s",
+                signal.Signals(number).name,
+                command(),
+            )
+        raise SystemExit(128 + number)
+
+
+def command():
+    """The command that started this process, as one types it.
+
+    Example
+    -------
+    >>> command().startswith("python")
+    True
+    """
+    words = shlex.join(sys.argv)
+    if world_size() == 1:
+        return f"python {words}"
+    return f"torchrun --nproc_per_node={world_size()} {words}"
+
+
+stop = Stop()
