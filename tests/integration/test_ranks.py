@@ -1,8 +1,12 @@
 """Two processes by torchrun, as on two GPUs, but with gloo on the CPU."""
 
 import json
+import os
+import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,12 +17,15 @@ from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.manifest import held_out, load_manifest
 from lgl_plugin.metrics import read_metrics
 
+TORCHRUN = [
+    *(sys.executable, "-m", "torch.distributed.run"),
+    *("--standalone", "--nproc_per_node=2"),
+]
 
-def launch(yaml, corpus, output, *options):
-    """Starts the recipe in two processes."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--standalone", "--nproc_per_node=2"),
+
+def words(yaml, corpus, output, *options):
+    """The recipe with its options."""
+    return [
         *("train_lgl.py", f"hparams/{yaml}", "--distributed_backend=gloo"),
         *TINY,
         f"--data_folder={corpus}",
@@ -27,10 +34,21 @@ def launch(yaml, corpus, output, *options):
         f"--output_folder={output}",
         *options,
     ]
+
+
+def run_to_end(command, folder=RECIPE):
+    """Returns what it printed."""
     done = subprocess.run(
-        command, cwd=RECIPE, capture_output=True, text=True, timeout=250
+        command, cwd=folder, capture_output=True, text=True, timeout=250
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed[-3000:]
+    return printed
+
+
+def launch(yaml, corpus, output, *options):
+    """Starts the recipe in two processes."""
+    run_to_end([*TORCHRUN, *words(yaml, corpus, output, *options)])
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +103,63 @@ def test_trained_weights_load_in_one_process(ranks):
     )
     assert all(value.isfinite().all() for value in weights.values())
     assert not any(key.startswith("module.") for key in weights)
+
+
+@pytest.mark.parametrize("kind", ["simclr", "gated"])
+def test_losses_and_weights_are_those_of_one_process(kind, tmp_path):
+    """At the same global batch: negatives of all, and the selected of all.
+
+    In the gated case one of the processes selects nothing at all.
+    """
+    script = pathlib.Path(__file__).parents[1] / "fit_in_ranks.py"
+    found = []
+    for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
+        folder = tmp_path / name
+        folder.mkdir()
+        run_to_end([*start, str(script), kind, str(folder)], tmp_path)
+        weights = torch.load(folder / "weights.ckpt", weights_only=True)
+        found.append(
+            (weights, json.loads((folder / "records.json").read_text()))
+        )
+    (weights, records), (other_weights, other_records) = found
+    for name, value in weights.items():
+        torch.testing.assert_close(value, other_weights[name], msg=name)
+    assert len(records) == 2
+    for record, other in zip(records, other_records):
+        for name in ("loss", "accuracy", "selected_share", "pseudo_eer"):
+            if name in record:
+                assert record[name] == pytest.approx(other[name], rel=1e-5)
+
+
+def test_killed_process_ends_the_job_and_one_process_goes_on(corpus, tmp_path):
+    options = (
+        "--number_of_epochs=3",
+        "--ckpt_interval_minutes=0",
+        "--ckpt_interval_steps=1",
+    )
+    recipe = words("small_stage1.yaml", corpus, tmp_path / "run", *options)
+    job = subprocess.Popen(
+        [*TORCHRUN, *recipe],
+        cwd=RECIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in job.stdout:
+        if "Going into epoch 2" in line:
+            break
+    children = pathlib.Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    killed = time.monotonic()
+    rest = job.stdout.read()
+    assert job.wait() != 0
+    assert time.monotonic() - killed < 60
+    assert "Signal 9 (SIGKILL)" in rest  # torchrun's table of who failed
+    printed = run_to_end([sys.executable, *recipe])
+    assert "Going into epoch 1" not in printed
+    epochs = [
+        record["epoch"]
+        for record in read_metrics(tmp_path / "run")
+        if record["phase"] == "simclr"
+    ]
+    assert epochs == [1, 2, 3]
