@@ -16,6 +16,7 @@ from lgl_plugin.data import BadFiles
 from lgl_plugin.embeddings import Embeddings
 from lgl_plugin.manifest import load_manifest
 from lgl_plugin.metrics import read_metrics, summarise
+from lgl_plugin.provenance import read_starts
 from lgl_plugin.state import read_state
 
 PHASES = ("classifier", "gated", "large_margin")  # of training, in a round
@@ -53,6 +54,7 @@ class Results:
         self.folder = pathlib.Path(folder)
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
+        self.starts = read_starts(folder)
         self.settings, self.done, self.failed = {}, {}, {}
         if (self.folder / "state.json").exists():
             state = read_state(folder)

@@ -5,8 +5,6 @@ so: a page is also wanted of a run that is half-way.
 """
 
 import collections
-import importlib.metadata
-import platform
 
 import numpy as np
 
@@ -18,8 +16,6 @@ from lgl_plugin.results import PHASES, flatten
 MAP_GROUPS = 7  # as many as there are colours
 WARNINGS = "Warnings"
 SHOWN = 20  # bad files, and messages of a log
-PACKAGES = ("torch", "torchaudio", "speechbrain", "numpy", "faiss-cpu")
-PACKAGES += ("faiss-gpu", "scikit-learn")
 
 
 def overview(page, results):
@@ -390,26 +386,32 @@ def configuration(page, results):
 
 
 def environment(page, results):
-    """Where the run was made."""
+    """Where the run was made, and by which commands."""
     page.section("Environment")
-    versions = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # one of the two faiss packages is enough
-    versions["system"] = platform.platform()
-    page.words(
-        "Where this page was made", ["what", "version"], versions.items()
-    )
+    starts = results.starts
+    if starts:
+        told = ("time", "command", "commit", "device", "host")
+        page.words(
+            "Each start of the run",
+            [*told, "versions"],
+            [
+                [
+                    *(str(start.get(name)) for name in told),
+                    ", ".join(
+                        f"{name} {version}"
+                        for name, version in start.get("versions", {}).items()
+                    ),
+                ]
+                for start in starts
+            ],
+        )
     recorded = results.environment()
     if not recorded:
         page.paragraph("The run left no env.log.")
         return
     page.paragraph(
-        "The run's own record is SpeechBrain's env.log below. Its packages "
-        "are those of the pip that was found first, which need not be those "
-        "that Python used."
+        "SpeechBrain's env.log lists the packages of the pip that was found "
+        "first, which need not be those that Python used."
     )
     page.folded_text("env.log", recorded)
 

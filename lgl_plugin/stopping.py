@@ -7,15 +7,14 @@ moment, since what is on disk is whole.
 
 import contextlib
 import os
-import shlex
 import signal
-import sys
 import threading
 
 import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.provenance import command
 from lgl_plugin.ranks import sum_over_ranks, world_size
 
 logger = get_logger(__name__)
@@ -123,20 +122,6 @@ class Stop:
                 command(),
             )
         raise SystemExit(128 + number)
-
-
-def command():
-    """The command that started this process, as one types it.
-
-    Example
-    -------
-    >>> command().startswith("python")
-    True
-    """
-    words = shlex.join(sys.argv)
-    if world_size() == 1:
-        return f"python {words}"
-    return f"torchrun --nproc_per_node={world_size()} {words}"
 
 
 stop = Stop()

@@ -22,6 +22,7 @@ from lgl_plugin.health import findings
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.metrics import key_of, read_metrics
 from lgl_plugin.prepare import check_folders, prepare_manifest
+from lgl_plugin.provenance import record_start
 from lgl_plugin.ranks import world_size
 from lgl_plugin.run_folder import Run, plain_settings
 from lgl_plugin.selection import SAMPLE, ClusterFigures, check_criterion
@@ -90,6 +91,7 @@ class Training:
             for name in ("state.json", "metrics.jsonl"):
                 (folder / name).unlink(missing_ok=True)
         self.run = Run(folder, hparams["stage"], plain_settings(settings))
+        record_start(folder, hparams["stage"], self.device)
         if hparams["verification_file"]:
             self.run.given("verification_file", hparams["verification_file"])
         self.read_data()
