@@ -222,6 +222,8 @@ class Run:
     def _clear(folder, renewed):
         """Makes a step's folder; what was trained on another source goes."""
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part"):  # of a process that was killed
+            part.unlink()
         if renewed:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

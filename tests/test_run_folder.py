@@ -165,6 +165,14 @@ def test_a_kill_between_a_step_and_its_followers_is_made_good(tmp_path):
     assert calls == ["first", "second"]
 
 
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
+    (tmp_path / "first").mkdir()
+    left = tmp_path / "first" / ".labels.json.x7.part"
+    left.write_text("[1, 2")
+    chain(Run(tmp_path, 1, {}), [])
+    assert not left.exists()
+
+
 def test_what_people_may_edit_is_theirs(tmp_path):
     """SpeechBrain's log in a step's folder, the model card, a note."""
 
