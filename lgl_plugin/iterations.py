@@ -60,7 +60,7 @@ def train_stage1(hparams, run_opts, settings):
             return
         statistics = LogMelStatistics()
         extract = training.extractor(statistics)
-        reference, bad = extract(training.manifest, training.usable)
+        reference, bad = extract(training.manifest, training.rows)
         training.bad_files.add(bad)
         floor = whiten(reference.vectors, training.embed_trials(statistics))
         figures = training.score(floor, folder / "floor.npz")
@@ -120,7 +120,7 @@ def train_stage2(hparams, run_opts, settings):
     first = find_encoder(hparams, training.run.folder, debug)
     if hparams["pretrained_encoder"]:
         training.run.given("pretrained_encoder", first)
-    hparams["cluster"].check(len(training.usable))
+    hparams["cluster"].check(len(training.rows))
     for iteration in range(1, hparams["n_iterations"] + 1):
         result = Iteration(training, iteration, first).run()
         hand_over(training, f"iter{iteration}", result)
@@ -186,7 +186,7 @@ class Iteration:
         encoder = load_weights(self.hparams["new_encoder"](), self.source)
         extract = self.training.extractor(encoder)
         training = self.training
-        found, bad = extract(training.manifest, training.usable, folder)
+        found, bad = extract(training.manifest, training.rows, folder)
         training.bad_files.add(bad)
         return {"utterances": len(found.utterances)}
 

@@ -14,7 +14,13 @@ measured by `recipes/VoxCeleb/LGL/paper.py selection`.
 import math
 
 import numpy as np
+import torch
 from sklearn.metrics import silhouette_score
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
 
 from lgl_plugin.analysis import ami
 from lgl_plugin.clustering import TorchKMeans, normalised
@@ -85,8 +91,11 @@ def contrastive_accuracy(first, second):
     return float((scores.argmax(axis=1) == partner).mean())
 
 
+@register_checkpoint_hooks
 class ClusterFigures:
     """How well the same utterances cluster, from one epoch to the next.
+
+    A checkpoint keeps the clusters that the next ones are compared with.
 
     Arguments
     ---------
@@ -135,6 +144,18 @@ class ClusterFigures:
             ),
             "agreement": None if before is None else ami(before, labels),
         }
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes the clusters of the latest call, if there are any."""
+        known = self.before is not None
+        torch.save(torch.from_numpy(self.before) if known else None, path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch=True):
+        """Reads what `save` wrote."""
+        before = torch.load(path, map_location="cpu", weights_only=True)
+        self.before = None if before is None else before.numpy()
 
 
 def criterion(record, name):

@@ -121,26 +121,25 @@ class Training:
             hparams["data_folder"],
             hparams["allow_outside_data_folder"],
         )
-        train, valid = held_out(
-            len(self.manifest), hparams["held_out_share"], hparams["seed"]
-        )
-        # After the split, lest a bad utterance found later changes it.
         self.bad_files = BadFiles(self.run.folder / "bad_files.txt")
         bad = self.bad_files.reasons
-        usable = np.array([name not in bad for name in self.manifest.ids])
         # The share is of all files, those too that are in no manifest.
-        n_files = len(bad) + usable.sum()
+        n_files = len(bad) + sum(name not in bad for name in self.manifest.ids)
         self.bad_files.limit = int(hparams["max_bad_share"] * n_files)
         self.bad_files.check()  # starting again must not lift the limit
-        self.usable = np.flatnonzero(usable)
-        self.train, self.valid = train[usable[train]], valid[usable[valid]]
+        # What is known to be bad stays in: left out after a restart, it would
+        # change the order of all others, and the run.
+        self.rows = np.arange(len(self.manifest))
+        self.train, self.valid = held_out(
+            len(self.rows), hparams["held_out_share"], hparams["seed"]
+        )
         # Over all processes, each of which reads so many.
         batch = hparams["dataloader_options"]["batch_size"] * world_size()
         self.batch_size = batch
         if batch > len(self.train):
             raise ValueError(
                 f"batch_size: {batch} is more than the {len(self.train)} "
-                f"utterances to train on ({len(self.usable)} in "
+                f"utterances to train on ({len(self.rows)} in "
                 f"{manifest}, less those held out). Lower batch_size."
             )
 
@@ -229,7 +228,9 @@ class Training:
 
         brain.log = log
         brain.bad_files = self.bad_files
-        brain.examine = self.examiner()
+        figures = ClusterFigures(self.device)
+        checkpointer.add_recoverable("clusters", figures)
+        brain.examine = self.examiner(figures)
         brain.epochs_before = epochs_before
         n_crops = 2 if labels is None else 1
         crop = crop_seconds or hparams["crop_seconds"]
@@ -276,8 +277,13 @@ class Training:
         }
         logger.log_stats({"epoch": record["epoch"]}, train_stats=stats)
 
-    def examiner(self):
+    def examiner(self, figures):
         """What is to be known of each epoch's encoder, as `selection` asks.
+
+        Arguments
+        ---------
+        figures : lgl_plugin.selection.ClusterFigures
+            Those of the phase.
 
         Returns
         -------
@@ -288,10 +294,9 @@ class Training:
         study = self.hparams["selection_study"]
         clusters = study or chosen in ("silhouette", "agreement")
         trials = study or chosen == "trials"
-        figures = ClusterFigures(self.device)
         # The same at every phase, whatever was drawn before.
         rng = np.random.default_rng(self.hparams["seed"])
-        rows = rng.permutation(self.usable)[:SAMPLE]
+        rows = rng.permutation(self.rows)[:SAMPLE]
 
         def examine(encoder):
             found = {}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
+from speechbrain.utils.checkpoints import Checkpointer
 
 from lgl_plugin.selection import (
     CRITERIA,
@@ -124,3 +125,23 @@ def test_lower_is_better_for_all_criteria(name):
     assert criterion({}, name) == np.inf
     figure, _ = CRITERIA[name]
     assert criterion({figure: float("nan")}, name) == np.inf
+
+
+def test_clusters_of_the_epoch_before_outlast_a_restart(tmp_path):
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=(2, 60, 8))
+    whole = ClusterFigures()
+    whole(first)
+    Checkpointer(tmp_path, {"clusters": whole}).save_checkpoint()
+    again = ClusterFigures()
+    Checkpointer(tmp_path, {"clusters": again}).recover_if_possible()
+    assert again(second) == whole(second)
+    assert again(second)["agreement"] == pytest.approx(1.0)
+
+
+def test_restart_before_any_clusters(tmp_path):
+    Checkpointer(tmp_path, {"clusters": ClusterFigures()}).save_checkpoint()
+    again = ClusterFigures()
+    Checkpointer(tmp_path, {"clusters": again}).recover_if_possible()
+    vectors = np.random.default_rng(3).normal(size=(60, 8))
+    assert again(vectors)["agreement"] is None
