@@ -1,13 +1,12 @@
 """Embeddings of whole utterances: extraction and the store on disk."""
 
 import dataclasses
-import io
 import pathlib
-import tempfile
 
 import numpy as np
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -17,6 +16,10 @@ from lgl_plugin.manifest import Strings, find
 from lgl_plugin.padding import as_if_alone, reach, relative
 from lgl_plugin.pooling import lean_pooling
 from lgl_plugin.ranks import gather, rank, world_size
+from lgl_plugin.share import Share, key_of, remove_shares
+from lgl_plugin.stopping import stop
+
+logger = get_logger(__name__)
 
 ROWS = 65536  # that are copied at once
 
@@ -121,6 +124,9 @@ class Extractor:
         Of the embedding model: fp32, bf16 or fp16, by autocast.
     dtype : str
         Of the store: float32 or float16.
+    keep_seconds : float
+        How often what is embedded is kept in the store's folder; extraction
+        that was interrupted goes on from there.
 
     Example
     -------
@@ -150,6 +156,7 @@ class Extractor:
         num_workers=0,
         precision="fp32",
         dtype="float32",
+        keep_seconds=600.0,
     ):
         self.compute_features = compute_features
         self.mean_var_norm = mean_var_norm
@@ -168,6 +175,7 @@ class Extractor:
         self.num_workers = num_workers
         self.precision = AMPConfig.from_name(precision).dtype
         self.dtype = np.dtype(dtype)
+        self.keep_seconds = keep_seconds
         self.hop = compute_features.get_filter_properties().stride
 
     @torch.no_grad()
@@ -197,18 +205,16 @@ class Extractor:
             If that holds for all.
         """
         rows = np.asarray(rows, np.int64)
-        if folder and rank() == 0:
-            for part in pathlib.Path(folder).glob(".vectors.*.part"):
-                part.unlink()  # of a run that was killed
-        gather(None)
-        with says_if_full(folder), _sink(folder) as sink:
-            positions, dim, bad = self._embed_share(manifest, rows, sink)
-            sink.flush()
-            vectors = sink.name if folder else sink.getvalue()
-            shares = gather((positions, dim, vectors, bad))
+        with says_if_full(folder):
+            share = self._embed_share(manifest, rows, folder)
+            shares = gather(
+                (share.positions(), share.dim, share.whole(), share.bad)
+            )
             bad = sorted(failure for *_, share in shares for failure in share)
             bad = [(manifest.ids[rows[p]], reason) for p, reason in bad]
             if len(bad) == len(rows):
+                if folder and rank() == 0:
+                    remove_shares(folder)
                 raise BadAudio(
                     f"none of {len(rows)} utterances could be embedded; "
                     f"the first: {' '.join(bad[0])}"
@@ -219,21 +225,31 @@ class Extractor:
                 return Embeddings(Strings(names), joined[:]), bad
             if rank() == 0:
                 Embeddings(Strings(names), joined).save(folder)
-            gather(None)  # until the store is there and the shares are read
+                remove_shares(folder)
+            gather(None)  # until the store is there
         return Embeddings.load(folder), bad
 
-    def _embed_share(self, manifest, rows, sink):
-        """Writes this rank's vectors; their places in `rows`, dim, the bad."""
+    def _embed_share(self, manifest, rows, folder):
+        """What is this rank's to embed."""
         seconds = np.minimum(manifest.durations[rows], self.max_seconds)
         order, ends = self._batches(seconds)
         # A lone utterance of no more frames cannot be reflected.
         shortest = reach(self.embedding_model) * self.hop
+        parts = (self.embedding_model, rows, order, ends)
+        key = key_of(*parts, self.precision, self.dtype) if folder else ""
+        share = Share(folder, key, self.keep_seconds)
+        if share.batches:
+            logger.info(
+                "%d utterances are embedded, going on",
+                len(share.positions()) + len(share.bad),
+            )
+        batches = range(rank(), len(ends), world_size())
         loader = torch.utils.data.DataLoader(
             _Waveforms(
                 manifest, rows, seconds, order, ends, self.sample_rate, shortest
             ),
             batch_size=None,
-            sampler=range(rank(), len(ends), world_size()),
+            sampler=batches[share.batches :],
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -241,28 +257,34 @@ class Extractor:
         if self.mean_var_norm is not None:
             self.mean_var_norm.to(self.device).eval()
         self.embedding_model.to(self.device).eval()
-        positions, dim, bad = [np.empty(0, np.int64)], 0, []
         progress = tqdm(
             total=len(rows) // world_size(),
+            initial=len(share.positions()) + len(share.bad),
             desc="embeddings",
             unit="utt",
             leave=False,
             disable=rank() > 0,
         )
+        stop.waits = True
         for batch, wavs, n_samples, failures in loader:
-            bad.extend(map(tuple, failures))  # the loader makes them lists
             progress.update(len(batch) + len(failures))
-            if not len(batch):
-                continue
-            vectors = self._embed(wavs, n_samples)
-            finite = np.isfinite(vectors).all(axis=1)
-            for position in batch[~finite].tolist():
-                bad.append((position, "has an embedding that is not finite"))
-            positions.append(batch[finite])
-            dim = vectors.shape[1]
-            sink.write(vectors[finite].tobytes())
+            bad = [tuple(failure) for failure in failures]  # lists by now
+            vectors = None
+            if len(batch):
+                vectors = self._embed(wavs, n_samples)
+                finite = np.isfinite(vectors).all(axis=1)
+                for position in batch[~finite].tolist():
+                    bad.append(
+                        (position, "has an embedding that is not finite")
+                    )
+                batch, vectors = batch[finite], vectors[finite]
+            share.add(batch, vectors, bad)
+            if stop.told is not None:
+                share.keep()
+                stop.leave()
         progress.close()
-        return np.concatenate(positions), dim, bad
+        stop.go_on()
+        return share
 
     def _embed(self, wavs, n_samples):
         """Embeddings of filled waveforms, as the store has them."""
@@ -370,16 +392,6 @@ class _Joined:
             own = source == number
             found[own] = part[wanted[own] - self.starts[number]]
         return found
-
-
-def _sink(folder):
-    """A file in the folder that goes when closed; memory without one."""
-    if not folder:
-        return io.BytesIO()
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    return tempfile.NamedTemporaryFile(
-        dir=folder, prefix=".vectors.", suffix=".part"
-    )
 
 
 class LogMelStatistics(torch.nn.Module):

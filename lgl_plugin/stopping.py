@@ -64,7 +64,7 @@ class Stop:
         try:
             yield
         finally:
-            self.waits = False
+            self.waits, self.told = False, None
             for number, handler in zip(SIGNALS, before):
                 signal.signal(number, handler)
 

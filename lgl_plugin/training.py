@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import pathlib
 
@@ -323,6 +324,8 @@ class Training:
             self.hparams["sample_rate"],
             num_workers=self.hparams["dataloader_options"]["num_workers"],
             precision=self.eval_precision,
+            # 0 is SpeechBrain's word for never.
+            keep_seconds=60 * self.hparams["ckpt_interval_minutes"] or math.inf,
         )
 
     @functools.cached_property

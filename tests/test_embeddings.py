@@ -1,7 +1,10 @@
 """Extraction, the store and the floor."""
 
+import copy
 import dataclasses
 import datetime
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from lgl_plugin.embeddings import (
     whiten,
 )
 from lgl_plugin.manifest import Manifest, Strings
+from lgl_plugin.stopping import stop
 
 RATE = 16000
 
@@ -337,6 +341,75 @@ def test_extraction_into_a_folder_is_extraction_into_memory(
 
 
 # The floor
+
+
+class Killed(BaseException):
+    """Nothing that the code under test would catch."""
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_interrupted_extraction_goes_on(
+    speech, modules, tmp_path, monkeypatch, done
+):
+    rows = np.arange(len(speech))
+    options = {"batch_seconds": 1.0, "keep_seconds": 0.0}  # one in a batch
+    whole, _ = Extractor(*modules, **options)(speech, rows, tmp_path / "whole")
+    extract = Extractor(*modules, **options)
+    embed, seen = extract._embed, []
+
+    def until_killed(wavs, n_samples):
+        if len(seen) == done:
+            raise Killed
+        seen.append(n_samples)
+        return embed(wavs, n_samples)
+
+    monkeypatch.setattr(extract, "_embed", until_killed)
+    with pytest.raises(Killed):
+        extract(speech, rows, tmp_path / "killed")
+    seen.clear()
+    before, done = done, len(rows)
+    found, bad = extract(speech, rows, tmp_path / "killed")
+    assert len(seen) == len(rows) - before
+    assert not bad
+    assert np.array_equal(found.vectors, whole.vectors)
+    assert list(found.utterances) == list(whole.utterances)
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert names == {"vectors.npy", "utterances.txt"}
+
+
+def test_what_another_encoder_left_is_not_taken_up(
+    speech, modules, tmp_path, monkeypatch
+):
+    rows = np.arange(len(speech))
+    fbank, norm, encoder = modules
+    extract = Extractor(fbank, norm, encoder, keep_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "remove_shares", lambda folder: None)
+        extract(speech, rows, tmp_path)
+    assert list(tmp_path.glob(".share*"))
+    other = copy.deepcopy(encoder)
+    with torch.no_grad():
+        other.fc.conv.bias += 1.0
+    found, _ = Extractor(fbank, norm, other)(speech, rows, tmp_path)
+    expected, _ = Extractor(fbank, norm, other)(speech, rows)
+    assert np.array_equal(found.vectors, expected.vectors)
+
+
+def test_told_to_stop_it_keeps_what_is_embedded(speech, modules, tmp_path):
+    rows = np.arange(len(speech))
+    extract = Extractor(*modules, batch_seconds=1.0)
+    embed = extract._embed
+
+    def told(wavs, n_samples):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return embed(wavs, n_samples)
+
+    extract._embed = told
+    with pytest.raises(SystemExit), stop.on_signals():
+        extract(speech, rows, tmp_path)
+    extract._embed = embed
+    with np.load(tmp_path / ".share0.npz") as kept:
+        assert len(kept["placed"]) == 1
 
 
 def test_log_mel_statistics_are_numpys_over_the_counted_frames():
