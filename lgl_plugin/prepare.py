@@ -138,7 +138,7 @@ def prepare_manifest(
     ):
         if not value >= least:
             raise ValueError(f"{name} is {value}; it must be {least} or more")
-    test_places = _test_places(trials, trial_folder) if trials else set()
+    places = trial_places(trials, trial_folder) if trials else set()
     settings = {
         "train_folder": train_folder,
         "data_root": data_root,
@@ -163,9 +163,7 @@ def prepare_manifest(
         )
         logger.warning(f"Making {manifest} again: {changes}.")
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    return _scan(
-        settings, manifest, sidecar, bad_files, test_places, num_workers
-    )
+    return _scan(settings, manifest, sidecar, bad_files, places, num_workers)
 
 
 def check_folders(train_folder, data_root):
@@ -212,8 +210,37 @@ def _below(folder, root):
     return "" if path == "." else path + "/"
 
 
-def _test_places(trials, trial_folder):
-    """The real paths of a trial list's utterances and all folders above."""
+def trial_places(trials, trial_folder):
+    """The real paths of a trial list's utterances and all folders above.
+
+    Arguments
+    ---------
+    trials : str or pathlib.Path
+        The trial list, see `verification.read_trials`.
+    trial_folder : str or pathlib.Path
+        The folder that its paths start from.
+
+    Returns
+    -------
+    set of str
+        For `without_tested`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such list.
+    ValueError
+        If it is malformed.
+
+    Example
+    -------
+    >>> folder = pathlib.Path(os.path.realpath(getfixture("tmp_path")))
+    >>> trials = folder / "trials.txt"
+    >>> _ = trials.write_text("1 ann/1.wav ann/2.wav\\n0 ann/1.wav bob/1.wav")
+    >>> places = trial_places(trials, folder)
+    >>> str(folder / "ann") in places, str(folder / "cat") in places
+    (True, False)
+    """
     places = set()
     real = {}
     for utterance in read_trials(trials).utterances:
@@ -252,7 +279,7 @@ def _serves(made, settings):
     return same and wrong <= share * made["found"]
 
 
-def _scan(settings, manifest, sidecar, bad_files, test_places, num_workers):
+def _scan(settings, manifest, sidecar, bad_files, places, num_workers):
     """Writes bad_files, the manifest and its sidecar, in this order."""
     folder = settings["train_folder"]
     prefix = _below(folder, settings["data_root"])
@@ -260,8 +287,8 @@ def _scan(settings, manifest, sidecar, bad_files, test_places, num_workers):
     others = collections.Counter()
     journal = _Journal(manifest.with_name(manifest.name + ".journal"), settings)
     with journal, atomic_write(manifest) as out:
-        files = _find_audio(folder, others)
-        files = _without_tested(files, folder, test_places, counts)
+        files = find_audio(folder, others)
+        files = without_tested(files, folder, places, counts)
         files = _sifted(files, prefix, journal)
         headers = _read_headers(folder, files, num_workers)
         with atomic_write(bad_files) as bad, contextlib.closing(headers):
@@ -333,10 +360,33 @@ def _summary(settings, counts):
     }
 
 
-def _find_audio(root, others):
-    """Yields (path below root, problem or None) of audio files, sorted.
+def find_audio(root, others):
+    """Finds the audio files of a folder, at any depth, sorted by path.
 
-    Names with other extensions are counted in `others`.
+    Links are followed, and every folder is looked at once. Files are not
+    opened.
+
+    Arguments
+    ---------
+    root : str or pathlib.Path
+        The folder.
+    others : collections.Counter
+        Counts what has another extension, by extension.
+
+    Yields
+    ------
+    (str, str or None)
+        The path below root, and why the file or folder cannot be read, None
+        if nothing speaks against it.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("b.flac", "a.WAV", "notes.txt"):
+    ...     (folder / name).touch()
+    >>> others = collections.Counter()
+    >>> list(find_audio(folder, others)), others
+    ([('a.WAV', None), ('b.flac', None)], Counter({'.txt': 1}))
     """
     visited = set()
     repeated = []
@@ -387,16 +437,43 @@ def _kind(entry):
         return "neither"
 
 
-def _without_tested(files, train_folder, test_places, counts):
-    """Drops and counts files that share a first-level folder with a trial."""
+def without_tested(files, root, places, counts):
+    """Drops files that share a first-level folder with a trial list.
+
+    Arguments
+    ---------
+    files : iterable of (str, str or None)
+        From `find_audio`.
+    root : str or pathlib.Path
+        The folder that they were found in.
+    places : set of str
+        From `trial_places`.
+    counts : collections.Counter
+        Counts what is dropped as "excluded", its first-level folders as
+        "excluded folders".
+
+    Yields
+    ------
+    (str, str or None)
+        Those of the files that are left.
+
+    Example
+    -------
+    >>> files = [("ann/1.wav", None), ("ann/2.wav", None), ("bob/1.wav", None)]
+    >>> counts = collections.Counter()
+    >>> tested = {os.path.realpath("corpus/ann")}
+    >>> list(without_tested(files, "corpus", tested, counts))
+    [('bob/1.wav', None)]
+    >>> counts["excluded"], counts["excluded folders"]
+    (2, 1)
+    """
     last = None
     tested = False
     for name, problem in files:
         top = name.split("/")[0]
         if top != last:
             last = top
-            real = os.path.realpath(os.path.join(train_folder, top))
-            tested = real in test_places
+            tested = os.path.realpath(os.path.join(root, top)) in places
             counts["excluded folders"] += tested
         if tested:
             counts["excluded"] += 1

@@ -96,8 +96,8 @@ def read_trials(path, audio_folder=None, allow_outside=False):
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"verification_file: there is no file {path}. Give the path of a "
-            "trial list on this machine, or leave the key empty to train "
-            "without verification"
+            "trial list on this machine; training does without one if the "
+            "yaml says verification_file: null"
         )
     words = []
     for number, row in _rows(path):
@@ -591,8 +591,8 @@ def _check_inside(path, utterances, audio_folder):
         raise ValueError(
             f"verification_file: {path}, line {line}: {utterance!r} leads out "
             f"of the trial_folder {audio_folder}. Put the audio, or a link to "
-            "it, there; or, if you trust this list, set "
-            "allow_outside_data_folder: True"
+            "it, there. A list that you trust is taken as it is by training "
+            "whose yaml says allow_outside_data_folder: True"
         )
 
 

@@ -30,7 +30,7 @@ from lgl_plugin.embeddings import Extractor
 from lgl_plugin.figures import det, save
 from lgl_plugin.files import write_json
 from lgl_plugin.manifest import Manifest
-from lgl_plugin.prepare import _find_audio, _test_places, _without_tested
+from lgl_plugin.prepare import find_audio, trial_places, without_tested
 from lgl_plugin.training import check_device, trial_audio
 from lgl_plugin.verification import (
     adaptive_s_norm,
@@ -299,9 +299,9 @@ out
     if not folder.is_dir():
         raise FileNotFoundError(f"--cohort: there is no folder {folder}")
     counts = collections.Counter()
-    files = _find_audio(folder, collections.Counter())
-    tested = _test_places(verification_file, trial_folder)
-    files = _without_tested(files, folder, tested, counts)
+    files = find_audio(folder, collections.Counter())
+    places = trial_places(verification_file, trial_folder)
+    files = without_tested(files, folder, places, counts)
     names = [name for name, problem in files if problem is None]
     if counts["excluded"]:
         print(

@@ -367,7 +367,7 @@ def test_missing_trial_list(tmp_path):
 def test_finished_manifest_is_reused(tmp_path, logs, monkeypatch):
     put(tmp_path / "wav/ann/1.wav")
     made = scan(tmp_path)
-    monkeypatch.setattr(prepare, "_find_audio", None)  # no scan
+    monkeypatch.setattr(prepare, "find_audio", None)  # no scan
     assert scan(tmp_path) == made
     assert "Reusing" in logs.text
     assert "Delete it to scan" in logs.text
@@ -402,7 +402,7 @@ def test_more_tolerance_needs_no_other_scan(tmp_path, monkeypatch):
     made = scan(tmp_path, max_bad_share=0.5)
     with pytest.raises(ValueError, match="max_bad_share: 0.4 allows 0"):
         scan(tmp_path, max_bad_share=0.4)
-    monkeypatch.setattr(prepare, "_find_audio", None)  # no scan
+    monkeypatch.setattr(prepare, "find_audio", None)  # no scan
     assert scan(tmp_path, max_bad_share=0.9) == made
 
 
