@@ -139,6 +139,13 @@ class LossMemory(nn.Module):
             Which utterances, int64 (N,).
         means : numpy.ndarray
             Their running means, float32 (N,).
+
+        Example
+        -------
+        >>> memory = LossMemory(3, momentum=0.5)
+        >>> memory.take_in(np.array([2, 0]), np.array([1.0, 4.0], np.float32))
+        >>> memory(torch.tensor([0, 1]), torch.tensor([2.0, 5.0]))
+        tensor([3., 5.])
         """
         rows = torch.from_numpy(rows).to(self.losses.device)
         self.losses[rows] = torch.from_numpy(means).to(self.losses)
