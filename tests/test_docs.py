@@ -1,5 +1,6 @@
 """The guides and the reference: they build, and what they say is so."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -75,6 +76,24 @@ def test_every_module_is_in_the_reference():
     listed = re.findall(r"automodule:: lgl_plugin\.(\w+)", text)
     modules = {path.stem for path in (ROOT / "lgl_plugin").glob("*.py")}
     assert sorted(listed) == sorted(modules - {"__init__"})
+
+
+def test_the_map_of_the_house_is_so():
+    """Every module is on it, once, and imports run downwards."""
+    rows = re.findall(r"^\| \w+ \| (`.*?) \|", PAGES["CONTRIBUTING.md"], re.M)
+    floors = [re.findall(r"`(\w+)`", row) for row in rows]
+    floor = {name: n for n, names in enumerate(floors) for name in names}
+    paths = {path.stem: path for path in (ROOT / "lgl_plugin").glob("*.py")}
+    del paths["__init__"]
+    listed = [name for names in floors for name in names]
+    assert sorted(listed) == sorted([*paths, "hparams"])
+    for name, path in paths.items():
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                package, _, module = node.module.partition(".")
+                wanted = [module] if module else [a.name for a in node.names]
+                for other in wanted if package == "lgl_plugin" else ():
+                    assert floor[name] <= floor[other], (name, other)
 
 
 @pytest.mark.parametrize("page", PAGES)
