@@ -118,7 +118,11 @@ def sum_over_ranks(values):
     if world_size() == 1 or not values:
         return values
     names = sorted(values)
-    total = torch.stack([torch.as_tensor(values[n]).double() for n in names])
+    # Some lie on the GPU and some do not; NCCL sums what does.
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = torch.stack(
+        [torch.as_tensor(values[n]).to(device).double() for n in names]
+    )
     dist.all_reduce(total)
     return dict(zip(names, total))
 
