@@ -263,13 +263,17 @@ class SpeakerBrain(sb.Brain):
         if self.scaler.is_enabled():
             self.count_skipped((~loss.isfinite()).float())
         look = self.step % STEPS_PER_LOOK == 0
-        if stop.asked(look):
-            self._save_intra_epoch_ckpt()
-            stop.leave()
+        self.leave_if_asked(look)
         if not look:
             return avg_loss
         self.check_skipped()
         return float(self.average)
+
+    def leave_if_asked(self, look):
+        """Writes a checkpoint and leaves if told to, see `Stop.asked`."""
+        if stop.asked(look):
+            self._save_intra_epoch_ckpt()
+            stop.leave()
 
     def check_skipped(self):
         """Ends the run if too many steps in a row were skipped.
@@ -375,12 +379,13 @@ class SpeakerBrain(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch, moves the learning rate, saves a checkpoint."""
         if stage == sb.Stage.TRAIN:
+            if self.average is None:  # resumed behind the last batch
+                self.average = torch.tensor(stage_loss)
+            self.leave_if_asked(look=True)  # since the last look, that is
             stop.go_on()
             self.check_skipped()
             skipped = int(self.tally.pop("skipped", 0))  # alike in all
             self.tally = sum_over_ranks(self.tally)
-            if self.average is None:  # resumed behind the last batch
-                self.average = torch.tensor(stage_loss)
             seconds = time.perf_counter() - self.started
             self.record = {
                 "epoch": epoch,

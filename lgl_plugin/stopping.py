@@ -76,6 +76,10 @@ class Stop:
             return  # after Ctrl-C it is wanted until the step is done
         if self.waits and self.told is None:
             self.told = number
+            if hasattr(signal, "SIGCHLD"):  # not on Windows
+                # Its readers may have been told too; torch would raise, in
+                # the middle of the step, that they have ended.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             logger.info(
                 "%s: stopping after this step; once more to leave at once",
                 signal.Signals(number).name,

@@ -3,6 +3,8 @@
 import copy
 import functools
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lgl_plugin import stopping
 from lgl_plugin.augment import Augmenter
 from lgl_plugin.brains import STEPS_PER_LOOK, LossGatedBrain, SimCLRBrain
 from lgl_plugin.data import BadFiles
@@ -31,6 +34,7 @@ from lgl_plugin.health import findings
 from lgl_plugin.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
 from lgl_plugin.metrics import read_metrics
 from lgl_plugin.run_folder import Run
+from lgl_plugin.stopping import stop
 
 BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
 
@@ -585,6 +589,25 @@ def test_mean_loss_goes_on_after_an_interruption(gated):
     assert (brain.avg_train_loss, brain.step) == (2.0, 3)
 
 
+def test_told_behind_the_last_look_of_an_epoch_it_keeps_the_steps(
+    gated, monkeypatch
+):
+    """Of several processes, which ask each other only at a look."""
+    brain = gated(NoGate())
+    brain.checkpointer.add_recoverable("brain", brain)
+    monkeypatch.setattr(stopping, "world_size", lambda: 2)
+    with stop.on_signals():
+        brain.on_stage_start(sb.Stage.TRAIN, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        average = train(brain, False, False, False)
+        assert brain.checkpointer.find_checkpoint() is None
+        with pytest.raises(SystemExit):
+            brain.on_stage_end(sb.Stage.TRAIN, average, 1)
+    brain.step = 0
+    brain.checkpointer.recover_if_possible()
+    assert brain.step == 3 and len(brain.resumed["seen"][0][0]) == 3 * BATCH
+
+
 def test_rows_are_kept_by_themselves(gated):
     """A tensor that a loader's worker shares keeps a file open."""
     brain = gated(NoGate())
@@ -854,7 +877,6 @@ def said(brain):
     if isinstance(brain, SimCLRBrain):
         place = {"stage": 1, "phase": "simclr"}
     run = Run(brain.checkpointer.checkpoints_dir / "run", 2, {})
-    run.folder.mkdir()
     for record in brain.records:
         run.log(**place, **record)
     return "\n".join(words for _, words in findings(read_metrics(run.folder)))
