@@ -63,7 +63,9 @@ class WholeCheckpointer(Checkpointer):
             wrong = damage(path, json.loads(text))
         except FileNotFoundError:  # of an earlier version
             wrong = []
-        except (ValueError, AttributeError, LookupError):
+        except OSError as error:  # such as a disk that cannot be read there
+            wrong = [str(error)]
+        except (ValueError, TypeError, AttributeError, LookupError):
             wrong = [f"{CHECKSUMS} has been altered"]
         if wrong:
             words = "; ".join(wrong)

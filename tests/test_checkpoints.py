@@ -1,8 +1,11 @@
 """Checkpoints: whole or absent, and checked before they are loaded."""
 
+import errno
+
 import pytest
 import torch
 
+from lgl_plugin import checkpoints
 from lgl_plugin.checkpoints import WholeCheckpointer
 
 
@@ -64,6 +67,29 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(
     assert again.recover_if_possible().path == first.path
     assert torch.equal(model.weight, before)
     assert str(second.path) in caplog.text and name in caplog.text
+
+
+@pytest.mark.parametrize("text", ['{"a.ckpt": 5}', '{"a.ckpt": {}}', "[]"])
+def test_checksums_that_are_others_are_damage(tmp_path, text, caplog):
+    model = torch.nn.Linear(2, 3)
+    saved = WholeCheckpointer(tmp_path, {"a": model}).save_checkpoint()
+    (saved.path / "checksums.json").write_text(text)
+    assert WholeCheckpointer(tmp_path, {"a": model}).list_checkpoints() == []
+    assert "checksums.json has been altered" in caplog.text
+
+
+def test_checkpoint_that_the_disk_cannot_read_gives_way(
+    tmp_path, caplog, monkeypatch
+):
+    model = torch.nn.Linear(2, 3)
+    WholeCheckpointer(tmp_path, {"a": model}).save_checkpoint()
+
+    def unreadable(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoints, "damage", unreadable)
+    assert WholeCheckpointer(tmp_path, {"a": model}).list_checkpoints() == []
+    assert "Input/output error" in caplog.text
 
 
 def test_checkpoint_without_checksums_is_taken_as_it_is(tmp_path):
