@@ -19,7 +19,8 @@ def describe(folder, paths):
         Where they lie; what lies elsewhere is left out, and so are model
         cards and other pages (`.md`), which people may edit.
     paths : iterable of pathlib.Path
-        Existing files.
+        Files; what is gone again, such as how far a step had come, is left
+        out.
 
     Returns
     -------
@@ -33,7 +34,7 @@ def describe(folder, paths):
     >>> describe(path.parent, [path])["labels.csv"]["bytes"]
     8
     """
-    own = {path for path in paths if path.is_relative_to(folder)}
+    own = {p for p in paths if p.is_relative_to(folder) and p.exists()}
     return {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,

@@ -173,6 +173,19 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
     assert not left.exists()
 
 
+def test_what_a_step_removes_again_is_not_on_record(tmp_path):
+    """As extraction does with what it keeps on its way."""
+
+    def work(folder):
+        for name in (".share0.npz", "vectors.json"):
+            write_json(folder / name, 1)
+        (folder / ".share0.npz").unlink()
+
+    run = Run(tmp_path, 2, {})
+    run.step("iter1/embeddings", work)
+    assert list(run.files["iter1/embeddings"]) == ["vectors.json"]
+
+
 def test_what_people_may_edit_is_theirs(tmp_path):
     """SpeechBrain's log in a step's folder, the model card, a note."""
 
