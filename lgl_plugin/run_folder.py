@@ -374,7 +374,13 @@ def plain_settings(text):
             return {"!" + tag: loader.construct_sequence(node, deep=True)}
         return {"!" + tag: loader.construct_scalar(node)}
 
+    def number(loader, node):
+        value = loader.construct_yaml_float(node)
+        # JSON knows no other.
+        return value if math.isfinite(value) else node.value
+
     Loader.add_multi_constructor("!", construct)
+    Loader.add_constructor("tag:yaml.org,2002:float", number)
     settings = yaml.load(text, Loader) or {}  # noqa: S506, it is a SafeLoader
     for key in ("output_folder", "train_logger", "max_bad_share"):
         settings.pop(key, None)

@@ -85,6 +85,13 @@ def test_fork_of_what_is_not_done_yet(tmp_path):
         fork(run.folder, tmp_path / "new", ["stage1", "iter1/labels"])
 
 
+def test_settings_that_are_no_numbers_of_json_are_kept(tmp_path):
+    settings = plain_settings("gate: !new:a.Gate {tau: .inf, scale: 0.5}")
+    assert settings == {"gate": {"!new:a.Gate": {"tau": ".inf", "scale": 0.5}}}
+    for _ in range(2):
+        Run(tmp_path, 2, settings).step("first", lambda folder: {})
+
+
 def chain(run, calls, seed=0):
     """Two steps, the second made from the first, and what they leave."""
 
