@@ -193,7 +193,7 @@ def test_fewer_utterances_than_a_batch_are_an_error(training, monkeypatch):
         "dataloader_options": {"batch_size": 8},
     }
     training.run_opts, training.bad_files, training.device = {}, None, "cpu"
-    training.examiner = dict
+    training.examiner = lambda figures: dict
     brain = types.SimpleNamespace(fit=pytest.fail)
     labels = np.where(np.arange(20) < 7, 0, -1)
     with pytest.raises(ValueError, match="gated: 7 utterances make no batch"):
