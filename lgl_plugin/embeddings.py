@@ -17,7 +17,7 @@ from lgl_plugin.padding import as_if_alone, reach, relative
 from lgl_plugin.pooling import lean_pooling
 from lgl_plugin.ranks import gather, rank, world_size
 from lgl_plugin.share import Share, key_of, remove_shares
-from lgl_plugin.stopping import stop
+from lgl_plugin.stopping import read_apart, stop
 
 logger = get_logger(__name__)
 
@@ -235,8 +235,13 @@ class Extractor:
         order, ends = self._batches(seconds)
         # A lone utterance of no more frames cannot be reflected.
         shortest = reach(self.embedding_model) * self.hop
-        parts = (self.embedding_model, rows, order, ends)
-        key = key_of(*parts, self.precision, self.dtype) if folder else ""
+        modules = (
+            self.embedding_model,
+            self.compute_features,
+            self.mean_var_norm,
+        )
+        options = (self.precision, self.dtype, self.sample_rate)
+        key = key_of(*modules, rows, seconds, ends, *options) if folder else ""
         share = Share(folder, key, self.keep_seconds)
         if share.batches:
             logger.info(
@@ -252,6 +257,7 @@ class Extractor:
             sampler=batches[share.batches :],
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=read_apart,
         )
         self.compute_features.to(self.device)
         if self.mean_var_norm is not None:
@@ -265,25 +271,23 @@ class Extractor:
             leave=False,
             disable=rank() > 0,
         )
-        stop.waits = True
-        for batch, wavs, n_samples, failures in loader:
-            progress.update(len(batch) + len(failures))
-            bad = [tuple(failure) for failure in failures]  # lists by now
-            vectors = None
-            if len(batch):
-                vectors = self._embed(wavs, n_samples)
-                finite = np.isfinite(vectors).all(axis=1)
-                for position in batch[~finite].tolist():
-                    bad.append(
-                        (position, "has an embedding that is not finite")
-                    )
-                batch, vectors = batch[finite], vectors[finite]
-            share.add(batch, vectors, bad)
-            if stop.told is not None:
-                share.keep()
-                stop.leave()
-        progress.close()
-        stop.go_on()
+        with stop.waiting(), progress:
+            for batch, wavs, n_samples, failures in loader:
+                progress.update(len(batch) + len(failures))
+                bad = [tuple(failure) for failure in failures]  # lists by now
+                vectors = None
+                if len(batch):
+                    vectors = self._embed(wavs, n_samples)
+                    finite = np.isfinite(vectors).all(axis=1)
+                    for position in batch[~finite].tolist():
+                        bad.append(
+                            (position, "has an embedding that is not finite")
+                        )
+                    batch, vectors = batch[finite], vectors[finite]
+                share.add(batch, vectors, bad)
+                if stop.told is not None:
+                    share.keep()
+                    stop.leave()
         return share
 
     def _embed(self, wavs, n_samples):

@@ -42,7 +42,11 @@ def command():
     words = shlex.join(sys.argv)
     if world_size() == 1:
         return f"python {words}"
-    return f"torchrun --nproc_per_node={world_size()} {words}"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    launch = f"torchrun --nproc_per_node={here}"
+    if here < world_size():
+        launch += f" --nnodes={world_size() // here}"
+    return f"{launch} {words}"
 
 
 def start_of(stage, device):

@@ -111,7 +111,8 @@ class Run:
         if before and before != self._metrics(before["bytes"]):
             logger.warning(
                 "%s has been altered: figures of steps that are done may be "
-                "missing or wrong in the report. Nothing else reads it.",
+                "missing or wrong in the report and its warnings. Nothing "
+                "that trains reads it.",
                 self.folder / METRICS,
             )
 

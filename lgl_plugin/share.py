@@ -139,7 +139,7 @@ def key_of(*parts):
     Arguments
     ---------
     *parts : torch.nn.Module, numpy.ndarray or plain value
-        Modules count by their weights.
+        Modules count by their weights and plain attributes.
 
     Returns
     -------
@@ -153,6 +153,14 @@ def key_of(*parts):
     digest = hashlib.sha256(str(world_size()).encode())
     for part in parts:
         if hasattr(part, "state_dict"):
+            for name, module in part.named_modules():
+                plain = {
+                    key: value
+                    for key, value in vars(module).items()
+                    if isinstance(value, bool | int | float | str)
+                    and key != "training"
+                }
+                digest.update(f"{name} {type(module)} {plain}".encode())
             for name, value in part.state_dict().items():
                 digest.update(name.encode())
                 value = value.detach().cpu().flatten().view(torch.uint8)

@@ -87,6 +87,25 @@ class Stop:
             return
         self.leave(number)
 
+    @contextlib.contextmanager
+    def waiting(self):
+        """While this lasts, a signal is left to whoever looks at `told`.
+
+        Example
+        -------
+        >>> with stop.waiting():
+        ...     stop.waits
+        True
+        >>> stop.waits
+        False
+        """
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
+        self.go_on()
+
     def go_on(self):
         """Ends the wait for a step; leaves if told to meanwhile."""
         self.waits = False
@@ -126,6 +145,21 @@ class Stop:
                 command(),
             )
         raise SystemExit(128 + number)
+
+
+def read_apart(worker):
+    """Takes a process that reads audio out of its parent's group.
+
+    What a terminal or `timeout` tells the whole group then reaches the parent
+    alone, whose readers go on until its step is done. For a DataLoader's
+    `worker_init_fn`.
+
+    Example
+    -------
+    >>> loader = torch.utils.data.DataLoader([1, 2], worker_init_fn=read_apart)
+    """
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 
 stop = Stop()

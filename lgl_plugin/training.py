@@ -20,14 +20,16 @@ from lgl_plugin.checkpoints import WholeCheckpointer
 from lgl_plugin.data import BadAudio, BadFiles, audio_seconds, crop_dataset
 from lgl_plugin.embeddings import Extractor, LogMelStatistics
 from lgl_plugin.health import findings
+from lgl_plugin.lock import hold
 from lgl_plugin.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.metrics import key_of, read_metrics
 from lgl_plugin.prepare import check_folders, prepare_manifest
 from lgl_plugin.provenance import record_start
-from lgl_plugin.ranks import world_size
+from lgl_plugin.ranks import from_main, world_size
 from lgl_plugin.run_folder import Run, plain_settings
 from lgl_plugin.selection import SAMPLE, ClusterFigures, check_criterion
 from lgl_plugin.shards import ShardSampler, shard_numbers
+from lgl_plugin.stopping import read_apart
 
 logger = get_logger(__name__)
 
@@ -89,6 +91,7 @@ class Training:
             # Two batches are no result: they neither count as done nor mix
             # with a real run.
             folder = folder / "debug"
+            from_main(hold, folder)
             for name in ("state.json", "metrics.jsonl"):
                 (folder / name).unlink(missing_ok=True)
         self.run = Run(folder, hparams["stage"], plain_settings(settings))
@@ -148,8 +151,13 @@ class Training:
     def log(self, **record):
         """Adds a record to the run's metrics, and warns of what it shows."""
         self.run.log(**record)
-        for found, words in findings(read_metrics(self.run.folder)):
-            if key_of(found) == key_of(record):
+        try:
+            found = findings(read_metrics(self.run.folder))
+        except Exception as error:  # of a file that was altered
+            logger.warning("The run's health cannot be judged: %s", error)
+            return
+        for where, words in found:
+            if key_of(where) == key_of(record):
                 logger.warning(words)
 
     def seed(self, step):
@@ -240,7 +248,8 @@ class Training:
         data = self.manifest
         # From pinned memory the GPU fetches a batch while it still computes.
         pinned = {"pin_memory": torch.device(self.device).type == "cuda"}
-        options = {**pinned, **hparams["dataloader_options"]}
+        options = {**pinned, "worker_init_fn": read_apart}
+        options.update(hparams["dataloader_options"])
         seed = int(os.environ["SB_GLOBAL_SEED"])  # of SpeechBrain's samplers
         train = crop_dataset(data, rows, crop, n_crops, labels, rate, seed)
         if len(train) < self.batch_size:  # the last, smaller batch is left out
