@@ -27,6 +27,22 @@ def kinds(runs):
     -------
     dict
         From a kind's name to its runs, a dict from their folders' names.
+
+    Example
+    -------
+    >>> from lgl_plugin.results import Results
+    >>> from lgl_plugin.state import write_state
+    >>> tmp, runs = getfixture("tmp_path"), []
+    >>> for seed in (1, 2):
+    ...     (tmp / str(seed)).mkdir()
+    ...     _ = (tmp / f"{seed}/metrics.jsonl").write_text(
+    ...         '{"stage": 0, "phase": "untrained", "eer": 38.0}'
+    ...     )
+    ...     settings = {"stage 1": {"seed": seed, "lr": 0.1}}
+    ...     write_state(tmp / str(seed), {"settings": settings, "done": {}})
+    ...     runs.append(Results(tmp / str(seed)))
+    >>> list(kinds(runs))
+    ['1, 2']
     """
     paths = [str(run.folder.resolve()) for run in runs]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -55,7 +71,23 @@ def _without_seed(run):
 
 
 def overview(page, runs):
-    """The table: a group of columns for each kind."""
+    """The table: a group of columns for each kind.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> tmp = getfixture("tmp_path")
+    >>> for seed, eer in ((1, 38.0), (2, 36.0)):
+    ...     (tmp / str(seed)).mkdir()
+    ...     _ = (tmp / f"{seed}/metrics.jsonl").write_text(
+    ...         f'{{"stage": 0, "phase": "untrained", "eer": {eer}}}'
+    ...     )
+    >>> page = Page(tmp / "report", "Both")
+    >>> overview(page, [Results(tmp / "1"), Results(tmp / "2")])
+    >>> "<td>37.0\\n(36.0-38.0)</td>" in page.parts[-1]
+    True
+    """
     page.paragraph(
         "Runs that differ in their seeds alone are of one kind: their mean, "
         "and in brackets the lowest and the highest."
@@ -84,7 +116,21 @@ def overview(page, runs):
 
 
 def journey(page, runs):
-    """The journeys in one figure."""
+    """The journeys in one figure.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
+    ... )
+    >>> page = Page(folder / "comparison", "A run and itself")
+    >>> journey(page, [Results(folder)] * 2)
+    >>> sorted(path.name for path in page.folder.iterdir())
+    ['journey.png', 'journey.svg']
+    """
     page.section("Journeys")
     groups = {
         kind: [run.rows for run in members.values()]
@@ -101,7 +147,24 @@ def journey(page, runs):
 
 
 def det(page, runs):
-    """The last phase of each run that has scores."""
+    """The last phase of each run that has scores.
+
+    Example
+    -------
+    >>> from lgl_plugin.artefacts import save_arrays
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path") / "lgl"
+    >>> path = folder / "stage1" / "scores.npz"
+    >>> save_arrays(path, scores=[0.9, 0.1], labels=[True, False])
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 1, "phase": "after simclr", "eer": 0.0}'
+    ... )
+    >>> page = Page(folder / "comparison", "One run")
+    >>> det(page, [Results(folder)])
+    >>> "curves of lgl: Stage I" in page.parts[-1]
+    True
+    """
     page.section("Verification errors")
     shown = {}
     for name, run in _named(runs):
@@ -121,7 +184,26 @@ def det(page, runs):
 
 
 def differences(page, runs):
-    """The settings in which the runs differ."""
+    """The settings in which the runs differ.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> from lgl_plugin.state import write_state
+    >>> tmp, runs = getfixture("tmp_path"), []
+    >>> for lr in (0.1, 0.2):
+    ...     folder = tmp / f"lr{lr}"
+    ...     folder.mkdir()
+    ...     _ = (folder / "metrics.jsonl").write_text("")
+    ...     settings = {"stage 1": {"seed": 1, "lr": lr}}
+    ...     write_state(folder, {"settings": settings, "done": {}})
+    ...     runs.append(Results(folder))
+    >>> page = Page(tmp / "report", "Both")
+    >>> differences(page, runs)
+    >>> "stage 1: lr" in page.parts[-1], "stage 1: seed" in page.parts[-1]
+    (True, False)
+    """
     page.section("What differs")
     columns = {}
     for name, run in _named(runs):

@@ -19,7 +19,21 @@ SHOWN = 20  # bad files, and messages of a log
 
 
 def overview(page, results):
-    """What one wants to know first."""
+    """What one wants to know first.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
+    ... )
+    >>> page = Page(folder / "report", "Run")
+    >>> overview(page, Results(folder))
+    >>> "<dt>EER, untrained</dt><dd>38.0 %</dd>" in page.introduction[0]
+    True
+    """
     scored = {n: row["eer"] for n, row in results.rows.items() if "eer" in row}
     facts = {f"EER, {name}": f"{scored[name]:.1f} %" for name in [*scored][-1:]}
     for name in ("Stage I", "untrained"):
@@ -45,7 +59,21 @@ def overview(page, results):
 
 
 def journey(page, results):
-    """EER and NMI over the phases, and the table of all figures."""
+    """EER and NMI over the phases, and the table of all figures.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
+    ... )
+    >>> page = Page(folder / "report", "Run")
+    >>> journey(page, Results(folder))
+    >>> "untrained: EER % 38.0" in page.parts[0]
+    True
+    """
     page.section("Journey")
     rows = results.rows
     if any("eer" in row or "nmi" in row for row in rows.values()):
@@ -73,7 +101,22 @@ def journey(page, results):
 
 
 def gates(page, results):
-    """What the gate saw and let through."""
+    """What the gate saw and let through.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 2, "iteration": 1, "phase": "gated", "epoch": 1,'
+    ...     ' "selected_share": 0.75, "tau": 2.0}'
+    ... )
+    >>> page = Page(folder / "report", "Run")
+    >>> gates(page, Results(folder))
+    >>> "<td>2.00</td><td>75</td>" in page.parts[-1]
+    True
+    """
     page.section("Loss-gated learning")
     columns = {
         "tau": ("τ", 1, 2),
@@ -188,7 +231,24 @@ def _reliable(speakers, pseudo):
 
 
 def det(page, results):
-    """DET curves, one for the end of each round."""
+    """DET curves, one for the end of each round.
+
+    Example
+    -------
+    >>> from lgl_plugin.artefacts import save_arrays
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> path = folder / "stage1" / "scores.npz"
+    >>> save_arrays(path, scores=[0.9, 0.1], labels=[True, False])
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 1, "phase": "after simclr", "eer": 0.0}'
+    ... )
+    >>> page = Page(folder / "report", "Run")
+    >>> det(page, Results(folder))
+    >>> "with EERs of 0.0 % (Stage I)" in page.parts[0]
+    True
+    """
     page.section("Verification errors")
     scores = results.scores()
     # Of a round the last phase: more curves could not be told apart.
@@ -223,7 +283,23 @@ def det(page, results):
 
 
 def clusters(page, results):
-    """How large the clusters are."""
+    """How large the clusters are.
+
+    Example
+    -------
+    >>> from lgl_plugin.artefacts import write_labels
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text("")
+    >>> path = folder / "iter1" / "labels" / "labels.csv"
+    >>> path.parent.mkdir(parents=True)
+    >>> write_labels(path, ["a", "b", "c"], np.array([0, 1, 0]))
+    >>> page = Page(folder / "report", "Run")
+    >>> clusters(page, Results(folder))
+    >>> "iteration 1, 2 from 2 to 1" in page.parts[0]
+    True
+    """
     page.section("Clusters")
     sizes, rows = {}, []
     for number in results.iterations:
@@ -269,7 +345,28 @@ def clusters(page, results):
 
 
 def embedding_map(page, results):
-    """Where the utterances of the latest round lie."""
+    """Where the utterances of the latest round lie.
+
+    Example
+    -------
+    >>> from lgl_plugin.artefacts import write_labels
+    >>> from lgl_plugin.embeddings import Embeddings
+    >>> from lgl_plugin.manifest import Strings
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text("")
+    >>> names, vectors = [*"abcdef"], np.repeat(np.eye(2), 3, axis=0)
+    >>> store = Embeddings(Strings(names), vectors.astype(np.float32))
+    >>> store.save(folder / "iter1" / "embeddings")
+    >>> path = folder / "iter1" / "labels" / "labels.csv"
+    >>> path.parent.mkdir()
+    >>> write_labels(path, names, np.array([0, 0, 0, 1, 1, 1]))
+    >>> page = Page(folder / "report", "Run")
+    >>> embedding_map(page, Results(folder))
+    >>> "6 of 6 utterances, the 2 largest clusters" in page.parts[0]
+    True
+    """
     page.section("Map of the embeddings")
     for number in reversed(results.iterations):
         found, labelled = results.embeddings(number), results.labels(number)
@@ -329,7 +426,21 @@ def embedding_map(page, results):
 
 
 def training(page, results):
-    """Loss, held-out error and throughput over the epochs."""
+    """Loss, held-out error and throughput over the epochs.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 1, "phase": "simclr", "epoch": 1, "loss": 4.5}'
+    ... )
+    >>> page = Page(folder / "report", "Run")
+    >>> training(page, Results(folder))
+    >>> "training loss per epoch: first 4.5" in page.parts[0]
+    True
+    """
     page.section("Training and throughput")
     drawings = {
         "throughput": ("utterances_per_second", "utterances per second", 0),
@@ -376,7 +487,22 @@ def training(page, results):
 
 
 def configuration(page, results):
-    """Every setting."""
+    """Every setting.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> from lgl_plugin.state import write_state
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text("")
+    >>> settings = {"stage 1": {"lr": 0.1, "batch_size": 8}}
+    >>> write_state(folder, {"settings": settings, "done": {}})
+    >>> page = Page(folder / "report", "Run")
+    >>> configuration(page, Results(folder))
+    >>> "<summary>stage 1: 2 settings</summary>" in page.parts[0]
+    True
+    """
     page.section("Configuration")
     if not results.settings:
         page.paragraph("state.json, which holds the settings, is not there.")
@@ -386,7 +512,21 @@ def configuration(page, results):
 
 
 def environment(page, results):
-    """Where the run was made, and by which commands."""
+    """Where the run was made, and by which commands.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text("")
+    >>> (folder / "stage1").mkdir()
+    >>> _ = (folder / "stage1" / "env.log").write_text("numpy==2.0")
+    >>> page = Page(folder / "report", "Run")
+    >>> environment(page, Results(folder))
+    >>> "numpy==2.0" in page.parts[-1]
+    True
+    """
     page.section("Environment")
     starts = results.starts
     if starts:
@@ -417,7 +557,22 @@ def environment(page, results):
 
 
 def warnings(page, results):
-    """What should make one look twice."""
+    """What should make one look twice.
+
+    Example
+    -------
+    >>> from lgl_plugin.page import Page
+    >>> from lgl_plugin.results import Results
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 0, "phase": "log-mel statistics", "eer": 25.0}\\n'
+    ...     '{"stage": 1, "phase": "after simclr", "eer": 30.0}'
+    ... )
+    >>> page = Page(folder / "report", "Run")
+    >>> warnings(page, Results(folder))
+    >>> "30.0 % is above the floor of 25.0 %" in page.parts[0]
+    True
+    """
     page.section(WARNINGS)
     found = []
     for stage, settings in results.settings.items():
