@@ -14,7 +14,15 @@ from lgl_plugin.manifest import CONTROL, Strings
 
 @main_process_only
 def save_weights(module, path):
-    """Writes a module's plain state dict, atomically."""
+    """Writes a module's plain state dict, atomically.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "encoder.ckpt"
+    >>> save_weights(torch.nn.Linear(2, 3), path)
+    >>> torch.load(path, weights_only=True)["weight"].shape
+    torch.Size([3, 2])
+    """
     whole = io.BytesIO()  # torch hides from the file that a disk is full
     torch.save(module.state_dict(), whole)
     with atomic_write(path, "wb") as out:
@@ -55,13 +63,30 @@ def load_weights(module, path):
 
 @main_process_only
 def save_arrays(path, **arrays):
-    """Writes arrays as an npz file, atomically."""
+    """Writes arrays as an npz file, atomically.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "gate.npz"
+    >>> save_arrays(path, losses=np.array([0.5, 9.0]), tau=1.0)
+    >>> with np.load(path) as arrays:
+    ...     arrays["losses"] <= arrays["tau"]
+    array([ True, False])
+    """
     with atomic_write(path, "wb") as out:
         np.savez(out, **arrays)
 
 
 def write_labels(path, utterances, labels):
-    """Writes pseudo-labels as a csv of ID and label, atomically."""
+    """Writes pseudo-labels as a csv of ID and label, atomically.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "labels.csv"
+    >>> write_labels(path, ["a.wav", "b.wav"], torch.tensor([4, 0]))
+    >>> path.read_text().splitlines()
+    ['ID,label', 'a.wav,4', 'b.wav,0']
+    """
     with atomic_write(path) as out:
         writer = csv.writer(out)
         writer.writerow(["ID", "label"])

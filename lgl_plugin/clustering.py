@@ -147,6 +147,12 @@ class KMeans(abc.ABC):
     ------
     ValueError
         If a number is below 1.
+
+    Example
+    -------
+    >>> TorchKMeans(n_clusters=6000).check(n_embeddings=100)
+    Traceback (most recent call last):
+    ValueError: n_clusters=6000 is more than the 100 utterances to cluster...
     """
 
     def __init__(

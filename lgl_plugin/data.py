@@ -31,7 +31,16 @@ STRETCH_SECONDS = 60.0
 
 
 class BadAudio(Exception):
-    """An utterance that cannot be used: missing, corrupt, silent or NaN."""
+    """An utterance that cannot be used: missing, corrupt, silent or NaN.
+
+    Example
+    -------
+    >>> try:
+    ...     audio_seconds("missing.wav")
+    ... except BadAudio as reason:
+    ...     print(reason)
+    cannot be opened: No such file or directory
+    """
 
 
 def audio_seconds(path):

@@ -533,7 +533,14 @@ def _read_headers(folder, files, num_workers):
 
 
 def start_worker():
-    """Leaves Ctrl-C to the main process, and ends with it if it is killed."""
+    """Leaves Ctrl-C to the main process, and ends with it if it is killed.
+
+    Example
+    -------
+    >>> with ProcessPoolExecutor(1, initializer=start_worker) as pool:
+    ...     pool.submit(signal.getsignal, signal.SIGINT).result()
+    <Handlers.SIG_IGN: 1>
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent():

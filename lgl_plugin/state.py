@@ -117,6 +117,13 @@ def write_state(folder, state):
         The run folder.
     state : dict
         See `run_folder.Run`.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> write_state(folder, {"settings": {}, "done": {"stage1": {}}})
+    >>> sorted(json.loads((folder / STATE).read_text()))
+    ['checksum', 'done', 'settings']
     """
     write_json(folder / STATE, {"checksum": digest(state), **state})
 

@@ -31,6 +31,16 @@ class Stop:
         Whether a step of training is to be finished first.
     told : int or None
         The signal that asks the process to stop after its step.
+
+    Example
+    -------
+    >>> stop = Stop()
+    >>> stop.told = signal.SIGTERM  # what `handle` notes during a step
+    >>> stop.asked(look=True)
+    True
+    >>> stop.go_on()
+    Traceback (most recent call last):
+    SystemExit: 143
     """
 
     def __init__(self):
