@@ -76,6 +76,19 @@ class Experiment:
     options : list of str
         Overrides for every run, `--key=value`; a key that only one of the
         yamls has goes to that stage only.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> yamls = [folder / "stage1.yaml", folder / "stage2.yaml"]
+    >>> for yaml in yamls:
+    ...     _ = yaml.write_text("batch_size: 128")
+    >>> options = ["--batch_size=8"]
+    >>> runs = Experiment("train_lgl.py", yamls, folder, [1, 2], 2, options)
+    >>> runs.settings
+    {'batch_size': 8}
+    >>> runs.run_folder(seed=2, name="without-gate").parts[-2:]
+    ('seed2', 'without-gate')
     """
 
     def __init__(self, recipe, yamls, folder, seeds, jobs=1, options=()):

@@ -401,6 +401,23 @@ def export_checkpoint(
         If there is no such checkpoint.
     ValueError
         If it fits no encoder of the yaml.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.Xvector import Xvector
+    >>> settings = plain_settings('''
+    ... stage: 1
+    ... sample_rate: 16000
+    ... compute_features: !new:speechbrain.lobes.features.Fbank {n_mels: 24}
+    ... mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    ... new_encoder: !name:speechbrain.lobes.models.Xvector.Xvector
+    ...     in_channels: 24
+    ... ''')
+    >>> folder = getfixture("tmp_path")
+    >>> torch.save(Xvector(in_channels=24).state_dict(), folder / "mine.ckpt")
+    >>> export_checkpoint(folder / "mine.ckpt", settings, folder / "mine")
+    >>> sorted(file.name for file in (folder / "mine").iterdir())
+    ['README.md', 'embedding_model.ckpt', 'hyperparams.yaml']
     """
     kinds = ("new_encoder", "new_last_encoder")
     kinds = [kind for kind in kinds if settings.get(kind)]

@@ -438,7 +438,18 @@ def hand_over(training, name, made_from):
 
 @main_process_only
 def write_page(folder):
-    """Writes the run's page."""
+    """Writes the run's page.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
+    ... )
+    >>> write_page(folder)
+    >>> (folder / "report" / "index.html").exists()
+    True
+    """
     try:
         logger.info("The run's page: %s", write_report([folder]))
     except Exception:
@@ -446,7 +457,17 @@ def write_page(folder):
 
 
 def start_from(classifier, centroids):
-    """Gives a classifier the clusters' centroids (K, D) as its weights."""
+    """Gives a classifier the clusters' centroids (K, D) as its weights.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+    >>> classifier = Classifier(input_size=2, out_neurons=3)
+    >>> start_from(classifier, torch.tensor([[1.0, 0], [0, 1], [-1, 0]]))
+    >>> cosines = classifier(torch.tensor([[[0.0, 5.0]]]))
+    >>> cosines.argmax().item()
+    1
+    """
     if hasattr(classifier, "start_from"):
         classifier.start_from(centroids)
         return
@@ -466,6 +487,17 @@ def find_encoder(hparams, folder, debug=False):
     ValueError
         If they do not fit the yaml's encoder, or were damaged since the run
         that made them.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> save_weights(torch.nn.Linear(2, 3), folder / ENCODER)
+    >>> hparams = {
+    ...     "new_encoder": lambda: torch.nn.Linear(2, 3),
+    ...     "pretrained_encoder": folder,
+    ... }
+    >>> find_encoder(hparams, folder / "run").name
+    'embedding_model.ckpt'
     """
     given = hparams["pretrained_encoder"]
     path = pathlib.Path(given) if given else folder / "stage1" / ENCODER

@@ -389,6 +389,17 @@ def trial_audio(trials, folder):
     ------
     ValueError
         If one of its files cannot be read; names the first ten.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("a.wav", "b.wav", "c.wav"):
+    ...     soundfile.write(folder / name, [0.5] * 8000, 16000)
+    >>> _ = (folder / "trials.txt").write_text("1 a.wav b.wav\\n0 a.wav c.wav")
+    >>> trials = verification.read_trials(folder / "trials.txt", folder)
+    >>> trial_audio(trials, folder).durations
+    array([0.5, 0.5, 0.5])
     """
     folder, rows, bad = pathlib.Path(folder), [], []
     for name in trials.utterances:
