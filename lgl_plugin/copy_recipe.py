@@ -60,7 +60,17 @@ def copy_recipe(folder, overwrite=False):
 
 
 def main(arguments=None):
-    """Copies the recipe from the command line."""
+    """Copies the recipe from the command line.
+
+    Example
+    -------
+    >>> import contextlib
+    >>> folder = getfixture("tmp_path") / "mine"
+    >>> with contextlib.redirect_stdout(None):
+    ...     main([str(folder)])
+    >>> (folder / "train_lgl.py").exists()
+    True
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="where to copy it")
     parser.add_argument(

@@ -399,7 +399,20 @@ def elbow_figure(estimate):
 
 
 def main(arguments=None):
-    """Estimates the number of clusters of stored embeddings."""
+    """Estimates the number of clusters of stored embeddings.
+
+    Example
+    -------
+    >>> from lgl_plugin.manifest import Strings
+    >>> folder = getfixture("tmp_path") / "embeddings"
+    >>> names = Strings([f"{n}.wav" for n in range(40)])
+    >>> vectors = np.repeat(np.eye(4, dtype=np.float32), 10, axis=0)
+    >>> Embeddings(names, vectors).save(folder)
+    >>> main([str(folder), "--grid=2,4,8"])
+    | clusters | sum of squares | below the chord |
+    ...
+    4 clusters: ...elbow.json, ...elbow.png, ...elbow.svg
+    """
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

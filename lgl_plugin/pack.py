@@ -456,7 +456,21 @@ class _Index:
 
 
 def main(arguments=None):
-    """Writes shards from the command line."""
+    """Writes shards from the command line.
+
+    Example
+    -------
+    >>> tmp = getfixture("tmp_path")
+    >>> soundfile.write(tmp / "a.wav", np.full(8000, 0.5), 16000)
+    >>> _ = (tmp / "manifest.csv").write_text(
+    ...     "ID,duration,wav,start,stop,spk_id\\n"
+    ...     "a.wav,0.5,$data_root/a.wav,0,8000,\\n"
+    ... )
+    >>> options = [f"--data_root={tmp}", "--num_workers=1"]
+    >>> main([str(tmp / "manifest.csv"), str(tmp / "shards"), *options])
+    >>> [path.name for path in (tmp / "shards").glob("*.tar")]
+    ['shard-000000.tar']
+    """
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -72,7 +72,21 @@ def write_report(folders):
 
 
 def main(arguments):
-    """Prints the table of the runs named, and writes their pages."""
+    """Prints the table of the runs named, and writes their pages.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
+    ... )
+    >>> main([str(folder)])
+    | phase | EER % |
+    | --- | --- |
+    | untrained | 38.0 |
+    <BLANKLINE>
+    Page: ...index.html
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="+", help="output_folder of a run")
     runs = parser.parse_args(arguments).run
