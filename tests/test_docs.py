@@ -38,6 +38,35 @@ PAGES["docs/tutorial.ipynb"] = "\n".join(
 )
 
 
+# Public, and without an example.
+NO_EXAMPLE = {
+    # Those that need a whole run.
+    "brains.LossGatedBrain",
+    "brains.SimCLRBrain",
+    "brains.SpeakerBrain",
+    "export.Step",
+    "export.export",
+    "export.read_step",
+    "iterations.Iteration",
+    "iterations.hand_over",
+    "iterations.train_stage1",
+    "iterations.train_stage2",
+    "training.Training",
+    # Command lines, which pass on to what has one or is named above.
+    "export.main",
+    "synthetic.main",
+    "verify.main",
+}
+
+
+def public(body):
+    """The functions and classes of a module or class that it documents."""
+    for node in body:
+        named = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        if named and not node.name.startswith("_"):
+            yield node
+
+
 def blocks(page, language):
     """The code blocks of a page."""
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
@@ -76,6 +105,23 @@ def test_every_module_is_in_the_reference():
     listed = re.findall(r"automodule:: lgl_plugin\.(\w+)", text)
     modules = {path.stem for path in (ROOT / "lgl_plugin").glob("*.py")}
     assert sorted(listed) == sorted(modules - {"__init__"})
+
+
+def test_all_that_is_public_is_documented():
+    """Methods too; functions and classes with an example that runs."""
+    bare, without = [], set()
+    for path in (ROOT / "lgl_plugin").glob("*.py"):
+        for node in public(ast.parse(path.read_text("utf-8")).body):
+            name = f"{path.stem}.{node.name}"
+            inside = node.body if isinstance(node, ast.ClassDef) else []
+            for one in [node, *public(inside)]:
+                if not ast.get_docstring(one):
+                    bare.append(f"{name}, line {one.lineno}")
+            example = r"^Example\n-------\n>>> "
+            if not re.search(example, ast.get_docstring(node) or "", re.M):
+                without.add(name)
+    assert not bare
+    assert without == NO_EXAMPLE
 
 
 def test_the_map_of_the_house_is_so():
