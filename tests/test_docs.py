@@ -62,7 +62,7 @@ NO_EXAMPLE = {
 def public(body):
     """The functions and classes of a module or class that it documents."""
     for node in body:
-        named = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        named = isinstance(node, ast.FunctionDef | ast.ClassDef)
         if named and not node.name.startswith("_"):
             yield node
 
