@@ -32,8 +32,12 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
     reference, tmp_path, number
 ):
     folder, _ = reference
-    # 13 steps an epoch, of which the seventh alone writes a checkpoint.
-    options = {"--batch_size": "2", "--ckpt_interval_steps": "7"}
+    # 13 slow steps an epoch, of which the second writes a checkpoint.
+    options = {
+        "--batch_size": "2",
+        "--crop_seconds": "3.0",
+        "--ckpt_interval_steps": "2",
+    }
     words = [
         f"{name}={options.get(name, value)}" if value else name
         for name, _, value in (
@@ -49,6 +53,7 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
     os.killpg(run.pid, number)
     rest = run.stdout.read()
     assert run.wait(timeout=60) == 128 + number
+    _, rest = rest.split("stopping after this step")
     saved, left = rest.split(f"Stopped by {number.name}")
     assert saved.count("Saved a checkpoint") == 1
     assert "python train_lgl.py hparams/small_stage1.yaml" in left
