@@ -90,10 +90,10 @@ class Stop:
                 # Its readers may have been told too; torch would raise, in
                 # the middle of the step, that they have ended.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            logger.info(
-                "%s: stopping after this step; once more to leave at once",
-                signal.Signals(number).name,
-            )
+            # Not by the logger: the signal may have come while it writes.
+            name = signal.Signals(number).name
+            words = f"{name}: stopping after this step; again to leave at once"
+            os.write(2, f"{words}\n".encode())
             return
         self.leave(number)
 
