@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-
-from lgl_plugin.synthetic import make_corpus
+from kill import tiny_corpus  # of tests/
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "LGL"
@@ -25,16 +24,7 @@ TINY = [
 def corpus(tmp_path_factory):
     """Five speakers to train on, two to test on."""
     folder = tmp_path_factory.mktemp("corpus")
-    make_corpus(
-        folder,
-        speakers=5,
-        test_speakers=4,
-        sessions=2,
-        utterances=3,
-        seconds=(1.0, 2.0),
-        seed=3,
-        workers=1,
-    )
+    tiny_corpus(folder)
     return folder
 
 
