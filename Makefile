@@ -40,12 +40,12 @@ $(VENV)/.installed: setup.py requirements.txt
 	@touch $@
 
 demo: venv
-	$(BIN)/python -m lgl_plugin.synthetic $(DEMO)/corpus
+	$(BIN)/lgl corpus $(DEMO)/corpus
 	$(BIN)/python $(RECIPE)/train_lgl.py hparams/small_stage1.yaml \
 	$(DEMO_OPTIONS) --number_of_epochs=2
 	$(BIN)/python $(RECIPE)/train_lgl.py hparams/small_stage2.yaml \
 	$(DEMO_OPTIONS)
-	$(BIN)/python -m lgl_plugin.report $(DEMO)/run
+	$(BIN)/lgl report $(DEMO)/run
 
 lint: venv
 	@$(BIN)/ruff check .

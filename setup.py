@@ -1,15 +1,17 @@
 """Loss-gated self-supervised speaker recognition: package metadata."""
 
+import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
+INIT = Path(__file__).with_name("lgl_plugin") / "__init__.py"
 # myst-nb brings what runs the tutorial: nbclient and ipykernel.
 DOCS = ["sphinx>=8.1", "furo>=2024.8", "myst-parser>=4", "myst-nb>=1.1"]
 
 setup(
     name="lgl-plugin",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT.read_text("utf-8"))[1],
     description="Loss-gated self-supervised speaker recognition "
     "for SpeechBrain",
     long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
@@ -22,11 +24,17 @@ setup(
         "Topic :: Multimedia :: Sound/Audio :: Speech",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=["lgl_plugin"],
+    packages=find_packages(include=["lgl_plugin*"]),
     # lgl_plugin/recipe is a link, of which wheels and sdists get the files.
     package_data={
-        "lgl_plugin": ["recipe/*.py", "recipe/*.md", "recipe/*/*.yaml"]
+        "lgl_plugin": [
+            "py.typed",
+            "recipe/*.py",
+            "recipe/*.md",
+            "recipe/*/*.yaml",
+        ]
     },
+    entry_points={"console_scripts": ["lgl = lgl_plugin.cli.main:main"]},
     python_requires=">=3.10,<3.13",
     # What should work; requirements.txt pins what was tested.
     install_requires=[

@@ -18,12 +18,12 @@ import torch
 from common import arguments, measure, report
 from speechbrain.utils.checkpoints import Checkpointer
 
-from lgl_plugin.artefacts import write_labels
-from lgl_plugin.checkpoints import WholeCheckpointer
-from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.files import checksum
-from lgl_plugin.manifest import Strings
-from lgl_plugin.run_folder import Run
+from lgl_plugin.dataio.labels import write_labels
+from lgl_plugin.dataio.manifest import Strings
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.run import Run
+from lgl_plugin.utils.files import checksum
 
 ROUNDS = 5
 PARAMETERS = 6_200_000  # of an ECAPA-TDNN with 512 channels

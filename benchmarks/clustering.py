@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from sklearn.cluster import kmeans_plusplus
 
-from lgl_plugin.agglomerative import TwoStepKMeans
-from lgl_plugin.analysis import nmi
-from lgl_plugin.clustering import FaissKMeans, TorchKMeans, exact_matmul
+from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans, exact_matmul
+from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.metrics.agreement import nmi
 
 
 class RandomStart(FaissKMeans):

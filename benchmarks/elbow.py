@@ -24,10 +24,10 @@ import common
 import numpy as np
 import torch
 
-from lgl_plugin.clustering import TorchKMeans, exact_matmul, normalised
-from lgl_plugin.elbow import SCALES, default_grid, elbow
-from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.manifest import load_manifest
+from lgl_plugin.clustering.elbow import SCALES, default_grid, elbow
+from lgl_plugin.clustering.kmeans import TorchKMeans, exact_matmul, normalised
+from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.inference.store import Embeddings
 
 # Speakers, utterances of each.
 CORPORA = [(30, 10), (30, 40), (30, 150), (150, 10), (150, 40), (60, 100)]

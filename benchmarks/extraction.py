@@ -24,9 +24,10 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgl_plugin.embeddings import Embeddings, Extractor
-from lgl_plugin.manifest import Manifest, Strings
-from lgl_plugin.training import keep_freed_memory
+from lgl_plugin.dataio.manifest import Manifest, Strings
+from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.utils.device import keep_freed_memory
 
 RATE = 16000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -26,9 +26,9 @@ from common import arguments, measure, peaks, report, reset_peaks
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
 
-from lgl_plugin.data import crop_dataset
-from lgl_plugin.manifest import load_manifest
-from lgl_plugin.pack import write_shards
+from lgl_plugin.dataio.dataset import crop_dataset
+from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.dataio.shards import write_shards
 
 RATE = 16000
 HEADER = "ID,duration,wav,start,stop,spk_id\n"

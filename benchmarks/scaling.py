@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from common import arguments, peaks, report, reset_peaks
 
-from lgl_plugin import analysis, report as run_report
-from lgl_plugin.artefacts import read_labels, write_labels
-from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.gates import DynamicGate, TargetShareGate, fit_mixture
-from lgl_plugin.manifest import COLUMNS, Strings, held_out, load_manifest
-from lgl_plugin.run_folder import Run
+from lgl_plugin.dataio.labels import read_labels, write_labels
+from lgl_plugin.dataio.manifest import COLUMNS, Strings, held_out, load_manifest
+from lgl_plugin.evaluation import pseudo_labels
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.metrics import agreement
+from lgl_plugin.nnet.gates import DynamicGate, TargetShareGate, fit_mixture
+from lgl_plugin.report import build as run_report
+from lgl_plugin.runs.run import Run
 
 SPEAKER = 182  # utterances, in VoxCeleb2
 
@@ -132,29 +134,29 @@ def mixture(n, folder):
 
 def nmi(n, folder):
     true, pseudo, _ = labels(n)
-    return lambda: analysis.nmi(true, pseudo)
+    return lambda: agreement.nmi(true, pseudo)
 
 
 def ami(n, folder):
     true, pseudo, _ = labels(n)
-    return lambda: analysis.ami(true, pseudo)
+    return lambda: agreement.ami(true, pseudo)
 
 
 def hungarian(n, folder):
     true, pseudo, _ = labels(n)
-    return lambda: analysis.hungarian_mapping(true, pseudo)
+    return lambda: pseudo_labels.hungarian_mapping(true, pseudo)
 
 
 def reliability(n, folder):
     true, pseudo, selected = labels(n)
-    return lambda: analysis.gate_quality(
-        selected, analysis.reliable(true, pseudo)
+    return lambda: pseudo_labels.gate_quality(
+        selected, pseudo_labels.reliable(true, pseudo)
     )
 
 
 def clustering_report(n, folder):
     true, pseudo, selected = labels(n)
-    return lambda: analysis.clustering_report(true, pseudo, selected)
+    return lambda: pseudo_labels.clustering_report(true, pseudo, selected)
 
 
 def run_table(n, folder):

@@ -39,13 +39,18 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgl_plugin.augment import SNR, TALKERS
-from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
-from lgl_plugin.checkpoints import WholeCheckpointer
-from lgl_plugin.data import BadFiles, crop_dataset
-from lgl_plugin.losses import augmentation_adversarial_loss, gradient_reversal
-from lgl_plugin.manifest import Manifest
-from lgl_plugin.training import keep_freed_memory
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.dataset import crop_dataset
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.nnet.augment import SNR, TALKERS
+from lgl_plugin.nnet.losses import (
+    augmentation_adversarial_loss,
+    gradient_reversal,
+)
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.utils.device import keep_freed_memory
 
 RATE = 16000
 LAST = "the last, loading nothing"

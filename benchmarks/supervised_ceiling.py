@@ -14,8 +14,8 @@ import sys
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from lgl_plugin.brains import LossGatedBrain
-from lgl_plugin.training import Training
+from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.training.session import Training
 
 if __name__ == "__main__":
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])

@@ -9,7 +9,7 @@ are equally frequent, and what that costs: the mean of both error rates at the
 threshold, less the equal error rate. Nothing but this table reads the labels.
 
 Ways: pairs with a held-out utterance by pseudo-label, and halves of held-out
-utterances (`lgl_plugin.threshold`); a share of false alarms among pairs of
+utterances (`inference.calibration`); a share of false alarms among pairs of
 drawn utterances, nearly all of which are of two speakers; SpeechBrain's 0.25.
 """
 
@@ -19,10 +19,10 @@ import common
 import numpy as np
 import torch
 
-from lgl_plugin.clustering import normalised
-from lgl_plugin.export import read_step
-from lgl_plugin.threshold import find_threshold
-from lgl_plugin.verification import eer
+from lgl_plugin.clustering.kmeans import normalised
+from lgl_plugin.inference.calibration import find_threshold
+from lgl_plugin.inference.export import read_step
+from lgl_plugin.metrics.error_rates import eer
 
 
 def ways(step, device):

@@ -37,17 +37,15 @@ import torch
 from speechbrain.utils.metric_stats import EER, minDCF
 from threadpoolctl import threadpool_limits
 
-from lgl_plugin.verification import (
-    Trials,
+from lgl_plugin.dataio.trials import Trials, read_trials
+from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
     bootstrap_eer,
     cohort_statistics,
     cosine_scores,
-    eer,
-    min_dcf,
-    read_trials,
     write_scores,
 )
+from lgl_plugin.metrics.error_rates import eer, min_dcf
 
 SCRIPT = "recipes/VoxCeleb/SpeakerRec/speaker_verification_cosine.py"
 # Trials and cohort, and trials, that SpeechBrain still does in a minute.

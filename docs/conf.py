@@ -6,11 +6,11 @@
 import pathlib
 import re
 
-SETUP = pathlib.Path(__file__).parents[1] / "setup.py"
+INIT = pathlib.Path(__file__).parents[1] / "lgl_plugin" / "__init__.py"
 
 project = "lgl-plugin"
 author = "the maintainers of lgl-plugin"
-release = re.search(r'version="(.+)"', SETUP.read_text("utf-8"))[1]
+release = re.search(r'__version__ = "(.+)"', INIT.read_text("utf-8"))[1]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"

@@ -9,7 +9,7 @@ the page gives.
 import json
 import pathlib
 
-from lgl_plugin.figures import epochs
+from lgl_plugin.report.figures import epochs
 
 HERE = pathlib.Path(__file__).parent
 STAGE1 = {

@@ -1,1 +1,3 @@
-"""Loss-gated self-supervised speaker recognition for SpeechBrain."""
+"""Speaker encoders from unlabelled speech, for SpeechBrain."""
+
+__version__ = "0.1.0"

@@ -18,11 +18,12 @@ from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader
 
-from lgl_plugin.brains import LossGatedBrain, SimCLRBrain
-from lgl_plugin.checkpoints import WholeCheckpointer
-from lgl_plugin.gates import LossMemory, NoGate
-from lgl_plugin.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
-from lgl_plugin.ranks import rank, world_size
+from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.nnet.gates import LossMemory, NoGate
+from lgl_plugin.nnet.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.utils.distributed import rank, world_size
 
 GLOBAL_BATCH, UTTERANCES, CLASSES = 8, 40, 4
 

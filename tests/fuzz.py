@@ -33,17 +33,20 @@ import numpy as np
 import soundfile
 import torch
 
-from lgl_plugin import prepare
-from lgl_plugin.artefacts import load_weights, read_labels
-from lgl_plugin.data import BadAudio, BadFiles, audio_seconds, read_crops
-from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.export import _read_weights
-from lgl_plugin.files import leads_out
-from lgl_plugin.manifest import Strings, load_manifest
-from lgl_plugin.metrics import read_metrics, summarise, table
-from lgl_plugin.results import _arrays
-from lgl_plugin.run_folder import Run
-from lgl_plugin.verification import read_trials
+from lgl_plugin.dataio import prepare
+from lgl_plugin.dataio.audio import BadAudio, audio_seconds
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.dataset import read_crops
+from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.manifest import Strings, load_manifest
+from lgl_plugin.dataio.trials import read_trials
+from lgl_plugin.inference.export import _read_weights
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.report.results import _arrays
+from lgl_plugin.runs.metrics_log import read_metrics, summarise, table
+from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.utils.files import leads_out
 
 KINDS = ("overwrite", "insert", "delete", "repeat", "cut", "word")
 NASTY = [

@@ -25,8 +25,8 @@ import time
 import numpy as np
 import torch
 
-from lgl_plugin.metrics import read_metrics
-from lgl_plugin.synthetic import make_corpus
+from lgl_plugin.dataio.synthetic import make_corpus
+from lgl_plugin.runs.metrics_log import read_metrics
 
 RECIPE = pathlib.Path(__file__).parents[1] / "recipes" / "VoxCeleb" / "LGL"
 TINY = (

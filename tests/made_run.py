@@ -5,9 +5,9 @@ import json
 import numpy as np
 import torch
 
-from lgl_plugin.artefacts import write_labels
-from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.manifest import Strings
+from lgl_plugin.dataio.labels import write_labels
+from lgl_plugin.dataio.manifest import Strings
+from lgl_plugin.inference.store import Embeddings
 
 SPEAKERS, EACH = 6, 10
 N = SPEAKERS * EACH
@@ -107,7 +107,7 @@ def _settings(folder, seed, rounds, gate):
     settings = {"stage 1": first}
     done = {"baselines": {}, "stage1": {}}
     if rounds:
-        gate = {"!new:lgl_plugin.gates.FixedGate": {"name": gate}}
+        gate = {"!new:lgl_plugin.nnet.gates.FixedGate": {"name": gate}}
         settings["stage 2"] = {**first, "n_iterations": rounds, "gate": gate}
     for number in range(1, rounds + 1):
         for step in ("embeddings", "labels", "classifier", "gated"):

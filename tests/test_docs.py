@@ -16,7 +16,7 @@ import torch
 import yaml
 from speechbrain.utils.run_opts import RunOptions
 
-from lgl_plugin.gates import Gate
+from lgl_plugin.nnet.gates import Gate
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from lgl_plugin.copy_recipe import RECIPE, copy_recipe
+from lgl_plugin.cli.recipe import RECIPE, copy_recipe
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE_FILES = {
@@ -111,7 +111,7 @@ def test_wheel_has_the_package_and_the_recipe_alone(wheel):
 
 def test_command_copies_the_recipe_which_runs(installed, tmp_path):
     """From pip to training, with no checkout."""
-    installed(tmp_path, "-m", "lgl_plugin.copy_recipe", "mine")
+    installed(tmp_path, "-m", "lgl_plugin", "recipe", "mine")
     mine = tmp_path / "mine"
     copies = {
         str(path.relative_to(mine))

@@ -9,7 +9,7 @@ of a diarisation, clusters. One line differs for the gate, and is marked.
     --train_annotation=train.csv --valid_annotation=dev.csv \
     --out_n_neurons=1000
 
-The same without the gate: --gate='!new:lgl_plugin.gates.NoGate'
+The same without the gate: --gate='!new:lgl_plugin.nnet.gates.NoGate'
 """
 
 import random
@@ -18,7 +18,7 @@ import sys
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
-from lgl_plugin.losses import gated_mean
+from lgl_plugin.nnet.losses import gated_mean
 
 
 class SpeakerBrain(sb.Brain):

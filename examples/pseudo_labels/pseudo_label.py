@@ -17,8 +17,8 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.speaker import EncoderClassifier
 
-from lgl_plugin.manifest import held_out, load_manifest
-from lgl_plugin.prepare import prepare_manifest
+from lgl_plugin.dataio.manifest import held_out, load_manifest
+from lgl_plugin.dataio.prepare import prepare_manifest
 
 
 def write_annotation(path, manifest, labels):

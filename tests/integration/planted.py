@@ -21,11 +21,11 @@ from collections.abc import Callable
 import numpy as np
 import soundfile
 import torch
-from conftest import STAGE1, STAGE2, train  # the one of this folder
+from tiny import STAGE1, STAGE2, train
 
-from lgl_plugin.data import BadFiles
-from lgl_plugin.manifest import Strings, load_manifest, one_line
-from lgl_plugin.prepare import prepare_manifest
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.manifest import Strings, load_manifest, one_line
+from lgl_plugin.dataio.prepare import prepare_manifest
 
 RATE = 16000
 

@@ -6,16 +6,15 @@ import sys
 
 import pytest
 import torch
-from conftest import RECIPE, STAGE1, STAGE2, train  # the one of this folder
 from hyperpyyaml import load_hyperpyyaml
 from planted import not_finite, outcomes, plant, prepare_and_spoil
+from tiny import RECIPE, STAGE1, STAGE2, train
 
-from lgl_plugin.brains import SpeakerBrain
-from lgl_plugin.files import atomic_write
-from lgl_plugin.iterations import train_stage1, train_stage2
-from lgl_plugin.metrics import read_metrics
-from lgl_plugin.training import trial_audio
-from lgl_plugin.verification import read_trials
+from lgl_plugin.dataio.trials import read_trials, trial_audio
+from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.training.brain import SpeakerBrain
+from lgl_plugin.training.stage2 import train_stage1, train_stage2
+from lgl_plugin.utils.files import atomic_write
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def start(corpus, tmp_path, monkeypatch):
         pytest.fail("training began before the error was found")
 
     monkeypatch.setattr(SpeakerBrain, "fit", no_training)
-    monkeypatch.setattr("lgl_plugin.training.Extractor", no_training)
+    monkeypatch.setattr("lgl_plugin.training.session.Extractor", no_training)
 
     def start(stage, device="cpu", **overrides):
         settings = {

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT  # the one of this folder
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
+from tiny import ROOT
 
-from lgl_plugin import agglomerative, clustering, elbow, gates, losses
-from lgl_plugin.gates import Gate
+from lgl_plugin.clustering import elbow, kmeans, two_step
+from lgl_plugin.nnet import gates, losses
+from lgl_plugin.nnet.gates import Gate
 
 EXAMPLES = ROOT / "examples"
 # What SpeechBrain's EncoderClassifier loads, as its published encoders are.
@@ -144,7 +145,7 @@ def test_supervised_recipe_trains_on_them_through_the_gate(
         corpus,
         folder,
         tmp_path / "ungated",
-        "--gate=!new:lgl_plugin.gates.NoGate",
+        "--gate=!new:lgl_plugin.nnet.gates.NoGate",
     )
     assert 0 < gated < ungated
 
@@ -153,9 +154,9 @@ def test_a_yaml_builds_every_piece():
     """Each class that a recipe can use is named, and each entry works."""
     text = (EXAMPLES / "pieces.yaml").read_text(encoding="utf-8")
     pieces = load_hyperpyyaml(text)
-    named = set(re.findall(r"!(?:new|name):lgl_plugin\.\w+\.(\w+)", text))
+    named = set(re.findall(r"!(?:new|name):lgl_plugin\.\w+\.\w+\.(\w+)", text))
     bases = {"Gate", "KMeans", "Clustering", "Estimate"}
-    for module in (losses, gates, clustering, agglomerative, elbow):
+    for module in (losses, gates, kmeans, two_step, elbow):
         for name, kind in inspect.getmembers(module, inspect.isclass):
             own = kind.__module__ == module.__name__
             if own and not name.startswith("_") and name not in bases:

@@ -13,9 +13,9 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
-from lgl_plugin.embeddings import Extractor
-from lgl_plugin.export import main
-from lgl_plugin.manifest import Manifest
+from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.inference.extractor import Extractor
 
 # In an isolated interpreter (no current folder, no PYTHON* variables) that
 # finds no lgl_plugin, installed or not.
@@ -52,7 +52,7 @@ print(json.dumps(found))
 @pytest.mark.parametrize("step", ["stage1", "iter2/gated"])
 def test_folder_loads_without_the_plugin(run, corpus, tmp_path, step):
     folder = tmp_path / "exported"
-    main([str(run), step, f"--output={folder}"])
+    main(["export", str(run), step, f"--output={folder}"])
     paths = sorted(map(str, (corpus / "wav").rglob("*.wav")))[:2]
     card = (folder / "README.md").read_text()
     code = re.search("```python\n(.*?)```", card, re.DOTALL)[1]

@@ -7,7 +7,7 @@ import signal
 import kill  # of tests/
 import pytest
 
-from lgl_plugin.metrics import read_metrics
+from lgl_plugin.runs.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")

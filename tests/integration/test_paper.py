@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import RECIPE, STAGE1, STAGE2, TINY  # of this folder
+from tiny import RECIPE, STAGE1, STAGE2, TINY
 
-from lgl_plugin.manifest import load_manifest
-from lgl_plugin.metrics import read_metrics
+from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.runs.metrics_log import read_metrics
 
 spec = importlib.util.spec_from_file_location("paper", RECIPE / "paper.py")
 script = importlib.util.module_from_spec(spec)

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import RECIPE, STAGE1, STAGE2, TINY  # of this folder
+from tiny import RECIPE, STAGE1, STAGE2, TINY
 
-from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.manifest import held_out, load_manifest
-from lgl_plugin.metrics import read_metrics
+from lgl_plugin.dataio.manifest import held_out, load_manifest
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.runs.metrics_log import read_metrics
 
 TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run"),

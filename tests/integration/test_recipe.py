@@ -9,16 +9,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import STAGE1, STAGE2, train  # tests/integration/conftest.py
+from experiments import CLASSIFIED
+from tiny import STAGE1, STAGE2, train
 
-from lgl_plugin import report
-from lgl_plugin.artefacts import read_labels
-from lgl_plugin.embeddings import Embeddings
-from lgl_plugin.experiments import CLASSIFIED
-from lgl_plugin.health import findings
-from lgl_plugin.metrics import read_metrics, summarise
-from lgl_plugin.run_folder import fork
-from lgl_plugin.selection import CRITERIA
+from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.runs.metrics_log import read_metrics, summarise
+from lgl_plugin.runs.run import fork
+from lgl_plugin.training.epoch_selection import CRITERIA
+from lgl_plugin.training.health import findings
 
 
 def test_rows_of_the_run(run):
@@ -134,7 +134,7 @@ def test_same_seed_same_run(run, corpus, tmp_path):
 
 def test_report_prints_a_row_for_each_phase(run, capsys):
     """The table and the figure of the README's command."""
-    report.main([str(run)])
+    main(["report", str(run)])
     printed = capsys.readouterr().out
     assert "| iteration 2, gated |" in printed
     assert (run / "report" / "journey.png").stat().st_size > 1000
@@ -160,7 +160,7 @@ def test_selected_share_falls_with_the_threshold(run, corpus, tmp_path):
             output,
             *STAGE2,
             "--n_iterations=1",
-            f"--gate=!new:lgl_plugin.gates.FixedGate [{tau}]",
+            f"--gate=!new:lgl_plugin.nnet.gates.FixedGate [{tau}]",
             f"--pretrained_encoder={run}/stage1",
         )
         last = read_metrics(output)[-1]
@@ -176,7 +176,7 @@ def test_other_settings_in_the_same_folder_are_refused(run, corpus):
         corpus,
         run,
         *STAGE2,
-        "--gate=!new:lgl_plugin.gates.NoGate",
+        "--gate=!new:lgl_plugin.nnet.gates.NoGate",
         check=False,
     )
     assert done.returncode != 0
@@ -229,8 +229,8 @@ def test_dlg_lc_corrects_labels(run, corpus, tmp_path):
         tmp_path,
         *STAGE2,
         "--n_iterations=1",
-        "--gate=!new:lgl_plugin.gates.FixedGate [0.01]",
-        "--correct_labels=!new:lgl_plugin.gates.LabelCorrection [0.1, 0.1]",
+        "--gate=!new:lgl_plugin.nnet.gates.FixedGate [0.01]",
+        "--correct_labels=!new:lgl_plugin.nnet.gates.LabelCorrection [0.1, 0.1]",  # noqa: E501
     )
     last = read_metrics(tmp_path)[-1]
     assert last["selected_share"] < 0.5
@@ -248,8 +248,8 @@ def test_audio_of_unknown_speakers(corpus, stage1_run, tmp_path):
         "--n_iterations=1",
         "--speaker_folder=False",
         "--verification_file=null",
-        "--gate=!new:lgl_plugin.gates.FixedGate [0.01]",
-        "--correct_labels=!new:lgl_plugin.gates.LabelCorrection [0.1, 0.1]",
+        "--gate=!new:lgl_plugin.nnet.gates.FixedGate [0.01]",
+        "--correct_labels=!new:lgl_plugin.nnet.gates.LabelCorrection [0.1, 0.1]",  # noqa: E501
         f"--pretrained_encoder={stage1_run}/stage1",
     )
     last = read_metrics(tmp_path)[-1]
@@ -275,7 +275,7 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
     """The same utterances are read: alike in what no order of them changes."""
     manifest = stage1_run / "manifest.csv"
     shards = tmp_path / "shards"
-    command = [sys.executable, "-m", "lgl_plugin.pack", manifest, shards]
+    command = [sys.executable, "-m", "lgl_plugin", "pack", manifest, shards]
     options = [f"--data_root={corpus}", "--shard_mb=0.2", "--num_workers=1"]
     subprocess.run([*command, *options], check=True, capture_output=True)
     assert len(list(shards.glob("*.tar"))) > 3

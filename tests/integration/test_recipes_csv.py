@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT  # the one of this folder
+from tiny import ROOT
 
 TABLE = ROOT / "tests" / "recipes" / "VoxCeleb.csv"
 with open(TABLE, newline="", encoding="utf-8") as source:

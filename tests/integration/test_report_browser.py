@@ -4,7 +4,7 @@ import pytest
 from browser import Browser, find_chromium
 from made_run import make_run
 
-from lgl_plugin.report import write_report
+from lgl_plugin.report.build import write_report
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium on this machine"

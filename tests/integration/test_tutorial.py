@@ -5,7 +5,7 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT  # the one of this folder
+from tiny import ROOT
 
 TINY = """
 size = dict(speakers=5, test_speakers=4, sessions=2, utterances=3)

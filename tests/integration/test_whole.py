@@ -5,15 +5,15 @@ import os
 import shutil
 
 import pytest
-from conftest import RECIPE, STAGE2, train  # the one of this folder
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from tiny import RECIPE, STAGE2, train
 
-from lgl_plugin import iterations
-from lgl_plugin.files import checksum
-from lgl_plugin.lock import hold
-from lgl_plugin.metrics import read_metrics
-from lgl_plugin.results import Results
-from lgl_plugin.state import read_state
+from lgl_plugin.report.results import Results
+from lgl_plugin.runs.lock import hold
+from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.state import read_state
+from lgl_plugin.training import stage2
+from lgl_plugin.utils.files import checksum
 
 TINY = {
     "batch_size": 8,
@@ -48,7 +48,7 @@ def start(corpus, output, stage, **further):
     yaml = RECIPE / "hparams" / f"small_stage{stage}.yaml"
     with open(yaml, encoding="utf-8") as source:
         text = resolve_references(source, settings).getvalue()
-    begin = iterations.train_stage1 if stage == 1 else iterations.train_stage2
+    begin = stage2.train_stage1 if stage == 1 else stage2.train_stage2
     options = {"device": "cpu", "noprogressbar": True}
     begin(load_hyperpyyaml(text), options, text)
 
@@ -64,7 +64,7 @@ def figures(run):
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """The page takes longer than all of a tiny run."""
-    monkeypatch.setattr(iterations, "write_page", lambda folder: None)
+    monkeypatch.setattr(stage2, "write_page", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_an_export_that_failed_is_tried_again(
 
     delete(copy / "export" / "iter2" / "hyperparams.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr(iterations, "export", full)
+        patch.setattr(stage2, "export", full)
         start(corpus, copy, 2)
     failed = read_state(copy)["failed"]
     assert list(failed) == ["export/iter2"] and "No space" in str(failed)

@@ -20,18 +20,17 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
-from lgl_plugin.embeddings import Extractor
-from lgl_plugin.export import export_checkpoint
-from lgl_plugin.manifest import Manifest
-from lgl_plugin.run_folder import plain_settings
-from lgl_plugin.training import trial_audio
-from lgl_plugin.verification import (
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.trials import read_trials, trial_audio
+from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
     cohort_statistics,
     cosine_scores,
-    eer,
-    read_trials,
 )
+from lgl_plugin.inference.export import export_checkpoint
+from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.metrics.error_rates import eer
+from lgl_plugin.runs.settings import plain_settings
 
 SOURCE = os.environ.get("SPEECHBRAIN_SRC")
 if not SOURCE:

@@ -27,38 +27,33 @@ import pathlib
 
 import numpy as np
 import torch
+from experiments import CLASSIFIED, CLUSTERED, EMBEDDED, Experiment, Variant
 from hyperpyyaml import load_hyperpyyaml
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from lgl_plugin import verification
-from lgl_plugin.artefacts import load_weights
-from lgl_plugin.embeddings import Extractor
-from lgl_plugin.experiments import (
-    CLASSIFIED,
-    CLUSTERED,
-    EMBEDDED,
-    Experiment,
-    Variant,
-)
-from lgl_plugin.figures import save, style
-from lgl_plugin.files import atomic_write
-from lgl_plugin.iterations import ENCODER
-from lgl_plugin.manifest import load_manifest
-from lgl_plugin.run_folder import plain_settings
-from lgl_plugin.selection import CRITERIA, criterion
-from lgl_plugin.training import trial_audio
+from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.dataio.trials import read_trials, trial_audio
+from lgl_plugin.evaluation import verification
+from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.metrics.error_rates import eer
+from lgl_plugin.report.figures import save, style
+from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.training.epoch_selection import CRITERIA, criterion
+from lgl_plugin.training.stage2 import ENCODER
+from lgl_plugin.utils.files import atomic_write
 
 HERE = pathlib.Path(__file__).parent
 # The paper's gate sees the loss at hand, not a mean over epochs.
 AT_HAND = "--new_memory={momentum: 0.0}"
 REMEMBERED = "--new_memory={momentum: 0.8}"
 KEEP_LABELS = "--correct_labels=null"
-CORRECT = "--correct_labels=!new:lgl_plugin.gates.LabelCorrection"
-NO_GATE = ("--gate=!new:lgl_plugin.gates.NoGate", KEEP_LABELS)
-SCHEDULE = "--gate=!new:lgl_plugin.gates.ScheduleGate"
-SHARE = "--gate=!new:lgl_plugin.gates.TargetShareGate [0.8]"
-DYNAMIC = "--gate=!new:lgl_plugin.gates.DynamicGate"
+CORRECT = "--correct_labels=!new:lgl_plugin.nnet.gates.LabelCorrection"
+NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
+SCHEDULE = "--gate=!new:lgl_plugin.nnet.gates.ScheduleGate"
+SHARE = "--gate=!new:lgl_plugin.nnet.gates.TargetShareGate [0.8]"
+DYNAMIC = "--gate=!new:lgl_plugin.nnet.gates.DynamicGate"
 WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
 
 GATES = {
@@ -91,7 +86,7 @@ def table1(experiment, options):
         cells = []
         for where in lists.values():
             path, _, folder = where.partition("@")
-            trials = verification.read_trials(path, folder)
+            trials = read_trials(path, folder)
             found = []
             for seed in experiment.seeds:
                 embedder = Embedder(experiment.run_folder(seed, name), step)
@@ -149,7 +144,7 @@ def table4(experiment, options):
     """The threshold, in iteration 1."""
     gates = {
         str(tau): (
-            f"--gate=!new:lgl_plugin.gates.FixedGate [{tau}.0]",
+            f"--gate=!new:lgl_plugin.nnet.gates.FixedGate [{tau}.0]",
             KEEP_LABELS,
         )
         for tau in (1, 2, 3, 4, 5)
@@ -374,7 +369,7 @@ def steps(experiment, options):
     """Larger steps, each against the base at the same point."""
     last = experiment.settings["n_iterations"]
     size = experiment.settings["embedding_size"]
-    centres = f"!name:lgl_plugin.losses.SubCentreClassifier [{size}]"
+    centres = f"!name:lgl_plugin.nnet.losses.SubCentreClassifier [{size}]"
     first = "--n_iterations=1"
     own = experiment.settings["classifier_init"]
     other = {"random": "centroids", "centroids": "random"}[own]
@@ -414,7 +409,7 @@ def steps(experiment, options):
     for seed in experiment.seeds:
         run = experiment.run_folder(seed)
         settings = experiment.settings
-        trials = verification.read_trials(
+        trials = read_trials(
             settings["verification_file"], settings["trial_folder"]
         )
         embedder = Embedder(run, f"iter{last}/gated")
@@ -463,7 +458,7 @@ class Embedder:
                 vectors, speech.vectors, min(top, len(rows))
             )
             scores = verification.adaptive_s_norm(scores, trials, *statistics)
-        return 100 * verification.eer(scores, trials.labels)[0]
+        return 100 * eer(scores, trials.labels)[0]
 
     def vectors(self, audio):
         """Embeddings of all of a manifest."""

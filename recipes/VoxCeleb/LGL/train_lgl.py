@@ -17,8 +17,9 @@ import sys
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from lgl_plugin.iterations import train_stage1, train_stage2
-from lgl_plugin.run_folder import Run, plain_settings
+from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.training.stage2 import train_stage1, train_stage2
 
 if __name__ == "__main__":
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])

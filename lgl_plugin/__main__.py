@@ -1,0 +1,5 @@
+"""`python -m lgl_plugin`, the same as the command `lgl`."""
+
+from lgl_plugin.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command `lgl`, a file for each verb."""

@@ -1,0 +1,48 @@
+"""`lgl export`: writes a folder that SpeechBrain loads from a checkpoint.
+
+> lgl export results/lgl/1  # its latest step, to results/lgl/1/export/…
+> lgl export model.ckpt --yaml=stage2.yaml --output=exported
+"""
+
+
+def add_arguments(parser):
+    """Declares the options of the verb."""
+    parser.add_argument(
+        "source", help="output_folder of a run; or a checkpoint"
+    )
+    parser.add_argument(
+        "step", nargs="?", help="stage1, iter1, iter1/gated; none: the latest"
+    )
+    parser.add_argument("--output", help="folder to write; RUN/export/STEP")
+    parser.add_argument("--yaml", help="of a checkpoint that is of no run")
+    parser.add_argument("--data_folder", help="where the audio is now")
+    parser.add_argument(
+        "--threshold", type=float, help="of the cosine; found without labels"
+    )
+    parser.add_argument(
+        "--license", default="other", help="of the weights, such as cc-by-4.0"
+    )
+    parser.add_argument("--device", default="cpu", help="where to embed")
+
+
+def run(source, step, output, yaml, data_folder, threshold, license, device):
+    """Exports a run's step, or a checkpoint with the yaml that trained it."""
+    if yaml is not None and output is None:
+        raise ValueError("--yaml needs --output, the folder to write")
+    import logging
+
+    from hyperpyyaml import resolve_references
+
+    from lgl_plugin.inference.export import export, export_checkpoint
+    from lgl_plugin.runs.settings import plain_settings
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    given = {"threshold": threshold, "licence": license}
+    if yaml is None:
+        export(source, step, output, device, data_folder, **given)
+        return
+    with open(yaml, encoding="utf-8") as text:
+        settings = resolve_references(
+            text, {"data_folder": ""}, overrides_must_match=False
+        ).getvalue()
+    export_checkpoint(source, plain_settings(settings), output, **given)

@@ -1,0 +1,30 @@
+"""`lgl pack`: packs a manifest's audio into shards, for slow file systems."""
+
+
+def add_arguments(parser):
+    """Declares the options of the verb."""
+    parser.add_argument("manifest", help="the csv that names the utterances")
+    parser.add_argument("folder", help="where to write, empty or new")
+    parser.add_argument(
+        "--data_root", required=True, help="what $data_root stands for in it"
+    )
+    parser.add_argument("--shard_mb", type=float, default=512, help="in MiB")
+    parser.add_argument(
+        "--num_workers", type=int, default=8, help="processes that read audio"
+    )
+    parser.add_argument(
+        "--max_bad_share", type=float, default=0.02, help="of the utterances"
+    )
+    parser.add_argument(
+        "--allow_outside_data_folder",
+        dest="allow_outside",
+        action="store_true",
+        help="the manifest may name audio that is not below data_root",
+    )
+
+
+def run(**options):
+    """Writes the shards and their manifest."""
+    from lgl_plugin.dataio.shards import write_shards
+
+    write_shards(**options)

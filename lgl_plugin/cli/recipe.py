@@ -1,0 +1,54 @@
+"""`lgl recipe`: copies the training recipe and its yamls to a new folder.
+
+> lgl recipe my_recipe
+> cd my_recipe
+> python train_lgl.py hparams/stage1.yaml --data_folder=/path/to/VoxCeleb
+"""
+
+import pathlib
+import shutil
+
+# In a checkout a link to recipes/VoxCeleb/LGL; a wheel holds the files.
+RECIPE = pathlib.Path(__file__).parents[1] / "recipe"
+PATTERNS = ("*.py", "*.md", "*/*.yaml")
+
+
+def add_arguments(parser):
+    """Declares the options of the verb."""
+    parser.add_argument("folder", help="where to copy the recipe")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files of the recipe that are there already",
+    )
+
+
+def run(folder, overwrite=False):
+    """Copies the recipe and says what to do next."""
+    copies = copy_recipe(folder, overwrite)
+    print(
+        f"{len(copies)} files are in {folder}. What to do next:\n"
+        f"  cd {folder}\n"
+        "  python train_lgl.py hparams/stage1.yaml --data_folder=/path/to/audio"
+    )
+
+
+def copy_recipe(folder, overwrite=False):
+    """Copies the recipe's files to `folder` and returns their paths.
+
+    FileExistsError, before anything is copied, if one of the files is there
+    and `overwrite` is false.
+    """
+    folder = pathlib.Path(folder)
+    sources = [path for pattern in PATTERNS for path in RECIPE.glob(pattern)]
+    copies = [folder / path.relative_to(RECIPE) for path in sources]
+    present = [str(path) for path in copies if path.exists()]
+    if present and not overwrite:
+        raise FileExistsError(
+            f"these files are there already: {', '.join(sorted(present))}. "
+            "Name another folder, or replace them with --overwrite."
+        )
+    for source, copy in zip(sources, copies):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    return copies

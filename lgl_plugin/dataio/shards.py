@@ -1,0 +1,459 @@
+"""Packs a corpus into shards: a few large tar files for a million small ones.
+
+For disks and clusters on which opening a small file is slow. A manifest tells
+where in which shard each utterance lies, so that reading is random access, as
+it is with files: the same dataset, samplers, split over ranks, resumption and
+labels by ID. Readers of webdataset's format can read the shards as well.
+
+> lgl pack manifest.csv /fast/shards --data_root=/corpus
+> python train_lgl.py hparams/stage1.yaml --data_folder=/fast/shards \\
+>     --manifest=/fast/shards/manifest.csv
+"""
+
+import contextlib
+import csv
+import errno
+import io
+import itertools
+import json
+import math
+import os
+import pathlib
+import shutil
+import tarfile
+import time
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import soundfile
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from lgl_plugin.dataio.manifest import (
+    COLUMNS,
+    SHARD_COLUMNS,
+    load_manifest,
+    one_line,
+)
+from lgl_plugin.dataio.prepare import EXTENSIONS, start_worker
+from lgl_plugin.utils.files import atomic_write, checksum, write_json
+
+logger = get_logger(__name__)
+
+# From seconds of audio to bytes: enough files for a few per cent.
+SAMPLE = 200
+# What soundfile raises of damaged files, see `data.read_spans`.
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, MemoryError)
+# By libsndfile's name for the samples of a file, what keeps a part of them
+# exactly; for all else it is floating point, as which they are read.
+PART_FORMATS = {
+    **dict.fromkeys(
+        ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"), ("flac", "PCM_16")
+    ),
+    "PCM_24": ("flac", "PCM_24"),
+}
+
+
+def write_shards(
+    manifest,
+    data_root,
+    folder,
+    shard_mb=512,
+    num_workers=8,
+    max_bad_share=0.02,
+    allow_outside=False,
+):
+    """Packs a manifest's utterances into shards, in random order.
+
+    A file that is one utterance is copied byte for byte. An utterance that is
+    a part of a longer file is cut out, decoded and kept with the same samples:
+    as flac if they have up to 24 bits, as 32-bit floating-point wav if they
+    have more or come from mp3 or ogg.
+
+    The folder gets `shard-000000.tar` and so on, `bad_files.txt`, `shards.json`
+    (what they were made of) and, last, `manifest.csv`: the rows of `manifest`
+    without bad ones, in its order, with two more columns, first_byte and
+    n_bytes, for the utterance's place in the shard. An interrupted run goes
+    on with the shards that are missing; a finished one is reused.
+
+    Members are named by utterance ID with one extension, as webdataset wants
+    it: further dots in the last part of an ID become %2E.
+
+    Arguments
+    ---------
+    manifest : str or pathlib.Path
+        A csv with the columns ID, duration, wav, start, stop, spk_id.
+    data_root : str or pathlib.Path
+        What stands for `$data_root` in it.
+    folder : str or pathlib.Path
+        Where to write.
+    shard_mb : float
+        The size of a shard in MiB, about.
+    num_workers : int
+        Processes, each of which writes one shard at a time and holds one
+        utterance in memory.
+    max_bad_share : float
+        Which share of the utterances may be unreadable, between 0 and 1.
+    allow_outside : bool
+        Whether the manifest may name audio that is not below data_root.
+
+    Returns
+    -------
+    pathlib.Path
+        The new manifest.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no manifest, or no audio where it says.
+    FileExistsError
+        When the folder holds another manifest.csv.
+    ValueError
+        When the manifest is malformed or of shards itself, an argument is out
+        of range, or too many utterances are bad.
+    OSError
+        When the disk has no room.
+
+    Example
+    -------
+    >>> tmp = getfixture("tmp_path")
+    >>> soundfile.write(tmp / "a.wav", np.full(8000, 0.5), 16000)
+    >>> _ = (tmp / "manifest.csv").write_text(
+    ...     "ID,duration,wav,start,stop,spk_id\\n"
+    ...     "a.wav,0.5,$data_root/a.wav,0,8000,\\n"
+    ... )
+    >>> made = write_shards(
+    ...     tmp / "manifest.csv", tmp, tmp / "shards", num_workers=1
+    ... )
+    >>> load_manifest(made, "shards")[0] == {
+    ...     "wav": "shards/shard-000000.tar",
+    ...     "offset": 0.0,
+    ...     "duration": 0.5,
+    ...     "place": [512, 16044],
+    ... }
+    True
+    """
+    for name, value, least in (
+        ("shard_mb", shard_mb, 0.001),
+        ("num_workers", num_workers, 1),
+        ("max_bad_share", max_bad_share, 0),
+    ):
+        if not value >= least:
+            raise ValueError(f"{name} is {value}; it must be {least} or more")
+    folder = pathlib.Path(folder)
+    utterances = load_manifest(manifest, data_root, allow_outside)
+    if utterances.places is not None:
+        raise ValueError(f"{manifest} is a manifest of shards already")
+    settings = {
+        "manifest": checksum(manifest),
+        "data_root": os.path.abspath(data_root),
+        "shard_mb": float(shard_mb),
+    }
+    target = folder / "manifest.csv"
+    plan = _plan(folder, settings, utterances)
+    if target.exists():
+        logger.info(f"Reusing {target}; delete {folder} to make it again.")
+        return target
+    shards = _deal(utterances.durations, plan["shards"])
+    index = _Index(folder, utterances, max_bad_share)
+    missing = [n for n in range(len(shards)) if not index.add(n)]
+    for part in folder.glob(".shard-*.part"):
+        part.unlink()  # of a run that was killed
+    _check_room(folder, plan["bytes"] * len(missing) / len(shards))
+    done = len(utterances) - sum(len(shards[n]) for n in missing)
+    if done:
+        logger.info(f"Going on: {done} utterances are in shards already.")
+    with (
+        tqdm(
+            desc="writing shards",
+            unit=" files",
+            total=len(utterances),
+            initial=done,
+        ) as bar,
+        contextlib.closing(
+            _write(folder, utterances, shards, missing, num_workers)
+        ) as written,
+    ):
+        started, n_bytes = time.monotonic(), 0
+        for n in written:
+            n_bytes += index.add(n)
+            rate = n_bytes / 1e6 / (time.monotonic() - started)
+            bar.set_postfix_str(f"{rate:.0f} MB/s", refresh=False)
+            bar.update(len(shards[n]))
+    index.write_bad_files()
+    index.write_manifest(manifest, target)
+    for n in range(len(shards)):
+        _piece(folder, n).unlink()
+    logger.info(
+        f"{target}: {len(utterances) - len(index.bad)} utterances in "
+        f"{len(shards)} shards."
+    )
+    return target
+
+
+def _name(n):
+    """The name of the n-th shard."""
+    return f"shard-{n:06d}.tar"
+
+
+def _piece(folder, n):
+    """What says, until the manifest does, that a shard is whole."""
+    return (folder / _name(n)).with_suffix(".csv")
+
+
+def _plan(folder, settings, utterances):
+    """Reads or makes shards.json; clears away what has other settings."""
+    path, target = folder / "shards.json", folder / "manifest.csv"
+    plan = json.loads(path.read_text()) if path.exists() else None
+    if plan is not None and plan["settings"] == settings:
+        return plan
+    if plan is None and target.exists():
+        raise FileExistsError(
+            f"{target} is not of shards made here. Choose another folder, "
+            "empty or new."
+        )
+    n_bytes = _estimated_bytes(utterances, settings["data_root"])
+    n_shards = math.ceil(n_bytes / (settings["shard_mb"] * 2**20))
+    new = {
+        "settings": settings,
+        "bytes": n_bytes,
+        "shards": min(n_shards, len(utterances)),
+    }
+    if plan is not None:
+        changed = ", ".join(
+            k for k in settings if settings[k] != plan["settings"][k]
+        )
+        logger.warning(f"Writing all shards again: other {changed}.")
+    # The manifest first: it must never name a shard of other settings.
+    target.unlink(missing_ok=True)
+    for pattern in ("shard-*.csv", "shard-*.tar"):
+        for old in folder.glob(pattern):
+            old.unlink()
+    write_json(path, new)
+    return new
+
+
+def _estimated_bytes(utterances, data_root):
+    """How much the audio takes, from the headers of some files."""
+    rng = np.random.default_rng(1)
+    n = len(utterances)
+    seconds = n_bytes = 0
+    for row in rng.choice(n, min(n, SAMPLE), replace=False):
+        path = utterances.wavs[row]
+        try:
+            with soundfile.SoundFile(path) as audio:
+                seconds += audio.frames / audio.samplerate
+            n_bytes += os.path.getsize(path)
+        except UNREADABLE:
+            pass  # counted when its shard is written
+    if not seconds:
+        raise FileNotFoundError(
+            f"none of {min(n, SAMPLE)} audio files tried can be read, such as "
+            f"{path}. Set --data_root, now {data_root}, to what $data_root "
+            "stands for in the manifest."
+        )
+    return math.ceil(n_bytes / seconds * utterances.durations.sum())
+
+
+def _deal(durations, n_shards):
+    """The rows of each shard: random, of about the same length together."""
+    # Random, lest a shard is one speaker's; the same in a run that goes on.
+    order = np.random.default_rng(1).permutation(len(durations))
+    ends = np.cumsum(durations[order])
+    shares = ends[-1] * np.arange(1, n_shards) / n_shards
+    return np.split(order, np.searchsorted(ends, shares))
+
+
+def _check_room(folder, n_bytes):
+    """Raises OSError if a folder's disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"The shards need about {n_bytes / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free. Make room and start the same "
+            "command again",
+            str(folder),
+        )
+
+
+def _write(folder, utterances, shards, missing, num_workers):
+    """Writes shards in parallel; yields the number of each when it is whole."""
+    missing = iter(missing)
+    with futures.ProcessPoolExecutor(
+        num_workers, initializer=start_worker
+    ) as pool:
+        running = {}
+        try:
+            while True:
+                # Rows go out as they are needed, not all at once.
+                for n in itertools.islice(
+                    missing, num_workers + 1 - len(running)
+                ):
+                    rows = [
+                        (row, utterances.ids[row], utterances[row])
+                        for row in shards[n].tolist()
+                    ]
+                    future = pool.submit(_write_shard, folder, n, rows)
+                    running[future] = n
+                if not running:
+                    return
+                for future in futures.wait(
+                    running, return_when=futures.FIRST_COMPLETED
+                ).done:
+                    future.result()
+                    yield running.pop(future)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that writes shards died, perhaps for want of "
+                "memory. The same command goes on from there; a smaller "
+                "--num_workers needs less."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_shard(folder, n, utterances):
+    """Writes a shard, then its piece: per member row, place, frames, problem.
+
+    Frames are those of a part that was cut out, 0 for a file as it was.
+    """
+    pieces = []
+    keys = set()
+    with atomic_write(folder / _name(n), "wb") as out:
+        for row, name, utterance in utterances:
+            try:
+                extension, audio, frames = _read(**utterance)
+            except UNREADABLE as error:
+                reason = str(getattr(error, "error_string", error))
+                pieces.append((row, 0, 0, 0, one_line(reason)))
+                continue
+            key = _key(name)
+            while key in keys:  # a.wav and a.flac
+                key += "~"
+            keys.add(key)
+            header = tarfile.TarInfo(f"{key}.{extension}")
+            header.size = len(audio)
+            out.write(header.tobuf(tarfile.PAX_FORMAT))
+            pieces.append((row, out.tell(), len(audio), frames, ""))
+            out.write(audio)
+            out.write(bytes(-len(audio) % tarfile.BLOCKSIZE))
+        out.write(bytes(2 * tarfile.BLOCKSIZE))
+    with atomic_write(_piece(folder, n)) as out:
+        csv.writer(out).writerows(pieces)
+
+
+def _read(wav, offset, duration, place):
+    """Extension, content and, if cut out, number of frames of an utterance."""
+    with open(wav, "rb") as source, soundfile.SoundFile(source) as audio:
+        rate = audio.samplerate
+        first, n_frames = round(offset * rate), round(duration * rate)
+        if min(audio.frames - first, n_frames) <= 0:
+            raise RuntimeError("holds no samples")
+        # Durations in manifests are rounded, some to a tenth of a second.
+        if first == 0 and audio.frames - n_frames <= rate / 10:
+            source.seek(0)
+            extension = pathlib.Path(wav).suffix[1:] or audio.format
+            return extension.lower(), source.read(), 0
+        audio.seek(first)
+        samples = audio.read(n_frames, always_2d=True)
+        kind, subtype = PART_FORMATS.get(audio.subtype, ("wav", "FLOAT"))
+    content = io.BytesIO()
+    soundfile.write(content, samples, rate, subtype, format=kind)
+    return kind, content.getvalue(), len(samples)
+
+
+def _key(name):
+    """The part of a member's name that webdataset knows an utterance by."""
+    folder, slash, last = name.rpartition("/")
+    stem, extension = os.path.splitext(last)
+    if extension.lower() in EXTENSIONS:
+        last = stem
+    # The first dot after the folder ends the key.
+    return folder + slash + last.replace(".", "%2E")
+
+
+class _Index:
+    """Where each utterance went, gathered from the pieces."""
+
+    def __init__(self, folder, utterances, max_bad_share):
+        n = len(utterances)
+        self._folder = folder
+        self._utterances = utterances
+        self._limit = int(max_bad_share * n)
+        self._shards = np.zeros(n, np.int32)
+        self._places = np.zeros((n, 2), np.int64)
+        self._frames = np.zeros(n, np.int64)
+        self.bad = {}
+
+    def add(self, n):
+        """Reads a shard's piece; returns the shard's bytes, 0 if it lacks."""
+        try:
+            n_bytes = (self._folder / _name(n)).stat().st_size
+            with open(_piece(self._folder, n), encoding="utf-8") as source:
+                for *numbers, problem in csv.reader(source):
+                    row, first, length, frames = map(int, numbers)
+                    self._shards[row] = n
+                    self._places[row] = first, length
+                    self._frames[row] = frames
+                    if problem:
+                        self.bad[row] = problem
+        except FileNotFoundError:
+            return 0
+        if len(self.bad) > self._limit:
+            path = self.write_bad_files()
+            first = "".join(
+                f"  {self._utterances.ids[row]}: {problem}\n"
+                for row, problem in itertools.islice(self.bad.items(), 10)
+            )
+            raise ValueError(
+                f"{len(self.bad)} bad utterances so far, more than the "
+                f"{self._limit} that max_bad_share allows. All are named in "
+                f"{path}; the first:\n{first}"
+                f"Raise max_bad_share to go on without them; or repair them "
+                f"and delete {self._folder}; or take them out of the manifest."
+            )
+        return n_bytes
+
+    def write_bad_files(self):
+        """Names the bad utterances, lines of `utterance<TAB>reason`."""
+        path = self._folder / "bad_files.txt"
+        with atomic_write(path) as out:
+            for row, problem in sorted(self.bad.items()):
+                out.write(f"{self._utterances.ids[row]}\t{problem}\n")
+        return path
+
+    def write_manifest(self, manifest, target):
+        """Writes the rows of a manifest as they are in the shards."""
+        with (
+            open(manifest, newline="", encoding="utf-8") as source,
+            atomic_write(target) as out,
+        ):
+            reader = csv.reader(source, skipinitialspace=True)
+            header = next(reader)
+            columns = [header.index(name) for name in COLUMNS]
+            out.write(",".join((*COLUMNS, *SHARD_COLUMNS)) + "\n")
+            # Text is quoted, as prepare.py does and says why.
+            writer = csv.writer(
+                out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
+            )
+            for row, fields in enumerate(filter(None, reader)):
+                if row in self.bad:
+                    continue
+                name, duration, _, start, stop, speaker = (
+                    fields[column] for column in columns
+                )
+                if self._frames[row]:
+                    start, stop = 0, self._frames[row]
+                writer.writerow(
+                    (
+                        name,
+                        float(duration),
+                        f"$data_root/{_name(self._shards[row])}",
+                        int(start),
+                        int(stop),
+                        speaker,
+                        *self._places[row].tolist(),
+                    )
+                )

@@ -1,0 +1,364 @@
+"""Embeddings of whole utterances: extraction and the store on disk."""
+
+import pathlib
+
+import numpy as np
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.logger import get_logger
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from lgl_plugin.dataio.audio import BadAudio, read_audio
+from lgl_plugin.dataio.manifest import Strings
+from lgl_plugin.inference.shares import Share, key_of, remove_shares
+from lgl_plugin.inference.store import Embeddings, _Joined
+from lgl_plugin.nnet.padding import as_if_alone, reach, relative
+from lgl_plugin.nnet.pooling import lean_pooling
+from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.utils.distributed import gather, rank, world_size
+from lgl_plugin.utils.files import says_if_full
+from lgl_plugin.utils.signals import read_apart, stop
+
+PARTS = ("compute_features", "mean_var_norm", "embedding_model")
+
+logger = get_logger(__name__)
+
+
+class Extractor:
+    """Embeds whole utterances, clean, in batches of like length.
+
+    In float32 an utterance's embedding does not depend on its batch: see
+    `padding.as_if_alone`. Under torch.distributed each rank embeds its share;
+    all ranks call, and all get the whole.
+
+    Arguments
+    ---------
+    compute_features : torch.nn.Module
+        SpeechBrain's Fbank or MFCC: waveforms (batch, time) to features
+        (batch, frames, bands), centred frames; always in float32.
+    mean_var_norm : torch.nn.Module or None
+        SpeechBrain's InputNormalization, or any (features, lengths).
+    embedding_model : torch.nn.Module
+        (features, lengths) to embeddings (batch, 1, dim).
+    device : str
+        Where they run.
+    sample_rate : int
+        In Hz.
+    batch_seconds : float, optional
+        Speech in a batch, filling included. By default 20 in float32 on a
+        CPU, whose cache should hold a layer, 120 in 16 bits there, where
+        casting the weights for each batch counts, and 960 elsewhere.
+    max_seconds : float
+        What is read of a longer utterance, from its beginning.
+    num_workers : int
+        Processes that read audio; 0 reads in this one.
+    precision : str
+        Of the embedding model: fp32, bf16 or fp16, by autocast.
+    dtype : str
+        Of the store: float32 or float16.
+    keep_seconds : float
+        How often what is embedded is kept in the store's folder; extraction
+        that was interrupted goes on from there.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.features import Fbank
+    >>> from lgl_plugin.dataio.manifest import Manifest
+    >>> import soundfile
+    >>> path = str(getfixture("tmp_path") / "noise.wav")
+    >>> soundfile.write(path, np.random.randn(16000) / 9, 16000)
+    >>> manifest = Manifest.of(
+    ...     [("a", path, 0.0, 1.0, ""), ("b", "missing.wav", 0.0, 1.0, "")]
+    ... )
+    >>> extract = Extractor(Fbank(n_mels=80), None, LogMelStatistics())
+    >>> found, bad = extract(manifest, [0, 1])
+    >>> list(found.utterances), found.vectors.shape, [name for name, _ in bad]
+    (['a'], (1, 160), ['b'])
+    """
+
+    def __init__(
+        self,
+        compute_features,
+        mean_var_norm,
+        embedding_model,
+        device="cpu",
+        sample_rate=16000,
+        batch_seconds=None,
+        max_seconds=60.0,
+        num_workers=0,
+        precision="fp32",
+        dtype="float32",
+        keep_seconds=600.0,
+    ):
+        self.compute_features = compute_features
+        self.mean_var_norm = mean_var_norm
+        if isinstance(embedding_model, DistributedDataParallel):
+            # It would wait for all ranks in each batch, and they have
+            # different numbers of them.
+            embedding_model = embedding_model.module
+        self.embedding_model = embedding_model
+        self.device = torch.device(device)
+        self.sample_rate = sample_rate
+        if batch_seconds is None:
+            on_cpu = 20.0 if precision == "fp32" else 120.0
+            batch_seconds = on_cpu if self.device.type == "cpu" else 960.0
+        self.batch_seconds = batch_seconds
+        self.max_seconds = max_seconds
+        self.num_workers = num_workers
+        self.precision = AMPConfig.from_name(precision).dtype
+        self.dtype = np.dtype(dtype)
+        self.keep_seconds = keep_seconds
+        self.hop = compute_features.get_filter_properties().stride
+
+    @torch.no_grad()
+    def __call__(self, manifest, rows, folder=None):
+        """Embeds utterances.
+
+        Arguments
+        ---------
+        manifest : Manifest
+            Where the audio is.
+        rows : array_like
+            Which of its utterances, int64 (N,).
+        folder : str or pathlib.Path, optional
+            Gets the store, which is then opened; without one the vectors are
+            kept in memory. On a disk that all ranks share.
+
+        Returns
+        -------
+        Embeddings, list of (str, str)
+            Those that could be embedded, in the order of `rows`; the IDs of
+            those that could not, with the reason: bad audio, fewer frames
+            than a lone utterance needs, or an embedding that is not finite.
+
+        Raises
+        ------
+        BadAudio
+            If that holds for all.
+        """
+        rows = np.asarray(rows, np.int64)
+        with says_if_full(folder):
+            share = self._embed_share(manifest, rows, folder)
+            shares = gather(
+                (share.positions(), share.dim, share.whole(), share.bad)
+            )
+            bad = sorted(failure for *_, share in shares for failure in share)
+            bad = [(manifest.ids[rows[p]], reason) for p, reason in bad]
+            if len(bad) == len(rows):
+                if folder and rank() == 0:
+                    remove_shares(folder)
+                raise BadAudio(
+                    f"none of {len(rows)} utterances could be embedded; "
+                    f"the first: {' '.join(bad[0])}"
+                )
+            joined = _Joined([s[:3] for s in shares if len(s[0])], self.dtype)
+            names = (manifest.ids[row] for row in rows[joined.positions])
+            if not folder:
+                return Embeddings(Strings(names), joined[:]), bad
+            if rank() == 0:
+                Embeddings(Strings(names), joined).save(folder)
+                remove_shares(folder)
+            gather(None)  # until the store is there
+        return Embeddings.load(folder), bad
+
+    def _embed_share(self, manifest, rows, folder):
+        """What is this rank's to embed."""
+        seconds = np.minimum(manifest.durations[rows], self.max_seconds)
+        order, ends = self._batches(seconds)
+        # A lone utterance of no more frames cannot be reflected.
+        shortest = reach(self.embedding_model) * self.hop
+        modules = (
+            self.embedding_model,
+            self.compute_features,
+            self.mean_var_norm,
+        )
+        options = (self.precision, self.dtype, self.sample_rate)
+        key = key_of(*modules, rows, seconds, ends, *options) if folder else ""
+        share = Share(folder, key, self.keep_seconds)
+        if share.batches:
+            logger.info(
+                "%d utterances are embedded, going on",
+                len(share.positions()) + len(share.bad),
+            )
+        batches = range(rank(), len(ends), world_size())
+        loader = torch.utils.data.DataLoader(
+            _Waveforms(
+                manifest, rows, seconds, order, ends, self.sample_rate, shortest
+            ),
+            batch_size=None,
+            sampler=batches[share.batches :],
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=read_apart,
+        )
+        self.compute_features.to(self.device)
+        if self.mean_var_norm is not None:
+            self.mean_var_norm.to(self.device).eval()
+        self.embedding_model.to(self.device).eval()
+        progress = tqdm(
+            total=len(rows) // world_size(),
+            initial=len(share.positions()) + len(share.bad),
+            desc="embeddings",
+            unit="utt",
+            leave=False,
+            disable=rank() > 0,
+        )
+        with stop.waiting(), progress:
+            for batch, wavs, n_samples, failures in loader:
+                progress.update(len(batch) + len(failures))
+                bad = [tuple(failure) for failure in failures]  # lists by now
+                vectors = None
+                if len(batch):
+                    vectors = self._embed(wavs, n_samples)
+                    finite = np.isfinite(vectors).all(axis=1)
+                    for position in batch[~finite].tolist():
+                        bad.append(
+                            (position, "has an embedding that is not finite")
+                        )
+                    batch, vectors = batch[finite], vectors[finite]
+                share.add(batch, vectors, bad)
+                if stop.told is not None:
+                    share.keep()
+                    stop.leave()
+        return share
+
+    def _embed(self, wavs, n_samples):
+        """Embeddings of filled waveforms, as the store has them."""
+        wavs = wavs.to(self.device, non_blocking=True)
+        n_samples = n_samples.to(self.device, non_blocking=True)
+        n_frames = 1 + n_samples // self.hop
+        with as_if_alone(self.compute_features, self.embedding_model, n_frames):
+            features = self.compute_features(wavs)
+            lengths = relative(n_frames, features.shape[1])
+            if self.mean_var_norm is not None:
+                features = self.mean_var_norm(features, lengths)
+            autocast = TorchAutocast(self.device.type, dtype=self.precision)
+            with autocast, lean_pooling(self.embedding_model):
+                vectors = self.embedding_model(features, lengths)
+        dtype = getattr(torch, self.dtype.name)
+        # (batch, 1, dim), or (batch, dim) of SpeechBrain's ResNet.
+        return vectors.flatten(1).to(dtype).cpu().numpy()
+
+    def _batches(self, seconds):
+        """Utterances, longest first, and where each batch of them ends."""
+        order = np.argsort(-seconds, kind="stable")
+        ends, end = [], 0
+        while end < len(order):
+            # Filling counts: every member takes the first one's length.
+            end += max(1, int(self.batch_seconds / seconds[order[end]]))
+            ends.append(min(end, len(order)))
+        return order, np.array(ends)
+
+
+def load_extractor(folder, device="cpu", num_workers=0):
+    """An Extractor around the encoder of a SpeechBrain inference folder.
+
+    SpeechBrain's own loader lets weights pass that fit no module, with a
+    warning, and the encoder then stays random; here all must fit. The folder
+    is all that is read: the paths of the yaml's `pretrainer`, which may lead
+    to the Hugging Face Hub, are not followed.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        With `hyperparams.yaml`, whose `modules` name compute_features,
+        mean_var_norm and embedding_model, and `embedding_model.ckpt`.
+    device : str
+        Where the encoder runs.
+    num_workers : int
+        Processes that read audio.
+
+    Returns
+    -------
+    lgl_plugin.inference.extractor.Extractor
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder or one of the files is missing.
+    ValueError
+        If the yaml cannot be loaded or the weights do not fit it.
+
+    Example
+    -------
+    >>> load_extractor("results/lgl/1")
+    Traceback (most recent call last):
+    FileNotFoundError: results/lgl/1 is no exported encoder: it holds no \
+hyperparams.yaml. `lgl export RUN` writes one to RUN/export
+    """
+    folder = pathlib.Path(folder)
+    for name in ("hyperparams.yaml", "embedding_model.ckpt"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is no exported encoder: it holds no {name}. "
+                "`lgl export RUN` writes one to RUN/export"
+            )
+    path = folder / "hyperparams.yaml"
+    try:
+        hparams = load_hyperpyyaml(path.read_text(encoding="utf-8"))
+        features, normalise, model = (hparams["modules"][n] for n in PARTS)
+    except Exception as error:  # whatever the classes that it names raise
+        raise ValueError(
+            f"{path} cannot be loaded, or its modules lack one of "
+            f"{', '.join(PARTS)}: {error!r}"
+        ) from error
+    return Extractor(
+        features,
+        normalise,
+        load_weights(model, folder / "embedding_model.ckpt"),
+        device,
+        hparams.get("sample_rate", 16000),
+        num_workers=num_workers,
+    )
+
+
+class _Waveforms(torch.utils.data.Dataset):
+    """Reads the waveforms of a batch; runs in the loader's processes."""
+
+    def __init__(self, manifest, rows, seconds, order, ends, rate, shortest):
+        self.manifest = manifest
+        self.rows = rows
+        self.seconds = seconds
+        self.order = order
+        self.ends = ends
+        self.rate = rate
+        self.shortest = shortest  # samples
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, index):
+        start = self.ends[index - 1] if index else 0
+        batch, wavs, failures = [], [], []
+        for position in self.order[start : self.ends[index]].tolist():
+            try:
+                wavs.append(self._read(position))
+                batch.append(position)
+            except BadAudio as error:
+                failures.append((position, str(error)))
+        n_samples = torch.tensor([len(wav) for wav in wavs])
+        if wavs:
+            # With zeros, which are what lies behind a lone utterance too.
+            wavs = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+        return np.array(batch, np.int64), wavs, n_samples, failures
+
+    def _read(self, position):
+        """A waveform that can be embedded."""
+        item = self.manifest[self.rows[position]]
+        wav = read_audio(
+            item["wav"],
+            item["offset"],
+            self.seconds[position],
+            self.rate,
+            item["place"],
+        )
+        if not wav.any():
+            raise BadAudio("is silent from end to end")
+        if len(wav) < self.shortest:
+            raise BadAudio(
+                f"lasts {len(wav)} samples, but the embedding model needs "
+                f"{self.shortest}"
+            )
+        return wav

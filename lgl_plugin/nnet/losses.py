@@ -1,0 +1,447 @@
+"""The losses of both stages, and what keeps them honest.
+
+Stage I: NT-Xent over pairs of segments, and augmentation adversarial training
+(a discriminator behind a gradient reversal). Stage II: a classifier with
+several centres per class, additive angular margin softmax with one loss per
+utterance, and its mean over the utterances that the gate lets through. All are
+computed in float32, under autocast too.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional
+import torch.nn.functional as F
+from torch import nn
+
+from lgl_plugin.utils.distributed import world_size
+
+
+class NTXent(nn.Module):
+    """Normalised temperature-scaled cross entropy (paper, eq. 1 and 2).
+
+    Each of the 2B segments is the anchor in turn: its logits are w * cosine
+    to every other segment, and its class is the other segment of its own
+    utterance. In training over several processes the negatives are those of
+    all processes, whose batches must be of one size; in evaluation, where
+    every process reads the same batches, they are the batch's own.
+
+    Arguments
+    ---------
+    scale_init : float
+        Initial value of the learnable scale w, above 0.
+
+    Raises
+    ------
+    ValueError
+        If `scale_init` is not positive.
+
+    Example
+    -------
+    >>> loss = NTXent(scale_init=10.0)
+    >>> anchor = torch.eye(3)
+    >>> value, accuracy = loss(anchor, anchor)
+    >>> round(value.item(), 4), accuracy.item()
+    (0.0002, 1.0)
+    """
+
+    # The released code adds a learnable offset b = -5 to every logit. It
+    # cancels in the softmax, so its only gradient would be rounding noise
+    # that Adam scales up to full steps: it is left out, nothing changes.
+
+    def __init__(self, scale_init=10.0):
+        super().__init__()
+        if not scale_init > 0:
+            raise ValueError(f"scale_init must be above 0, got {scale_init}")
+        # The released code clamps w and drops the result, so w can turn
+        # negative. softplus cannot, and near 10 its slope is 1: the scale
+        # then moves at the learning rate, as the plain parameter would.
+        raw = scale_init + math.log(-math.expm1(-scale_init))
+        self.raw_scale = nn.Parameter(torch.tensor(raw))
+
+    @property
+    def scale(self):
+        """The scale w: a float32 scalar with a graph, always above 0."""
+        return F.softplus(self.raw_scale)
+
+    def forward(self, anchor, positive):
+        """Computes the loss of a batch of pairs.
+
+        Arguments
+        ---------
+        anchor, positive : torch.Tensor
+            Embeddings (B, D) of two segments of each of B utterances.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar float32, the mean over this process's 2B segments.
+        accuracy : torch.Tensor
+            Scalar float32 without graph: the share of segments that are
+            closer to their partner than to any other segment.
+
+        Raises
+        ------
+        ValueError
+            If the two are not matrices of one shape.
+        """
+        if anchor.ndim != 2 or anchor.shape != positive.shape:
+            raise ValueError(
+                "anchor and positive must both be (batch, dimension), got "
+                f"{tuple(anchor.shape)} and {tuple(positive.shape)}"
+            )
+        with torch.autocast(anchor.device.type, enabled=False):
+            segments = torch.cat([anchor, positive]).float()
+            segments = F.normalize(segments, dim=1)
+            candidates, first = segments, 0
+            if self.training and world_size() > 1:
+                # The differentiable gather sums the gradients of all the
+                # processes, and DDP then takes their mean: together the
+                # gradient of the mean loss over all segments.
+                candidates = torch.cat(dist.nn.functional.all_gather(segments))
+                first = dist.get_rank() * len(segments)
+            itself = first + torch.arange(len(segments), device=segments.device)
+            partner = itself.roll(len(anchor))
+            logits = self.scale * segments @ candidates.T
+            logits = logits.scatter(1, itself[:, None], -math.inf)
+            loss = F.cross_entropy(logits, partner)
+        accuracy = (logits.detach().argmax(dim=1) == partner).float().mean()
+        return loss, accuracy
+
+
+class _GradientReversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -ctx.weight * gradient, None
+
+
+def gradient_reversal(x, weight=1.0):
+    """The identity, whose gradient comes back times -weight.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Any floating-point tensor.
+    weight : float
+        Factor of the reversed gradient; 3 in augmentation adversarial
+        training (Huh et al. 2020, paper reference 21).
+
+    Returns
+    -------
+    torch.Tensor
+        The values of `x`.
+
+    Example
+    -------
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> gradient_reversal(x, weight=3.0).sum().backward()
+    >>> x.grad
+    tensor([-3., -3.])
+    """
+    return _GradientReversal.apply(x, weight)
+
+
+class AugmentationDiscriminator(nn.Sequential):
+    """Tells whether two embeddings went through the same augmentation.
+
+    The network of augmentation adversarial training (Huh et al. 2020):
+    BN - ReLU - Linear - BN - ReLU - Linear, from concatenated pairs
+    (batch, 2 * embedding_size) to two logits (batch, 2).
+
+    Arguments
+    ---------
+    embedding_size : int
+        Size of one embedding.
+    hidden_size : int
+        Size of the hidden layer.
+
+    Example
+    -------
+    >>> discriminator = AugmentationDiscriminator(embedding_size=192)
+    >>> discriminator(torch.randn(4, 384)).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(self, embedding_size=192, hidden_size=512):
+        super().__init__(
+            nn.BatchNorm1d(2 * embedding_size),
+            nn.ReLU(),
+            nn.Linear(2 * embedding_size, hidden_size),
+            nn.BatchNorm1d(hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, 2),
+        )
+
+
+def augmentation_adversarial_loss(discriminator, e1, e2, e3):
+    """Cross entropy of telling [e1, e2] (class 1) from [e1, e3] (class 0).
+
+    Called twice per step (Huh et al. 2020): on detached embeddings for the
+    discriminator's own optimiser, then on embeddings that went through
+    `gradient_reversal` for the encoder's. The second call leaves gradients
+    in the discriminator too: clear them before its next step.
+
+    Arguments
+    ---------
+    discriminator : torch.nn.Module
+        From concatenated pairs (2B, 2D) to logits (2B, 2).
+    e1, e2, e3 : torch.Tensor
+        Embeddings (B, D) of segments of the same utterances; e1 and e2
+        share their augmentation, e3 has another.
+
+    Returns
+    -------
+    loss : torch.Tensor
+        Scalar float32; ln 2 when augmentations leave no trace.
+    accuracy : torch.Tensor
+        Scalar float32 without graph; 0.5 is chance.
+
+    Example
+    -------
+    >>> e1, e2, e3 = torch.randn(3, 8, 192)
+    >>> discriminator = AugmentationDiscriminator()
+    >>> loss, accuracy = augmentation_adversarial_loss(
+    ...     discriminator, e1.detach(), e2.detach(), e3.detach()
+    ... )
+    >>> reversed_ = [gradient_reversal(e, 3.0) for e in (e1, e2, e3)]
+    >>> loss, accuracy = augmentation_adversarial_loss(
+    ...     discriminator, *reversed_
+    ... )
+    """
+    # Both classes in one pass: batch statistics apart would tell them apart.
+    same = torch.cat([e1, e2], dim=1)
+    other = torch.cat([e1, e3], dim=1)
+    logits = discriminator(torch.cat([same, other])).float()
+    target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    target[: len(e1)] = 1
+    loss = F.cross_entropy(logits, target)
+    accuracy = (logits.detach().argmax(dim=1) == target).float().mean()
+    return loss, accuracy
+
+
+class SubCentreClassifier(nn.Module):
+    """Cosine to the nearest of several centres of each class.
+
+    Sub-centre ArcFace (Deng et al. 2020, eq. 3): a class keeps `n_centres`
+    weight vectors, and an embedding counts as near to it as to the nearest of
+    them. Utterances that a cluster took from another speaker can gather at a
+    centre of their own, and no longer pull at that of the rest. Stands where
+    SpeechBrain's `ECAPA_TDNN.Classifier` does, and is that with one centre.
+
+    Arguments
+    ---------
+    input_size : int
+        Size of an embedding, D.
+    out_neurons : int
+        Number of classes, K.
+    n_centres : int
+        Centres of each class; 3 in the source.
+
+    Raises
+    ------
+    ValueError
+        If `n_centres` is below 1.
+
+    Example
+    -------
+    >>> classify = SubCentreClassifier(input_size=192, out_neurons=10)
+    >>> classify(torch.randn(4, 1, 192)).shape
+    torch.Size([4, 1, 10])
+    """
+
+    # Of the offsets that `start_from` gives the centres of a class: they part
+    # by an angle of about 0.14, at a cosine of 0.995 to where they start.
+    OFFSET = 0.1
+
+    def __init__(self, input_size, out_neurons, n_centres=3):
+        super().__init__()
+        if not n_centres >= 1:
+            raise ValueError(f"n_centres must be at least 1, got {n_centres}")
+        # The first axis is the centre: the maximum is then over whole rows of
+        # classes, and each centre starts as SpeechBrain's only one.
+        centres = [
+            torch.empty(out_neurons, input_size) for _ in range(n_centres)
+        ]
+        for centre in centres:
+            nn.init.xavier_uniform_(centre)
+        self.weight = nn.Parameter(torch.stack(centres))
+
+    @torch.no_grad()
+    def start_from(self, centroids):
+        """Puts the centres of each class beside its centroid.
+
+        All at the same spot would get the same cosines, and the first of them
+        all the gradients: each is moved by a random vector of a tenth of the
+        centroid's length, drawn from torch's generator. A single centre stays
+        on the centroid.
+
+        Arguments
+        ---------
+        centroids : torch.Tensor
+            Centroids (K, D) of any length but 0.
+
+        Raises
+        ------
+        ValueError
+            If they are not (K, D).
+
+        Example
+        -------
+        >>> classify = SubCentreClassifier(input_size=2, out_neurons=2)
+        >>> classify.start_from(torch.eye(2))
+        >>> classify(torch.eye(2)[:, None]).argmax(dim=-1)
+        tensor([[0],
+                [1]])
+        """
+        if centroids.shape != self.weight.shape[1:]:
+            raise ValueError(
+                f"centroids must be {tuple(self.weight.shape[1:])}: classes, "
+                f"dimensions; got {tuple(centroids.shape)}"
+            )
+        self.weight.copy_(centroids)
+        if len(self.weight) > 1:
+            lengths = self.weight.norm(dim=-1, keepdim=True)
+            offsets = F.normalize(torch.randn_like(self.weight), dim=-1)
+            self.weight.add_(self.OFFSET * lengths * offsets)
+
+    def forward(self, embeddings):
+        """Computes the cosines of a batch.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Embeddings (B, 1, D), any floating-point type.
+
+        Returns
+        -------
+        torch.Tensor
+            Cosines (B, 1, K), float32.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = F.normalize(embeddings.float(), dim=-1)
+            centres = F.normalize(self.weight, dim=-1)
+            cosines = F.linear(embeddings, centres.flatten(0, 1))
+        return cosines.unflatten(-1, centres.shape[:2]).max(dim=-2).values
+
+
+class AAMSoftmax(nn.Module):
+    """Additive angular margin softmax, one loss per utterance.
+
+    ArcFace (paper reference 26): the target's cos(theta) becomes
+    cos(theta + margin), all cosines are multiplied by `scale`, then cross
+    entropy. Where theta + margin would pass pi and the cosine would rise
+    again, the target is cos(theta) - margin * sin(margin) instead.
+
+    Arguments
+    ---------
+    margin : float
+        Angular margin in radians, in [0, pi).
+    scale : float
+        Factor of the cosines, above 0.
+
+    Raises
+    ------
+    ValueError
+        If `margin` or `scale` is out of its range.
+
+    Example
+    -------
+    >>> loss = AAMSoftmax(margin=0.2, scale=30.0)
+    >>> cosines = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    >>> loss(cosines, torch.tensor([0, 1])) < 1.0
+    tensor([ True, False])
+    """
+
+    def __init__(self, margin=0.2, scale=30.0):
+        super().__init__()
+        if not 0 <= margin < math.pi:
+            raise ValueError(f"margin must be in [0, pi), got {margin}")
+        if not scale > 0:
+            raise ValueError(f"scale must be above 0, got {scale}")
+        self.margin = margin
+        self.scale = scale
+
+    def forward(self, cosines, labels):
+        """Computes the losses of a batch.
+
+        Arguments
+        ---------
+        cosines : torch.Tensor
+            Cosines (B, K) between embeddings and class weights, any
+            floating-point type.
+        labels : torch.Tensor
+            Classes (B,), int64, in [0, K).
+
+        Returns
+        -------
+        torch.Tensor
+            Losses (B,), float32, not reduced.
+        """
+        cosines = cosines.float()
+        labels = labels[:, None]
+        # Rounding can push a cosine past 1; at 1 the sine has no slope.
+        cosine = cosines.gather(1, labels).clamp(-1 + 1e-7, 1 - 1e-7)
+        sine = ((1 - cosine) * (1 + cosine)).sqrt()
+        shifted = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        target = torch.where(
+            cosine > -math.cos(self.margin),
+            shifted,
+            cosine - self.margin * math.sin(self.margin),
+        )
+        logits = self.scale * cosines.scatter(1, labels, target)
+        return F.cross_entropy(logits, labels[:, 0], reduction="none")
+
+
+def gated_mean(losses, mask):
+    """The gated loss: the mean over the selected utterances (paper, eq. 3).
+
+    An empty mask gives an exact zero that still has a graph, so that a
+    process with nothing selected runs the same backward as the others. Over
+    several processes the divisor is the count of all of them, times their
+    number because DDP takes the mean of gradients: the step is that of one
+    process with the whole batch. Every process must then call this.
+
+    Arguments
+    ---------
+    losses : torch.Tensor
+        Losses (B,) per utterance. Rejected ones may be infinite or NaN:
+        neither they nor their gradients enter.
+    mask : torch.Tensor
+        Selected utterances (B,), bool.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar of the type of `losses`.
+
+    Raises
+    ------
+    ValueError
+        If `mask` is not bool or not of the shape of `losses`.
+
+    Example
+    -------
+    >>> losses = torch.tensor([1.0, 2.0, float("inf")])
+    >>> gated_mean(losses, losses <= 5.0)
+    tensor(1.5000)
+    >>> gated_mean(losses, losses < 0.0)
+    tensor(0.)
+    """
+    if mask.dtype != torch.bool or mask.shape != losses.shape:
+        raise ValueError(
+            f"mask must be bool of shape {tuple(losses.shape)}, got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}"
+        )
+    count = mask.sum()
+    processes = world_size()
+    if processes > 1:
+        dist.all_reduce(count)
+    # Not losses * mask: 0 * inf is NaN.
+    kept = torch.where(mask, losses, torch.zeros_like(losses))
+    return kept.sum() * processes / count.clamp(min=1)

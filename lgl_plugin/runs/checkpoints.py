@@ -1,0 +1,120 @@
+"""Checkpoints that are whole or absent, and checked before they are loaded."""
+
+import json
+import logging
+import os
+import shutil
+import time
+
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.runs.state import damage, describe
+from lgl_plugin.utils.files import sync
+
+logger = get_logger(__name__)
+
+CHECKSUMS = "checksums.json"
+
+
+class WholeCheckpointer(Checkpointer):
+    """SpeechBrain's Checkpointer, but a checkpoint is whole or absent.
+
+    SpeechBrain writes a checkpoint in place: after a full disk or a kill in
+    the middle it would find the torn one first, and fail to load it. Here it
+    is written aside, synced and moved; and one that was damaged since is
+    passed over, with a warning, for the one before it.
+
+    Raises
+    ------
+    OSError
+        When a checkpoint cannot be written; the previous one stays.
+
+    Example
+    -------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 3)
+    >>> folder = getfixture("tmp_path")
+    >>> checkpointer = WholeCheckpointer(folder, {"model": model})
+    >>> saved = checkpointer.save_checkpoint()
+    >>> saved.path.parent == folder
+    True
+    >>> _ = (saved.path / "model.ckpt").write_bytes(b"torn")
+    >>> WholeCheckpointer(folder, {"model": model}).list_checkpoints()
+    []
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_whole = {}  # by path: each is read once
+
+    def list_checkpoints(self):
+        """All that are as they were saved; SpeechBrain chooses from these."""
+        paths = [p for p in self._list_checkpoint_dirs() if self._check(p)]
+        return self._construct_checkpoint_objects(paths)
+
+    def _check(self, path):
+        """Whether a checkpoint is whole; warns once if it is not."""
+        if path in self.is_whole:
+            return self.is_whole[path]
+        try:
+            text = (path / CHECKSUMS).read_text(encoding="utf-8")
+            wrong = damage(path, json.loads(text))
+        except FileNotFoundError:  # of an earlier version
+            wrong = []
+        except OSError as error:  # such as a disk that cannot be read there
+            wrong = [str(error)]
+        except (ValueError, TypeError, AttributeError, LookupError):
+            wrong = [f"{CHECKSUMS} has been altered"]
+        if wrong:
+            words = "; ".join(wrong)
+            logger.warning("%s is not used: %s", path, words)
+        self.is_whole[path] = not wrong
+        return not wrong
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Saves beside the checkpoints, then moves it among them."""
+        folder = self.checkpoints_dir
+        if kwargs.get("name") is None:
+            stamp = time.strftime("%Y-%m-%d+%H-%M-%S")
+            kwargs["name"] = f"{stamp}+{time.time_ns() % 10**9:09d}"
+        unfinished = folder / "unfinished"
+        if if_main_process():
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a kill
+        kwargs["verbosity"] = logging.DEBUG  # it would name that folder
+        self.checkpoints_dir = unfinished
+        try:
+            saved = super().save_checkpoint(*args, **kwargs)
+            if saved is not None:
+                self._seal(saved.path)
+        except (OSError, RuntimeError) as error:
+            free = shutil.disk_usage(folder).free / 1e6
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise OSError(
+                f"a checkpoint cannot be written to {folder}, where {free:.1f} "
+                f"MB are free ({error}). The one before it is whole: make "
+                "room and start the same command again."
+            ) from error
+        finally:
+            self.checkpoints_dir = folder
+        if saved is None:  # only the main process has it
+            ddp_barrier()
+            return None
+        target = folder / saved.path.name
+        os.replace(saved.path, target)
+        sync(folder)
+        self.is_whole[target] = True
+        logger.info("Saved a checkpoint in %s", target)
+        ddp_barrier()  # nobody looks for it before it is there
+        files = {k: target / f.name for k, f in saved.paramfiles.items()}
+        return saved._replace(path=target, paramfiles=files)
+
+    @staticmethod
+    def _seal(folder):
+        """Puts a checkpoint's files on record and sees them on the disk."""
+        files = describe(folder, list(folder.iterdir()))
+        with open(folder / CHECKSUMS, "w", encoding="utf-8") as out:
+            json.dump(files, out, indent=1)
+        for path in [*folder.iterdir(), folder]:
+            sync(path)

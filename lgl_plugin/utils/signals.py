@@ -1,0 +1,174 @@
+"""Leaves in good order when told to, by SIGTERM or Ctrl-C.
+
+Batch systems send SIGTERM some seconds before they kill. In training the step
+is finished and a checkpoint written first; elsewhere a run may be left at any
+moment, since what is on disk is whole.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+
+import torch
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.utils.distributed import command, sum_over_ranks, world_size
+
+logger = get_logger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """What the process was told, and whether it may leave at once.
+
+    Attributes
+    ---------
+    waits : bool
+        Whether a step of training is to be finished first.
+    told : int or None
+        The signal that asks the process to stop after its step.
+
+    Example
+    -------
+    >>> stop = Stop()
+    >>> stop.told = signal.SIGTERM  # what `handle` notes during a step
+    >>> stop.asked(look=True)
+    True
+    >>> stop.go_on()
+    Traceback (most recent call last):
+    SystemExit: 143
+    """
+
+    def __init__(self):
+        self.waits = False
+        self.told = None
+        self.owner = None
+
+    @contextlib.contextmanager
+    def on_signals(self):
+        """While this lasts, signals end the run in good order.
+
+        Also a decorator. Outside the main thread, which alone may handle
+        signals, it changes nothing.
+
+        Example
+        -------
+        >>> @Stop().on_signals()
+        ... def train():
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        >>> try:
+        ...     train()
+        ... except SystemExit as left:
+        ...     print(left.code == 128 + signal.SIGTERM)
+        True
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.owner, self.waits, self.told = os.getpid(), False, None
+        before = [signal.signal(number, self.handle) for number in SIGNALS]
+        try:
+            yield
+        finally:
+            self.waits, self.told = False, None
+            for number, handler in zip(SIGNALS, before):
+                signal.signal(number, handler)
+
+    def handle(self, number, frame):
+        """What happens at a signal; a second one ends the wait."""
+        if os.getpid() != self.owner:  # a process that reads audio
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return  # after Ctrl-C it is wanted until the step is done
+        if self.waits and self.told is None:
+            self.told = number
+            if hasattr(signal, "SIGCHLD"):  # not on Windows
+                # Its readers may have been told too; torch would raise, in
+                # the middle of the step, that they have ended.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Not by the logger: the signal may have come while it writes.
+            name = signal.Signals(number).name
+            words = f"{name}: stopping after this step; again to leave at once"
+            os.write(2, f"{words}\n".encode())
+            return
+        self.leave(number)
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """While this lasts, a signal is left to whoever looks at `told`.
+
+        Example
+        -------
+        >>> with stop.waiting():
+        ...     stop.waits
+        True
+        >>> stop.waits
+        False
+        """
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
+        self.go_on()
+
+    def go_on(self):
+        """Ends the wait for a step; leaves if told to meanwhile."""
+        self.waits = False
+        if self.told is not None:
+            self.leave()
+
+    def asked(self, look):
+        """Whether the processes are to stop now; at a look all must call.
+
+        Arguments
+        ---------
+        look : bool
+            Whether this is a step at which all processes ask; between these
+            only a process that is alone may stop.
+        """
+        if world_size() == 1:
+            return self.told is not None
+        if not look:
+            return False
+        told = torch.tensor(self.told is not None)
+        return bool(sum_over_ranks({"told": told})["told"])
+
+    def leave(self, number=None):
+        """Ends the process and says how to go on.
+
+        Raises
+        ------
+        SystemExit
+            With the status that shells give to a signal.
+        """
+        number = number or self.told or signal.SIGTERM
+        if if_main_process():
+            logger.info(
+                "Stopped by %s; what is done is kept. Go on with the same "
+                "command:\n%s",
+                signal.Signals(number).name,
+                command(),
+            )
+        raise SystemExit(128 + number)
+
+
+def read_apart(worker):
+    """Takes a process that reads audio out of its parent's group.
+
+    What a terminal or `timeout` tells the whole group then reaches the parent
+    alone, whose readers go on until its step is done. For a DataLoader's
+    `worker_init_fn`.
+
+    Example
+    -------
+    >>> loader = torch.utils.data.DataLoader([1, 2], worker_init_fn=read_apart)
+    """
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
+
+
+stop = Stop()

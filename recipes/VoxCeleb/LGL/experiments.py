@@ -1,0 +1,257 @@
+"""Runs of a recipe that differ in a few settings, for several seeds.
+
+A run that parts from another late, such as with and without the gate, takes
+over what that one has done (`run_folder.fork`): only what differs is trained.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from hyperpyyaml import resolve_references
+from tqdm import tqdm
+
+from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.run import fork
+from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.utils.files import write_json
+
+# Steps after which a variant parts from its parent.
+STAGE1 = ("baselines", "stage1")
+EMBEDDED = (*STAGE1, "iter1/embeddings")
+CLUSTERED = (*EMBEDDED, "iter1/labels")
+CLASSIFIED = (*CLUSTERED, "iter1/classifier")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A run of Stage II.
+
+    Arguments
+    ---------
+    name : str
+        Of its folder.
+    options : tuple of str
+        Overrides of the yaml, in addition to those of all runs; "<base>" in
+        them stands for the base's folder.
+    keep : tuple of str
+        Steps that it takes over from its parent; None for all of them.
+    parent : str
+        The variant that it parts from; "base" has no options of its own,
+        trains Stage I too, where it logs every criterion of selection.
+
+    Example
+    -------
+    >>> gate = "--gate=!new:lgl_plugin.nnet.gates.NoGate"
+    >>> Variant("without-gate", (gate,)).parent
+    'base'
+    """
+
+    name: str
+    options: tuple = ()
+    keep: tuple = STAGE1
+    parent: str = "base"
+
+
+class Experiment:
+    """Trains variants and reads what they logged.
+
+    Arguments
+    ---------
+    recipe : str or pathlib.Path
+        `train_lgl.py`.
+    yamls : (str, str)
+        Those of Stage I and of Stage II.
+    folder : str or pathlib.Path
+        For all runs, in `seed<seed>/<variant>`.
+    seeds : list of int
+        One run of each variant for each of them.
+    jobs : int
+        Runs at a time; the cores are divided among them.
+    options : list of str
+        Overrides for every run, `--key=value`; a key that only one of the
+        yamls has goes to that stage only.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> yamls = [folder / "stage1.yaml", folder / "stage2.yaml"]
+    >>> for yaml in yamls:
+    ...     _ = yaml.write_text("batch_size: 128")
+    >>> options = ["--batch_size=8"]
+    >>> runs = Experiment("train_lgl.py", yamls, folder, [1, 2], 2, options)
+    >>> runs.settings
+    {'batch_size': 8}
+    >>> runs.run_folder(seed=2, name="without-gate").parts[-2:]
+    ('seed2', 'without-gate')
+    """
+
+    def __init__(self, recipe, yamls, folder, seeds, jobs=1, options=()):
+        self.recipe = pathlib.Path(recipe)
+        self.yamls = [str(yaml) for yaml in yamls]
+        self.folder = pathlib.Path(folder)
+        self.seeds = seeds
+        self.jobs = jobs
+        self.keys = [
+            set(re.findall(r"^(\w+):", pathlib.Path(yaml).read_text(), re.M))
+            for yaml in yamls
+        ]
+        self.options = [
+            [
+                option
+                for option in options
+                if _key(option) in own or _key(option) not in other
+            ]
+            for own, other in (self.keys, self.keys[::-1])
+        ]
+
+    @functools.cached_property
+    def settings(self):
+        """Stage II's yaml with the overrides of all runs, as plain data."""
+        plain = [
+            f"{_key(option)}: {option.split('=', 1)[1]}"
+            for option in self.options[1]
+            if _key(option) in self.keys[1] and "!" not in option
+        ]
+        overrides = "\n".join(plain)
+        with open(self.yamls[1], encoding="utf-8") as yaml:
+            text = resolve_references(yaml, overrides).getvalue()
+        return plain_settings(text)
+
+    def run_folder(self, seed, name="base"):
+        """Where a variant's run lies."""
+        return self.folder / f"seed{seed}" / name
+
+    def records(self, seed, name="base"):
+        """What a variant logged, see `metrics.read_metrics`."""
+        return read_metrics(self.run_folder(seed, name))
+
+    def values(self, figure, name="base", **where):
+        """A figure of a variant, one value for each seed.
+
+        Arguments
+        ---------
+        figure : str
+            A key of the records.
+        name : str
+            The variant.
+        **where
+            What else the record says: stage, iteration, phase, epoch.
+
+        Raises
+        ------
+        KeyError
+            If there is no such record.
+        """
+        found = []
+        for seed in self.seeds:
+            for record in self.records(seed, name):
+                if all(record.get(key) == of for key, of in where.items()):
+                    found.append(record.get(figure))
+                    break
+            else:
+                run = self.run_folder(seed, name)
+                raise KeyError(f"{run} has logged nothing of {where}")
+        return found
+
+    def train(self, variants):
+        """Trains variants, and before them those that they part from.
+
+        Arguments
+        ---------
+        variants : list of Variant
+            A parent stands before its children; "base" need not stand there.
+
+        Raises
+        ------
+        RuntimeError
+            If a run fails; with the end of what it printed.
+        """
+        levels = {"base": 0}
+        rounds = [[Variant("base")]]
+        for variant in variants:
+            if variant.name in levels:
+                continue
+            level = levels[variant.name] = levels[variant.parent] + 1
+            rounds += [[] for _ in range(level + 1 - len(rounds))]
+            rounds[level].append(variant)
+        n_runs = len(self.seeds) * sum(map(len, rounds))
+        with (
+            tqdm(total=n_runs, unit="run") as progress,
+            concurrent.futures.ThreadPoolExecutor(self.jobs) as pool,
+        ):
+            for variants in rounds:
+                waiting = [
+                    pool.submit(self.train_one, seed, variant)
+                    for variant in variants
+                    for seed in self.seeds
+                ]
+                try:
+                    for done in concurrent.futures.as_completed(waiting):
+                        done.result()
+                        progress.update()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+    def train_one(self, seed, variant):
+        """Trains a variant with a seed, unless that is done."""
+        folder = self.run_folder(seed, variant.name)
+        common = [f"--output_folder={folder}", f"--seed={seed}"]
+        base = variant.name == "base"
+        own = {_key(option): option for option in self.options[1]}
+        own.update({_key(option): option for option in variant.options})
+        own = [
+            option.replace("<base>", str(self.run_folder(seed).absolute()))
+            for option in own.values()
+        ]
+        commands = [[self.yamls[1], *common, *own]]
+        if base:
+            # Looking at each epoch costs time, but changes nothing.
+            study = "--selection_study=True"
+            commands.insert(
+                0, [self.yamls[0], *common, study, *self.options[0]]
+            )
+        mark = folder / "commands.json"
+        if mark.exists() and json.loads(mark.read_text()) == commands:
+            return
+        if not base:
+            parent = self.run_folder(seed, variant.parent)
+            keep = variant.keep
+            if keep is None:
+                state = json.loads((parent / "state.json").read_text())
+                keep = list(state["done"])
+            fork(parent, folder, keep)
+        for command in commands:
+            self._start(folder, command)
+        write_json(mark, commands)
+
+    def _start(self, folder, command):
+        """Runs the recipe; what it prints goes to a file of the run."""
+        folder.mkdir(parents=True, exist_ok=True)
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        printed = folder / "printed.txt"
+        with open(printed, "ab") as out:
+            done = subprocess.run(
+                [sys.executable, self.recipe, *command],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={"OMP_NUM_THREADS": threads, **os.environ},
+            )
+        if done.returncode:
+            lines = printed.read_text("utf-8", "replace").splitlines()[-15:]
+            raise RuntimeError(
+                f"{self.recipe.name} {' '.join(command)} failed; the end of "
+                f"{printed}:\n" + "\n".join(lines)
+            )
+
+
+def _key(option):
+    """The key of an option `--key=value`."""
+    return option.removeprefix("--").split("=")[0]

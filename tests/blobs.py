@@ -1,0 +1,20 @@
+"""Points around centres on the sphere, for the tests of clustering."""
+
+import numpy as np
+
+
+def blobs(n_speakers=20, per_speaker=40, spread=0.15, dimensions=16, seed=0):
+    """Speakers on the sphere, utterances around them at random lengths."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(n_speakers, dimensions))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    speakers = rng.permutation(np.repeat(np.arange(n_speakers), per_speaker))
+    points = centres[speakers] + spread * rng.normal(
+        size=(len(speakers), dimensions)
+    )
+    lengths = rng.uniform(0.1, 30, size=(len(speakers), 1))
+    return (lengths * points).astype(np.float32), speakers
+
+
+def unit(points):
+    return points / np.linalg.norm(points, axis=1, keepdims=True)

@@ -1,0 +1,627 @@
+"""Shards: the same samples as from files, and every utterance once."""
+
+import collections
+import csv
+import errno
+import io
+import itertools
+import logging
+import multiprocessing
+import os
+import re
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings, strategies as st
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.dataio.sampler import DistributedSamplerWrapper
+from speechbrain.utils.checkpoints import Checkpointer
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.dataio import shards
+from lgl_plugin.dataio.audio import Member, read_audio
+from lgl_plugin.dataio.dataset import crop_dataset
+from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
+from lgl_plugin.dataio.shards import write_shards
+
+HEADER = "ID,duration,wav,start,stop,spk_id\n"
+
+
+@pytest.fixture(autouse=True)
+def logs(caplog):
+    caplog.set_level(logging.INFO, logger="lgl_plugin.dataio.shards")
+    return caplog
+
+
+def noise(n, channels=1, seed=0):
+    shape = (n, channels) if channels > 1 else n
+    return np.random.default_rng(seed).uniform(-0.9, 0.9, shape)
+
+
+def put(path, n=4000, rate=16000, channels=1, subtype=None, seed=0):
+    """Writes noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise(n, channels, seed), rate, subtype)
+
+
+def row(name, wav, start, stop, rate=16000, speaker=""):
+    """A line of a manifest."""
+    seconds = round((stop - start) / rate, 6)
+    return f'"{name}",{seconds},"$data_root/{wav}",{start},{stop},"{speaker}"\n'
+
+
+def make_manifest(folder, lines):
+    (folder / "in.csv").write_text(HEADER + "".join(lines), encoding="utf-8")
+    return folder / "in.csv"
+
+
+def make_corpus(folder, n=40):
+    """n files of 0.25 s by eight speakers, and their manifest."""
+    lines = []
+    for i in range(n):
+        name = f"s{i % 8}/{i:03d}.wav"
+        put(folder / "wav" / name, seed=i)
+        lines.append(row(name, f"wav/{name}", 0, 4000, speaker=f"s{i % 8}"))
+    return make_manifest(folder, lines)
+
+
+def write(folder, **arguments):
+    """Writes `folder`/in.csv into `folder`/shards."""
+    arguments = {"num_workers": 1, "shard_mb": 0.05, **arguments}
+    return write_shards(
+        folder / "in.csv", folder, folder / "shards", **arguments
+    )
+
+
+def read_all(path, data_root):
+    """Samples by ID, whole, at the file's own rate."""
+    manifest = load_manifest(path, data_root)
+    samples = {}
+    for i, name in enumerate(manifest.ids):
+        part = manifest[i]
+        source = part["wav"]
+        if part["place"]:
+            source = Member(source, *part["place"])
+        with soundfile.SoundFile(source) as audio:
+            audio.seek(round(part["offset"] * audio.samplerate))
+            frames = round(part["duration"] * audio.samplerate)
+            samples[name] = audio.samplerate, audio.read(frames, "float32")
+    return samples
+
+
+def check_equal(folder, made):
+    """Compares shards with files."""
+    expected = read_all(folder / "in.csv", folder)
+    found = read_all(made, made.parent)
+    assert list(found) == list(expected)
+    for name, (rate, samples) in expected.items():
+        assert found[name][0] == rate
+        assert np.array_equal(found[name][1], samples), name
+
+
+def members(folder):
+    """(shard, name, content) in the order of the tars."""
+    for path in sorted(folder.glob("shard-*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                yield path.name, member.name, tar.extractfile(member).read()
+
+
+# Member
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_member_is_like_a_file(tmp_path_factory, data):
+    before, content, after = (
+        data.draw(st.binary(max_size=50)) for _ in range(3)
+    )
+    path = tmp_path_factory.getbasetemp() / "member.bin"
+    path.write_bytes(before + content + after)
+    plain = io.BytesIO(content)
+    with Member(path, len(before), len(content)) as member:
+        assert member.readable() and member.seekable()
+        assert not member.writable()
+        for _ in range(data.draw(st.integers(1, 8))):
+            if data.draw(st.booleans()):
+                n = data.draw(st.integers(-1, 60))
+                assert member.read(n) == plain.read(n)
+            else:
+                whence = data.draw(st.sampled_from([0, 1, 2]))
+                base = (0, plain.tell(), len(content))[whence]
+                offset = data.draw(st.integers(-base - 5, 60))
+                if base + offset < 0:
+                    with pytest.raises(ValueError, match="before the start"):
+                        member.seek(offset, whence)
+                else:
+                    found = member.seek(offset, whence)
+                    assert found == plain.seek(offset, whence)
+            assert member.tell() == plain.tell()
+    assert member.closed
+
+
+def test_member_closes_its_file_and_says_what_is_missing(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        member = Member(tmp_path / "x", 1, 2)
+        member.close()
+        member.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ValueError, match="closed"):
+        member.read()
+    with pytest.raises(FileNotFoundError):
+        Member(tmp_path / "y", 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_audio_within_a_file_is_as_in_its_own(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    put(path, 20000)
+    content = path.read_bytes()
+    (tmp_path / "shard").write_bytes(b"x" * 700 + content + b"y" * 900)
+    place = 700, len(content)
+    for span in ((0.0, None), (0.3, 0.5), (1.0, 9.0)):
+        expected = read_audio(path, *span)
+        found = read_audio(tmp_path / "shard", *span, place=place)
+        assert torch.equal(found, expected)
+
+
+# Writing
+
+
+def test_whole_files_are_copied(tmp_path):
+    lines = []
+    for i, (kind, rate, channels) in enumerate(
+        itertools.product(("wav", "flac", "ogg", "mp3"), (8000, 44100), (1, 2))
+    ):
+        name = f"s{i % 3}/{i}.{kind}"
+        put(tmp_path / "wav" / name, 5000 + i, rate, channels, seed=i)
+        frames = soundfile.info(tmp_path / "wav" / name).frames
+        lines.append(row(name, f"wav/{name}", 0, frames, rate, f"spk {i % 3}"))
+    make_manifest(tmp_path, lines)
+    made = write(tmp_path)
+    check_equal(tmp_path, made)
+    packed = list(members(tmp_path / "shards"))
+    assert len({shard for shard, _, _ in packed}) == 3
+    assert len(packed) == len(lines)
+    for _, name, content in packed:
+        assert content == (tmp_path / "wav" / name).read_bytes()
+    # All else in the manifest is as it was.
+    with open(tmp_path / "in.csv") as old, open(made) as new:
+        for was, now in zip(
+            csv.DictReader(old), csv.DictReader(new), strict=True
+        ):
+            assert {**was, "wav": ""} == {
+                **{key: now[key] for key in was},
+                "wav": "",
+            }
+            assert re.fullmatch(r"\$data_root/shard-\d{6}\.tar", now["wav"])
+    # What is left lies there for a purpose.
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert names == {shard for shard, _, _ in packed} | {
+        "manifest.csv",
+        "shards.json",
+        "bad_files.txt",
+    }
+
+
+def test_parts_are_cut_out(tmp_path):
+    lines = []
+    for kind, subtype in (
+        ("wav", "PCM_U8"),
+        ("wav", "PCM_16"),
+        ("wav", "ULAW"),
+        ("wav", "PCM_24"),
+        ("wav", "PCM_32"),
+        ("wav", "FLOAT"),
+        ("wav", "DOUBLE"),
+        ("flac", "PCM_16"),
+        ("flac", "PCM_24"),
+        ("ogg", "VORBIS"),
+    ):
+        wav = f"{subtype}.{kind}"
+        put(tmp_path / wav, 48000, 16000, 2, subtype)
+        for start, stop in ((0, 16000), (16000, 30001), (24000, 48000)):
+            name = f"{kind}-{subtype}-{start}"
+            lines.append(row(name, wav, start, stop))
+    make_manifest(tmp_path, lines)
+    made = write(tmp_path)
+    check_equal(tmp_path, made)
+    with open(made, newline="") as source:
+        for line in csv.DictReader(source):
+            frames = int(line["stop"]) - int(line["start"])
+            assert line["start"] == "0"
+            assert float(line["duration"]) == round(frames / 16000, 6)
+    # No part holds more than itself.
+    for _, name, content in members(tmp_path / "shards"):
+        exact = re.search("PCM_(U8|16|24)|ULAW", name)
+        assert name.endswith(".flac" if exact else ".wav")
+        assert soundfile.info(io.BytesIO(content)).frames <= 24000
+
+
+def test_a_rounded_duration_cuts_nothing(tmp_path):
+    put(tmp_path / "a.wav", 40037)
+    make_manifest(tmp_path, ["a,2.5,$data_root/a.wav,0,40037,\n"])
+    made = write(tmp_path)
+    ((_, name, content),) = members(made.parent)
+    assert name == "a.wav"
+    assert content == (tmp_path / "a.wav").read_bytes()
+    check_equal(tmp_path, made)
+
+
+def by_key(names):
+    """Groups names as webdataset does: by key, where they are neighbours."""
+    pattern = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+    split = [pattern.match(name).groups() for name in names]
+    return [
+        (key, [extension for _, extension in group])
+        for key, group in itertools.groupby(split, lambda pair: pair[0])
+    ]
+
+
+def test_members_have_one_key_each(tmp_path):
+    ids = [
+        "s1/v.1/00001.wav",
+        "s1/v.1/00001.flac",
+        "s1/v.1/00001",
+        "s1/00002.mp3.wav",
+        "s1/00002%2Emp3.wav",
+        ".hidden.wav",
+        "a.b",
+        "a.c",
+        "dots.../x.y.z",
+        "Zürich/Łódź-" + "x" * 120 + ".wav",
+    ]
+    put(tmp_path / "a.wav")
+    make_manifest(tmp_path, [row(name, "a.wav", 0, 4000) for name in ids])
+    write(tmp_path, shard_mb=512)
+    names = [name for _, name, _ in members(tmp_path / "shards")]
+    assert len(names) == len(ids)
+    groups = by_key(names)
+    assert all(extensions == ["wav"] for _, extensions in groups)
+    assert len({key for key, _ in groups}) == len(ids)
+    assert {"%2Ehidden.wav", "a%2Eb.wav", "a%2Ec.wav"} < set(names)
+
+
+def test_shards_are_fair_samples(tmp_path):
+    make_corpus(tmp_path, 80)
+    made = write(tmp_path, shard_mb=0.08)  # about ten files
+    packed = collections.defaultdict(list)
+    for shard, name, _ in members(made.parent):
+        packed[shard].append(name)
+    assert len(packed) == 8
+    for names in packed.values():
+        assert 8 <= len(names) <= 12
+        assert names != sorted(names)
+        # Ten files of one speaker, or of neighbours, would show few.
+        assert len({name.split("/")[0] for name in names}) >= 4
+
+
+def test_crops_and_labels_are_those_of_the_files(tmp_path):
+    make_corpus(tmp_path)
+    made = write(tmp_path)
+    labels = np.arange(40) % 5 - 1
+    rows = np.arange(3, 40)
+    from_files, from_shards = (
+        crop_dataset(load_manifest(path, root), rows, 0.1, 2, labels)
+        for path, root in ((tmp_path / "in.csv", tmp_path), (made, made.parent))
+    )
+    assert len(from_files) == len(from_shards) == (labels[3:] >= 0).sum()
+    for i in range(len(from_files)):
+        old, new = from_files[i], from_shards[i]
+        assert torch.equal(old.pop("sig"), new.pop("sig"))
+        assert old == new
+
+
+def test_bad_files_are_named_and_left_out(tmp_path):
+    make_corpus(tmp_path, 20)
+    (tmp_path / "wav/s0/000.wav").write_bytes(b"no audio")
+    (tmp_path / "wav/s1/001.wav").unlink()
+    made = write(tmp_path, max_bad_share=0.1)
+    assert len(load_manifest(made, "")) == 18
+    assert len(list(members(made.parent))) == 18
+    lines = (made.parent / "bad_files.txt").read_text().splitlines()
+    named = dict(line.split("\t") for line in lines)
+    assert list(named) == ["s0/000.wav", "s1/001.wav"]
+    assert "Format not recognised" in named["s0/000.wav"]
+    assert "No such file" in named["s1/001.wav"]
+
+
+def test_too_many_bad_files_end_it(tmp_path):
+    make_corpus(tmp_path, 20)
+    (tmp_path / "wav/s1/001.wav").unlink()
+    with pytest.raises(ValueError, match="1 bad .*\n.*s1/001.wav: .*No such"):
+        write(tmp_path, max_bad_share=0.04)
+    assert not (tmp_path / "shards/manifest.csv").exists()
+    # As the message says: it goes on without them.
+    made = write(tmp_path, max_bad_share=0.05)
+    assert len(load_manifest(made, "")) == 19
+
+
+def test_parts_without_samples_are_bad(tmp_path):
+    put(tmp_path / "a.wav", 16000)
+    make_manifest(
+        tmp_path,
+        [
+            row("a", "a.wav", 0, 8000),
+            row("b", "a.wav", 16000, 20000),
+            "c,0.00001,$data_root/a.wav,0,1,\n",
+        ],
+    )
+    write(tmp_path, max_bad_share=0.7)
+    bad = (tmp_path / "shards/bad_files.txt").read_text()
+    assert bad == "b\tholds no samples\nc\tholds no samples\n"
+
+
+def run_slowly(folder):
+    """Writes shards in another process, a tenth of a second each."""
+    write_shard = shards._write_shard
+
+    def slowly(*arguments):
+        write_shard(*arguments)
+        time.sleep(0.1)
+
+    # Workers find it, being forked after this.
+    shards._write_shard = slowly
+    slowly.__module__, slowly.__qualname__ = (
+        "lgl_plugin.dataio.shards",
+        "_write_shard",
+    )
+    write(folder)
+
+
+def test_goes_on_after_a_kill(tmp_path, logs):
+    make_corpus(tmp_path)
+    folder = tmp_path / "shards"
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=run_slowly, args=(tmp_path,))
+    process.start()
+    try:
+        deadline = time.monotonic() + 30
+        while len(list(folder.glob("*.csv"))) < 2:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:  # or the tests would wait for it at their end
+        process.kill()
+        process.join()
+    assert not (folder / "manifest.csv").exists()
+    kept = {path: path.stat() for path in folder.glob("shard-*.tar")}
+    whole = [p for p in kept if p.with_suffix(".csv").exists()]
+    assert len(whole) >= 2
+    (folder / ".shard-000099.tar.abc.part").write_bytes(b"half a shard")
+
+    made = write(tmp_path)
+    assert "Going on" in logs.text
+    for path in whole:
+        assert path.stat().st_mtime_ns == kept[path].st_mtime_ns
+        assert path.stat().st_ino == kept[path].st_ino
+    check_equal(tmp_path, made)
+    assert len(list(members(folder))) == 40
+    assert not list(folder.glob(".*.part"))
+
+    # As if it had never been interrupted.
+    write_shards(
+        tmp_path / "in.csv", tmp_path, tmp_path / "once", 0.05, num_workers=2
+    )
+    assert made.read_text() == (tmp_path / "once/manifest.csv").read_text()
+    assert list(members(folder)) == list(members(tmp_path / "once"))
+
+
+def test_a_finished_run_is_reused(tmp_path, logs):
+    make_corpus(tmp_path)
+    made = write(tmp_path)
+    before = made.stat()
+    for path in (tmp_path / "wav").rglob("*.wav"):
+        path.unlink()  # which nobody reads again
+    assert write(tmp_path) == made
+    assert made.stat() == before
+    assert "Reusing" in logs.text
+
+
+def test_other_settings_start_over(tmp_path, logs):
+    manifest = make_corpus(tmp_path)
+    made = write(tmp_path)
+    n_shards = len(list(made.parent.glob("*.tar")))
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(lines[:-30]))
+    write(tmp_path)
+    assert "other manifest" in logs.text
+    assert len(list(made.parent.glob("*.tar"))) < n_shards
+    check_equal(tmp_path, made)
+    write(tmp_path, shard_mb=0.02)
+    assert "other shard_mb" in logs.text
+    check_equal(tmp_path, made)
+
+
+def test_a_full_disk_says_so(tmp_path, monkeypatch):
+    make_corpus(tmp_path)
+    write_shard = shards.atomic_write
+
+    def full(path, mode="w"):
+        """Fills up before the third shard is whole."""
+        if path.name == "shard-000002.tar":
+            with write_shard(path, mode):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write_shard(path, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "atomic_write", full)
+        with pytest.raises(OSError, match="No space left.*Make room"):
+            write(tmp_path)
+    assert not (tmp_path / "shards/manifest.csv").exists()
+    assert not list((tmp_path / "shards").glob(".*.part"))
+    check_equal(tmp_path, write(tmp_path))
+
+
+def test_room_is_looked_for_first(tmp_path, monkeypatch):
+    make_corpus(tmp_path)
+    usage = collections.namedtuple("usage", "free")
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage(free))
+    free = 40 * 8044 - 1
+    with pytest.raises(OSError, match="need about .* GB are free. Make room"):
+        write(tmp_path)
+    assert not list((tmp_path / "shards").glob("*.tar"))
+    free += 1
+    write(tmp_path)
+
+
+def test_refuses_what_cannot_be_meant(tmp_path):
+    make_corpus(tmp_path, 4)
+    with pytest.raises(FileNotFoundError, match="--data_root, now .*/nowhere"):
+        write_shards(tmp_path / "in.csv", tmp_path / "nowhere", tmp_path / "s")
+    # Never over somebody's manifest, least of all the one it reads.
+    (tmp_path / "in.csv").rename(tmp_path / "manifest.csv")
+    with pytest.raises(FileExistsError, match="Choose another folder"):
+        write_shards(tmp_path / "manifest.csv", tmp_path, tmp_path)
+    (tmp_path / "manifest.csv").rename(tmp_path / "in.csv")
+    made = write(tmp_path)
+    with pytest.raises(ValueError, match="of shards already"):
+        write_shards(made, made.parent, tmp_path / "again")
+    for wrong in ({"shard_mb": 0}, {"num_workers": 0}, {"max_bad_share": -1}):
+        with pytest.raises(ValueError, match=f"{list(wrong)[0]} is"):
+            write(tmp_path, **wrong)
+
+
+def test_command_line(tmp_path):
+    make_corpus(tmp_path, 4)
+    main(
+        [
+            "pack",
+            *(str(tmp_path / "in.csv"), str(tmp_path / "shards")),
+            *("--data_root", str(tmp_path), "--num_workers", "1"),
+        ]
+    )
+    check_equal(tmp_path, tmp_path / "shards/manifest.csv")
+
+
+# ShardSampler
+
+
+@given(
+    st.integers(0, 12),
+    st.integers(1, 20),
+    st.integers(1, 14),
+    st.integers(0, 9),
+)
+@settings(max_examples=100, deadline=None)
+def test_each_index_once_and_few_shards_at_a_time(n, size, window, epoch):
+    numbers = np.random.default_rng(0).permutation(np.repeat(range(n), size))
+    numbers = numbers.astype(int)
+    sampler = ShardSampler(numbers, window, epoch=epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(n * size))
+    assert len(sampler) == n * size
+    assert all(type(index) is int for index in order)
+    first, last = {}, {}
+    for place, shard in enumerate(numbers[order]):
+        first.setdefault(shard, place)
+        last[shard] = place
+    for place in range(len(order)):
+        reading = [s for s in last if first[s] <= place <= last[s]]
+        assert len(reading) <= window
+
+
+def test_order_follows_from_seed_and_epoch():
+    numbers = np.repeat(np.arange(16), 25)
+    sampler = ShardSampler(numbers, window=4, seed=7)
+    zero = list(sampler)
+    assert list(sampler) == zero
+    sampler.set_epoch(1)
+    one = list(sampler)
+    assert one != zero
+    assert one == list(ShardSampler(numbers, 4, seed=7, epoch=1))
+    # As in SpeechBrain's samplers, it is the sum that counts.
+    assert one == list(ShardSampler(numbers, 4, seed=8))
+    # Other shards are together, and their utterances are mixed.
+    assert set(numbers[zero[:100]]) != set(numbers[one[:100]])
+    assert len(set(numbers[zero[:25]])) == 4
+    with pytest.raises(ValueError, match="window is 0"):
+        ShardSampler(numbers, window=0)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_share_without_repeats(world):
+    numbers = np.repeat(np.arange(12), 40)  # 480, which all of them divide
+
+    def indices(rank, epoch):
+        # As Brain.fit wraps a sampler under DDP.
+        wrapped = DistributedSamplerWrapper(
+            ShardSampler(numbers, window=3),
+            num_replicas=world,
+            rank=rank,
+            drop_last=True,
+            shuffle=False,
+        )
+        wrapped.set_epoch(epoch)
+        return list(wrapped)
+
+    for epoch in (0, 1):
+        parts = [indices(rank, epoch) for rank in range(world)]
+        assert sorted(sum(parts, [])) == list(range(480))
+        # Ranks read the same few shards at a time.
+        share = 120 // world
+        for step in range(0, 4 * share, share):
+            now = [i for part in parts for i in part[step : step + share]]
+            assert len(set(numbers[now])) == 3
+    assert indices(0, 0) != indices(0, 1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A dataset of crops in shards, and the shard of each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(folder, 24)
+    made = write(folder)
+    manifest = load_manifest(made, made.parent)
+    data = crop_dataset(manifest, np.arange(24), 0.1)
+    return data, shard_numbers(manifest.wavs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_share_without_repeats(corpus, workers):
+    data, numbers = corpus
+    sampler = ShardSampler(numbers, window=2)
+    loader = SaveableDataLoader(
+        data, 4, sampler=sampler, num_workers=workers, collate_fn=list
+    )
+    found = [item["id"] for batch in loader for item in batch]
+    assert found == [data[index]["id"] for index in sampler]
+    assert len(set(found)) == 24
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumes_in_mid_epoch(tmp_path, corpus, workers):
+    data, numbers = corpus
+
+    def make():
+        sampler = ShardSampler(numbers, window=2)
+        sampler.set_epoch(3)
+        loader = SaveableDataLoader(
+            data, 4, sampler=sampler, num_workers=workers, collate_fn=list
+        )
+        return loader, Checkpointer(tmp_path, {"loader": loader})
+
+    loader, checkpointer = make()
+    left = []
+    for step, batch in enumerate(loader):
+        if step == 2:
+            checkpointer.save_checkpoint(end_of_epoch=False)
+        if step > 2:
+            left += [item["id"] for item in batch]
+    assert len(left) == 12
+
+    loader, checkpointer = make()
+    checkpointer.recover_if_possible()
+    assert [item["id"] for batch in loader for item in batch] == left
+
+
+def test_numbers_of_shards():
+    assert shard_numbers([]).dtype == np.int64
+    wavs = ["y", "x", "y", "z", "x"]
+    assert shard_numbers(wavs).tolist() == [0, 1, 0, 2, 1]

@@ -1,0 +1,430 @@
+"""Exported folders: weights, yaml, card and threshold. See also
+tests/integration/test_export_folder.py, where SpeechBrain alone loads them."""
+
+import json
+import pathlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hypothesis import given, settings as runs, strategies as st
+from markdown_it import MarkdownIt
+from speechbrain.inference.speaker import SpeakerRecognition
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.labels import write_labels
+from lgl_plugin.inference import export as exporting
+from lgl_plugin.inference.calibration import from_halves, from_pseudo_labels
+from lgl_plugin.inference.export import (
+    Model,
+    export,
+    export_checkpoint,
+    read_step,
+)
+from lgl_plugin.inference.model_card import model_card
+from lgl_plugin.metrics.error_rates import eer
+from lgl_plugin.nnet.losses import SubCentreClassifier
+from lgl_plugin.runs.settings import plain_settings
+
+ROOT = pathlib.Path(__file__).parents[2]
+WIDTH = {"channels": [8, 8, 8, 8, 24], "attention_channels": 4}
+WIDTH |= {"input_size": 24, "lin_neurons": 6}
+TAG = "!name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN"
+N = 8
+
+
+def encoder_settings(**other):
+    """Of a narrow ECAPA-TDNN."""
+    return {TAG: {**WIDTH, **other}}
+
+
+def stage_settings(folder, stage):
+    """What a stage's yaml says, as far as it matters here."""
+    features = "speechbrain.lobes.features.Fbank"
+    normalise = "speechbrain.processing.features.InputNormalization"
+    return {
+        "stage": stage,
+        "seed": 1,
+        "data_folder": str(folder / 'a: "b" | c'),
+        "manifest": None,
+        "verification_file": str(folder / "trials #1.txt"),
+        "held_out_share": 0.5,
+        "n_iterations": 2,
+        "sample_rate": 16000,
+        "compute_features": {f"!new:{features}": {"n_mels": 24}},
+        "mean_var_norm": {
+            f"!new:{normalise}": {"norm_type": "sentence", "std_norm": False}
+        },
+        "new_encoder": encoder_settings(),
+        "new_last_encoder": encoder_settings(dilations=[1, 2, 3, 3, 1]),
+        "new_classifier": {
+            "!name:speechbrain.lobes.models.ECAPA_TDNN.Classifier": {
+                "input_size": 6
+            }
+        },
+        "lr": "1e-3",
+    }
+
+
+def save_step(folder, classes=0):
+    """Weights as a step leaves them."""
+    folder.mkdir(parents=True)
+    encoder = ECAPA_TDNN(**WIDTH)
+    torch.save(encoder.state_dict(), folder / "embedding_model.ckpt")
+    if classes:
+        classifier = Classifier(6, out_neurons=classes)
+        torch.save(classifier.state_dict(), folder / "classifier.ckpt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of both stages with its audio, made by hand."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    audio = folder / 'a: "b" | c'
+    audio.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["ID,duration,wav,start,stop,spk_id"]
+    for n in range(N):
+        wav = rng.normal(size=16000) * (1 + np.sin(np.arange(16000) / (n + 9)))
+        soundfile.write(audio / f"{n}.wav", wav / 20, 16000)
+        rows.append(f"{n}.wav,1.0,$data_root/{n}.wav,0,16000,")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    done = ["baselines", "stage1"]
+    save_step(folder / "stage1")
+    for name in ("iter1", "iter2"):
+        for phase in ("classifier", "gated"):
+            save_step(folder / name / phase, classes=2)
+            done.append(f"{name}/{phase}")
+        (folder / name / "labels").mkdir()
+        labels = torch.arange(N) % 2
+        ids = [f"{n}.wav" for n in range(N)]
+        write_labels(folder / name / "labels" / "labels.csv", ids, labels)
+    state = {
+        "settings": {
+            "stage 2": stage_settings(folder, 2),
+            "stage 1": stage_settings(folder, 1),
+        },
+        "done": dict.fromkeys(done, {}),
+    }
+    (folder / "state.json").write_text(json.dumps(state))
+    records = [
+        {"stage": 1, "phase": "after simclr", "eer": 20.0},
+        {"stage": 2, "iteration": 1, "phase": "after gated", "eer": 12.345},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """The first iteration's end."""
+    folder = tmp_path_factory.mktemp("exported")
+    export(run, "iter1/gated", folder)
+    return folder
+
+
+def front_matter(folder):
+    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+
+
+def test_weights_fit_the_yaml_strictly(run, exported):
+    text = (exported / "hyperparams.yaml").read_text()
+    built = load_hyperpyyaml(text)
+    weights = torch.load(exported / "embedding_model.ckpt", weights_only=True)
+    built["embedding_model"].load_state_dict(weights, strict=True)
+    source = run / "iter1" / "gated" / "embedding_model.ckpt"
+    for name, value in torch.load(source, weights_only=True).items():
+        assert torch.equal(weights[name], value)
+    assert "lgl_plugin" not in text
+
+
+def test_threshold_and_mean_are_those_of_the_model(run, exported):
+    """Against SpeechBrain's own embeddings, one by one."""
+    model = SpeakerRecognition.from_hparams(source=str(exported))
+    paths = sorted((run / 'a: "b" | c').iterdir())
+    vectors = torch.cat(
+        [
+            model.encode_batch(torch.tensor(soundfile.read(path)[0])[None])[0]
+            for path in paths
+        ]
+    )
+    names = exporting.load_manifest(run / "manifest.csv", "").ids
+    assert list(names) == [path.name for path in paths]
+    _, aside = exporting.held_out(N, 0.5, 1)
+    unit = torch.nn.functional.normalize(vectors)
+    scores, same = [], []
+    for first in range(N):
+        for second in range(first):
+            if first in aside or second in aside:
+                scores.append(float(unit[first] @ unit[second]))
+                same.append(first % 2 == second % 2)
+    assert model.hparams.threshold == pytest.approx(eer(scores, same)[1], 1e-4)
+    wav = torch.tensor(soundfile.read(paths[0])[0])[None]
+    centred = model.encode_batch(wav, normalize=True)[0]
+    assert torch.allclose(centred, vectors[:1] - vectors.mean(0), atol=1e-4)
+
+
+def test_card_holds_no_path_and_parses(run, exported):
+    card = ModelCard.load(exported / "README.md")
+    assert card.data.license == "other"
+    assert card.data.library_name == "speechbrain"
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("eer", 12.345)
+    assert result.dataset_name == "trials #1.txt"
+    text = (exported / "README.md").read_text()
+    text += (exported / "hyperparams.yaml").read_text()
+    assert str(run) not in text and str(run.parent) not in text
+    assert '`a: "b" | c`' in text  # of the paths, the last name
+    assert '| data_folder | a: "b" \\| c |' in text
+    assert "| **iteration 1, gated** | 12.3 |" in text
+
+
+def test_card_of_stage1_shows_nothing_of_stage2(run, tmp_path):
+    export(run, "stage1", tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "**Stage I**" in text and "| iteration 1, gated |" not in text
+    assert "<summary>Stage II<" not in text
+    assert "halves of utterances" in " ".join(text.split())
+    assert not (tmp_path / "classifier.ckpt").exists()
+
+
+def test_given_threshold_needs_no_audio(run, tmp_path):
+    found = export(
+        run,
+        folder=tmp_path,
+        data_folder="nowhere",
+        threshold=0.4,
+        licence="cc-by-4.0",
+    )
+    assert found == {"threshold": 0.4}
+    hparams = load_hyperpyyaml((tmp_path / "hyperparams.yaml").read_text())
+    assert hparams["threshold"] == 0.4
+    assert front_matter(tmp_path)["license"] == "cc-by-4.0"
+
+
+def test_places_of_a_run(run):
+    for step, place in (
+        ("iter2/classifier", "iter2-classifier"),
+        (None, "iter2"),
+    ):
+        export(run, step, threshold=0.0)
+        assert (run / "export" / place / "hyperparams.yaml").exists()
+
+
+def test_a_round_alone_means_its_latest_encoder(run):
+    assert read_step(run, "iter1").name == "iter1/gated"
+    assert read_step(run).name == "iter2/gated"
+
+
+@pytest.mark.parametrize("step, last", [("iter1", 1), ("iter2/gated", 3)])
+def test_the_last_iteration_has_its_own_encoder(run, tmp_path, step, last):
+    export(run, step, tmp_path, threshold=0.0)
+    hparams = plain_settings((tmp_path / "hyperparams.yaml").read_text())
+    ((_, arguments),) = hparams["embedding_model"].items()
+    assert arguments.get("dilations", [0, 0, 0, 1])[3] == last
+
+
+def test_checkpoint_of_no_run_loses_its_wrappers(run, tmp_path):
+    weights = torch.load(
+        run / "stage1" / "embedding_model.ckpt", weights_only=True
+    )
+    wrapped = {f"module._orig_mod.{n}": v for n, v in weights.items()}
+    torch.save(wrapped, tmp_path / "wrapped.ckpt")
+    source = tmp_path / "mine.yaml"
+    source.write_text(exporting._dump(stage_settings(tmp_path, 2)))
+    folder = tmp_path / "out"
+    main(
+        [
+            "export",
+            str(tmp_path / "wrapped.ckpt"),
+            f"--yaml={source}",
+            f"--output={folder}",
+        ]
+    )
+    found = torch.load(folder / "embedding_model.ckpt", weights_only=True)
+    assert found.keys() == weights.keys()
+    assert "threshold" not in load_hyperpyyaml(
+        (folder / "hyperparams.yaml").read_text()
+    )
+    assert "No decision threshold" in (folder / "README.md").read_text()
+
+
+def test_sub_centres_name_the_same_pseudo_speakers(run, tmp_path):
+    torch.manual_seed(1)
+    classify = SubCentreClassifier(6, 5, n_centres=3)
+    torch.save(classify.state_dict(), tmp_path / "classifier.ckpt")
+    model = Model(
+        stage_settings(tmp_path, 2),
+        run / "iter1" / "gated" / "embedding_model.ckpt",
+        tmp_path / "classifier.ckpt",
+    )
+    model.save(tmp_path / "out", "# card")
+    loaded = SpeakerRecognition.from_hparams(source=str(tmp_path / "out"))
+    embeddings = torch.randn(50, 1, 6)
+    best = loaded.mods.classifier(embeddings)[:, 0].argmax(dim=-1)
+    named = loaded.hparams.label_encoder.decode_torch(best)
+    expected = classify(embeddings)[:, 0].argmax(dim=-1).tolist()
+    assert named == [f"pseudo-speaker {n}" for n in expected]
+
+
+@pytest.mark.parametrize("name", sorted((ROOT / "hparams").glob("*.yaml")))
+def test_settings_survive_as_yaml(name):
+    with open(name, encoding="utf-8") as source:
+        text = resolve_references(source, {"data_folder": "x"}).getvalue()
+    settings = plain_settings(text)
+    assert plain_settings(exporting._dump(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    "width, kind", [(512, "new_encoder"), (1024, "new_last_encoder")]
+)
+def test_verification_yaml_has_the_encoders_of_stage2(width, kind):
+    recipe = ROOT / "recipes" / "VoxCeleb" / "LGL"
+
+    def read(path, **overrides):
+        with open(recipe / path, encoding="utf-8") as source:
+            text = resolve_references(source, overrides).getvalue()
+        return plain_settings(text)
+
+    verification = read(
+        "verification/verification_ecapa.yaml",
+        data_folder="x",
+        pretrain_path="y",
+        width=width,
+    )
+    stage2 = read("hparams/stage2.yaml", data_folder="x")
+    assert [*verification["embedding_model"].values()] == [
+        *stage2[kind].values()
+    ]
+
+
+vectors = st.lists(
+    st.tuples(st.integers(-1, 3), st.booleans(), st.integers(0, 2**32 - 1)),
+    min_size=2,
+    max_size=12,
+)
+
+
+@given(vectors)
+@runs(deadline=None, max_examples=40)
+def test_threshold_by_pseudo_labels(rows):
+    """Against a loop over all pairs."""
+    labels, held_out, seeds = map(np.array, zip(*rows))
+    points = np.array(
+        [np.random.default_rng(seed).normal(size=4) for seed in seeds]
+    )
+    scores, same = [], []
+    for i in range(len(rows)):
+        for j in range(i):
+            if min(labels[i], labels[j]) >= 0 and (held_out[i] or held_out[j]):
+                lengths = np.linalg.norm(points[i]) * np.linalg.norm(points[j])
+                scores.append(points[i] @ points[j] / lengths)
+                same.append(labels[i] == labels[j])
+    found = from_pseudo_labels(points, labels, held_out)
+    if all(same) or not any(same):
+        assert found is None
+    else:
+        # Equal points score equally but for rounding, which parts them.
+        if len({*seeds.tolist()}) == len(seeds):
+            assert found == pytest.approx(eer(scores, same)[1], abs=1e-5)
+
+
+def test_threshold_by_halves():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 6, 3))
+    scores = [
+        a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        for a in first
+        for b in second
+    ]
+    same = np.eye(6, dtype=bool).ravel()
+    found = from_halves(first, second)
+    assert found == pytest.approx(eer(scores, same)[1], abs=1e-6)
+    assert from_halves(first[:1], second[:1]) is None
+
+
+def test_card_breaks_no_table_and_no_front_matter():
+    settings = {"stage 1": {"sample_rate": 8000, "gate": "a|b", "x": None}}
+    text = model_card(settings, "ECAPA_TDNN", licence="x: [y")
+    assert "| gate | a\\|b |" in text
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "x: [y"
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_no_name_can_write_into_the_card():
+    """Of a data folder, a trial list, a setting, a phase or a licence."""
+
+    def card(name):
+        own = {"sample_rate": 8000, "data_folder": name, name: [name]}
+        text = model_card(
+            {"stage 1": {**own, "verification_file": name}},
+            "ECAPA_TDNN",
+            "stage1",
+            data={"name": name, "utterances": 9, "held_out": 2, "hours": 1.0},
+            rows={"Stage I": {"eer": 20.0}, f"iteration 1, {name}": {"eer": 9}},
+            licence=name,
+        )
+        front, body = text.split("---\n", 2)[1:]
+        assert yaml.safe_load(front)["license"] == name
+        reader = MarkdownIt("commonmark").enable("table")
+        return Tags(reader.render(body))
+
+    hostile = "<script>alert(1)<b>| `x` [y](javascript:z) ![i](j)\\| --- \\"
+    harmless, found = card("harmless"), card(hostile)
+    assert found.tags == harmless.tags and "script" not in found.tags
+    assert hostile in found.text
+
+
+def test_errors_name_what_is_wrong(run, tmp_path):
+    def says(*arguments):
+        with pytest.raises((FileNotFoundError, ValueError)) as caught:
+            export(*arguments)
+        return str(caught.value)
+
+    assert "is it the output_folder of a run" in says(tmp_path)
+    assert "iter1/classifier, iter1/gated" in says(run, "iter7/gated")
+    assert "say where by --data_folder" in says(
+        run, "stage1", tmp_path, "cpu", "nowhere"
+    )
+    narrow = stage_settings(tmp_path, 1)
+    del narrow["new_last_encoder"]
+    narrow["new_encoder"][TAG]["lin_neurons"] = 7
+    weights = run / "stage1" / "embedding_model.ckpt"
+    with pytest.raises(ValueError, match="does not fit the ECAPA_TDNN"):
+        export_checkpoint(weights, narrow, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "torn.ckpt").write_bytes(b"torn")
+    torch.save({"w": "text"}, tmp_path / "text.ckpt")
+    with pytest.raises(ValueError, match="more than tensors"):
+        export_checkpoint(tmp_path / "text.ckpt", narrow, tmp_path / "out")
+    with pytest.raises(ValueError, match="is no state dict"):
+        export_checkpoint(tmp_path / "torn.ckpt", narrow, tmp_path / "out")
+
+
+def test_command_says_it_without_a_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["export", str(tmp_path)])
+    assert caught.value.code == 2
+    assert "output_folder of a run" in capsys.readouterr().err

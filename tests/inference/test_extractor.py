@@ -1,0 +1,476 @@
+"""Extraction, the store and the floor."""
+
+import copy
+import dataclasses
+import datetime
+import os
+import signal
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, strategies as st
+from speechbrain.lobes.features import Fbank
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.processing.features import InputNormalization
+
+from lgl_plugin.dataio.audio import BadAudio, read_audio
+from lgl_plugin.dataio.manifest import Manifest, Strings
+from lgl_plugin.inference import extractor
+from lgl_plugin.inference.backends import whiten
+from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.nnet.encoders import LogMelStatistics
+from lgl_plugin.utils.signals import stop
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    """Coloured noises of several lengths and colours, as a manifest."""
+    folder = tmp_path_factory.mktemp("speech")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, seconds in enumerate([1.0, 2.5, 1.7, 1.3, 3.0, 1.0]):
+        samples = rng.normal(0, 0.1, round(seconds * RATE))
+        width = 1 + 3 * number
+        samples = np.convolve(samples, np.ones(width) / width, "same")
+        samples *= 1 + np.sin(np.arange(len(samples)) / (300 + 200 * number))
+        path = folder / f"{number}.wav"
+        soundfile.write(path, samples, RATE)
+        rows.append((f"{number}.wav", str(path), 0.0, seconds, ""))
+    return Manifest.of(rows)
+
+
+def make_modules():
+    """SpeechBrain's features and ECAPA-TDNN, narrow, past its first steps."""
+    torch.manual_seed(0)
+    encoder = ECAPA_TDNN(
+        80,
+        channels=[32, 32, 32, 32, 96],
+        attention_channels=16,
+        lin_neurons=24,
+    )
+    norm = InputNormalization(norm_type="sentence", std_norm=False)
+    features = Fbank(n_mels=80)
+    with torch.no_grad():  # for running statistics unlike the initial ones
+        for _ in range(20):
+            encoder(norm(features(torch.randn(8, RATE) / 9), torch.ones(8)))
+    return features, norm, encoder.eval()
+
+
+@pytest.fixture(scope="module")
+def modules():
+    return make_modules()
+
+
+def cosine(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(1) / lengths
+
+
+def with_bad(speech, folder):
+    """A manifest with two utterances in front that cannot be embedded."""
+    soundfile.write(folder / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(folder / "short.wav", np.full(639, 0.1), RATE)
+    rows = [
+        ("missing", str(folder / "no.wav"), 0.0, 1.0, ""),
+        ("silent", str(folder / "silent.wav"), 0.0, 1.0, ""),
+        ("short", str(folder / "short.wav"), 0.0, 639 / RATE, ""),
+    ]
+    for row, name in enumerate(speech.ids):
+        item = speech[row]
+        rows.append((name, item["wav"], 0.0, item["duration"], ""))
+    return Manifest.of(rows)
+
+
+def lone(speech, modules):
+    """What SpeechBrain gives for each utterance by itself."""
+    features, norm, encoder = modules
+    found = []
+    for path in speech.wavs:
+        wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+        one = torch.ones(1)
+        with torch.no_grad():
+            found.append(encoder(norm(features(wav[None]), one), one)[0, 0])
+    return torch.stack(found).numpy()
+
+
+@pytest.mark.parametrize("batch_seconds", [0.1, 5.0, 100.0])
+def test_embeddings_are_those_of_lone_utterances(
+    speech, modules, batch_seconds
+):
+    extract = Extractor(*modules, batch_seconds=batch_seconds)
+    found, bad = extract(speech, np.arange(6))
+    assert bad == [] and found.utterances == speech.ids
+    expected = lone(speech, modules)
+    assert found.vectors.dtype == np.float32
+    np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
+    assert cosine(found.vectors, expected).min() > 1 - 1e-9
+    # The test would see utterances that are mixed up.
+    assert cosine(found.vectors, expected[::-1]).max() < 0.995
+
+
+def test_rows_are_embedded_in_their_order(speech, modules):
+    found, _ = Extractor(*modules)(speech, [4, 0, 2])
+    assert list(found.utterances) == ["4.wav", "0.wav", "2.wav"]
+    expected = lone(speech, modules)[[4, 0, 2]]
+    np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
+
+
+def test_workers_agree_with_the_main_process(speech, modules):
+    alone, _ = Extractor(*modules)(speech, np.arange(6))
+    together, _ = Extractor(*modules, num_workers=1)(speech, np.arange(6))
+    np.testing.assert_array_equal(alone.vectors, together.vectors)
+
+
+def test_the_encoder_is_in_evaluation_mode_without_graph(speech, modules):
+    features, norm, encoder = modules
+    encoder.train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    Extractor(*modules)(speech, np.arange(6))
+    assert not encoder.training
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_bf16_embeddings_are_close(speech, modules):
+    expected, _ = Extractor(*modules)(speech, np.arange(6))
+    found, _ = Extractor(*modules, precision="bf16")(speech, np.arange(6))
+    assert found.vectors.dtype == np.float32
+    assert 1e-8 < 1 - cosine(found.vectors, expected.vectors).min() < 1e-3
+    with pytest.raises(ValueError, match="fp32"):
+        Extractor(*modules, precision="int8")
+
+
+def test_features_stay_in_float32(speech):
+    class Spy(LogMelStatistics):
+        def forward(self, features, lengths):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(features, lengths)
+
+    found, seen = {}, []
+    for precision in ("fp32", "bf16"):
+        extract = Extractor(Fbank(n_mels=80), None, Spy(), precision=precision)
+        found[precision] = extract(speech, [0])[0].vectors
+    assert seen == [False, True]
+    np.testing.assert_array_equal(found["fp32"], found["bf16"])
+
+
+@given(
+    seconds=st.lists(st.floats(0.1, 60), min_size=1, max_size=40),
+    limit=st.floats(1, 100),
+)
+def test_batches_hold_every_utterance_once_within_the_limit(seconds, limit):
+    extract = Extractor(Fbank(), None, LogMelStatistics(), batch_seconds=limit)
+    order, ends = extract._batches(np.array(seconds))
+    batches = np.split(order, ends)
+    assert len(batches.pop()) == 0
+    assert sorted(np.concatenate(batches)) == list(range(len(seconds)))
+    shortest = 60.0
+    for batch in batches:
+        longest = max(seconds[position] for position in batch)
+        assert longest <= shortest
+        shortest = min(seconds[position] for position in batch)
+        assert len(batch) == 1 or len(batch) * longest <= limit * (1 + 1e-9)
+
+
+def test_long_utterances_are_read_up_to_a_limit(speech, modules, monkeypatch):
+    read = []
+
+    def spy(*arguments):
+        wav = read_audio(*arguments)
+        read.append(len(wav))
+        return wav
+
+    monkeypatch.setattr(extractor, "read_audio", spy)
+    cut, _ = Extractor(*modules, max_seconds=1.0)(speech, [4])
+    item = speech[4]
+    short = Manifest.of([("4.wav", item["wav"], 0.0, 1.0, "")])
+    expected, _ = Extractor(*modules)(short, [0])
+    np.testing.assert_array_equal(cut.vectors, expected.vectors)
+    assert read == [RATE, RATE]
+
+
+@pytest.mark.parametrize("batch_seconds", [0.1, 100.0])
+def test_bad_utterances_are_named_and_the_rest_embedded(
+    speech, modules, tmp_path, batch_seconds
+):
+    manifest = with_bad(speech, tmp_path)
+    extract = Extractor(*modules, batch_seconds=batch_seconds)
+    for folder in (None, tmp_path / "store"):
+        found, bad = extract(manifest, np.arange(9), folder)
+        assert found.utterances == speech.ids
+        expected = lone(speech, modules)
+        np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
+        assert [name for name, _ in bad] == ["missing", "silent", "short"]
+        assert "No such file" in bad[0][1]
+        assert "silent" in bad[1][1]
+        assert "639 samples" in bad[2][1]
+    with pytest.raises(BadAudio, match="none of 2 utterances.*missing cannot"):
+        extract(manifest, [0, 1], tmp_path / "none")
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_a_model_without_convolutions_takes_short_utterances(tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.full(10, 0.1), RATE)
+    path = str(tmp_path / "short.wav")
+    manifest = Manifest.of([("short", path, 0.0, 10 / RATE, "")])
+    extract = Extractor(Fbank(n_mels=80), None, LogMelStatistics())
+    assert extract(manifest, [0])[0].vectors.shape == (1, 160)
+
+
+def test_embeddings_that_are_not_finite_are_bad(speech, modules):
+    class Diverged(torch.nn.Module):
+        def forward(self, features, lengths):
+            vectors = torch.ones(len(features), 1, 3)
+            vectors[lengths < 0.5, :, 1] = torch.nan
+            return vectors
+
+    extract = Extractor(modules[0], None, Diverged())
+    found, bad = extract(speech, np.arange(6))
+    short = [speech.ids[row] for row in np.flatnonzero(speech.durations < 1.5)]
+    assert [name for name, _ in bad] == short
+    assert len(found.utterances) == len(found.vectors) == 6 - len(short)
+    # And beside one that cannot be read.
+    wavs = ["missing.wav", *list(speech.wavs)[1:]]
+    speech = dataclasses.replace(speech, wavs=Strings(wavs))
+    _, worse = extract(speech, np.arange(6))
+    assert [name for name, _ in worse] == short
+    assert worse[0][1].startswith("cannot be opened")
+
+
+# Several ranks
+
+
+def one_rank(rank, speech, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(minutes=1),
+    )
+    extract = Extractor(*make_modules(), batch_seconds=3.0)
+    rows = np.arange(len(speech))
+    stored, bad = extract(speech, rows, folder / "store")
+    assert isinstance(stored.vectors, np.memmap)
+    kept, bad_again = extract(speech, rows)
+    assert bad == bad_again and stored.utterances == kept.utterances
+    np.testing.assert_array_equal(stored.vectors, kept.vectors)
+    one, _ = extract(speech, rows[3:4])  # nothing for the second rank
+    np.testing.assert_allclose(one.vectors, kept.vectors[:1], atol=1e-5)
+    torch.save(bad, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_embed_what_one_does(speech, modules, tmp_path):
+    manifest = with_bad(speech, tmp_path)
+    torch.multiprocessing.spawn(one_rank, (manifest, tmp_path), nprocs=2)
+    extract = Extractor(*modules, batch_seconds=3.0)
+    expected, bad = extract(manifest, np.arange(len(manifest)))
+    found = Embeddings.load(tmp_path / "store")
+    assert found.utterances == expected.utterances
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-6)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt") == bad
+    # The ranks' own files are gone.
+    names = sorted(path.name for path in (tmp_path / "store").iterdir())
+    assert names == ["utterances.txt", "vectors.npy"]
+
+
+def test_what_waits_for_all_ranks_in_each_batch_is_taken_off(speech, modules):
+    class Wrapped(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, module):  # without the processes that it needs
+            torch.nn.Module.__init__(self)
+            self.module = module
+
+    features, norm, encoder = modules
+    found, _ = Extractor(features, norm, Wrapped(encoder))(speech, [0])
+    expected, _ = Extractor(*modules)(speech, [0])
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+
+
+# The store
+
+
+def test_store_round_trip(tmp_path):
+    names = ["a/ü 1.wav", "b.wav", "c"]
+    vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    Embeddings(Strings(names), vectors).save(tmp_path / "new" / "folder")
+    found = Embeddings.load(tmp_path / "new" / "folder")
+    assert list(found.utterances) == names
+    np.testing.assert_array_equal(found.vectors, vectors)
+    assert found.vectors.dtype == np.float32
+    assert isinstance(found.vectors, np.memmap)
+    np.testing.assert_array_equal(found.rows(["c", names[0]]), vectors[[2, 0]])
+    with pytest.raises(KeyError):
+        found.rows(["nobody"])
+
+
+def test_a_store_of_several_blocks_is_numpys_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(extractor, "ROWS", 7)
+    vectors = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float16)
+    names = Strings(str(row) for row in range(30))
+    Embeddings(names, vectors).save(tmp_path)
+    np.save(tmp_path / "numpy.npy", vectors)
+    written = (tmp_path / "vectors.npy").read_bytes()
+    assert written == (tmp_path / "numpy.npy").read_bytes()
+
+
+def test_extraction_into_a_folder_is_extraction_into_memory(
+    speech, modules, tmp_path
+):
+    for dtype, tolerance in (("float32", 0), ("float16", 1e-3)):
+        rows = [5, 1, 3, 0]
+        kept, _ = Extractor(*modules)(speech, rows)
+        extract = Extractor(*modules, batch_seconds=3.0, dtype=dtype)
+        stored, bad = extract(speech, rows, tmp_path / dtype)
+        assert bad == [] and stored.utterances == kept.utterances
+        assert stored.vectors.dtype == dtype
+        assert isinstance(stored.vectors, np.memmap)
+        np.testing.assert_allclose(
+            stored.vectors, kept.vectors, rtol=tolerance, atol=1e-5
+        )
+
+
+# The floor
+
+
+class Killed(BaseException):
+    """Nothing that the code under test would catch."""
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_interrupted_extraction_goes_on(
+    speech, modules, tmp_path, monkeypatch, done
+):
+    rows = np.arange(len(speech))
+    options = {"batch_seconds": 1.0, "keep_seconds": 0.0}  # one in a batch
+    whole, _ = Extractor(*modules, **options)(speech, rows, tmp_path / "whole")
+    extract = Extractor(*modules, **options)
+    embed, seen = extract._embed, []
+
+    def until_killed(wavs, n_samples):
+        if len(seen) == done:
+            raise Killed
+        seen.append(n_samples)
+        return embed(wavs, n_samples)
+
+    monkeypatch.setattr(extract, "_embed", until_killed)
+    with pytest.raises(Killed):
+        extract(speech, rows, tmp_path / "killed")
+    seen.clear()
+    before, done = done, len(rows)
+    found, bad = extract(speech, rows, tmp_path / "killed")
+    assert len(seen) == len(rows) - before
+    assert not bad
+    assert np.array_equal(found.vectors, whole.vectors)
+    assert list(found.utterances) == list(whole.utterances)
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert names == {"vectors.npy", "utterances.txt"}
+
+
+def test_what_another_encoder_left_is_not_taken_up(
+    speech, modules, tmp_path, monkeypatch
+):
+    rows = np.arange(len(speech))
+    fbank, norm, encoder = modules
+    extract = Extractor(fbank, norm, encoder, keep_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(extractor, "remove_shares", lambda folder: None)
+        extract(speech, rows, tmp_path)
+    assert list(tmp_path.glob(".share*"))
+    other = copy.deepcopy(encoder)
+    with torch.no_grad():
+        other.fc.conv.bias += 1.0
+    found, _ = Extractor(fbank, norm, other)(speech, rows, tmp_path)
+    expected, _ = Extractor(fbank, norm, other)(speech, rows)
+    assert np.array_equal(found.vectors, expected.vectors)
+
+
+def test_told_to_stop_it_keeps_what_is_embedded(speech, modules, tmp_path):
+    rows = np.arange(len(speech))
+    extract = Extractor(*modules, batch_seconds=1.0)
+    embed = extract._embed
+
+    def told(wavs, n_samples):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return embed(wavs, n_samples)
+
+    extract._embed = told
+    with pytest.raises(SystemExit), stop.on_signals():
+        extract(speech, rows, tmp_path)
+    extract._embed = embed
+    with np.load(tmp_path / ".share0.npz") as kept:
+        assert len(kept["placed"]) == 1
+
+
+def test_log_mel_statistics_are_numpys_over_the_counted_frames():
+    rng = np.random.default_rng(0)
+    features = rng.normal(3, 2, (4, 50, 6)).astype(np.float32)
+    lengths = [1.0, 0.5, 0.02, 0.9]
+    found = LogMelStatistics()(
+        torch.from_numpy(features), torch.tensor(lengths)
+    ).numpy()
+    for row, length, frames in zip(found, lengths, features.astype(float)):
+        counted = frames[: round(50 * length)]
+        expected = np.concatenate([counted.mean(0), counted.std(0)])
+        # A deviation of none is kept off zero, at 1e-5.
+        np.testing.assert_allclose(row[0], expected, rtol=1e-4, atol=2e-5)
+
+
+def test_filling_does_not_enter_the_statistics(speech, modules):
+    extract = Extractor(modules[0], None, LogMelStatistics())
+    found, _ = extract(speech, np.arange(6))
+    for path, vector in zip(speech.wavs, found.vectors):
+        wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+        frames = modules[0](wav[None])[0].double().numpy()
+        expected = np.concatenate([frames.mean(0), frames.std(0)])
+        np.testing.assert_allclose(vector, expected, atol=1e-3)
+
+
+def test_whitening_gives_identity_covariance():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(6, 6)) + 3 * np.eye(6)
+    sample = rng.normal(size=(4000, 6)) @ mixing + 7
+    white = whiten(sample, sample)
+    assert white.dtype == np.float32
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(white.T), np.eye(6), atol=1e-3)
+
+
+def test_whitening_takes_its_statistics_from_the_reference():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(500, 3)) * [1, 2, 3] + [4, 5, 6]
+    others = rng.normal(size=(20, 3)) * 10
+    white = whiten(reference, others)
+    # Mahalanobis distances to the reference's mean are the new lengths.
+    inverse = np.linalg.inv(np.cov(reference.T))
+    apart = others - reference.mean(0)
+    expected = np.einsum("ij,jk,ik->i", apart, inverse, apart)
+    np.testing.assert_allclose((white**2).sum(1), expected, rtol=1e-4)
+
+
+def test_whitening_does_not_blow_up_a_constant_band():
+    rng = np.random.default_rng(0)
+    sample = rng.normal(size=(100, 3)) * [1.0, 1.0, 0.0]
+    others = sample + [0, 0, 1e-3]
+    assert np.abs(whiten(sample, others)).max() < 10
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((", b"text"]
+)
+def test_a_damaged_store_is_named(tmp_path, content):
+    Embeddings(Strings("ab"), np.eye(2, dtype=np.float32)).save(tmp_path)
+    (tmp_path / "vectors.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path} is damaged"):
+        Embeddings.load(tmp_path)
+    np.save(tmp_path / "vectors.npy", np.eye(3))
+    with pytest.raises(ValueError, match="2 utterances, vectors"):
+        Embeddings.load(tmp_path)

@@ -1,0 +1,483 @@
+"""Augmentation against measurements of what comes out."""
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lgl_plugin.nnet.augment import (
+    SNR,
+    TALKERS,
+    Augmenter,
+    NoiseBank,
+    babble,
+    coloured_noise,
+    draw_channels,
+    draw_rooms,
+    impulse_responses,
+    mean_square,
+)
+
+RATE = 16000
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(5)
+
+
+@pytest.fixture
+def musan(tmp_path):
+    """A MUSAN of one second per kind, recognisable by its level."""
+    for kind in SNR:
+        (tmp_path / "musan" / kind / "sub").mkdir(parents=True)
+        samples = np.random.default_rng(len(kind)).normal(0, 0.1, RATE)
+        path = tmp_path / "musan" / kind / "sub" / "a.wav"
+        soundfile.write(path, samples, RATE)
+    return tmp_path / "musan"
+
+
+@pytest.fixture
+def rirs(tmp_path):
+    """Two impulse responses, each an echo; one with a delay before it."""
+    (tmp_path / "rirs" / "real").mkdir(parents=True)
+    for delay, gain, echo in ((0, 0.5, 100), (37, 0.9, 700)):
+        room = np.zeros(RATE)
+        room[delay], room[delay + echo] = gain, -gain / 2
+        path = tmp_path / "rirs" / "real" / f"{delay}.wav"
+        soundfile.write(path, room, RATE, subtype="FLOAT")
+    return tmp_path / "rirs"
+
+
+def wavs(rows=6, samples=4000):
+    """Waveforms of different loudness."""
+    return torch.randn(rows, samples) * torch.logspace(-3, 0, rows)[:, None]
+
+
+def noise_of(augment, clean, draw):
+    """The noise that the next forward would mix in, zeros where none."""
+    state = torch.get_rng_state()
+    noise = torch.zeros_like(clean)
+    for rows, drawn in augment._noises(clean, draw):
+        noise[rows] = drawn
+    torch.set_rng_state(state)
+    return noise
+
+
+def decibels(ratio):
+    return 10 * np.log10(np.asarray(ratio, np.float64))
+
+
+# Signal-to-noise ratios and loudness
+
+
+@pytest.mark.parametrize("folder", [None, "musan"])
+def test_measured_snr_is_the_drawn_one(folder, musan):
+    """What is left of the output without the speech is the noise."""
+    augment = Augmenter(
+        reverb_only=0.0,
+        noise_only=1.0,
+        musan_folder=musan if folder else None,
+    )
+    clean = wavs(64, RATE)
+    draw = augment.draw(*clean.shape)
+    assert (draw.kind >= 0).all()
+    # The noise again, by the same random numbers. The output must be a sum of
+    # speech and noise; how much of each follows by least squares.
+    noise = noise_of(augment, clean, draw)
+    out = augment(clean, draw)
+    basis = torch.stack([clean, noise], dim=2).double()
+    parts = torch.linalg.lstsq(basis, out.double()[:, :, None])
+    rebuilt = (basis @ parts.solution)[:, :, 0]
+    np.testing.assert_allclose(rebuilt, out, atol=1e-4)
+    speech, added = (basis * parts.solution.transpose(1, 2)).unbind(2)
+    np.testing.assert_allclose(rebuilt - speech, added, atol=1e-9)
+    measured = decibels(mean_square(speech) / mean_square(added))[:, 0]
+    np.testing.assert_allclose(measured, draw.snr, atol=0.05)
+
+
+def test_snr_lies_in_the_range_of_its_kind(musan):
+    augment = Augmenter(musan_folder=musan)
+    draw = augment.draw(3000, 100)
+    for index, kind in enumerate(augment.kinds):
+        low, high = SNR[kind]
+        snr = draw.snr[draw.kind == index]
+        assert low <= snr.min() < low + 0.3
+        assert high - 0.3 < snr.max() <= high
+
+
+def test_noise_snr_replaces_the_range_of_noise_alone():
+    augment = Augmenter(noise_snr=[-5.0, -4.0])
+    draw = augment.draw(1000, 100)
+    noise, speech = (draw.snr[draw.kind == index] for index in (0, 1))
+    assert -5 <= noise.min() and noise.max() <= -4
+    assert speech.min() >= 13
+
+
+@pytest.mark.parametrize("channel", [0.0, 0.5])
+@pytest.mark.parametrize("folders", [False, True])
+def test_the_batch_is_augmented_as_each_waveform_alone(
+    folders, channel, musan, rirs
+):
+    """One waveform at a time, in float64, by the definitions."""
+    augment = Augmenter(
+        musan_folder=musan if folders else None,
+        rir_folder=rirs if folders else None,
+        channel=channel,
+    )
+    clean = wavs(24)
+    draw = augment.draw(*clean.shape)
+    noise = noise_of(augment, clean, draw).double().numpy()
+    out = augment(clean, draw).double().numpy()
+    responses = dict(zip(draw.filtered.tolist(), draw.response))
+    assert len(responses) == len(draw.filtered) < 24
+    for row, x in enumerate(clean.double().numpy()):
+        y = x
+        if row in responses:
+            response = responses[row].to(torch.complex128).numpy()
+            y = np.fft.rfft(x, draw.n_fft) * response
+            y = np.fft.irfft(y, draw.n_fft)[: len(x)]
+        if draw.kind[row] >= 0:
+            ratio = 10 ** (draw.snr[row].item() / 10)
+            power = np.mean(y**2) / np.mean(noise[row] ** 2) / ratio
+            y = y + np.sqrt(power) * noise[row]
+        y = y * np.sqrt(np.mean(x**2) / np.mean(y**2))
+        scale = np.sqrt(np.mean(x**2))
+        np.testing.assert_allclose(out[row], y, atol=1e-5 * scale)
+
+
+def test_each_row_is_as_loud_as_it_came():
+    clean = wavs(32)
+    out = Augmenter(channel=0.5)(clean)
+    np.testing.assert_allclose(mean_square(out), mean_square(clean), rtol=1e-3)
+
+
+def test_silence_stays_finite_and_silent():
+    out = Augmenter(channel=0.5)(torch.zeros(16, 4000))
+    assert out.isfinite().all()
+    assert out.abs().max() < 1e-3
+
+
+# What is drawn
+
+
+def test_shares_of_reverberation_and_noise():
+    """The paper's release: 1/4 reverberation, 1/4 noise, 1/2 both."""
+    draw = Augmenter().draw(4000, 10)
+    noisy = draw.kind >= 0
+    dry = torch.ones(4000, dtype=torch.bool)
+    dry[draw.filtered] = False
+    for share, expected in (
+        (~noisy & ~dry, 0.25),
+        (noisy & dry, 0.25),
+        (noisy & ~dry, 0.5),
+        (~noisy & dry, 0.0),
+    ):
+        assert share.float().mean() == pytest.approx(expected, abs=0.03)
+
+
+def test_shares_of_rooms_and_channels():
+    """A channel falls on wet and dry alike; the rest is left untouched."""
+    augment = Augmenter(channel=0.4, noise_only=1.0, reverb_only=0.0)
+    draw = augment.draw(3000, 10)
+    assert len(draw.filtered) / 3000 == pytest.approx(0.4, abs=0.03)
+    draw = Augmenter(channel=0.4).draw(3000, 10)
+    changed = (draw.response[:, 0].imag == 0) & (draw.response.real >= 0).all(1)
+    assert draw.filtered.unique().numel() == len(draw.filtered)
+    assert len(draw.filtered) / 3000 == pytest.approx(0.85, abs=0.03)
+    only = changed & (draw.response.imag == 0).all(1)
+    assert only.sum() / 3000 == pytest.approx(0.4 * 0.25, abs=0.02)
+
+
+def test_every_row_has_its_own_augmentation():
+    one = torch.randn(1, 4000).expand(12, -1)
+    out = Augmenter(channel=1.0)(one)
+    correlation = np.corrcoef(out.numpy())
+    assert (correlation - np.eye(12)).max() < 0.9999
+
+
+def test_a_draw_gives_two_crops_the_same_room_and_channel():
+    """Without noise the output is the drawn linear filter of the input."""
+    augment = Augmenter(reverb_only=1.0, noise_only=0.0, channel=1.0)
+    draw = augment.draw(5, 4000)
+    first, second = torch.randn(2, 5, 4000)
+    state = torch.get_rng_state()
+    a, b = augment(first, draw), augment(second, draw)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing more is drawn
+    response = torch.fft.irfft(draw.response, draw.n_fft).double().numpy()
+    for crop, out in ((first, a), (second, b)):
+        for x, h, y in zip(crop.double().numpy(), response, out.numpy()):
+            wet = np.fft.irfft(
+                np.fft.rfft(x, draw.n_fft) * np.fft.rfft(h), draw.n_fft
+            )[:4000]
+            wet *= np.sqrt(np.mean(x**2) / np.mean(wet**2))
+            np.testing.assert_allclose(y, wet, atol=1e-4)
+    other = augment(first, augment.draw(5, 4000))
+    assert not torch.allclose(a, other, atol=1e-2)
+
+
+def test_same_seed_same_augmentation(musan, rirs):
+    clean = wavs()
+    augment = Augmenter(musan_folder=musan, rir_folder=rirs, channel=0.5)
+    outs = []
+    for number in (1, 1, 2):
+        torch.manual_seed(number)
+        outs.append(augment(clean))
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.allclose(outs[0], outs[2])
+
+
+def test_float32_under_autocast():
+    clean = wavs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(1)
+        out = Augmenter()(clean)
+    torch.manual_seed(1)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, Augmenter()(clean))
+
+
+# Rooms and channels
+
+
+def test_rooms_are_convolutions(rirs):
+    augment = Augmenter(rir_folder=rirs, reverb_only=1.0, noise_only=0.0)
+    rooms = augment.rooms.double().numpy()
+    assert rooms.shape == (2, RATE // 2)
+    clean = torch.randn(8, 3000)
+    found = set()
+    for x, y in zip(clean.double().numpy(), augment(clean).numpy()):
+        errors = []
+        for room in rooms:
+            wet = scipy.signal.fftconvolve(x, room)[:3000]
+            wet *= np.sqrt(np.mean(x**2) / np.mean(wet**2))
+            errors.append(np.abs(y - wet).max())
+        assert min(errors) < 1e-4
+        found.add(int(np.argmin(errors)))
+    assert found == {0, 1}
+
+
+def test_impulse_responses_start_at_their_peak(rirs):
+    rooms = impulse_responses(sorted(rirs.rglob("*.wav")), RATE)
+    assert rooms.dtype == torch.float16
+    for room, echo in zip(rooms, (100, 700)):
+        assert room.nonzero()[:, 0].tolist() == [0, echo]
+        assert room[[0, echo]].tolist() == [1.0, -0.5]
+
+
+def test_of_many_responses_an_even_selection_is_kept(rirs):
+    (path, _) = sorted(rirs.rglob("*.wav"))
+    assert len(impulse_responses([path] * 10, RATE, most=4)) == 4
+
+
+def test_simulated_rooms_have_the_stated_direct_to_reverberant_ratio():
+    rooms = draw_rooms(500, RATE).double()
+    assert (rooms[:, 0] == 1).all()
+    assert not rooms[:, 1:32].any()
+    ratio = decibels(1 / rooms[:, 1:].square().sum(1))
+    assert -3 <= ratio.min() < -2 and 14 < ratio.max() <= 15
+
+
+def test_simulated_rooms_fade_exponentially():
+    """Energy on a decibel scale falls linearly, by 60 dB in 0.1 to 0.8 s."""
+    rooms = draw_rooms(300, RATE)
+    energy = rooms[:, 32 : 32 + 1600].unflatten(1, (20, 80)).square().mean(2)
+    time = np.arange(20) * 80 / RATE
+    slopes = np.polyfit(time, decibels(energy).T, 1)[0]
+    reverberation = -60 / slopes
+    assert 0.08 < reverberation.min() < 0.15
+    assert 0.65 < np.quantile(reverberation, 0.95) < 1.1
+
+
+def test_one_channel_in_three_is_a_telephone_band():
+    gains = decibels(draw_channels(3000, 801, RATE).square())
+    hertz = np.linspace(0, 8000, 801)
+    inside = gains[:, (hertz > 500) & (hertz < 2500)].mean(1)
+    low = gains[:, hertz < 100].mean(1)
+    high = gains[:, hertz > 6000].mean(1)
+    # Either side is an octave or almost one outside, at 40 dB an octave.
+    narrow = (inside - low > 25) & (inside - high > 15)
+    assert narrow.mean() == pytest.approx(1 / 3, abs=0.05)
+    wide = gains[~narrow]
+    assert wide.max() < 8 + 4 * 4 + 0.1 and wide.min() > -8 - 4 * 4 - 0.1
+
+
+# Noise
+
+
+def test_coloured_noise_has_the_slope_asked_for():
+    slopes = torch.tensor([-9.0, -6.0, -3.0, 0.0, 3.0])
+    noise = coloured_noise(slopes, 65536).double().numpy()
+    hertz, power = scipy.signal.periodogram(noise, RATE)
+    band = (hertz > 50) & (hertz < 7500)
+    octave = np.log2(hertz[band])
+    fitted = np.polyfit(octave, decibels(power[:, band]).T, 1)[0]
+    np.testing.assert_allclose(fitted, slopes, atol=0.2)
+    np.testing.assert_allclose((noise**2).mean(1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 6, 20])
+def test_babble_is_of_others_and_of_a_talkers_number(batch):
+    """Orthogonal waveforms: the babble's coordinates name its talkers."""
+    voices = torch.eye(batch, 32) * torch.rand(batch, 1).clamp(min=0.1)
+    counts = set()
+    for _ in range(50):
+        rows = torch.randperm(batch)[: max(1, batch // 2)]
+        sums = babble(voices, rows)
+        talkers = sums[:, :batch] / np.sqrt(32)  # of equal loudness
+        assert not talkers[torch.arange(len(rows)), rows].any()
+        np.testing.assert_allclose(talkers, talkers.round(), atol=1e-5)
+        assert talkers.max() <= 1.001
+        counts |= set(talkers.round().sum(1).int().tolist())
+    low, high = (min(number, batch - 1) for number in TALKERS)
+    assert counts == set(range(low, high + 1))
+
+
+def test_bank_is_no_larger_than_stated(tmp_path):
+    files = []
+    for number in range(5):
+        files.append(tmp_path / f"{number}.wav")
+        soundfile.write(files[-1], np.random.randn(RATE) / 9, RATE)
+    bank = NoiseBank(files, RATE, max_seconds=2.5)
+    assert bank.samples.dtype == torch.int16
+    assert len(bank.samples) == 2.5 * RATE
+    assert len(NoiseBank(files, RATE, 100.0).samples) == 5 * RATE
+
+
+def test_bank_gives_stretches_of_its_recordings_at_one_loudness(tmp_path):
+    rng = np.random.default_rng(0)
+    files = [tmp_path / "soft.wav", tmp_path / "loud.wav"]
+    for path, level in zip(files, (0.001, 0.3)):
+        soundfile.write(path, rng.normal(0, level, RATE), RATE, "FLOAT")
+    bank = NoiseBank(files, RATE, 100.0)
+    halves = bank.samples.double().view(2, RATE).square().mean(1).sqrt()
+    np.testing.assert_allclose(halves / 32767, 0.05, rtol=0.01)
+    doubled = torch.cat([bank.samples, bank.samples]).numpy() / 32767
+    for row in bank(torch.rand(8), 500, (1, 1)).numpy():
+        starts = np.flatnonzero(np.isclose(doubled, row[0], atol=1e-7))
+        assert any(
+            np.allclose(doubled[s : s + 500], row, atol=1e-6)
+            for s in starts
+            if s + 500 <= len(doubled)
+        )
+
+
+def test_bank_leaves_out_bad_recordings(tmp_path, caplog):
+    good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
+    soundfile.write(good, np.random.randn(RATE) / 9, RATE)
+    bad.write_bytes(b"")
+    assert len(NoiseBank([bad, good], RATE, 9.0).samples) == RATE
+
+
+def test_bank_speech_is_babble(musan):
+    """The power of a sum of independent talkers counts them."""
+    bank = Augmenter(musan_folder=musan).banks["speech"]
+    power = bank(torch.rand(400), 2000, TALKERS).square().mean(1) / 0.05**2
+    assert power.mean() == pytest.approx(np.mean(TALKERS), rel=0.1)
+
+
+# No waiting for the device
+
+
+class NothingWaits(TorchDispatchMode):
+    """Fails where the CPU would wait for a device, of which meta is one.
+
+    Meta tensors have no content, so torch itself refuses to read one, be it
+    for a shape. Left are copies that wait, and indices that are copied.
+    """
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [
+            leaf
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+        ]
+        devices = {tensor.device.type for tensor in tensors}
+        if function is torch.ops.aten._to_copy.default:
+            if kwargs.get("device") is not None:
+                devices.add(torch.device(kwargs["device"]).type)
+            assert len(devices) == 1 or kwargs.get("non_blocking"), function
+        else:
+            assert len(devices) <= 1, function
+        return function(*args, **kwargs)
+
+
+def test_the_judge_of_waiting_can_fail():
+    device, mask = torch.empty(3, device="meta"), torch.ones(3) > 0
+    with NothingWaits():
+        torch.ones(3).to("meta", non_blocking=True)
+        for waits in (
+            lambda: torch.ones(3).to("meta"),
+            lambda: device[torch.tensor([1])],
+            lambda: device[mask],
+            lambda: device.cpu(),
+        ):
+            with pytest.raises(AssertionError):
+                waits()
+        for reads in (
+            lambda: device[device > 0],
+            lambda: device.sum().item(),
+        ):
+            with pytest.raises(RuntimeError):
+                reads()
+
+
+@pytest.mark.parametrize("folders", [False, True])
+def test_nothing_waits_for_the_device(folders, musan, rirs):
+    augment = Augmenter(
+        musan_folder=musan if folders else None,
+        rir_folder=rirs if folders else None,
+        channel=0.5,
+    ).to("meta")
+    clean = torch.empty(32, 4000, device="meta")
+    with NothingWaits():
+        draw = augment.draw(*clean.shape)
+        # The wrapper that leaves autocast does not know meta.
+        out = augment(clean, draw, force_allow_autocast=True)
+    assert out.device.type == "meta" and out.shape == clean.shape
+    assert draw.response.device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("folders", [False, True])
+def test_cuda_is_never_waited_for(folders, musan, rirs):
+    augment = Augmenter(
+        musan_folder=musan if folders else None,
+        rir_folder=rirs if folders else None,
+        channel=0.5,
+    ).to("cuda")
+    clean = wavs(32).to("cuda")
+    augment(clean)  # plans and libraries may be loaded at first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = augment(clean)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert out.isfinite().all()
+    torch.testing.assert_close(mean_square(out), mean_square(clean))
+
+
+# Folders
+
+
+@pytest.mark.parametrize("key", ["musan_folder", "rir_folder"])
+def test_missing_and_empty_folders_name_the_key(key, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{key}: there is no folder"):
+        Augmenter(**{key: tmp_path / "nowhere"})
+    for kind in SNR:
+        (tmp_path / kind).mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{key}: no wav or flac"):
+        Augmenter(**{key: tmp_path})
+
+
+def test_moves_to_another_device_and_leaves_no_state(musan, rirs):
+    """Banks and rooms follow `to`, and stay out of checkpoints."""
+    augment = Augmenter(musan_folder=musan, rir_folder=rirs)
+    assert augment.state_dict() == {}
+    names = {name for name, _ in augment.named_buffers()}
+    assert "rooms" in names and "banks.music.samples" in names
+    assert {b.device.type for b in augment.to("meta").buffers()} == {"meta"}

@@ -1,0 +1,247 @@
+"""The pages of runs: whole, half-way, damaged, compared."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from made_run import make_run
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.report import sections
+from lgl_plugin.report.build import write_report
+from lgl_plugin.report.page import Page
+from lgl_plugin.report.results import Results
+
+FAILED = "could not be made"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with its page."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "1")
+    write_report([folder])
+    return folder
+
+
+def read(folder):
+    return (folder / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def parts(folder, *names):
+    """The page with some of its sections only; the figures take long."""
+    page = Page(folder / "report", "some")
+    for name in ("overview", *names):
+        page.add(getattr(sections, name), Results(folder))
+    return page.write("").read_text(encoding="utf-8")
+
+
+def change(folder, name, **values):
+    """Changes Stage II's settings or what is done, in state.json."""
+    state = json.loads((folder / "state.json").read_text())
+    part = state["settings"]["stage 2"] if name == "settings" else state[name]
+    part.update(values)
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def test_page_holds_every_figure_and_nothing_from_elsewhere(run):
+    text = read(run)
+    assert FAILED not in text
+    names = {path.stem for path in (run / "report").glob("*.png")}
+    assert names == {path.stem for path in (run / "report").glob("*.svg")}
+    assert names == {
+        "journey",
+        *(f"losses_{n}_{p}" for n in (1, 2) for p in ("classifier", "gated")),
+        "reliability",
+        "selected",
+        "det",
+        "cluster_sizes",
+        "map_clusters",
+        "map_speakers",
+        "throughput",
+        "loss",
+        "pseudo_eer",
+    }
+    images = re.findall(r'<img alt="[^"]{20,}"[^>]* src="data:image/', text)
+    assert len(images) == len(names)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+
+
+def test_tables_say_what_the_metrics_say(run):
+    text = read(run)
+    row = r"iteration 2, gated</th>\s*<td>16.0</td><td>0.533</td>"
+    assert re.search(row, text)
+    assert "<td>2.00</td>" in text  # tau
+    assert "100 target and 100 non-target trials" in text
+
+
+def test_stage_one_alone_without_anything_else(tmp_path):
+    folder = make_run(tmp_path / "1", speakers=False, trials=False, rounds=0)
+    (folder / "manifest.csv").unlink()
+    (folder / "state.json").unlink()
+    write_report([folder])
+    text = read(folder)
+    assert FAILED not in text
+    for missing in ("No EER", "No NMI", "Stage II has not", "No trial scores"):
+        assert missing in text
+
+
+def test_speakers_unknown_and_no_trials(tmp_path):
+    folder = make_run(tmp_path / "1", speakers=False, trials=False, rounds=1)
+    write_report([folder])
+    text = read(folder)
+    assert FAILED not in text and "No EER" in text and "No NMI" in text
+    assert (folder / "report" / "losses_1_gated.png").exists()
+    assert not (folder / "report" / "map_speakers.png").exists()
+
+
+def test_half_way_and_damaged(run, tmp_path):
+    """A damaged part costs itself alone, and the page says so."""
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    change(folder, "settings", n_iterations=3, selection="trials")
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"stage": 2, "iter')
+    (folder / "iter2" / "gated" / "scores.npz").write_bytes(b"PK torn")
+    shutil.rmtree(folder / "iter2" / "embeddings")
+    text = parts(folder, "det", "clusters", "embedding_map", "warnings")
+    text = html.unescape(text)
+    assert "Could not be made: det:" in text
+    assert "By pseudo-label, iteration 1" in text  # the last one whole
+    assert "next step: iter3/embeddings" in text
+    assert "labelled trial list" in text
+    assert text.count(FAILED) == 1
+
+
+def test_warnings_are_raised(run, tmp_path):
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    records = [
+        {"stage": 2, "iteration": 2, "phase": "gated", "epoch": 2,
+         "skipped_steps": 7, "selected_share": 0.002, "tau": 1.0},
+        {"stage": 2, "iteration": 2, "phase": "after gated", "eer": 26.0},
+    ]  # fmt: skip
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.writelines(json.dumps(record) + "\n" for record in records)
+    (folder / "bad_files.txt").write_text("a.wav\tcut short\nb.wav\tempty\n")
+    log = (
+        "2026-01-02 03:04:05,678 - a.b - INFO - fine\nnot shown\n"
+        "2026-01-02 03:04:06,678 - a.b - WARNING - seen twice\n"
+        "2026-01-02 03:04:07,678 - a.b - WARNING - seen twice\n"
+        "2026-01-02 03:04:08,678 - a.b - ERROR - Exception:\n"
+        "Traceback\n  File\nOSError: disk full\n"
+    )
+    (folder / "stage1" / "log.txt").write_text(log)
+    text = parts(folder, "warnings")
+    assert "7 training steps were skipped" in text
+    assert "an EER of 26.0 % is above the floor of 25.0 %" in text
+    assert "the gate lets only 0.2 % through" in text
+    assert "2 utterances could not be used" in text
+    assert "<td>cut short</td>" in text
+    assert "<td>seen twice</td><td>2</td><td>2026-01-02 03:04:07</td>" in text
+    assert "<td>Exception: … OSError: disk full</td>" in text
+    assert "not shown" not in text
+
+
+class Reader(HTMLParser):
+    """The texts and the tags of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts, self.tags = [], []
+        self.feed(page)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+
+
+HOSTILE = "</td><script>alert('1')</script>\"&lt;"
+
+
+def fill(page, text):
+    """Puts a text wherever a page takes one."""
+    page.paragraph(text)
+    page.facts({text: text})
+    page.bullets([text])
+    page.links({text: text})
+    page.section(text)
+    page.table(text, [text, text], [[text, text]], {text: 1})
+    page.words(text, [text], [[text]])
+    page.folded_table(text, [text], [[text]])
+    page.folded_text(text, text)
+    return page.write(text).read_text()
+
+
+def test_whatever_the_text_it_stays_text(tmp_path):
+    """The same tags, and the text as it was."""
+    harmless = Reader(fill(Page(tmp_path, "harmless"), "harmless"))
+    hostile = Reader(fill(Page(tmp_path, HOSTILE), HOSTILE))
+    assert hostile.tags == harmless.tags
+    count = harmless.texts.count("harmless")
+    assert count > 10 and hostile.texts.count(HOSTILE) == count
+
+
+def test_no_file_can_write_into_the_page(run, tmp_path):
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    (folder / "bad_files.txt").write_text(f"{HOSTILE}\t{HOSTILE}\n")
+    change(folder, "settings", **{HOSTILE: HOSTILE})
+    log = f"2026-01-02 03:04:05,678 - a.b - ERROR - {HOSTILE}\n"
+    (folder / "stage1" / "log.txt").write_text(log)
+    (folder / "stage1" / "env.log").write_text(HOSTILE)
+    page = Reader(parts(folder, "configuration", "environment", "warnings"))
+    assert "script" not in page.tags
+    assert page.texts.count(HOSTILE) == 6
+
+
+def test_command_compares(run, tmp_path, capsys, monkeypatch):
+    """Two seeds of one kind, and a run with another gate."""
+    monkeypatch.setattr(sections, "SECTIONS", [sections.journey])
+    other = make_run(tmp_path / "2", seed=2)
+    shutil.copytree(run, tmp_path / "1")
+    ungated = make_run(tmp_path / "1-b", gate="b", trials=False, rounds=1)
+    main(["report", str(tmp_path / "1"), str(other), str(ungated)])
+    printed = capsys.readouterr().out
+    assert "| iteration 1, gated | 18.0 (18.0-18.0) |" in printed
+    page = tmp_path / "1" / "report" / "comparison" / "index.html"
+    assert f"Page: {page}" in printed
+    text = page.read_text()
+    assert FAILED not in text
+    groups = re.findall(r'scope="colgroup" colspan="(\d)">([^<]*)<', text)
+    assert [name for _, name in groups] == ["1, 2", "1-b"]
+    spans = sum(int(span) for span, _ in groups)
+    rows = text[text.index("<tbody>") : text.index("</tbody>")].split("<tr>")
+    assert {row.count("<td>") for row in rows[1:]} == {spans}
+    differing = re.findall(r'<th scope="row">(stage[^<]*)</th>', text)
+    assert differing == [
+        "stage 1: seed",
+        "stage 2: seed",
+        "stage 2: n_iterations",
+        "stage 2: gate.name",
+    ]
+    for link in re.findall(r'<a href="([^#"]*)"', text):
+        assert (page.parent / link).exists()
+
+
+def test_a_folder_without_metrics_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is it the output_folder"):
+        main(["report", str(tmp_path)])
+
+
+def test_no_name_of_a_run_can_write_into_its_page(tmp_path):
+    """Nor stop a figure: a $ begins mathematics in one."""
+    name = '<script>alert(1)<b>$\\frac{$ |`x`"&_$'
+    runs = [
+        make_run(tmp_path / name / "1", rounds=1),
+        make_run(tmp_path / f"_{name}" / name, rounds=1, seed=2),
+    ]
+    for page in (write_report(runs[:1]), write_report(runs)):
+        page = Reader(page.read_text())
+        assert "script" not in page.tags
+        assert any(name in text for text in page.texts)
+        assert not any(FAILED in text for text in page.texts)

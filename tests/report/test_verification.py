@@ -1,0 +1,260 @@
+"""The verification command, against SpeechBrain's embeddings one by one."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.speaker import EncoderClassifier
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.cohort import draw_cohort
+from lgl_plugin.dataio.trials import Trials
+from lgl_plugin.inference.export import export_checkpoint
+from lgl_plugin.report.verification import error_rates, table
+from lgl_plugin.runs.settings import plain_settings
+
+RATE = 16000
+TESTED, OTHERS, EACH = ("ann", "bob", "cat"), ("dan", "eve", "fay", "guy"), 3
+NAMES = [f"{speaker}/{n}.wav" for speaker in TESTED for n in range(EACH)]
+SETTINGS = """
+stage: 1
+seed: 1
+sample_rate: 16000
+compute_features: !new:speechbrain.lobes.features.Fbank {n_mels: 24}
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+    std_norm: False
+new_encoder: !name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    input_size: 24
+    channels: [8, 8, 8, 8, 24]
+    attention_channels: 4
+    lin_neurons: 6
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Speakers who differ in colour, and all trials of three of them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for speaker in (*TESTED, *OTHERS):
+        (folder / speaker).mkdir()
+        colour = rng.normal(size=24)
+        for n in range(EACH):
+            noise = rng.normal(size=int(RATE * rng.uniform(0.4, 0.9)))
+            wav = np.convolve(noise, colour + rng.normal(size=24))
+            path = folder / speaker / f"{n}.wav"
+            soundfile.write(path, 0.5 * wav / np.abs(wav).max(), RATE)
+    lines = [
+        f"{first[:3] == second[:3]:d} {first} {second}\n"
+        for first in NAMES
+        for second in NAMES
+        if first < second
+    ]
+    (folder / "trials.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """An exported folder; its norms have seen speech's like."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    settings = plain_settings(SETTINGS)
+    model = ECAPA_TDNN(**next(iter(settings["new_encoder"].values())))
+    for _ in range(20):
+        model(torch.randn(8, 1, 24) + 2 * torch.randn(8, 60, 24))
+    torch.save(model.state_dict(), folder / "encoder.ckpt")
+    export_checkpoint(folder / "encoder.ckpt", settings, folder / "model")
+    return folder / "model"
+
+
+def unit(encoder, paths):
+    """SpeechBrain's embeddings at length 1, float64."""
+    model = EncoderClassifier.from_hparams(source=str(encoder))
+    vectors = [
+        model.encode_batch(torch.tensor(soundfile.read(path)[0])[None])[0, 0]
+        for path in paths
+    ]
+    return torch.nn.functional.normalize(torch.stack(vectors).double()).numpy()
+
+
+def run(encoder, corpus, output, *options):
+    """The command; what it wrote."""
+    main(
+        ["verify", str(encoder), str(corpus / "trials.txt"), str(corpus)]
+        + [f"--output_folder={output}", "--device=cpu", *options]
+    )
+    metrics = json.loads((output / "metrics.json").read_text())
+    return metrics, [row.split() for row in open(output / "scores.txt")]
+
+
+@pytest.mark.parametrize("with_cohort", [False, True])
+def test_scores_and_error_rates(encoder, corpus, tmp_path, capsys, with_cohort):
+    """Every trial against SpeechBrain's embeddings and plain sums."""
+    # The folder of the trials too: whom they test on must stay out.
+    options = [f"--cohort={corpus}", "--top=5"] if with_cohort else []
+    metrics, rows = run(encoder, corpus, tmp_path / "out", *options)
+
+    vectors = unit(encoder, [corpus / name for name in NAMES])
+    vector = dict(zip(NAMES, vectors))
+    expected = np.array([vector[a] @ vector[b] for a, b, *_ in rows])
+    assert expected.std() > 0.05  # or there would be nothing to compare
+    cosine = metrics["scores"]["cosine"]
+    if with_cohort:
+        paths = [corpus / s / f"{n}.wav" for s in OTHERS for n in range(EACH)]
+        cohort = unit(encoder, paths)
+        best = {n: np.sort(cohort @ v)[-5:] for n, v in vector.items()}
+        mean = {name: top.mean() for name, top in best.items()}
+        spread = {name: top.std(ddof=1) for name, top in best.items()}
+        expected = [
+            0.5 * sum((score - mean[side]) / spread[side] for side in sides)
+            for score, sides in zip(expected, (row[:2] for row in rows))
+        ]
+        assert metrics["cohort"] == len(paths)
+        assert "9 files of the cohort, of 3 folders" in capsys.readouterr().out
+
+    lines = (corpus / "trials.txt").read_text().splitlines()
+    assert [f"{same} {a} {b}" for a, b, same, _ in rows] == lines
+    scores = np.array([float(row[3]) for row in rows])
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
+    assert list(metrics["scores"]) == ["cosine", "AS-norm"][: 1 + with_cohort]
+    final = metrics["scores"]["AS-norm"] if with_cohort else cosine
+    same = np.array([row[2] == "1" for row in rows])
+    assert (metrics["trials"], metrics["targets"]) == (len(same), same.sum())
+    # The two error rates meet at the threshold, but for a trial of a kind.
+    missed = 100 * np.mean(scores[same] <= final["threshold"])
+    accepted = 100 * np.mean(scores[~same] > final["threshold"])
+    assert missed == pytest.approx(final["eer"], abs=100 / same.sum())
+    assert accepted == pytest.approx(final["eer"], abs=100 / same.sum())
+    low, high = final["eer_interval"]
+    assert 0 <= low <= final["eer"] <= high <= 100
+
+
+def test_figures_and_table(encoder, corpus, tmp_path, capsys):
+    run(encoder, corpus, tmp_path, f"--cohort={corpus}", "--top=5")
+    assert (tmp_path / "det.png").read_bytes()[1:4] == b"PNG"
+    assert b"<svg" in (tmp_path / "det.svg").read_bytes()
+    printed = capsys.readouterr().out
+    assert "9 target and 27 non-target trials" in printed
+    assert "\n| cosine | " in printed and "\n| AS-norm | " in printed
+
+
+def test_the_yamls_own_paths_are_not_followed(encoder, corpus, tmp_path):
+    """Those of a folder from the Hugging Face Hub name a repository there."""
+    folder = tmp_path / "from_the_hub"
+    shutil.copytree(encoder, folder)
+    with open(folder / "hyperparams.yaml", "a") as yaml:  # ends in pretrainer
+        yaml.write("    paths: {embedding_model: nobody/nothing/model.ckpt}\n")
+    metrics, rows = run(folder, corpus, tmp_path / "out")
+    assert rows == run(encoder, corpus, tmp_path / "again")[1]
+    assert metrics["options"]["encoder"] == str(folder)
+
+
+def test_cohort_is_a_seeded_sample(corpus):
+    def draw(size, seed=0):
+        trials = corpus / "trials.txt"
+        return list(draw_cohort(corpus, trials, corpus, size, seed).ids)
+
+    everything = draw(100)
+    assert everything == [f"{s}/{n}.wav" for s in OTHERS for n in range(EACH)]
+    assert draw(5) == sorted(draw(5)) and len(set(draw(5))) == 5
+    assert set(draw(5)) < set(everything)
+    assert len({tuple(draw(5, seed)) for seed in range(5)}) > 1
+
+
+def test_bad_files_of_the_cohort(encoder, corpus, tmp_path, capsys):
+    """No header: another is drawn. Silence shows later, and is named."""
+    cohort = tmp_path / "cohort"
+    for speaker in OTHERS:
+        shutil.copytree(corpus / speaker, cohort / speaker)
+        (cohort / speaker / "broken.wav").write_bytes(b"not audio")
+        soundfile.write(cohort / speaker / "zeros.wav", np.zeros(RATE), RATE)
+    size = len(OTHERS) * (EACH + 1)
+    options = f"--cohort={cohort}", f"--cohort_utterances={size}", "--top=5"
+    metrics, _ = run(encoder, corpus, tmp_path / "out", *options)
+    assert metrics["cohort"] == len(OTHERS) * EACH
+    printed = capsys.readouterr().out
+    assert "4 files of the cohort cannot be embedded" in printed
+    assert "dan/zeros.wav is silent" in printed
+
+
+def write(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda at: shutil.rmtree(at["encoder"]), "is no exported encoder"),
+        (
+            lambda at: (at["encoder"] / "embedding_model.ckpt").unlink(),
+            "holds no embedding_model.ckpt",
+        ),
+        (
+            lambda at: write(at["encoder"] / "hyperparams.yaml", "modules: {}"),
+            "its modules lack one of compute_features, mean_var_norm",
+        ),
+        (
+            lambda at: torch.save({}, at["encoder"] / "embedding_model.ckpt"),
+            "does not fit the ECAPA_TDNN",
+        ),
+        (lambda at: at.update(verification_file="no.txt"), "no file no.txt"),
+        (lambda at: at.update(trial_folder="nowhere"), "no folder nowhere"),
+        (
+            lambda at: (at["trial_folder"] / "bob" / "1.wav").unlink(),
+            "1 of the 9 utterances that",
+        ),
+        (
+            lambda at: write(at["trial_folder"] / "bob" / "1.wav", "no audio"),
+            "bob/1.wav cannot be read",
+        ),
+        (lambda at: at.update(cohort="nowhere"), "no folder nowhere"),
+        (
+            lambda at: at.update(cohort=at["encoder"]),
+            "no wav, flac, ogg or mp3",
+        ),
+        (
+            lambda at: at.update(cohort=at["trial_folder"] / "ann"),
+            "that the trial list does not test on",
+        ),
+        (lambda at: at.update(top=13), "which is 12 of --cohort_utterances=20"),
+        (lambda at: at.update(top=1), "--top=1 must be from 2"),
+        (lambda at: at.update(device="cuda:99"), "finds no GPU here"),
+    ],
+)
+def test_errors_come_before_anything_is_written(
+    encoder, corpus, tmp_path, capsys, monkeypatch, spoil, message
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    at = {"encoder": tmp_path / "model", "trial_folder": tmp_path / "wav"}
+    shutil.copytree(encoder, at["encoder"])
+    shutil.copytree(corpus, at["trial_folder"])
+    at |= {"verification_file": at["trial_folder"] / "trials.txt"}
+    at |= {"cohort": at["trial_folder"], "top": 5, "device": "cpu"}
+    spoil(at)
+    places = ("encoder", "verification_file", "trial_folder")
+    options = [f"--{name}={at[name]}" for name in at if name not in places]
+    with pytest.raises(SystemExit):
+        main(
+            ["verify", *(str(at[name]) for name in places), *options]
+            + [f"--output_folder={tmp_path}/out", "--cohort_utterances=20"]
+        )
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not pathlib.Path(tmp_path / "out").exists()
+
+
+def test_one_speaker_has_no_interval():
+    """All joined by target trials: no speakers can be drawn."""
+    sides = np.array([0, 1, 0]), np.array([1, 2, 2])
+    trials = Trials(np.array([True, True, False]), list("abc"), *sides)
+    rates = error_rates([0.9, 0.8, 0.1], trials)
+    assert rates["eer"] == 0 and rates["eer_interval"] is None
+    line = table({"scores": {"cosine": rates}}).splitlines()[-1]
+    assert line == "| cosine | 0.00 | 0.000 | 0.000 | 0.450 |"

@@ -1,0 +1,119 @@
+"""Checkpoints: whole or absent, and checked before they are loaded."""
+
+import errno
+
+import pytest
+import torch
+
+from lgl_plugin.runs import checkpoints
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
+
+
+class Full(torch.nn.Module):
+    """A module that finds the disk full, once it has been told."""
+
+    full = False
+
+    def state_dict(self, *args, **kwargs):
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().state_dict(*args, **kwargs)
+
+
+def test_checkpoint_torn_by_a_full_disk_is_never_loaded(tmp_path):
+    model, other = torch.nn.Linear(2, 3), Full()
+    checkpointer = WholeCheckpointer(tmp_path, {"a": model, "b": other})
+    first = checkpointer.save_checkpoint(meta={"loss": 1.0})
+    before = model.weight.detach().clone()
+    torch.nn.init.zeros_(model.weight)
+    other.full = True
+    with pytest.raises(OSError, match="make room and start the same"):
+        checkpointer.save_and_keep_only(meta={"loss": 0.5})
+    other.full = False
+    assert [c.path for c in checkpointer.list_checkpoints()] == [first.path]
+    checkpointer.recover_if_possible()
+    assert torch.equal(model.weight, before)
+
+
+def test_checkpoint_torn_by_a_kill_is_never_loaded(tmp_path):
+    """What a kill leaves is among the unfinished, and the next save's prey."""
+    checkpointer = WholeCheckpointer(tmp_path, {"a": torch.nn.Linear(2, 3)})
+    left = tmp_path / "unfinished" / "CKPT+torn"
+    left.mkdir(parents=True)
+    (left / "CKPT.yaml").write_text("end-of-epoch: true\nunixtime: 1\n")
+    assert checkpointer.recover_if_possible() is None
+    saved = checkpointer.save_checkpoint()
+    assert saved.path.parent == tmp_path and not left.exists()
+    assert checkpointer.recover_if_possible().path == saved.path
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "CKPT.yaml", "checksums.json"])
+@pytest.mark.parametrize("harm", ["truncate", "flip"])
+def test_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path, caplog, name, harm
+):
+    model = torch.nn.Linear(2, 3)
+    checkpointer = WholeCheckpointer(tmp_path, {"a": model})
+    first = checkpointer.save_checkpoint()
+    before = model.weight.detach().clone()
+    torch.nn.init.zeros_(model.weight)
+    second = checkpointer.save_checkpoint()
+    path = second.path / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    end = len(content) if harm == "flip" else len(content) // 2
+    path.write_bytes(content[:end])
+    again = WholeCheckpointer(tmp_path, {"a": model})
+    assert again.recover_if_possible().path == first.path
+    assert torch.equal(model.weight, before)
+    assert str(second.path) in caplog.text and name in caplog.text
+
+
+@pytest.mark.parametrize("text", ['{"a.ckpt": 5}', '{"a.ckpt": {}}', "[]"])
+def test_checksums_that_are_others_are_damage(tmp_path, text, caplog):
+    model = torch.nn.Linear(2, 3)
+    saved = WholeCheckpointer(tmp_path, {"a": model}).save_checkpoint()
+    (saved.path / "checksums.json").write_text(text)
+    assert WholeCheckpointer(tmp_path, {"a": model}).list_checkpoints() == []
+    assert "checksums.json has been altered" in caplog.text
+
+
+def test_checkpoint_that_the_disk_cannot_read_gives_way(
+    tmp_path, caplog, monkeypatch
+):
+    model = torch.nn.Linear(2, 3)
+    WholeCheckpointer(tmp_path, {"a": model}).save_checkpoint()
+
+    def unreadable(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoints, "damage", unreadable)
+    assert WholeCheckpointer(tmp_path, {"a": model}).list_checkpoints() == []
+    assert "Input/output error" in caplog.text
+
+
+def test_checkpoint_without_checksums_is_taken_as_it_is(tmp_path):
+    """As earlier versions wrote them."""
+    model = torch.nn.Linear(2, 3)
+    saved = WholeCheckpointer(tmp_path, {"a": model}).save_checkpoint()
+    (saved.path / "checksums.json").unlink()
+    again = WholeCheckpointer(tmp_path, {"a": model})
+    assert again.recover_if_possible().path == saved.path
+
+
+@pytest.mark.parametrize("file", ["model.ckpt", "CKPT.yaml"])
+def test_resuming_runs_no_code(tmp_path, file):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(2, 3)})
+    folder = checkpointer.save_checkpoint().path
+    torch.save({"weight": Harm()}, folder / "model.ckpt")
+    if file == "CKPT.yaml":
+        harm = f"!!python/object/apply:os.mkdir [{tmp_path}/harm]"
+        (folder / file).write_text(harm)
+    wanted = "Weights only load failed|could not determine a constructor"
+    with pytest.raises(Exception, match=wanted):
+        checkpointer.recover_if_possible()
+    assert not (tmp_path / "harm").exists()

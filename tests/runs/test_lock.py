@@ -1,0 +1,63 @@
+"""One process at a time in a folder."""
+
+import errno
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from lgl_plugin.runs import lock
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the folder, and a child of it that outlives it."""
+    here, there = multiprocessing.Pipe()
+
+    def hold():
+        lock.hold(tmp_path)
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        there.send(child)
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    child = here.recv()
+    yield process
+    process.kill()
+    process.join()
+    os.kill(child, 9)
+
+
+def test_the_second_process_says_who_holds_it(tmp_path, holder):
+    with pytest.raises(RuntimeError, match=f"by process {holder.pid} on "):
+        lock.hold(tmp_path)
+
+
+def test_a_kill_leaves_no_lock_behind(tmp_path, holder):
+    holder.kill()
+    holder.join()
+    lock.hold(tmp_path)
+    lock.hold(tmp_path)  # a process does not lock itself out
+    text = (tmp_path / lock.LOCK).read_text()
+    assert f"process {os.getpid()} on " in text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_file_system_that_cannot_lock(tmp_path, monkeypatch, caplog):
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_lock)
+    lock.hold(tmp_path)
+    assert "cannot lock" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Make it writable.*file/run"):
+        lock.hold(tmp_path / "file" / "run")

@@ -1,0 +1,58 @@
+"""Leaving in good order."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lgl_plugin.utils.signals import Stop
+
+
+@pytest.fixture
+def watched():
+    """Raises where a child ends, as torch does for a loader's readers."""
+
+    def raises(number, frame):
+        raise RuntimeError("a reader has ended")
+
+    before = signal.signal(signal.SIGCHLD, raises)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def end_a_child():
+    subprocess.run([sys.executable, "-S", "-c", ""], check=True)
+
+
+def test_readers_that_were_told_too_do_not_break_the_step(watched):
+    stop = Stop()
+    with stop.on_signals():
+        stop.waits = True
+        with pytest.raises(RuntimeError, match="a reader has ended"):
+            end_a_child()
+        os.kill(os.getpid(), signal.SIGTERM)
+        end_a_child()
+        assert stop.asked(look=False)
+        with pytest.raises(SystemExit) as left:
+            stop.leave()
+    assert left.value.code == 128 + signal.SIGTERM
+
+
+def test_handlers_are_what_they_were():
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(KeyError), Stop().on_signals():
+        raise KeyError
+    after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    assert after == before
+
+
+def test_a_second_signal_does_not_wait_for_the_step():
+    stop = Stop()
+    with stop.on_signals():
+        stop.waits = True
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(SystemExit) as left:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert left.value.code == 128 + signal.SIGINT
