@@ -1,0 +1,183 @@
+"""The only object through which a training loop meets true labels."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.trials import Trials
+from lgl_plugin.evaluation.pseudo_labels import (
+    clustering_report,
+    hungarian_mapping,
+    reliable,
+)
+from lgl_plugin.evaluation.verification import cosine_scores, verify
+from lgl_plugin.utils.files import save_arrays
+
+
+class TrueLabels:
+    """An observer that a recipe hands to a training loop, for its records.
+
+    Training calls it after the fact and writes the figures that it returns
+    to metrics.jsonl. It hands out no label, and training never reads the
+    figures back; the one exception is `selection: trials`, by which a user
+    asks for epochs to be chosen by the trial list.
+
+    Arguments
+    ---------
+    speakers : numpy.ndarray, (N,), int64
+        True speaker of each row of the manifest, -1 where not known.
+    trials : Trials, optional
+        A trial list with its labels.
+    audio : Manifest, optional
+        The utterances of `trials`, in the order of `trials.utterances`.
+
+    Raises
+    ------
+    ValueError
+        When there are trials without audio.
+
+    Example
+    -------
+    >>> observer = TrueLabels(np.array([0, 0, 1, 1]))
+    >>> observer.clusters(np.arange(4), np.array([5, 5, 5, 8]))["purity"]
+    0.75
+    >>> observer.score_trials(embed=None)  # no trial list, no figures
+    {}
+    """
+
+    def __init__(
+        self,
+        speakers: np.ndarray,
+        trials: Trials | None = None,
+        audio: Manifest | None = None,
+    ):
+        if trials is not None and audio is None:
+            raise ValueError("a trial list can be scored with its audio only")
+        self._speakers = speakers
+        self._trials = trials
+        self._audio = audio
+
+    def score_trials(
+        self,
+        embed: Callable[[Manifest], np.ndarray],
+        path: str | pathlib.Path | None = None,
+    ) -> dict[str, float]:
+        """Scores the trial list; without one returns an empty dict.
+
+        Arguments
+        ---------
+        embed : callable
+            Takes the trial list's audio, n utterances, as a Manifest and
+            returns their embeddings (n, D) in its order.
+        path : str or pathlib.Path, optional
+            An npz file to keep `scores` (T,) and `labels` (T,) in.
+
+        Returns
+        -------
+        dict
+            The figures of `verification.verify`.
+        """
+        if self._trials is None:
+            return {}
+        embeddings = embed(self._audio)
+        if path is not None:
+            scores = cosine_scores(embeddings, self._trials)
+            save_arrays(path, scores=scores, labels=self._trials.labels)
+        return verify(embeddings, self._trials)
+
+    def clusters(self, rows: np.ndarray, labels: np.ndarray) -> dict:
+        """Compares pseudo-labels (n,) of manifest rows (n,) with the speakers.
+
+        Returns what `clustering_report` does; an empty dict where no row's
+        speaker is known.
+        """
+        return self._compare(rows, labels)
+
+    def selection(
+        self,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        selected: np.ndarray,
+        corrected: np.ndarray,
+    ) -> dict[str, float]:
+        """Measures a gate's selection and its corrected labels.
+
+        Arguments
+        ---------
+        labels : numpy.ndarray, (N,), int64
+            Pseudo-label of each row of the manifest, -1 for none.
+        rows : numpy.ndarray, (n,), int64
+            Manifest rows that were trained on.
+        selected : numpy.ndarray, (n,), bool
+            True where the gate let the utterance through.
+        corrected : numpy.ndarray, (n,), int64
+            Label that took a refused utterance's place, -1 for none.
+
+        Returns
+        -------
+        dict
+            `nmi_selected`, `ami_selected`, `gate_precision`, `gate_recall` as
+            in `clustering_report`, and `correction_precision`: the share of
+            corrected labels whose cluster is mapped to the true speaker. A
+            figure is left out where no speaker is known.
+        """
+        report = self._compare(rows, labels[rows], selected)
+        keys = ("nmi_selected", "ami_selected", "gate_precision", "gate_recall")
+        figures = {key: report[key] for key in keys if key in report}
+        true = self._speakers[rows]
+        changed = (corrected >= 0) & (true >= 0)
+        if changed.any():
+            known = labels >= 0
+            speaker_of = hungarian_mapping(self._speakers[known], labels[known])
+            mapped = [speaker_of.get(n, -1) for n in corrected[changed]]
+            precision = np.mean(mapped == true[changed])
+            figures["correction_precision"] = float(precision)
+        return figures
+
+    def epoch_losses(
+        self, labels: np.ndarray
+    ) -> Callable[[np.ndarray, np.ndarray], dict] | None:
+        """Makes a function for the mean loss of reliable and other labels.
+
+        Paper, section 3 and figure 2.
+
+        Arguments
+        ---------
+        labels : numpy.ndarray, (N,), int64
+            Pseudo-label of each row of the manifest, -1 for none.
+
+        Returns
+        -------
+        callable or None
+            Takes an epoch's manifest rows (n,) and losses (n,) and returns
+            `loss_reliable` and `loss_unreliable`, None for a group without
+            utterances. None where no labelled row's speaker is known.
+        """
+        known = labels >= 0
+        if not (self._speakers[known] >= 0).any():
+            return None
+        trusted = np.zeros(len(labels), bool)
+        trusted[known] = reliable(self._speakers[known], labels[known])
+
+        def means(rows, losses):
+            groups = {
+                "loss_reliable": losses[trusted[rows]],
+                "loss_unreliable": losses[~trusted[rows]],
+            }
+            return {
+                name: float(np.mean(group)) if len(group) else None
+                for name, group in groups.items()
+            }
+
+        return means
+
+    def _compare(self, rows, labels, selected=None):
+        """Returns clustering_report's figures, {} where no speaker is known."""
+        true = self._speakers[rows]
+        if not (true >= 0).any():
+            return {}
+        return clustering_report(true, labels, selected)

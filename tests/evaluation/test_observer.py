@@ -1,0 +1,93 @@
+"""The figures that a training loop may ask of true labels."""
+
+import numpy as np
+import pytest
+
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.trials import Trials
+from lgl_plugin.evaluation.observer import TrueLabels
+from lgl_plugin.evaluation.pseudo_labels import clustering_report
+from lgl_plugin.evaluation.verification import cosine_scores, verify
+
+# Row 5 has no speaker, row 6 no pseudo-label.
+SPEAKERS = np.array([0, 0, 0, 1, 1, -1, 1])
+LABELS = np.array([5, 5, 8, 8, 8, 8, -1])
+UNKNOWN = TrueLabels(np.full(7, -1))
+
+
+def test_clusters_are_reported_by_manifest_row():
+    rows = np.array([5, 4, 2, 0])
+    found = TrueLabels(SPEAKERS).clusters(rows, LABELS[rows])
+    assert found == clustering_report([-1, 1, 0, 0], [8, 8, 8, 5])
+    assert found["unlabelled"] == 1
+    assert UNKNOWN.clusters(rows, LABELS[rows]) == {}
+
+
+def test_selection_and_corrected_labels():
+    # Clusters 5 and 8 are mapped to speakers 0 and 1: rows 0, 1, 3, 4 are
+    # reliable. Row 2's correction is right and row 3's wrong; row 5's cannot
+    # be judged.
+    rows = np.array([0, 2, 3, 4, 5])
+    selected = np.array([True, False, False, True, True])
+    corrected = np.array([-1, 5, 5, -1, 5])
+    found = TrueLabels(SPEAKERS).selection(LABELS, rows, selected, corrected)
+    report = clustering_report(SPEAKERS[rows], LABELS[rows], selected)
+    names = ["nmi_selected", "ami_selected", "gate_precision", "gate_recall"]
+    assert [*found] == [*names, "correction_precision"]
+    assert {name: found[name] for name in names} == {
+        name: report[name] for name in names
+    }
+    assert found["correction_precision"] == 0.5
+    assert type(found["correction_precision"]) is float
+    assert UNKNOWN.selection(LABELS, rows, selected, corrected) == {}
+
+
+def test_no_correction_has_no_precision():
+    found = TrueLabels(SPEAKERS).selection(
+        LABELS, np.arange(5), np.ones(5, bool), np.full(5, -1)
+    )
+    assert "correction_precision" not in found
+
+
+def test_epoch_losses_of_reliable_and_other_labels():
+    losses = TrueLabels(SPEAKERS).epoch_losses(LABELS)
+    rows = np.array([4, 2, 0, 5])
+    found = losses(rows, np.array([1.0, 4.0, 2.0, 8.0], np.float32))
+    assert found == {"loss_reliable": 1.5, "loss_unreliable": 6.0}
+    assert losses(rows[:1], np.ones(1)) == {
+        "loss_reliable": 1.0,
+        "loss_unreliable": None,
+    }
+    assert UNKNOWN.epoch_losses(LABELS) is None
+    # A speaker who is known only where there is no pseudo-label is no use.
+    alone = np.array([-1] * 6 + [1])
+    assert TrueLabels(alone).epoch_losses(LABELS) is None
+
+
+def test_trials_are_scored_and_kept(tmp_path):
+    trials = Trials(
+        np.array([True, False]), ["a", "b", "c"], *np.array([[0, 0], [1, 2]])
+    )
+    audio = Manifest.of([(n, f"{n}.wav", 0.0, 1.0, "") for n in "abc"])
+    vectors = np.array([[1, 0], [2, 1], [0, 3]], np.float32)
+    observer = TrueLabels(SPEAKERS, trials, audio)
+
+    def embed(asked):
+        assert asked is audio
+        return vectors
+
+    path = tmp_path / "scores.npz"
+    assert observer.score_trials(embed) == verify(vectors, trials)
+    assert observer.score_trials(embed, path) == verify(vectors, trials)
+    with np.load(path) as kept:
+        assert kept["labels"].tolist() == [True, False]
+        expected = cosine_scores(vectors, trials)
+        np.testing.assert_array_equal(kept["scores"], expected)
+    with pytest.raises(ValueError, match="with its audio only"):
+        TrueLabels(SPEAKERS, trials)
+
+
+def test_without_a_trial_list_nothing_is_embedded(tmp_path):
+    path = tmp_path / "scores.npz"
+    assert TrueLabels(SPEAKERS).score_trials(None, path) == {}
+    assert not path.exists()
