@@ -46,7 +46,7 @@ from lgl_plugin.report.results import _arrays
 from lgl_plugin.runs.metrics_log import read_metrics, summarise, table
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.weights import load_weights
-from lgl_plugin.utils.files import leads_out
+from lgl_plugin.utils.files import is_outside
 
 KINDS = ("overwrite", "insert", "delete", "repeat", "cut", "word")
 NASTY = [
@@ -119,7 +119,7 @@ def damage(data, edits):
 
 def read_manifest(path):
     manifest = load_manifest(path, "/corpus")
-    assert not any(leads_out(wav, "/corpus") for wav in manifest.wavs)
+    assert not any(is_outside(wav, "/corpus") for wav in manifest.wavs)
     assert np.isfinite(manifest.offsets).all()
     assert (manifest.offsets >= 0).all() and (manifest.durations > 0).all()
     assert len(manifest.ids) == len(manifest) == len(set(manifest.ids))

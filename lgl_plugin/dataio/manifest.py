@@ -16,7 +16,7 @@ from array import array
 
 import numpy as np
 
-from lgl_plugin.utils.files import leads_out
+from lgl_plugin.utils.files import is_outside
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 SHARD_COLUMNS = ("first_byte", "n_bytes")
@@ -291,7 +291,7 @@ def _read_rows(path, data_root, allow_outside):
                 audio = wav.replace("$data_root", data_root, 1)
                 span = _span(duration, start, stop)
                 place = [_shard_place(*shard)] if shard else []
-                if not allow_outside and leads_out(audio, data_root):
+                if not allow_outside and is_outside(audio, data_root):
                     raise ValueError(
                         f"{wav!r} leads out of the data folder {data_root}. "
                         "Put the audio, or a link to it, there and begin the "

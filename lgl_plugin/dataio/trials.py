@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, audio_seconds
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.utils.files import leads_out
+from lgl_plugin.utils.files import is_outside
 
 logger = get_logger(__name__)
 
@@ -275,7 +275,7 @@ def _check_inside(path, utterances, audio_folder):
     outside = {
         utterance
         for utterance in utterances
-        if leads_out(os.path.join(audio_folder, utterance), audio_folder)
+        if is_outside(os.path.join(audio_folder, utterance), audio_folder)
     }
     for line, utterance in _lines_of(path, outside):
         raise ValueError(

@@ -14,12 +14,16 @@ from lgl_plugin.dataio.audio import BadAudio, read_audio
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.shares import Share, key_of, remove_shares
 from lgl_plugin.inference.store import Embeddings, _Joined
-from lgl_plugin.nnet.padding import as_if_alone, reach, relative
-from lgl_plugin.nnet.pooling import lean_pooling
+from lgl_plugin.nnet.ecapa_patches import (
+    lean_pooling,
+    padding_invariant,
+    reflected_frames,
+    relative_lengths,
+)
 from lgl_plugin.runs.weights import load_weights
 from lgl_plugin.utils.distributed import gather, rank, world_size
-from lgl_plugin.utils.files import says_if_full
-from lgl_plugin.utils.signals import read_apart, stop
+from lgl_plugin.utils.files import explain_full_disk
+from lgl_plugin.utils.signals import own_process_group, stop
 
 PARTS = ("compute_features", "mean_var_norm", "embedding_model")
 
@@ -30,7 +34,7 @@ class Extractor:
     """Embeds whole utterances, clean, in batches of like length.
 
     In float32 an utterance's embedding does not depend on its batch: see
-    `padding.as_if_alone`. Under torch.distributed each rank embeds its share;
+    `padding_invariant`. Under torch.distributed each rank embeds its share;
     all ranks call, and all get the whole.
 
     Arguments
@@ -139,7 +143,7 @@ class Extractor:
             If that holds for all.
         """
         rows = np.asarray(rows, np.int64)
-        with says_if_full(folder):
+        with explain_full_disk(folder):
             share = self._embed_share(manifest, rows, folder)
             shares = gather(
                 (share.positions(), share.dim, share.whole(), share.bad)
@@ -168,7 +172,7 @@ class Extractor:
         seconds = np.minimum(manifest.durations[rows], self.max_seconds)
         order, ends = self._batches(seconds)
         # A lone utterance of no more frames cannot be reflected.
-        shortest = reach(self.embedding_model) * self.hop
+        shortest = reflected_frames(self.embedding_model) * self.hop
         modules = (
             self.embedding_model,
             self.compute_features,
@@ -191,7 +195,7 @@ class Extractor:
             sampler=batches[share.batches :],
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=read_apart,
+            worker_init_fn=own_process_group,
         )
         self.compute_features.to(self.device)
         if self.mean_var_norm is not None:
@@ -205,7 +209,7 @@ class Extractor:
             leave=False,
             disable=rank() > 0,
         )
-        with stop.waiting(), progress:
+        with stop.defer(), progress:
             for batch, wavs, n_samples, failures in loader:
                 progress.update(len(batch) + len(failures))
                 bad = [tuple(failure) for failure in failures]  # lists by now
@@ -219,7 +223,7 @@ class Extractor:
                         )
                     batch, vectors = batch[finite], vectors[finite]
                 share.add(batch, vectors, bad)
-                if stop.told is not None:
+                if stop.requested is not None:
                     share.keep()
                     stop.leave()
         return share
@@ -229,9 +233,11 @@ class Extractor:
         wavs = wavs.to(self.device, non_blocking=True)
         n_samples = n_samples.to(self.device, non_blocking=True)
         n_frames = 1 + n_samples // self.hop
-        with as_if_alone(self.compute_features, self.embedding_model, n_frames):
+        with padding_invariant(
+            self.compute_features, self.embedding_model, n_frames
+        ):
             features = self.compute_features(wavs)
-            lengths = relative(n_frames, features.shape[1])
+            lengths = relative_lengths(n_frames, features.shape[1])
             if self.mean_var_norm is not None:
                 features = self.mean_var_norm(features, lengths)
             autocast = TorchAutocast(self.device.type, dtype=self.precision)

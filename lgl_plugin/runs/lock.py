@@ -8,7 +8,7 @@ import socket
 
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.utils.files import explained
+from lgl_plugin.utils.files import explain_os_error
 
 logger = get_logger(__name__)
 
@@ -22,7 +22,7 @@ LOCK = ".lock"
 _held = {}  # from folder to file descriptor
 
 
-def hold(folder):
+def lock_folder(folder):
     """Keeps other processes out of a folder until this one ends.
 
     The kernel lets go of the lock with the process, however that ends: a lock
@@ -44,7 +44,7 @@ def hold(folder):
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> hold(folder)
+    >>> lock_folder(folder)
     >>> (folder / LOCK).read_text().split()[:2] == ["process", str(os.getpid())]
     True
     """
@@ -57,7 +57,7 @@ def hold(folder):
         # What it says of an earlier holder stays until the lock is there.
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise explained(error, folder) from error
+        raise explain_os_error(error, folder) from error
     try:
         _lock(handle, folder)
         now = datetime.datetime.now().astimezone()
@@ -67,7 +67,7 @@ def hold(folder):
     except BaseException as error:
         os.close(handle)
         if isinstance(error, OSError):
-            raise explained(error, folder / LOCK) from error
+            raise explain_os_error(error, folder / LOCK) from error
         raise
     _held[key] = handle
 

@@ -17,7 +17,7 @@ import time
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.runs.lock import hold
+from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.state import (
     damage,
     describe,
@@ -29,7 +29,7 @@ from lgl_plugin.utils.distributed import broadcast, from_main
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
-    says_if_full,
+    explain_full_disk,
     written_files,
 )
 
@@ -78,7 +78,7 @@ class Run:
     def __init__(self, folder, stage, settings):
         self.folder = pathlib.Path(folder)
         self.stage = stage
-        from_main(hold, self.folder)
+        from_main(lock_folder, self.folder)
         state = from_main(self._read)
         self.done = state["done"]
         self.settings = state["settings"]
@@ -263,7 +263,7 @@ class Run:
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
         path = self.folder / METRICS
-        with says_if_full(path), open(path, "a+b") as metrics:
+        with explain_full_disk(path), open(path, "a+b") as metrics:
             # A line torn by a crash must not swallow this one.
             if metrics.tell():
                 metrics.seek(-1, os.SEEK_END)

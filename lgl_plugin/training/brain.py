@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
 from lgl_plugin.nnet.batch_norm import finite_statistics
-from lgl_plugin.nnet.pooling import lean_pooling
+from lgl_plugin.nnet.ecapa_patches import lean_pooling
 from lgl_plugin.training.epoch_selection import (
     contrastive_accuracy,
     criterion,
@@ -129,7 +129,7 @@ class SpeakerBrain(sb.Brain):
         self.seen = so_far.get("seen", [])
         self.average = None
         self.started = time.perf_counter() - so_far.get("seconds", 0.0)
-        stop.waits = True
+        stop.deferred = True
         self.epoch = epoch
         if self.train_data is not None:
             self.train_data.set_epoch(epoch)
@@ -270,8 +270,8 @@ class SpeakerBrain(sb.Brain):
         return float(self.average)
 
     def leave_if_asked(self, look):
-        """Writes a checkpoint and leaves if told to, see `Stop.asked`."""
-        if stop.asked(look):
+        """Writes a checkpoint and leaves if told to, see `Stop.should_stop`."""
+        if stop.should_stop(collective=look):
             self._save_intra_epoch_ckpt()
             stop.leave()
 
@@ -382,7 +382,7 @@ class SpeakerBrain(sb.Brain):
             if self.average is None:  # resumed behind the last batch
                 self.average = torch.tensor(stage_loss)
             self.leave_if_asked(look=True)  # since the last look, that is
-            stop.go_on()
+            stop.end_deferral()
             self.check_skipped()
             skipped = int(self.tally.pop("skipped", 0))  # alike in all
             self.tally = sum_over_ranks(self.tally)

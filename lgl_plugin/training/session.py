@@ -23,7 +23,7 @@ from lgl_plugin.evaluation import verification
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.nnet.encoders import LogMelStatistics
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
-from lgl_plugin.runs.lock import hold
+from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import key_of, read_metrics
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
@@ -37,7 +37,7 @@ from lgl_plugin.training.health import findings
 from lgl_plugin.utils.device import check_device, keep_freed_memory
 from lgl_plugin.utils.distributed import from_main, world_size
 from lgl_plugin.utils.files import save_arrays
-from lgl_plugin.utils.signals import read_apart
+from lgl_plugin.utils.signals import own_process_group
 
 logger = get_logger(__name__)
 
@@ -99,7 +99,7 @@ class Training:
             # Two batches are no result: they neither count as done nor mix
             # with a real run.
             folder = folder / "debug"
-            from_main(hold, folder)
+            from_main(lock_folder, folder)
             for name in ("state.json", "metrics.jsonl"):
                 (folder / name).unlink(missing_ok=True)
         self.run = Run(folder, hparams["stage"], plain_settings(settings))
@@ -256,7 +256,7 @@ class Training:
         data = self.manifest
         # From pinned memory the GPU fetches a batch while it still computes.
         pinned = {"pin_memory": torch.device(self.device).type == "cuda"}
-        options = {**pinned, "worker_init_fn": read_apart}
+        options = {**pinned, "worker_init_fn": own_process_group}
         options.update(hparams["dataloader_options"])
         seed = int(os.environ["SB_GLOBAL_SEED"])  # of SpeechBrain's samplers
         train = crop_dataset(data, rows, crop, n_crops, labels, rate, seed)

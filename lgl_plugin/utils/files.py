@@ -79,10 +79,10 @@ def atomic_write(path, mode="w"):
             dir=path.parent, prefix=f".{path.name}.", suffix=".part"
         )
     except OSError as error:
-        raise explained(error, path) from error
+        raise explain_os_error(error, path) from error
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with says_if_full(path), os.fdopen(handle, mode, **text) as out:
+        with explain_full_disk(path), os.fdopen(handle, mode, **text) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -155,7 +155,7 @@ def sync(path):
 
 
 @contextlib.contextmanager
-def says_if_full(path):
+def explain_full_disk(path):
     """Lets the error of a full disk say what to do.
 
     Arguments
@@ -166,11 +166,11 @@ def says_if_full(path):
     Raises
     ------
     OSError
-        Of the same kind, see `explained`.
+        Of the same kind, see `explain_os_error`.
 
     Example
     -------
-    >>> with says_if_full("metrics.jsonl"):
+    >>> with explain_full_disk("metrics.jsonl"):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
     Traceback (most recent call last):
     OSError: [Errno 28] No space left on the disk; what was there before is \
@@ -180,11 +180,11 @@ whole. Make room and start the same command again: 'metrics.jsonl'
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise explained(error, path) from error
+            raise explain_os_error(error, path) from error
         raise
 
 
-def explained(error, path):
+def explain_os_error(error, path):
     """An error of the file system in words that say what to do.
 
     Arguments
@@ -201,7 +201,7 @@ def explained(error, path):
 
     Example
     -------
-    >>> raise explained(OSError(errno.EROFS, "Read-only"), "state.json")
+    >>> raise explain_os_error(OSError(errno.EROFS, "Read-only"), "state.json")
     Traceback (most recent call last):
     OSError: [Errno 30] Read-only; what was there before is whole. Make it \
 writable, or write elsewhere: 'state.json'
@@ -214,7 +214,7 @@ writable, or write elsewhere: 'state.json'
     return OSError(error.errno, words, str(path))
 
 
-def leads_out(path, folder):
+def is_outside(path, folder):
     """Whether the text of a path leads out of a folder.
 
     Only the text counts: a link within the folder may lead anywhere, since
@@ -235,9 +235,9 @@ def leads_out(path, folder):
 
     Example
     -------
-    >>> leads_out("/corpus/ann/1.wav", "/corpus")
+    >>> is_outside("/corpus/ann/1.wav", "/corpus")
     False
-    >>> leads_out("/corpus/../etc/shadow", "/corpus")
+    >>> is_outside("/corpus/../etc/shadow", "/corpus")
     True
     """
     inside = os.path.join(folder, "")

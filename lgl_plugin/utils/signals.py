@@ -26,25 +26,25 @@ class Stop:
 
     Attributes
     ---------
-    waits : bool
+    deferred : bool
         Whether a step of training is to be finished first.
-    told : int or None
+    requested : int or None
         The signal that asks the process to stop after its step.
 
     Example
     -------
     >>> stop = Stop()
-    >>> stop.told = signal.SIGTERM  # what `handle` notes during a step
-    >>> stop.asked(look=True)
+    >>> stop.requested = signal.SIGTERM  # what `handle` notes during a step
+    >>> stop.should_stop(collective=True)
     True
-    >>> stop.go_on()
+    >>> stop.end_deferral()
     Traceback (most recent call last):
     SystemExit: 143
     """
 
     def __init__(self):
-        self.waits = False
-        self.told = None
+        self.deferred = False
+        self.requested = None
         self.owner = None
 
     @contextlib.contextmanager
@@ -68,12 +68,12 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.owner, self.waits, self.told = os.getpid(), False, None
+        self.owner, self.deferred, self.requested = os.getpid(), False, None
         before = [signal.signal(number, self.handle) for number in SIGNALS]
         try:
             yield
         finally:
-            self.waits, self.told = False, None
+            self.deferred, self.requested = False, None
             for number, handler in zip(SIGNALS, before):
                 signal.signal(number, handler)
 
@@ -83,8 +83,8 @@ class Stop:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return  # after Ctrl-C it is wanted until the step is done
-        if self.waits and self.told is None:
-            self.told = number
+        if self.deferred and self.requested is None:
+            self.requested = number
             if hasattr(signal, "SIGCHLD"):  # not on Windows
                 # Its readers may have been told too; torch would raise, in
                 # the middle of the step, that they have ended.
@@ -97,44 +97,44 @@ class Stop:
         self.leave(number)
 
     @contextlib.contextmanager
-    def waiting(self):
+    def defer(self):
         """While this lasts, a signal is left to whoever looks at `told`.
 
         Example
         -------
-        >>> with stop.waiting():
-        ...     stop.waits
+        >>> with stop.defer():
+        ...     stop.deferred
         True
-        >>> stop.waits
+        >>> stop.deferred
         False
         """
-        self.waits = True
+        self.deferred = True
         try:
             yield
         finally:
-            self.waits = False
-        self.go_on()
+            self.deferred = False
+        self.end_deferral()
 
-    def go_on(self):
+    def end_deferral(self):
         """Ends the wait for a step; leaves if told to meanwhile."""
-        self.waits = False
-        if self.told is not None:
+        self.deferred = False
+        if self.requested is not None:
             self.leave()
 
-    def asked(self, look):
+    def should_stop(self, collective):
         """Whether the processes are to stop now; at a look all must call.
 
         Arguments
         ---------
-        look : bool
+        collective : bool
             Whether this is a step at which all processes ask; between these
             only a process that is alone may stop.
         """
         if world_size() == 1:
-            return self.told is not None
-        if not look:
+            return self.requested is not None
+        if not collective:
             return False
-        told = torch.tensor(self.told is not None)
+        told = torch.tensor(self.requested is not None)
         return bool(sum_over_ranks({"told": told})["told"])
 
     def leave(self, number=None):
@@ -145,7 +145,7 @@ class Stop:
         SystemExit
             With the status that shells give to a signal.
         """
-        number = number or self.told or signal.SIGTERM
+        number = number or self.requested or signal.SIGTERM
         if if_main_process():
             logger.info(
                 "Stopped by %s; what is done is kept. Go on with the same "
@@ -156,7 +156,7 @@ class Stop:
         raise SystemExit(128 + number)
 
 
-def read_apart(worker):
+def own_process_group(worker):
     """Takes a process that reads audio out of its parent's group.
 
     What a terminal or `timeout` tells the whole group then reaches the parent
@@ -165,7 +165,9 @@ def read_apart(worker):
 
     Example
     -------
-    >>> loader = torch.utils.data.DataLoader([1, 2], worker_init_fn=read_apart)
+    >>> loader = torch.utils.data.DataLoader(
+    ...     [1, 2], worker_init_fn=own_process_group
+    ... )
     """
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

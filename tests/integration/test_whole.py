@@ -9,7 +9,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from tiny import RECIPE, STAGE2, train
 
 from lgl_plugin.report.results import Results
-from lgl_plugin.runs.lock import hold
+from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.training import stage2
@@ -171,7 +171,7 @@ def test_stage2_uses_no_damaged_encoder_of_stage1(copy, corpus, harm):
 
 def test_a_folder_in_use_is_left_alone(copy, corpus):
     """The second process says who holds it, and stops."""
-    hold(copy)
+    lock_folder(copy)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     done = train("small_stage2.yaml", corpus, copy, *STAGE2, check=False)
     assert done.returncode != 0

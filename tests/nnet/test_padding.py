@@ -14,7 +14,11 @@ from speechbrain.processing.features import (
     make_padding_mask,
 )
 
-from lgl_plugin.nnet.padding import as_if_alone, reach, relative
+from lgl_plugin.nnet.ecapa_patches import (
+    padding_invariant,
+    reflected_frames,
+    relative_lengths,
+)
 
 RATE, HOP = 16000, 160
 
@@ -22,7 +26,7 @@ RATE, HOP = 16000, 160
 def test_relative_lengths_select_exactly_the_frames():
     for total in [*range(1, 400), 1201, 6001]:
         n_frames = torch.arange(max(1, total - 400), total + 1)
-        lengths = relative(n_frames, total)
+        lengths = relative_lengths(n_frames, total)
         assert lengths.dtype == torch.float32
         x = torch.empty(len(lengths), total, 1)
         for mask in (
@@ -49,7 +53,7 @@ def test_a_convolution_reflects_each_utterance_at_its_own_end(
         4, kernel, in_channels=12 * dilation, dilation=dilation,
         skip_transpose=skip_transpose,
     )  # fmt: skip
-    shortest = reach(conv) + 1
+    shortest = reflected_frames(conv) + 1
     n_frames = torch.tensor([shortest - 1 + n for n in more])
     shape = (len(more), int(n_frames.max()), 12 * dilation)
     x = torch.randn(shape)  # filled with anything
@@ -57,7 +61,7 @@ def test_a_convolution_reflects_each_utterance_at_its_own_end(
     turned = x.transpose(1, 2) if skip_transpose else x
     before = turned.clone()
     with torch.no_grad():
-        with as_if_alone(Linear(1, input_size=1), conv, n_frames):
+        with padding_invariant(Linear(1, input_size=1), conv, n_frames):
             together = conv(turned)
         assert torch.equal(turned, before)
         for row, n in enumerate(n_frames.tolist()):
@@ -70,10 +74,10 @@ def test_causal_and_unpadded_convolutions_are_left_alone():
     x = torch.randn(2, 20, 8)
     for options in ({"padding": "causal"}, {"padding_mode": "constant"}):
         conv = Conv1d(4, 3, in_channels=8, **options)
-        assert reach(conv) == 0
+        assert reflected_frames(conv) == 0
         with torch.no_grad():
             expected = conv(x)
-            with as_if_alone(conv, conv, torch.tensor([10, 20])):
+            with padding_invariant(conv, conv, torch.tensor([10, 20])):
                 assert torch.equal(conv(x), expected)
 
 
@@ -88,7 +92,7 @@ def test_the_loudest_frame_is_looked_for_before_the_end():
     alone = fbank(wav)
     n_frames = torch.tensor([alone.shape[1]])
     assert n_frames.item() == 1 + wav.shape[1] // HOP
-    with as_if_alone(fbank, torch.nn.Identity(), n_frames):
+    with padding_invariant(fbank, torch.nn.Identity(), n_frames):
         found = fbank(filled)
     torch.testing.assert_close(found[:, :50], alone)
     assert (fbank(filled)[:, :50] - alone).abs().max() > 1
@@ -101,10 +105,10 @@ def test_modules_are_as_they_were_after_an_error():
     encoder.eval()
     before = encoder(fbank(wav))
     with pytest.raises(RuntimeError, match="stop"):
-        with as_if_alone(fbank, encoder, torch.tensor([30, 101])):
+        with padding_invariant(fbank, encoder, torch.tensor([30, 101])):
             raise RuntimeError("stop")
     assert torch.equal(encoder(fbank(wav)), before)
-    assert reach(encoder) == 4
+    assert reflected_frames(encoder) == 4
 
 
 @pytest.mark.parametrize("channels", [16, 128])
@@ -130,9 +134,9 @@ def test_ecapa_embeds_padded_utterances_as_lone_ones(channels):
         alone = torch.cat([embed(wav[None], torch.ones(1)) for wav in wavs])
         filled = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
         n_frames = 1 + torch.tensor(lengths) // HOP
-        with as_if_alone(fbank, encoder, n_frames):
+        with padding_invariant(fbank, encoder, n_frames):
             total = 1 + filled.shape[1] // HOP
-            together = embed(filled, relative(n_frames, total))
+            together = embed(filled, relative_lengths(n_frames, total))
         padded = embed(filled, torch.tensor(lengths) / filled.shape[1])
     cosine = torch.cosine_similarity(together.double(), alone.double())
     assert cosine.min() > 1 - 1e-9

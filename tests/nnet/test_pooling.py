@@ -7,7 +7,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import (
     AttentiveStatisticsPooling,
 )
 
-from lgl_plugin.nnet.pooling import lean_pooling
+from lgl_plugin.nnet.ecapa_patches import lean_pooling
 
 LENGTHS = torch.tensor([0.31, 1.0, 0.77])
 

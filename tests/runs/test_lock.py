@@ -16,7 +16,7 @@ def holder(tmp_path):
     here, there = multiprocessing.Pipe()
 
     def hold():
-        lock.hold(tmp_path)
+        lock.lock_folder(tmp_path)
         child = os.fork()
         if child == 0:
             time.sleep(60)
@@ -35,14 +35,14 @@ def holder(tmp_path):
 
 def test_the_second_process_says_who_holds_it(tmp_path, holder):
     with pytest.raises(RuntimeError, match=f"by process {holder.pid} on "):
-        lock.hold(tmp_path)
+        lock.lock_folder(tmp_path)
 
 
 def test_a_kill_leaves_no_lock_behind(tmp_path, holder):
     holder.kill()
     holder.join()
-    lock.hold(tmp_path)
-    lock.hold(tmp_path)  # a process does not lock itself out
+    lock.lock_folder(tmp_path)
+    lock.lock_folder(tmp_path)  # a process does not lock itself out
     text = (tmp_path / lock.LOCK).read_text()
     assert f"process {os.getpid()} on " in text
     assert len(text.splitlines()) == 1
@@ -53,11 +53,11 @@ def test_a_file_system_that_cannot_lock(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(lock.fcntl, "flock", no_lock)
-    lock.hold(tmp_path)
+    lock.lock_folder(tmp_path)
     assert "cannot lock" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Make it writable.*file/run"):
-        lock.hold(tmp_path / "file" / "run")
+        lock.lock_folder(tmp_path / "file" / "run")

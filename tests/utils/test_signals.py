@@ -29,12 +29,12 @@ def end_a_child():
 def test_readers_that_were_told_too_do_not_break_the_step(watched):
     stop = Stop()
     with stop.on_signals():
-        stop.waits = True
+        stop.deferred = True
         with pytest.raises(RuntimeError, match="a reader has ended"):
             end_a_child()
         os.kill(os.getpid(), signal.SIGTERM)
         end_a_child()
-        assert stop.asked(look=False)
+        assert stop.should_stop(collective=False)
         with pytest.raises(SystemExit) as left:
             stop.leave()
     assert left.value.code == 128 + signal.SIGTERM
@@ -51,7 +51,7 @@ def test_handlers_are_what_they_were():
 def test_a_second_signal_does_not_wait_for_the_step():
     stop = Stop()
     with stop.on_signals():
-        stop.waits = True
+        stop.deferred = True
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(SystemExit) as left:
             os.kill(os.getpid(), signal.SIGINT)

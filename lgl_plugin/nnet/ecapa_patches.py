@@ -9,11 +9,13 @@ them. Here hooks reflect each utterance at its own end.
 import contextlib
 
 import torch
+from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from speechbrain.nnet.CNN import Conv1d
 from speechbrain.processing.features import Filterbank
 
 
-def reach(model):
+def reflected_frames(model):
     """How many frames a model reflects at the end of an utterance.
 
     A lone utterance needs more frames than that.
@@ -31,13 +33,13 @@ def reach(model):
     Example
     -------
     >>> from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-    >>> reach(ECAPA_TDNN(80, channels=[16] * 5))
+    >>> reflected_frames(ECAPA_TDNN(80, channels=[16] * 5))
     4
     """
     return max(map(_reach, _reflecting(model)), default=0)
 
 
-def relative(n_frames, total):
+def relative_lengths(n_frames, total):
     """Relative lengths that mean exactly so many frames to SpeechBrain.
 
     Its modules compare frame numbers with the length times the total, or
@@ -58,14 +60,14 @@ def relative(n_frames, total):
 
     Example
     -------
-    >>> (relative(torch.tensor([1, 2, 3]), 3) * 3).ceil()
+    >>> (relative_lengths(torch.tensor([1, 2, 3]), 3) * 3).ceil()
     tensor([1., 2., 3.])
     """
     return (n_frames - 0.25) / total
 
 
 @contextlib.contextmanager
-def as_if_alone(compute_features, embedding_model, n_frames):
+def padding_invariant(compute_features, embedding_model, n_frames):
     """Lets SpeechBrain's modules treat padded utterances as if alone.
 
     Within it, neither the loudness limit of a filterbank nor a reflecting
@@ -79,7 +81,7 @@ def as_if_alone(compute_features, embedding_model, n_frames):
         Features to embeddings; masks the filling in its means.
     n_frames : torch.Tensor
         Frames of each utterance of the batch, shape (batch,), int64, each
-        more than `reach(embedding_model)`; on the device of the modules.
+        more than `reflected_frames(embedding_model)`; on the device of the modules.
 
     Example
     -------
@@ -89,7 +91,7 @@ def as_if_alone(compute_features, embedding_model, n_frames):
     >>> x[0, :30] = torch.randn(30, 8)
     >>> with torch.no_grad():
     ...     alone = conv(x[:1, :30])
-    ...     with as_if_alone(features, conv, torch.tensor([30, 50])):
+    ...     with padding_invariant(features, conv, torch.tensor([30, 50])):
     ...         together = conv(x)
     >>> torch.allclose(together[:1, :30], alone, atol=1e-6)
     True
@@ -160,3 +162,64 @@ def _hooked(module, hook):
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def lean_pooling(model):
+    """Lets a model's attentive statistics pooling run without the copies.
+
+    The result is SpeechBrain's up to rounding, gradients too; a model without
+    such pooling is left as it is.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        SpeechBrain's ECAPA_TDNN, or what has its pooling within.
+
+    Example
+    -------
+    >>> pool, x = AttentiveStatisticsPooling(4), torch.randn(2, 4, 30)
+    >>> expected = pool(x, torch.tensor([0.5, 1.0]))
+    >>> with lean_pooling(pool):
+    ...     found = pool(x, torch.tensor([0.5, 1.0]))
+    >>> torch.allclose(found, expected, atol=1e-4)
+    True
+    """
+    pools = [
+        module
+        for module in model.modules()
+        if isinstance(module, AttentiveStatisticsPooling)
+        and module.global_context
+        and "forward" not in vars(module)  # as within another such context
+    ]
+    for pool in pools:
+        # On the instance, where it hides the method of the class.
+        pool.forward = _forward.__get__(pool)
+    try:
+        yield
+    finally:
+        for pool in pools:
+            del pool.forward
+
+
+def _forward(pool, x, lengths=None):
+    """Weighted mean and deviation over time; (batch, channels, time) in."""
+    total = x.shape[2]
+    if lengths is None:
+        lengths = torch.ones(len(x), device=x.device)
+    mask = length_to_mask(lengths * total, total)[:, None]
+    context = _statistics(x, mask / mask.sum(2, keepdim=True), pool.eps)
+    block, conv = pool.tdnn, pool.tdnn.conv.conv
+    own, others = conv.weight.tensor_split([x.shape[1]], dim=1)
+    shift = torch.nn.functional.linear(context, others[..., 0], conv.bias)
+    hidden = torch.nn.functional.conv1d(x, own) + shift[..., None]
+    hidden = block.dropout(block.norm(block.activation(hidden)))
+    scores = pool.conv(pool.tanh(hidden)).masked_fill(mask == 0, -torch.inf)
+    return _statistics(x, scores.softmax(dim=2), pool.eps)[..., None]
+
+
+def _statistics(x, weight, eps):
+    """Mean and deviation under weights that sum to one, (batch, 2C)."""
+    mean = (weight * x).sum(2, keepdim=True)
+    variance = (weight * (x - mean).square()).sum(2)
+    return torch.cat([mean[..., 0], variance.clamp(eps).sqrt()], dim=1)
