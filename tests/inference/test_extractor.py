@@ -1,4 +1,4 @@
-"""Extraction, the store and the floor."""
+"""Extraction and the floor."""
 
 import copy
 import dataclasses
@@ -18,7 +18,6 @@ from speechbrain.processing.features import InputNormalization
 from lgl_plugin.dataio.audio import BadAudio, read_audio
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference import extractor
-from lgl_plugin.inference.backends import whiten
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.encoders import LogMelStatistics
@@ -295,33 +294,6 @@ def test_what_waits_for_all_ranks_in_each_batch_is_taken_off(speech, modules):
     np.testing.assert_array_equal(found.vectors, expected.vectors)
 
 
-# The store
-
-
-def test_store_round_trip(tmp_path):
-    names = ["a/ü 1.wav", "b.wav", "c"]
-    vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    Embeddings(Strings(names), vectors).save(tmp_path / "new" / "folder")
-    found = Embeddings.load(tmp_path / "new" / "folder")
-    assert list(found.utterances) == names
-    np.testing.assert_array_equal(found.vectors, vectors)
-    assert found.vectors.dtype == np.float32
-    assert isinstance(found.vectors, np.memmap)
-    np.testing.assert_array_equal(found.rows(["c", names[0]]), vectors[[2, 0]])
-    with pytest.raises(KeyError):
-        found.rows(["nobody"])
-
-
-def test_a_store_of_several_blocks_is_numpys_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(extractor, "ROWS", 7)
-    vectors = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float16)
-    names = Strings(str(row) for row in range(30))
-    Embeddings(names, vectors).save(tmp_path)
-    np.save(tmp_path / "numpy.npy", vectors)
-    written = (tmp_path / "vectors.npy").read_bytes()
-    assert written == (tmp_path / "numpy.npy").read_bytes()
-
-
 def test_extraction_into_a_folder_is_extraction_into_memory(
     speech, modules, tmp_path
 ):
@@ -432,45 +404,3 @@ def test_filling_does_not_enter_the_statistics(speech, modules):
         frames = modules[0](wav[None])[0].double().numpy()
         expected = np.concatenate([frames.mean(0), frames.std(0)])
         np.testing.assert_allclose(vector, expected, atol=1e-3)
-
-
-def test_whitening_gives_identity_covariance():
-    rng = np.random.default_rng(0)
-    mixing = rng.normal(size=(6, 6)) + 3 * np.eye(6)
-    sample = rng.normal(size=(4000, 6)) @ mixing + 7
-    white = whiten(sample, sample)
-    assert white.dtype == np.float32
-    np.testing.assert_allclose(white.mean(0), 0, atol=1e-4)
-    np.testing.assert_allclose(np.cov(white.T), np.eye(6), atol=1e-3)
-
-
-def test_whitening_takes_its_statistics_from_the_reference():
-    rng = np.random.default_rng(0)
-    reference = rng.normal(size=(500, 3)) * [1, 2, 3] + [4, 5, 6]
-    others = rng.normal(size=(20, 3)) * 10
-    white = whiten(reference, others)
-    # Mahalanobis distances to the reference's mean are the new lengths.
-    inverse = np.linalg.inv(np.cov(reference.T))
-    apart = others - reference.mean(0)
-    expected = np.einsum("ij,jk,ik->i", apart, inverse, apart)
-    np.testing.assert_allclose((white**2).sum(1), expected, rtol=1e-4)
-
-
-def test_whitening_does_not_blow_up_a_constant_band():
-    rng = np.random.default_rng(0)
-    sample = rng.normal(size=(100, 3)) * [1.0, 1.0, 0.0]
-    others = sample + [0, 0, 1e-3]
-    assert np.abs(whiten(sample, others)).max() < 10
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((", b"text"]
-)
-def test_a_damaged_store_is_named(tmp_path, content):
-    Embeddings(Strings("ab"), np.eye(2, dtype=np.float32)).save(tmp_path)
-    (tmp_path / "vectors.npy").write_bytes(content)
-    with pytest.raises(ValueError, match=f"{tmp_path} is damaged"):
-        Embeddings.load(tmp_path)
-    np.save(tmp_path / "vectors.npy", np.eye(3))
-    with pytest.raises(ValueError, match="2 utterances, vectors"):
-        Embeddings.load(tmp_path)
