@@ -40,18 +40,19 @@ def run(embeddings, grid, scale, seed, device, output):
     from lgl_plugin.inference.store import Embeddings
     from lgl_plugin.report.figures import elbow_figure, save
     from lgl_plugin.utils.files import write_json
+    from lgl_plugin.utils.tables import markdown_table
 
     output = pathlib.Path(output or folder.resolve().parent / "elbow")
     vectors = Embeddings.load(folder).vectors
     kmeans = TorchKMeans(1, seed=seed, device=device)
     found = estimate_k(kmeans, vectors, grid, scale)
     distances = below_chord(found.grid, found.inertia, found.scale)
-    print(
-        "| clusters | sum of squares | below the chord |\n| --- | --- | --- |"
-    )
+    rows = []
     for k, inertia, distance in zip(found.grid, found.inertia, distances):
         mark = " **elbow**" if k == found.n_clusters else ""
-        print(f"| {k} | {inertia:.6g} | {distance:.3f}{mark} |")
+        rows.append([k, f"{inertia:.6g}", f"{distance:.3f}{mark}"])
+    header = ["clusters", "sum of squares", "below the chord"]
+    print(markdown_table(header, rows))
     facts = {
         "n_clusters": found.n_clusters,
         "grid": found.grid.tolist(),

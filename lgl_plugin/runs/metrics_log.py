@@ -1,10 +1,17 @@
-"""A run's metrics.jsonl: read, joined into a row a phase, as a table."""
+"""A run's metrics.jsonl: its records, a row for each phase, a table."""
+
+from __future__ import annotations
 
 import json
+import os
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
+from lgl_plugin.utils.tables import markdown_table
+
+# Figures of a table: their heading, factor and number of decimals.
 COLUMNS = {
     "eer": ("EER %", 1.0, 1),
     "min_dcf_001": ("minDCF 0.01", 1.0, 3),
@@ -15,7 +22,7 @@ COLUMNS = {
     "utterances_per_second": ("utt/s", 1.0, 0),
     "seconds": ("minutes", 1 / 60, 1),
 }
-# What else `summarise` keeps of the records.
+# Further figures that `summarise` keeps.
 FURTHER = (
     "tau",
     "nmi_selected",
@@ -28,12 +35,12 @@ FURTHER = (
 )
 
 
-def read_metrics(run):
+def read_metrics(run: str | os.PathLike) -> list[dict]:
     """Reads a run's metrics.jsonl.
 
     Arguments
     ---------
-    run : str or pathlib.Path
+    run : str or os.PathLike
         The run folder.
 
     Returns
@@ -47,14 +54,16 @@ def read_metrics(run):
     FileNotFoundError
         If there are no metrics in that folder.
     ValueError
-        If a line is no record of a run's; one that was torn is left out.
+        If a line is valid JSON but no record of a run. A torn line is skipped.
 
     Example
     -------
-    >>> read_metrics("nowhere")
-    Traceback (most recent call last):
-    FileNotFoundError: nowhere holds no metrics.jsonl: is it the \
-output_folder of a run?
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "metrics.jsonl").write_text(
+    ...     '{"stage": 1, "phase": "simclr", "epoch": 1, "loss": 4.5}'
+    ... )
+    >>> read_metrics(folder)
+    [{'stage': 1, 'phase': 'simclr', 'epoch': 1, 'loss': 4.5}]
     """
     path = pathlib.Path(run) / "metrics.jsonl"
     if not path.exists():
@@ -67,41 +76,38 @@ output_folder of a run?
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # torn by a crash; the epoch was logged again after it
+            # A crash tore this line; the resumed run logged the epoch again.
+            continue
         if not _is_record(record):
             raise ValueError(f"{path}, line {number} is no record of a run")
-        key = key_of(record)
-        records.pop(key, None)  # its place is where it was logged last
+        key = record_key(record)
+        # Popped first: a dict keeps the place of a key that is only replaced.
+        records.pop(key, None)
         records[key] = record
         places.setdefault(_phase(record), len(places))
     return sorted(records.values(), key=lambda r: places[_phase(r)])
 
 
-def key_of(record):
-    """What tells a record from all others of its run.
-
-    Example
-    -------
-    >>> key_of({"stage": 1, "phase": "simclr", "epoch": 2, "loss": 4.0})
-    (1, None, 'simclr', 2)
-    """
+def record_key(record: dict) -> tuple:
+    """Returns the fields that distinguish a record from others of its run."""
     keys = ("stage", "iteration", "phase", "epoch")
     return tuple(record.get(key) for key in keys)
 
 
 def _phase(record):
-    """What keeps its place among the others when it is done again."""
+    """Returns the stage, iteration and phase of a record."""
     phase = record["phase"].removeprefix("after ")
     return record["stage"], record.get("iteration"), phase
 
 
 def _is_record(record):
-    """Whether an object says when it was logged, and its figures are some."""
+    """Tells whether a JSON value has a record's fields, with finite figures."""
     if not isinstance(record, dict) or record.get("stage") not in (0, 1, 2):
         return False
     if record["stage"] == 2 and type(record.get("iteration")) is not int:
         return False
     figures = [record.get(k) for k in ("epoch", *COLUMNS, *FURTHER)]
+    # JSON integers have no limit: float() of a longer one would overflow.
     return isinstance(record.get("phase"), str) and all(
         figure is None
         or (isinstance(figure, int | float) and abs(figure) < 1e300)
@@ -109,34 +115,25 @@ def _is_record(record):
     )
 
 
-def summarise(records):
+def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
     """Joins a run's records into a row for each phase.
 
     Arguments
     ---------
-    records : list of dict
+    records : iterable of dict
         From `read_metrics`.
 
     Returns
     -------
     dict
-        From the row's name to its figures, in the order of the run.
+        From the row's name to its figures, in the order of the run. Seconds
+        are added up; of every other figure the last one counts.
 
     Example
     -------
-    >>> summarise(
-    ...     [
-    ...         {
-    ...             "stage": 1,
-    ...             "phase": "simclr",
-    ...             "epoch": 1,
-    ...             "seconds": 60.0,
-    ...             "utterances_per_second": 50.0,
-    ...         },
-    ...         {"stage": 1, "phase": "after simclr", "eer": 20.0},
-    ...     ]
-    ... )
-    {'Stage I': {'utterances_per_second': 50.0, 'seconds': 60.0, 'eer': 20.0}}
+    >>> epoch = {"stage": 1, "phase": "simclr", "epoch": 1, "seconds": 60.0}
+    >>> summarise([epoch, {"stage": 1, "phase": "after simclr", "eer": 20.0}])
+    {'Stage I': {'seconds': 60.0, 'eer': 20.0}}
     """
     rows = {}
     for record in records:
@@ -146,63 +143,29 @@ def summarise(records):
         elif record["stage"] == 1:
             name = "Stage I"
         else:
-            # The clusters are those that the classifier is trained on.
+            # The clusters are the classes that the classifier is trained on.
             phase = "classifier" if phase == "clusters" else phase
             name = f"iteration {record['iteration']}, {phase}"
         row = rows.setdefault(name, {})
         for key in (*COLUMNS, *FURTHER):
-            if record.get(key) is None:
-                continue
-            total = record[key]
-            if key == "seconds":
-                total += row.get(key, 0.0)
-            row[key] = total
+            if key == "seconds" and record.get(key) is not None:
+                row[key] = record[key] + row.get(key, 0.0)
+            elif record.get(key) is not None:
+                row[key] = record[key]
     return rows
 
 
-def table(runs):
-    """A Markdown table over one or more runs.
-
-    Arguments
-    ---------
-    runs : list of dict
-        From `summarise`, one for each run.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> print(table([{"untrained": {"eer": 38.0}}, {"untrained": {"eer": 40}}]))
-    | phase | EER % |
-    | --- | --- |
-    | untrained | 39.0 (38.0-40.0) |
-    """
-    header, rows = cells(runs)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(runs: list[dict]) -> str:
+    """Returns a Markdown table of one or more runs, from `summarise`."""
+    return markdown_table(*cells(runs))
 
 
-def cells(runs, columns=tuple(COLUMNS)):
-    """The table's cells: mean, lowest and highest over the runs.
+def cells(
+    runs: list[dict], columns: Iterable[str] = tuple(COLUMNS)
+) -> tuple[list[str], list[list[str]]]:
+    """Returns a table's header and rows: mean and range over the runs.
 
-    Arguments
-    ---------
-    runs : list of dict
-        From `summarise`, one for each run.
-    columns : iterable of str
-        Those of `COLUMNS` that are wanted; those that are empty are left out.
-
-    Returns
-    -------
-    (list of str, list of list of str)
-        The header and the rows.
-
-    Example
-    -------
-    >>> cells([{"untrained": {"eer": 38.0, "seconds": 60.0}}], ["seconds"])
-    (['phase', 'minutes'], [['untrained', '1.0']])
+    Of `columns`, keys of `COLUMNS`, those without a figure are left out.
     """
     present = {key for run in runs for row in run.values() for key in row}
     used = [column for column in columns if column in present]
@@ -216,13 +179,13 @@ def cells(runs, columns=tuple(COLUMNS)):
                 for run in runs
                 if column in run.get(name, {})
             ]
-            row.append(_cell(values, digits))
+            row.append(_mean_and_range(values, digits))
         rows.append(row)
     return ["phase", *(COLUMNS[column][0] for column in used)], rows
 
 
-def _cell(values, digits):
-    """Mean, and the range when there are several values."""
+def _mean_and_range(values, digits):
+    """Returns the mean as text, and the range if there are several values."""
     if not values:
         return ""
     mean = f"{np.mean(values):.{digits}f}"

@@ -24,7 +24,7 @@ from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.nnet.encoders import LogMelStatistics
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.metrics_log import key_of, read_metrics
+from lgl_plugin.runs.metrics_log import read_metrics, record_key
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.settings import plain_settings
@@ -165,7 +165,7 @@ class Training:
             logger.warning("The run's health cannot be judged: %s", error)
             return
         for where, words in found:
-            if key_of(where) == key_of(record):
+            if record_key(where) == record_key(record):
                 logger.warning(words)
 
     def seed(self, step):

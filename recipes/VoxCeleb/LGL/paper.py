@@ -43,6 +43,7 @@ from lgl_plugin.runs.weights import load_weights
 from lgl_plugin.training.epoch_selection import CRITERIA, criterion
 from lgl_plugin.training.stage2 import ENCODER
 from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.tables import markdown_table
 
 HERE = pathlib.Path(__file__).parent
 # The paper's gate sees the loss at hand, not a mean over epochs.
@@ -93,7 +94,7 @@ def table1(experiment, options):
                 found.append(embedder.eer(trials, folder))
             cells.append(spread(found))
         rows.append([phase, *cells])
-    return table(["EER %", *lists], rows)
+    return markdown_table(["EER %", *lists], rows)
 
 
 def table2(experiment, options):
@@ -118,7 +119,9 @@ def table2(experiment, options):
     ]
     n = len(experiment.seeds)
     rows.append(["seeds that the gate won", *(f"{w} of {n}" for w in wins)])
-    return table(["EER %", *(f"iteration {i}" for i in iterations)], rows)
+    return markdown_table(
+        ["EER %", *(f"iteration {i}" for i in iterations)], rows
+    )
 
 
 def table3(experiment, options):
@@ -137,7 +140,7 @@ def table3(experiment, options):
         [label, *(spread(after(experiment, f"k{k}{end}")) for k in sizes)]
         for label, end in (("without the gate", "-no"), ("with the gate", ""))
     ]
-    return table(["EER %", *(f"K = {k}" for k in sizes)], rows)
+    return markdown_table(["EER %", *(f"K = {k}" for k in sizes)], rows)
 
 
 def table4(experiment, options):
@@ -167,7 +170,7 @@ def table4(experiment, options):
             for n in names.values()
         ],
     ]
-    return table(["threshold", *names], rows)
+    return markdown_table(["threshold", *names], rows)
 
 
 def figure2(experiment, options):
@@ -227,7 +230,7 @@ def figure2(experiment, options):
     save(figure, options.output_folder, "figure2")
     shares = experiment.values("reliable_share", toy.name, phase="clusters")
     return (
-        table(["mean loss", *(f"epoch {e}" for e in shown)], rows)
+        markdown_table(["mean loss", *(f"epoch {e}" for e in shown)], rows)
         + f"\n\n{spread(shares, 100, 0)} % of the labels are reliable."
     )
 
@@ -265,7 +268,9 @@ def figure3(experiment, options):
         axes.set(xlabel="iteration", xticks=list(iterations))
         axes.legend()
     save(figure, options.output_folder, "figure3")
-    return table(["", "", *(f"iteration {i}" for i in iterations)], rows)
+    return markdown_table(
+        ["", "", *(f"iteration {i}" for i in iterations)], rows
+    )
 
 
 def values_of_all(experiment, measure):
@@ -294,7 +299,7 @@ def gates(experiment, options):
         eers = spread(after(experiment, name))
         rows.append([gate, eers, *(spread(of, 100, 0) for of in found)])
     header = ["gate", "EER %", "selected %", "precision %", "recall %"]
-    return table([*header, "corrected %", "of these right %"], rows)
+    return markdown_table([*header, "corrected %", "of these right %"], rows)
 
 
 def selection(experiment, options):
@@ -320,7 +325,7 @@ def selection(experiment, options):
     header = ["criterion"]
     for kind in ("Stage I", "classifier", "gated"):
         header += [f"{kind}: rank correlation", "regret, points of EER"]
-    picked = table(header, rows)
+    picked = markdown_table(header, rows)
     rows = []
     for name in CRITERIA:
         if name in ("trials", "last"):
@@ -341,7 +346,7 @@ def selection(experiment, options):
     header = ["criterion", "patience"]
     for kind in ("Stage I", "classifier", "gated"):
         header += [f"{kind}: epochs saved %", "EER above that of all epochs"]
-    return picked + "\n\n" + table(header, rows)
+    return picked + "\n\n" + markdown_table(header, rows)
 
 
 def phases(experiment, kind):
@@ -417,7 +422,9 @@ def steps(experiment, options):
             embedder.eer(trials, settings["trial_folder"], cohort, top)
         )
     compare("AS-norm", found, last)
-    return table(["step", "base, EER %", "with it", "difference"], rows)
+    return markdown_table(
+        ["step", "base, EER %", "with it", "difference"], rows
+    )
 
 
 class Embedder:
@@ -511,12 +518,6 @@ def spread(values, factor=1, digits=1):
     # Adding zero turns -0.0 into 0.0.
     mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in shown)
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
-
-
-def table(header, rows):
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 ALL = (
