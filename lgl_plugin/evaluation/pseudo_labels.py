@@ -1,28 +1,29 @@
 """Pseudo-labels and gates against the true speakers, after the fact.
 
-How well the clusters match the speakers (NMI, AMI, purity), which utterances
-carry a reliable pseudo-label, and how well a gate finds those. True labels
-serve to understand a run once it is done; no training decision may read them.
-
 Labels are arrays or lists of strings or integers, one per utterance. An
-utterance whose true label is empty or a negative number is left out.
+utterance whose true label is empty or a negative number is left out. True
+labels serve to understand a run once it is done; no training decision may
+read them.
 """
 
+from __future__ import annotations
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array, eye_array, hstack
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from lgl_plugin.metrics.agreement import (
-    _contingency,
-    _labelled,
     ami,
+    contingency,
     nmi,
     purity,
+    with_known_speaker,
 )
 
 
-def hungarian_mapping(true, pseudo):
-    """The one-to-one mapping from clusters to speakers that agrees most.
+def hungarian_mapping(true: ArrayLike, pseudo: ArrayLike) -> dict:
+    """Maps clusters to speakers one to one, so that most utterances agree.
 
     The optimal assignment of paper section 3, found on the sparse table of
     counts. The numbers of clusters and speakers may differ. Where several
@@ -31,9 +32,9 @@ def hungarian_mapping(true, pseudo):
     Arguments
     ---------
     true : array-like, (N,), str or int
-        The speaker of each utterance; "" or negative where not known.
+        Speaker of each utterance; "" or negative where not known.
     pseudo : array-like, (N,), str or int
-        The pseudo-label of each utterance.
+        Pseudo-label of each utterance.
 
     Returns
     -------
@@ -47,35 +48,30 @@ def hungarian_mapping(true, pseudo):
 
     Example
     -------
-    >>> hungarian_mapping(["ann", "ann", "bob", "bob"], [5, 5, 5, 8])
-    {5: 'ann', 8: 'bob'}
+    >>> hungarian_mapping(["ann", "ann", "bob", "cy"], [5, 5, 5, 8])
+    {5: 'ann', 8: 'cy'}
     >>> hungarian_mapping(["ann", "ann", "ann"], [5, 5, 8])
     {5: 'ann', 8: -1}
     """
-    true, pseudo, _ = _labelled(true, pseudo)
+    true, pseudo, _ = with_known_speaker(true, pseudo)
     speakers, true = np.unique(true, return_inverse=True)
     clusters, pseudo = np.unique(pseudo, return_inverse=True)
-    speakers = speakers.tolist()
-    return {
-        cluster: speakers[speaker] if speaker >= 0 else -1
-        for cluster, speaker in zip(
-            clusters.tolist(), _assign(true, pseudo).tolist(), strict=True
-        )
-    }
+    # As a list, for np.append would turn -1 into a string.
+    speakers = [*speakers.tolist(), -1]
+    mapped = [speakers[index] for index in _assign(true, pseudo)]
+    return dict(zip(clusters.tolist(), mapped, strict=True))
 
 
-def reliable(true, pseudo):
-    """Which utterances carry a reliable pseudo-label.
+def reliable(true: ArrayLike, pseudo: ArrayLike) -> np.ndarray:
+    """Marks the utterances that carry a reliable pseudo-label.
 
     Reliable means that the cluster is mapped to the utterance's own speaker
-    by the Hungarian algorithm (paper section 3).
+    by `hungarian_mapping` (paper section 3).
 
     Arguments
     ---------
-    true : array-like, (N,), str or int
-        The speaker of each utterance; "" or negative where not known.
-    pseudo : array-like, (N,), str or int
-        The pseudo-label of each utterance.
+    true, pseudo : array-like, (N,), str or int
+        Speakers and pseudo-labels, as in `hungarian_mapping`.
 
     Returns
     -------
@@ -92,7 +88,7 @@ def reliable(true, pseudo):
     >>> reliable(["ann", "ann", "bob", "bob"], [5, 5, 5, 8]).tolist()
     [True, True, False, True]
     """
-    true, pseudo, known = _labelled(true, pseudo)
+    true, pseudo, known = with_known_speaker(true, pseudo)
     _, true = np.unique(true, return_inverse=True)
     _, pseudo = np.unique(pseudo, return_inverse=True)
     mask = np.zeros(len(known), bool)
@@ -100,15 +96,15 @@ def reliable(true, pseudo):
     return mask
 
 
-def gate_quality(selected, reliable):
-    """How well a gate finds the reliable utterances.
+def gate_quality(selected: ArrayLike, reliable: ArrayLike) -> dict[str, float]:
+    """Measures how well a gate finds the reliable utterances.
 
     Arguments
     ---------
     selected : array-like, (N,), bool
-        Which utterances the gate lets through.
+        True where the gate lets the utterance through.
     reliable : array-like, (N,), bool
-        Which utterances have a reliable pseudo-label.
+        True where the pseudo-label is reliable.
 
     Returns
     -------
@@ -124,9 +120,8 @@ def gate_quality(selected, reliable):
 
     Example
     -------
-    >>> quality = gate_quality([1, 1, 0, 0], [1, 0, 1, 1])
-    >>> [round(value, 3) for value in quality.values()]
-    [0.5, 0.333, 0.5]
+    >>> gate_quality(selected=[1, 1, 0, 0], reliable=[1, 0, 0, 1])
+    {'precision': 0.5, 'recall': 0.5, 'share': 0.5}
     """
     selected = np.asarray(selected, bool)
     reliable = np.asarray(reliable, bool)
@@ -143,17 +138,17 @@ def gate_quality(selected, reliable):
     }
 
 
-def clustering_report(true, pseudo, selected=None):
-    """All that the true labels say about one iteration.
+def clustering_report(
+    true: ArrayLike, pseudo: ArrayLike, selected: ArrayLike | None = None
+) -> dict[str, float]:
+    """Collects all that the true labels say about one iteration.
 
     Arguments
     ---------
-    true : array-like, (N,), str or int
-        The speaker of each utterance; "" or negative where not known.
-    pseudo : array-like, (N,), str or int
-        The pseudo-label of each utterance.
+    true, pseudo : array-like, (N,), str or int
+        Speakers and pseudo-labels, as in `hungarian_mapping`.
     selected : array-like, (N,), bool, optional
-        Which utterances the gate lets through.
+        True where the gate lets the utterance through.
 
     Returns
     -------
@@ -170,17 +165,13 @@ def clustering_report(true, pseudo, selected=None):
 
     Example
     -------
-    >>> report = clustering_report(
-    ...     ["ann", "ann", "bob", "bob", ""],
-    ...     [5, 5, 5, 8, 8],
-    ...     selected=[True, True, False, True, True],
-    ... )
-    >>> report["reliable_share"], report["unlabelled"]
-    (0.75, 1)
-    >>> report["nmi_selected"], report["gate_precision"], report["gate_recall"]
-    (1.0, 1.0, 1.0)
+    >>> report = clustering_report(["ann", "ann", "bob", ""], [5, 5, 5, 8])
+    >>> report["purity"] == report["reliable_share"] == 2 / 3
+    True
+    >>> report["unlabelled"]
+    1
     """
-    true, pseudo, known = _labelled(true, pseudo)
+    true, pseudo, known = with_known_speaker(true, pseudo)
     # Integers once, so that no measure sorts a million strings again.
     _, true = np.unique(true, return_inverse=True)
     _, pseudo = np.unique(pseudo, return_inverse=True)
@@ -192,29 +183,28 @@ def clustering_report(true, pseudo, selected=None):
         "reliable_share": float(trusted.mean()),
         "unlabelled": int((~known).sum()),
     }
-    if selected is not None:
-        selected = np.asarray(selected, bool)
-        if selected.shape != known.shape:
-            raise ValueError(
-                f"selected has shape {selected.shape} for "
-                f"{len(known)} utterances"
-            )
-        selected = selected[known]
-        quality = gate_quality(selected, trusted)
-        for name, measure in (("nmi", nmi), ("ami", ami)):
-            report[f"{name}_selected"] = (
-                measure(true[selected], pseudo[selected])
-                if selected.any()
-                else 0.0
-            )
-        report["gate_precision"] = quality["precision"]
-        report["gate_recall"] = quality["recall"]
-    return report
+    if selected is None:
+        return report
+    selected = np.asarray(selected, bool)
+    if selected.shape != known.shape:
+        raise ValueError(
+            f"selected has shape {selected.shape} for {len(known)} utterances"
+        )
+    selected = selected[known]
+    some, labels = true[selected], pseudo[selected]
+    quality = gate_quality(selected, trusted)
+    return report | {
+        # Both measures refuse empty labels.
+        "nmi_selected": nmi(some, labels) if len(some) else 0.0,
+        "ami_selected": ami(some, labels) if len(some) else 0.0,
+        "gate_precision": quality["precision"],
+        "gate_recall": quality["recall"],
+    }
 
 
 def _assign(true, pseudo):
-    """The speaker's index of each cluster, from indices; -1 for none."""
-    counts = _contingency(true, pseudo)
+    """Returns each cluster's speaker, both by index; -1 for none."""
+    counts = contingency(true, pseudo)
     # The solver minimises, gives every row a column and reads a stored zero
     # as no edge: costs are positive, and each cluster has a column of its
     # own to fall back on, worth no utterance.

@@ -8,7 +8,12 @@ array work, so that VoxCeleb1-E's 580 thousand trials take about a second.
 import numpy as np
 from scipy import sparse
 
-from lgl_plugin.metrics.error_rates import _crossing, _ordered, eer, min_dcf
+from lgl_plugin.metrics.error_rates import (
+    count_rejected,
+    eer,
+    equal_error_point,
+    min_dcf,
+)
 from lgl_plugin.utils.files import atomic_write
 
 # Utterances and cohort utterances whose cosines are held at once: 32 MiB.
@@ -252,7 +257,7 @@ def bootstrap_eer(scores, trials, n_resamples=1000, level=0.95, seed=0):
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
-    order, _, missed, refused = _ordered(scores, trials.labels)
+    order, _, missed, refused = count_rejected(scores, trials.labels)
     labels = trials.labels[order]
     n_speakers, speakers = _speakers(trials)
     if n_speakers == 1:
@@ -277,7 +282,7 @@ def bootstrap_eer(scores, trials, n_resamples=1000, level=0.95, seed=0):
         if misses[-1] and refusals[-1]:
             p_miss = misses[missed] / misses[-1]
             p_fa = 1 - refusals[refused] / refusals[-1]
-            rates.append(_crossing(p_miss, p_fa)[0])
+            rates.append(equal_error_point(p_miss, p_fa)[0])
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -1,16 +1,19 @@
-"""Equal error rate and detection cost of scores, without loops."""
+"""Equal error rate and detection cost of scores, exact and without loops."""
+
+from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 
-def eer(scores, labels):
-    """Equal error rate, exact.
+def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
+    """Returns the equal error rate, exact, and its threshold.
 
     The operating points are all the ways to cut the distinct scores in two;
-    equal scores fall on the same side. Between two neighbouring points both
-    error rates are interpolated linearly, and the EER is where they are
-    equal: the crossing of the ROC, drawn with straight lines, with the
-    diagonal from (0, 1) to (1, 0).
+    equal scores fall on the same side. Both error rates are interpolated
+    linearly between neighbouring points, and the EER is where they are equal:
+    where the ROC, drawn with straight lines, crosses the diagonal from (0, 1)
+    to (1, 0).
 
     Arguments
     ---------
@@ -25,12 +28,12 @@ def eer(scores, labels):
         From 0 to 1.
     threshold : float
         Midway between two neighbouring scores, where the two error rates
-        differ least; accept what scores above it.
+        differ least; accept the trials that score above it.
 
     Raises
     ------
     ValueError
-        When a score is not finite, a class is missing or lengths differ.
+        If a score is not finite, a class is missing or the lengths differ.
 
     Example
     -------
@@ -38,18 +41,24 @@ def eer(scores, labels):
     >>> rate, round(threshold, 6)
     (0.0, 0.55)
     """
-    cuts, p_miss, p_fa = _operating_points(scores, labels)
-    rate, nearest = _crossing(p_miss, p_fa)
+    cuts, p_miss, p_fa = operating_points(scores, labels)
+    rate, nearest = equal_error_point(p_miss, p_fa)
     return rate, float(cuts[nearest])
 
 
-def min_dcf(scores, labels, p_target, c_miss=1.0, c_fa=1.0):
-    """Minimum of the normalised detection cost, exact.
+def min_dcf(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    p_target: float,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+) -> float:
+    """Returns the minimum of the normalised detection cost, exact.
 
-    The cost c_miss * p_target * P_miss + c_fa * (1 - p_target) * P_fa at the
-    best threshold, divided by that of the better system that does not listen
-    (NIST SRE and VoxCeleb's convention): min(c_miss * p_target, c_fa *
-    (1 - p_target)). SpeechBrain's `minDCF` leaves out the division.
+    This is the cost c_miss * p_target * P_miss + c_fa * (1 - p_target) * P_fa
+    at the best threshold, divided by the cost of the better system that does
+    not listen, min(c_miss * p_target, c_fa * (1 - p_target)): the convention
+    of NIST SRE and VoxCeleb. SpeechBrain's `minDCF` leaves out the division.
 
     Arguments
     ---------
@@ -60,9 +69,9 @@ def min_dcf(scores, labels, p_target, c_miss=1.0, c_fa=1.0):
     p_target : float
         Prior probability of a target trial, between 0 and 1.
     c_miss : float
-        Cost of rejecting a target.
+        Cost of rejecting a target, above 0.
     c_fa : float
-        Cost of accepting a non-target.
+        Cost of accepting a non-target, above 0.
 
     Returns
     -------
@@ -72,7 +81,7 @@ def min_dcf(scores, labels, p_target, c_miss=1.0, c_fa=1.0):
     Raises
     ------
     ValueError
-        When a score is not finite, a class is missing, lengths differ, or
+        If a score is not finite, a class is missing, the lengths differ, or
         the prior or a cost is out of range.
 
     Example
@@ -85,28 +94,32 @@ def min_dcf(scores, labels, p_target, c_miss=1.0, c_fa=1.0):
             "p_target must be between 0 and 1 and both costs positive, got "
             f"p_target={p_target}, c_miss={c_miss}, c_fa={c_fa}"
         )
-    _, p_miss, p_fa = _operating_points(scores, labels)
+    _, p_miss, p_fa = operating_points(scores, labels)
     miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
     cost = miss * p_miss + false_alarm * p_fa
     return float(cost.min() / min(miss, false_alarm))
 
 
-def _operating_points(scores, labels):
-    """Both error rates for each way to cut the distinct scores in two.
+def operating_points(
+    scores: npt.ArrayLike, labels: npt.ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns cuts, p_miss and p_fa, (M + 1,) float64 for M distinct scores.
 
-    Returns cuts, p_miss and p_fa, (M + 1,) float64 each for M distinct
-    scores, from accepting all to rejecting all: accepted is what scores
-    above the cut.
+    They run from accepting all to rejecting all; a cut accepts the trials
+    that score above it. Raises ValueError as `count_rejected` does.
     """
-    _, cuts, missed, refused = _ordered(scores, labels)
+    _, cuts, missed, refused = count_rejected(scores, labels)
     return cuts, missed / missed[-1], 1 - refused / refused[-1]
 
 
-def _ordered(scores, labels):
-    """Sorts trials and counts what is rejected at each cut.
+def count_rejected(
+    scores: npt.ArrayLike, labels: npt.ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the order (T,) of the trials by score, and counts for each cut.
 
-    Returns the trials' order by score, (T,), and for each of M + 1 cuts its
-    place, float64, and how many target and non-target trials it rejects.
+    The M + 1 cuts come as thresholds, float64, with the number of target and
+    of non-target trials that each rejects. Raises ValueError if a score is
+    not finite, a class is missing or the lengths differ.
     """
     scores = np.asarray(scores, np.float64)
     labels = np.asarray(labels, bool)
@@ -138,8 +151,10 @@ def _ordered(scores, labels):
     return order, cuts, missed, rejected - missed
 
 
-def _crossing(p_miss, p_fa):
-    """The equal error rate, and the cut where the two differ least."""
+def equal_error_point(
+    p_miss: np.ndarray, p_fa: np.ndarray
+) -> tuple[float, int]:
+    """Returns the equal error rate and the cut with the nearest two rates."""
     gap = p_miss - p_fa  # grows from -1 to 1
     after = int(np.argmax(gap >= 0))
     before = after - 1

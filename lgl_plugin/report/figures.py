@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.special import ndtri
 
 from lgl_plugin.clustering.elbow import SCALES
-from lgl_plugin.metrics.error_rates import _operating_points, eer
+from lgl_plugin.metrics.error_rates import eer, operating_points
 from lgl_plugin.utils.files import atomic_write
 
 
@@ -364,7 +364,7 @@ def det(systems):
     percent = np.array([0.1, 1, 2, 5, 10, 20, 40, 60])
     ticks = ndtri(percent / 100)
     for index, (name, (scores, labels)) in enumerate(systems.items()):
-        _, p_miss, p_fa = _operating_points(scores, labels)
+        _, p_miss, p_fa = operating_points(scores, labels)
         rate, _ = eer(scores, labels)
         # The ends, 0 and 1, lie at infinity and are clipped far outside.
         rates = np.clip([p_fa, p_miss], 1e-9, 1 - 1e-9)

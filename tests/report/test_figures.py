@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from lgl_plugin.metrics.error_rates import _operating_points, eer
+from lgl_plugin.metrics.error_rates import eer, operating_points
 from lgl_plugin.report import figures
 
 # Machado et al. (2009), severity 1.0: what a reader without one kind of cone
@@ -73,7 +73,7 @@ def test_det_curve_loses_nothing_that_can_be_seen():
     assert np.allclose(mark.get_xydata(), ndtri(rate))
     drawn = curve.get_xydata()
     assert len(drawn) < 5000
-    _, p_miss, p_fa = _operating_points(scores, labels)
+    _, p_miss, p_fa = operating_points(scores, labels)
     true = ndtri(np.clip([p_fa, p_miss], 1e-9, 1 - 1e-9)).T
     inside = (abs(true) < ndtri(0.999)).all(axis=1)
     for point in true[inside][::500]:
