@@ -10,8 +10,8 @@ import random
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
+from lgl_plugin.dataio import audio
 from lgl_plugin.dataio.audio import (
-    STRETCH_SECONDS,
     BadAudio,
     _open,
     _read_span,
@@ -101,6 +101,7 @@ def read_crops(
 
     Example
     -------
+    >>> import numpy as np, soundfile
     >>> path = getfixture("tmp_path") / "tone.wav"
     >>> soundfile.write(path, np.full(16000, 0.5), 16000)
     >>> read_crops(path, 0.0, 1.0, crop=0.75, n_crops=2).shape
@@ -121,14 +122,14 @@ def read_crops(
 def _sounding(path, offset, duration, sample_rate, place):
     """The first stretch of an utterance that is not silent."""
     end = offset + duration
-    with _open(path, place) as audio:
-        end = min(end, audio.frames / audio.samplerate)
+    with _open(path, place) as opened:
+        end = min(end, opened.frames / opened.samplerate)
         while offset < end:
-            seconds = min(STRETCH_SECONDS, end - offset)
-            wav = _read_span(audio, offset, seconds, sample_rate)
+            seconds = min(audio.STRETCH_SECONDS, end - offset)
+            wav = _read_span(opened, offset, seconds, sample_rate)
             if wav.any():
                 return wav
-            offset += STRETCH_SECONDS
+            offset += audio.STRETCH_SECONDS
     raise BadAudio("is silent from end to end")
 
 
@@ -163,6 +164,7 @@ class UtteranceDataset(DynamicItemDataset):
 
     Example
     -------
+    >>> import numpy as np
     >>> from lgl_plugin.dataio.manifest import Manifest
     >>> def read(wav):
     ...     if wav == "broken":
@@ -253,6 +255,7 @@ def crop_dataset(
     Example
     -------
     >>> from lgl_plugin.dataio.manifest import Manifest
+    >>> import numpy as np, soundfile
     >>> path = getfixture("tmp_path") / "tone.wav"
     >>> soundfile.write(path, np.full(16000, 0.5), 16000)
     >>> manifest = Manifest.of([("a", str(path), 0.0, 1.0, "")])

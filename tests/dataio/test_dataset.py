@@ -1,6 +1,5 @@
-"""Manifests to datasets: crops, reading, bad audio."""
+"""Manifests to datasets: crops and the utterances that replace bad ones."""
 
-import os
 import random
 
 import numpy as np
@@ -9,14 +8,8 @@ import soundfile
 import torch
 from hypothesis import given, strategies as st
 
-from lgl_plugin.dataio import dataset
-from lgl_plugin.dataio.audio import (
-    BadAudio,
-    audio_seconds,
-    rate_problem,
-    read_audio,
-    wrap,
-)
+from lgl_plugin.dataio import audio
+from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.dataset import (
     UtteranceDataset,
@@ -45,122 +38,7 @@ def manifest_of(**utterances):
     return Manifest.of(rows)
 
 
-# Reading
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_whole_file_as_soundfile_reads_it(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    tone = 0.3 * np.sin(np.arange(16000) / 20)
-    soundfile.write(path, tone, 16000)
-    expected = soundfile.read(path, dtype="float32")[0]
-    np.testing.assert_array_equal(read_audio(path).numpy(), expected)
-
-
-@given(start=st.integers(0, 31000), length=st.integers(1, 1000), data=st.data())
-def test_part_of_a_file(tmp_path_factory, start, length, dataset):
-    path = tmp_path_factory.getbasetemp() / "part.flac"
-    if not path.exists():
-        samples = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
-        soundfile.write(path, samples, 16000)
-    expected, _ = soundfile.read(
-        path, frames=length, start=start, dtype="float32"
-    )
-    found = read_audio(path, start / 16000, length / 16000)
-    np.testing.assert_array_equal(found.numpy(), expected)
-
-
-def test_stereo_becomes_the_mean_of_its_channels(tmp_path):
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 2))
-    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
-    expected = samples.astype(np.float32).mean(axis=1)
-    found = read_audio(tmp_path / "a.wav")
-    np.testing.assert_allclose(found, expected, atol=1e-7)
-
-
-def test_resampling_keeps_duration_pitch_and_level(tmp_path):
-    hertz, seconds = 440.0, 1.5
-    tone = 0.4 * np.sin(2 * np.pi * hertz * np.arange(12000) / 8000)
-    soundfile.write(tmp_path / "a.wav", tone, 8000, subtype="FLOAT")
-    wav = read_audio(tmp_path / "a.wav", sample_rate=16000).numpy()
-    assert len(wav) == seconds * 16000
-    spectrum = np.abs(np.fft.rfft(wav * np.hanning(len(wav))))
-    assert spectrum.argmax() * 16000 / len(wav) == pytest.approx(hertz, abs=1)
-    expected = 0.4 * np.sin(2 * np.pi * hertz * np.arange(24000) / 16000)
-    middle = slice(1000, -1000)  # the filter rings at the edges
-    np.testing.assert_allclose(wav[middle], expected[middle], atol=2e-3)
-
-
-def test_start_counts_seconds_at_any_rate(tmp_path):
-    step = np.r_[np.zeros(4000), np.full(4000, 0.5)]
-    soundfile.write(tmp_path / "a.wav", step, 8000)
-    wav = read_audio(tmp_path / "a.wav", 0.5, 0.25, sample_rate=16000)
-    assert len(wav) == 4000
-    np.testing.assert_allclose(wav[100:-100], 0.5, atol=2e-3)
-
-
-def test_bad_files_are_bad_audio(tmp_path):
-    second = np.zeros(16000, dtype=np.float32)
-    (tmp_path / "empty.wav").write_bytes(b"")
-    (tmp_path / "corrupt.wav").write_bytes(b"RIFF, but no more than that")
-    soundfile.write(tmp_path / "header.wav", second[:0], 16000)
-    for bad in (np.nan, np.inf):
-        second[77] = bad
-        path = tmp_path / f"{bad}.wav"
-        soundfile.write(path, second, 16000, subtype="FLOAT")
-    second[77] = 1e30
-    soundfile.write(tmp_path / "huge.wav", second, 16000, "FLOAT")
-    second[77] = 0.5
-    soundfile.write(tmp_path / "odd.wav", second, 15999)
-    (tmp_path / "bare.raw").write_bytes(bytes(99))
-    os.mkfifo(tmp_path / "pipe.wav")
-    for name, words in {
-        "missing.wav": "cannot be opened: No such file",
-        "empty.wav": "is empty",
-        "corrupt.wav": "cannot be read",
-        "huge.wav": r"samples up to 1e\+30",
-        "odd.wav": "15999 Hz, too odd",
-        "bare.raw": "has no header",
-        "pipe.wav": "is not a regular file",
-        "header.wav": "no samples",
-        "nan.wav": "not finite",
-        "inf.wav": "not finite",
-    }.items():
-        with pytest.raises(BadAudio, match=words):
-            read_audio(tmp_path / name)
-
-
-@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
-def test_usual_rates_are_not_odd(rate):
-    assert rate_problem(rate, 16000) is None
-
-
-def test_integers_written_as_floats_pass(tmp_path):
-    tone = 32767 * np.sin(np.arange(16000) / 20)
-    soundfile.write(tmp_path / "a.wav", tone, 16000, "FLOAT")
-    assert read_audio(tmp_path / "a.wav").abs().max() > 30000
-
-
-def test_how_long_a_file_is(tmp_path, noise):
-    assert audio_seconds(noise[0]) == 2.0
-    soundfile.write(tmp_path / "header.wav", np.zeros(0), 16000)
-    with pytest.raises(BadAudio, match="no samples"):
-        audio_seconds(tmp_path / "header.wav")
-
-
-def test_reading_past_the_end_is_bad_audio(noise):
-    with pytest.raises(BadAudio, match="no samples"):
-        read_audio(noise[0], start=5.0, seconds=1.0)
-
-
 # Crops
-
-
-@given(length=st.integers(1, 50), wanted=st.integers(1, 200))
-def test_wrap_repeats_from_the_beginning(length, wanted):
-    wav = torch.arange(length)
-    expected = np.resize(np.arange(length), wanted)  # numpy's wraps, too
-    np.testing.assert_array_equal(wrap(wav, wanted).numpy(), expected)
 
 
 @given(
@@ -239,7 +117,7 @@ def test_sound_is_searched_in_stretches(tmp_path, monkeypatch):
     samples = np.zeros(64000)
     samples[60000:60010] = 0.5
     soundfile.write(tmp_path / "a.wav", samples, 16000)
-    monkeypatch.setattr(dataset, "STRETCH_SECONDS", 0.75)
+    monkeypatch.setattr(audio, "STRETCH_SECONDS", 0.75)
     read, sizes = soundfile.SoundFile.read, []
 
     def spy(self, frames, *arguments):
@@ -295,8 +173,8 @@ def test_other_errors_are_not_swallowed():
         raise ZeroDivisionError
 
     data = UtteranceDataset(manifest_of(a="x"), np.arange(1))
-    dataset.add_dynamic_item(read, takes="wav", provides="sig")
-    dataset.set_output_keys(["sig"])
+    data.add_dynamic_item(read, takes="wav", provides="sig")
+    data.set_output_keys(["sig"])
     with pytest.raises(ZeroDivisionError):
         data[0]
 
@@ -308,13 +186,13 @@ def test_rows_and_labels_choose_the_utterances(noise):
         crop=0.5,
         labels=np.array([1, -1, 0, 2]),
     )
-    items = [data[i] for i in range(len(dataset))]
+    items = [data[i] for i in range(len(data))]
     assert [(i["id"], i["row"], i["label"]) for i in items] == [
         ("d", 3, 2),
         ("c", 2, 0),
     ]
     assert type(items[0]["label"]) is int
-    assert [item["id"] for item in dataset] == ["d", "c"]  # and no further
+    assert [item["id"] for item in data] == ["d", "c"]  # and no further
 
 
 def test_crops_follow_from_seed_epoch_and_utterance(noise):
@@ -330,7 +208,7 @@ def test_crops_follow_from_seed_epoch_and_utterance(noise):
     assert not torch.equal(data[0]["sig"], data[1]["sig"])
     assert not torch.equal(data[0]["sig"], other[0]["sig"])
     first = data[0]["sig"]
-    dataset.set_epoch(1)
+    data.set_epoch(1)
     assert not torch.equal(data[0]["sig"], first)
     again.set_epoch(1)
     assert torch.equal(data[0]["sig"], again[0]["sig"])
@@ -344,89 +222,20 @@ def test_crops_do_not_depend_on_who_reads(noise, persistent):
         data, batch_size=None, num_workers=2, persistent_workers=persistent
     )
     for epoch in (1, 2):
-        dataset.set_epoch(epoch)
+        data.set_epoch(epoch)
         for here, there in zip(data, loader):
             assert torch.equal(here["sig"], there["sig"])
-
-
-# The log of bad files
-
-
-def test_bad_files_are_tolerated_up_to_the_limit(tmp_path):
-    bad = BadFiles(tmp_path / "bad_files.txt", limit=2)
-    bad.add([])
-    assert not bad.path.exists()
-    bad.add([("a", "silent"), ("b", "cannot be read:\n no such\tfile")])
-    bad.add([("a", "silent")])  # known
-    with pytest.raises(ValueError, match=r"3 bad .* the 2 that max_bad_share"):
-        bad.add([("c", "silent")])
-    assert bad.path.read_text().splitlines() == [
-        "a\tsilent",
-        "b\tcannot be read: no such file",
-        "c\tsilent",
-    ]
-
-
-def test_bad_files_are_remembered_by_the_next_process(tmp_path):
-    path = tmp_path / "bad_files.txt"
-    BadFiles(path, limit=2).add([("a", "silent"), ("b", "silent")])
-    again = BadFiles(path, limit=2)
-    again.add([("b", "silent")])
-    with pytest.raises(ValueError, match="3 bad utterances"):
-        again.add([("c", "silent")])
-
-
-def test_starting_again_does_not_lift_the_limit(tmp_path):
-    path = tmp_path / "bad_files.txt"
-    found = [("a", "silent"), ("b", "silent")]
-    for _ in range(2):
-        with pytest.raises(ValueError, match="2 bad utterances"):
-            BadFiles(path, limit=1).add(found)
-    with pytest.raises(ValueError, match="a: silent\n  b: silent"):
-        BadFiles(path, limit=1).check()
-
-
-def test_the_first_ten_are_shown(tmp_path):
-    bad = BadFiles(tmp_path / "bad_files.txt", limit=3)
-    with pytest.raises(ValueError, match="12 bad utterances") as error:
-        bad.add([(f"u{n:02}", "silent") for n in range(12)])
-    shown = [f"u{n:02}: silent" in str(error.value) for n in range(12)]
-    assert shown == [True] * 10 + [False] * 2
-
-
-@given(
-    st.dictionaries(
-        st.text(st.sampled_from("a\t\n\r\x1b\x85\u2028é\udce9\\")),
-        st.text(),
-        max_size=5,
-    )
-)
-def test_any_name_and_reason_stay_one_line(tmp_path_factory, found):
-    path = tmp_path_factory.mktemp("bad") / "bad_files.txt"
-    bad = BadFiles(path, limit=9)
-    bad.add(found.items())
-    lines = path.read_text("utf-8").splitlines() if found else []
-    assert [line.count("\t") for line in lines] == [1] * len(bad.reasons)
-    assert BadFiles(path, limit=9).reasons == bad.reasons
-    bad.add(found.items())  # known
-    assert (path.read_text("utf-8").splitlines() if found else []) == lines
-
-
-def test_a_damaged_log_of_bad_files_is_read_as_far_as_it_goes(tmp_path):
-    path = tmp_path / "bad_files.txt"
-    path.write_bytes(b"a\tsilent\n\xff\xfe\nb\tcut")
-    assert {"a", "b"} < set(BadFiles(path, limit=9).reasons)
 
 
 def test_a_file_that_turns_bad_stops_no_epoch(tmp_path, noise):
     """It is counted once; the others take its place from then on."""
     (tmp_path / "b.wav").write_bytes(noise[0].read_bytes())
     manifest = manifest_of(a=noise[0], b=tmp_path / "b.wav", c=noise[0])
-    dataset = crop_dataset(manifest, np.arange(3), crop=0.5)
+    data = crop_dataset(manifest, np.arange(3), crop=0.5)
     bad = BadFiles(tmp_path / "bad_files.txt", limit=1)
 
     def epoch():
-        items = [dataset[index] for index in range(3)]
+        items = [data[index] for index in range(3)]
         for item in items:
             lines = item["bad"].splitlines()
             bad.add(line.split("\t", 1) for line in lines)

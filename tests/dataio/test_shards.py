@@ -7,7 +7,6 @@ import io
 import itertools
 import logging
 import multiprocessing
-import os
 import re
 import tarfile
 import time
@@ -16,17 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings, strategies as st
-from speechbrain.dataio.dataloader import SaveableDataLoader
-from speechbrain.dataio.sampler import DistributedSamplerWrapper
-from speechbrain.utils.checkpoints import Checkpointer
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio import shards
-from lgl_plugin.dataio.audio import Member, read_audio
+from lgl_plugin.dataio.audio import Member
 from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import load_manifest
-from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
 from lgl_plugin.dataio.shards import write_shards
 
 HEADER = "ID,duration,wav,start,stop,spk_id\n"
@@ -110,69 +104,6 @@ def members(folder):
         with tarfile.open(path) as tar:
             for member in tar:
                 yield path.name, member.name, tar.extractfile(member).read()
-
-
-# Member
-
-
-@given(st.data())
-@settings(max_examples=100, deadline=None)
-def test_member_is_like_a_file(tmp_path_factory, data):
-    before, content, after = (
-        data.draw(st.binary(max_size=50)) for _ in range(3)
-    )
-    path = tmp_path_factory.getbasetemp() / "member.bin"
-    path.write_bytes(before + content + after)
-    plain = io.BytesIO(content)
-    with Member(path, len(before), len(content)) as member:
-        assert member.readable() and member.seekable()
-        assert not member.writable()
-        for _ in range(data.draw(st.integers(1, 8))):
-            if data.draw(st.booleans()):
-                n = data.draw(st.integers(-1, 60))
-                assert member.read(n) == plain.read(n)
-            else:
-                whence = data.draw(st.sampled_from([0, 1, 2]))
-                base = (0, plain.tell(), len(content))[whence]
-                offset = data.draw(st.integers(-base - 5, 60))
-                if base + offset < 0:
-                    with pytest.raises(ValueError, match="before the start"):
-                        member.seek(offset, whence)
-                else:
-                    found = member.seek(offset, whence)
-                    assert found == plain.seek(offset, whence)
-            assert member.tell() == plain.tell()
-    assert member.closed
-
-
-def test_member_closes_its_file_and_says_what_is_missing(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        member = Member(tmp_path / "x", 1, 2)
-        member.close()
-        member.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ValueError, match="closed"):
-        member.read()
-    with pytest.raises(FileNotFoundError):
-        Member(tmp_path / "y", 0, 1)
-
-
-@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
-def test_audio_within_a_file_is_as_in_its_own(tmp_path, kind):
-    path = tmp_path / f"a.{kind}"
-    put(path, 20000)
-    content = path.read_bytes()
-    (tmp_path / "shard").write_bytes(b"x" * 700 + content + b"y" * 900)
-    place = 700, len(content)
-    for span in ((0.0, None), (0.3, 0.5), (1.0, 9.0)):
-        expected = read_audio(path, *span)
-        found = read_audio(tmp_path / "shard", *span, place=place)
-        assert torch.equal(found, expected)
-
-
-# Writing
 
 
 def test_whole_files_are_copied(tmp_path):
@@ -498,130 +429,3 @@ def test_command_line(tmp_path):
         ]
     )
     check_equal(tmp_path, tmp_path / "shards/manifest.csv")
-
-
-# ShardSampler
-
-
-@given(
-    st.integers(0, 12),
-    st.integers(1, 20),
-    st.integers(1, 14),
-    st.integers(0, 9),
-)
-@settings(max_examples=100, deadline=None)
-def test_each_index_once_and_few_shards_at_a_time(n, size, window, epoch):
-    numbers = np.random.default_rng(0).permutation(np.repeat(range(n), size))
-    numbers = numbers.astype(int)
-    sampler = ShardSampler(numbers, window, epoch=epoch)
-    order = list(sampler)
-    assert sorted(order) == list(range(n * size))
-    assert len(sampler) == n * size
-    assert all(type(index) is int for index in order)
-    first, last = {}, {}
-    for place, shard in enumerate(numbers[order]):
-        first.setdefault(shard, place)
-        last[shard] = place
-    for place in range(len(order)):
-        reading = [s for s in last if first[s] <= place <= last[s]]
-        assert len(reading) <= window
-
-
-def test_order_follows_from_seed_and_epoch():
-    numbers = np.repeat(np.arange(16), 25)
-    sampler = ShardSampler(numbers, window=4, seed=7)
-    zero = list(sampler)
-    assert list(sampler) == zero
-    sampler.set_epoch(1)
-    one = list(sampler)
-    assert one != zero
-    assert one == list(ShardSampler(numbers, 4, seed=7, epoch=1))
-    # As in SpeechBrain's samplers, it is the sum that counts.
-    assert one == list(ShardSampler(numbers, 4, seed=8))
-    # Other shards are together, and their utterances are mixed.
-    assert set(numbers[zero[:100]]) != set(numbers[one[:100]])
-    assert len(set(numbers[zero[:25]])) == 4
-    with pytest.raises(ValueError, match="window is 0"):
-        ShardSampler(numbers, window=0)
-
-
-@pytest.mark.parametrize("world", [2, 3, 8])
-def test_ranks_share_without_repeats(world):
-    numbers = np.repeat(np.arange(12), 40)  # 480, which all of them divide
-
-    def indices(rank, epoch):
-        # As Brain.fit wraps a sampler under DDP.
-        wrapped = DistributedSamplerWrapper(
-            ShardSampler(numbers, window=3),
-            num_replicas=world,
-            rank=rank,
-            drop_last=True,
-            shuffle=False,
-        )
-        wrapped.set_epoch(epoch)
-        return list(wrapped)
-
-    for epoch in (0, 1):
-        parts = [indices(rank, epoch) for rank in range(world)]
-        assert sorted(sum(parts, [])) == list(range(480))
-        # Ranks read the same few shards at a time.
-        share = 120 // world
-        for step in range(0, 4 * share, share):
-            now = [i for part in parts for i in part[step : step + share]]
-            assert len(set(numbers[now])) == 3
-    assert indices(0, 0) != indices(0, 1)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A dataset of crops in shards, and the shard of each."""
-    folder = tmp_path_factory.mktemp("corpus")
-    make_corpus(folder, 24)
-    made = write(folder)
-    manifest = load_manifest(made, made.parent)
-    data = crop_dataset(manifest, np.arange(24), 0.1)
-    return data, shard_numbers(manifest.wavs)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_share_without_repeats(corpus, workers):
-    data, numbers = corpus
-    sampler = ShardSampler(numbers, window=2)
-    loader = SaveableDataLoader(
-        data, 4, sampler=sampler, num_workers=workers, collate_fn=list
-    )
-    found = [item["id"] for batch in loader for item in batch]
-    assert found == [data[index]["id"] for index in sampler]
-    assert len(set(found)) == 24
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumes_in_mid_epoch(tmp_path, corpus, workers):
-    data, numbers = corpus
-
-    def make():
-        sampler = ShardSampler(numbers, window=2)
-        sampler.set_epoch(3)
-        loader = SaveableDataLoader(
-            data, 4, sampler=sampler, num_workers=workers, collate_fn=list
-        )
-        return loader, Checkpointer(tmp_path, {"loader": loader})
-
-    loader, checkpointer = make()
-    left = []
-    for step, batch in enumerate(loader):
-        if step == 2:
-            checkpointer.save_checkpoint(end_of_epoch=False)
-        if step > 2:
-            left += [item["id"] for item in batch]
-    assert len(left) == 12
-
-    loader, checkpointer = make()
-    checkpointer.recover_if_possible()
-    assert [item["id"] for batch in loader for item in batch] == left
-
-
-def test_numbers_of_shards():
-    assert shard_numbers([]).dtype == np.int64
-    wavs = ["y", "x", "y", "z", "x"]
-    assert shard_numbers(wavs).tolist() == [0, 1, 0, 2, 1]

@@ -1,0 +1,201 @@
+"""Reading audio: files, spans, members of shards, why a file is bad."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings, strategies as st
+
+from lgl_plugin.dataio.audio import (
+    BadAudio,
+    Member,
+    audio_seconds,
+    rate_problem,
+    read_audio,
+    wrap,
+)
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Two seconds of noise at 16 kHz: its path and its samples."""
+    samples = np.random.default_rng(1).uniform(-0.5, 0.5, 32000)
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, samples, 16000)
+    return path, soundfile.read(path, dtype="float32")[0]
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_whole_file_as_soundfile_reads_it(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    tone = 0.3 * np.sin(np.arange(16000) / 20)
+    soundfile.write(path, tone, 16000)
+    expected = soundfile.read(path, dtype="float32")[0]
+    np.testing.assert_array_equal(read_audio(path).numpy(), expected)
+
+
+@given(start=st.integers(0, 31000), length=st.integers(1, 1000), data=st.data())
+def test_part_of_a_file(tmp_path_factory, start, length, data):
+    path = tmp_path_factory.getbasetemp() / "part.flac"
+    if not path.exists():
+        samples = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
+        soundfile.write(path, samples, 16000)
+    expected, _ = soundfile.read(
+        path, frames=length, start=start, dtype="float32"
+    )
+    found = read_audio(path, start / 16000, length / 16000)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_stereo_becomes_the_mean_of_its_channels(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 2))
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    expected = samples.astype(np.float32).mean(axis=1)
+    found = read_audio(tmp_path / "a.wav")
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_resampling_keeps_duration_pitch_and_level(tmp_path):
+    hertz, seconds = 440.0, 1.5
+    tone = 0.4 * np.sin(2 * np.pi * hertz * np.arange(12000) / 8000)
+    soundfile.write(tmp_path / "a.wav", tone, 8000, subtype="FLOAT")
+    wav = read_audio(tmp_path / "a.wav", sample_rate=16000).numpy()
+    assert len(wav) == seconds * 16000
+    spectrum = np.abs(np.fft.rfft(wav * np.hanning(len(wav))))
+    assert spectrum.argmax() * 16000 / len(wav) == pytest.approx(hertz, abs=1)
+    expected = 0.4 * np.sin(2 * np.pi * hertz * np.arange(24000) / 16000)
+    middle = slice(1000, -1000)  # the filter rings at the edges
+    np.testing.assert_allclose(wav[middle], expected[middle], atol=2e-3)
+
+
+def test_start_counts_seconds_at_any_rate(tmp_path):
+    step = np.r_[np.zeros(4000), np.full(4000, 0.5)]
+    soundfile.write(tmp_path / "a.wav", step, 8000)
+    wav = read_audio(tmp_path / "a.wav", 0.5, 0.25, sample_rate=16000)
+    assert len(wav) == 4000
+    np.testing.assert_allclose(wav[100:-100], 0.5, atol=2e-3)
+
+
+def test_bad_files_are_bad_audio(tmp_path):
+    second = np.zeros(16000, dtype=np.float32)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "corrupt.wav").write_bytes(b"RIFF, but no more than that")
+    soundfile.write(tmp_path / "header.wav", second[:0], 16000)
+    for bad in (np.nan, np.inf):
+        second[77] = bad
+        path = tmp_path / f"{bad}.wav"
+        soundfile.write(path, second, 16000, subtype="FLOAT")
+    second[77] = 1e30
+    soundfile.write(tmp_path / "huge.wav", second, 16000, "FLOAT")
+    second[77] = 0.5
+    soundfile.write(tmp_path / "odd.wav", second, 15999)
+    (tmp_path / "bare.raw").write_bytes(bytes(99))
+    os.mkfifo(tmp_path / "pipe.wav")
+    for name, words in {
+        "missing.wav": "cannot be opened: No such file",
+        "empty.wav": "is empty",
+        "corrupt.wav": "cannot be read",
+        "huge.wav": r"samples up to 1e\+30",
+        "odd.wav": "15999 Hz, too odd",
+        "bare.raw": "has no header",
+        "pipe.wav": "is not a regular file",
+        "header.wav": "no samples",
+        "nan.wav": "not finite",
+        "inf.wav": "not finite",
+    }.items():
+        with pytest.raises(BadAudio, match=words):
+            read_audio(tmp_path / name)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+def test_usual_rates_are_not_odd(rate):
+    assert rate_problem(rate, 16000) is None
+
+
+def test_integers_written_as_floats_pass(tmp_path):
+    tone = 32767 * np.sin(np.arange(16000) / 20)
+    soundfile.write(tmp_path / "a.wav", tone, 16000, "FLOAT")
+    assert read_audio(tmp_path / "a.wav").abs().max() > 30000
+
+
+def test_how_long_a_file_is(tmp_path, noise):
+    assert audio_seconds(noise[0]) == 2.0
+    soundfile.write(tmp_path / "header.wav", np.zeros(0), 16000)
+    with pytest.raises(BadAudio, match="no samples"):
+        audio_seconds(tmp_path / "header.wav")
+
+
+def test_reading_past_the_end_is_bad_audio(noise):
+    with pytest.raises(BadAudio, match="no samples"):
+        read_audio(noise[0], start=5.0, seconds=1.0)
+
+
+@given(length=st.integers(1, 50), wanted=st.integers(1, 200))
+def test_wrap_repeats_from_the_beginning(length, wanted):
+    wav = torch.arange(length)
+    expected = np.resize(np.arange(length), wanted)  # numpy's wraps, too
+    np.testing.assert_array_equal(wrap(wav, wanted).numpy(), expected)
+
+
+# Members of shards
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_member_is_like_a_file(tmp_path_factory, data):
+    before, content, after = (
+        data.draw(st.binary(max_size=50)) for _ in range(3)
+    )
+    path = tmp_path_factory.getbasetemp() / "member.bin"
+    path.write_bytes(before + content + after)
+    plain = io.BytesIO(content)
+    with Member(path, len(before), len(content)) as member:
+        assert member.readable() and member.seekable()
+        assert not member.writable()
+        for _ in range(data.draw(st.integers(1, 8))):
+            if data.draw(st.booleans()):
+                n = data.draw(st.integers(-1, 60))
+                assert member.read(n) == plain.read(n)
+            else:
+                whence = data.draw(st.sampled_from([0, 1, 2]))
+                base = (0, plain.tell(), len(content))[whence]
+                offset = data.draw(st.integers(-base - 5, 60))
+                if base + offset < 0:
+                    with pytest.raises(ValueError, match="before the start"):
+                        member.seek(offset, whence)
+                else:
+                    found = member.seek(offset, whence)
+                    assert found == plain.seek(offset, whence)
+            assert member.tell() == plain.tell()
+    assert member.closed
+
+
+def test_member_closes_its_file_and_says_what_is_missing(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        member = Member(tmp_path / "x", 1, 2)
+        member.close()
+        member.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ValueError, match="closed"):
+        member.read()
+    with pytest.raises(FileNotFoundError):
+        Member(tmp_path / "y", 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_audio_within_a_file_is_as_in_its_own(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    samples = np.random.default_rng(0).uniform(-0.9, 0.9, 20000)
+    soundfile.write(path, samples, 16000)
+    content = path.read_bytes()
+    (tmp_path / "shard").write_bytes(b"x" * 700 + content + b"y" * 900)
+    place = 700, len(content)
+    for span in ((0.0, None), (0.3, 0.5), (1.0, 9.0)):
+        expected = read_audio(path, *span)
+        found = read_audio(tmp_path / "shard", *span, place=place)
+        assert torch.equal(found, expected)

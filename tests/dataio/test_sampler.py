@@ -1,0 +1,145 @@
+"""The order in which shards are read."""
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings, strategies as st
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.dataio.sampler import DistributedSamplerWrapper
+from speechbrain.utils.checkpoints import Checkpointer
+
+from lgl_plugin.dataio.dataset import crop_dataset
+from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
+from lgl_plugin.dataio.shards import write_shards
+
+
+@given(
+    st.integers(0, 12),
+    st.integers(1, 20),
+    st.integers(1, 14),
+    st.integers(0, 9),
+)
+@settings(max_examples=100, deadline=None)
+def test_each_index_once_and_few_shards_at_a_time(n, size, window, epoch):
+    numbers = np.random.default_rng(0).permutation(np.repeat(range(n), size))
+    numbers = numbers.astype(int)
+    sampler = ShardSampler(numbers, window, epoch=epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(n * size))
+    assert len(sampler) == n * size
+    assert all(type(index) is int for index in order)
+    first, last = {}, {}
+    for place, shard in enumerate(numbers[order]):
+        first.setdefault(shard, place)
+        last[shard] = place
+    for place in range(len(order)):
+        reading = [s for s in last if first[s] <= place <= last[s]]
+        assert len(reading) <= window
+
+
+def test_order_follows_from_seed_and_epoch():
+    numbers = np.repeat(np.arange(16), 25)
+    sampler = ShardSampler(numbers, window=4, seed=7)
+    zero = list(sampler)
+    assert list(sampler) == zero
+    sampler.set_epoch(1)
+    one = list(sampler)
+    assert one != zero
+    assert one == list(ShardSampler(numbers, 4, seed=7, epoch=1))
+    # As in SpeechBrain's samplers, it is the sum that counts.
+    assert one == list(ShardSampler(numbers, 4, seed=8))
+    # Other shards are together, and their utterances are mixed.
+    assert set(numbers[zero[:100]]) != set(numbers[one[:100]])
+    assert len(set(numbers[zero[:25]])) == 4
+    with pytest.raises(ValueError, match="window is 0"):
+        ShardSampler(numbers, window=0)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_share_without_repeats(world):
+    numbers = np.repeat(np.arange(12), 40)  # 480, which all of them divide
+
+    def indices(rank, epoch):
+        # As Brain.fit wraps a sampler under DDP.
+        wrapped = DistributedSamplerWrapper(
+            ShardSampler(numbers, window=3),
+            num_replicas=world,
+            rank=rank,
+            drop_last=True,
+            shuffle=False,
+        )
+        wrapped.set_epoch(epoch)
+        return list(wrapped)
+
+    for epoch in (0, 1):
+        parts = [indices(rank, epoch) for rank in range(world)]
+        assert sorted(sum(parts, [])) == list(range(480))
+        # Ranks read the same few shards at a time.
+        share = 120 // world
+        for step in range(0, 4 * share, share):
+            now = [i for part in parts for i in part[step : step + share]]
+            assert len(set(numbers[now])) == 3
+    assert indices(0, 0) != indices(0, 1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A dataset of crops in shards, and the shard of each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = ["ID,duration,wav,start,stop,spk_id\n"]
+    for n in range(24):
+        samples = np.random.default_rng(n).uniform(-0.9, 0.9, 4000)
+        soundfile.write(folder / f"{n}.wav", samples, 16000)
+        lines.append(f"{n}.wav,0.25,$data_root/{n}.wav,0,4000,\n")
+    (folder / "in.csv").write_text("".join(lines))
+    made = write_shards(
+        folder / "in.csv", folder, folder / "shards", 0.05, num_workers=1
+    )
+    manifest = load_manifest(made, made.parent)
+    data = crop_dataset(manifest, np.arange(24), 0.1)
+    return data, shard_numbers(manifest.wavs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_share_without_repeats(corpus, workers):
+    data, numbers = corpus
+    sampler = ShardSampler(numbers, window=2)
+    loader = SaveableDataLoader(
+        data, 4, sampler=sampler, num_workers=workers, collate_fn=list
+    )
+    found = [item["id"] for batch in loader for item in batch]
+    assert found == [data[index]["id"] for index in sampler]
+    assert len(set(found)) == 24
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumes_in_mid_epoch(tmp_path, corpus, workers):
+    data, numbers = corpus
+
+    def make():
+        sampler = ShardSampler(numbers, window=2)
+        sampler.set_epoch(3)
+        loader = SaveableDataLoader(
+            data, 4, sampler=sampler, num_workers=workers, collate_fn=list
+        )
+        return loader, Checkpointer(tmp_path, {"loader": loader})
+
+    loader, checkpointer = make()
+    left = []
+    for step, batch in enumerate(loader):
+        if step == 2:
+            checkpointer.save_checkpoint(end_of_epoch=False)
+        if step > 2:
+            left += [item["id"] for item in batch]
+    assert len(left) == 12
+
+    loader, checkpointer = make()
+    checkpointer.recover_if_possible()
+    assert [item["id"] for batch in loader for item in batch] == left
+
+
+def test_numbers_of_shards():
+    assert shard_numbers([]).dtype == np.int64
+    wavs = ["y", "x", "y", "z", "x"]
+    assert shard_numbers(wavs).tolist() == [0, 1, 0, 2, 1]
