@@ -66,20 +66,11 @@ class TrueLabels:
         embed: Callable[[Manifest], np.ndarray],
         path: str | pathlib.Path | None = None,
     ) -> dict[str, float]:
-        """Scores the trial list; without one returns an empty dict.
+        """Scores the trial list as `verification.verify`; {} without one.
 
-        Arguments
-        ---------
-        embed : callable
-            Takes the trial list's audio, n utterances, as a Manifest and
-            returns their embeddings (n, D) in its order.
-        path : str or pathlib.Path, optional
-            An npz file to keep `scores` (T,) and `labels` (T,) in.
-
-        Returns
-        -------
-        dict
-            The figures of `verification.verify`.
+        `embed` takes the list's audio, n utterances, and returns their
+        embeddings (n, D). `path` is an npz file to keep the `scores` (T,) and
+        `labels` (T,) in.
         """
         if self._trials is None:
             return {}
@@ -90,10 +81,10 @@ class TrueLabels:
         return verify(embeddings, self._trials)
 
     def clusters(self, rows: np.ndarray, labels: np.ndarray) -> dict:
-        """Compares pseudo-labels (n,) of manifest rows (n,) with the speakers.
+        """Reports on the pseudo-labels (n,) of manifest rows (n,).
 
-        Returns what `clustering_report` does; an empty dict where no row's
-        speaker is known.
+        Returns what `clustering_report` does; {} where no row's speaker is
+        known.
         """
         return self._compare(rows, labels)
 
@@ -106,35 +97,23 @@ class TrueLabels:
     ) -> dict[str, float]:
         """Measures a gate's selection and its corrected labels.
 
-        Arguments
-        ---------
-        labels : numpy.ndarray, (N,), int64
-            Pseudo-label of each row of the manifest, -1 for none.
-        rows : numpy.ndarray, (n,), int64
-            Manifest rows that were trained on.
-        selected : numpy.ndarray, (n,), bool
-            True where the gate let the utterance through.
-        corrected : numpy.ndarray, (n,), int64
-            Label that took a refused utterance's place, -1 for none.
-
-        Returns
-        -------
-        dict
-            `nmi_selected`, `ami_selected`, `gate_precision`, `gate_recall` as
-            in `clustering_report`, and `correction_precision`: the share of
-            corrected labels whose cluster is mapped to the true speaker. A
-            figure is left out where no speaker is known.
+        `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none.
+        Of the `rows` (n,) that were trained on, `selected` (n,) are those
+        that the gate let through, and `corrected` (n,) the labels that took a
+        refused one's place, -1 for none. Returns the gate's figures of
+        `clustering_report`, and `correction_precision`, the share of
+        corrected labels whose cluster is mapped to the true speaker. A figure
+        is left out where no speaker is known.
         """
         report = self._compare(rows, labels[rows], selected)
         keys = ("nmi_selected", "ami_selected", "gate_precision", "gate_recall")
         figures = {key: report[key] for key in keys if key in report}
-        true = self._speakers[rows]
-        changed = (corrected >= 0) & (true >= 0)
+        true, known = self._speakers, labels >= 0
+        changed = (corrected >= 0) & (true[rows] >= 0)
         if changed.any():
-            known = labels >= 0
-            speaker_of = hungarian_mapping(self._speakers[known], labels[known])
+            speaker_of = hungarian_mapping(true[known], labels[known])
             mapped = [speaker_of.get(n, -1) for n in corrected[changed]]
-            precision = np.mean(mapped == true[changed])
+            precision = np.mean(mapped == true[rows][changed])
             figures["correction_precision"] = float(precision)
         return figures
 
@@ -143,19 +122,11 @@ class TrueLabels:
     ) -> Callable[[np.ndarray, np.ndarray], dict] | None:
         """Makes a function for the mean loss of reliable and other labels.
 
-        Paper, section 3 and figure 2.
-
-        Arguments
-        ---------
-        labels : numpy.ndarray, (N,), int64
-            Pseudo-label of each row of the manifest, -1 for none.
-
-        Returns
-        -------
-        callable or None
-            Takes an epoch's manifest rows (n,) and losses (n,) and returns
-            `loss_reliable` and `loss_unreliable`, None for a group without
-            utterances. None where no labelled row's speaker is known.
+        `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none.
+        The function takes an epoch's rows (n,) and losses (n,) and returns
+        `loss_reliable` and `loss_unreliable`, None for a group without
+        utterances (paper, section 3 and figure 2). Returns None instead of a
+        function where no labelled row's speaker is known.
         """
         known = labels >= 0
         if not (self._speakers[known] >= 0).any():

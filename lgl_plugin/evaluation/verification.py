@@ -1,13 +1,19 @@
-"""Speaker verification: trial lists, scores, AS-norm, EER, minDCF, DET.
+"""Speaker verification: cosine scores, AS-norm, error rates, intervals.
 
 A trial asks whether an enrolment and a test utterance come from the same
-speaker. Embeddings are computed once per utterance; what happens per trial is
-array work, so that VoxCeleb1-E's 580 thousand trials take about a second.
+speaker. Embeddings are computed once per utterance; per trial there is array
+work only, so that VoxCeleb1-E's 580 thousand trials take about a second.
 """
 
+from __future__ import annotations
+
+import pathlib
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 
+from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.metrics.error_rates import (
     count_rejected,
     eer,
@@ -18,14 +24,16 @@ from lgl_plugin.utils.files import atomic_write
 
 # Utterances and cohort utterances whose cosines are held at once: 32 MiB.
 ROWS, COLUMNS = 256, 32768
+# Trials whose embeddings are gathered at once: tens of megabytes.
+TRIALS = 16384
 
 
-def cosine_scores(embeddings, trials):
-    """The cosine similarity of each trial's two embeddings.
+def cosine_scores(embeddings: ArrayLike, trials: Trials) -> np.ndarray:
+    """Computes the cosine similarity of each trial's two embeddings.
 
     Arguments
     ---------
-    embeddings : numpy.ndarray, (U, D), float
+    embeddings : array-like, (U, D), float
         One row per utterance, in the order of `trials.utterances`.
     trials : Trials
         The trials to score.
@@ -42,14 +50,9 @@ def cosine_scores(embeddings, trials):
 
     Example
     -------
-    >>> trials = Trials(
-    ...     np.array([True, False]),
-    ...     ["a", "b", "c"],
-    ...     np.array([0, 0]),
-    ...     np.array([1, 2]),
-    ... )
-    >>> embeddings = np.array([[1, 0], [2, 0], [0, 3]], dtype=np.float32)
-    >>> cosine_scores(embeddings, trials).tolist()
+    >>> sides = np.array([[0, 0], [1, 2]])  # a against b, a against c
+    >>> trials = Trials(np.array([True, False]), ["a", "b", "c"], *sides)
+    >>> cosine_scores([[1, 0], [2, 0], [0, 3]], trials).tolist()
     [1.0, 0.0]
     """
     embeddings = np.asarray(embeddings, np.float32)
@@ -60,32 +63,33 @@ def cosine_scores(embeddings, trials):
         )
     unit = _unit(embeddings, "embeddings", trials.utterances)
     scores = np.empty(len(trials), np.float32)
-    # Two gathered blocks of this many rows stay within tens of megabytes.
-    for start in range(0, len(trials), 16384):
-        block = slice(start, start + 16384)
+    for start in range(0, len(trials), TRIALS):
+        block = slice(start, start + TRIALS)
         scores[block] = np.einsum(
             "td,td->t", unit[trials.enrolment[block]], unit[trials.test[block]]
         )
     return scores
 
 
-def cohort_statistics(embeddings, cohort, top):
-    """Where each utterance's highest scores against a cohort lie.
+def cohort_statistics(
+    embeddings: ArrayLike, cohort: ArrayLike, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes mean and deviation of each utterance's highest cohort scores.
 
     The cohort stands for other speakers than the utterance's own. It must be
-    embeddings of training utterances, never of the trials'; whose they are
-    is not asked, so labels are neither needed nor a way in.
+    embeddings of training utterances, never of the trials'; it needs no
+    labels.
 
     Matches SpeechBrain's `speaker_verification_cosine.py`: cosines, the `top`
     (there `cohort_size`) highest of them, their mean, and their deviation
-    with top - 1 as divisor. It computes them for both sides of every trial;
-    here once per utterance, with some 100 MiB beside copies of both inputs.
+    with top - 1 as divisor. SpeechBrain computes them for both sides of every
+    trial; here once per utterance, with some 100 MiB beside both inputs.
 
     Arguments
     ---------
-    embeddings : numpy.ndarray, (U, D), float
+    embeddings : array-like, (U, D), float
         One row per utterance of the trials.
-    cohort : numpy.ndarray, (M, D), float
+    cohort : array-like, (M, D), float
         One row per utterance of the cohort, of the same encoder.
     top : int
         Highest scores that count, from 2 to M; 300 to 1,000 are usual.
@@ -105,8 +109,8 @@ def cohort_statistics(embeddings, cohort, top):
 
     Example
     -------
-    >>> cohort = np.array([[1, 0], [3, 4], [0, 1], [-1, 0]])
-    >>> mean, deviation = cohort_statistics(np.array([[2, 0]]), cohort, top=2)
+    >>> cohort = [[1, 0], [3, 4], [0, 1], [-1, 0]]
+    >>> mean, deviation = cohort_statistics([[2, 0]], cohort, top=2)
     >>> print(mean.round(3), deviation.round(3))
     [0.8] [0.283]
     """
@@ -139,8 +143,10 @@ def cohort_statistics(embeddings, cohort, top):
     return mean, deviation
 
 
-def adaptive_s_norm(scores, trials, mean, deviation):
-    """Scores in units of what each side scores against its nearest cohort.
+def adaptive_s_norm(
+    scores: ArrayLike, trials: Trials, mean: np.ndarray, deviation: np.ndarray
+) -> np.ndarray:
+    """Normalises scores by each side's scores against its nearest cohort.
 
     Adaptive symmetric normalisation (AS-norm1 of Matejka et al. 2017): half
     the sum of (score - mean) / deviation of the enrolment's and of the test
@@ -168,12 +174,8 @@ def adaptive_s_norm(scores, trials, mean, deviation):
 
     Example
     -------
-    >>> trials = Trials(
-    ...     np.array([True, False]),
-    ...     ["a", "b", "c"],
-    ...     np.array([0, 0]),
-    ...     np.array([1, 2]),
-    ... )
+    >>> sides = np.array([[0, 0], [1, 2]])  # a against b, a against c
+    >>> trials = Trials(np.array([True, False]), ["a", "b", "c"], *sides)
     >>> mean, deviation = np.array([0.2, 0.2, 0.3]), np.array([0.1, 0.1, 0.2])
     >>> adaptive_s_norm([0.7, 0.1], trials, mean, deviation).tolist()
     [5.0, -1.0]
@@ -188,7 +190,7 @@ def adaptive_s_norm(scores, trials, mean, deviation):
             "scores, means and deviations, got shapes "
             f"{scores.shape}, {mean.shape} and {deviation.shape}"
         )
-    bad = np.flatnonzero(~(deviation > 0))
+    bad = np.flatnonzero(~(deviation > 0))  # NaN too
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(mean)} utterances have equal scores against "
@@ -202,23 +204,28 @@ def adaptive_s_norm(scores, trials, mean, deviation):
     )
 
 
-def bootstrap_eer(scores, trials, n_resamples=1000, level=0.95, seed=0):
-    """Confidence interval of the EER, by drawing the speakers anew.
+def bootstrap_eer(
+    scores: ArrayLike,
+    trials: Trials,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Estimates a confidence interval of the EER by resampling speakers.
 
-    Trials that share a speaker rise and fall together; drawn one by one, as
-    if each were news, they give intervals that are far too narrow. So
-    speakers are drawn with replacement, and the trials follow: one within a
-    speaker counts as often as that one was drawn, one between two speakers
-    as the product of both. The trials themselves say who spoke: utterances
-    that target trials join, directly or by way of others, are one speaker.
-    One whom the list leaves in several such groups counts as several, which
-    makes the interval narrower, not wider.
+    Trials that share a speaker are correlated; resampled one by one, they
+    give intervals that are far too narrow. So speakers are drawn with
+    replacement: a trial within a speaker counts as often as that one was
+    drawn, one between two speakers as the product of both. The trials
+    themselves say who spoke: utterances that target trials join, directly or
+    by way of others, are one speaker. A speaker whom the list leaves in
+    several such groups counts as several, which narrows the interval.
 
-    The interval is between percentiles of the draws. It says what other
-    speakers of the same kind would give, not another training. Few speakers
-    make it too narrow: intervals of 95 % held the true rate in 84, 92 and
-    92 % of generated sets of 10, 25 and 60 speakers; those by drawing trials
-    in 51, 45 and 44 % (`benchmarks/verification.py --coverage`).
+    The interval is between percentiles of the draws. It holds for other
+    speakers of the same kind, not for another training. Few speakers make it
+    too narrow: intervals of 95 % held the true rate in 84, 92 and 92 % of
+    generated sets of 10, 25 and 60 speakers; those by resampling trials in
+    51, 45 and 44 % (`benchmarks/verification.py --coverage`).
 
     Arguments
     ---------
@@ -227,7 +234,7 @@ def bootstrap_eer(scores, trials, n_resamples=1000, level=0.95, seed=0):
     trials : Trials
         The trials that were scored.
     n_resamples : int
-        Draws, each of as many speakers as there are. One that leaves no
+        Draws, each of as many speakers as there are. A draw that leaves no
         trial of a class is replaced.
     level : float
         Share of the draws that the interval holds, between 0 and 1.
@@ -267,7 +274,8 @@ def bootstrap_eer(scores, trials, n_resamples=1000, level=0.95, seed=0):
         )
     first = speakers[trials.enrolment[order]]
     second = speakers[trials.test[order]]
-    # Instead of a speaker a second time, one who is always drawn once.
+    # A trial within a speaker has that speaker on one side and, on the other,
+    # a dummy who counts once in every draw: the product is not squared.
     second[first == second] = n_speakers
     target, nontarget = (
         (first[chosen], second[chosen]) for chosen in (labels, ~labels)
@@ -287,12 +295,12 @@ def bootstrap_eer(scores, trials, n_resamples=1000, level=0.95, seed=0):
     return float(low), float(high)
 
 
-def verify(embeddings, trials):
-    """The figures by which speaker encoders are compared.
+def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
+    """Computes the figures by which speaker encoders are compared.
 
     Arguments
     ---------
-    embeddings : numpy.ndarray, (U, D), float
+    embeddings : array-like, (U, D), float
         One row per utterance, in the order of `trials.utterances`.
     trials : Trials
         The trials to score.
@@ -310,13 +318,9 @@ def verify(embeddings, trials):
 
     Example
     -------
-    >>> trials = Trials(
-    ...     np.array([True, False]),
-    ...     ["a", "b", "c"],
-    ...     np.array([0, 0]),
-    ...     np.array([1, 2]),
-    ... )
-    >>> verify(np.array([[1, 0], [2, 0], [0, 3]]), trials)
+    >>> sides = np.array([[0, 0], [1, 2]])  # a against b, a against c
+    >>> trials = Trials(np.array([True, False]), ["a", "b", "c"], *sides)
+    >>> verify([[1, 0], [2, 0], [0, 3]], trials)
     {'eer': 0.0, 'min_dcf_001': 0.0, 'min_dcf_005': 0.0, 'threshold': 0.5}
     """
     scores = cosine_scores(embeddings, trials)
@@ -329,35 +333,13 @@ def verify(embeddings, trials):
     }
 
 
-def write_scores(path, trials, scores):
+def write_scores(
+    path: str | pathlib.Path, trials: Trials, scores: ArrayLike
+) -> None:
     """Writes scores as SpeechBrain does: `enrolment test label score`.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file to write, replaced as a whole.
-    trials : Trials
-        The trials that were scored.
-    scores : array-like, (T,), float
-        One score per trial.
-
-    Raises
-    ------
-    ValueError
-        When there is not one score per trial.
-
-    Example
-    -------
-    >>> trials = Trials(
-    ...     np.array([True, False]),
-    ...     ["a", "b", "c"],
-    ...     np.array([0, 0]),
-    ...     np.array([1, 2]),
-    ... )
-    >>> path = getfixture("tmp_path") / "scores.txt"
-    >>> write_scores(path, trials, [0.75, -0.5])
-    >>> path.read_text().splitlines()
-    ['a b 1 0.750000', 'a c 0 -0.500000']
+    Raises ValueError, and leaves an earlier file as it was, when there is not
+    one score per trial.
     """
     name = trials.utterances.__getitem__
     lines = zip(
@@ -372,7 +354,7 @@ def write_scores(path, trials, scores):
 
 
 def _unit(embeddings, what, names=None):
-    """Embeddings at length 1, zeros left; raises if one is not finite."""
+    """Returns rows at length 1, zeros left; raises if one is not finite."""
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
@@ -385,7 +367,7 @@ def _unit(embeddings, what, names=None):
 
 
 def _speakers(trials):
-    """The number of speakers as far as trials tell, and each utterance's."""
+    """Returns the number of speakers, and each utterance's speaker (U,)."""
     pairs = trials.enrolment[trials.labels], trials.test[trials.labels]
     size = len(trials.utterances)
     joined = sparse.coo_matrix((np.ones(len(pairs[0])), pairs), (size, size))
@@ -393,6 +375,6 @@ def _speakers(trials):
 
 
 def _running_count(times, sides):
-    """How often the first n trials count, for n from 0 to all."""
+    """Counts the first n trials as often as drawn, for n from 0 to all."""
     first, second = sides
     return np.append(0, np.cumsum(times[first] * times[second]))
