@@ -1,23 +1,28 @@
-"""Reads audio files and shards' members: spans of them, and why one is bad."""
+"""Reads spans of audio files and of shards' members; says why one is bad."""
+
+from __future__ import annotations
 
 import contextlib
 import io
 import math
 import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import soundfile
 import torch
 import torchaudio
 
-# Samples this far above full scale, 1, are no audio. Floats that hold the
-# integers of 32 bits, which some programs write, pass.
-LOUDEST = 2.0**31
-# Of a resampling filter, whose size grows with both rates over their greatest
-# common divisor: 20 MB, ten times what any usual rate needs.
+# The largest sample taken for audio. Full scale is 1, but some programs write
+# the integers of 32 bits as floats, and those files are usable.
+MAX_SAMPLE = 2.0**31
+# Taps of the resampling filter, which grows with both rates over their
+# greatest common divisor. The limit is 20 MB, ten times the need of any usual
+# rate; a header that claims 15,999 Hz would fill a worker's memory.
 MAX_TAPS = 5_000_000
-# What is searched at once for sound.
-STRETCH_SECONDS = 60.0
+# Seconds decoded at once in the search for sound: a file of ten silent hours
+# would otherwise fill a worker's memory.
+SEARCH_SECONDS = 60.0
 
 
 class BadAudio(ValueError):
@@ -33,8 +38,8 @@ class BadAudio(ValueError):
     """
 
 
-def audio_seconds(path):
-    """How long an audio file is, by its header.
+def audio_seconds(path: str | os.PathLike) -> float:
+    """Returns the duration of an audio file, read from its header.
 
     Arguments
     ---------
@@ -64,29 +69,15 @@ def audio_seconds(path):
         return audio.frames / audio.samplerate
 
 
-def why_unreadable(path, error):
-    """The reason for an error of libsndfile's, in a user's words.
+def why_unreadable(path: str | os.PathLike, error: Exception | None) -> str:
+    """Returns the reason why a file could not be opened or read.
 
-    libsndfile calls all that the system refuses "System error".
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        What could not be opened or read.
-    error : Exception
-        What was raised.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> why_unreadable("nowhere.wav", RuntimeError("System error."))
-    'cannot be opened: No such file or directory'
+    The file system is asked first, since libsndfile answers each of its
+    refusals with "System error".
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        return "is not a regular file"  # and opening it might wait for ever
+        # Opening a named pipe would block the worker until somebody writes.
+        return "is not a regular file"
     try:
         with open(path, "rb") as audio:
             empty = not audio.read(1)
@@ -96,43 +87,31 @@ def why_unreadable(path, error):
     return "is empty" if empty else f"cannot be read: {reason}"
 
 
-def rate_problem(rate, sample_rate):
-    """Why a sampling rate cannot be converted, or None.
-
-    Arguments
-    ---------
-    rate : int
-        Of the file, in Hz.
-    sample_rate : int
-        The wanted one, in Hz.
-
-    Returns
-    -------
-    str or None
-
-    Example
-    -------
-    >>> rate_problem(44100, 16000)
-    >>> rate_problem(16001, 16000)
-    'has 16001 Hz, too odd to convert to 16000 Hz'
-    """
+def rate_problem(rate: int, sample_rate: int) -> str | None:
+    """Returns why `rate` cannot be converted to `sample_rate` (Hz), or None."""
     common = math.gcd(rate, sample_rate)
     if (rate // common) * (sample_rate // common) > MAX_TAPS:
         return f"has {rate} Hz, too odd to convert to {sample_rate} Hz"
     return None
 
 
-def read_audio(path, start=0.0, seconds=None, sample_rate=16000, place=None):
-    """Reads a part of an audio file as mono at the wanted rate.
+def read_audio(
+    path: str | os.PathLike,
+    start: float = 0.0,
+    seconds: float | None = None,
+    sample_rate: int = 16000,
+    place: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Reads one span of an audio file as mono at the wanted rate.
 
     Arguments
     ---------
     path : str or pathlib.Path
         A wav, flac, ogg or mp3 file; or a shard, which holds many of them.
     start : float
-        Where to begin, in seconds.
+        Where the span begins, in seconds.
     seconds : float, optional
-        How much to read; to the end of the file if not given.
+        Length of the span; to the end of the file if not given.
     sample_rate : int
         The rate to convert to, in Hz.
     place : (int, int), optional
@@ -158,19 +137,20 @@ def read_audio(path, start=0.0, seconds=None, sample_rate=16000, place=None):
     return read_spans(path, [(start, seconds)], sample_rate, place)[0]
 
 
-def read_spans(path, spans, sample_rate=16000, place=None):
-    """Reads parts of an audio file, which is opened once.
+def read_spans(
+    path: str | os.PathLike,
+    spans: Sequence[tuple[float, float | None]],
+    sample_rate: int = 16000,
+    place: Sequence[int] | None = None,
+) -> list[torch.Tensor]:
+    """Reads several spans of an audio file, which is opened once.
 
     Arguments
     ---------
-    path : str or pathlib.Path
+    path, sample_rate, place
         See `read_audio`.
     spans : list of (float, float or None)
-        Start and length of each part in seconds; None: to the end.
-    sample_rate : int
-        The rate to convert to, in Hz.
-    place : (int, int), optional
-        See `read_audio`.
+        Start and length of each span in seconds; None: to the end.
 
     Returns
     -------
@@ -180,8 +160,7 @@ def read_spans(path, spans, sample_rate=16000, place=None):
     Raises
     ------
     BadAudio
-        If the file is missing, unreadable or a part of it empty, or a sample
-        is not finite.
+        See `read_audio`; also if a single span is empty.
 
     Example
     -------
@@ -194,48 +173,83 @@ def read_spans(path, spans, sample_rate=16000, place=None):
         return [_read_span(audio, *span, sample_rate) for span in spans]
 
 
+def read_first_sound(
+    path: str | os.PathLike,
+    start: float,
+    seconds: float,
+    sample_rate: int = 16000,
+    place: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Reads a span in pieces and returns the first that is not all zeros.
+
+    A piece has at most `SEARCH_SECONDS`, shape (time,). Raises `BadAudio` if
+    the whole span is zeros.
+    """
+    with _open(path, place) as audio:
+        end = min(start + seconds, audio.frames / audio.samplerate)
+        while start < end:
+            piece = min(SEARCH_SECONDS, end - start)
+            wav = _read_span(audio, start, piece, sample_rate)
+            if wav.any():
+                return wav
+            start += SEARCH_SECONDS
+    raise BadAudio("is silent from end to end")
+
+
 @contextlib.contextmanager
-def _open(path, place):
-    """An audio file, opened; its errors, then too, are BadAudio."""
+def _open(
+    path: str | os.PathLike, place: Sequence[int] | None
+) -> Iterator[soundfile.SoundFile]:
+    """Opens an audio file; errors of opening and of the block are BadAudio."""
     if not os.path.isfile(path):
         raise BadAudio(why_unreadable(path, None))
     try:
-        with contextlib.ExitStack() as stack:
-            source = str(path)
-            if place is not None:
-                source = stack.enter_context(Member(path, *place))
-            yield stack.enter_context(soundfile.SoundFile(source))
+        if place is None:
+            content = contextlib.nullcontext(str(path))
+        else:
+            content = Member(path, *place)
+        with content as source, soundfile.SoundFile(source) as audio:
+            yield audio
     except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
         raise BadAudio(why_unreadable(path, error)) from error
     except MemoryError as error:
         raise BadAudio("is said to be larger than the memory") from error
     except TypeError as error:
-        # Of a file called .raw soundfile asks what is in it.
+        # soundfile wants the format of a file called .raw as an argument.
         raise BadAudio("has no header") from error
 
 
-def _read_span(audio, start, seconds, sample_rate):
-    """A part of an open file, as `read_audio` gives it."""
+def _read_span(
+    audio: soundfile.SoundFile,
+    start: float,
+    seconds: float | None,
+    sample_rate: int,
+) -> torch.Tensor:
+    """Reads one span of an open file, as `read_audio` returns it."""
     rate = audio.samplerate
     if problem := rate_problem(rate, sample_rate):
         raise BadAudio(problem)
     audio.seek(min(round(start * rate), audio.frames))
     frames = -1 if seconds is None else round(seconds * rate)
-    # libsndfile takes three times as long to make floats of 16 bits.
-    short = audio.subtype == "PCM_16"
+    # libsndfile takes three times as long as numpy to convert 16-bit samples
+    # to floats. They are finite, so the check below is for other formats.
+    is_16_bit = audio.subtype == "PCM_16"
     try:
-        samples = audio.read(frames, "int16" if short else "float32")
-    except ValueError as error:  # a negative number of samples is left
+        samples = audio.read(frames, "int16" if is_16_bit else "float32")
+    except ValueError as error:
+        # soundfile allocates the header's length less the position, which is
+        # negative when a seek lands beyond what the header claims.
         raise BadAudio("cannot be read: header and content differ") from error
     if len(samples) == 0:
         raise BadAudio("holds no samples")
-    if short:
+    if is_16_bit:
         samples = samples.astype(np.float32)
         samples *= 1 / 32768
-    elif not (peak := np.abs(samples).max()) <= LOUDEST:
+    # "not <=" instead of ">": a NaN fails every comparison.
+    elif not (peak := np.abs(samples).max()) <= MAX_SAMPLE:
         finite = np.isfinite(peak)
-        what = f"up to {peak:.1g}" if finite else "that are not finite"
-        raise BadAudio(f"holds samples {what}")
+        extent = f"up to {peak:.1g}" if finite else "that are not finite"
+        raise BadAudio(f"holds samples {extent}")
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     wav = torch.from_numpy(samples)
@@ -244,99 +258,44 @@ def _read_span(audio, start, seconds, sample_rate):
     return wav
 
 
-def wrap(wav, n_samples):
-    """Repeats a waveform until it has `n_samples`, or cuts it there.
-
-    Arguments
-    ---------
-    wav : torch.Tensor
-        Shape (time,), at least one sample.
-    n_samples : int
-        The wanted length.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (n_samples,).
-
-    Example
-    -------
-    >>> wrap(torch.tensor([1.0, 2.0, 3.0]), 5)
-    tensor([1., 2., 3., 1., 2.])
-    """
+def wrap(wav: torch.Tensor, n_samples: int) -> torch.Tensor:
+    """Repeats a waveform (time,) end to end, and cuts it at `n_samples`."""
     if len(wav) < n_samples:
         wav = wav.repeat(-(-n_samples // len(wav)))
     return wav[:n_samples]
 
 
-class Member(io.RawIOBase):
-    """A part of a file, to be read as if it were a file of its own.
+class Member(io.FileIO):
+    """A range of a file's bytes, read as if it were a file of its own.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file, such as a shard.
-    first_byte : int
-        Where the part begins.
-    n_bytes : int
-        How long it is.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be opened or read.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "shard.tar"
-    >>> _ = path.write_bytes(b"one,two,three")
-    >>> with Member(path, 4, 3) as member:
-    ...     member.read()
-    b'two'
+    soundfile thus decodes an audio file in place within a shard.
     """
 
-    def __init__(self, path, first_byte, n_bytes):
+    def __init__(
+        self, path: str | os.PathLike, first_byte: int, n_bytes: int
+    ) -> None:
+        super().__init__(path)
         self._first = first_byte
         self._length = n_bytes
-        self._position = 0
-        self._handle = None  # which close() asks for if opening fails
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        super().seek(first_byte)
 
-    def readable(self):
-        """True."""
-        return True
+    def tell(self) -> int:
+        """Returns the position in bytes from the start of the range."""
+        return super().tell() - self._first
 
-    def seekable(self):
-        """True."""
-        return True
-
-    def tell(self):
-        """The position, in bytes from the beginning of the part."""
-        return self._position
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        """Moves to a position; one beyond the end reads nothing."""
-        position = (0, self._position, self._length)[whence] + offset
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to a position within the range; reading beyond it gives b""."""
+        position = (0, self.tell(), self._length)[whence] + offset
         if position < 0:
             raise ValueError(f"position {position} is before the start")
-        self._position = position
+        super().seek(self._first + position)
         return position
 
-    def readinto(self, buffer):
-        """Fills a buffer as far as the part goes; returns how many bytes."""
-        if self.closed:
-            raise ValueError("the file is closed")
-        buffer = memoryview(buffer).cast("B")
-        left = max(self._length - self._position, 0)
-        # preadv: the position is this object's, not that of the handle.
-        n_read = os.preadv(
-            self._handle, [buffer[:left]], self._first + self._position
-        )
-        self._position += n_read
-        return n_read
+    def readinto(self, buffer) -> int:
+        """Fills a buffer up to the end of the range; returns the byte count."""
+        left = max(self._length - self.tell(), 0)
+        return super().readinto(memoryview(buffer).cast("B")[:left])
 
-    def close(self):
-        """Closes the file."""
-        if not self.closed and self._handle is not None:
-            os.close(self._handle)
-        super().close()
+    # FileIO's own read past the range's end; RawIOBase's call `readinto`.
+    read = io.RawIOBase.read
+    readall = io.RawIOBase.readall

@@ -1,53 +1,33 @@
-"""Manifests to datasets: random crops, read without decoding whole files.
+"""Datasets over manifests: random crops, without decoding whole files.
 
 An utterance is read as one crop (Stage II), as two disjoint crops (Stage I)
 or whole (extraction). Bad audio never reaches the network: in training the
 next utterance takes its place, and either way `BadFiles` names it.
 """
 
-import random
+from __future__ import annotations
 
+import os
+import random
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from lgl_plugin.dataio import audio
-from lgl_plugin.dataio.audio import (
-    BadAudio,
-    _open,
-    _read_span,
-    read_spans,
-    wrap,
-)
+from lgl_plugin.dataio.audio import BadAudio, read_first_sound, read_spans, wrap
+from lgl_plugin.dataio.manifest import Manifest
 
 
-def crop_spans(duration, crop, n_crops, rng):
-    """Draws where to read disjoint crops.
+def crop_spans(
+    duration: float, crop: float, n_crops: int, rng: random.Random
+) -> list[tuple[float, float]]:
+    """Draws start and length of disjoint crops, all in seconds.
 
-    An utterance with room for all crops gives uniformly random disjoint
-    spans; a shorter one is cut into equal parts, which the reader wraps. The
-    spans come in random order, since neither view of Stage I may always be
-    the earlier one (paper, section 2.1).
-
-    Arguments
-    ---------
-    duration : float
-        Length of the utterance in seconds.
-    crop : float
-        Length of a crop in seconds.
-    n_crops : int
-        How many.
-    rng : random.Random or module
-        What draws.
-
-    Returns
-    -------
-    list of (float, float)
-        Start and length of each span, in seconds.
-
-    Example
-    -------
-    >>> crop_spans(1.0, 1.0, 2, random.Random(1))
-    [(0.5, 0.5), (0.0, 0.5)]
+    With room for all crops, their positions are uniformly random; a shorter
+    utterance is cut into equal parts, which `read_crops` repeats to full
+    length. The order is random too: if one view of Stage I were always the
+    earlier one, the encoder could tell them apart (paper, section 2.1).
     """
     length = min(crop, duration / n_crops)
     slack = max(duration - n_crops * length, 0.0)
@@ -59,53 +39,20 @@ def crop_spans(duration, crop, n_crops, rng):
 
 
 def read_crops(
-    path,
-    offset,
-    duration,
-    crop,
-    n_crops=1,
-    sample_rate=16000,
-    rng=random,
-    place=None,
-):
-    """Reads random disjoint crops of one utterance.
+    path: str | os.PathLike,
+    offset: float,
+    duration: float,
+    crop: float,
+    n_crops: int = 1,
+    sample_rate: int = 16000,
+    rng: random.Random = random,
+    place: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Reads random disjoint crops of the utterance at `offset` in a file.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The audio file.
-    offset : float
-        Where the utterance begins in it, in seconds.
-    duration : float
-        Length of the utterance in seconds.
-    crop : float
-        Length of a crop in seconds.
-    n_crops : int
-        How many crops.
-    sample_rate : int
-        The rate to convert to, in Hz.
-    rng : random.Random or module
-        What draws where to read.
-    place : (int, int), optional
-        Where in a shard the file lies, see `read_audio`.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (n_crops, crop * sample_rate), float32.
-
-    Raises
-    ------
-    BadAudio
-        If the file cannot be read or is silent from end to end.
-
-    Example
-    -------
-    >>> import numpy as np, soundfile
-    >>> path = getfixture("tmp_path") / "tone.wav"
-    >>> soundfile.write(path, np.full(16000, 0.5), 16000)
-    >>> read_crops(path, 0.0, 1.0, crop=0.75, n_crops=2).shape
-    torch.Size([2, 12000])
+    Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
+    are in seconds. A crop of zeros alone is replaced by one around the first
+    sound of the utterance; `BadAudio` is raised if there is none.
     """
     n_samples = round(crop * sample_rate)
     spans = crop_spans(duration, crop, n_crops, rng)
@@ -113,59 +60,42 @@ def read_crops(
     crops = read_spans(path, spans, sample_rate, place)
     for index, wav in enumerate(crops):
         if not wav.any():
-            # Digital silence in the crop alone: look where there is sound.
-            wav = _sounding(path, offset, duration, sample_rate, place)
-            crops[index] = _loudest(wav, n_samples)
+            wav = read_first_sound(path, offset, duration, sample_rate, place)
+            crops[index] = _loudest_crop(wav, n_samples)
     return torch.stack([wrap(wav, n_samples) for wav in crops])
 
 
-def _sounding(path, offset, duration, sample_rate, place):
-    """The first stretch of an utterance that is not silent."""
-    end = offset + duration
-    with _open(path, place) as opened:
-        end = min(end, opened.frames / opened.samplerate)
-        while offset < end:
-            seconds = min(audio.STRETCH_SECONDS, end - offset)
-            wav = _read_span(opened, offset, seconds, sample_rate)
-            if wav.any():
-                return wav
-            offset += audio.STRETCH_SECONDS
-    raise BadAudio("is silent from end to end")
-
-
-def _loudest(wav, n_samples):
-    """The crop around the loudest sample of a waveform."""
+def _loudest_crop(wav: torch.Tensor, n_samples: int) -> torch.Tensor:
+    """Cuts `n_samples` around the sample of the largest magnitude."""
     peak = int(wav.abs().argmax())
     start = max(0, min(peak - n_samples // 2, len(wav) - n_samples))
     return wav[start : start + n_samples]
 
 
 class UtteranceDataset(DynamicItemDataset):
-    """A DynamicItemDataset over a manifest, which bad audio does not end.
+    """A DynamicItemDataset over a manifest that survives bad audio.
 
     An utterance whose reading raises `BadAudio` is replaced by the one that
-    follows, so that batches keep their size; what was bad travels with the
-    item under the key `bad`, lines of `ID<TAB>reason` (text, because
+    follows, so that batches keep their size. The bad ones' names travel with
+    the item under the key `bad`, lines of `ID<TAB>reason` (text, because
     SpeechBrain's batches would transpose a list). The other keys are id, row
     (in the manifest) and those of `Manifest`.
 
     Arguments
     ---------
     manifest : lgl_plugin.dataio.manifest.Manifest
-        The corpus; processes that are forked share it.
+        The corpus; forked loader processes share its memory.
     rows : numpy.ndarray
-        Which of its utterances, int64; at least one.
+        The rows of its utterances to use, int64; at least one.
 
     Attributes
     ----------
     epoch : torch.Tensor
-        The epoch that items are drawn for, int64 (), in memory that loading
+        The epoch that items are drawn for, int64 (), in memory that loader
         processes share.
 
     Example
     -------
-    >>> import numpy as np
-    >>> from lgl_plugin.dataio.manifest import Manifest
     >>> def read(wav):
     ...     if wav == "broken":
     ...         raise BadAudio("cannot be read")
@@ -180,19 +110,23 @@ class UtteranceDataset(DynamicItemDataset):
     {'id': 'b', 'sig': 'ok', 'bad': 'a\\tcannot be read'}
     """
 
-    def __init__(self, manifest, rows):
+    def __init__(self, manifest: Manifest, rows: np.ndarray) -> None:
         first = int(rows[0])
-        # Of the mapping that it takes SpeechBrain makes lists of objects.
+        # SpeechBrain would make a list of a million Python objects, copied by
+        # every loader process. One row tells it the keys; the attributes then
+        # point to the manifest, whose arrays the processes share.
         super().__init__({first: {"row": first, **manifest[first]}})
         self.data, self.data_ids = manifest, rows
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch):
-        """What to call before each epoch, lest it draws what the last drew."""
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch to draw for; without, every epoch's are the same."""
+        # In place: persistent loader processes see only the shared memory.
         self.epoch.fill_(epoch)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict:
         if index >= len(self):
+            # Python's iteration ends at IndexError; the modulo below has none.
             raise IndexError(f"{index} of {len(self)} utterances")
         bad = []
         for step in range(len(self)):
@@ -214,26 +148,26 @@ class UtteranceDataset(DynamicItemDataset):
 
 
 def crop_dataset(
-    manifest,
-    rows,
-    crop,
-    n_crops=1,
-    labels=None,
-    sample_rate=16000,
-    seed=0,
-):
-    """A dataset of random crops, with pseudo-labels if they are given.
+    manifest: Manifest,
+    rows: np.ndarray,
+    crop: float,
+    n_crops: int = 1,
+    labels: np.ndarray | None = None,
+    sample_rate: int = 16000,
+    seed: int = 0,
+) -> UtteranceDataset:
+    """Makes a dataset of random crops, with pseudo-labels if they are given.
 
     An utterance's crops follow from the seed, the epoch (`set_epoch`) and its
-    ID alone: an interrupted epoch goes on as it would have, whichever
-    processes read.
+    ID alone. An interrupted epoch therefore resumes with the same crops,
+    however many processes read.
 
     Arguments
     ---------
     manifest : lgl_plugin.dataio.manifest.Manifest
         The corpus.
     rows : numpy.ndarray
-        Which of its utterances, int64.
+        The rows of its utterances to use, int64.
     crop : float
         Length of a crop in seconds.
     n_crops : int
@@ -244,7 +178,7 @@ def crop_dataset(
     sample_rate : int
         The rate to convert to, in Hz.
     seed : int
-        Of the crops.
+        The seed of the crops.
 
     Returns
     -------
@@ -254,8 +188,7 @@ def crop_dataset(
 
     Example
     -------
-    >>> from lgl_plugin.dataio.manifest import Manifest
-    >>> import numpy as np, soundfile
+    >>> import soundfile
     >>> path = getfixture("tmp_path") / "tone.wav"
     >>> soundfile.write(path, np.full(16000, 0.5), 16000)
     >>> manifest = Manifest.of([("a", str(path), 0.0, 1.0, "")])

@@ -1,26 +1,31 @@
-"""Reading from shards, the large tar files that `pack` writes."""
+"""A sampler for shards, the large tar files that `lgl pack` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
 class ShardSampler(Sampler):
-    """Random order in which only a few shards are read at a time.
+    """A random order that reads only a few shards at a time.
 
-    For storage that caches what is near to what was read. Shards are dealt
-    anew into windows each epoch, and a window's utterances are shuffled
-    before the next window begins. Speakers must be spread over the shards, as
-    `pack` does, for a window to be a fair sample of the corpus.
+    For storage that caches the neighbourhood of recent reads. Each epoch the
+    shards are dealt into windows at random, and a window's utterances are
+    shuffled before the next window begins. Speakers must be spread over the
+    shards, as `write_shards` does, for a window to be a fair sample of the
+    corpus.
 
     Arguments
     ---------
     shards : numpy.ndarray
         The shard of each item of the dataset, int (N,); see `shard_numbers`.
     window : int
-        How many shards at a time.
+        Shards to read at a time.
     seed : int
         The base seed. As in SpeechBrain's samplers, the order follows from
-        seed and epoch.
+        the sum of seed and epoch.
     epoch : int
         The epoch to start at.
 
@@ -34,7 +39,13 @@ class ShardSampler(Sampler):
     [2, 1, 0]
     """
 
-    def __init__(self, shards, window=8, seed=563375142, epoch=0):
+    def __init__(
+        self,
+        shards: np.ndarray,
+        window: int = 8,
+        seed: int = 563375142,
+        epoch: int = 0,
+    ) -> None:
         super().__init__()
         if window < 1:
             raise ValueError(f"window is {window}; it must be 1 or more")
@@ -43,43 +54,28 @@ class ShardSampler(Sampler):
         self.seed = int(seed)
         self.epoch = epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.shards)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng(self.seed + self.epoch)
         n_shards = self.shards.max(initial=0) + 1
         n_windows = -(-n_shards // self.window)
-        # Windows as even as can be: a small last one would mix little.
+        # Windows of even size: a small last window would mix few speakers.
         windows = rng.permutation(n_shards) * n_windows // n_shards
         order = rng.permutation(len(self))
         order = order[np.argsort(windows[self.shards[order]], kind="stable")]
+        # In blocks: one list of ten million Python ints would take 400 MB.
         for first in range(0, len(order), 65536):
             yield from order[first : first + 65536].tolist()
 
-    def set_epoch(self, epoch):
-        """What to call before each epoch, lest it repeats the last order."""
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch; without, every epoch has the same order."""
         self.epoch = epoch
 
 
-def shard_numbers(wavs):
-    """Numbers the audio files of a manifest as they first occur.
-
-    Arguments
-    ---------
-    wavs : collection of str
-        The file of each utterance.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 (N,).
-
-    Example
-    -------
-    >>> shard_numbers(["b.tar", "a.tar", "b.tar"])
-    array([0, 1, 0])
-    """
+def shard_numbers(wavs: Sequence[str]) -> np.ndarray:
+    """Numbers files in the order in which they first occur, int64 (N,)."""
     numbers = {}
     return np.fromiter(
         (numbers.setdefault(wav, len(numbers)) for wav in wavs),

@@ -117,7 +117,7 @@ def test_sound_is_searched_in_stretches(tmp_path, monkeypatch):
     samples = np.zeros(64000)
     samples[60000:60010] = 0.5
     soundfile.write(tmp_path / "a.wav", samples, 16000)
-    monkeypatch.setattr(audio, "STRETCH_SECONDS", 0.75)
+    monkeypatch.setattr(audio, "SEARCH_SECONDS", 0.75)
     read, sizes = soundfile.SoundFile.read, []
 
     def spy(self, frames, *arguments):
