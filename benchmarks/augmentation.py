@@ -24,7 +24,8 @@ import torch
 from common import MIB, arguments, measure, report
 from speechbrain.augment.time_domain import AddNoise, AddReverb
 
-from lgl_plugin.nnet.augment import SNR, Augmenter
+from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.nnet.noise import SNR
 
 RATE = 16000
 COLUMNS = ["ID", "duration", "wav", "wav_format", "wav_opts"]

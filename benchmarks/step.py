@@ -43,11 +43,11 @@ from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.methods.simclr import SimCLRBrain
-from lgl_plugin.nnet.augment import SNR, TALKERS
 from lgl_plugin.nnet.losses import (
     augmentation_adversarial_loss,
     gradient_reversal,
 )
+from lgl_plugin.nnet.noise import SNR, TALKERS
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.utils.device import keep_freed_memory

@@ -6,31 +6,15 @@ away, yet the encoder, which evaluates by these statistics, is lost.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextlib.contextmanager
-def finite_statistics(model):
-    """Puts running statistics back if a training step spoils them.
-
-    If any of them is not finite after the step, all are what they were before
-    it. That is decided on the device: the host does not wait.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Of which all batch normalisation is watched.
-
-    Example
-    -------
-    >>> norm = torch.nn.BatchNorm1d(2)
-    >>> with finite_statistics(norm):
-    ...     _ = norm(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]))
-    >>> norm.running_mean, norm.running_var
-    (tensor([0., 0.]), tensor([1., 1.]))
-    """
+def finite_statistics(model: torch.nn.Module) -> Iterator[None]:
+    """Restores a model's running statistics if a training step spoils one."""
     statistics = [
         statistic
         for module in model.modules()
@@ -44,6 +28,7 @@ def finite_statistics(model):
     before = torch.cat(statistics)
     yield
     after = torch.cat(statistics)
+    # torch.where decides on the device: an `if` would make the host wait.
     kept = torch.where(after.isfinite().all(), after, before)
     sizes = [len(statistic) for statistic in statistics]
     for statistic, part in zip(statistics, kept.split(sizes)):

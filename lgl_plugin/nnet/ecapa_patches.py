@@ -1,12 +1,23 @@
-"""Padded batches in which each utterance comes out as it would alone.
+"""Patches of SpeechBrain's ECAPA-TDNN, each a context manager.
 
-SpeechBrain's "same" convolutions reflect a tensor at its edges. In a padded
-batch the end of a shorter utterance lies inside the tensor, and filling takes
-the place of its reflection: its last frames change, and its embedding with
-them. Here hooks reflect each utterance at its own end.
+`padding_invariant` changes how convolutions pad and how the filterbank limits
+loudness. SpeechBrain's "same" convolutions reflect a tensor at its edges: in a
+padded batch the end of a shorter utterance lies inside the tensor, filling
+takes the place of its reflection, and its embedding changes. Under the patch
+each utterance is reflected at its own end and comes out as it would alone.
+
+`lean_pooling` changes how attentive pooling computes its context. With global
+context, the attention looks at each frame beside the utterance's mean and
+deviation, which SpeechBrain copies to every frame: the largest tensor of the
+network, and a matrix product over it. A linear map of them is the same in all
+frames, so the patch adds it once per utterance, with a third of the memory
+traffic.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from speechbrain.dataio.dataio import length_to_mask
@@ -15,98 +26,49 @@ from speechbrain.nnet.CNN import Conv1d
 from speechbrain.processing.features import Filterbank
 
 
-def reflected_frames(model):
-    """How many frames a model reflects at the end of an utterance.
+def reflected_frames(model: torch.nn.Module) -> int:
+    """Returns how many frames a model reflects at the end of an utterance.
 
     A lone utterance needs more frames than that.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        What turns features into embeddings.
-
-    Returns
-    -------
-    int
-        0 without reflecting convolutions.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-    >>> reflected_frames(ECAPA_TDNN(80, channels=[16] * 5))
-    4
     """
-    return max(map(_reach, _reflecting(model)), default=0)
+    return max(map(_reflected, _reflecting(model)), default=0)
 
 
-def relative_lengths(n_frames, total):
-    """Relative lengths that mean exactly so many frames to SpeechBrain.
+def relative_lengths(n_frames: torch.Tensor, total: int) -> torch.Tensor:
+    """Returns relative lengths that mean exactly `n_frames` to SpeechBrain.
 
-    Its modules compare frame numbers with the length times the total, or
-    round that up or to the nearest. A quarter of a frame less than the true
-    length is the same to all of them, whatever the float rounding.
-
-    Arguments
-    ---------
-    n_frames : torch.Tensor
-        Frames of each utterance, any shape, int64.
-    total : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape, float32.
-
-    Example
-    -------
-    >>> (relative_lengths(torch.tensor([1, 2, 3]), 3) * 3).ceil()
-    tensor([1., 2., 3.])
+    `total` is the number of frames of the padded batch.
     """
+    # SpeechBrain's modules compare frame numbers with length * total, or round
+    # that up or to the nearest. A quarter of a frame less than the true length
+    # gives the same in all of them, whatever the float rounding.
     return (n_frames - 0.25) / total
 
 
 @contextlib.contextmanager
-def padding_invariant(compute_features, embedding_model, n_frames):
-    """Lets SpeechBrain's modules treat padded utterances as if alone.
+def padding_invariant(
+    compute_features: torch.nn.Module,
+    embedding_model: torch.nn.Module,
+    n_frames: torch.Tensor,
+) -> Iterator[None]:
+    """Lets padded utterances come out of SpeechBrain's modules as if alone.
 
-    Within it, neither the loudness limit of a filterbank nor a reflecting
-    convolution sees the filling. Modules of other kinds are left as they are.
-
-    Arguments
-    ---------
-    compute_features : torch.nn.Module
-        Waveforms to features.
-    embedding_model : torch.nn.Module
-        Features to embeddings; masks the filling in its means.
-    n_frames : torch.Tensor
-        Frames of each utterance of the batch, shape (batch,), int64, each
-        more than `reflected_frames(embedding_model)`; on the device of the modules.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.features import Fbank
-    >>> features, conv = Fbank(n_mels=8), Conv1d(4, 5, in_channels=8)
-    >>> x = torch.zeros(2, 50, 8)
-    >>> x[0, :30] = torch.randn(30, 8)
-    >>> with torch.no_grad():
-    ...     alone = conv(x[:1, :30])
-    ...     with padding_invariant(features, conv, torch.tensor([30, 50])):
-    ...         together = conv(x)
-    >>> torch.allclose(together[:1, :30], alone, atol=1e-6)
-    True
+    `n_frames`, int64, shape (batch,), on the device of the modules, holds the
+    frames of each utterance, each more than `reflected_frames`. Modules other
+    than filterbanks and reflecting convolutions are left as they are.
     """
     ends = n_frames[:, None, None]
 
     def silence(module, args):
-        # SpeechBrain cuts bands that lie 80 dB below the loudest: a frame
-        # that begins before the end may be louder than all that count.
+        # A filterbank cuts bands 80 dB below the loudest of the tensor; a
+        # frame that begins behind an utterance's end may be louder than all
+        # of the utterance.
         places = torch.arange(args[0].shape[1], device=ends.device)
         return args[0].masked_fill(places[:, None] >= ends, 0.0)
 
     def reflect(module, args):
         x = args[0] if module.skip_transpose else args[0].transpose(1, -1)
-        width = _reach(module)
+        width = _reflected(module)
         steps = torch.arange(width, device=ends.device)
         shape = (-1, x.shape[1], -1)
         padded = torch.nn.functional.pad(x, (width, width))
@@ -119,15 +81,18 @@ def padding_invariant(compute_features, embedding_model, n_frames):
         for module in compute_features.modules():
             if isinstance(module, Filterbank):
                 stack.enter_context(_hooked(module, silence))
-        for module in _reflecting(embedding_model):
-            stack.enter_context(_unpadded(module))
-            if _reach(module):
-                stack.enter_context(_hooked(module, reflect))
+        for conv in _reflecting(embedding_model):
+            # Those one frame wide too: SpeechBrain copies the tensor to
+            # reflect none of it, a fifth of the time on a CPU.
+            conv.padding = "valid"
+            stack.callback(setattr, conv, "padding", "same")
+            if _reflected(conv):
+                stack.enter_context(_hooked(conv, reflect))
         yield
 
 
-def _reflecting(model):
-    """Convolutions that reflect, be it by no frames."""
+def _reflecting(model: torch.nn.Module) -> list[Conv1d]:
+    """Returns the convolutions that reflect, be it by no frames."""
     return [
         module
         for module in model.modules()
@@ -137,26 +102,14 @@ def _reflecting(model):
     ]
 
 
-def _reach(conv):
-    """Frames that a convolution reflects at each end."""
+def _reflected(conv: Conv1d) -> int:
+    """Returns the frames that a convolution reflects at each end."""
     return conv.dilation * (conv.kernel_size - 1) // 2
 
 
 @contextlib.contextmanager
-def _unpadded(conv):
-    """Keeps a convolution from padding what it gets."""
-    # Those one frame wide too: SpeechBrain copies the tensor to reflect none
-    # of it, a fifth of the time on a CPU.
-    conv.padding = "valid"
-    try:
-        yield
-    finally:
-        conv.padding = "same"
-
-
-@contextlib.contextmanager
-def _hooked(module, hook):
-    """Runs a hook in front of a module."""
+def _hooked(module: torch.nn.Module, hook: Callable) -> Iterator[None]:
+    """Runs a hook before each call of a module."""
     handle = module.register_forward_pre_hook(hook)
     try:
         yield
@@ -165,36 +118,23 @@ def _hooked(module, hook):
 
 
 @contextlib.contextmanager
-def lean_pooling(model):
+def lean_pooling(model: torch.nn.Module) -> Iterator[None]:
     """Lets a model's attentive statistics pooling run without the copies.
 
     The result is SpeechBrain's up to rounding, gradients too; a model without
     such pooling is left as it is.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        SpeechBrain's ECAPA_TDNN, or what has its pooling within.
-
-    Example
-    -------
-    >>> pool, x = AttentiveStatisticsPooling(4), torch.randn(2, 4, 30)
-    >>> expected = pool(x, torch.tensor([0.5, 1.0]))
-    >>> with lean_pooling(pool):
-    ...     found = pool(x, torch.tensor([0.5, 1.0]))
-    >>> torch.allclose(found, expected, atol=1e-4)
-    True
     """
     pools = [
         module
         for module in model.modules()
         if isinstance(module, AttentiveStatisticsPooling)
         and module.global_context
-        and "forward" not in vars(module)  # as within another such context
+        # An enclosing context has patched it, and will end the patch.
+        and "forward" not in vars(module)
     ]
     for pool in pools:
         # On the instance, where it hides the method of the class.
-        pool.forward = _forward.__get__(pool)
+        pool.forward = _lean_forward.__get__(pool)
     try:
         yield
     finally:
@@ -202,8 +142,12 @@ def lean_pooling(model):
             del pool.forward
 
 
-def _forward(pool, x, lengths=None):
-    """Weighted mean and deviation over time; (batch, channels, time) in."""
+def _lean_forward(
+    pool: AttentiveStatisticsPooling,
+    x: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns weighted mean and deviation over time, (batch, 2C, 1)."""
     total = x.shape[2]
     if lengths is None:
         lengths = torch.ones(len(x), device=x.device)
@@ -218,8 +162,10 @@ def _forward(pool, x, lengths=None):
     return _statistics(x, scores.softmax(dim=2), pool.eps)[..., None]
 
 
-def _statistics(x, weight, eps):
-    """Mean and deviation under weights that sum to one, (batch, 2C)."""
+def _statistics(
+    x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Returns mean and deviation under weights that sum to one, (batch, 2C)."""
     mean = (weight * x).sum(2, keepdim=True)
     variance = (weight * (x - mean).square()).sum(2)
     return torch.cat([mean[..., 0], variance.clamp(eps).sqrt()], dim=1)

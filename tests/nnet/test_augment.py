@@ -8,18 +8,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lgl_plugin.nnet.augment import (
+from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.nnet.noise import (
     SNR,
     TALKERS,
-    Augmenter,
     NoiseBank,
     babble,
     coloured_noise,
-    draw_channels,
-    draw_rooms,
-    impulse_responses,
     mean_square,
 )
+from lgl_plugin.nnet.rooms import draw_channels, draw_rooms, impulse_responses
 
 RATE = 16000
 

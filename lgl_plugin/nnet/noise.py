@@ -1,0 +1,189 @@
+"""Noise for augmentation: recordings, babble and coloured noise."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+
+import numpy as np
+import scipy.fft
+import torch
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from lgl_plugin.dataio.audio import BadAudio, read_audio, wrap
+
+logger = get_logger(__name__)
+
+# Signal-to-noise ratios in dB by kind of noise, as in the paper's release.
+SNR = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}
+TALKERS = (3, 8)  # of babble, both ends included
+DB_PER_OCTAVE = 20 * math.log10(2)  # of an amplitude that doubles
+SILENCE = 1e-10  # mean square below which a waveform counts as silent
+
+
+class NoiseBank(torch.nn.Module):
+    """Recordings of one kind in one block of memory, of a stated size.
+
+    Arguments
+    ---------
+    files : list of pathlib.Path
+        Recordings; read in a fixed random order until the bank is full.
+    sample_rate : int
+        In Hz.
+    max_seconds : float
+        Size of the bank, 2 bytes a sample.
+
+    Raises
+    ------
+    BadAudio
+        If none of the recordings can be read; a few bad ones are left out.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> path = getfixture("tmp_path") / "hum.wav"
+    >>> soundfile.write(path, np.sin(np.arange(32000)), 16000)
+    >>> bank = NoiseBank([path], 16000, max_seconds=1.0)
+    >>> bank(torch.tensor([0.2, 0.7]), 4000, (1, 1)).shape
+    torch.Size([2, 4000])
+    """
+
+    def __init__(
+        self, files: list[pathlib.Path], sample_rate: int, max_seconds: float
+    ):
+        super().__init__()
+        room = round(max_seconds * sample_rate)
+        order = np.random.default_rng(0).permutation(len(files))
+        pieces, bad = [], []
+        for index in tqdm(order, desc="noise bank", unit="file"):
+            try:
+                wav = read_audio(files[index], 0.0, None, sample_rate)
+            except BadAudio as error:
+                bad.append(f"{files[index]} {error}")
+                continue
+            # The same loudness for all, so that babble is of equal talkers.
+            wav = wav[:room] / mean_square(wav[None]).sqrt()[0] * 0.05
+            pieces.append((wav.clamp(-1, 1) * 32767).to(torch.int16))
+            room -= len(wav)
+            if room <= 0:
+                break
+        if not pieces:
+            raise BadAudio(f"no noise recording can be read: {bad[0]}")
+        if bad:
+            logger.warning(
+                "%d noise recordings are left out; the first: %s",
+                len(bad),
+                bad[0],
+            )
+        self.register_buffer("samples", torch.cat(pieces), persistent=False)
+
+    def forward(
+        self, source: torch.Tensor, n_samples: int, talkers: tuple[int, int]
+    ) -> torch.Tensor:
+        """Takes stretches near the places that `source` gives.
+
+        Arguments
+        ---------
+        source : torch.Tensor
+            Relative places in the bank, in [0, 1), shape (batch,), on the CPU.
+        n_samples : int
+            Length of a stretch.
+        talkers : (int, int)
+            Fewest and most stretches that are summed for one waveform.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, n_samples), float32.
+        """
+        fewest, most = talkers
+        samples = self.samples
+        if len(samples) < 2 * n_samples:  # a small bank is repeated
+            samples = wrap(samples, 2 * n_samples)
+        stretches = samples.unfold(0, n_samples, 1)
+        count = torch.randint(fewest, most + 1, (len(source),))
+        row = torch.arange(len(source)).repeat_interleave(count)
+        # All talkers but one of each waveform come from anywhere in the bank.
+        place = torch.rand(len(row))
+        place[count.cumsum(0) - 1] = source
+        start = (place * len(self.samples)).long()
+        # Two crops that share a draw get other stretches of one recording.
+        start = start + torch.randint(n_samples, (len(row),))
+        start = send(start % len(stretches), samples)
+        total = torch.zeros(len(source), n_samples, device=samples.device)
+        chosen = stretches.index_select(0, start).float()
+        return total.index_add_(0, send(row, samples), chosen).mul_(1 / 32767)
+
+
+def babble(wavs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Sums 3 to 8 other waveforms of the batch, of equal loudness.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Shape (batch, time).
+    rows : torch.Tensor
+        Numbers of the waveforms that get babble, int64, shape (n,), on the
+        CPU.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (n, time).
+
+    Example
+    -------
+    >>> babble(torch.randn(9, 100), torch.tensor([0, 5])).shape
+    torch.Size([2, 100])
+    """
+    batch = len(wavs)
+    rank = torch.rand(len(rows), batch)
+    rank.scatter_(1, rows[:, None], 2.0)  # nobody babbles over themselves
+    rank = rank.argsort(1).argsort(1)
+    low, high = TALKERS
+    count = torch.randint(low, high + 1, (len(rows), 1)).clamp(max=batch - 1)
+    chosen = send((rank < count).float(), wavs)
+    return (chosen / mean_square(wavs).sqrt().T) @ wavs
+
+
+def coloured_noise(slope: torch.Tensor, n_samples: int) -> torch.Tensor:
+    """Draws Gaussian noise whose spectrum has a slope on a log scale.
+
+    Arguments
+    ---------
+    slope : torch.Tensor
+        dB per octave, shape (n,); 0 is white, -3 pink, -6 brown.
+    n_samples : int
+        Length.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (n, n_samples), float32, of mean square 1.
+
+    Example
+    -------
+    >>> coloured_noise(torch.tensor([0.0, -6.0]), 1000).shape
+    torch.Size([2, 1000])
+    """
+    n_fft = scipy.fft.next_fast_len(n_samples, real=True)
+    bins = n_fft // 2 + 1
+    octave = torch.arange(bins, device=slope.device).clamp(min=1).log2()
+    gain = (slope[:, None] / DB_PER_OCTAVE * octave).exp2()
+    shape = (len(slope), bins, 2)
+    spectrum = torch.view_as_complex(torch.randn(shape, device=slope.device))
+    spectrum *= gain
+    noise = torch.fft.irfft(spectrum, n_fft)[:, :n_samples]
+    return noise / mean_square(noise).sqrt()
+
+
+def mean_square(wavs: torch.Tensor) -> torch.Tensor:
+    """Returns the power of each waveform, shape (batch, 1), kept off zero."""
+    norm = torch.linalg.vector_norm(wavs, dim=1, keepdim=True)
+    return (norm.square() / wavs.shape[1]).clamp(min=SILENCE)
+
+
+def send(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Copies from the CPU to a tensor's device without waiting for it."""
+    return values.to(like.device, non_blocking=True)
