@@ -1,25 +1,35 @@
-"""Which utterances count this step: gates over the loss per utterance.
+"""Loss gates: masks over a batch of the utterances whose label is trusted.
 
-A gate is called with a batch's losses and answers with a mask. Reliable
-pseudo-labels are fitted faster, so a small loss speaks for the label (paper,
-section 3). Gates differ in where their threshold tau comes from: nowhere, a
-number, a number per iteration, the share to select, or the shape of the
-epoch's losses. With several processes, hand every gate the epoch's losses of
-all of them, so that all hold the same tau.
+A network fits reliable pseudo-labels faster, so a small loss speaks for the
+label (paper, section 3). Gates differ in the source of their threshold tau:
+none, a number, a number per iteration, the share to select, or the shape of
+the epoch's losses. With several processes, give every gate the epoch's losses
+of all of them, so that all hold the same tau.
 """
 
+from __future__ import annotations
+
 import math
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 from torch import nn
 
 
 class Gate(nn.Module):
-    """Selects the utterances whose loss is at most tau (paper, eq. 3).
+    """A gate that selects the utterances whose loss is at most tau.
 
-    The base of all gates. `tau` is a buffer and so part of a checkpoint;
-    when resuming, call `start_iteration` before the checkpoint is loaded.
+    The base of all gates (paper, eq. 3). A gate maps losses (batch,), float32,
+    to a mask (batch,), bool, True where the utterance counts. Call
+    `start_iteration` (from 1) with each new set of pseudo-labels, before
+    training on them, and `end_epoch` after each epoch with the losses (N,) of
+    all its utterances, rejected ones too. `tau` is a buffer and so part of a
+    checkpoint; when resuming, call `start_iteration` before the checkpoint is
+    loaded.
 
     Arguments
     ---------
@@ -33,59 +43,38 @@ class Gate(nn.Module):
     tensor([ True,  True, False])
     """
 
-    def __init__(self, tau):
+    tau: torch.Tensor
+
+    def __init__(self, tau: float) -> None:
         super().__init__()
         self.register_buffer("tau", torch.tensor(float(tau)))
 
-    def forward(self, losses):
-        """Selects from a batch.
-
-        Arguments
-        ---------
-        losses : torch.Tensor
-            Losses (batch,), float32. A NaN is never below a threshold.
-
-        Returns
-        -------
-        torch.Tensor
-            Mask (batch,), bool, True where the utterance counts.
-        """
+    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+        """Returns the mask (batch,) of losses (batch,); rejects a NaN."""
         return losses.detach() <= self.tau
 
-    def start_iteration(self, iteration):
-        """Called with new pseudo-labels, before training on them.
+    def start_iteration(self, iteration: int) -> None:
+        """Does nothing; a subclass sets tau for the new pseudo-labels."""
 
-        Arguments
-        ---------
-        iteration : int
-            Iteration of Stage II, from 1.
-        """
-
-    def end_epoch(self, epoch_losses):
-        """Called after each training epoch.
-
-        Arguments
-        ---------
-        epoch_losses : numpy.ndarray or torch.Tensor
-            Losses (N,) of all the epoch's utterances, rejected ones too.
-        """
+    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+        """Does nothing; a subclass sets tau from the epoch's losses (N,)."""
 
 
 class LossMemory(nn.Module):
-    """A running mean of each utterance's loss, for a gate to look at.
+    """A running mean of the loss of each utterance, as input for a gate.
 
-    The loss of one step says as much about the augmentation that was drawn
-    as about the label: a gate on it lets through what was augmented mildly,
-    and the network forgets the rest. Averaged over epochs the augmentation
-    cancels out and the label stays.
+    The loss of one step depends on the augmentation that was drawn as much as
+    on the label: a gate on it lets through what was augmented mildly, and the
+    network forgets the rest. The mean over epochs cancels the augmentation
+    and keeps the label.
 
     Arguments
     ---------
     n_utterances : int
-        How many utterances have a row.
+        Number of utterances.
     momentum : float
-        Weight of the past, in [0, 1); 0 is the paper's gate, which sees the
-        loss at hand.
+        Weight of the past, in [0, 1); 0 is the paper's gate, on the loss of
+        the step.
 
     Raises
     ------
@@ -101,28 +90,17 @@ class LossMemory(nn.Module):
     tensor([2., 5.])
     """
 
-    def __init__(self, n_utterances, momentum):
+    losses: torch.Tensor
+
+    def __init__(self, n_utterances: int, momentum: float) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         super().__init__()
         self.momentum = momentum
         self.register_buffer("losses", torch.full((n_utterances,), math.nan))
 
-    def forward(self, rows, losses):
-        """Takes in a batch and returns what is known of it now.
-
-        Arguments
-        ---------
-        rows : torch.Tensor
-            Which utterances, int64 (batch,).
-        losses : torch.Tensor
-            Their losses at this step, float32 (batch,).
-
-        Returns
-        -------
-        torch.Tensor
-            Their running means, float32 (batch,).
-        """
+    def forward(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        """Takes the losses (batch,) of utterances (batch,), returns means."""
         losses = losses.detach()
         past = self.losses[rows]
         mean = past + (1 - self.momentum) * (losses - past)
@@ -130,29 +108,14 @@ class LossMemory(nn.Module):
         self.losses[rows] = mean
         return mean
 
-    def take_in(self, rows, means):
-        """Takes over running means, such as those of other processes.
-
-        Arguments
-        ---------
-        rows : numpy.ndarray
-            Which utterances, int64 (N,).
-        means : numpy.ndarray
-            Their running means, float32 (N,).
-
-        Example
-        -------
-        >>> memory = LossMemory(3, momentum=0.5)
-        >>> memory.take_in(np.array([2, 0]), np.array([1.0, 4.0], np.float32))
-        >>> memory(torch.tensor([0, 1]), torch.tensor([2.0, 5.0]))
-        tensor([3., 5.])
-        """
-        rows = torch.from_numpy(rows).to(self.losses.device)
-        self.losses[rows] = torch.from_numpy(means).to(self.losses)
+    def overwrite(self, rows: np.ndarray, means: np.ndarray) -> None:
+        """Sets the means (N,), float32, of utterances (N,) of other ranks."""
+        index = torch.from_numpy(rows).to(self.losses.device)
+        self.losses[index] = torch.from_numpy(means).to(self.losses)
 
 
 class NoGate(Gate):
-    """Selects everything: the baseline without loss gate.
+    """A gate that selects everything: the baseline.
 
     Example
     -------
@@ -160,30 +123,21 @@ class NoGate(Gate):
     tensor([True, True])
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(math.inf)
 
-    def forward(self, losses):
-        """Selects all of a batch, NaN too: it hides nothing.
-
-        Arguments
-        ---------
-        losses : torch.Tensor
-            Losses (batch,), float32.
-
-        Returns
-        -------
-        torch.Tensor
-            Mask (batch,), bool, all True.
-        """
+    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+        """Returns a mask (batch,) that is True, for NaN losses too."""
+        # Were NaN rejected, a diverged network would train on and look well.
         return torch.ones_like(losses, dtype=torch.bool)
 
 
 class FixedGate(Gate):
-    """One threshold for the whole training.
+    """A gate with one threshold for the whole training.
 
-    A loss depends on K, margin, scale and how far training went: a
-    threshold found on one corpus can reject nearly all of another.
+    A loss depends on the number of classes, margin, scale and the progress of
+    the training: a threshold found on one corpus can reject nearly all of
+    another.
 
     Arguments
     ---------
@@ -201,22 +155,23 @@ class FixedGate(Gate):
     tensor([ True, False])
     """
 
-    def __init__(self, tau):
+    def __init__(self, tau: float) -> None:
         super().__init__(_positive("tau", tau))
 
 
 class ScheduleGate(Gate):
-    """One threshold per iteration; the last one is kept beyond the end.
+    """A gate with one threshold per iteration; the last one stays.
 
     Arguments
     ---------
-    taus : list of float
+    taus : sequence of float
         Thresholds, each above 0; the paper's (section 4) by default.
 
     Raises
     ------
     ValueError
-        If `taus` is empty or holds a value that is not positive.
+        If `taus` is empty or holds a value that is not positive, or an
+        iteration is below 1.
 
     Example
     -------
@@ -226,53 +181,42 @@ class ScheduleGate(Gate):
     tensor(3.)
     """
 
-    def __init__(self, taus=(1, 3, 3, 5, 6)):
+    def __init__(self, taus: Sequence[float] = (1, 3, 3, 5, 6)) -> None:
         if not taus:
             raise ValueError("taus must hold at least one threshold, got none")
         super().__init__(taus[0])
         self.taus = [_positive("taus", tau) for tau in taus]
 
-    def start_iteration(self, iteration):
-        """Takes the iteration's threshold.
-
-        Arguments
-        ---------
-        iteration : int
-            Iteration of Stage II, from 1.
-
-        Raises
-        ------
-        ValueError
-            If `iteration` is below 1.
-        """
-        _from_one(iteration)
+    def start_iteration(self, iteration: int) -> None:
+        """Sets tau to the threshold of the iteration, from 1."""
+        _check_iteration(iteration)
         self.tau.fill_(self.taus[min(iteration, len(self.taus)) - 1])
 
 
 class TargetShareGate(Gate):
-    """Selects a given share, which grows with the iterations.
+    """A gate that selects a given share, which grows with the iterations.
 
-    tau is the quantile of the previous epoch's losses that yields the share;
-    in an iteration's first epoch, with none seen, that of each batch itself,
-    and tau reads NaN. As losses fall during training, the share that is in
-    fact selected lies somewhat above the target. It finds by itself what the
-    paper tuned by hand: thresholds with which the selection grows by at least
-    10 % per iteration (section 4).
+    tau is the quantile of the previous epoch's losses at that share. The first
+    epoch of an iteration has no previous one: tau is NaN, and the gate takes
+    the quantile of each batch. As losses fall during training, the selected
+    share lies somewhat above the target. This replaces what the paper tuned by
+    hand: thresholds with which the selection grows by at least 10 % per
+    iteration (section 4).
 
     Arguments
     ---------
     share : float
         Share to select in iteration 1, in (0, 1].
     growth : float
-        Added to the share at each further iteration, at least 0. 0.1 is a
+        Increase of the share at each further iteration, at least 0. 0.1 is a
         growth of at least 10 %, as no share is above 1.
     ceiling : float
-        The share never exceeds this, in [share, 1]. At 1, all is selected.
+        Highest share, in [share, 1]. At 1, all is selected.
 
     Raises
     ------
     ValueError
-        If an argument is out of its range.
+        If an argument is out of its range, or an iteration is below 1.
 
     Example
     -------
@@ -287,7 +231,9 @@ class TargetShareGate(Gate):
     0.6
     """
 
-    def __init__(self, share=0.5, growth=0.1, ceiling=1.0):
+    def __init__(
+        self, share: float = 0.5, growth: float = 0.1, ceiling: float = 1.0
+    ) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"share must be in (0, 1], got {share}")
         if not growth >= 0:
@@ -302,69 +248,47 @@ class TargetShareGate(Gate):
         self.ceiling = ceiling
         self.share = share
 
-    def forward(self, losses):
-        """Selects from a batch.
-
-        Arguments
-        ---------
-        losses : torch.Tensor
-            Losses (batch,), float32.
-
-        Returns
-        -------
-        torch.Tensor
-            Mask (batch,), bool, True where the utterance counts.
-        """
+    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+        """Returns the mask (batch,) of losses (batch,); rejects a NaN."""
         losses = losses.detach()
         if self.share == 1 or not len(losses):
             return ~losses.isnan()
-        # No `if` on tau: reading it would stall a GPU at every step.
+        # torch.where and not `if`: reading tau on the host would stall the GPU
+        # at every step.
         own = losses.nan_to_num(nan=math.inf, posinf=math.inf)
-        own = own.kthvalue(_count(self.share, len(losses))).values
+        own = own.kthvalue(_rank(self.share, len(losses))).values
         return losses <= torch.where(self.tau.isnan(), own, self.tau)
 
-    def start_iteration(self, iteration):
-        """Grows the share, and forgets the tau of the previous labels.
-
-        Arguments
-        ---------
-        iteration : int
-            Iteration of Stage II, from 1.
-
-        Raises
-        ------
-        ValueError
-            If `iteration` is below 1.
-        """
-        _from_one(iteration)
+    def start_iteration(self, iteration: int) -> None:
+        """Grows the share, and forgets the tau of the previous labels."""
+        _check_iteration(iteration)
         grown = self.first_share + self.growth * (iteration - 1)
         self.share = min(self.ceiling, grown)
         self.tau.fill_(math.nan)
 
-    def end_epoch(self, epoch_losses):
-        """Sets tau to the quantile; without a finite loss it stays.
-
-        Arguments
-        ---------
-        epoch_losses : numpy.ndarray or torch.Tensor
-            Losses (N,) of all the epoch's utterances, rejected ones too.
-        """
+    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+        """Sets tau to the quantile; keeps tau if no loss is finite."""
         losses = _finite(epoch_losses)
         if len(losses):
-            rank = _count(self.share, len(losses)) - 1
-            self.tau.fill_(float(np.partition(losses, rank)[rank]))
+            index = _rank(self.share, len(losses)) - 1
+            self.tau.fill_(float(np.partition(losses, index)[index]))
 
 
 class DynamicGate(Gate):
-    """Finds tau in the shape of the epoch's losses (Han et al. 2022).
+    """A gate that finds tau in the shape of the epoch's losses.
 
-    Log losses of reliable and unreliable labels form two humps: a mixture of
-    two Gaussians is fitted to them, and tau lies where their weighted
-    densities meet between the means. Where they do not meet, the previous
-    tau is kept. An iteration's first epoch selects everything: the ungated
-    training before it did too, while a guess could reject nearly all and
-    starve the training. Handing over the losses of the last ungated epoch
-    makes the gate select from the first step.
+    Dynamic loss gate of DLG-LC (Han et al. 2022). The log losses of reliable
+    and unreliable labels form two humps: two Gaussians are fitted to them, and
+    tau lies where their weighted densities meet between the means. If they do
+    not meet, tau stays. The first epoch of an iteration selects everything, as
+    the ungated training before it did: a guess could reject nearly all and
+    starve the training. With the losses of the last ungated epoch given to
+    `end_epoch`, the gate selects from the first step.
+
+    Raises
+    ------
+    ValueError
+        If an iteration is below 1.
 
     Example
     -------
@@ -378,36 +302,20 @@ class DynamicGate(Gate):
     tensor(True)
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(math.inf)
 
-    def start_iteration(self, iteration):
-        """Selects everything until an epoch on the new labels is seen.
-
-        Arguments
-        ---------
-        iteration : int
-            Iteration of Stage II, from 1.
-
-        Raises
-        ------
-        ValueError
-            If `iteration` is below 1.
-        """
-        _from_one(iteration)
+    def start_iteration(self, iteration: int) -> None:
+        """Selects everything until the first epoch on the new labels ends."""
+        _check_iteration(iteration)
         self.tau.fill_(math.inf)
 
-    def end_epoch(self, epoch_losses):
-        """Fits the mixture and moves tau to where its densities meet.
-
-        Arguments
-        ---------
-        epoch_losses : numpy.ndarray or torch.Tensor
-            Losses (N,) of all the epoch's utterances, rejected ones too.
-        """
-        # At 0.001 the label has a probability of 99.9 %: fitted by any
-        # measure. Lower losses, down to exact zeros, are a tail in log scale
-        # that would take a component for itself, with tau below all the rest.
+    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+        """Fits the mixture and moves tau to where its densities meet."""
+        # A loss of 0.001 gives the label a probability of 99.9 %: fitted by
+        # any measure. Lower losses, down to exact zeros, are a tail in log
+        # scale that would take one of the two components for itself and put
+        # tau below all other losses.
         losses = _finite(epoch_losses)
         logs = np.log(losses[losses > 1e-3])
         if len(logs) < 2:
@@ -418,17 +326,19 @@ class DynamicGate(Gate):
 
 
 class LabelCorrection(nn.Module):
-    """Gives what a gate rejects the label that the network is sure of.
+    """A second label for rejected utterances of which the network is sure.
 
     Label correction of DLG-LC (Han et al. 2022). The network predicts the
-    pseudo-speaker of the clean crop; where its softmax exceeds `confidence`,
-    the augmented crop is trained towards that one, with the margin on it, and
-    counts in the divisor of the loss.
+    pseudo-speaker of the clean crop; if its softmax exceeds `confidence`, the
+    augmented crop is trained towards that one, with the margin on it, and
+    counts in the divisor of the loss. The module maps cosines (batch, K) of
+    the clean crops, without margin, and the gate's mask (batch,), bool, to new
+    labels (batch,), int64: -1 where there is none.
 
     Arguments
     ---------
     temperature : float
-        Divides the cosines before the softmax, above 0. With K
+        Divisor of the cosines before the softmax, above 0. With K
         pseudo-speakers at a cosine of about 0, a confidence of one half needs
         a cosine of temperature * ln(K): 0.44 for 80 of them at 0.1, 0.87 for
         6,000.
@@ -448,111 +358,69 @@ class LabelCorrection(nn.Module):
     tensor([-1,  1, -1])
     """
 
-    def __init__(self, temperature=0.1, confidence=0.5):
+    def __init__(
+        self, temperature: float = 0.1, confidence: float = 0.5
+    ) -> None:
         super().__init__()
         self.temperature = _positive("temperature", temperature)
         if not 0 <= confidence < 1:
             raise ValueError(f"confidence must be in [0, 1), got {confidence}")
         self.confidence = confidence
 
-    def forward(self, cosines, selected):
-        """Corrects the labels of a batch.
-
-        Arguments
-        ---------
-        cosines : torch.Tensor
-            Cosines (batch, K) of the clean crops to the pseudo-speakers, no
-            margin.
-        selected : torch.Tensor
-            What the gate lets through (batch,), bool; it keeps its labels.
-
-        Returns
-        -------
-        torch.Tensor
-            New labels (batch,), int64, -1 where there is none.
-        """
+    def forward(
+        self, cosines: torch.Tensor, selected: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the new labels of a batch; what is selected gets none."""
         scaled = cosines.float() / self.temperature
         probability, label = scaled.softmax(dim=1).max(dim=1)
         sure = (probability > self.confidence) & ~selected
         return torch.where(sure, label, -1)
 
 
-def fit_mixture(values, tolerance=1e-7, max_iterations=500):
-    """Fits two Gaussians to numbers by expectation maximisation.
+def fit_mixture(
+    values: np.ndarray, tolerance: float = 1e-7, max_iterations: int = 500
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fits two Gaussians to finite numbers (N,), N at least 2.
 
-    Float64, deterministic: the means start at the quartiles. More than 65,536
-    numbers are represented by as many evenly spaced order statistics, which
-    moves the result by less than it depends on the epoch.
-
-    Arguments
-    ---------
-    values : numpy.ndarray
-        Finite numbers (N,), N at least 2.
-    tolerance : float
-        Stops when the mean log-likelihood grows by less.
-    max_iterations : int
-        Stops after as many steps.
-
-    Returns
-    -------
-    weights, means, variances : numpy.ndarray
-        Each (2,), float64, the component with the lower mean first.
-
-    Example
-    -------
-    >>> weights, means, variances = fit_mixture(
-    ...     np.array([0.0, 0.1, 0.2, 5.0, 5.1, 5.2])
-    ... )
-    >>> means.round(3).tolist()
-    [0.1, 5.1]
+    Returns weights, means and variances, each (2,), float64, the component
+    with the lower mean first. The fit does not depend on the order of values.
     """
     x = np.sort(np.asarray(values, dtype=np.float64))
+    # More numbers would take longer and move tau by less than it moves from
+    # epoch to epoch: evenly spaced order statistics stand for them.
     if len(x) > 65536:
         x = x[np.linspace(0, len(x) - 1, 65536).round().astype(np.int64)]
-    floor = 1e-6  # of a variance, as in scikit-learn
-    weights = np.array([0.5, 0.5])
-    means = np.quantile(x, [0.25, 0.75])
-    variances = np.full(2, x.var() + floor)
-    previous = -math.inf
-    for _ in range(max_iterations):
-        peaks = np.log(weights / np.sqrt(2 * math.pi * variances))
-        squares = (x - means[:, None]) ** 2
-        joint = peaks[:, None] - squares / (2 * variances[:, None])
-        evidence = np.logaddexp(*joint)
-        likelihood = evidence.mean()
-        if likelihood - previous < tolerance:
-            break
-        previous = likelihood
-        share = np.exp(joint - evidence)
-        # A component that has lost all its points stays finite.
-        total = share.sum(axis=1) + 10 * np.finfo(np.float64).eps
-        weights = total / total.sum()
-        means = share @ x / total
-        spread = (share * (x - means[:, None]) ** 2).sum(axis=1)
-        variances = spread / total + floor
+    floor = 1e-6  # of a variance: equal losses would make it 0
+    mixture = GaussianMixture(
+        2,
+        covariance_type="spherical",
+        reg_covar=floor,
+        tol=tolerance,
+        max_iter=max_iterations,
+        # With all three given, scikit-learn skips its random k-means start.
+        weights_init=[0.5, 0.5],
+        means_init=np.quantile(x, [0.25, 0.75])[:, None],
+        precisions_init=np.full(2, 1 / (x.var() + floor)),
+    )
+    with warnings.catch_warnings():
+        # After so many steps the crossing moves by less than 0.01: a warning
+        # in each epoch would only hide others.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(x[:, None])
+    means = mixture.means_[:, 0]
     order = np.argsort(means, kind="stable")
-    return weights[order], means[order], variances[order]
+    return mixture.weights_[order], means[order], mixture.covariances_[order]
 
 
-def density_crossing(weights, means, variances):
-    """Where two weighted Gaussian densities meet between their means.
+def density_crossing(
+    weights: Sequence[float] | np.ndarray,
+    means: Sequence[float] | np.ndarray,
+    variances: Sequence[float] | np.ndarray,
+) -> float | None:
+    """Returns where two weighted Gaussian densities meet between their means.
 
-    Arguments
-    ---------
-    weights, means, variances : array-like
-        Each of two numbers; the lower mean first.
-
-    Returns
-    -------
-    float or None
-        None when one density is above the other at both means.
-
-    Example
-    -------
-    >>> density_crossing([0.5, 0.5], [0.0, 4.0], [1.0, 1.0])
-    2.0
-    >>> density_crossing([0.99, 0.01], [0.0, 1.0], [1.0, 1.0]) is None
-    True
+    Each argument holds two numbers, the lower mean first. Returns None if one
+    density is above the other at both means.
     """
     # The log of the ratio of the densities, t to the right of the lower mean,
     # is a t^2 + b t + c. Its slope is negative at both means, hence between
@@ -569,26 +437,29 @@ def density_crossing(weights, means, variances):
     return float(means[0] + 2 * c / (math.sqrt(b * b - 4 * a * c) - b))
 
 
-def _finite(losses):
-    """The finite ones of an array's or a tensor's losses, as float64."""
+def _finite(losses: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Returns the finite losses as a float64 array."""
     if isinstance(losses, torch.Tensor):
         losses = losses.detach().cpu().numpy()
     losses = np.asarray(losses, dtype=np.float64)
     return losses[np.isfinite(losses)]
 
 
-def _count(share, n):
-    """How many of n make up the share: at least one, rounded up."""
-    # 0.1 + 0.1 * 2 is a little above 0.3, and must not count as one more.
+def _rank(share: float, n: int) -> int:
+    """Returns the number of n that make up the share, rounded up, from 1."""
+    # In floats 0.1 + 0.1 * 2 is a little above 0.3: without the factor the
+    # share of 10 utterances would round up to 4 and not 3.
     return max(1, math.ceil(share * n * (1 - 1e-12)))
 
 
-def _positive(name, value):
+def _positive(name: str, value: float) -> float:
+    """Returns the value as a float, or raises ValueError if not above 0."""
     if not value > 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return float(value)
 
 
-def _from_one(iteration):
+def _check_iteration(iteration: int) -> None:
+    """Raises ValueError if an iteration is below 1."""
     if iteration < 1:
         raise ValueError(f"iterations count from 1, got {iteration}")

@@ -1,11 +1,12 @@
-"""The losses of both stages, and what keeps them honest.
+"""Losses of both stages, computed in float32 under autocast too.
 
 Stage I: NT-Xent over pairs of segments, and augmentation adversarial training
 (a discriminator behind a gradient reversal). Stage II: a classifier with
 several centres per class, additive angular margin softmax with one loss per
-utterance, and its mean over the utterances that the gate lets through. All are
-computed in float32, under autocast too.
+utterance, and its mean over the utterances that the gate selects.
 """
+
+from __future__ import annotations
 
 import math
 
@@ -19,13 +20,16 @@ from lgl_plugin.utils.distributed import world_size
 
 
 class NTXent(nn.Module):
-    """Normalised temperature-scaled cross entropy (paper, eq. 1 and 2).
+    """A normalised temperature-scaled cross entropy (paper, eq. 1 and 2).
 
-    Each of the 2B segments is the anchor in turn: its logits are w * cosine
-    to every other segment, and its class is the other segment of its own
-    utterance. In training over several processes the negatives are those of
-    all processes, whose batches must be of one size; in evaluation, where
-    every process reads the same batches, they are the batch's own.
+    Embeddings (B, D) of two segments of each of B utterances give the loss, a
+    float32 scalar, and the accuracy, a float32 scalar without graph: the share
+    of segments that are closer to their partner than to any other segment.
+    Each of the 2B segments is the anchor in turn: its logits are w * cosine to
+    every other segment, and its class is its partner, the other segment of the
+    utterance. In training the negatives come from all processes, whose batches
+    must be of one size; in evaluation, where every process reads the same
+    batches, they come from the batch.
 
     Arguments
     ---------
@@ -35,7 +39,8 @@ class NTXent(nn.Module):
     Raises
     ------
     ValueError
-        If `scale_init` is not positive.
+        If `scale_init` is not positive, or the embeddings of a batch are not
+        matrices of one shape.
 
     Example
     -------
@@ -46,46 +51,29 @@ class NTXent(nn.Module):
     (0.0002, 1.0)
     """
 
-    # The released code adds a learnable offset b = -5 to every logit. It
-    # cancels in the softmax, so its only gradient would be rounding noise
-    # that Adam scales up to full steps: it is left out, nothing changes.
+    # The released code adds a learnable offset b = -5 to every logit. The
+    # offset cancels in the softmax, so its only gradient would be rounding
+    # noise that Adam scales up to full steps: without it nothing changes.
 
-    def __init__(self, scale_init=10.0):
+    def __init__(self, scale_init: float = 10.0) -> None:
         super().__init__()
         if not scale_init > 0:
             raise ValueError(f"scale_init must be above 0, got {scale_init}")
         # The released code clamps w and drops the result, so w can turn
         # negative. softplus cannot, and near 10 its slope is 1: the scale
-        # then moves at the learning rate, as the plain parameter would.
+        # then moves at the learning rate, as a plain parameter would.
         raw = scale_init + math.log(-math.expm1(-scale_init))
         self.raw_scale = nn.Parameter(torch.tensor(raw))
 
     @property
-    def scale(self):
-        """The scale w: a float32 scalar with a graph, always above 0."""
+    def scale(self) -> torch.Tensor:
+        """Returns the scale w: a float32 scalar with a graph, above 0."""
         return F.softplus(self.raw_scale)
 
-    def forward(self, anchor, positive):
-        """Computes the loss of a batch of pairs.
-
-        Arguments
-        ---------
-        anchor, positive : torch.Tensor
-            Embeddings (B, D) of two segments of each of B utterances.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar float32, the mean over this process's 2B segments.
-        accuracy : torch.Tensor
-            Scalar float32 without graph: the share of segments that are
-            closer to their partner than to any other segment.
-
-        Raises
-        ------
-        ValueError
-            If the two are not matrices of one shape.
-        """
+    def forward(
+        self, anchor: torch.Tensor, positive: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the mean loss of the process's 2B segments, and accuracy."""
         if anchor.ndim != 2 or anchor.shape != positive.shape:
             raise ValueError(
                 "anchor and positive must both be (batch, dimension), got "
@@ -96,9 +84,9 @@ class NTXent(nn.Module):
             segments = F.normalize(segments, dim=1)
             candidates, first = segments, 0
             if self.training and world_size() > 1:
-                # The differentiable gather sums the gradients of all the
-                # processes, and DDP then takes their mean: together the
-                # gradient of the mean loss over all segments.
+                # The differentiable gather sums the gradients of all
+                # processes, and DDP then takes their mean: together that is
+                # the gradient of the mean loss over all segments.
                 candidates = torch.cat(dist.nn.functional.all_gather(segments))
                 first = dist.get_rank() * len(segments)
             itself = first + torch.arange(len(segments), device=segments.device)
@@ -111,6 +99,8 @@ class NTXent(nn.Module):
 
 
 class _GradientReversal(torch.autograd.Function):
+    """The autograd function behind `gradient_reversal`."""
+
     @staticmethod
     def forward(ctx, x, weight):
         ctx.weight = weight
@@ -121,8 +111,8 @@ class _GradientReversal(torch.autograd.Function):
         return -ctx.weight * gradient, None
 
 
-def gradient_reversal(x, weight=1.0):
-    """The identity, whose gradient comes back times -weight.
+def gradient_reversal(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+    """Returns x, and multiplies its gradient by -weight on the way back.
 
     Arguments
     ---------
@@ -148,9 +138,9 @@ def gradient_reversal(x, weight=1.0):
 
 
 class AugmentationDiscriminator(nn.Sequential):
-    """Tells whether two embeddings went through the same augmentation.
+    """A network that tells if two embeddings had the same augmentation.
 
-    The network of augmentation adversarial training (Huh et al. 2020):
+    The discriminator of augmentation adversarial training (Huh et al. 2020):
     BN - ReLU - Linear - BN - ReLU - Linear, from concatenated pairs
     (batch, 2 * embedding_size) to two logits (batch, 2).
 
@@ -168,7 +158,9 @@ class AugmentationDiscriminator(nn.Sequential):
     torch.Size([4, 2])
     """
 
-    def __init__(self, embedding_size=192, hidden_size=512):
+    def __init__(
+        self, embedding_size: int = 192, hidden_size: int = 512
+    ) -> None:
         super().__init__(
             nn.BatchNorm1d(2 * embedding_size),
             nn.ReLU(),
@@ -179,10 +171,15 @@ class AugmentationDiscriminator(nn.Sequential):
         )
 
 
-def augmentation_adversarial_loss(discriminator, e1, e2, e3):
-    """Cross entropy of telling [e1, e2] (class 1) from [e1, e3] (class 0).
+def augmentation_adversarial_loss(
+    discriminator: nn.Module,
+    e1: torch.Tensor,
+    e2: torch.Tensor,
+    e3: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the loss of telling [e1, e2] (class 1) from [e1, e3] (class 0).
 
-    Called twice per step (Huh et al. 2020): on detached embeddings for the
+    Call it twice per step (Huh et al. 2020): on detached embeddings for the
     discriminator's own optimiser, then on embeddings that went through
     `gradient_reversal` for the encoder's. The second call leaves gradients
     in the discriminator too: clear them before its next step.
@@ -198,7 +195,7 @@ def augmentation_adversarial_loss(discriminator, e1, e2, e3):
     Returns
     -------
     loss : torch.Tensor
-        Scalar float32; ln 2 when augmentations leave no trace.
+        Cross entropy, scalar float32; ln 2 if augmentations leave no trace.
     accuracy : torch.Tensor
         Scalar float32 without graph; 0.5 is chance.
 
@@ -214,7 +211,8 @@ def augmentation_adversarial_loss(discriminator, e1, e2, e3):
     ...     discriminator, *reversed_
     ... )
     """
-    # Both classes in one pass: batch statistics apart would tell them apart.
+    # Both classes in one pass: in two, the batch normalisation's statistics
+    # would differ by class and give the answer away.
     same = torch.cat([e1, e2], dim=1)
     other = torch.cat([e1, e3], dim=1)
     logits = discriminator(torch.cat([same, other])).float()
@@ -226,13 +224,14 @@ def augmentation_adversarial_loss(discriminator, e1, e2, e3):
 
 
 class SubCentreClassifier(nn.Module):
-    """Cosine to the nearest of several centres of each class.
+    """A classifier with several centres per class.
 
-    Sub-centre ArcFace (Deng et al. 2020, eq. 3): a class keeps `n_centres`
-    weight vectors, and an embedding counts as near to it as to the nearest of
-    them. Utterances that a cluster took from another speaker can gather at a
-    centre of their own, and no longer pull at that of the rest. Stands where
-    SpeechBrain's `ECAPA_TDNN.Classifier` does, and is that with one centre.
+    Sub-centre ArcFace (Deng et al. 2020, eq. 3): a class has `n_centres`
+    weight vectors, and its output is the cosine to the nearest of them.
+    Utterances that a cluster took from another speaker can gather at a centre
+    of their own, and no longer pull at that of the rest. The module replaces
+    SpeechBrain's `ECAPA_TDNN.Classifier`, which it equals with one centre: it
+    maps embeddings (B, 1, D) to cosines (B, 1, K), float32.
 
     Arguments
     ---------
@@ -246,7 +245,7 @@ class SubCentreClassifier(nn.Module):
     Raises
     ------
     ValueError
-        If `n_centres` is below 1.
+        If `n_centres` is below 1, or `start_from` is given another shape.
 
     Example
     -------
@@ -255,11 +254,14 @@ class SubCentreClassifier(nn.Module):
     torch.Size([4, 1, 10])
     """
 
-    # Of the offsets that `start_from` gives the centres of a class: they part
-    # by an angle of about 0.14, at a cosine of 0.995 to where they start.
+    # Length of the offset of a centre from its centroid, in centroid lengths:
+    # the centres of a class are then about 0.14 apart in angle, each at a
+    # cosine of 0.995 to the centroid.
     OFFSET = 0.1
 
-    def __init__(self, input_size, out_neurons, n_centres=3):
+    def __init__(
+        self, input_size: int, out_neurons: int, n_centres: int = 3
+    ) -> None:
         super().__init__()
         if not n_centres >= 1:
             raise ValueError(f"n_centres must be at least 1, got {n_centres}")
@@ -273,31 +275,11 @@ class SubCentreClassifier(nn.Module):
         self.weight = nn.Parameter(torch.stack(centres))
 
     @torch.no_grad()
-    def start_from(self, centroids):
-        """Puts the centres of each class beside its centroid.
+    def start_from(self, centroids: torch.Tensor) -> None:
+        """Puts the centres of each class beside its centroid, of (K, D).
 
-        All at the same spot would get the same cosines, and the first of them
-        all the gradients: each is moved by a random vector of a tenth of the
-        centroid's length, drawn from torch's generator. A single centre stays
-        on the centroid.
-
-        Arguments
-        ---------
-        centroids : torch.Tensor
-            Centroids (K, D) of any length but 0.
-
-        Raises
-        ------
-        ValueError
-            If they are not (K, D).
-
-        Example
-        -------
-        >>> classify = SubCentreClassifier(input_size=2, out_neurons=2)
-        >>> classify.start_from(torch.eye(2))
-        >>> classify(torch.eye(2)[:, None]).argmax(dim=-1)
-        tensor([[0],
-                [1]])
+        The offsets are drawn from torch's generator; a single centre lies on
+        the centroid.
         """
         if centroids.shape != self.weight.shape[1:]:
             raise ValueError(
@@ -305,24 +287,15 @@ class SubCentreClassifier(nn.Module):
                 f"dimensions; got {tuple(centroids.shape)}"
             )
         self.weight.copy_(centroids)
+        # Equal centres have equal cosines, and the maximum would give every
+        # gradient to the first of them.
         if len(self.weight) > 1:
             lengths = self.weight.norm(dim=-1, keepdim=True)
             offsets = F.normalize(torch.randn_like(self.weight), dim=-1)
             self.weight.add_(self.OFFSET * lengths * offsets)
 
-    def forward(self, embeddings):
-        """Computes the cosines of a batch.
-
-        Arguments
-        ---------
-        embeddings : torch.Tensor
-            Embeddings (B, 1, D), any floating-point type.
-
-        Returns
-        -------
-        torch.Tensor
-            Cosines (B, 1, K), float32.
-        """
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Returns the cosines (B, 1, K), float32, of embeddings (B, 1, D)."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.float(), dim=-1)
             centres = F.normalize(self.weight, dim=-1)
@@ -331,11 +304,12 @@ class SubCentreClassifier(nn.Module):
 
 
 class AAMSoftmax(nn.Module):
-    """Additive angular margin softmax, one loss per utterance.
+    """An additive angular margin softmax with one loss per utterance.
 
-    ArcFace (paper reference 26): the target's cos(theta) becomes
-    cos(theta + margin), all cosines are multiplied by `scale`, then cross
-    entropy. Where theta + margin would pass pi and the cosine would rise
+    ArcFace (paper, reference 26) maps cosines (B, K) and classes (B,), int64,
+    to losses (B,), float32: the target's cos(theta) becomes
+    cos(theta + margin), all cosines are multiplied by `scale`, then comes the
+    cross entropy. Where theta + margin would pass pi and the cosine would rise
     again, the target is cos(theta) - margin * sin(margin) instead.
 
     Arguments
@@ -358,7 +332,7 @@ class AAMSoftmax(nn.Module):
     tensor([ True, False])
     """
 
-    def __init__(self, margin=0.2, scale=30.0):
+    def __init__(self, margin: float = 0.2, scale: float = 30.0) -> None:
         super().__init__()
         if not 0 <= margin < math.pi:
             raise ValueError(f"margin must be in [0, pi), got {margin}")
@@ -367,25 +341,14 @@ class AAMSoftmax(nn.Module):
         self.margin = margin
         self.scale = scale
 
-    def forward(self, cosines, labels):
-        """Computes the losses of a batch.
-
-        Arguments
-        ---------
-        cosines : torch.Tensor
-            Cosines (B, K) between embeddings and class weights, any
-            floating-point type.
-        labels : torch.Tensor
-            Classes (B,), int64, in [0, K).
-
-        Returns
-        -------
-        torch.Tensor
-            Losses (B,), float32, not reduced.
-        """
+    def forward(
+        self, cosines: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the losses (B,) of cosines (B, K) and classes (B,)."""
         cosines = cosines.float()
         labels = labels[:, None]
-        # Rounding can push a cosine past 1; at 1 the sine has no slope.
+        # Rounding can push a cosine past 1, where the sine is NaN, and at 1
+        # the gradient of the square root is infinite.
         cosine = cosines.gather(1, labels).clamp(-1 + 1e-7, 1 - 1e-7)
         sine = ((1 - cosine) * (1 + cosine)).sqrt()
         shifted = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
@@ -398,14 +361,13 @@ class AAMSoftmax(nn.Module):
         return F.cross_entropy(logits, labels[:, 0], reduction="none")
 
 
-def gated_mean(losses, mask):
-    """The gated loss: the mean over the selected utterances (paper, eq. 3).
+def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the gated loss: the mean over the selected (paper, eq. 3).
 
-    An empty mask gives an exact zero that still has a graph, so that a
-    process with nothing selected runs the same backward as the others. Over
-    several processes the divisor is the count of all of them, times their
-    number because DDP takes the mean of gradients: the step is that of one
-    process with the whole batch. Every process must then call this.
+    An empty mask gives an exact zero that still has a graph, so that a process
+    with nothing selected runs the same backward as the others. With several
+    processes all must call this function: the divisor is the count of all of
+    them, and the step is that of one process with the whole batch.
 
     Arguments
     ---------
@@ -439,9 +401,9 @@ def gated_mean(losses, mask):
             f"{mask.dtype} of shape {tuple(mask.shape)}"
         )
     count = mask.sum()
-    processes = world_size()
+    processes = world_size()  # a factor, as DDP takes the mean of gradients
     if processes > 1:
         dist.all_reduce(count)
-    # Not losses * mask: 0 * inf is NaN.
+    # losses * mask would turn a rejected infinity into NaN.
     kept = torch.where(mask, losses, torch.zeros_like(losses))
     return kept.sum() * processes / count.clamp(min=1)

@@ -84,7 +84,7 @@ class LossGatedBrain(SpeakerBrain):
             of.numpy() for of in self.join_seen()
         )
         self.seen = []
-        self.modules.memory.take_in(self.rows, self.losses)
+        self.modules.memory.overwrite(self.rows, self.losses)
         self.tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(self.losses)
         chosen = max(int(self.tally["selected"]), 1)

@@ -1,4 +1,4 @@
-"""Gates against scikit-learn, numerical roots and plain counting."""
+"""Gates against maximum likelihood, numerical roots and plain counting."""
 
 import math
 
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 from scipy.stats import norm
-from sklearn.mixture import GaussianMixture
 
 from lgl_plugin.nnet.gates import (
     DynamicGate,
@@ -160,31 +159,59 @@ def two_humps(n=4000, seed=0):
     return np.exp(logs).astype(np.float32), low
 
 
+def maximum_likelihood(values, start):
+    """Weights, means and variances by a general optimiser, without EM."""
+    (weight, _), means, variances = start
+    x0 = [math.log(weight / (1 - weight)), *means, *np.log(variances) / 2]
+
+    def negative(parameters):
+        logit, *means, log_sd1, log_sd2 = parameters
+        one = norm.logpdf(values, means[0], math.exp(log_sd1))
+        two = norm.logpdf(values, means[1], math.exp(log_sd2))
+        evidence = np.logaddexp(logit + one, two) - np.logaddexp(logit, 0)
+        return -evidence.mean()
+
+    found = minimize(negative, x0, options={"gtol": 1e-7}).x
+    weight = 1 / (1 + math.exp(-found[0]))
+    return (weight, 1 - weight), found[1:3], np.exp(2 * found[3:])
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_mixture_is_that_of_scikit_learn(seed):
+def test_mixture_has_maximum_likelihood(seed):
     rng = np.random.default_rng(seed)
     logs = np.concatenate(
         [rng.normal(-2, 1.0, 3000), rng.normal(1 + seed / 2, 0.6, 1000)]
     )
-    theirs = GaussianMixture(
-        2,
-        tol=1e-9,
-        max_iter=2000,
-        means_init=np.quantile(logs, [[0.25], [0.75]]),
-    ).fit(logs[:, None])
     weights, means, variances = fit_mixture(
         logs, tolerance=1e-9, max_iterations=2000
     )
-    np.testing.assert_allclose(weights, theirs.weights_, atol=1e-3)
-    np.testing.assert_allclose(means, theirs.means_[:, 0], atol=2e-3)
-    np.testing.assert_allclose(
-        variances, theirs.covariances_[:, 0, 0], atol=5e-3
-    )
+    truth = (0.75, 0.25), (-2, 1 + seed / 2), (1.0, 0.36)
+    expected = maximum_likelihood(logs, truth)
+    np.testing.assert_allclose(weights, expected[0], atol=1e-3)
+    np.testing.assert_allclose(means, expected[1], atol=2e-3)
+    np.testing.assert_allclose(variances, expected[2], atol=5e-3)
     # The defaults stop earlier, and near enough for a threshold.
     crossing = density_crossing(*fit_mixture(logs))
     assert crossing == pytest.approx(
         density_crossing(weights, means, variances), abs=0.01
     )
+
+
+def test_mixture_is_the_same_in_any_order_and_again():
+    logs = np.log(two_humps()[0].astype(np.float64))
+    once = fit_mixture(logs)
+    np.random.default_rng(0).shuffle(logs)
+    for first, second in zip(once, fit_mixture(logs)):
+        assert (first == second).all()
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.3], [0.3] * 100, [1.0, 2.0]])
+def test_mixture_of_equal_or_few_numbers_stays_finite(values, recwarn):
+    weights, means, variances = fit_mixture(np.array(values))
+    assert weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(means, [min(values), max(values)])
+    np.testing.assert_allclose(variances, 1e-6, rtol=1e-3)
+    assert not len(recwarn)
 
 
 def test_mixture_of_many_points_is_that_of_all_of_them():
@@ -319,6 +346,14 @@ def test_memory_holds_no_graph_and_checks_its_momentum():
     assert not LossMemory(3, 0.5)(torch.tensor([0, 1]), losses).requires_grad
     with pytest.raises(ValueError, match="momentum must be in"):
         LossMemory(3, 1.0)
+
+
+def test_means_of_other_ranks_replace_those_of_the_memory():
+    memory = LossMemory(3, momentum=0.5)
+    memory.overwrite(np.array([2, 0]), np.array([1.0, 4.0], np.float32))
+    means = memory(torch.tensor([0, 1]), torch.tensor([2.0, 5.0]))
+    assert means.tolist() == [3, 5]
+    assert memory.losses.tolist() == [3, 5, 1]
 
 
 # Label correction

@@ -1,0 +1,34 @@
+"""Losses, gates, clustering and metrics without SpeechBrain and audio."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+from lgl_plugin import clustering, metrics
+
+PURE = ["lgl_plugin.nnet.losses", "lgl_plugin.nnet.gates"] + [
+    module.name
+    for wing in (clustering, metrics)
+    for module in pkgutil.walk_packages(wing.__path__, f"{wing.__name__}.")
+]
+# A None in sys.modules makes the import of that name an ImportError.
+IMPORT = """
+import importlib, sys
+sys.modules.update({"speechbrain": None, "soundfile": None})
+importlib.import_module(sys.argv[1])
+"""
+
+
+def test_every_pure_module_is_found():
+    assert "lgl_plugin.clustering.kmeans" in PURE
+    assert "lgl_plugin.metrics.error_rates" in PURE
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_imports_without_speechbrain(module):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT, module], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
