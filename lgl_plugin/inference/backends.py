@@ -1,25 +1,22 @@
-"""Back-ends: what is done to embeddings before they are compared."""
+"""Back-ends: transforms of embeddings before they are compared."""
 
 import numpy as np
-from speechbrain.utils.logger import get_logger
-
-logger = get_logger(__name__)
 
 
-def whiten(reference, vectors):
-    """Turns vectors to zero mean and unit covariance of a reference set.
+def whiten(reference: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Transforms vectors to zero mean and unit covariance of a reference set.
 
     Arguments
     ---------
-    reference : numpy.ndarray
-        Shape (n, dim): where mean and covariance come from, no labels.
-    vectors : numpy.ndarray
-        Shape (m, dim): what is turned.
+    reference : numpy.ndarray, (n, D), float
+        Source of mean and covariance; needs no labels.
+    vectors : numpy.ndarray, (m, D), float
+        Embeddings to transform.
 
     Returns
     -------
-    numpy.ndarray
-        Shape (m, dim), float32.
+    numpy.ndarray, (m, D), float32
+        The transformed embeddings.
 
     Example
     -------
@@ -31,6 +28,6 @@ def whiten(reference, vectors):
     mean = reference.mean(axis=0)
     covariance = np.cov((reference - mean).T.astype(np.float64))
     values, axes = np.linalg.eigh(covariance)
-    # Bands that hardly vary would be blown up to pure noise.
+    # Without the floor, axes that hardly vary would be amplified to noise.
     scale = 1.0 / np.sqrt(np.maximum(values, 1e-3 * values.max()))
     return ((vectors - mean) @ (axes * scale)).astype(np.float32)

@@ -12,8 +12,13 @@ from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, read_audio
 from lgl_plugin.dataio.manifest import Strings
-from lgl_plugin.inference.shares import Share, key_of, remove_shares
-from lgl_plugin.inference.store import Embeddings, _Joined
+from lgl_plugin.inference.shares import (
+    JoinedShares,
+    Share,
+    fingerprint,
+    remove_shares,
+)
+from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.ecapa_patches import (
     lean_pooling,
     padding_invariant,
@@ -146,7 +151,7 @@ class Extractor:
         with explain_full_disk(folder):
             share = self._embed_share(manifest, rows, folder)
             shares = gather(
-                (share.positions(), share.dim, share.whole(), share.bad)
+                (share.positions(), share.dim, share.close(), share.bad)
             )
             bad = sorted(failure for *_, share in shares for failure in share)
             bad = [(manifest.ids[rows[p]], reason) for p, reason in bad]
@@ -157,7 +162,9 @@ class Extractor:
                     f"none of {len(rows)} utterances could be embedded; "
                     f"the first: {' '.join(bad[0])}"
                 )
-            joined = _Joined([s[:3] for s in shares if len(s[0])], self.dtype)
+            joined = JoinedShares(
+                [s[:3] for s in shares if len(s[0])], self.dtype
+            )
             names = (manifest.ids[row] for row in rows[joined.positions])
             if not folder:
                 return Embeddings(Strings(names), joined[:]), bad
@@ -179,7 +186,11 @@ class Extractor:
             self.mean_var_norm,
         )
         options = (self.precision, self.dtype, self.sample_rate)
-        key = key_of(*modules, rows, seconds, ends, *options) if folder else ""
+        key = (
+            fingerprint(*modules, rows, seconds, ends, *options)
+            if folder
+            else ""
+        )
         share = Share(folder, key, self.keep_seconds)
         if share.batches:
             logger.info(
@@ -224,7 +235,7 @@ class Extractor:
                     batch, vectors = batch[finite], vectors[finite]
                 share.add(batch, vectors, bad)
                 if stop.requested is not None:
-                    share.keep()
+                    share.save()
                     stop.leave()
         return share
 

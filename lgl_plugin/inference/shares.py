@@ -1,4 +1,6 @@
-"""What one process has embedded so far, kept so that a restart goes on."""
+"""One file per rank with the embeddings so far, so that a restart goes on."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -6,6 +8,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -15,41 +18,22 @@ from lgl_plugin.utils.files import atomic_write
 
 
 class Share:
-    """The vectors of one process of an extraction, and where they belong.
+    """A rank's embeddings of an extraction, and their places in the whole.
 
-    On disk it is `.share<rank>.bin`, the vectors, and `.share<rank>.npz`, how
-    far they are whole; without a folder it is in memory.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path, optional
-        Where to keep it.
-    key : str
-        What the vectors follow from; what another key left is thrown away.
-    every : float
-        Seconds between the times that it is kept.
-
-    Attributes
-    ---------
-    batches : int
-        How many batches are done.
-    bad : list of (int, str)
-        Positions of utterances without a vector, and why.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> share = Share(folder, "encoder 1", every=0.0)
-    >>> share.add(np.array([4, 2]), np.eye(2, dtype=np.float32), [])
-    >>> again = Share(folder, "encoder 1")  # after a crash
-    >>> again.batches, again.positions()
-    (1, array([4, 2]))
-    >>> Share(folder, "encoder 2").batches
-    0
+    On disk it is `.share<rank>.bin`, the vectors, and `.share<rank>.npz`, the
+    progress up to which those are valid; without a folder it is in memory.
+    What another `key` left is thrown away. It is saved every `save_seconds`.
+    `batches` are done; `bad` has the places of utterances without an
+    embedding, with the reason.
     """
 
-    def __init__(self, folder, key, every=600.0):
-        self.key, self.every = key, every
+    def __init__(
+        self,
+        folder: str | pathlib.Path | None,
+        key: str,
+        save_seconds: float = 600.0,
+    ):
+        self.key, self.save_seconds = key, save_seconds
         self.batches, self.dim = 0, 0
         self.placed, self.bad = [np.empty(0, np.int64)], []
         self.vectors, self.n_bytes = [], 0
@@ -58,37 +42,32 @@ class Share:
             folder = pathlib.Path(folder)
             folder.mkdir(parents=True, exist_ok=True)
             self.path = folder / f".share{rank()}.bin"
-            self._go_on()
-        self.kept = time.monotonic()
+            self._resume()
+        self.saved_at = time.monotonic()
 
-    def _go_on(self):
-        """Takes up what an earlier process kept, if it is of the same key."""
+    def _resume(self):
+        """Opens the file, with what an earlier process saved by this key."""
+        # A missing or torn .npz, or too short a .bin, means a fresh start.
         with contextlib.suppress(OSError, ValueError, KeyError):
-            with np.load(self.path.with_suffix(".npz")) as kept:
-                known = json.loads(str(kept["known"]))
-                placed = kept["placed"]
-            if (
-                known["key"] == self.key
-                and self.path.stat().st_size >= known["bytes"]
-            ):
+            with np.load(self.path.with_suffix(".npz")) as saved:
+                known = json.loads(str(saved["known"]))
+                placed = saved["placed"]
+            size = self.path.stat().st_size
+            if known["key"] == self.key and size >= known["bytes"]:
                 self.batches, self.dim = known["batches"], known["dim"]
                 self.bad = [tuple(bad) for bad in known["bad"]]
                 self.placed = [placed]
                 self.n_bytes = known["bytes"]
         self.file = open(self.path, "ab")
+        # A killed process may have appended vectors after its last save.
         self.file.truncate(self.n_bytes)
 
-    def add(self, positions, vectors, bad):
-        """Adds a batch.
+    def add(
+        self, positions: np.ndarray, vectors: np.ndarray, bad: list
+    ) -> None:
+        """Adds a batch: places (n,) int64, embeddings (n, D), (place, reason)s.
 
-        Arguments
-        ---------
-        positions : numpy.ndarray
-            Places of its utterances among all, int64 (n,).
-        vectors : numpy.ndarray
-            Their embeddings (n, dim).
-        bad : list of (int, str)
-            Places of its utterances that have none, and why.
+        `vectors` may be None where `positions` is empty.
         """
         self.batches += 1
         self.bad.extend(bad)
@@ -96,17 +75,17 @@ class Share:
             self.placed.append(positions)
             self.dim = vectors.shape[1]
             self.n_bytes += vectors.nbytes
-            if self.path:
-                self.file.write(vectors.tobytes())
-            else:
-                self.vectors.append(vectors.tobytes())
-        if time.monotonic() - self.kept >= self.every:
-            self.keep()
+            write = self.file.write if self.path else self.vectors.append
+            write(vectors.tobytes())
+        if time.monotonic() - self.saved_at >= self.save_seconds:
+            self.save()
 
-    def keep(self):
-        """Puts on disk how far it has come, if it has a folder."""
+    def save(self) -> None:
+        """Puts vectors and progress on disk, if it has a folder."""
         if not self.path:
             return
+        # The vectors first: the progress must not count bytes that a power
+        # cut would lose.
         self.file.flush()
         os.fsync(self.file.fileno())
         known = {
@@ -119,36 +98,58 @@ class Share:
         placed = self.positions()
         with atomic_write(self.path.with_suffix(".npz"), "wb") as out:
             np.savez(out, known=json.dumps(known), placed=placed)
-        self.kept = time.monotonic()
+        self.saved_at = time.monotonic()
 
-    def positions(self):
-        """Places of all its vectors, int64 (n,)."""
+    def positions(self) -> np.ndarray:
+        """Returns the places of all its vectors, int64 (n,)."""
         return np.concatenate(self.placed)
 
-    def whole(self):
-        """The vectors' bytes, or the path of the file that holds them."""
+    def close(self) -> bytes | str:
+        """Returns the vectors' bytes, or the path of the file with them."""
         if not self.path:
             return b"".join(self.vectors)
         self.file.close()
         return str(self.path)
 
 
-def key_of(*parts):
-    """A checksum of what an extraction follows from.
+class JoinedShares:
+    """An array of all ranks' vectors, by slices, in the utterances' order.
 
-    Arguments
-    ---------
-    *parts : torch.nn.Module, numpy.ndarray or plain value
-        Modules count by their weights and plain attributes.
+    A share is (positions, dim, bytes or path), none of them empty.
+    """
 
-    Returns
-    -------
-    str
+    def __init__(self, shares: Iterable[tuple], dtype: np.dtype):
+        positions, dims, vectors = zip(*shares)
+        self.parts = [
+            np.memmap(part, dtype, "r").reshape(-1, dims[0])
+            if isinstance(part, str)
+            else np.frombuffer(part, dtype).reshape(-1, dims[0])
+            for part in vectors
+        ]
+        self.starts = np.cumsum([0] + [len(part) for part in self.parts])
+        positions = np.concatenate(positions)
+        self.order = np.argsort(positions)
+        self.positions = positions[self.order]
+        self.shape, self.dtype = (len(positions), dims[0]), dtype
 
-    Example
-    -------
-    >>> key_of(np.arange(3), "bf16") == key_of(np.arange(3), "fp32")
-    False
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        wanted = self.order[rows]
+        vectors = np.empty((len(wanted), self.shape[1]), self.dtype)
+        source = np.searchsorted(self.starts, wanted, side="right") - 1
+        for number, part in enumerate(self.parts):
+            own = source == number
+            vectors[own] = part[wanted[own] - self.starts[number]]
+        return vectors
+
+
+def fingerprint(*parts: torch.nn.Module | np.ndarray | object) -> str:
+    """Computes a checksum of what an extraction follows from.
+
+    Modules count by their weights and plain attributes, arrays by their
+    bytes, all else by its repr; the number of ranks counts too.
     """
     digest = hashlib.sha256(str(world_size()).encode())
     for part in parts:
@@ -172,16 +173,7 @@ def key_of(*parts):
     return digest.hexdigest()
 
 
-def remove_shares(folder):
-    """Removes what all processes have kept, once the store is whole.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> Share(folder, "key").keep()
-    >>> remove_shares(folder)
-    >>> list(folder.iterdir())
-    []
-    """
+def remove_shares(folder: str | pathlib.Path) -> None:
+    """Removes the files of all ranks, once the store is complete."""
     for path in pathlib.Path(folder).glob(".share*"):
         path.unlink()

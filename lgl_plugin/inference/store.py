@@ -1,17 +1,17 @@
 """Embeddings on disk, memory-mapped."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
-from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.manifest import Strings, find
 from lgl_plugin.utils.files import atomic_write
 
-logger = get_logger(__name__)
-
-ROWS = 65536  # that are copied at once
+ROWS = 65536  # copied at once
 
 
 @dataclasses.dataclass
@@ -22,8 +22,8 @@ class Embeddings:
     ---------
     utterances : Strings
         IDs.
-    vectors : numpy.ndarray
-        Shape (n_utterances, dim), float32 or float16, not normalised.
+    vectors : numpy.ndarray, (N, D), float32 or float16
+        Not normalised. What has a shape and a dtype and takes slices will do.
 
     Example
     -------
@@ -37,31 +37,27 @@ class Embeddings:
     utterances: Strings
     vectors: np.ndarray
 
-    def save(self, folder):
+    def save(self, folder: str | pathlib.Path) -> None:
         """Writes `utterances.txt` and `vectors.npy` into a folder."""
         folder = pathlib.Path(folder)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.vectors.dtype),
+            "fortran_order": False,
+            "shape": self.vectors.shape,
+        }
+        # np.save would first copy all vectors of all ranks into memory.
         with atomic_write(folder / "vectors.npy", "wb") as out:
-            np.lib.format.write_array_header_1_0(
-                out,
-                {
-                    "descr": np.lib.format.dtype_to_descr(self.vectors.dtype),
-                    "fortran_order": False,
-                    "shape": self.vectors.shape,
-                },
-            )
+            np.lib.format.write_array_header_1_0(out, header)
             for start in range(0, len(self.vectors), ROWS):
                 out.write(self.vectors[start : start + ROWS].tobytes())
         with atomic_write(folder / "utterances.txt", "wb") as out:
             self.utterances.save(out)
 
     @classmethod
-    def load(cls, folder):
-        """Opens what `save` wrote; the vectors stay on disk until used.
+    def load(cls, folder: str | pathlib.Path) -> Embeddings:
+        """Opens a saved folder; the vectors stay on disk until used.
 
-        Raises
-        ------
-        ValueError
-            If it is damaged.
+        Raises FileNotFoundError if there is none, ValueError if it is damaged.
         """
         folder = pathlib.Path(folder)
         utterances = Strings.load(folder / "utterances.txt")
@@ -73,40 +69,15 @@ class Embeddings:
                 )
         except FileNotFoundError:
             raise
-        except Exception as error:  # numpy reads the header as Python
+        except Exception as error:
+            # numpy parses the header as Python, which can raise SyntaxError
+            # and more besides ValueError.
             raise ValueError(f"{folder} is damaged: {error}") from error
         return cls(utterances, vectors)
 
-    def rows(self, utterances):
-        """The vectors of some utterances, in their order."""
+    def rows(self, utterances: Collection[str]) -> np.ndarray:
+        """Returns the vectors of some utterances, in their order.
+
+        Raises KeyError if one of them has none.
+        """
         return self.vectors[find(self.utterances, utterances)]
-
-
-class _Joined:
-    """The vectors of all ranks in the order of the utterances, by slices."""
-
-    def __init__(self, shares, dtype):
-        positions, dims, vectors = zip(*shares)
-        self.parts = [
-            np.memmap(part, dtype, "r").reshape(-1, dims[0])
-            if isinstance(part, str)
-            else np.frombuffer(part, dtype).reshape(-1, dims[0])
-            for part in vectors
-        ]
-        self.starts = np.cumsum([0] + [len(part) for part in self.parts])
-        positions = np.concatenate(positions)
-        self.order = np.argsort(positions)
-        self.positions = positions[self.order]
-        self.shape, self.dtype = (len(positions), dims[0]), dtype
-
-    def __len__(self):
-        return len(self.order)
-
-    def __getitem__(self, rows):
-        wanted = self.order[rows]
-        found = np.empty((len(wanted), self.shape[1]), self.dtype)
-        source = np.searchsorted(self.starts, wanted, side="right") - 1
-        for number, part in enumerate(self.parts):
-            own = source == number
-            found[own] = part[wanted[own] - self.starts[number]]
-        return found
