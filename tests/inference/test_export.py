@@ -12,7 +12,6 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from hypothesis import given, settings as runs, strategies as st
 from markdown_it import MarkdownIt
 from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
@@ -20,7 +19,6 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import write_labels
 from lgl_plugin.inference import export as exporting
-from lgl_plugin.inference.calibration import from_halves, from_pseudo_labels
 from lgl_plugin.inference.export import (
     Model,
     export,
@@ -304,51 +302,6 @@ def test_verification_yaml_has_the_encoders_of_stage2(width, kind):
     assert [*verification["embedding_model"].values()] == [
         *stage2[kind].values()
     ]
-
-
-vectors = st.lists(
-    st.tuples(st.integers(-1, 3), st.booleans(), st.integers(0, 2**32 - 1)),
-    min_size=2,
-    max_size=12,
-)
-
-
-@given(vectors)
-@runs(deadline=None, max_examples=40)
-def test_threshold_by_pseudo_labels(rows):
-    """Against a loop over all pairs."""
-    labels, held_out, seeds = map(np.array, zip(*rows))
-    points = np.array(
-        [np.random.default_rng(seed).normal(size=4) for seed in seeds]
-    )
-    scores, same = [], []
-    for i in range(len(rows)):
-        for j in range(i):
-            if min(labels[i], labels[j]) >= 0 and (held_out[i] or held_out[j]):
-                lengths = np.linalg.norm(points[i]) * np.linalg.norm(points[j])
-                scores.append(points[i] @ points[j] / lengths)
-                same.append(labels[i] == labels[j])
-    found = from_pseudo_labels(points, labels, held_out)
-    if all(same) or not any(same):
-        assert found is None
-    else:
-        # Equal points score equally but for rounding, which parts them.
-        if len({*seeds.tolist()}) == len(seeds):
-            assert found == pytest.approx(eer(scores, same)[1], abs=1e-5)
-
-
-def test_threshold_by_halves():
-    rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 6, 3))
-    scores = [
-        a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-        for a in first
-        for b in second
-    ]
-    same = np.eye(6, dtype=bool).ravel()
-    found = from_halves(first, second)
-    assert found == pytest.approx(eer(scores, same)[1], abs=1e-6)
-    assert from_halves(first[:1], second[:1]) is None
 
 
 def test_card_breaks_no_table_and_no_front_matter():
