@@ -29,6 +29,7 @@ setup(
     package_data={
         "lgl_plugin": [
             "py.typed",
+            "report/page.html",
             "recipe/*.py",
             "recipe/*.md",
             "recipe/*/*.yaml",
@@ -49,8 +50,11 @@ setup(
         "scipy>=1.11",
         "scikit-learn>=1.3",
         "soundfile>=0.12.1",
+        # From 3.31 on a forked process drops its parent's lock.
+        "filelock>=3.31",
         "tqdm>=4.42",
         "matplotlib>=3.7",
+        "jinja2>=3.1",
     ],
     extras_require={
         # One of the two: both provide the module `faiss`.

@@ -1,4 +1,4 @@
-"""What a run achieved: a table, and a page with all its figures.
+"""The report of a run or of several: a page with all its figures.
 
 > lgl report results/lgl/1
 > lgl report results/lgl/1 results/lgl/2 results/lgl/3
@@ -9,19 +9,24 @@ spread (lowest to highest), and the first run's folder gets another page,
 `report/comparison/index.html`. Pages hold all that they show and open offline.
 """
 
+from __future__ import annotations
+
 import datetime
+import os
+import pathlib
+from collections.abc import Sequence
 
 from lgl_plugin.report import comparison, sections
 from lgl_plugin.report.page import Page
 from lgl_plugin.report.results import Results
 
 
-def write_report(folders):
+def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
     """Writes the page of a run, or the comparison of several.
 
     Arguments
     ---------
-    folders : list of (str or pathlib.Path)
+    folders : list of (str or os.PathLike)
         The run folders. The page and its figures go to the first one's
         `report`, a comparison to its `report/comparison`.
 
@@ -33,8 +38,8 @@ def write_report(folders):
     Raises
     ------
     FileNotFoundError
-        If there are no metrics in one of the folders. Whatever else is
-        missing or damaged is said on the page.
+        If there are no metrics in one of the folders. Anything else that is
+        missing or damaged is named on the page.
 
     Example
     -------
@@ -49,20 +54,27 @@ def write_report(folders):
     True
     """
     runs = [Results(folder) for folder in folders]
+    folder = runs[0].folder / "report"
     if len(runs) == 1:
-        (data,) = runs
-        folder, title = data.folder / "report", f"Run {data.name}"
-        parts = (sections.overview, *sections.SECTIONS)
+        (run,) = runs
+        page = Page(folder, f"Run {run.name}: loss-gated learning")
+        introduction = page.collect(sections.overview, run)
+        parts = {
+            title: page.collect(part, run)
+            for title, part in sections.SECTIONS.items()
+        }
+        # Shown first but collected last: the parts that failed are among them.
+        warnings = page.collect(sections.warnings, run, page.failures)
+        parts = {"Warnings": warnings, **parts}
     else:
-        data = runs
-        folder = runs[0].folder / "report" / "comparison"
-        title = f"Comparison of {len(runs)} runs"
-        parts = comparison.SECTIONS
-    page = Page(folder, f"{title}: loss-gated learning")
-    for part in parts:
-        page.add(part, data)
+        title = f"Comparison of {len(runs)} runs: loss-gated learning"
+        page = Page(folder / "comparison", title)
+        introduction = page.collect(comparison.overview, runs, page.folder)
+        parts = {
+            title: page.collect(part, runs)
+            for title, part in comparison.SECTIONS.items()
+        }
     now = datetime.datetime.now().astimezone()
     command = " ".join(["lgl report", *map(str, folders)])
-    return page.write(
-        f"Written on {now:%Y-%m-%d at %H:%M:%S %z}; again by: {command}"
-    )
+    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z}; again by: {command}"
+    return page.write(introduction, parts, footer)

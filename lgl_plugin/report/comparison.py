@@ -1,8 +1,14 @@
-"""The page that sets runs side by side."""
+"""The parts of a page that compares runs, as plain data for `page.Page`."""
+
+from __future__ import annotations
 
 import os
+import pathlib
+from collections.abc import Iterator
 
 from lgl_plugin.report import figures
+from lgl_plugin.report.page import Block, Figure, Links, Table
+from lgl_plugin.report.results import Results
 from lgl_plugin.runs.metrics_log import cells
 from lgl_plugin.runs.settings import flatten
 
@@ -15,46 +21,23 @@ COMPARED = (
 )
 
 
-def kinds(runs):
-    """Runs that differ in their seeds alone are of one kind.
+def group_by_settings(runs: list[Results]) -> dict[str, dict[str, Results]]:
+    """Returns groups of runs that differ in their seeds alone, by name.
 
-    Arguments
-    ---------
-    runs : list of lgl_plugin.report.results.Results
-        In the order of the page.
-
-    Returns
-    -------
-    dict
-        From a kind's name to its runs, a dict from their folders' names.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.results import Results
-    >>> from lgl_plugin.runs.state import write_state
-    >>> tmp, runs = getfixture("tmp_path"), []
-    >>> for seed in (1, 2):
-    ...     (tmp / str(seed)).mkdir()
-    ...     _ = (tmp / f"{seed}/metrics.jsonl").write_text(
-    ...         '{"stage": 0, "phase": "untrained", "eer": 38.0}'
-    ...     )
-    ...     settings = {"stage 1": {"seed": seed, "lr": 0.1}}
-    ...     write_state(tmp / str(seed), {"settings": settings, "done": {}})
-    ...     runs.append(Results(tmp / str(seed)))
-    >>> list(kinds(runs))
-    ['1, 2']
+    A group is a dict from its runs' folders, relative to the deepest folder
+    that all runs share, to the runs; its name lists these folders.
     """
     paths = [str(run.folder.resolve()) for run in runs]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    found = {}
+    groups = {}
     for run, path in zip(runs, paths):
-        members = found.setdefault(_without_seed(run), {})
+        members = groups.setdefault(_without_seed(run), {})
         members[os.path.relpath(path, common)] = run
-    return {", ".join(members): members for members in found.values()}
+    return {", ".join(members): members for members in groups.values()}
 
 
 def _without_seed(run):
-    """A run's settings less its seed, to be compared."""
+    """Returns a run's settings less its seed, hashable."""
     rows = []
     for stage, settings in run.settings.items():
         seed = str(settings.get("seed"))
@@ -70,75 +53,53 @@ def _without_seed(run):
     return tuple(rows)
 
 
-def overview(page, runs):
-    """The table: a group of columns for each kind.
+def _named(runs):
+    """Returns the runs by name, group after group."""
+    groups = group_by_settings(runs).values()
+    return {name: run for group in groups for name, run in group.items()}
 
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> tmp = getfixture("tmp_path")
-    >>> for seed, eer in ((1, 38.0), (2, 36.0)):
-    ...     (tmp / str(seed)).mkdir()
-    ...     _ = (tmp / f"{seed}/metrics.jsonl").write_text(
-    ...         f'{{"stage": 0, "phase": "untrained", "eer": {eer}}}'
-    ...     )
-    >>> page = Page(tmp / "report", "Both")
-    >>> overview(page, [Results(tmp / "1"), Results(tmp / "2")])
-    >>> "<td>37.0\\n(36.0-38.0)</td>" in page.parts[-1]
-    True
-    """
-    page.paragraph(
+
+def overview(runs: list[Results], folder: pathlib.Path) -> Iterator[Block]:
+    """Yields a page's introduction, with links from its folder to the runs."""
+    yield (
         "Runs that differ in their seeds alone are of one kind: their mean, "
         "and in brackets the lowest and the highest."
     )
-    own = {run.folder / "report" / "index.html": run.folder for run in runs}
-    page.links(
+    pages = {run.folder: run.folder / "report" / "index.html" for run in runs}
+    yield Links(
         {
-            f"Page of {folder}": os.path.relpath(path, page.folder)
-            for path, folder in own.items()
-            if path.exists()
+            f"Page of {run}": os.path.relpath(page, folder)
+            for run, page in pages.items()
+            if page.exists()
         }
     )
-    page.section("Side by side")
+
+
+def side_by_side(runs: list[Results]) -> Iterator[Block]:
+    """Yields the table: a group of columns for each group of runs."""
     names = list(dict.fromkeys(name for run in runs for name in run.rows))
     header, rows, groups = ["phase"], {name: [name] for name in names}, {}
-    for kind, members in kinds(runs).items():
+    for group, members in group_by_settings(runs).items():
         members = [run.rows for run in members.values()]
-        columns, found = cells(members, COMPARED)
+        columns, body = cells(members, COMPARED)
         header += columns[1:]
-        groups[kind] = len(columns) - 1
-        found = {name: others for name, *others in found}
+        groups[group] = len(columns) - 1
+        body = {name: others for name, *others in body}
         for name in names:
-            values = found.get(name, [""] * groups[kind])
+            values = body.get(name, [""] * groups[group])
             rows[name] += [value.replace(" (", "\n(") for value in values]
-    page.table("All phases", header, rows.values(), groups, wide=True)
+    yield Table("All phases", header, rows.values(), groups, wide=True)
 
 
-def journey(page, runs):
-    """The journeys in one figure.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
-    ... )
-    >>> page = Page(folder / "comparison", "A run and itself")
-    >>> journey(page, [Results(folder)] * 2)
-    >>> sorted(path.name for path in page.folder.iterdir())
-    ['journey.png', 'journey.svg']
-    """
-    page.section("Journeys")
+def error_rate_by_phase(runs: list[Results]) -> Iterator[Block]:
+    """Yields the EER and NMI of all runs in one figure."""
     groups = {
-        kind: [run.rows for run in members.values()]
-        for kind, members in kinds(runs).items()
+        group: [run.rows for run in members.values()]
+        for group, members in group_by_settings(runs).items()
     }
-    page.figure(
-        "journey",
-        figures.journey(groups),
+    yield Figure(
+        "error_rate_by_phase",
+        figures.error_rate_by_phase(groups),
         "EER and NMI over the phases, a line for each kind of runs; the "
         "figures are in the table above.",
         "EER and NMI over the phases: a kind's mean with markers, its runs as "
@@ -146,67 +107,27 @@ def journey(page, runs):
     )
 
 
-def det(page, runs):
-    """The last phase of each run that has scores.
-
-    Example
-    -------
-    >>> from lgl_plugin.utils.files import save_arrays
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path") / "lgl"
-    >>> path = folder / "stage1" / "scores.npz"
-    >>> save_arrays(path, scores=[0.9, 0.1], labels=[True, False])
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 1, "phase": "after simclr", "eer": 0.0}'
-    ... )
-    >>> page = Page(folder / "comparison", "One run")
-    >>> det(page, [Results(folder)])
-    >>> "curves of lgl: Stage I" in page.parts[-1]
-    True
-    """
-    page.section("Verification errors")
-    shown = {}
-    for name, run in _named(runs):
-        scores = run.scores()
-        if scores:
-            phase, pair = list(scores.items())[-1]
-            shown[f"{name}: {phase}"] = pair
-    if not shown:
-        page.paragraph("No run has trial scores.")
+def det(runs: list[Results]) -> Iterator[Block]:
+    """Yields DET curves of the latest scored phase of each run."""
+    curves = {}
+    for name, run in _named(runs).items():
+        for phase, scored in list(run.scores().items())[-1:]:
+            curves[f"{name}: {phase}"] = scored
+    if not curves:
+        yield "No run has trial scores."
         return
-    page.figure(
+    yield Figure(
         "det",
-        figures.det(shown),
-        "Detection error trade-off curves of " + "; ".join(shown),
+        figures.det(curves),
+        "Detection error trade-off curves of " + "; ".join(curves),
         "Misses against false alarms, the latest scored phase of each run.",
     )
 
 
-def differences(page, runs):
-    """The settings in which the runs differ.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> from lgl_plugin.runs.state import write_state
-    >>> tmp, runs = getfixture("tmp_path"), []
-    >>> for lr in (0.1, 0.2):
-    ...     folder = tmp / f"lr{lr}"
-    ...     folder.mkdir()
-    ...     _ = (folder / "metrics.jsonl").write_text("")
-    ...     settings = {"stage 1": {"seed": 1, "lr": lr}}
-    ...     write_state(folder, {"settings": settings, "done": {}})
-    ...     runs.append(Results(folder))
-    >>> page = Page(tmp / "report", "Both")
-    >>> differences(page, runs)
-    >>> "stage 1: lr" in page.parts[-1], "stage 1: seed" in page.parts[-1]
-    (True, False)
-    """
-    page.section("What differs")
+def differences(runs: list[Results]) -> Iterator[Block]:
+    """Yields the settings in which the runs differ."""
     columns = {}
-    for name, run in _named(runs):
+    for name, run in _named(runs).items():
         columns[name] = {
             key: value
             for stage, settings in run.settings.items()
@@ -220,15 +141,16 @@ def differences(page, runs):
     ]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     if rows:
-        page.words("Settings that differ", ["key", *columns], rows)
+        header = ["key", *columns]
+        yield Table("Settings that differ", header, rows, prose=True)
     else:
-        page.paragraph("The settings are the same.")
+        yield "The settings are the same."
 
 
-def _named(runs):
-    """(name, run) of each run, kind after kind."""
-    for members in kinds(runs).values():
-        yield from members.items()
-
-
-SECTIONS = (overview, journey, det, differences)
+# By the sections' titles, in the order of the page.
+SECTIONS = {
+    "Side by side": side_by_side,
+    "Error rates by phase": error_rate_by_phase,
+    "Verification errors": det,
+    "What differs": differences,
+}

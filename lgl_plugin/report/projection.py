@@ -1,4 +1,8 @@
-"""Which utterances a map of embeddings shows, and where they lie in it."""
+"""A map of embeddings: the utterances to show and their places in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -6,33 +10,16 @@ POINTS = 2000
 SEED = 0
 
 
-def sample(labels, groups, points=POINTS, seed=SEED):
-    """Chooses the utterances of a map.
+def sample(
+    labels: np.ndarray,
+    groups: Sequence[int],
+    points: int = POINTS,
+    seed: int = SEED,
+) -> np.ndarray:
+    """Draws at most `points` utterances and returns their indices, rising.
 
-    Arguments
-    ---------
-    labels : numpy.ndarray, (N,), int
-        Of all utterances.
-    groups : array-like of int
-        Those in colour: up to half the map is theirs, lest they drown among
-        thousands of clusters.
-    points : int
-        How many utterances to draw at most.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    numpy.ndarray, (n,), int64
-        Indices into `labels`, rising.
-
-    Example
-    -------
-    >>> sample(np.array([0, 1, 0, 1, 2]), [1], points=5).tolist()
-    [0, 1, 2, 3, 4]
-    >>> chosen = sample(np.arange(1000) % 500, [7], points=100)
-    >>> len(chosen), (chosen % 500 == 7).sum().item()
-    (100, 2)
+    Up to half of them come from the `groups` to be drawn in colour: among
+    thousands of clusters an even draw would hardly show these.
     """
     if len(labels) <= points:
         return np.arange(len(labels))
@@ -49,28 +36,13 @@ def sample(labels, groups, points=POINTS, seed=SEED):
     return np.sort(np.concatenate(chosen))
 
 
-def project(vectors, seed=SEED):
-    """Embeddings to points in the plane, by principal components and t-SNE.
+def project(vectors: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, float]:
+    """Maps vectors (n, D), n >= 5, to the plane by PCA and then t-SNE.
 
-    Arguments
-    ---------
-    vectors : numpy.ndarray, (n, D), float
-        Five at least; brought to unit length here, as for the clustering.
-    seed : int
-        Of t-SNE.
-
-    Returns
-    -------
-    points : numpy.ndarray, (n, 2), float32
-    spread : float
-        The share of the variance that the principal components keep.
-
-    Example
-    -------
-    >>> points, spread = project(np.eye(8))
-    >>> points.shape, round(spread, 3)
-    ((8, 2), 1.0)
+    Returns the points, float32 (n, 2), and the share of the variance of the
+    vectors, at unit length as for the clustering, that PCA kept.
     """
+    # sklearn takes seconds to import, which a page without a map should not.
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

@@ -1,10 +1,13 @@
-"""What a run left in its folder, read again for its report.
+"""The contents of a run's folder, read again for its report.
 
-Everything but metrics.jsonl may still be missing: a run that is half-way, has
+Every file but metrics.jsonl may still be missing: a run that is half-way, has
 no trial list or no Stage II is read like any other.
 """
 
+from __future__ import annotations
+
 import functools
+import os
 import pathlib
 import re
 
@@ -12,14 +15,15 @@ import numpy as np
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.labels import read_labels
-from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.dataio.manifest import Manifest, Strings, load_manifest
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.provenance import read_starts
 from lgl_plugin.runs.state import read_state
 
-PHASES = ("classifier", "gated", "large_margin")  # of training, in a round
-# A line of SpeechBrain's log.txt that begins an entry.
+# Phases of training in an iteration of Stage II.
+PHASES = ("classifier", "gated", "large_margin")
+# The first line of an entry in SpeechBrain's log.txt.
 ENTRY = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ - \S+ - (\w+) - (.*)")
 
 
@@ -28,7 +32,7 @@ class Results:
 
     Arguments
     ---------
-    folder : str or pathlib.Path
+    folder : str or os.PathLike
         The yaml's output_folder.
 
     Raises
@@ -36,7 +40,7 @@ class Results:
     FileNotFoundError
         If there are no metrics in that folder.
     ValueError
-        If they or state.json are damaged.
+        If the metrics or state.json are damaged.
 
     Example
     -------
@@ -49,7 +53,7 @@ class Results:
     ({'untrained': {'eer': 38.0}}, [], None)
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder)
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
@@ -61,84 +65,80 @@ class Results:
             self.failed = state["failed"]
 
     @property
-    def name(self):
-        """The folder and the one that it lies in, such as `lgl/1`."""
+    def name(self) -> str:
+        """Names the folder and its parent folder, such as `lgl/1`."""
         return "/".join(self.folder.resolve().parts[-2:])
 
     @property
-    def iterations(self):
-        """Numbers of the rounds of Stage II that have begun."""
+    def iterations(self) -> list[int]:
+        """Lists the iterations of Stage II that have begun."""
         folders = self.folder.glob("iter*")
         numbers = [folder.name.removeprefix("iter") for folder in folders]
         return sorted(int(number) for number in numbers if number.isdigit())
 
     @property
-    def steps(self):
-        """All steps that the settings ask for, in order."""
+    def steps(self) -> list[str]:
+        """Lists all steps that the settings ask for, in order."""
         steps = ["baselines", "stage1"] if "stage 1" in self.settings else []
         settings = self.settings.get("stage 2", {})
-        for number in range(1, settings.get("n_iterations", 0) + 1):
-            steps += [
-                f"iter{number}/{step}"
-                for step in ("embeddings", "labels", "classifier", "gated")
-            ]
-        if settings.get("large_margin_epochs"):
-            steps.append(f"iter{number}/large_margin")
+        n_iterations = settings.get("n_iterations", 0)
+        steps += [
+            f"iter{number}/{step}"
+            for number in range(1, n_iterations + 1)
+            for step in ("embeddings", "labels", "classifier", "gated")
+        ]
+        if n_iterations and settings.get("large_margin_epochs"):
+            steps.append(f"iter{n_iterations}/large_margin")
         return steps
 
     @functools.cached_property
-    def manifest(self):
-        """The utterances, or None if they cannot be found."""
+    def manifest(self) -> Manifest | None:
+        """Reads the manifest; None if the run's is not found."""
         settings = next(iter(self.settings.values()), {})
         path = settings.get("manifest") or self.folder / "manifest.csv"
         if not pathlib.Path(path).exists():
             return None
-        # A page names utterances and opens none.
+        # A page names utterances and opens none, so paths may lead anywhere.
         folder = settings.get("data_folder", "")
         return load_manifest(path, folder, allow_outside=True)
 
     @property
-    def speakers_known(self):
-        """Whether the manifest names any speaker."""
+    def speakers_known(self) -> bool:
+        """Tells whether the manifest names any speaker."""
         return self.manifest is not None and (self.manifest.speakers >= 0).any()
 
-    def labels(self, number):
-        """A round's utterances and pseudo-labels, or None."""
+    def labels(self, number: int) -> tuple[Strings, np.ndarray] | None:
+        """Reads an iteration's utterances and pseudo-labels, if any."""
         path = self.folder / f"iter{number}" / "labels" / "labels.csv"
         return read_labels(path) if path.exists() else None
 
-    def pseudo(self, number):
-        """A round's pseudo-labels by row of the manifest, -1 for none."""
+    def labels_by_row(self, number: int) -> np.ndarray:
+        """Returns an iteration's label of each manifest row, -1 for none."""
         names, labels = self.labels(number)
-        pseudo = np.full(len(self.manifest), -1)
-        pseudo[self.manifest.rows(names)] = labels
-        return pseudo
+        by_row = np.full(len(self.manifest), -1)
+        by_row[self.manifest.rows(names)] = labels
+        return by_row
 
-    def embeddings(self, number):
-        """A round's `Embeddings`, on disk, or None."""
+    def embeddings(self, number: int) -> Embeddings | None:
+        """Opens an iteration's embeddings, on disk; None if incomplete."""
         folder = self.folder / f"iter{number}" / "embeddings"
+        # utterances.txt is written last: without it vectors may be missing.
         whole = (folder / "utterances.txt").exists()
         return Embeddings.load(folder) if whole else None
 
-    def gate(self, step):
-        """What the gate saw in a step's last epoch, or None.
+    def gate(self, step: str) -> dict[str, np.ndarray] | None:
+        """Reads the arrays of a step's last gated epoch, if there was one.
 
-        Returns
-        -------
-        dict
-            `rows` of the manifest, int64 (n,); their `losses`, float32 (n,);
-            the `selected`, bool (n,); the threshold `tau`.
+        `rows` of the manifest, int64 (n,); their `losses`, float32 (n,); the
+        `selected`, bool (n,); the threshold `tau`.
         """
         return _arrays(self.folder / step / "gate.npz")
 
-    def scores(self):
-        """Each scored phase's trial scores and labels.
+    def scores(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Reads each scored phase's trial scores and labels, in order.
 
-        Returns
-        -------
-        dict
-            From the name that `summarise` gives the phase to (scores, labels),
-            float32 and bool (T,), in the order of the run.
+        Phases have the names that `summarise` gives them; scores are float32
+        and labels bool, both (T,).
         """
         files = {
             "log-mel statistics": "baselines/floor.npz",
@@ -149,23 +149,21 @@ class Results:
             for phase in PHASES:
                 name = f"iteration {number}, {phase}"
                 files[name] = f"iter{number}/{phase}/scores.npz"
-        found = {
-            name: _arrays(self.folder / path) for name, path in files.items()
-        }
-        return {
-            name: (arrays["scores"], arrays["labels"])
-            for name, arrays in found.items()
-            if arrays is not None
-        }
+        scores = {}
+        for name, file in files.items():
+            arrays = _arrays(self.folder / file)
+            if arrays is not None:
+                scores[name] = arrays["scores"], arrays["labels"]
+        return scores
 
-    def bad_files(self):
-        """(utterance, reason) of what could not be used."""
+    def bad_files(self) -> list[tuple[str, str]]:
+        """Lists (utterance, reason) of utterances that could not be used."""
         return list(BadFiles(self.folder / "bad_files.txt").reasons.items())
 
-    def log_entries(self):
-        """(log, time, level, message) of each warning and error logged.
+    def log_entries(self) -> list[tuple[str, str, str, str]]:
+        """Lists (log, time, level, message) of logged warnings and errors.
 
-        Of an exception the message's end is the exception's last line.
+        The message of an exception ends in the last line of its traceback.
         """
         entries = []
         for stage in ("stage1", "stage2"):
@@ -186,8 +184,8 @@ class Results:
                         entries[-1] = (*head, message)
         return entries
 
-    def environment(self):
-        """SpeechBrain's description of the machine of the latest stage."""
+    def environment(self) -> str:
+        """Reads SpeechBrain's description of the latest stage's machine."""
         for stage in ("stage2", "stage1"):
             path = self.folder / stage / "env.log"
             if path.exists():
@@ -196,11 +194,11 @@ class Results:
 
 
 def _arrays(path):
-    """The arrays of an npz by name, or None if there is no such file."""
+    """Reads the arrays of an npz by name; None if there is no such file."""
     if not path.exists():
         return None
     try:
         with np.load(path) as arrays:
             return dict(arrays)
-    except Exception as error:  # zip files fail in many ways
+    except Exception as error:  # torn zip files raise a dozen types
         raise ValueError(f"{path} is damaged: {error}") from error

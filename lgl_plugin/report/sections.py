@@ -1,214 +1,160 @@
-"""The sections of a run's page, each from what the run has left so far.
+"""The parts of a run's page, as plain data for `page.Page`.
 
-Each takes the page and the run's `Results`. A section that lacks its data says
-so: a page is also wanted of a run that is half-way.
+Each takes the run's `Results` and yields blocks. A part that lacks its data
+says so: a page is also wanted of a run that is half-way.
 """
 
+from __future__ import annotations
+
 import collections
+from collections.abc import Iterator
 
 import numpy as np
 
 from lgl_plugin.dataio.manifest import find
 from lgl_plugin.evaluation import pseudo_labels
 from lgl_plugin.report import figures, projection
-from lgl_plugin.report.results import PHASES
+from lgl_plugin.report.page import Block, Figure, Table, Text
+from lgl_plugin.report.results import PHASES, Results
 from lgl_plugin.runs.metrics_log import cells
 from lgl_plugin.runs.settings import flatten
 from lgl_plugin.training import health
 
-MAP_GROUPS = 7  # as many as there are colours
-WARNINGS = "Warnings"
+MAP_GROUPS = len(figures.COLOURS)
 SHOWN = 20  # bad files, and messages of a log
+# Columns of the gate's table: heading, factor and number of decimals.
+GATE_COLUMNS = {
+    "tau": ("τ", 1, 2),
+    "selected_share": ("selected %", 100, 0),
+    "gate_precision": ("precision %", 100, 0),
+    "gate_recall": ("recall %", 100, 0),
+    "nmi": ("NMI, all", 1, 3),
+    "nmi_selected": ("NMI, selected", 1, 3),
+    "corrected_share": ("corrected %", 100, 0),
+    "correction_precision": ("of these right %", 100, 0),
+}
 
 
-def overview(page, results):
-    """What one wants to know first.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
-    ... )
-    >>> page = Page(folder / "report", "Run")
-    >>> overview(page, Results(folder))
-    >>> "<dt>EER, untrained</dt><dd>38.0 %</dd>" in page.introduction[0]
-    True
-    """
+def overview(results: Results) -> Iterator[Block]:
+    """Yields the most important figures and a word on true labels."""
     scored = {n: row["eer"] for n, row in results.rows.items() if "eer" in row}
-    facts = {f"EER, {name}": f"{scored[name]:.1f} %" for name in [*scored][-1:]}
-    for name in ("Stage I", "untrained"):
-        if name in scored and f"EER, {name}" not in facts:
-            facts[f"EER, {name}"] = f"{scored[name]:.1f} %"
+    names = (*[*scored][-1:], "Stage I", "untrained")
+    facts = {f"EER, {n}": f"{scored[n]:.1f} %" for n in names if n in scored}
     manifest = results.manifest
     if manifest is not None:
         facts["utterances"] = f"{len(manifest):,}"
         facts["duration"] = f"{manifest.durations.sum() / 3600:,.1f} h"
-    seconds = sum(record.get("seconds") or 0 for record in results.records)
-    facts["training and clustering"] = f"{seconds / 60:,.1f} min"
+    minutes = _seconds(results.records) / 60
+    facts["training and clustering"] = f"{minutes:,.1f} min"
     if results.steps:
         done = [step for step in results.steps if step in results.done]
         facts["steps done"] = f"{len(done)} of {len(results.steps)}"
-    page.facts(facts)
-    page.paragraph(
+    yield facts
+    yield (
         "No true label trains anything. Where the manifest names speakers, "
         "they serve this page alone: NMI, AMI, reliability and the map of "
         "speakers were computed after the fact."
     )
-    # It stands first and is written last, when it is known what failed.
-    page.section(WARNINGS)
 
 
-def journey(page, results):
-    """EER and NMI over the phases, and the table of all figures.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
-    ... )
-    >>> page = Page(folder / "report", "Run")
-    >>> journey(page, Results(folder))
-    >>> "untrained: EER % 38.0" in page.parts[0]
-    True
-    """
-    page.section("Journey")
+def error_rate_by_phase(results: Results) -> Iterator[Block]:
+    """Yields EER and NMI over the phases, and the table of all figures."""
     rows = results.rows
-    if any("eer" in row or "nmi" in row for row in rows.values()):
+    present = {key for row in rows.values() for key in row}
+    if present & {"eer", "nmi"}:
         alt = "; ".join(
             f"{name}: {figure} {row[key]:.{digits}f}"
             for name, row in rows.items()
             for key, figure, digits in (("eer", "EER %", 1), ("nmi", "NMI", 3))
             if key in row
         )
-        page.figure(
-            "journey",
-            figures.journey({results.name: [rows]}),
+        yield Figure(
+            "error_rate_by_phase",
+            figures.error_rate_by_phase({results.name: [rows]}),
             f"EER and NMI over the phases. {alt}.",
             "EER on the trial list and NMI of the pseudo-labels over the "
             "phases. Log-mel statistics are the floor, no network.",
         )
-    if not any("eer" in row for row in rows.values()):
-        page.paragraph("No EER: the run has no trial list, or none is scored.")
-    if not any("nmi" in row for row in rows.values()):
-        page.paragraph(
+    if "eer" not in present:
+        yield "No EER: the run has no trial list, or none is scored."
+    if "nmi" not in present:
+        yield (
             "No NMI: there are no clusters yet, or the manifest names no "
             "speakers."
         )
-    page.table("All phases", *cells([rows]))
+    yield Table("All phases", *cells([rows]))
 
 
-def gates(page, results):
-    """What the gate saw and let through.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 2, "iteration": 1, "phase": "gated", "epoch": 1,'
-    ...     ' "selected_share": 0.75, "tau": 2.0}'
-    ... )
-    >>> page = Page(folder / "report", "Run")
-    >>> gates(page, Results(folder))
-    >>> "<td>2.00</td><td>75</td>" in page.parts[-1]
-    True
-    """
-    page.section("Loss-gated learning")
-    columns = {
-        "tau": ("τ", 1, 2),
-        "selected_share": ("selected %", 100, 0),
-        "gate_precision": ("precision %", 100, 0),
-        "gate_recall": ("recall %", 100, 0),
-        "nmi": ("NMI, all", 1, 3),
-        "nmi_selected": ("NMI, selected", 1, 3),
-        "corrected_share": ("corrected %", 100, 0),
-        "correction_precision": ("of these right %", 100, 0),
-    }
+def gates(results: Results) -> Iterator[Block]:
+    """Yields the losses that the gate saw and the shares that it selected."""
     rows = {
-        name: row
-        for name, row in results.rows.items()
-        if "selected_share" in row
+        n: row for n, row in results.rows.items() if "selected_share" in row
     }
     if not rows:
-        page.paragraph("Stage II has not trained yet.")
+        yield "Stage II has not trained yet."
         return
     for number in results.iterations:
-        _losses(page, results, number)
+        yield from _losses(results, number)
     records = results.records
     if any("loss_reliable" in record for record in records):
-        page.figure(
+        lines = {"loss_reliable": "reliable", "loss_unreliable": "unreliable"}
+        yield Figure(
             "reliability",
-            figures.epochs(
-                records,
-                {"loss_reliable": "reliable", "loss_unreliable": "unreliable"},
-                "mean loss",
-                bottom=0,
-            ),
+            figures.epochs(records, lines, "mean loss", bottom=0),
             "Mean loss of utterances with reliable and with unreliable "
             "pseudo-labels, per epoch.",
             "Mean loss per epoch of utterances whose pseudo-label is reliable "
             "and of the others (paper, figure 2).",
         )
+    line, label = {"selected_share": "selected"}, "share selected (%)"
     shares = ", ".join(
         f"{name} {100 * row['selected_share']:.0f} %"
         for name, row in rows.items()
     )
-    page.figure(
+    yield Figure(
         "selected",
-        figures.epochs(
-            records,
-            {"selected_share": "selected"},
-            "share selected (%)",
-            100.0,
-            0,
-            105,
-        ),
+        figures.epochs(records, line, label, 100.0, bottom=0, top=105),
         f"Share of the utterances selected, per epoch; at the ends: {shares}.",
         "Share of the utterances that the gate lets through, per epoch.",
     )
-    used = [key for key in columns if any(key in r for r in rows.values())]
-    page.table(
+    used = [k for k in GATE_COLUMNS if any(k in row for row in rows.values())]
+    yield Table(
         "The gate at each phase's end. Precision: share of the selected whose "
         "pseudo-label is reliable; recall: share of the reliable that are "
         "selected.",
-        ["phase", *(columns[key][0] for key in used)],
+        ["phase", *(GATE_COLUMNS[key][0] for key in used)],
         [
-            [name, *(_number(row, key, *columns[key][1:]) for key in used)]
+            [name, *(_number(row, key, *GATE_COLUMNS[key][1:]) for key in used)]
             for name, row in rows.items()
         ],
     )
 
 
-def _losses(page, results, number):
-    """The histograms of a round's losses, phase by phase."""
-    trusted = None
+def _losses(results, number):
+    """Yields the histograms of an iteration's losses, phase by phase."""
+    reliable = None
     for phase in PHASES:
         gate = results.gate(f"iter{number}/{phase}")
         if gate is None:
             continue
         rows, losses, tau = gate["rows"], gate["losses"], float(gate["tau"])
-        groups, told = {"all utterances": losses}, ""
+        groups, explained = {"all utterances": losses}, ""
         if results.speakers_known:
             speakers = results.manifest.speakers
-            if trusted is None:
-                trusted = _reliable(speakers, results.pseudo(number))
+            if reliable is None:
+                reliable = _reliable(speakers, results.labels_by_row(number))
             known = speakers[rows] >= 0
             groups = {
-                "reliable": losses[trusted[rows]],
-                "unreliable": losses[known & ~trusted[rows]],
+                "reliable": losses[reliable[rows]],
+                "unreliable": losses[known & ~reliable[rows]],
                 "speaker not known": losses[~known],
             }
             groups = {
                 name: group for name, group in groups.items() if len(group)
             }
-            told = "; reliable: the cluster's speaker is the utterance's own"
+            explained = (
+                "; reliable: the cluster's speaker is the utterance's own"
+            )
         threshold = f"τ = {tau:.2f}" if np.isfinite(tau) else "no threshold"
         share = f"{100 * gate['selected'].mean():.0f} % selected"
         medians = ", ".join(
@@ -216,55 +162,35 @@ def _losses(page, results, number):
             for name, group in groups.items()
         )
         name = f"iteration {number}, {phase}"
-        page.figure(
+        yield Figure(
             f"losses_{number}_{phase}",
             figures.losses(groups, tau),
             f"Histogram of {len(losses):,} losses in {name}: {medians}; "
             f"{threshold}, {share}.",
-            f"Losses in the last epoch of {name}: {threshold}, {share}{told}.",
+            f"Losses in the last epoch of {name}: {threshold}, {share}"
+            f"{explained}.",
         )
 
 
-def _reliable(speakers, pseudo):
-    """Which of all utterances have a reliable pseudo-label, bool (N,)."""
-    trusted = np.zeros(len(speakers), bool)
-    labelled = pseudo >= 0
-    trusted[labelled] = pseudo_labels.reliable(
-        speakers[labelled], pseudo[labelled]
-    )
-    return trusted
+def _reliable(speakers, labels):
+    """Returns a mask of the utterances with a reliable pseudo-label."""
+    reliable = np.zeros(len(speakers), bool)
+    known = labels >= 0
+    reliable[known] = pseudo_labels.reliable(speakers[known], labels[known])
+    return reliable
 
 
-def det(page, results):
-    """DET curves, one for the end of each round.
-
-    Example
-    -------
-    >>> from lgl_plugin.utils.files import save_arrays
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> path = folder / "stage1" / "scores.npz"
-    >>> save_arrays(path, scores=[0.9, 0.1], labels=[True, False])
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 1, "phase": "after simclr", "eer": 0.0}'
-    ... )
-    >>> page = Page(folder / "report", "Run")
-    >>> det(page, Results(folder))
-    >>> "with EERs of 0.0 % (Stage I)" in page.parts[0]
-    True
-    """
-    page.section("Verification errors")
+def det(results: Results) -> Iterator[Block]:
+    """Yields DET curves, one for the end of each iteration, and their table."""
     scores = results.scores()
-    # Of a round the last phase: more curves could not be told apart.
+    # Of an iteration the last phase: more curves could not be told apart.
     last = {name.split(",")[0]: name for name in scores}
     shown = {name: scores[name] for name in last.values()}
     if not shown:
-        page.paragraph("No trial scores: no trial list, or not scored yet.")
+        yield "No trial scores: no trial list, or not scored yet."
         return
-    labels = next(iter(shown.values()))[1]
     eers = {n: results.rows[n]["eer"] for n in shown if n in results.rows}
-    page.figure(
+    yield Figure(
         "det",
         figures.det(shown),
         "Detection error trade-off curves with EERs of "
@@ -272,47 +198,30 @@ def det(page, results):
         "Misses against false alarms at all thresholds, probit axes; a marker "
         "is where both are equal.",
     )
-    columns = {"eer": 1, "min_dcf_001": 3, "min_dcf_005": 3}
-    rows = [
-        [name]
-        + [_number(results.rows.get(name, {}), key, 1, digits)
-           for key, digits in columns.items()]
-        for name in scores
-    ]  # fmt: skip
-    page.table(
+    labels = next(iter(shown.values()))[1]
+    digits = {"eer": 1, "min_dcf_001": 3, "min_dcf_005": 3}
+    rows = {name: results.rows.get(name, {}) for name in scores}
+    yield Table(
         f"{int(labels.sum()):,} target and {int((~labels).sum()):,} non-target "
         "trials",
         ["phase", "EER %", "minDCF 0.01", "minDCF 0.05"],
-        rows,
+        [
+            [name, *(_number(row, key, 1, digits[key]) for key in digits)]
+            for name, row in rows.items()
+        ],
     )
 
 
-def clusters(page, results):
-    """How large the clusters are.
-
-    Example
-    -------
-    >>> from lgl_plugin.dataio.labels import write_labels
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text("")
-    >>> path = folder / "iter1" / "labels" / "labels.csv"
-    >>> path.parent.mkdir(parents=True)
-    >>> write_labels(path, ["a", "b", "c"], np.array([0, 1, 0]))
-    >>> page = Page(folder / "report", "Run")
-    >>> clusters(page, Results(folder))
-    >>> "iteration 1, 2 from 2 to 1" in page.parts[0]
-    True
-    """
-    page.section("Clusters")
+def clusters(results: Results) -> Iterator[Block]:
+    """Yields the sizes of the clusters and their agreement with speakers."""
     sizes, rows = {}, []
     for number in results.iterations:
-        found = results.labels(number)
-        if found is None:
+        labelled = results.labels(number)
+        if labelled is None:
             continue
         step = results.done.get(f"iter{number}/labels", {})
-        counts = np.bincount(found[1], minlength=step.get("n_clusters", 0))
+        # The number of clusters counts those that stayed empty too.
+        counts = np.bincount(labelled[1], minlength=step.get("n_clusters", 0))
         sizes[f"iteration {number}"] = counts
         row = results.rows.get(f"iteration {number}, classifier", {})
         quartiles = np.percentile(counts, [0, 25, 50, 75, 100]).astype(int)
@@ -327,12 +236,12 @@ def clusters(page, results):
             ]
         )
     if not sizes:
-        page.paragraph("Nothing is clustered yet.")
+        yield "Nothing is clustered yet."
         return
     if results.speakers_known:
         speakers = results.manifest.speakers
         sizes["true speakers"] = np.bincount(speakers[speakers >= 0])
-    page.figure(
+    yield Figure(
         "cluster_sizes",
         figures.cluster_sizes(sizes),
         "Sizes of the clusters from the largest to the smallest: "
@@ -344,56 +253,33 @@ def clusters(page, results):
     )
     header = ["round", "clusters", "empty", "smallest", "25 %", "median"]
     header += ["75 %", "largest", "NMI", "AMI", "purity", "reliable %"]
-    page.table(
-        "Sizes, and agreement with the speakers", header, rows, wide=True
-    )
+    caption = "Sizes, and agreement with the speakers"
+    yield Table(caption, header, rows, wide=True)
 
 
-def embedding_map(page, results):
-    """Where the utterances of the latest round lie.
-
-    Example
-    -------
-    >>> from lgl_plugin.dataio.labels import write_labels
-    >>> from lgl_plugin.inference.store import Embeddings
-    >>> from lgl_plugin.dataio.manifest import Strings
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text("")
-    >>> names, vectors = [*"abcdef"], np.repeat(np.eye(2), 3, axis=0)
-    >>> store = Embeddings(Strings(names), vectors.astype(np.float32))
-    >>> store.save(folder / "iter1" / "embeddings")
-    >>> path = folder / "iter1" / "labels" / "labels.csv"
-    >>> path.parent.mkdir()
-    >>> write_labels(path, names, np.array([0, 0, 0, 1, 1, 1]))
-    >>> page = Page(folder / "report", "Run")
-    >>> embedding_map(page, Results(folder))
-    >>> "6 of 6 utterances, the 2 largest clusters" in page.parts[0]
-    True
-    """
-    page.section("Map of the embeddings")
+def embedding_map(results: Results) -> Iterator[Block]:
+    """Yields maps of the latest embeddings, by pseudo-label and by speaker."""
     for number in reversed(results.iterations):
-        found, labelled = results.embeddings(number), results.labels(number)
-        if found is not None and labelled is not None:
+        store, labelled = results.embeddings(number), results.labels(number)
+        if store is not None and labelled is not None:
             break
     else:
-        page.paragraph("No embeddings with pseudo-labels yet.")
+        yield "No embeddings with pseudo-labels yet."
         return
     utterances, labels = labelled
     if len(labels) < 5:
-        page.paragraph("Too few utterances for a map.")
+        yield "Too few utterances for a map."
         return
-    if utterances != found.utterances:
+    if utterances != store.utterances:
         raise ValueError("the pseudo-labels are of other utterances")
     largest = np.argsort(-np.bincount(labels), kind="stable")[:MAP_GROUPS]
     chosen = projection.sample(labels, largest)
-    points, spread = projection.project(found.vectors[chosen])
+    points, spread = projection.project(store.vectors[chosen])
     order = {cluster: index for index, cluster in enumerate(largest)}
     groups = np.array([order.get(label, -1) for label in labels[chosen]])
     names = [f"cluster {cluster}" for cluster in largest]
     drawn = f"{len(chosen):,} of {len(labels):,} utterances"
-    page.figure(
+    yield Figure(
         "map_clusters",
         figures.embedding_map(points, groups, names),
         f"Map of {drawn}, the {len(names)} largest clusters in colour.",
@@ -404,18 +290,18 @@ def embedding_map(page, results):
     if results.speakers_known:
         rows = find(results.manifest.ids, [utterances[n] for n in chosen])
         speakers = results.manifest.speakers[rows]
-        main = {}
+        colours = {}
         for index in range(len(names)):
             members = speakers[(groups == index) & (speakers >= 0)]
             if len(members):
-                main.setdefault(np.bincount(members).argmax(), index)
-        by_speaker = np.array([main.get(speaker, -1) for speaker in speakers])
-        told = [f"speaker of {name}" for name in names]
-        page.figure(
+                colours.setdefault(np.bincount(members).argmax(), index)
+        by_speaker = np.array([colours.get(each, -1) for each in speakers])
+        names = [f"speaker of {name}" for name in names]
+        yield Figure(
             "map_speakers",
-            figures.embedding_map(points, by_speaker, told),
+            figures.embedding_map(points, by_speaker, names),
             f"The same map; in colour, the main speakers of these clusters: "
-            f"{len(main)} speakers.",
+            f"{len(colours)} speakers.",
             "By true speaker: the main speaker of each of these clusters, in "
             "the cluster's colour (the first one's, if it leads several).",
             raster=True,
@@ -424,7 +310,7 @@ def embedding_map(page, results):
         drawn += (
             f" (seed {projection.SEED}; up to half from clusters in colour)"
         )
-    page.paragraph(
+    yield (
         f"Drawn: {drawn}. Unit length, principal components "
         f"({100 * spread:.0f} % of the variance), then t-SNE: neighbours mean "
         "something, distances between groups do not. The largest clusters "
@@ -432,34 +318,19 @@ def embedding_map(page, results):
     )
 
 
-def training(page, results):
-    """Loss, held-out error and throughput over the epochs.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 1, "phase": "simclr", "epoch": 1, "loss": 4.5}'
-    ... )
-    >>> page = Page(folder / "report", "Run")
-    >>> training(page, Results(folder))
-    >>> "training loss per epoch: first 4.5" in page.parts[0]
-    True
-    """
-    page.section("Training and throughput")
-    drawings = {
+def training(results: Results) -> Iterator[Block]:
+    """Yields loss, held-out error and throughput over the epochs."""
+    curves = {
         "throughput": ("utterances_per_second", "utterances per second", 0),
         "loss": ("loss", "training loss", None),
         "pseudo_eer": ("pseudo_eer", "EER of held-out pseudo-trials (%)", 0),
     }
-    for name, (key, label, bottom) in drawings.items():
+    for name, (key, label, bottom) in curves.items():
         values = [record.get(key) for record in results.records]
         values = [value for value in values if value is not None]
         if not values:
             continue
-        page.figure(
+        yield Figure(
             name,
             figures.epochs(results.records, {key: key}, label, bottom=bottom),
             f"{label} per epoch: first {values[0]:.4g}, last "
@@ -467,157 +338,76 @@ def training(page, results):
             f"{max(values):.4g}.",
             f"{label[0].upper()}{label[1:]}, per epoch.",
         )
-    rows = []
-    phases = {}
+    rows, phases = [], {}
     for record in results.records:
         if record.get("epoch") is not None:
             phase = record["stage"], record.get("iteration"), record["phase"]
             phases.setdefault(phase, []).append(record)
     for (stage, iteration, phase), records in phases.items():
         speeds = [r.get("utterances_per_second") or 0 for r in records]
-        seconds = sum(record.get("seconds") or 0 for record in records)
+        statistics = np.median(speeds), min(speeds), max(speeds)
         rows.append(
             [
                 f"iteration {iteration}, {phase}" if stage == 2 else "Stage I",
                 len(records),
-                f"{np.median(speeds):,.0f}",
-                f"{min(speeds):,.0f}",
-                f"{max(speeds):,.0f}",
-                f"{seconds / 60:,.1f}",
+                *(f"{value:,.0f}" for value in statistics),
+                f"{_seconds(records) / 60:,.1f}",
             ]
         )
     if not rows:
-        page.paragraph("No epoch is complete yet.")
+        yield "No epoch is complete yet."
         return
     header = ["phase", "epochs", "utt/s, median", "lowest", "highest"]
-    page.table("Throughput", [*header, "minutes"], rows)
+    yield Table("Throughput", [*header, "minutes"], rows)
 
 
-def configuration(page, results):
-    """Every setting.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> from lgl_plugin.runs.state import write_state
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text("")
-    >>> settings = {"stage 1": {"lr": 0.1, "batch_size": 8}}
-    >>> write_state(folder, {"settings": settings, "done": {}})
-    >>> page = Page(folder / "report", "Run")
-    >>> configuration(page, Results(folder))
-    >>> "<summary>stage 1: 2 settings</summary>" in page.parts[0]
-    True
-    """
-    page.section("Configuration")
+def configuration(results: Results) -> Iterator[Block]:
+    """Yields every setting, a table for each stage."""
     if not results.settings:
-        page.paragraph("state.json, which holds the settings, is not there.")
+        yield "state.json, which holds the settings, is not there."
     for stage, settings in results.settings.items():
         rows = list(flatten(settings))
-        page.folded_table(f"{stage}: {len(rows)} settings", ["key", "is"], rows)
+        caption = f"{stage}: {len(rows)} settings"
+        yield Table(caption, ["key", "is"], rows, folded=True)
 
 
-def environment(page, results):
-    """Where the run was made, and by which commands.
-
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text("")
-    >>> (folder / "stage1").mkdir()
-    >>> _ = (folder / "stage1" / "env.log").write_text("numpy==2.0")
-    >>> page = Page(folder / "report", "Run")
-    >>> environment(page, Results(folder))
-    >>> "numpy==2.0" in page.parts[-1]
-    True
-    """
-    page.section("Environment")
-    starts = results.starts
-    if starts:
-        told = ("time", "command", "commit", "device", "host")
-        page.words(
-            "Each start of the run",
-            [*told, "versions"],
-            [
-                [
-                    *(str(start.get(name)) for name in told),
-                    ", ".join(
-                        f"{name} {version}"
-                        for name, version in start.get("versions", {}).items()
-                    ),
-                ]
-                for start in starts
-            ],
-        )
+def environment(results: Results) -> Iterator[Block]:
+    """Yields the run's starts, with their commands, and its env.log."""
+    if results.starts:
+        header = ["time", "command", "commit", "device", "host"]
+        rows = []
+        for start in results.starts:
+            versions = start.get("versions", {}).items()
+            row = [str(start.get(name)) for name in header]
+            rows.append([*row, ", ".join(f"{n} {v}" for n, v in versions)])
+        header = [*header, "versions"]
+        yield Table("Each start of the run", header, rows, prose=True)
     recorded = results.environment()
     if not recorded:
-        page.paragraph("The run left no env.log.")
+        yield "The run left no env.log."
         return
-    page.paragraph(
+    yield (
         "SpeechBrain's env.log lists the packages of the pip that was found "
         "first, which need not be those that Python used."
     )
-    page.folded_text("env.log", recorded)
+    yield Text("env.log", recorded)
 
 
-def warnings(page, results):
-    """What should make one look twice.
+def warnings(results: Results, failures: list[str]) -> Iterator[Block]:
+    """Yields doubts about the run, unusable files and the logs' warnings.
 
-    Example
-    -------
-    >>> from lgl_plugin.report.page import Page
-    >>> from lgl_plugin.report.results import Results
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 0, "phase": "log-mel statistics", "eer": 25.0}\\n'
-    ...     '{"stage": 1, "phase": "after simclr", "eer": 30.0}'
-    ... )
-    >>> page = Page(folder / "report", "Run")
-    >>> warnings(page, Results(folder))
-    >>> "30.0 % is above the floor of 25.0 %" in page.parts[0]
-    True
+    `failures` names the page's parts that could not be made.
     """
-    page.section(WARNINGS)
-    found = []
-    for stage, settings in results.settings.items():
-        if settings.get("selection") == "trials":
-            found.append(
-                f"{stage} chose its epochs by the labelled trial list "
-                "(selection: trials): its EER is no measure of learning "
-                "without labels."
-            )
-    found.extend(words for _, words in health.findings(results.records))
-    floor = results.rows.get("log-mel statistics", {}).get("eer")
-    for name, row in results.rows.items():
-        rate = row.get("eer", 0.0)
-        if floor is not None and name != "untrained" and rate > floor:
-            found.append(
-                f"{name}: an EER of {rate:.1f} % is above the floor of "
-                f"{floor:.1f} % that log-mel statistics reach without a "
-                "network."
-            )
-    for step, reason in results.failed.items():
-        found.append(
-            f"{step} failed ({reason}); the same command tries it again."
-        )
-    for step in results.steps:
-        if step not in results.done:
-            found.append(f"The run is not finished; next step: {step}.")
-            break
-    found.extend(f"Could not be made: {line}" for line in page.failures)
     bad = results.bad_files()
+    doubts = [*_doubts(results)]
+    doubts += [f"Could not be made: {line}" for line in failures]
     if bad:
-        found.append(f"{len(bad):,} utterances could not be used.")
-    if found:
-        page.bullets(found)
-    else:
-        page.paragraph("None.")
+        doubts.append(f"{len(bad):,} utterances could not be used.")
+    yield doubts or "None."
     if bad:
-        summary = f"bad_files.txt ({min(len(bad), SHOWN)} of {len(bad):,})"
-        page.folded_table(summary, ["utterance", "reason"], bad[:SHOWN])
+        caption = f"bad_files.txt ({min(len(bad), SHOWN)} of {len(bad):,})"
+        header = ["utterance", "reason"]
+        yield Table(caption, header, bad[:SHOWN], folded=True)
     times, last = collections.Counter(), {}
     for log, time, *message in results.log_entries():
         entry = (log, *message)
@@ -625,26 +415,60 @@ def warnings(page, results):
         last[entry] = time
     if times:
         latest = sorted(last, key=last.get)[-SHOWN:]
-        page.folded_table(
+        yield Table(
             f"Warnings and errors in the logs ({len(latest)} of {len(times)})",
             ["log", "level", "message", "times", "last"],
             [[*entry, times[entry], last[entry]] for entry in latest],
+            folded=True,
         )
 
 
+def _doubts(results):
+    """Yields sentences about settings, figures and steps that look wrong."""
+    for stage, settings in results.settings.items():
+        if settings.get("selection") == "trials":
+            yield (
+                f"{stage} chose its epochs by the labelled trial list "
+                "(selection: trials): its EER is no measure of learning "
+                "without labels."
+            )
+    for _, warning in health.findings(results.records):
+        yield warning
+    floor = results.rows.get("log-mel statistics", {}).get("eer", np.inf)
+    for name, row in results.rows.items():
+        rate = row.get("eer", 0.0)
+        if name != "untrained" and rate > floor:
+            yield (
+                f"{name}: an EER of {rate:.1f} % is above the floor of "
+                f"{floor:.1f} % that log-mel statistics reach without a "
+                "network."
+            )
+    for step, reason in results.failed.items():
+        yield f"{step} failed ({reason}); the same command tries it again."
+    for step in results.steps:
+        if step not in results.done:
+            yield f"The run is not finished; next step: {step}."
+            break
+
+
+def _seconds(records):
+    """Returns the sum of the records' seconds."""
+    return sum(record.get("seconds") or 0 for record in records)
+
+
 def _number(row, key, factor, digits):
-    """A row's figure for a table, empty where there is none."""
+    """Returns a row's figure as text, empty where there is none."""
     return f"{factor * row[key]:.{digits}f}" if key in row else ""
 
 
-SECTIONS = (
-    journey,
-    gates,
-    det,
-    clusters,
-    embedding_map,
-    training,
-    configuration,
-    environment,
-    warnings,
-)
+# By the sections' titles, in the order of the page; `warnings` come before.
+SECTIONS = {
+    "Error rates by phase": error_rate_by_phase,
+    "Loss-gated learning": gates,
+    "Verification errors": det,
+    "Clusters": clusters,
+    "Map of the embeddings": embedding_map,
+    "Training and throughput": training,
+    "Configuration": configuration,
+    "Environment": environment,
+}

@@ -1,8 +1,10 @@
 """Scores an encoder on a trial list: scores, error rates, DET curve.
 
-Scores are cosines or, with the audio of a cohort, AS-norm's; of an utterance
-the first minute is heard.
+Scores are cosines or, with the audio of a cohort, AS-norm's; the first minute
+of an utterance is embedded.
 """
+
+from __future__ import annotations
 
 import os
 import pathlib
@@ -11,7 +13,7 @@ import time
 import numpy as np
 
 from lgl_plugin.dataio.cohort import draw_cohort
-from lgl_plugin.dataio.trials import read_trials, trial_audio
+from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
     bootstrap_eer,
@@ -24,41 +26,42 @@ from lgl_plugin.metrics.error_rates import eer, min_dcf
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
+from lgl_plugin.utils.tables import markdown_table
 
 
 def verify_encoder(
-    encoder,
-    verification_file,
-    trial_folder,
-    output_folder,
-    cohort=None,
-    top=300,
-    cohort_utterances=20000,
-    seed=0,
-    device=None,
-    num_workers=0,
-):
+    encoder: str | os.PathLike,
+    verification_file: str | os.PathLike,
+    trial_folder: str | os.PathLike,
+    output_folder: str | os.PathLike,
+    cohort: str | os.PathLike | None = None,
+    top: int = 300,
+    cohort_utterances: int = 20000,
+    seed: int = 0,
+    device: str | None = None,
+    num_workers: int = 0,
+) -> dict:
     """Scores a trial list and writes scores, error rates and DET curves.
 
     Arguments
     ---------
-    encoder : str or pathlib.Path
+    encoder : str or os.PathLike
         The exported folder.
-    verification_file : str or pathlib.Path
-        The trial list, see `verification.read_trials`.
-    trial_folder : str or pathlib.Path
+    verification_file : str or os.PathLike
+        The trial list, see `trials.read_trials`.
+    trial_folder : str or os.PathLike
         The folder that the list's paths start from.
-    output_folder : str or pathlib.Path
+    output_folder : str or os.PathLike
         Where to write; files of an earlier run are replaced.
-    cohort : str or pathlib.Path, optional
+    cohort : str or os.PathLike, optional
         A folder of unlabelled audio. With it, scores are normalised by
         AS-norm; `scores.txt` then holds these.
     top : int
-        Highest scores against the cohort that count.
+        AS-norm takes this many of the highest scores against the cohort.
     cohort_utterances : int
         How many files of the cohort are drawn.
     seed : int
-        Of that draw and of the confidence interval's.
+        Seed of that draw and of the confidence interval's.
     device : str, optional
         Where to embed; the GPU if there is one.
     num_workers : int
@@ -107,11 +110,12 @@ def verify_encoder(
     >>> sorted(path.name for path in (folder / "out").iterdir())
     ['det.png', 'det.svg', 'metrics.json', 'scores.txt']
     """
+    # First of all, while the arguments are the only local variables.
     options = {
         name: str(value) if isinstance(value, os.PathLike) else value
         for name, value in locals().items()
     }
-    # What can be wrong without the encoder having run comes first.
+    # All that can be wrong is checked before the encoder runs for hours.
     extract = load_extractor(encoder, check_device(device), num_workers)
     trials = read_trials(verification_file, trial_folder)
     audio = trial_audio(trials, trial_folder)
@@ -129,7 +133,7 @@ def verify_encoder(
     output.mkdir(parents=True, exist_ok=True)
 
     started = time.perf_counter()
-    found, bad = extract(audio, np.arange(len(audio)))
+    embeddings, bad = extract(audio, np.arange(len(audio)))
     if bad:
         raise ValueError(
             f"{len(bad)} utterances of {verification_file} cannot be scored; "
@@ -137,7 +141,7 @@ def verify_encoder(
         )
     speed = len(audio) / (time.perf_counter() - started)
     print(f"{len(audio)} utterances embedded, {speed:.1f} a second")
-    final = cosine_scores(found.vectors, trials)
+    final = cosine_scores(embeddings.vectors, trials)
     scores = {"cosine": final}
     counts = {
         "trials": len(trials),
@@ -152,22 +156,21 @@ def verify_encoder(
                 f"{len(bad)} files of the cohort cannot be embedded and are "
                 f"left out; the first: {' '.join(bad[0])}"
             )
-        statistics = cohort_statistics(found.vectors, others.vectors, top)
+        statistics = cohort_statistics(embeddings.vectors, others.vectors, top)
         final = adaptive_s_norm(final, trials, *statistics)
         scores["AS-norm"] = final
         counts["cohort"] = len(others.vectors)
 
     write_scores(output / "scores.txt", trials, final)
-    curves = {name: (of, trials.labels) for name, of in scores.items()}
-    save(det(curves), output, "det")
-    rates = {name: error_rates(of, trials, seed) for name, of in scores.items()}
+    save(det({n: (s, trials.labels) for n, s in scores.items()}), output, "det")
+    rates = {n: error_rates(s, trials, seed) for n, s in scores.items()}
     metrics = {"scores": rates, **counts, "options": options}
     write_json(output / "metrics.json", metrics)
     return metrics
 
 
-def error_rates(scores, trials, seed=0):
-    """What is said of a system's scores.
+def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
+    """Computes the error rates of a system's scores.
 
     Arguments
     ---------
@@ -176,13 +179,14 @@ def error_rates(scores, trials, seed=0):
     trials : lgl_plugin.dataio.trials.Trials
         The trials that were scored.
     seed : int
-        Of the interval's draws.
+        Seed of the interval's draws.
 
     Returns
     -------
     dict
-        `eer` in percent; `eer_interval`, that of 95 % by drawing speakers,
-        None where the list has a single one; `min_dcf_001` and `min_dcf_005`;
+        `eer` in percent; `eer_interval`, its 95 % confidence interval from a
+        bootstrap over speakers, None where the list has a single one;
+        `min_dcf_001` and `min_dcf_005`, for targets as frequent as 1 and 5 %;
         the `threshold` at the EER.
 
     Raises
@@ -203,7 +207,8 @@ def error_rates(scores, trials, seed=0):
     try:
         interval = bootstrap_eer(scores, trials, seed=seed)
         interval = [100 * end for end in interval]
-    except ValueError:  # of all that it refuses, one speaker is what is left
+    except ValueError:
+        # eer validated the scores, so ValueError here means a single speaker.
         interval = None
     return {
         "eer": 100 * rate,
@@ -214,36 +219,15 @@ def error_rates(scores, trials, seed=0):
     }
 
 
-def table(metrics):
-    """A Markdown table of the error rates.
-
-    Arguments
-    ---------
-    metrics : dict
-        From `verify_encoder`.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> rates = {"eer": 2.5, "eer_interval": [1.75, 3.0], "threshold": 0.3}
-    >>> rates |= {"min_dcf_001": 0.25, "min_dcf_005": 0.125}
-    >>> print(table({"scores": {"cosine": rates}}))
-    | scores | EER % (95 %) | minDCF 0.01 | minDCF 0.05 | threshold |
-    | --- | --- | --- | --- | --- |
-    | cosine | 2.50 (1.75-3.00) | 0.250 | 0.125 | 0.300 |
-    """
-    lines = [
-        "| scores | EER % (95 %) | minDCF 0.01 | minDCF 0.05 | threshold |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+def table(metrics: dict) -> str:
+    """Returns a Markdown table of the error rates from `verify_encoder`."""
+    header = ["scores", "EER % (95 %)"]
+    header += ["minDCF 0.01", "minDCF 0.05", "threshold"]
+    rows = []
     for name, rates in metrics["scores"].items():
         rate = f"{rates['eer']:.2f}"
         if rates["eer_interval"]:
             rate += " ({:.2f}-{:.2f})".format(*rates["eer_interval"])
         others = ("min_dcf_001", "min_dcf_005", "threshold")
-        cells = [name, rate, *(f"{rates[other]:.3f}" for other in others)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, rate, *(f"{rates[key]:.3f}" for key in others)])
+    return markdown_table(header, rows)

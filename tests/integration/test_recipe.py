@@ -137,7 +137,7 @@ def test_report_prints_a_row_for_each_phase(run, capsys):
     main(["report", str(run)])
     printed = capsys.readouterr().out
     assert "| iteration 2, gated |" in printed
-    assert (run / "report" / "journey.png").stat().st_size > 1000
+    assert (run / "report" / "error_rate_by_phase.png").stat().st_size > 1000
 
 
 def test_debug_leaves_no_trace_in_the_run(run, corpus):

@@ -80,7 +80,7 @@ def test_det_curve_loses_nothing_that_can_be_seen():
         assert abs(drawn - point).max(axis=1).min() < 0.02
 
 
-def test_journey_draws_means_floor_and_gaps():
+def test_error_rate_by_phase_draws_means_floor_and_gaps():
     floor, ceiling = {"eer": 30.0}, {"eer": 5.0}
     first = {
         "log-mel statistics": floor,
@@ -90,7 +90,7 @@ def test_journey_draws_means_floor_and_gaps():
         "iteration 1, gated": {"eer": 10.0, "nmi_selected": 0.9},
     }
     second = {**first, "Stage I": {"eer": 22.0}, "iteration 1, gated": {}}
-    above, below = figures.journey({"two": [first, second]}).axes
+    above, below = figures.error_rate_by_phase({"two": [first, second]}).axes
     *thin, mean, low, high = above.lines
     assert len(thin) == 2
     assert mean.get_xydata().tolist() == [[0, 21], [2, 10]]
@@ -100,16 +100,16 @@ def test_journey_draws_means_floor_and_gaps():
     assert ticks == ["Stage I", "it. 1, classifier", "it. 1, gated"]
 
 
-def test_journey_of_rows_that_are_no_phases():
+def test_error_rates_of_references_alone():
     """The ceiling alone, one run of it not scored yet."""
     rows = [{"true labels": {"eer": 18.0}}, {"true labels": {}}]
-    (axes,) = figures.journey({"a": rows}).axes
+    (axes,) = figures.error_rate_by_phase({"a": rows}).axes
     assert axes.lines[-1].get_ydata() == pytest.approx([18, 18])
 
 
-def test_nothing_to_journey_is_an_error():
+def test_no_error_rate_to_draw_is_an_error():
     with pytest.raises(ValueError, match="no run has an EER"):
-        figures.journey({"a": [{"Stage I": {}}]})
+        figures.error_rate_by_phase({"a": [{"Stage I": {}}]})
 
 
 EPOCHS = [

@@ -10,9 +10,9 @@ import pytest
 from made_run import make_run
 
 from lgl_plugin.cli.main import main
-from lgl_plugin.report import sections
+from lgl_plugin.report import figures, sections
 from lgl_plugin.report.build import write_report
-from lgl_plugin.report.page import Page
+from lgl_plugin.report.page import Figure, Links, Page, Table, Text
 from lgl_plugin.report.results import Results
 
 FAILED = "could not be made"
@@ -32,10 +32,14 @@ def read(folder):
 
 def parts(folder, *names):
     """The page with some of its sections only; the figures take long."""
-    page = Page(folder / "report", "some")
-    for name in ("overview", *names):
-        page.add(getattr(sections, name), Results(folder))
-    return page.write("").read_text(encoding="utf-8")
+    page, run = Page(folder / "report", "some"), Results(folder)
+    collected = {}
+    for name in names:
+        data = (run, page.failures) if name == "warnings" else (run,)
+        collected[name] = page.collect(getattr(sections, name), *data)
+    introduction = page.collect(sections.overview, run)
+    page = page.write(introduction, collected, "")
+    return page.read_text(encoding="utf-8")
 
 
 def change(folder, name, **values):
@@ -52,7 +56,7 @@ def test_page_holds_every_figure_and_nothing_from_elsewhere(run):
     names = {path.stem for path in (run / "report").glob("*.png")}
     assert names == {path.stem for path in (run / "report").glob("*.svg")}
     assert names == {
-        "journey",
+        "error_rate_by_phase",
         *(f"losses_{n}_{p}" for n in (1, 2) for p in ("classifier", "gated")),
         "reliability",
         "selected",
@@ -163,24 +167,31 @@ class Reader(HTMLParser):
 HOSTILE = "</td><script>alert('1')</script>\"&lt;"
 
 
-def fill(page, text):
+def fill(folder, text):
     """Puts a text wherever a page takes one."""
-    page.paragraph(text)
-    page.facts({text: text})
-    page.bullets([text])
-    page.links({text: text})
-    page.section(text)
-    page.table(text, [text, text], [[text, text]], {text: 1})
-    page.words(text, [text], [[text]])
-    page.folded_table(text, [text], [[text]])
-    page.folded_text(text, text)
-    return page.write(text).read_text()
+
+    def part():
+        yield text
+        yield {text: text}
+        yield [text]
+        yield Links({text: text})
+        yield Table(text, [text, text], [[text, text]], {text: 1})
+        yield Table(text, [text], [[text]], prose=True)
+        yield Table(text, [text], [[text]], folded=True)
+        yield Text(text, text)
+        yield Figure("sizes", figures.cluster_sizes({"a": [1]}), text, text)
+        raise ValueError(text)
+
+    page = Page(folder, text)
+    blocks = page.collect(part)
+    assert page.failures == [f"part: ValueError: {text}"]
+    return page.write(blocks, {text: blocks}, text).read_text()
 
 
 def test_whatever_the_text_it_stays_text(tmp_path):
     """The same tags, and the text as it was."""
-    harmless = Reader(fill(Page(tmp_path, "harmless"), "harmless"))
-    hostile = Reader(fill(Page(tmp_path, HOSTILE), HOSTILE))
+    harmless = Reader(fill(tmp_path, "harmless"))
+    hostile = Reader(fill(tmp_path, HOSTILE))
     assert hostile.tags == harmless.tags
     count = harmless.texts.count("harmless")
     assert count > 10 and hostile.texts.count(HOSTILE) == count
@@ -201,7 +212,8 @@ def test_no_file_can_write_into_the_page(run, tmp_path):
 
 def test_command_compares(run, tmp_path, capsys, monkeypatch):
     """Two seeds of one kind, and a run with another gate."""
-    monkeypatch.setattr(sections, "SECTIONS", [sections.journey])
+    one = {"Error rates by phase": sections.error_rate_by_phase}
+    monkeypatch.setattr(sections, "SECTIONS", one)
     other = make_run(tmp_path / "2", seed=2)
     shutil.copytree(run, tmp_path / "1")
     ungated = make_run(tmp_path / "1-b", gate="b", trials=False, rounds=1)
@@ -228,9 +240,12 @@ def test_command_compares(run, tmp_path, capsys, monkeypatch):
         assert (page.parent / link).exists()
 
 
-def test_a_folder_without_metrics_is_named(tmp_path):
+def test_a_folder_without_metrics_is_named(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="is it the output_folder"):
+        write_report([tmp_path])
+    with pytest.raises(SystemExit):
         main(["report", str(tmp_path)])
+    assert f"{tmp_path} holds no metrics.jsonl" in capsys.readouterr().err
 
 
 def test_no_name_of_a_run_can_write_into_its_page(tmp_path):
