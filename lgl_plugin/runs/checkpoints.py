@@ -12,6 +12,10 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.state import damage, describe
 from lgl_plugin.utils.files import sync
+from lgl_plugin.utils.speechbrain_internals import (
+    checkpoint_folders,
+    read_checkpoints,
+)
 
 logger = get_logger(__name__)
 
@@ -51,8 +55,8 @@ class WholeCheckpointer(Checkpointer):
 
     def list_checkpoints(self):
         """All that are as they were saved; SpeechBrain chooses from these."""
-        paths = [p for p in self._list_checkpoint_dirs() if self._check(p)]
-        return self._construct_checkpoint_objects(paths)
+        folders = [p for p in checkpoint_folders(self) if self._check(p)]
+        return read_checkpoints(folders)
 
     def _check(self, path):
         """Whether a checkpoint is whole; warns once if it is not."""

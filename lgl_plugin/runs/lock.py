@@ -1,107 +1,70 @@
 """One process at a time in a run's folder."""
 
+from __future__ import annotations
+
+import contextlib
 import datetime
 import errno
 import os
 import pathlib
 import socket
 
+from filelock import FileLock, Timeout
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.utils.files import explain_os_error
 
 logger = get_logger(__name__)
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
-
 LOCK = ".lock"
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-_held = {}  # from folder to file descriptor
+_held = {}  # from process and folder; a FileLock that is deleted lets go
 
 
-def lock_folder(folder):
-    """Keeps other processes out of a folder until this one ends.
+def lock_folder(folder: str | pathlib.Path) -> None:
+    """Keeps other processes out of a folder until this process ends.
 
-    The kernel lets go of the lock with the process, however that ends: a lock
-    that nobody holds cannot be left behind. On NFS it needs a server that
-    locks; where the file system cannot lock, a warning says so.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Made if it is missing. A process may hold it more than once.
-
-    Raises
-    ------
-    RuntimeError
-        If another process holds it; says which.
-    OSError
-        If the folder cannot be written.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> lock_folder(folder)
-    >>> (folder / LOCK).read_text().split()[:2] == ["process", str(os.getpid())]
-    True
+    Raises RuntimeError, naming the holder, if another process is in it. The
+    kernel lets go of the lock with the process, however that ends. On NFS it
+    needs a server that locks; where the file system cannot lock, a warning
+    says so.
     """
     folder = pathlib.Path(folder)
+    path = folder / LOCK
+    # filelock drops the lock in a forked process, such as a loader worker: one
+    # that outlives its parent must not keep the folder locked.
+    key = os.getpid(), folder.resolve()
+    if key in _held:
+        return
+    # Not by a soft lock, a mere file that would outlive a killed process.
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_holder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        key = folder.resolve()
-        if key in _held:
-            return
-        # What it says of an earlier holder stays until the lock is there.
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    try:
-        _lock(handle, folder)
-        now = datetime.datetime.now().astimezone()
-        holder = f"process {os.getpid()} on {socket.gethostname()}"
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{holder} since {now:%Y-%m-%d %T %z}\n".encode())
-    except BaseException as error:
-        os.close(handle)
-        if isinstance(error, OSError):
-            raise explain_os_error(error, folder / LOCK) from error
-        raise
-    _held[key] = handle
-
-
-def _lock(handle, folder):
-    """Takes the lock on an open file, or raises RuntimeError."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            logger.warning(
-                "%s: its file system cannot lock (%s). See to it yourself "
-                "that no two processes write there.",
-                folder,
-                error.strerror,
-            )
-            return
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = ""
+        with contextlib.suppress(OSError):  # Windows does not let one read it
+            holder = path.read_text("utf-8", "replace").strip()
         raise RuntimeError(
             f"{folder} is being written by {holder or 'another process'}. "
             "Wait for its end or stop it; or set another --output_folder."
-        ) from error
+        ) from None
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise explain_os_error(error, folder) from error
+        logger.warning(
+            "%s: its file system cannot lock (%s). See to it yourself that no "
+            "two processes write there.",
+            folder,
+            error.strerror,
+        )
+    _held[key] = lock
 
 
-def _let_go():
-    """Leaves the locks to the parent: a loader's process may outlive it."""
-    for handle in _held.values():
-        os.close(handle)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+def _write_holder(handle: int) -> None:
+    """Writes into the locked file who holds it."""
+    now = datetime.datetime.now().astimezone()
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{holder} since {now:%Y-%m-%d %T %z}\n".encode())

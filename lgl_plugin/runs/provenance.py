@@ -12,7 +12,7 @@ import subprocess
 import torch
 from speechbrain.utils.distributed import main_process_only
 
-from lgl_plugin.utils.distributed import command, world_size
+from lgl_plugin.utils.distributed import launch_command, world_size
 
 STARTS = "starts.jsonl"
 PACKAGES = (
@@ -54,7 +54,7 @@ def start_of(stage, device):
     return {
         "stage": stage,
         "time": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
-        "command": command(),
+        "command": launch_command(),
         "processes": world_size(),
         "commit": commit(),
         "versions": versions(),

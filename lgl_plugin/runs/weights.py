@@ -1,6 +1,9 @@
 """Saves and loads a module's weights."""
 
+from __future__ import annotations
+
 import io
+import pathlib
 
 import torch
 from speechbrain.utils.distributed import main_process_only
@@ -9,8 +12,20 @@ from lgl_plugin.utils.files import atomic_write
 
 
 @main_process_only
-def save_weights(module, path):
-    """Writes a module's plain state dict, atomically.
+def save_weights(module: torch.nn.Module, path: str | pathlib.Path) -> None:
+    """Writes a module's plain state dict, atomically, in the main process.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Such as an encoder.
+    path : str or pathlib.Path
+        The file to write; its folder is made if it is missing.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or cannot be written; an earlier file stays.
 
     Example
     -------
@@ -19,14 +34,24 @@ def save_weights(module, path):
     >>> torch.load(path, weights_only=True)["weight"].shape
     torch.Size([3, 2])
     """
-    whole = io.BytesIO()  # torch hides from the file that a disk is full
-    torch.save(module.state_dict(), whole)
+    # torch.save straight to the file would hide from it that a disk is full.
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
     with atomic_write(path, "wb") as out:
-        out.write(whole.getbuffer())
+        out.write(buffer.getbuffer())
 
 
-def load_weights(module, path):
-    """Loads a plain state dict, strictly.
+def load_weights(
+    module: torch.nn.Module, path: str | pathlib.Path
+) -> torch.nn.Module:
+    """Loads a plain state dict, strictly and without running code.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Of the same shape as the one that was saved.
+    path : str or pathlib.Path
+        From `save_weights`.
 
     Returns
     -------

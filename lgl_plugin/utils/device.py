@@ -1,23 +1,16 @@
 """Chooses the device and keeps its memory."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.logger import get_logger
-
-logger = get_logger(__name__)
 
 
-def check_device(device):
-    """The device to use, or a ValueError if it is not there.
-
-    Example
-    -------
-    >>> check_device("cpu")
-    'cpu'
-    """
+def check_device(device: str | None) -> str:
+    """Returns the device to use; raises ValueError for a GPU that is absent."""
     if device is None:
         return sb.utils.distributed.infer_device()
     if "cuda" in device and not torch.cuda.is_available():
@@ -29,19 +22,15 @@ def check_device(device):
     return device
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Keeps the memory of freed tensors for the next ones.
 
-    glibc hands large blocks back to the system at once, and every page of the
-    next step's tensors then costs a fault: more than the arithmetic of a
-    float32 step (benchmarks/step.py). The process keeps its peak until it
-    ends, and so do those that it forks. Other C libraries are left as they
-    are.
-
-    Example
-    -------
-    >>> keep_freed_memory()
+    The process, and those that it forks, keep their peak until they end. C
+    libraries other than glibc are left as they are.
     """
+    # glibc hands large blocks back to the system at once, and every page of
+    # the next step's tensors then costs a fault: more than the arithmetic of a
+    # float32 step (benchmarks/step.py).
     trim_threshold, mmap_max = -1, -4  # of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)

@@ -1,25 +1,23 @@
-"""Several processes: what each has, and what they have together.
+"""Several processes (ranks): values that they share, and sums over them.
 
-What only one process should do, such as writing a file, takes SpeechBrain's
-`main_process_only`.
+Work for one process only, such as writing a file, takes SpeechBrain's
+`main_process_only`. Outside torch.distributed there is one process, rank 0.
 """
+
+from __future__ import annotations
 
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
-def command():
-    """The command that started this process, as one types it.
-
-    Example
-    -------
-    >>> command().startswith("python")
-    True
-    """
+def launch_command() -> str:
+    """Returns the command that started this process, as one types it."""
     words = shlex.join(sys.argv)
     if world_size() == 1:
         return f"python {words}"
@@ -30,74 +28,27 @@ def command():
     return f"{launch} {words}"
 
 
-def world_size():
-    """The number of training processes; 1 outside torch.distributed.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> world_size()
-    1
-    """
+def world_size() -> int:
+    """Returns the number of training processes."""
     return dist.get_world_size() if _in_ranks() else 1
 
 
-def rank():
-    """This process's number; 0 outside torch.distributed.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> rank()
-    0
-    """
+def rank() -> int:
+    """Returns this process's number."""
     return dist.get_rank() if _in_ranks() else 0
 
 
-def gather(value):
-    """What each process has; waits until all are here.
-
-    Arguments
-    ---------
-    value : object
-        Anything that can be pickled.
-
-    Returns
-    -------
-    list
-        The values in the order of the processes.
-
-    Example
-    -------
-    >>> gather("mine")
-    ['mine']
-    """
+def gather(value: Any) -> list:
+    """Returns every rank's value, in order; waits until all ranks call it."""
     if not _in_ranks():
         return [value]
-    found = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def broadcast(value):
-    """Returns, in every process, the value that the first one passes.
-
-    Arguments
-    ---------
-    value : object
-        Anything that can be pickled; those of other processes are ignored.
-
-    Example
-    -------
-    >>> broadcast("first")
-    'first'
-    """
+def broadcast(value: Any) -> Any:
+    """Returns, on every rank, the value that rank 0 passes."""
     if not _in_ranks():
         return value
     box = [value]
@@ -105,33 +56,15 @@ def broadcast(value):
     return box[0]
 
 
-def from_main(work, *arguments):
-    """What the first process returns or raises, in all.
-
-    Without it the others would wait for one that has raised.
-
-    Arguments
-    ---------
-    work : callable
-        Called in the first process; the others wait.
-    *arguments
-        Its arguments.
-
-    Returns
-    -------
-    object
-        What can be pickled.
-
-    Example
-    -------
-    >>> from_main(max, 1, 2)
-    2
-    """
+def from_main(work: Callable, *arguments: Any) -> Any:
+    """Calls a function on rank 0; returns or raises its outcome on all."""
     value = error = None
     if rank() == 0:
         try:
             value = work(*arguments)
         except Exception as raised:
+            # Raised here at once, it would leave the other ranks waiting in
+            # the broadcast below until its timeout.
             error = raised
     value, error = broadcast((value, error))
     if error is not None:
@@ -139,27 +72,12 @@ def from_main(work, *arguments):
     return value
 
 
-def sum_over_ranks(values):
-    """Sums numbers over the processes.
-
-    Arguments
-    ---------
-    values : dict of torch.Tensor
-        Scalars, with the same keys in each process.
-
-    Returns
-    -------
-    dict of torch.Tensor
-
-    Example
-    -------
-    >>> sum_over_ranks({"utterances": torch.tensor(8)})
-    {'utterances': tensor(8)}
-    """
+def sum_over_ranks(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Sums scalars over the ranks; each rank passes the same keys."""
     if world_size() == 1 or not values:
         return values
     names = sorted(values)
-    # Some lie on the GPU and some do not; NCCL sums what does.
+    # Losses lie on the GPU and counts on the host; NCCL sums GPU tensors only.
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     total = torch.stack(
         [torch.as_tensor(values[n]).to(device).double() for n in names]
@@ -168,5 +86,5 @@ def sum_over_ranks(values):
     return dict(zip(names, total))
 
 
-def _in_ranks():
+def _in_ranks() -> bool:
     return dist.is_available() and dist.is_initialized()

@@ -1,5 +1,7 @@
 """Files that are whole or absent: write aside, sync, rename."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -7,26 +9,11 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 from speechbrain.utils.distributed import main_process_only
-
-
-@main_process_only
-def save_arrays(path, **arrays):
-    """Writes arrays as an npz file, atomically.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "gate.npz"
-    >>> save_arrays(path, losses=np.array([0.5, 9.0]), tau=1.0)
-    >>> with np.load(path) as arrays:
-    ...     arrays["losses"] <= arrays["tau"]
-    array([ True, False])
-    """
-    with atomic_write(path, "wb") as out:
-        np.savez(out, **arrays)
-
 
 # What a full disk may say.
 FULL = {
@@ -35,42 +22,16 @@ FULL = {
     errno.EFBIG: "No file may grow so large here",
 }
 
-_watchers = []
+_watchers = []  # a list for each `written_files` in force
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="w"):
+def atomic_write(path: str | pathlib.Path, mode: str = "w") -> Iterator[IO]:
     """Opens a sibling of `path` that takes its place once fully written.
 
-    If the block raises (a full disk, say), the sibling is removed and the
-    previous file stays as it was. Afterwards the file and its name outlast a
-    power cut.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file to write; its folder is made if it is missing.
-    mode : str
-        "w" for text (UTF-8, newlines untouched) or "wb" for bytes.
-
-    Yields
-    ------
-    file object
-
-    Raises
-    ------
-    OSError
-        When the disk is full or the folder cannot be written.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> with atomic_write(folder / "labels.txt") as out:
-    ...     _ = out.write("whole")
-    >>> (folder / "labels.txt").read_text()
-    'whole'
-    >>> [entry.name for entry in folder.iterdir()]
-    ['labels.txt']
+    The mode is "w" for text (UTF-8, newlines untouched) or "wb". If the block
+    raises (a full disk, say), the sibling is removed and the previous file
+    stays as it was. Afterwards the file and its name outlast a power cut.
     """
     path = pathlib.Path(path)
     try:
@@ -85,6 +46,8 @@ def atomic_write(path, mode="w"):
         with explain_full_disk(path), os.fdopen(handle, mode, **text) as out:
             yield out
             out.flush()
+            # Before the rename: after a power cut the name would else stand
+            # for a file whose blocks were never written.
             os.fsync(out.fileno())
         # mkstemp makes files private; results are as readable as any other.
         umask = os.umask(0)
@@ -95,27 +58,14 @@ def atomic_write(path, mode="w"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(sibling)
         raise
-    sync(path.parent)
+    sync(path.parent)  # the rename is an entry of the folder
     for written in _watchers:
         written.append(path)
 
 
 @contextlib.contextmanager
-def written_files():
-    """Collects what `atomic_write` puts in its place meanwhile.
-
-    Yields
-    ------
-    list of pathlib.Path
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> with written_files() as written:
-    ...     write_json(folder / "state.json", {})
-    >>> [path.name for path in written]
-    ['state.json']
-    """
+def written_files() -> Iterator[list[pathlib.Path]]:
+    """Collects the paths of the files that `atomic_write` puts in place."""
     written = []
     _watchers.append(written)
     try:
@@ -124,30 +74,29 @@ def written_files():
         _watchers.pop()
 
 
-def sync(path):
-    """Waits until a file, or the names in a folder, would outlast a power cut.
+def write_json(path: str | pathlib.Path, value: Any) -> None:
+    """Writes plain Python data as indented JSON, atomically."""
+    with atomic_write(path) as out:
+        json.dump(value, out, indent=1, allow_nan=False)
+        out.write("\n")
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        A file or a folder.
 
-    Raises
-    ------
-    OSError
-        When the disk cannot take it.
+@main_process_only
+def save_arrays(path: str | pathlib.Path, **arrays: Any) -> None:
+    """Writes arrays as an npz file, atomically, in the main process."""
+    with atomic_write(path, "wb") as out:
+        np.savez(out, **arrays)
 
-    Example
-    -------
-    >>> sync(getfixture("tmp_path"))
-    """
+
+def sync(path: str | pathlib.Path) -> None:
+    """Waits until a file, or the names in a folder, outlast a power cut."""
     if os.name == "nt" and os.path.isdir(path):
         return  # Windows opens no folder
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network drives know of no such thing for folders.
+        # Some network drives cannot sync a folder.
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
     finally:
@@ -155,27 +104,8 @@ def sync(path):
 
 
 @contextlib.contextmanager
-def explain_full_disk(path):
-    """Lets the error of a full disk say what to do.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        What is written meanwhile.
-
-    Raises
-    ------
-    OSError
-        Of the same kind, see `explain_os_error`.
-
-    Example
-    -------
-    >>> with explain_full_disk("metrics.jsonl"):
-    ...     raise OSError(errno.ENOSPC, "No space left on device")
-    Traceback (most recent call last):
-    OSError: [Errno 28] No space left on the disk; what was there before is \
-whole. Make room and start the same command again: 'metrics.jsonl'
-    """
+def explain_full_disk(path: str | pathlib.Path) -> Iterator[None]:
+    """Raises the error of a disk that is full again, saying what to do."""
     try:
         yield
     except OSError as error:
@@ -184,63 +114,25 @@ whole. Make room and start the same command again: 'metrics.jsonl'
         raise
 
 
-def explain_os_error(error, path):
-    """An error of the file system in words that say what to do.
-
-    Arguments
-    ---------
-    error : OSError
-        What was raised.
-    path : str or pathlib.Path
-        What was to be written.
-
-    Returns
-    -------
-    OSError
-        Of the same kind.
-
-    Example
-    -------
-    >>> raise explain_os_error(OSError(errno.EROFS, "Read-only"), "state.json")
-    Traceback (most recent call last):
-    OSError: [Errno 30] Read-only; what was there before is whole. Make it \
-writable, or write elsewhere: 'state.json'
-    """
+def explain_os_error(error: OSError, path: str | pathlib.Path) -> OSError:
+    """Returns an error of the same kind that says what to do about it."""
     reason, remedy = error.strerror, "Make it writable, or write elsewhere"
     if error.errno in FULL:
         reason = FULL[error.errno]
         remedy = "Make room and start the same command again"
-    words = f"{reason}; what was there before is whole. {remedy}"
-    return OSError(error.errno, words, str(path))
+    message = f"{reason}; what was there before is whole. {remedy}"
+    return OSError(error.errno, message, str(path))
 
 
-def is_outside(path, folder):
-    """Whether the text of a path leads out of a folder.
+def is_outside(path: str, folder: str | pathlib.Path) -> bool:
+    """Tells by its text whether a path leads out of a folder.
 
-    Only the text counts: a link within the folder may lead anywhere, since
-    whoever made it has access to the folder.
-
-    Arguments
-    ---------
-    path : str
-        Of a file that a manifest or a trial list names.
-    folder : str or pathlib.Path
-        Where it should lie.
-
-    Returns
-    -------
-    bool
-        True for every path with a `..` in it: behind a link it may lead
-        anywhere.
-
-    Example
-    -------
-    >>> is_outside("/corpus/ann/1.wav", "/corpus")
-    False
-    >>> is_outside("/corpus/../etc/shadow", "/corpus")
-    True
+    Every path with a `..` in it counts as outside: behind a link it may lead
+    anywhere. A link within the folder may lead anywhere too; whoever made it
+    has access to the folder.
     """
     inside = os.path.join(folder, "")
+    # Decides for almost every row of a manifest; abspath takes far longer.
     if path.startswith(inside):
         return ".." in path[len(inside) :].split("/")
     folder = os.path.join(os.path.abspath(folder), "")
@@ -249,47 +141,8 @@ def is_outside(path, folder):
     )
 
 
-def write_json(path, value):
-    """Writes plain Python data as indented JSON, atomically.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file to write.
-    value : dict or list
-        What `json.dumps` takes.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "state.json"
-    >>> write_json(path, {"done": ["stage1"]})
-    >>> json.loads(path.read_text())
-    {'done': ['stage1']}
-    """
-    with atomic_write(path) as out:
-        json.dump(value, out, indent=1, allow_nan=False)
-        out.write("\n")
-
-
-def checksum(path):
-    """The SHA-256 of a file, as 64 hexadecimal digits.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        An existing file.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "encoder.ckpt"
-    >>> _ = path.write_bytes(b"weights")
-    >>> checksum(path)[:8]
-    '9a129038'
-    """
+def checksum(path: str | pathlib.Path) -> str:
+    """Returns the SHA-256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as source:
         while block := source.read(1 << 20):

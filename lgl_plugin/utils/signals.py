@@ -1,20 +1,29 @@
-"""Leaves in good order when told to, by SIGTERM or Ctrl-C.
+"""Leaves in good order at SIGTERM or Ctrl-C.
 
 Batch systems send SIGTERM some seconds before they kill. In training the step
 is finished and a checkpoint written first; elsewhere a run may be left at any
-moment, since what is on disk is whole.
+moment, since all files on disk are whole.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
 import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.utils.distributed import command, sum_over_ranks, world_size
+from lgl_plugin.utils.distributed import (
+    launch_command,
+    sum_over_ranks,
+    world_size,
+)
 
 logger = get_logger(__name__)
 
@@ -22,48 +31,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """What the process was told, and whether it may leave at once.
-
-    Attributes
-    ---------
-    deferred : bool
-        Whether a step of training is to be finished first.
-    requested : int or None
-        The signal that asks the process to stop after its step.
-
-    Example
-    -------
-    >>> stop = Stop()
-    >>> stop.requested = signal.SIGTERM  # what `handle` notes during a step
-    >>> stop.should_stop(collective=True)
-    True
-    >>> stop.end_deferral()
-    Traceback (most recent call last):
-    SystemExit: 143
-    """
+    """A request to stop, by a signal, that may be deferred to a step's end."""
 
     def __init__(self):
-        self.deferred = False
-        self.requested = None
-        self.owner = None
+        self.deferred = False  # whether a step is to be finished first
+        self.requested: int | None = None  # the signal that came meanwhile
+        self.owner: int | None = None  # the process that installed handlers
 
     @contextlib.contextmanager
-    def on_signals(self):
-        """While this lasts, signals end the run in good order.
+    def on_signals(self) -> Iterator[None]:
+        """Ends the run in good order at a signal; also a decorator.
 
-        Also a decorator. Outside the main thread, which alone may handle
-        signals, it changes nothing.
-
-        Example
-        -------
-        >>> @Stop().on_signals()
-        ... def train():
-        ...     os.kill(os.getpid(), signal.SIGTERM)
-        >>> try:
-        ...     train()
-        ... except SystemExit as left:
-        ...     print(left.code == 128 + signal.SIGTERM)
-        True
+        Outside the main thread, which alone may handle signals, it changes
+        nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -77,37 +57,34 @@ class Stop:
             for number, handler in zip(SIGNALS, before):
                 signal.signal(number, handler)
 
-    def handle(self, number, frame):
-        """What happens at a signal; a second one ends the wait."""
-        if os.getpid() != self.owner:  # a process that reads audio
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Notes a signal if a step is to be finished first, else leaves.
+
+        A second signal leaves at once.
+        """
+        # A forked loader worker inherits this handler. It ends at SIGTERM, but
+        # not at Ctrl-C: the training process needs it until its step is done.
+        if os.getpid() != self.owner:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
-            return  # after Ctrl-C it is wanted until the step is done
+            return
         if self.deferred and self.requested is None:
             self.requested = number
             if hasattr(signal, "SIGCHLD"):  # not on Windows
-                # Its readers may have been told too; torch would raise, in
-                # the middle of the step, that they have ended.
+                # Loader workers may get the signal too and end. torch's
+                # SIGCHLD handler would raise that in the middle of the step.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # Not by the logger: the signal may have come while it writes.
             name = signal.Signals(number).name
-            words = f"{name}: stopping after this step; again to leave at once"
-            os.write(2, f"{words}\n".encode())
+            text = f"{name}: stopping after this step; again to leave at once"
+            # logging is not re-entrant: the signal may interrupt a call that
+            # holds its lock, so write to stderr directly.
+            os.write(2, f"{text}\n".encode())
             return
         self.leave(number)
 
     @contextlib.contextmanager
-    def defer(self):
-        """While this lasts, a signal is left to whoever looks at `told`.
-
-        Example
-        -------
-        >>> with stop.defer():
-        ...     stop.deferred
-        True
-        >>> stop.deferred
-        False
-        """
+    def defer(self) -> Iterator[None]:
+        """Defers signals to the end of the block, which may leave before."""
         self.deferred = True
         try:
             yield
@@ -115,59 +92,44 @@ class Stop:
             self.deferred = False
         self.end_deferral()
 
-    def end_deferral(self):
-        """Ends the wait for a step; leaves if told to meanwhile."""
+    def end_deferral(self) -> None:
+        """Leaves at once from now on, and now if a stop was requested."""
         self.deferred = False
         if self.requested is not None:
             self.leave()
 
-    def should_stop(self, collective):
-        """Whether the processes are to stop now; at a look all must call.
+    def should_stop(self, collective: bool) -> bool:
+        """Tells whether the processes are to stop now.
 
-        Arguments
-        ---------
-        collective : bool
-            Whether this is a step at which all processes ask; between these
-            only a process that is alone may stop.
+        With several processes it is False unless `collective`, with which all
+        of them call it at the same step: a process that stopped alone would
+        leave the others waiting for its gradients.
         """
         if world_size() == 1:
             return self.requested is not None
         if not collective:
             return False
-        told = torch.tensor(self.requested is not None)
-        return bool(sum_over_ranks({"told": told})["told"])
+        requested = torch.tensor(self.requested is not None)
+        return bool(sum_over_ranks({"requested": requested})["requested"])
 
-    def leave(self, number=None):
-        """Ends the process and says how to go on.
-
-        Raises
-        ------
-        SystemExit
-            With the status that shells give to a signal.
-        """
+    def leave(self, number: int | None = None) -> NoReturn:
+        """Logs how to go on; raises SystemExit with a shell's status."""
         number = number or self.requested or signal.SIGTERM
         if if_main_process():
             logger.info(
                 "Stopped by %s; what is done is kept. Go on with the same "
                 "command:\n%s",
                 signal.Signals(number).name,
-                command(),
+                launch_command(),
             )
         raise SystemExit(128 + number)
 
 
-def own_process_group(worker):
-    """Takes a process that reads audio out of its parent's group.
+def own_process_group(worker: int) -> None:
+    """Moves a DataLoader's worker to a process group of its own.
 
-    What a terminal or `timeout` tells the whole group then reaches the parent
-    alone, whose readers go on until its step is done. For a DataLoader's
-    `worker_init_fn`.
-
-    Example
-    -------
-    >>> loader = torch.utils.data.DataLoader(
-    ...     [1, 2], worker_init_fn=own_process_group
-    ... )
+    A `worker_init_fn`. Ctrl-C and `timeout` signal the whole group of the
+    training process; its workers must outlive its last step.
     """
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

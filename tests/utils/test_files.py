@@ -10,6 +10,7 @@ import pytest
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
+    is_outside,
     write_json,
     written_files,
 )
@@ -132,3 +133,18 @@ def test_checksum_over_block_edges(tmp_path, size):
     (tmp_path / "a").write_bytes(content)
     expected = hashlib.sha256(content).hexdigest()
     assert checksum(tmp_path / "a") == expected
+
+
+@pytest.mark.parametrize(
+    "path, outside",
+    [
+        ("/corpus/ann/1.wav", False),
+        ("/corpus/..ann/1.wav", False),
+        ("/corpus/../etc/shadow", True),
+        ("/corpus/ann/../../etc/shadow", True),
+        ("/corpus2/1.wav", True),
+        ("1.wav", True),
+    ],
+)
+def test_paths_that_lead_out_of_a_folder(path, outside):
+    assert is_outside(path, "/corpus") == outside

@@ -56,3 +56,23 @@ def test_a_second_signal_does_not_wait_for_the_step():
         with pytest.raises(SystemExit) as left:
             os.kill(os.getpid(), signal.SIGINT)
     assert left.value.code == 128 + signal.SIGINT
+
+
+def test_a_signal_ends_the_run_at_once_where_no_step_is_under_way():
+    @Stop().on_signals()
+    def train():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        train()
+    assert left.value.code == 128 + signal.SIGTERM
+
+
+def test_a_deferred_signal_ends_the_run_after_the_block():
+    stop, done = Stop(), False
+    with pytest.raises(SystemExit), stop.on_signals():
+        with stop.defer():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.should_stop(collective=True)
+            done = True
+    assert done and not stop.deferred
