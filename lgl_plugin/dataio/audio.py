@@ -1,4 +1,4 @@
-"""Reads spans of audio files and of shards' members; says why one is bad."""
+"""Reads spans and random crops of audio files and of shards' members."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Sequence
 
 import numpy as np
 import soundfile
@@ -173,33 +174,8 @@ def read_spans(
         return [_read_span(audio, *span, sample_rate) for span in spans]
 
 
-def read_first_sound(
-    path: str | os.PathLike,
-    start: float,
-    seconds: float,
-    sample_rate: int = 16000,
-    place: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """Reads a span in pieces and returns the first that is not all zeros.
-
-    A piece has at most `SEARCH_SECONDS`, shape (time,). Raises `BadAudio` if
-    the whole span is zeros.
-    """
-    with _open(path, place) as audio:
-        end = min(start + seconds, audio.frames / audio.samplerate)
-        while start < end:
-            piece = min(SEARCH_SECONDS, end - start)
-            wav = _read_span(audio, start, piece, sample_rate)
-            if wav.any():
-                return wav
-            start += SEARCH_SECONDS
-    raise BadAudio("is silent from end to end")
-
-
 @contextlib.contextmanager
-def _open(
-    path: str | os.PathLike, place: Sequence[int] | None
-) -> Iterator[soundfile.SoundFile]:
+def _open(path, place):
     """Opens an audio file; errors of opening and of the block are BadAudio."""
     if not os.path.isfile(path):
         raise BadAudio(why_unreadable(path, None))
@@ -219,12 +195,7 @@ def _open(
         raise BadAudio("has no header") from error
 
 
-def _read_span(
-    audio: soundfile.SoundFile,
-    start: float,
-    seconds: float | None,
-    sample_rate: int,
-) -> torch.Tensor:
+def _read_span(audio, start, seconds, sample_rate):
     """Reads one span of an open file, as `read_audio` returns it."""
     rate = audio.samplerate
     if problem := rate_problem(rate, sample_rate):
@@ -256,6 +227,72 @@ def _read_span(
     if rate != sample_rate:
         wav = torchaudio.functional.resample(wav, rate, sample_rate)
     return wav
+
+
+def crop_spans(
+    duration: float, crop: float, n_crops: int, rng: random.Random
+) -> list[tuple[float, float]]:
+    """Draws start and length of disjoint crops, all in seconds.
+
+    With room for all crops, their positions are uniformly random; a shorter
+    utterance is cut into equal parts, which `read_crops` repeats to full
+    length. The order is random too, so that neither view of Stage I is always
+    the earlier one (paper, section 2.1).
+    """
+    length = min(crop, duration / n_crops)
+    slack = max(duration - n_crops * length, 0.0)
+    # Sorted cuts of the slack are the gaps between crops laid end to end.
+    cuts = sorted(rng.uniform(0.0, slack) for _ in range(n_crops))
+    spans = [(cut + i * length, length) for i, cut in enumerate(cuts)]
+    rng.shuffle(spans)
+    return spans
+
+
+def read_crops(
+    path: str | os.PathLike,
+    offset: float,
+    duration: float,
+    crop: float,
+    n_crops: int = 1,
+    sample_rate: int = 16000,
+    rng: random.Random = random,
+    place: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Reads random disjoint crops of the utterance at `offset` in a file.
+
+    Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
+    are in seconds. A crop of zeros alone is replaced by one around the first
+    sound of the utterance; `BadAudio` is raised if there is none.
+    """
+    n_samples = round(crop * sample_rate)
+    spans = crop_spans(duration, crop, n_crops, rng)
+    spans = [(offset + start, seconds) for start, seconds in spans]
+    crops = read_spans(path, spans, sample_rate, place)
+    for index, wav in enumerate(crops):
+        if not wav.any():
+            wav = _first_sound(path, offset, duration, sample_rate, place)
+            crops[index] = _loudest_crop(wav, n_samples)
+    return torch.stack([wrap(wav, n_samples) for wav in crops])
+
+
+def _first_sound(path, start, seconds, sample_rate, place):
+    """Returns the first `SEARCH_SECONDS` of a span that are not all zeros."""
+    with _open(path, place) as audio:
+        end = min(start + seconds, audio.frames / audio.samplerate)
+        while start < end:
+            piece = min(SEARCH_SECONDS, end - start)
+            wav = _read_span(audio, start, piece, sample_rate)
+            if wav.any():
+                return wav
+            start += SEARCH_SECONDS
+    raise BadAudio("is silent from end to end")
+
+
+def _loudest_crop(wav, n_samples):
+    """Cuts `n_samples` around the sample of the largest magnitude."""
+    peak = int(wav.abs().argmax())
+    start = max(0, min(peak - n_samples // 2, len(wav) - n_samples))
+    return wav[start : start + n_samples]
 
 
 def wrap(wav: torch.Tensor, n_samples: int) -> torch.Tensor:

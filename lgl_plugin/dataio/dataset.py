@@ -7,69 +7,14 @@ next utterance takes its place, and either way `BadFiles` names it.
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from lgl_plugin.dataio.audio import BadAudio, read_first_sound, read_spans, wrap
+from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.manifest import Manifest
-
-
-def crop_spans(
-    duration: float, crop: float, n_crops: int, rng: random.Random
-) -> list[tuple[float, float]]:
-    """Draws start and length of disjoint crops, all in seconds.
-
-    With room for all crops, their positions are uniformly random; a shorter
-    utterance is cut into equal parts, which `read_crops` repeats to full
-    length. The order is random too: if one view of Stage I were always the
-    earlier one, the encoder could tell them apart (paper, section 2.1).
-    """
-    length = min(crop, duration / n_crops)
-    slack = max(duration - n_crops * length, 0.0)
-    # Sorted cuts of the slack are the gaps between crops laid end to end.
-    cuts = sorted(rng.uniform(0.0, slack) for _ in range(n_crops))
-    spans = [(cut + i * length, length) for i, cut in enumerate(cuts)]
-    rng.shuffle(spans)
-    return spans
-
-
-def read_crops(
-    path: str | os.PathLike,
-    offset: float,
-    duration: float,
-    crop: float,
-    n_crops: int = 1,
-    sample_rate: int = 16000,
-    rng: random.Random = random,
-    place: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """Reads random disjoint crops of the utterance at `offset` in a file.
-
-    Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
-    are in seconds. A crop of zeros alone is replaced by one around the first
-    sound of the utterance; `BadAudio` is raised if there is none.
-    """
-    n_samples = round(crop * sample_rate)
-    spans = crop_spans(duration, crop, n_crops, rng)
-    spans = [(offset + start, seconds) for start, seconds in spans]
-    crops = read_spans(path, spans, sample_rate, place)
-    for index, wav in enumerate(crops):
-        if not wav.any():
-            wav = read_first_sound(path, offset, duration, sample_rate, place)
-            crops[index] = _loudest_crop(wav, n_samples)
-    return torch.stack([wrap(wav, n_samples) for wav in crops])
-
-
-def _loudest_crop(wav: torch.Tensor, n_samples: int) -> torch.Tensor:
-    """Cuts `n_samples` around the sample of the largest magnitude."""
-    peak = int(wav.abs().argmax())
-    start = max(0, min(peak - n_samples // 2, len(wav) - n_samples))
-    return wav[start : start + n_samples]
 
 
 class UtteranceDataset(DynamicItemDataset):

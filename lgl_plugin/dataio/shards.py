@@ -1,18 +1,21 @@
 """Packs a corpus into shards: a few large tar files for a million small ones.
 
 For disks and clusters on which opening a small file is slow. A manifest tells
-where in which shard each utterance lies, so that reading is random access, as
-it is with files: the same dataset, samplers, split over ranks, resumption and
-labels by ID. Readers of webdataset's format can read the shards as well.
+where in which shard each utterance lies, so that reading stays random access:
+the same dataset, samplers, split over ranks, resumption and labels by ID.
+Readers of webdataset's format can read the shards as well.
 
 > lgl pack manifest.csv /fast/shards --data_root=/corpus
 > python train_lgl.py hparams/stage1.yaml --data_folder=/fast/shards \\
 >     --manifest=/fast/shards/manifest.csv
 """
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import errno
+import functools
 import io
 import itertools
 import json
@@ -22,12 +25,13 @@ import pathlib
 import shutil
 import tarfile
 import time
-from concurrent import futures
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import soundfile
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.parallel import parallel_map
 from tqdm import tqdm
 
 from lgl_plugin.dataio.manifest import (
@@ -41,12 +45,12 @@ from lgl_plugin.utils.files import atomic_write, checksum, write_json
 
 logger = get_logger(__name__)
 
-# From seconds of audio to bytes: enough files for a few per cent.
-SAMPLE = 200
-# What soundfile raises of damaged files, see `data.read_spans`.
+# Files whose headers give the corpus's bytes a second, to a few per cent.
+N_SAMPLED = 200
+# Raised by soundfile for damaged files, see `dataio.audio._open`.
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, MemoryError)
-# By libsndfile's name for the samples of a file, what keeps a part of them
-# exactly; for all else it is floating point, as which they are read.
+# The format that keeps a cut-out part exactly, by libsndfile's name for the
+# file's samples. For all others it is floating point, as they are decoded.
 PART_FORMATS = {
     **dict.fromkeys(
         ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"), ("flac", "PCM_16")
@@ -56,14 +60,14 @@ PART_FORMATS = {
 
 
 def write_shards(
-    manifest,
-    data_root,
-    folder,
-    shard_mb=512,
-    num_workers=8,
-    max_bad_share=0.02,
-    allow_outside=False,
-):
+    manifest: str | os.PathLike,
+    data_root: str | os.PathLike,
+    folder: str | os.PathLike,
+    shard_mb: float = 512,
+    num_workers: int = 8,
+    max_bad_share: float = 0.02,
+    allow_outside: bool = False,
+) -> pathlib.Path:
     """Packs a manifest's utterances into shards, in random order.
 
     A file that is one utterance is copied byte for byte. An utterance that is
@@ -72,10 +76,10 @@ def write_shards(
     have more or come from mp3 or ogg.
 
     The folder gets `shard-000000.tar` and so on, `bad_files.txt`, `shards.json`
-    (what they were made of) and, last, `manifest.csv`: the rows of `manifest`
-    without bad ones, in its order, with two more columns, first_byte and
-    n_bytes, for the utterance's place in the shard. An interrupted run goes
-    on with the shards that are missing; a finished one is reused.
+    (the settings) and, last, `manifest.csv`: the rows of `manifest` without
+    bad ones, in its order, with two more columns, first_byte and n_bytes, for
+    the utterance's place in the shard. An interrupted run goes on with the
+    shards that are missing; a finished one is reused.
 
     Members are named by utterance ID with one extension, as webdataset wants
     it: further dots in the last part of an ID become %2E.
@@ -85,18 +89,18 @@ def write_shards(
     manifest : str or pathlib.Path
         A csv with the columns ID, duration, wav, start, stop, spk_id.
     data_root : str or pathlib.Path
-        What stands for `$data_root` in it.
+        The folder that `$data_root` stands for in it.
     folder : str or pathlib.Path
-        Where to write.
+        The folder of the shards, empty or new.
     shard_mb : float
         The size of a shard in MiB, about.
     num_workers : int
         Processes, each of which writes one shard at a time and holds one
         utterance in memory.
     max_bad_share : float
-        Which share of the utterances may be unreadable, between 0 and 1.
+        The share of the utterances that may be unreadable, between 0 and 1.
     allow_outside : bool
-        Whether the manifest may name audio that is not below data_root.
+        True if the manifest may name audio that is not below data_root.
 
     Returns
     -------
@@ -155,11 +159,11 @@ def write_shards(
     if target.exists():
         logger.info(f"Reusing {target}; delete {folder} to make it again.")
         return target
-    shards = _deal(utterances.durations, plan["shards"])
+    shards = _split_rows(utterances.durations, plan["shards"])
     index = _Index(folder, utterances, max_bad_share)
     missing = [n for n in range(len(shards)) if not index.add(n)]
     for part in folder.glob(".shard-*.part"):
-        part.unlink()  # of a run that was killed
+        part.unlink()  # left by a run that was killed
     _check_room(folder, plan["bytes"] * len(missing) / len(shards))
     done = len(utterances) - sum(len(shards[n]) for n in missing)
     if done:
@@ -172,7 +176,7 @@ def write_shards(
             initial=done,
         ) as bar,
         contextlib.closing(
-            _write(folder, utterances, shards, missing, num_workers)
+            _write_missing(folder, utterances, shards, missing, num_workers)
         ) as written,
     ):
         started, n_bytes = time.monotonic(), 0
@@ -184,7 +188,7 @@ def write_shards(
     index.write_bad_files()
     index.write_manifest(manifest, target)
     for n in range(len(shards)):
-        _piece(folder, n).unlink()
+        _index_path(folder, n).unlink()
     logger.info(
         f"{target}: {len(utterances) - len(index.bad)} utterances in "
         f"{len(shards)} shards."
@@ -192,18 +196,18 @@ def write_shards(
     return target
 
 
-def _name(n):
-    """The name of the n-th shard."""
+def _shard_name(n):
+    """Returns the file name of the n-th shard."""
     return f"shard-{n:06d}.tar"
 
 
-def _piece(folder, n):
-    """What says, until the manifest does, that a shard is whole."""
-    return (folder / _name(n)).with_suffix(".csv")
+def _index_path(folder, n):
+    """Returns the path of the csv that marks the n-th shard as complete."""
+    return (folder / _shard_name(n)).with_suffix(".csv")
 
 
 def _plan(folder, settings, utterances):
-    """Reads or makes shards.json; clears away what has other settings."""
+    """Reads or makes shards.json; deletes shards of other settings."""
     path, target = folder / "shards.json", folder / "manifest.csv"
     plan = json.loads(path.read_text()) if path.exists() else None
     if plan is not None and plan["settings"] == settings:
@@ -225,7 +229,8 @@ def _plan(folder, settings, utterances):
             k for k in settings if settings[k] != plan["settings"][k]
         )
         logger.warning(f"Writing all shards again: other {changed}.")
-    # The manifest first: it must never name a shard of other settings.
+    # The manifest first: if a kill comes between the two, it must not name
+    # shards of other settings.
     target.unlink(missing_ok=True)
     for pattern in ("shard-*.csv", "shard-*.tar"):
         for old in folder.glob(pattern):
@@ -235,30 +240,31 @@ def _plan(folder, settings, utterances):
 
 
 def _estimated_bytes(utterances, data_root):
-    """How much the audio takes, from the headers of some files."""
+    """Estimates the bytes of all utterances from the headers of some files."""
     rng = np.random.default_rng(1)
     n = len(utterances)
     seconds = n_bytes = 0
-    for row in rng.choice(n, min(n, SAMPLE), replace=False):
+    for row in rng.choice(n, min(n, N_SAMPLED), replace=False):
         path = utterances.wavs[row]
         try:
             with soundfile.SoundFile(path) as audio:
                 seconds += audio.frames / audio.samplerate
             n_bytes += os.path.getsize(path)
         except UNREADABLE:
-            pass  # counted when its shard is written
+            pass  # counted as bad when its shard is written
     if not seconds:
         raise FileNotFoundError(
-            f"none of {min(n, SAMPLE)} audio files tried can be read, such as "
-            f"{path}. Set --data_root, now {data_root}, to what $data_root "
+            f"none of {min(n, N_SAMPLED)} audio files tried can be read, such "
+            f"as {path}. Set --data_root, now {data_root}, to what $data_root "
             "stands for in the manifest."
         )
     return math.ceil(n_bytes / seconds * utterances.durations.sum())
 
 
-def _deal(durations, n_shards):
-    """The rows of each shard: random, of about the same length together."""
-    # Random, lest a shard is one speaker's; the same in a run that goes on.
+def _split_rows(durations, n_shards):
+    """Splits all rows at random into shards of about the same duration."""
+    # Random: in the manifest's order a shard would be one speaker's. Seeded:
+    # a run that goes on must split as the interrupted one did.
     order = np.random.default_rng(1).permutation(len(durations))
     ends = np.cumsum(durations[order])
     shares = ends[-1] * np.arange(1, n_shards) / n_shards
@@ -266,7 +272,7 @@ def _deal(durations, n_shards):
 
 
 def _check_room(folder, n_bytes):
-    """Raises OSError if a folder's disk has no room for so many bytes."""
+    """Raises OSError if a folder's disk has less than `n_bytes` free."""
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         raise OSError(
@@ -278,80 +284,79 @@ def _check_room(folder, n_bytes):
         )
 
 
-def _write(folder, utterances, shards, missing, num_workers):
-    """Writes shards in parallel; yields the number of each when it is whole."""
-    missing = iter(missing)
-    with futures.ProcessPoolExecutor(
-        num_workers, initializer=start_worker
-    ) as pool:
-        running = {}
+def _write_missing(folder, utterances, shards, missing, num_workers):
+    """Writes shards in parallel; yields the number of each when complete."""
+    # A generator, and a short queue below: the rows of all shards at once
+    # would be a second manifest in memory, made of Python objects.
+    jobs = (
+        (n, [(i, utterances.ids[i], utterances[i]) for i in shards[n].tolist()])
+        for n in missing
+    )
+    # The pool is made here because parallel_map's own has no initializer: its
+    # workers would outlive a parent that was killed.
+    with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
         try:
-            while True:
-                # Rows go out as they are needed, not all at once.
-                for n in itertools.islice(
-                    missing, num_workers + 1 - len(running)
-                ):
-                    rows = [
-                        (row, utterances.ids[row], utterances[row])
-                        for row in shards[n].tolist()
-                    ]
-                    future = pool.submit(_write_shard, folder, n, rows)
-                    running[future] = n
-                if not running:
-                    return
-                for future in futures.wait(
-                    running, return_when=futures.FIRST_COMPLETED
-                ).done:
-                    future.result()
-                    yield running.pop(future)
+            yield from parallel_map(
+                functools.partial(_write_shard, folder),
+                jobs,
+                chunk_size=1,
+                queue_size=num_workers + 1,
+                executor=pool,
+                progress_bar=False,
+            )
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a process that writes shards died, perhaps for want of "
                 "memory. The same command goes on from there; a smaller "
                 "--num_workers needs less."
             ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
-def _write_shard(folder, n, utterances):
-    """Writes a shard, then its piece: per member row, place, frames, problem.
+def _write_shard(folder, job):
+    """Writes a shard, then its index; returns the shard's number.
 
-    Frames are those of a part that was cut out, 0 for a file as it was.
+    A line of the index is (row, first byte, bytes, frames, problem). Frames
+    are those of a part that was cut out, 0 for a file copied whole.
     """
-    pieces = []
+    n, utterances = job
+    lines = []
     keys = set()
-    with atomic_write(folder / _name(n), "wb") as out:
+    # TarInfo writes the headers and the offsets are the file's own. TarFile
+    # would know a member's `offset_data` only when it reads, and its close()
+    # would pad each shard to a multiple of 10 KiB.
+    with atomic_write(folder / _shard_name(n), "wb") as out:
         for row, name, utterance in utterances:
             try:
-                extension, audio, frames = _read(**utterance)
+                extension, audio, frames = _read_utterance(**utterance)
             except UNREADABLE as error:
                 reason = str(getattr(error, "error_string", error))
-                pieces.append((row, 0, 0, 0, one_line(reason)))
+                lines.append((row, 0, 0, 0, one_line(reason)))
                 continue
-            key = _key(name)
+            key = _member_key(name)
             while key in keys:  # a.wav and a.flac
                 key += "~"
             keys.add(key)
             header = tarfile.TarInfo(f"{key}.{extension}")
             header.size = len(audio)
             out.write(header.tobuf(tarfile.PAX_FORMAT))
-            pieces.append((row, out.tell(), len(audio), frames, ""))
+            lines.append((row, out.tell(), len(audio), frames, ""))
             out.write(audio)
             out.write(bytes(-len(audio) % tarfile.BLOCKSIZE))
         out.write(bytes(2 * tarfile.BLOCKSIZE))
-    with atomic_write(_piece(folder, n)) as out:
-        csv.writer(out).writerows(pieces)
+    with atomic_write(_index_path(folder, n)) as out:
+        csv.writer(out).writerows(lines)
+    return n
 
 
-def _read(wav, offset, duration, place):
-    """Extension, content and, if cut out, number of frames of an utterance."""
+def _read_utterance(wav, offset, duration, place):
+    """Returns an utterance's extension and bytes; frames if it was cut out."""
     with open(wav, "rb") as source, soundfile.SoundFile(source) as audio:
         rate = audio.samplerate
         first, n_frames = round(offset * rate), round(duration * rate)
         if min(audio.frames - first, n_frames) <= 0:
             raise RuntimeError("holds no samples")
-        # Durations in manifests are rounded, some to a tenth of a second.
+        # Durations in manifests are rounded, some to a tenth of a second:
+        # an exact comparison would cut and decode every whole file.
         if first == 0 and audio.frames - n_frames <= rate / 10:
             source.seek(0)
             extension = pathlib.Path(wav).suffix[1:] or audio.format
@@ -364,41 +369,37 @@ def _read(wav, offset, duration, place):
     return kind, content.getvalue(), len(samples)
 
 
-def _key(name):
-    """The part of a member's name that webdataset knows an utterance by."""
+def _member_key(name):
+    """Returns an ID as webdataset's key: no extension, no further dots."""
     folder, slash, last = name.rpartition("/")
     stem, extension = os.path.splitext(last)
     if extension.lower() in EXTENSIONS:
         last = stem
-    # The first dot after the folder ends the key.
+    # webdataset ends the key at the first dot after the folder: a.b.wav and
+    # a.c.wav would be one sample.
     return folder + slash + last.replace(".", "%2E")
 
 
 class _Index:
-    """Where each utterance went, gathered from the pieces."""
+    """The shard and place of each utterance, gathered from shards' csvs."""
 
     def __init__(self, folder, utterances, max_bad_share):
-        n = len(utterances)
         self._folder = folder
         self._utterances = utterances
-        self._limit = int(max_bad_share * n)
-        self._shards = np.zeros(n, np.int32)
-        self._places = np.zeros((n, 2), np.int64)
-        self._frames = np.zeros(n, np.int64)
-        self.bad = {}
+        self._limit = int(max_bad_share * len(utterances))
+        # Per row of the manifest: shard, first byte, bytes, frames.
+        self._places = np.zeros((len(utterances), 4), np.int64)
+        self.bad = {}  # row: problem
 
     def add(self, n):
-        """Reads a shard's piece; returns the shard's bytes, 0 if it lacks."""
+        """Adds the n-th shard; returns its bytes, 0 if it is incomplete."""
         try:
-            n_bytes = (self._folder / _name(n)).stat().st_size
-            with open(_piece(self._folder, n), encoding="utf-8") as source:
-                for *numbers, problem in csv.reader(source):
-                    row, first, length, frames = map(int, numbers)
-                    self._shards[row] = n
-                    self._places[row] = first, length
-                    self._frames[row] = frames
+            n_bytes = (self._folder / _shard_name(n)).stat().st_size
+            with open(_index_path(self._folder, n), encoding="utf-8") as source:
+                for row, *place, problem in csv.reader(source):
+                    self._places[int(row)] = n, *map(int, place)
                     if problem:
-                        self.bad[row] = problem
+                        self.bad[int(row)] = problem
         except FileNotFoundError:
             return 0
         if len(self.bad) > self._limit:
@@ -417,7 +418,7 @@ class _Index:
         return n_bytes
 
     def write_bad_files(self):
-        """Names the bad utterances, lines of `utterance<TAB>reason`."""
+        """Writes bad_files.txt, lines of `utterance<TAB>reason`."""
         path = self._folder / "bad_files.txt"
         with atomic_write(path) as out:
             for row, problem in sorted(self.bad.items()):
@@ -425,35 +426,31 @@ class _Index:
         return path
 
     def write_manifest(self, manifest, target):
-        """Writes the rows of a manifest as they are in the shards."""
+        """Writes the good rows of a manifest with their places in shards."""
         with (
             open(manifest, newline="", encoding="utf-8") as source,
             atomic_write(target) as out,
         ):
-            reader = csv.reader(source, skipinitialspace=True)
-            header = next(reader)
-            columns = [header.index(name) for name in COLUMNS]
             out.write(",".join((*COLUMNS, *SHARD_COLUMNS)) + "\n")
-            # Text is quoted, as prepare.py does and says why.
+            # Text is quoted for the reason that `prepare_manifest` gives.
             writer = csv.writer(
                 out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
             )
-            for row, fields in enumerate(filter(None, reader)):
+            reader = csv.DictReader(source, skipinitialspace=True)
+            for row, fields in enumerate(reader):
                 if row in self.bad:
                     continue
-                name, duration, _, start, stop, speaker = (
-                    fields[column] for column in columns
-                )
-                if self._frames[row]:
-                    start, stop = 0, self._frames[row]
+                n, first_byte, n_bytes, frames = self._places[row].tolist()
+                cut_out = frames > 0
                 writer.writerow(
                     (
-                        name,
-                        float(duration),
-                        f"$data_root/{_name(self._shards[row])}",
-                        int(start),
-                        int(stop),
-                        speaker,
-                        *self._places[row].tolist(),
+                        self._utterances.ids[row],
+                        float(fields["duration"]),
+                        f"$data_root/{_shard_name(n)}",
+                        0 if cut_out else int(fields["start"]),
+                        frames if cut_out else int(fields["stop"]),
+                        fields["spk_id"],
+                        first_byte,
+                        n_bytes,
                     )
                 )

@@ -1,4 +1,4 @@
-"""Manifests to datasets: crops and the utterances that replace bad ones."""
+"""Manifests to datasets: crops, labels and replacements of bad audio."""
 
 import random
 
@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, strategies as st
 
-from lgl_plugin.dataio import audio
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.dataset import (
-    UtteranceDataset,
-    crop_dataset,
-    crop_spans,
-    read_crops,
-)
+from lgl_plugin.dataio.dataset import UtteranceDataset, crop_dataset
 from lgl_plugin.dataio.manifest import Manifest
 
 
@@ -36,107 +29,6 @@ def manifest_of(**utterances):
         wav, duration = wav if isinstance(wav, tuple) else (wav, 2.0)
         rows.append((name, str(wav), 0.0, duration, ""))
     return Manifest.of(rows)
-
-
-# Crops
-
-
-@given(
-    duration=st.floats(0.01, 1000.0),
-    crop=st.floats(0.05, 10.0),
-    n_crops=st.integers(1, 4),
-    seed=st.integers(0, 1000),
-)
-def test_crops_are_disjoint_and_inside(duration, crop, n_crops, seed):
-    spans = crop_spans(duration, crop, n_crops, random.Random(seed))
-    assert len(spans) == n_crops
-    lengths = {length for _, length in spans}
-    assert lengths == {min(crop, duration / n_crops)}
-    ends, tolerance = 0.0, 1e-9 * duration
-    for start, length in sorted(spans):
-        assert start >= ends - tolerance
-        ends = start + length
-    assert ends <= duration + tolerance
-
-
-def test_crops_cover_all_places_in_both_orders():
-    rng = random.Random(0)
-    spans = [crop_spans(10.0, 1.0, 2, rng) for _ in range(4000)]
-    first = np.array([a for (a, _), _ in spans])
-    second = np.array([b for _, (b, _) in spans])
-    assert np.mean(first < second) == pytest.approx(0.5, abs=0.05)
-    # By symmetry both views have the same distribution, around the middle.
-    for starts in (first, second):
-        assert starts.mean() == pytest.approx(4.5, abs=0.2)
-        assert starts.min() < 0.2 and starts.max() > 8.8
-
-
-def test_crops_are_parts_of_the_file_and_disjoint(noise):
-    path, samples = noise
-    crops = read_crops(path, 0.0, 2.0, 0.75, 2, rng=random.Random(3))
-    places = []
-    for crop in crops.numpy():
-        pairs = np.lib.stride_tricks.sliding_window_view(samples, 2)
-        (start,) = np.flatnonzero((pairs == crop[:2]).all(axis=1))
-        np.testing.assert_array_equal(crop, samples[start : start + 12000])
-        places.append(start)
-    assert abs(places[0] - places[1]) >= 12000 - 1  # to a rounded sample
-
-
-def test_an_utterance_shorter_than_two_crops_is_shared_and_wrapped(noise):
-    path, samples = noise
-    crops = read_crops(path, 0.0, 1.0, 0.75, 2, rng=random.Random(0)).numpy()
-    halves = [np.resize(half, 12000) for half in samples[:16000].reshape(2, -1)]
-    if not np.array_equal(crops[0], halves[0]):
-        halves.reverse()
-    np.testing.assert_array_equal(crops, halves)
-
-
-def test_crops_stay_inside_a_segment_of_a_long_file(tmp_path):
-    loud = np.concatenate([np.full(16000, level) for level in (0.1, 0.5, 0.9)])
-    soundfile.write(tmp_path / "a.wav", loud, 16000, subtype="FLOAT")
-    for seed in range(20):
-        rng = random.Random(seed)
-        crops = read_crops(tmp_path / "a.wav", 1.0, 1.0, 0.3, 2, rng=rng)
-        assert (crops == 0.5).all()
-
-
-def test_a_silent_crop_gives_way_to_sound(tmp_path):
-    samples = np.zeros(64000)
-    samples[60000:60010] = 0.5
-    soundfile.write(tmp_path / "a.wav", samples, 16000)
-    for seed in range(5):
-        rng = random.Random(seed)
-        crops = read_crops(tmp_path / "a.wav", 0.0, 4.0, 0.5, 2, rng=rng)
-        assert crops.shape == (2, 8000)
-        assert crops.any(dim=1).all()
-
-
-def test_sound_is_searched_in_stretches(tmp_path, monkeypatch):
-    """Hours of silence are never held at once."""
-    samples = np.zeros(64000)
-    samples[60000:60010] = 0.5
-    soundfile.write(tmp_path / "a.wav", samples, 16000)
-    monkeypatch.setattr(audio, "SEARCH_SECONDS", 0.75)
-    read, sizes = soundfile.SoundFile.read, []
-
-    def spy(self, frames, *arguments):
-        sizes.append(frames)
-        return read(self, frames, *arguments)
-
-    monkeypatch.setattr(soundfile.SoundFile, "read", spy)
-    rng = random.Random(1)
-    crops = read_crops(tmp_path / "a.wav", 0.0, 4.0, 0.5, rng=rng)
-    assert crops.any() and len(sizes) > 4 and max(sizes) == 12000
-
-
-def test_silence_from_end_to_end_is_bad(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
-    with pytest.raises(BadAudio, match="silent from end to end"):
-        read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.5)
-
-
-# Datasets
 
 
 def test_dataset_skips_bad_files_and_names_them(tmp_path, noise):

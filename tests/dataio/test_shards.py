@@ -7,7 +7,9 @@ import io
 import itertools
 import logging
 import multiprocessing
+import os
 import re
+import signal
 import tarfile
 import time
 
@@ -342,6 +344,23 @@ def test_goes_on_after_a_kill(tmp_path, logs):
     )
     assert made.read_text() == (tmp_path / "once/manifest.csv").read_text()
     assert list(members(folder)) == list(members(tmp_path / "once"))
+
+
+def test_a_killed_worker_is_reported(tmp_path, monkeypatch):
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    die.__module__, die.__qualname__ = (
+        "lgl_plugin.dataio.shards",
+        "_write_shard",
+    )
+    make_corpus(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write_shard", die)
+        with pytest.raises(RuntimeError, match="writes shards died"):
+            write(tmp_path, num_workers=2)
+    assert not (tmp_path / "shards/manifest.csv").exists()
+    check_equal(tmp_path, write(tmp_path))
 
 
 def test_a_finished_run_is_reused(tmp_path, logs):
