@@ -21,7 +21,7 @@ import torch
 
 from lgl_plugin.clustering.kmeans import normalised
 from lgl_plugin.inference.calibration import find_threshold
-from lgl_plugin.inference.export import read_step
+from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.metrics.error_rates import eer
 
 
@@ -36,7 +36,8 @@ def ways(step, device):
             embedded[key] = extract(manifest, rows)
         return embedded[key]
 
-    share, seed = step.chosen["held_out_share"], step.chosen["seed"]
+    chosen = step.model.settings
+    share, seed = chosen["held_out_share"], chosen["seed"]
     found = {}
     for pseudo in (step.pseudo, None):
         decision, vectors = find_threshold(
@@ -65,7 +66,9 @@ def main():
                 scores, labels = trials["scores"], trials["labels"]
             rate, best = eer(scores, labels)
             stage = "Stage II" if name.startswith("iter") else "Stage I"
-            for way, cut in ways(read_step(run, name), options.device).items():
+            for way, cut in ways(
+                read_trained_step(run, name), options.device
+            ).items():
                 miss = np.mean(scores[labels] <= cut)
                 false_alarm = np.mean(scores[~labels] > cut)
                 cost = 100 * ((miss + false_alarm) / 2 - rate)

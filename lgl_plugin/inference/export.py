@@ -10,6 +10,8 @@ and `EncoderClassifier` take it as `source`, its verification script takes it
 as `pretrain_path`, and it has the form of a repository at Hugging Face.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import pathlib
@@ -45,49 +47,25 @@ LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder"
 PRETRAINER = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
 
 
-class Model:
-    """Trained weights with what SpeechBrain needs to build the modules.
+class InferenceModel:
+    """Weights, with what SpeechBrain needs to build the modules around them.
 
-    Arguments
-    ---------
-    settings : dict
-        A stage's, as `run_folder.plain_settings` reads them.
-    encoder : str or pathlib.Path
-        A state dict of the encoder.
-    classifier : str or pathlib.Path, optional
-        A state dict of the classifier, of Stage II.
-    kind : str
-        The setting that says how to build the encoder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the encoder's weights do not fit the settings.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.models.Xvector import Xvector
-    >>> settings = plain_settings('''
-    ... sample_rate: 16000
-    ... compute_features: !new:speechbrain.lobes.features.Fbank {n_mels: 24}
-    ... mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    ... new_encoder: !name:speechbrain.lobes.models.Xvector.Xvector
-    ...     in_channels: 24
-    ... ''')
-    >>> path = getfixture("tmp_path") / "xvector.ckpt"
-    >>> torch.save(Xvector(in_channels=24).state_dict(), path)
-    >>> model = Model(settings, path)
-    >>> model.save(path.parent / "mine", "# My model", threshold=0.5)
-    >>> sorted(file.name for file in (path.parent / "mine").iterdir())
-    ['README.md', 'embedding_model.ckpt', 'hyperparams.yaml']
+    `settings` are a stage's, as `plain_settings` reads them; `encoder` and,
+    of Stage II, `classifier` are paths of state dicts; `kind` is the setting
+    that says how to build the encoder. Raises FileNotFoundError if there is
+    no such file, ValueError if the encoder's weights do not fit.
     """
 
-    def __init__(self, settings, encoder, classifier=None, kind="new_encoder"):
+    def __init__(
+        self,
+        settings: dict,
+        encoder: str | pathlib.Path,
+        classifier: str | pathlib.Path | None = None,
+        kind: str = "new_encoder",
+    ):
         self.settings = settings
         self.n_classes = 0
-        self.encoder = _read_weights(encoder)
+        self.encoder = read_state_dict(encoder)
         self.classifier = None
         tag, arguments = _instance(settings[kind])
         self.encoder_class = tag.rpartition(".")[2]
@@ -96,21 +74,21 @@ class Model:
             "compute_features": settings["compute_features"],
             "mean_var_norm": settings["mean_var_norm"],
             "embedding_model": {tag: arguments},
-            # EncoderClassifier asks for one. Without weights it is no use.
+            # EncoderClassifier refuses a yaml without one, even if nothing
+            # is ever classified.
             "classifier": {CLASSIFY: {"input_size": 1, "out_neurons": 1}},
         }
         if classifier is not None:
-            self._add_classifier(_read_weights(classifier))
-        built = load_hyperpyyaml(_dump(self.parts))
+            self._add_classifier(read_state_dict(classifier))
+        self.built = load_hyperpyyaml(_dump(self.parts))
         try:
-            built["embedding_model"].load_state_dict(self.encoder)
+            self.built["embedding_model"].load_state_dict(self.encoder)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[:2]
             raise ValueError(
                 f"{encoder} does not fit the {self.encoder_class} of "
                 f"{kind} (another width, or not an encoder): {' '.join(first)}"
             ) from error
-        self.built = built
 
     def _add_classifier(self, weights):
         """Takes a classifier over, SpeechBrain's or one with sub-centres."""
@@ -128,8 +106,8 @@ class Model:
         self.classifier = weights
         self.parts["classifier"] = {tag: {**arguments, "out_neurons": outputs}}
 
-    def extractor(self, device="cpu"):
-        """An Extractor around the encoder."""
+    def extractor(self, device: str = "cpu") -> Extractor:
+        """Makes an Extractor around the encoder."""
         loader = self.settings.get("dataloader_options", {})
         return Extractor(
             self.built["compute_features"],
@@ -141,55 +119,49 @@ class Model:
         )
 
     @main_process_only
-    def save(self, folder, card, threshold=None, mean=None):
-        """Writes the folder.
+    def save(
+        self,
+        folder: str | pathlib.Path,
+        card: str,
+        threshold: float | None = None,
+        mean: torch.Tensor | None = None,
+    ) -> None:
+        """Writes the folder; files of an earlier export are replaced.
 
-        Arguments
-        ---------
-        folder : str or pathlib.Path
-            Made if it is missing; files of an earlier export are replaced.
-        card : str
-            The model card.
-        threshold : float, optional
-            Of the cosine.
-        mean : torch.Tensor, optional
-            Mean embedding (dim,), which `encode_batch(..., normalize=True)`
-            takes away.
+        `card` is the model card, `threshold` that of the cosine, and `mean`
+        the mean embedding (D,) that `encode_batch(..., normalize=True)`
+        subtracts.
         """
         folder = pathlib.Path(folder)
-        # What makes the folder a model goes first and comes last.
+        # SpeechBrain loads no folder without this file: it goes first and
+        # comes last, so that a crash leaves no mixture of two exports.
         (folder / "hyperparams.yaml").unlink(missing_ok=True)
-        _write_torch(folder / ENCODER, self.encoder)
+        _save_tensors(folder / ENCODER, self.encoder)
         loadables = ["embedding_model"]
-        parts = {
-            **self.parts,
-            "mean_var_norm_emb": {
-                EMBEDDING_NORM: {"norm_type": "global", "std_norm": False}
-            },
-        }
-        modules = [name for name in parts if name != "sample_rate"]
-        parts["audio_normalizer"] = {
-            AUDIO_NORM: {"sample_rate": _ref("sample_rate")}
-        }
         header = "# A speaker encoder, see README.md.\n"
-        if threshold is not None:
-            parts = {"threshold": threshold, **parts}
+        parts = {} if threshold is None else {"threshold": threshold}
+        parts |= self.parts
+        norm = {"norm_type": "global", "std_norm": False}
+        parts["mean_var_norm_emb"] = {EMBEDDING_NORM: norm}
         if mean is not None:
-            # As InputNormalization keeps its statistics.
+            # The form in which InputNormalization keeps its statistics.
             statistics = {"glob_mean": mean, "glob_std": torch.ones_like(mean)}
-            _write_torch(folder / MEAN, {"count": 1, **statistics})
+            _save_tensors(folder / MEAN, {"count": 1, **statistics})
             loadables.append("mean_var_norm_emb")
+        audio = {"sample_rate": _ref("sample_rate")}
+        parts["audio_normalizer"] = {AUDIO_NORM: audio}
         if self.classifier is None:
             header += "# The classifier has no weights, as there is none yet.\n"
         else:
-            _write_torch(folder / CLASSIFIER, self.classifier)
+            _save_tensors(folder / CLASSIFIER, self.classifier)
             self._write_names(folder / NAMES)
-            loadables += ["classifier", "label_encoder"]
             parts["label_encoder"] = {LABEL_ENCODER: {}}
+            loadables += ["classifier", "label_encoder"]
+        modules = [*self.parts, "mean_var_norm_emb"]
+        modules.remove("sample_rate")
         parts["modules"] = {name: _ref(name) for name in modules}
-        parts["pretrainer"] = {
-            PRETRAINER: {"loadables": {name: _ref(name) for name in loadables}}
-        }
+        sources = {name: _ref(name) for name in loadables}
+        parts["pretrainer"] = {PRETRAINER: {"loadables": sources}}
         with atomic_write(folder / "README.md") as out:
             out.write(card)
         with atomic_write(folder / "hyperparams.yaml") as out:
@@ -197,7 +169,7 @@ class Model:
         logger.info("Exported to %s, threshold %s", folder, threshold)
 
     def _write_names(self, path):
-        """What SpeechBrain's CategoricalEncoder calls the outputs."""
+        """Writes the outputs' names in the form of CategoricalEncoder."""
         with atomic_write(path) as out:
             for output in range(len(self.classifier["weight"])):
                 number = output % self.n_classes
@@ -205,15 +177,32 @@ class Model:
             out.write("================\n'starting_index' => 0\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedStep:
+    """A step of a run that left an encoder, such as `name` "iter2/gated".
+
+    `short_name` is that of its exported folder; `settings` are those of all
+    stages that the encoder has passed, by stage; `manifest` is what it was
+    trained on; `pseudo`, of Stage II, are utterances and pseudo-labels.
+    """
+
+    name: str
+    short_name: str
+    settings: dict
+    model: InferenceModel
+    manifest: Manifest
+    pseudo: tuple | None
+
+
 def export(
-    run,
-    step=None,
-    folder=None,
-    device="cpu",
-    data_folder=None,
-    threshold=None,
-    licence="other",
-):
+    run: str | pathlib.Path,
+    step: str | None = None,
+    folder: str | pathlib.Path | None = None,
+    device: str = "cpu",
+    data_folder: str | None = None,
+    threshold: float | None = None,
+    licence: str = "other",
+) -> dict[str, float | None]:
     """Exports an encoder of a run.
 
     Arguments
@@ -249,25 +238,34 @@ def export(
     ValueError
         If the weights were damaged or do not fit the run's settings, or no
         utterance can be read.
+
+    Example
+    -------
+    >>> export("results/lgl/1", "iter2", "mine")  # doctest: +SKIP
+    {'threshold': 0.38}
     """
     run = pathlib.Path(run)
-    source = read_step(run, step, data_folder)
-    chosen, model, manifest = source.chosen, source.model, source.manifest
+    source = read_trained_step(run, step, data_folder)
+    model, manifest = source.model, source.manifest
+    share, seed = (model.settings[k] for k in ("held_out_share", "seed"))
     decision, mean = (threshold, "given"), None
     if threshold is None:
+        extract = model.extractor(device)
         try:
-            decision, vectors = source.find_threshold(device)
+            decision, vectors = find_threshold(
+                extract, manifest, share, seed, source.pseudo
+            )
         except BadAudio as error:
             raise ValueError(
                 f"no threshold can be found: {error}. If the audio has moved, "
                 "say where by --data_folder; or give a --threshold."
             ) from error
         mean = torch.from_numpy(vectors.mean(axis=0))
-    aside = held_out(len(manifest), chosen["held_out_share"], chosen["seed"])[1]
+        threshold = decision[0] if decision else None
     data = {
-        "name": last_name(chosen["data_folder"]),
+        "name": last_name(model.settings["data_folder"]),
         "utterances": len(manifest),
-        "held_out": len(aside),
+        "held_out": len(held_out(len(manifest), share, seed)[1]),
         "hours": float(manifest.durations.sum()) / 3600,
     }
     card = model_card(
@@ -280,60 +278,30 @@ def export(
         rows=summarise(read_metrics(run)),
         licence=licence,
     )
-    found = decision[0] if decision else None
-    model.save(folder or run / "export" / source.short_name, card, found, mean)
-    return {"threshold": found}
+    folder = folder or run / "export" / source.short_name
+    model.save(folder, card, threshold, mean)
+    return {"threshold": threshold}
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A step of a run that left an encoder.
-
-    Arguments
-    ---------
-    name : str
-        Such as "iter2/gated".
-    short_name : str
-        Of its exported folder.
-    settings : dict
-        By stage, those that the encoder has passed.
-    model : Model
-        Its weights.
-    manifest : lgl_plugin.dataio.manifest.Manifest
-        What it was trained on.
-    pseudo : (Strings, numpy.ndarray) or None
-        Utterances and pseudo-labels, in Stage II.
-    """
-
-    name: str
-    short_name: str
-    settings: dict
-    model: Model
-    manifest: Manifest
-    pseudo: tuple | None
-
-    @property
-    def chosen(self):
-        """The settings of the step's own stage."""
-        return self.model.settings
-
-    def find_threshold(self, device="cpu"):
-        """What `threshold.find_threshold` returns."""
-        share, seed = self.chosen["held_out_share"], self.chosen["seed"]
-        extract = self.model.extractor(device)
-        return find_threshold(extract, self.manifest, share, seed, self.pseudo)
-
-
-def read_step(run, step=None, data_folder=None):
-    """Reads what a step of a run has left, see `export`.
-
-    Returns
-    -------
-    Step
-    """
+def read_trained_step(
+    run: str | pathlib.Path,
+    step: str | None = None,
+    data_folder: str | None = None,
+) -> TrainedStep:
+    """Reads what a step of a run has left; arguments and errors as `export`."""
     run = pathlib.Path(run)
-    settings, steps = _read_run(run)
-    step = pathlib.PurePath(step or "").as_posix()
+    if not (run / "state.json").exists():
+        raise FileNotFoundError(
+            f"{run} holds no state.json: is it the output_folder of a run? "
+            "A checkpoint of no run takes --yaml."
+        )
+    state = read_state(run)
+    steps = [
+        name
+        for name in state["done"]
+        if not name.startswith("export") and (run / name / ENCODER).exists()
+    ]
+    step = pathlib.PurePath(step or "").as_posix()  # "." for none
     if step == "." or re.fullmatch(r"iter\d+", step):
         inside = [name for name in steps if step in (".", name.split("/")[0])]
         step = inside[-1] if inside else step
@@ -347,10 +315,10 @@ def read_step(run, step=None, data_folder=None):
     place = step.split("/")[0]
     iteration = int(place[4:]) if place.startswith("iter") else 0
     stage = "stage 2" if iteration else "stage 1"
-    chosen = settings[stage]
-    wide = iteration == chosen.get("n_iterations")
-    wide = wide and chosen.get("new_last_encoder")
-    model = Model(
+    chosen = state["settings"][stage]
+    last = iteration == chosen.get("n_iterations")
+    wide = last and chosen.get("new_last_encoder")
+    model = InferenceModel(
         chosen,
         encoder,
         encoder.with_name(CLASSIFIER) if iteration else None,
@@ -363,10 +331,11 @@ def read_step(run, step=None, data_folder=None):
     )
     labels = run / place / "labels" / "labels.csv"
     latest = [name for name in steps if name.split("/")[0] == place][-1:]
-    return Step(
+    settings = sorted(state["settings"].items())
+    return TrainedStep(
         name=step,
         short_name=place if [step] == latest else step.replace("/", "-"),
-        settings={key: settings[key] for key in settings if key <= stage},
+        settings={name: value for name, value in settings if name <= stage},
         model=model,
         manifest=manifest,
         pseudo=read_labels(labels) if iteration else None,
@@ -374,17 +343,21 @@ def read_step(run, step=None, data_folder=None):
 
 
 def export_checkpoint(
-    encoder, settings, folder, threshold=None, licence="other"
-):
+    encoder: str | pathlib.Path,
+    settings: dict,
+    folder: str | pathlib.Path,
+    threshold: float | None = None,
+    licence: str = "other",
+) -> None:
     """Exports a checkpoint that belongs to no run.
 
     Arguments
     ---------
     encoder : str or pathlib.Path
         A state dict of the encoder; what data parallelism or torch.compile
-        put before the names is taken off.
+        put before the names is removed.
     settings : dict
-        A yaml of the recipe, as `run_folder.plain_settings` reads it.
+        A yaml of the recipe, as `plain_settings` reads it.
     folder : str or pathlib.Path
         Where to write.
     threshold : float, optional
@@ -402,6 +375,7 @@ def export_checkpoint(
     Example
     -------
     >>> from speechbrain.lobes.models.Xvector import Xvector
+    >>> from lgl_plugin.runs.settings import plain_settings
     >>> settings = plain_settings('''
     ... stage: 1
     ... sample_rate: 16000
@@ -422,7 +396,7 @@ def export_checkpoint(
         raise ValueError("the yaml has no new_encoder: is it of this recipe?")
     for kind in kinds:
         try:
-            model = Model(settings, encoder, kind=kind)
+            model = InferenceModel(settings, encoder, kind=kind)
             break
         except ValueError:
             if kind == kinds[-1]:
@@ -437,86 +411,70 @@ def export_checkpoint(
     model.save(folder, card, threshold)
 
 
-def _read_run(run):
-    """A run's settings, by stage, and the steps that left an encoder."""
-    if not (run / "state.json").exists():
-        raise FileNotFoundError(
-            f"{run} holds no state.json: is it the output_folder of a run? "
-            "A checkpoint of no run takes --yaml."
-        )
-    state = read_state(run)
-    there = [step for step in state["done"] if (run / step / ENCODER).exists()]
-    steps = [step for step in there if not step.startswith("export")]
-    return dict(sorted(state["settings"].items())), steps
-
-
-def _read_weights(path):
-    """A state dict without what wrappers put before the names."""
+def read_state_dict(path: str | pathlib.Path) -> dict[str, torch.Tensor]:
+    """Reads a state dict, without what wrappers put before the names."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(
-            isinstance(value, torch.Tensor) for value in weights.values()
-        ):
+        if not all(isinstance(v, torch.Tensor) for v in weights.values()):
             raise TypeError("it holds more than tensors")
-        return {
-            WRAPPERS.sub("", name): value for name, value in weights.items()
-        }
+        return {WRAPPERS.sub("", n): value for n, value in weights.items()}
     except Exception as error:  # torch raises what its unpickler does
-        said = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} is no state dict: {said[0]}") from error
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is no state dict: {reason[0]}") from error
 
 
-def _write_torch(path, value):
+def _save_tensors(path, value):
     """Writes what torch.load reads, atomically."""
-    whole = io.BytesIO()  # torch hides from the file that a disk is full
-    torch.save(value, whole)
+    # torch.save straight to the file would hide from it that a disk is full.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
     with atomic_write(path, "wb") as out:
-        out.write(whole.getbuffer())
+        out.write(buffer.getbuffer())
 
 
 def _ref(name):
+    """Returns a reference to another key of the yaml."""
     return {"!ref": f"<{name}>"}
 
 
 def _instance(setting):
-    """Tag and arguments of the instance that a `!name:` setting makes."""
+    """Returns tag and arguments of the instance that a `!name:` makes."""
     ((tag, arguments),) = setting.items()
     return tag.replace("!name:", "!new:", 1), arguments or {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes {tag: value}, as `run_folder.plain_settings` reads tags."""
+    """A dumper of {tag: value} as `plain_settings` reads tags."""
 
     def ignore_aliases(self, data):
         return True
 
+    def represent_settings(self, settings):
+        """Represents a dict, or the value under its only key if a tag."""
+        tag = str(next(iter(settings), ""))
+        if len(settings) > 1 or not tag.startswith("!"):
+            return self.represent_dict(settings)
+        value = settings[tag]
+        plain = isinstance(value, dict | list)
+        node = self.represent_data(value if plain else str(value))
+        node.tag = tag
+        return node
 
-def _represent_dict(dumper, value):
-    if len(value) == 1:
-        ((tag, inner),) = value.items()
-        if str(tag).startswith("!"):
-            if isinstance(inner, list):
-                return dumper.represent_sequence(tag, inner)
-            if isinstance(inner, dict):
-                return dumper.represent_mapping(tag, inner)
-            return dumper.represent_scalar(tag, str(inner))
-    return dumper.represent_mapping("tag:yaml.org,2002:map", value.items())
+    def represent_short_list(self, values):
+        """Represents a list in one line."""
+        tag = "tag:yaml.org,2002:seq"
+        return self.represent_sequence(tag, values, flow_style=True)
 
 
-def _represent_list(dumper, value):
-    tag = "tag:yaml.org,2002:seq"
-    return dumper.represent_sequence(tag, value, flow_style=True)
-
-
-_Dumper.add_representer(dict, _represent_dict)
-_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(dict, _Dumper.represent_settings)
+_Dumper.add_representer(list, _Dumper.represent_short_list)
 
 
 def _dump(parts):
-    """A HyperPyYAML text of settings, in their order."""
+    """Returns settings as a HyperPyYAML text, in their order."""
     texts = [
         yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, indent=4)
         for key, value in parts.items()

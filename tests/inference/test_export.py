@@ -20,10 +20,10 @@ from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import write_labels
 from lgl_plugin.inference import export as exporting
 from lgl_plugin.inference.export import (
-    Model,
+    InferenceModel,
     export,
     export_checkpoint,
-    read_step,
+    read_trained_step,
 )
 from lgl_plugin.inference.model_card import model_card
 from lgl_plugin.metrics.error_rates import eer
@@ -218,8 +218,8 @@ def test_places_of_a_run(run):
 
 
 def test_a_round_alone_means_its_latest_encoder(run):
-    assert read_step(run, "iter1").name == "iter1/gated"
-    assert read_step(run).name == "iter2/gated"
+    assert read_trained_step(run, "iter1").name == "iter1/gated"
+    assert read_trained_step(run).name == "iter2/gated"
 
 
 @pytest.mark.parametrize("step, last", [("iter1", 1), ("iter2/gated", 3)])
@@ -259,7 +259,7 @@ def test_sub_centres_name_the_same_pseudo_speakers(run, tmp_path):
     torch.manual_seed(1)
     classify = SubCentreClassifier(6, 5, n_centres=3)
     torch.save(classify.state_dict(), tmp_path / "classifier.ckpt")
-    model = Model(
+    model = InferenceModel(
         stage_settings(tmp_path, 2),
         run / "iter1" / "gated" / "embedding_model.ckpt",
         tmp_path / "classifier.ckpt",
