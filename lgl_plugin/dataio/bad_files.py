@@ -1,20 +1,24 @@
-"""Counts bad audio files over a run, up to a limit."""
+"""A count of bad audio files over a run, up to a limit."""
+
+from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterable
 
 from lgl_plugin.dataio.manifest import one_line
 
 
 class BadFiles:
-    """Counts and names bad utterances, up to a limit.
+    """A log of bad utterances that raises beyond a limit.
 
     Arguments
     ---------
     path : str or pathlib.Path
-        The log, lines of `utterance<TAB>reason`; what it already holds counts.
+        The log, lines of `utterance<TAB>reason`; lines of an earlier process
+        count.
     limit : int
-        How many are tolerated.
+        The number of bad utterances that is tolerated.
 
     Raises
     ------
@@ -31,40 +35,44 @@ class BadFiles:
     'a.wav\\tcannot be read\\n'
     """
 
-    def __init__(self, path, limit=0):
+    def __init__(self, path: str | pathlib.Path, limit: int = 0):
         self.path = pathlib.Path(path)
         self.limit = limit
         self.reasons = {}
         self._read()
 
     def _read(self):
+        """Takes in the lines that the log holds."""
         if self.path.exists():
-            # What is torn or edited by hand is no reason to stop.
+            # A crash or an editor may leave invalid UTF-8 or a line without a
+            # tab: neither is a reason to stop a training.
             text = self.path.read_text(encoding="utf-8", errors="replace")
             for line in text.splitlines():
                 utterance, _, reason = line.partition("\t")
                 self.reasons[utterance] = reason
 
-    def add(self, found):
-        """Adds (utterance, reason) pairs; one already known is not counted."""
-        found = {one_line(name): reason for name, reason in found}
-        if not found.keys() <= self.reasons.keys():
-            self._read()  # what other processes have found
-        news = [name for name in found if name not in self.reasons]
+    def add(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Logs (utterance, reason) pairs and checks; known utterances pass."""
+        bad = {one_line(name): reason for name, reason in pairs}
+        if not bad.keys() <= self.reasons.keys():
+            self._read()  # other ranks append to the same log
+        news = [name for name in bad if name not in self.reasons]
         if news:
             with open(self.path, "a+b") as log:
                 if log.tell():
                     log.seek(-1, os.SEEK_END)
-                    if log.read() != b"\n":  # torn by a crash
+                    # A crash may have cut the last line off before its end:
+                    # the first new name would be glued to it.
+                    if log.read() != b"\n":
                         log.write(b"\n")
                 for name in news:
-                    self.reasons[name] = one_line(" ".join(found[name].split()))
+                    self.reasons[name] = one_line(" ".join(bad[name].split()))
                     log.write(f"{name}\t{self.reasons[name]}\n".encode())
-        if found:
+        if bad:
             self.check()
 
-    def check(self):
-        """Raises if there are too many, those of an earlier start counted."""
+    def check(self) -> None:
+        """Raises ValueError if there are more bad utterances than the limit."""
         if len(self.reasons) > self.limit:
             first = list(self.reasons.items())[:10]
             listing = "\n".join(f"  {u}: {r}" for u, r in first)

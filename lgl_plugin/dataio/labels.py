@@ -1,21 +1,37 @@
-"""What steps leave: weights, arrays and pseudo-labels, whole or absent."""
+"""Pseudo-labels on disk: a csv of utterance ID and label."""
+
+from __future__ import annotations
 
 import csv
+import functools
+import pathlib
 from array import array
+from collections.abc import Iterable
 
 import numpy as np
 
-from lgl_plugin.dataio.manifest import CONTROL, Strings
+from lgl_plugin.dataio.manifest import CONTROL, Strings, version
 from lgl_plugin.utils.files import atomic_write
 
 
-def write_labels(path, utterances, labels):
+def write_labels(
+    path: str | pathlib.Path, utterances: Iterable[str], labels: np.ndarray
+) -> None:
     """Writes pseudo-labels as a csv of ID and label, atomically.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The csv to write.
+    utterances : iterable of str
+        N utterance IDs.
+    labels : numpy.ndarray or torch.Tensor
+        Their labels from 0, integers (N,).
 
     Example
     -------
     >>> path = getfixture("tmp_path") / "labels.csv"
-    >>> write_labels(path, ["a.wav", "b.wav"], torch.tensor([4, 0]))
+    >>> write_labels(path, ["a.wav", "b.wav"], np.array([4, 0]))
     >>> path.read_text().splitlines()
     ['ID,label', 'a.wav,4', 'b.wav,0']
     """
@@ -25,13 +41,18 @@ def write_labels(path, utterances, labels):
         writer.writerows(zip(utterances, labels.tolist()))
 
 
-def read_labels(path):
+def read_labels(path: str | pathlib.Path) -> tuple[Strings, np.ndarray]:
     """Reads what `write_labels` wrote.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The csv.
 
     Returns
     -------
     (lgl_plugin.dataio.manifest.Strings, numpy.ndarray)
-        Utterance IDs and their labels, int64 (N,).
+        Utterance IDs and their labels, int64 (N,), read-only.
 
     Raises
     ------
@@ -41,11 +62,19 @@ def read_labels(path):
     Example
     -------
     >>> path = getfixture("tmp_path") / "labels.csv"
-    >>> write_labels(path, ["a.wav", "b.wav"], torch.tensor([4, 0]))
+    >>> write_labels(path, ["a.wav", "b.wav"], np.array([4, 0]))
     >>> names, labels = read_labels(path)
     >>> list(names), labels
     (['a.wav', 'b.wav'], array([4, 0]))
     """
+    return _parse(path, version(path))
+
+
+# A round's labels are read again by each of its phases and reports, and by the
+# round after it to compare them: two files at a time.
+@functools.lru_cache(maxsize=2)
+def _parse(path, _version):
+    """Parses labels; the file's version is there as a key of the cache."""
     labels = array("q")
 
     def names(rows):
@@ -57,11 +86,13 @@ def read_labels(path):
                 if labels[-1] < 0 or CONTROL.search(name):
                     raise ValueError(f"{name!r} has the label {label}")
                 yield name
+        # OverflowError: a label of more than 64 bits.
         except (ValueError, OverflowError, csv.Error) as error:
             raise ValueError(
                 f"{path}, line {rows.line_num}: {error}"
             ) from error
 
     with open(path, newline="", encoding="utf-8") as source:
-        names = Strings(names(csv.reader(source)))
-    return names, np.frombuffer(labels, np.int64)
+        utterances = Strings(names(csv.reader(source)))
+    # All callers share the array: over bytes, numpy makes it read-only.
+    return utterances, np.frombuffer(labels.tobytes(), np.int64)

@@ -5,14 +5,19 @@ once more in every loader process, because reading an object writes to its
 reference count. Arrays are shared with processes that fork.
 """
 
-import collections.abc
+from __future__ import annotations
+
 import csv
 import dataclasses
+import functools
 import math
 import os
+import pathlib
 import random
 import re
 from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
@@ -20,34 +25,21 @@ from lgl_plugin.utils.files import is_outside
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 SHARD_COLUMNS = ("first_byte", "n_bytes")
-# Everything that str.splitlines splits at, the tab of bad_files.txt, and what
-# a terminal would obey.
+# Characters at which str.splitlines splits, the tab that parts the fields of
+# bad_files.txt, and the control characters that a terminal would obey.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Sampling rates, in Hz; what lies beyond is a mistake of units.
+# Plausible sampling rates, in Hz. A rate outside them means that the manifest
+# confuses samples with seconds.
 RATES = (1e3, 1e7)
 
 
-class Strings(collections.abc.Sequence):
-    """A list of strings in one block of bytes.
+class Strings(Sequence):
+    """A list of strings in one block of bytes, parted by newlines.
 
-    Arguments
-    ---------
-    strings : iterable of str
-        None of them with a newline, which parts them in the block.
-
-    Raises
-    ------
-    ValueError
-        If a string holds a newline.
-
-    Example
-    -------
-    >>> names = Strings(["a.wav", "b.wav", "c.wav"])
-    >>> names[1], len(names), list(names)
-    ('b.wav', 3, ['a.wav', 'b.wav', 'c.wav'])
+    A string with a newline raises ValueError.
     """
 
-    def __init__(self, strings):
+    def __init__(self, strings: Iterable[str]):
         block = bytearray()
         for string in strings:
             if "\n" in string:
@@ -56,63 +48,66 @@ class Strings(collections.abc.Sequence):
         self._index(np.frombuffer(bytes(block), np.uint8))
 
     @classmethod
-    def load(cls, path):
-        """Opens a file of lines, such as `save` wrote; stays on disk."""
+    def load(cls, path: pathlib.Path) -> Strings:
+        """Maps a file that `save` wrote into memory."""
         strings = cls.__new__(cls)
-        if path.stat().st_size:
-            strings._index(np.memmap(path, np.uint8, "r"))
-        else:  # which cannot be mapped
-            strings._index(np.empty(0, np.uint8))
+        # An empty file cannot be mapped: mmap raises ValueError.
+        empty = path.stat().st_size == 0
+        strings._index(
+            np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
+        )
         return strings
 
-    def save(self, out):
+    def save(self, out: BinaryIO) -> None:
         """Writes one string a line to a file open for bytes."""
         out.write(self.block)
 
     def _index(self, block):
+        """Sets the block and the positions of its newlines."""
         self.block = block
         self.ends = np.flatnonzero(block == ord("\n"))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, row):
-        row = range(len(self.ends))[row]
+    def __getitem__(self, row: int) -> str:
+        row = range(len(self.ends))[row]  # IndexError; negative rows
         start = self.ends[row - 1] + 1 if row else 0
         return self.block[start : self.ends[row]].tobytes().decode()
 
-    def __iter__(self):
-        # 64 thousand at a time: all of them would be a list of objects.
+    def __iter__(self) -> Iterator[str]:
+        # By 65,536 strings: a list of all of them would hold a million Python
+        # objects at once, which this class is there to avoid.
         for first in range(0, len(self), 65536):
             last = min(first + 65536, len(self)) - 1
             start = self.ends[first - 1] + 1 if first else 0
             block = self.block[start : self.ends[last]]
             yield from block.tobytes().decode().split("\n")
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return len(self) == len(other) and all(map(str.__eq__, self, other))
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Utterances in columns.
+    """Utterances in columns, which cannot be written to.
 
     Arguments
     ---------
     ids : Strings
         Utterance IDs.
     wavs : Strings
-        Audio files.
+        Paths of the audio files.
     offsets : numpy.ndarray
-        Where the utterances begin in them, seconds, float64 (N,).
+        Start of each utterance in its file, seconds, float64 (N,).
     durations : numpy.ndarray
         Seconds, float64 (N,).
     speakers : numpy.ndarray
-        True speakers as numbers, int64 (N,), -1 where unknown. For the
-        analysis; nothing that trains reads them.
+        True speakers as numbers, int64 (N,), -1 where unknown; for analysis
+        after the fact only.
     places : numpy.ndarray, optional
-        First byte and number of bytes of each audio file within `wavs`, int64
-        (N, 2), if those are shards.
+        First byte and number of bytes of each audio file within its shard,
+        int64 (N, 2); None if `wavs` are no shards.
 
     Example
     -------
@@ -128,10 +123,10 @@ class Manifest:
     offsets: np.ndarray
     durations: np.ndarray
     speakers: np.ndarray
-    places: np.ndarray = None
+    places: np.ndarray | None = None
 
     @classmethod
-    def of(cls, rows):
+    def of(cls, rows: Iterable[tuple]) -> Manifest:
         """Makes one of rows (ID, wav, offset, duration, speaker[, place])."""
         wavs, offsets, durations = [], array("d"), array("d")
         speakers, places, codes = array("q"), array("q"), {"": -1}
@@ -146,20 +141,24 @@ class Manifest:
                     places.extend(pair)
                 yield name
 
+        def column(values, dtype):
+            # numpy makes an array over bytes read-only.
+            return np.frombuffer(values.tobytes(), dtype)
+
         return cls(
             Strings(ids()),
             Strings(wavs),
-            np.frombuffer(offsets),
-            np.frombuffer(durations),
-            np.frombuffer(speakers, np.int64),
-            np.frombuffer(places, np.int64).reshape(-1, 2) if places else None,
+            column(offsets, np.float64),
+            column(durations, np.float64),
+            column(speakers, np.int64),
+            column(places, np.int64).reshape(-1, 2) if places else None,
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.durations)
 
-    def __getitem__(self, row):
-        """What is needed to read an utterance, as a dict."""
+    def __getitem__(self, row: int) -> dict:
+        """Returns the arguments with which `read_crops` reads an utterance."""
         return {
             "wav": self.wavs[row],
             "offset": self.offsets[row].item(),
@@ -167,62 +166,32 @@ class Manifest:
             "place": None if self.places is None else self.places[row].tolist(),
         }
 
-    def rows(self, ids):
-        """The rows of some utterances, in their order, int64.
-
-        Raises
-        ------
-        KeyError
-            If there is no such utterance.
-        """
+    def rows(self, ids: Collection[str]) -> np.ndarray:
+        """Returns the rows of utterances, see `find`."""
         return find(self.ids, ids)
 
 
-def find(within, wanted):
-    """Where strings stand in a list of strings.
+def find(within: Strings, wanted: Collection[str]) -> np.ndarray:
+    """Returns the rows of strings in a list, int64, in the order of `wanted`.
 
-    Arguments
-    ---------
-    within : Strings
-        Where to look; each string once.
-    wanted : collection of str
-        What to look for.
-
-    Returns
-    -------
-    numpy.ndarray
-        Rows in `within`, int64, in the order of `wanted`.
-
-    Raises
-    ------
-    KeyError
-        If one of `wanted` is not there.
-
-    Example
-    -------
-    >>> find(Strings("abc"), ["c", "a"])
-    array([2, 0])
+    `within` holds each string once; one that it lacks raises KeyError.
     """
     row = {string: row for row, string in enumerate(within)}
-    return np.fromiter(
-        (row[string] for string in wanted), np.int64, len(wanted)
-    )
+    return np.fromiter((row[name] for name in wanted), np.int64, len(wanted))
 
 
-def one_line(text):
-    """Text for a field of a line: what would break it, or is no UTF-8, escaped.
-
-    Example
-    -------
-    >>> print(one_line("a\\tb"), one_line("\\udce9.wav"), one_line("ß.wav"))
-    a\\tb \\udce9.wav ß.wav
-    """
+def one_line(text: str) -> str:
+    """Escapes control characters, and what is no UTF-8, for a line of text."""
     text = CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def load_manifest(path, data_root, allow_outside=False):
-    """Reads a manifest, such as one that a user brings along.
+def load_manifest(
+    path: str | pathlib.Path,
+    data_root: str | pathlib.Path,
+    allow_outside: bool = False,
+) -> Manifest:
+    """Reads a manifest, be it of `prepare_manifest` or of a user's own.
 
     Arguments
     ---------
@@ -230,14 +199,15 @@ def load_manifest(path, data_root, allow_outside=False):
         A csv with at least the columns ID, duration, wav, start, stop, spk_id
         (of which the last may be empty), and first_byte and n_bytes if the
         audio lies in shards.
-    data_root : str
-        What stands for `$data_root` in it.
+    data_root : str or pathlib.Path
+        Replaces `$data_root` in the paths.
     allow_outside : bool
-        Whether it may name audio that is not below data_root.
+        Whether audio may lie outside data_root.
 
     Returns
     -------
     Manifest
+        The same object at the next call, as long as the file is the same.
 
     Raises
     ------
@@ -260,14 +230,30 @@ def load_manifest(path, data_root, allow_outside=False):
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no manifest {path}")
-    manifest = Manifest.of(_read_rows(path, str(data_root), allow_outside))
+    return _parse(str(path), version(path), str(data_root), allow_outside)
+
+
+def version(path: str | pathlib.Path) -> tuple[int, int, int]:
+    """Returns inode, size and time of change: a key to what a file contains."""
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+# Every step of a run, its export and its report load the same manifest, and
+# parsing a million rows takes seconds. Sharing one object is safe since no
+# column can be written to. Two entries bound the memory: a caller alternates
+# at most between two manifests.
+@functools.lru_cache(maxsize=2)
+def _parse(path, _version, data_root, allow_outside):
+    """Parses a manifest; the file's version is there as a key of the cache."""
+    manifest = Manifest.of(_read_rows(path, data_root, allow_outside))
     if not len(manifest):
         raise ValueError(f"manifest {path} names no utterance")
     return manifest
 
 
 def _read_rows(path, data_root, allow_outside):
-    """Yields what `Manifest.of` takes, or says what is wrong on which line."""
+    """Yields rows for `Manifest.of`; an error names the line."""
     seen = set()
     with open(path, newline="", encoding="utf-8") as source:
         reader = csv.reader(source, skipinitialspace=True)
@@ -283,8 +269,14 @@ def _read_rows(path, data_root, allow_outside):
                 name, duration, wav, start, stop, speaker, *shard = (
                     row[place] for place in places
                 )
-                _check_text("ID", name)
-                _check_text("wav", wav)
+                for column, text in (("ID", name), ("wav", wav)):
+                    if not text:
+                        raise ValueError(f"{column} is empty")
+                    if CONTROL.search(text):
+                        raise ValueError(
+                            f"{column} {text!r} holds a line break or another "
+                            "control character"
+                        )
                 if name in seen:
                     raise ValueError(f"ID {name!r} occurs a second time")
                 seen.add(name)
@@ -311,7 +303,7 @@ def _read_rows(path, data_root, allow_outside):
 
 
 def _places(header):
-    """Where the columns stand; those of shards last, if there are any."""
+    """Returns the indices of the columns, those of shards, if any, last."""
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise ValueError(
@@ -325,28 +317,20 @@ def _places(header):
     return [header.index(column) for column in (*COLUMNS, *shard)]
 
 
-def _check_text(column, text):
-    """Raises ValueError for text that files and logs of ours cannot hold."""
-    if not text:
-        raise ValueError(f"{column} is empty")
-    if CONTROL.search(text):
-        raise ValueError(
-            f"{column} {text!r} holds a line break or another control character"
-        )
+def _numbers(kind, *texts):
+    """Parses numbers; NaN, which no range holds, if one of them is none."""
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        return [math.nan] * len(texts)
 
 
 def _span(duration, start, stop):
-    """Where an utterance begins and how long it is, in seconds."""
-    try:
-        seconds = float(duration)
-    except ValueError:
-        seconds = math.nan
+    """Returns an utterance's offset and duration in seconds."""
+    (seconds,) = _numbers(float, duration)
     if not 0 < seconds < math.inf:
         raise ValueError(f"duration {duration!r} is not a number of seconds")
-    try:
-        first, last = int(start), int(stop)
-    except ValueError:
-        first = last = 0
+    first, last = _numbers(int, start, stop)
     if not 0 <= first < last < 2**62:
         raise ValueError(
             f"start {start!r} and stop {stop!r} must be whole numbers of "
@@ -363,42 +347,23 @@ def _span(duration, start, stop):
 
 
 def _shard_place(first_byte, n_bytes):
-    """First byte and number of bytes, as integers."""
-    try:
-        place = int(first_byte), int(n_bytes)
-    except ValueError:
-        place = -1, 0
-    if not (0 <= place[0] < 2**62 and 0 < place[1] < 2**62):
+    """Returns the first byte and the number of bytes as integers."""
+    first, size = _numbers(int, first_byte, n_bytes)
+    if not (0 <= first < 2**62 and 0 < size < 2**62):
         raise ValueError(
             f"first_byte {first_byte!r} and n_bytes {n_bytes!r} must be whole "
             "numbers of bytes"
         )
-    return place
+    return first, size
 
 
-def held_out(n_utterances, share, seed):
-    """Sets aside utterances on which no gradient is taken.
+def held_out(
+    n_utterances: int, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the rows to train on and those set aside, both rising, int64.
 
-    Arguments
-    ---------
-    n_utterances : int
-        How many there are.
-    share : float
-        Which part to set aside, between 0 and 1; at least 2 utterances and
-        at most 2,000, since pseudo-trials are all their pairs.
-    seed : int
-        Seed of the draw.
-
-    Returns
-    -------
-    (numpy.ndarray, numpy.ndarray)
-        Rows to train on and rows set aside, both rising, int64.
-
-    Example
-    -------
-    >>> train, valid = held_out(10, 0.2, seed=1)
-    >>> len(train), len(valid)
-    (8, 2)
+    A share between 0 and 1 is set aside, but at least 2 utterances and at most
+    2,000, since the pseudo-trials of model selection are all their pairs.
     """
     n_valid = min(max(2, round(share * n_utterances)), 2000)
     chosen = random.Random(seed).sample(range(n_utterances), n_valid)

@@ -1,9 +1,11 @@
 """A folder of audio to a manifest, the csv that everything else starts from.
 
 Only headers are read, in parallel, and rows are written as they come, so that
-a million files need minutes and little memory. An interrupted scan goes on
-where it stopped, a finished one is reused, and test speakers stay out.
+a million files need minutes and little memory. A finished manifest is reused,
+and test speakers stay out.
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
@@ -11,12 +13,12 @@ import csv
 import itertools
 import json
 import multiprocessing
-import operator
 import os
 import pathlib
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -26,34 +28,34 @@ from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import rate_problem, why_unreadable
 from lgl_plugin.dataio.manifest import COLUMNS, CONTROL, one_line
-from lgl_plugin.dataio.trials import trial_places, without_tested
+from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.files import atomic_write, checksum, write_json
 
 logger = get_logger(__name__)
 
 EXTENSIONS = (".flac", ".mp3", ".ogg", ".wav")
 SAMPLE_RATE = 16000
-# What a line of JSON that was torn, or is another's, may lead to.
-TORN = (ValueError, TypeError, AttributeError, RecursionError)
-# What a worker takes at a time: a few milliseconds of work.
+# Files that a worker takes at a time: a few milliseconds of work.
 BATCH = 64
+# Into which the files found are counted, each into one.
+COUNTS = ("kept", "excluded", "bad", "short")
 
-# SpeechBrain's csv reader substitutes these in every column but ID.
+# SpeechBrain's csv reader takes these for variables in every column but ID.
 _VARIABLE = re.compile(r"\$[\w.]")
 
 
 def prepare_manifest(
-    train_folder,
-    manifest,
-    data_root=None,
-    speaker_folder=True,
-    trials=None,
-    trial_folder=None,
-    min_seconds=0.3,
-    max_bad_share=0.02,
-    bad_files=None,
-    num_workers=8,
-):
+    train_folder: str | pathlib.Path,
+    manifest: str | pathlib.Path,
+    data_root: str | pathlib.Path | None = None,
+    speaker_folder: bool = True,
+    trials: str | pathlib.Path | None = None,
+    trial_folder: str | pathlib.Path | None = None,
+    min_seconds: float = 0.3,
+    max_bad_share: float = 0.02,
+    bad_files: str | pathlib.Path | None = None,
+    num_workers: int = 8,
+) -> dict:
     """Scans a folder for wav, flac, ogg and mp3 files and lists them in a csv.
 
     One row per file, `ID,duration,wav,start,stop,spk_id`, sorted by path: ID
@@ -63,29 +65,28 @@ def prepare_manifest(
 
     Links are followed, and every folder is scanned once. A finished manifest
     with the same settings is reused; delete it to have it made again. Beside
-    it lie `<manifest>.json` (settings and counts, written last) and, while a
-    scan is under way or after it was interrupted, `<manifest>.journal`.
+    it lies `<manifest>.json` with settings and counts, written last.
 
     Arguments
     ---------
     train_folder : str or pathlib.Path
-        What to scan, with all that lies below it.
+        The folder to scan, at any depth.
     manifest : str or pathlib.Path
         The csv to write.
     data_root : str or pathlib.Path, optional
-        What `$data_root` stands for: train_folder (the default) or a folder
-        above it.
+        The folder that `$data_root` stands for: train_folder (the default) or
+        one above it.
     speaker_folder : bool
         Whether the first folder below train_folder names the speaker.
     trials : str or pathlib.Path, optional
-        A trial list. What lies in the same first-level folder as one of its
-        utterances is left out: nobody is trained on who is tested on.
+        A trial list. Files in the first-level folder of one of its utterances
+        are left out: nobody is trained on who is tested on.
     trial_folder : str or pathlib.Path, optional
         Where the trial list's paths start from; data_root if not given.
     min_seconds : float
         Shorter files count as bad.
     max_bad_share : float
-        Which share of the files found may be bad, between 0 and 1.
+        The share of files that may be bad, between 0 and 1.
     bad_files : str or pathlib.Path, optional
         Names every bad file, lines of `path below train_folder<TAB>reason`;
         `bad_files.txt` beside the manifest if not given.
@@ -96,8 +97,8 @@ def prepare_manifest(
     Returns
     -------
     dict
-        What `<manifest>.json` holds: settings; the numbers of files found,
-        kept, excluded (test speakers), bad and short; hours; folders
+        The content of `<manifest>.json`: settings; the numbers of files
+        found, kept, excluded (test speakers), bad and short; hours; folders
         (first-level ones with a kept file); manifest_bytes and
         manifest_sha256.
 
@@ -138,7 +139,7 @@ def prepare_manifest(
     ):
         if not value >= least:
             raise ValueError(f"{name} is {value}; it must be {least} or more")
-    places = trial_places(trials, trial_folder) if trials else set()
+    tested = trial_paths(trials, trial_folder) if trials else set()
     settings = {
         "train_folder": train_folder,
         "data_root": data_root,
@@ -163,37 +164,15 @@ def prepare_manifest(
         )
         logger.warning(f"Making {manifest} again: {changes}.")
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    return _scan(settings, manifest, sidecar, bad_files, places, num_workers)
+    return _scan(settings, manifest, sidecar, bad_files, tested, num_workers)
 
 
-def check_folders(train_folder, data_root):
-    """Raises what a user can do about a folder that cannot be scanned.
-
-    Arguments
-    ---------
-    train_folder : str
-        What is to be scanned, an absolute path.
-    data_root : str
-        What `$data_root` is to stand for, an absolute path.
-
-    Raises
-    ------
-    FileNotFoundError
-        When train_folder does not exist.
-    ValueError
-        When data_root is not above it.
-
-    Example
-    -------
-    >>> check_folders("/no/such/folder", "/no/such")
-    Traceback (most recent call last):
-    FileNotFoundError: train_folder: /no/such/folder is missing. Set \
---data_folder, or --train_folder itself, to where the training audio lies.
-    """
+def check_folders(train_folder: str, data_root: str) -> None:
+    """Raises unless train_folder is a folder in data_root, absolute paths."""
     if not os.path.isdir(train_folder):
-        what = "is no folder" if os.path.exists(train_folder) else "is missing"
+        state = "is no folder" if os.path.exists(train_folder) else "is missing"
         raise FileNotFoundError(
-            f"train_folder: {train_folder} {what}. Set --data_folder, or "
+            f"train_folder: {train_folder} {state}. Set --data_folder, or "
             "--train_folder itself, to where the training audio lies."
         )
     if os.path.commonpath((train_folder, data_root)) != data_root:
@@ -204,54 +183,57 @@ def check_folders(train_folder, data_root):
         )
 
 
-def _below(folder, root):
-    """The path from root down to folder, empty or with a slash at its end."""
-    path = os.path.relpath(folder, root).replace(os.sep, "/")
-    return "" if path == "." else path + "/"
-
-
 def _finished(manifest, sidecar):
-    """What a sidecar says of its manifest; None unless they match."""
+    """Returns the content of a manifest's sidecar; None unless they match."""
     try:
         made = json.loads(sidecar.read_text(encoding="utf-8"))
-        whole = made["manifest_bytes"] == manifest.stat().st_size
-        # Earlier versions kept no checksum.
-        before = made.get("manifest_sha256")
-        whole = whole and before in (None, checksum(manifest))
-        counts = [made[key] for key in ("found", "kept", "bad", "short")]
-        whole = whole and all(type(count) is int for count in counts)
-        whole = whole and isinstance(made["hours"], float)
-        whole = whole and isinstance(made["settings"], dict)
+        whole = (
+            made["manifest_bytes"] == manifest.stat().st_size
+            # Earlier versions kept no checksum.
+            and made.get("manifest_sha256") in (None, checksum(manifest))
+            and made["found"] == sum(made[key] for key in COUNTS)
+            and isinstance(made["hours"], float)
+            and isinstance(made["settings"], dict)
+        )
+    # RecursionError: a damaged file of thousands of brackets.
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return made if whole else None
 
 
 def _serves(made, settings):
-    """Whether a finished manifest is what these settings would make."""
+    """Tells whether a finished manifest is what these settings would make."""
     wrong, share = made["bad"] + made["short"], settings["max_bad_share"]
     same = {**made["settings"], "max_bad_share": share} == settings
     return same and wrong <= share * made["found"]
 
 
-def _scan(settings, manifest, sidecar, bad_files, places, num_workers):
+def _scan(settings, manifest, sidecar, bad_files, tested, num_workers):
     """Writes bad_files, the manifest and its sidecar, in this order."""
     folder = settings["train_folder"]
-    prefix = _below(folder, settings["data_root"])
+    prefix = os.path.relpath(folder, settings["data_root"])
+    prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
     counts = collections.Counter()
     others = collections.Counter()
-    journal = _Journal(manifest.with_name(manifest.name + ".journal"), settings)
-    with journal, atomic_write(manifest) as out:
-        files = find_audio(folder, others)
-        files = without_tested(files, folder, places, counts)
-        files = _sifted(files, prefix, journal)
-        headers = _read_headers(folder, files, num_workers)
-        with atomic_write(bad_files) as bad, contextlib.closing(headers):
-            _write_rows(headers, settings, prefix, out, bad, journal, counts)
-        # The scan is complete: what is wrong now is put right by changing
-        # files, and no record of them may outlast the change.
-        journal.remove()
-        made = _summary(settings, counts)
+    files = find_audio(folder, others)
+    files = exclude_tested(files, folder, tested, counts)
+    files = (
+        (name, problem or _name_problem(prefix + name))
+        for name, problem in files
+    )
+    # Closed before anything else happens: an exception keeps the generator in
+    # its traceback, and with it the processes of the pool.
+    headers = contextlib.closing(_read_headers(folder, files, num_workers))
+    with atomic_write(manifest) as out:
+        with atomic_write(bad_files) as bad, headers as rows:
+            _write_rows(rows, settings, prefix, out, bad, counts)
+        made = {
+            "settings": settings,
+            "found": sum(counts[key] for key in COUNTS),
+            **{key: counts[key] for key in COUNTS},
+            "hours": round(counts["seconds"] / 3600, 3),
+            "folders": counts["folders"],
+        }
         _check_counts(made, others, bad_files)
         if manifest.exists() and _finished(manifest, sidecar) is None:
             aside = manifest.with_name(manifest.name + ".old")
@@ -270,23 +252,19 @@ def _scan(settings, manifest, sidecar, bad_files, places, num_workers):
     return made
 
 
-def _write_rows(headers, settings, prefix, out, bad, journal, counts):
-    """Sends every file to the manifest or to the bad ones, and counts."""
+def _write_rows(headers, settings, prefix, out, bad, counts):
+    """Writes every file to the manifest or to the bad ones, and counts."""
     out.write(",".join(COLUMNS) + "\n")
     # All text is quoted: SpeechBrain's reader strips blanks at the start of
     # bare fields, which would change the ID of such a file.
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     last_folder = ""
-    for name, header, fresh in tqdm(
-        headers, desc="reading headers", unit=" files"
-    ):
+    for name, header in tqdm(headers, "reading headers", unit=" files"):
         problem, kind = _problem(header, settings["min_seconds"])
         if problem:
             counts[kind] += 1
             bad.write(f"{one_line(name)}\t{one_line(problem)}\n")
             continue
-        if fresh:
-            journal.add(name, header)
         frames, rate, channels = header
         folder = name.split("/")[0] if "/" in name else ""
         speaker = folder if settings["speaker_folder"] else ""
@@ -303,36 +281,25 @@ def _write_rows(headers, settings, prefix, out, bad, journal, counts):
         last_folder = folder
 
 
-def _summary(settings, counts):
-    """What the sidecar says, but for the size of the manifest."""
-    keys = ("kept", "excluded", "bad", "short")
-    return {
-        "settings": settings,
-        "found": sum(counts[key] for key in keys),
-        **{key: counts[key] for key in keys},
-        "hours": round(counts["seconds"] / 3600, 3),
-        "folders": counts["folders"],
-    }
-
-
-def find_audio(root, others):
+def find_audio(
+    root: str | pathlib.Path, others: collections.Counter
+) -> Iterator[tuple[str, str | None]]:
     """Finds the audio files of a folder, at any depth, sorted by path.
 
-    Links are followed, and every folder is looked at once. Files are not
-    opened.
+    Links are followed, and every folder is listed once. Files are not opened.
 
     Arguments
     ---------
     root : str or pathlib.Path
         The folder.
     others : collections.Counter
-        Counts what has another extension, by extension.
+        Gains the numbers of files with another extension, by extension.
 
     Yields
     ------
     (str, str or None)
-        The path below root, and why the file or folder cannot be read, None
-        if nothing speaks against it.
+        The path below root, and why the file or folder cannot be read, or
+        None.
 
     Example
     -------
@@ -350,7 +317,8 @@ def find_audio(root, others):
         name, kind = stack.pop()
         path = os.path.join(root, name)
         if kind == "folder":
-            # A link may lead back up, or to a folder that is here anyway.
+            # A link may lead back up, which would never end, or to a folder
+            # that is listed anyway, whose files would count twice.
             real = os.path.realpath(path)
             if real in visited:
                 repeated.append(path)
@@ -383,7 +351,7 @@ def find_audio(root, others):
 
 
 def _kind(entry):
-    """Whether a directory entry is, or links to, a folder or a file."""
+    """Returns "folder", "file" or "neither", that of its target for a link."""
     try:
         if entry.is_dir():
             return "folder"
@@ -392,15 +360,8 @@ def _kind(entry):
         return "neither"
 
 
-def _sifted(files, prefix, journal):
-    """Yields (path, outcome): a problem, a header known, or None to read."""
-    for name, problem in files:
-        problem = problem or _name_problem(prefix + name)
-        yield name, problem or journal.find(name)
-
-
 def _name_problem(path):
-    """Why a path would not survive the csv and its readers, or None."""
+    """Returns why a path would not survive the csv and its readers, or None."""
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
@@ -413,45 +374,36 @@ def _name_problem(path):
 
 
 def _read_headers(folder, files, num_workers):
-    """Reads headers in parallel; yields (path, outcome, fresh) in order.
-
-    Processes, since threads gained nothing over a plain loop when measured
-    on files that were not in memory.
-    """
-    files = iter(files)
+    """Yields (path, header or problem) of (path, problem or None), in order."""
+    # Processes: threads gained nothing over a plain loop when measured on files
+    # that were not in memory. Not SpeechBrain's parallel_map: while one header
+    # hangs on a network disk, it would go on to read all others and keep them.
+    # Here the batches in flight bound the memory, enough that no worker waits.
+    batches = iter(lambda: list(itertools.islice(files, BATCH)), [])
     waiting = collections.deque()
-    with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
-        while True:
-            batch = list(itertools.islice(files, BATCH))
-            if batch:
+    try:
+        with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
+            for batch in batches:
                 future = pool.submit(_read_batch, folder, batch)
-                waiting.append((future, batch))
-            # Enough in flight that nobody waits, few enough for the memory.
-            if waiting and (not batch or len(waiting) > 4 * num_workers):
-                future, asked = waiting.popleft()
-                try:
-                    yield from future.result()
-                except BrokenProcessPool as error:
-                    last = waiting[-1][1] if waiting else asked
-                    raise RuntimeError(
-                        "a process that reads headers died, of memory or of a "
-                        f"file in {folder} from {one_line(asked[0][0])} to "
-                        f"{one_line(last[-1][0])}. The same command goes on "
-                        "from there."
-                    ) from error
-            elif not batch:
-                return
+                waiting.append((batch, future))
+                if len(waiting) > 4 * num_workers:
+                    yield from waiting[0][1].result()
+                    waiting.popleft()
+            while waiting:
+                yield from waiting[0][1].result()
+                waiting.popleft()
+    # The system kills a worker for want of memory, or libsndfile crashes.
+    except BrokenProcessPool as error:
+        first, last = waiting[0][0][0][0], waiting[-1][0][-1][0]
+        raise RuntimeError(
+            "a process that reads headers died, of memory or of a file in "
+            f"{folder} from {one_line(first)} to {one_line(last)}. Start the "
+            "same command again, without that file or with fewer num_workers."
+        ) from error
 
 
-def start_worker():
-    """Leaves Ctrl-C to the main process, and ends with it if it is killed.
-
-    Example
-    -------
-    >>> with ProcessPoolExecutor(1, initializer=start_worker) as pool:
-    ...     pool.submit(signal.getsignal, signal.SIGINT).result()
-    <Handlers.SIG_IGN: 1>
-    """
+def start_worker() -> None:
+    """Leaves Ctrl-C to the main process, and ends with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent():
@@ -462,15 +414,15 @@ def start_worker():
 
 
 def _read_batch(folder, batch):
-    """Reads the headers that a batch of (path, outcome) still lacks."""
+    """Reads the headers of a batch of (path, problem or None)."""
     return [
-        (name, outcome or _read_header(os.path.join(folder, name)), not outcome)
-        for name, outcome in batch
+        (name, problem or _read_header(os.path.join(folder, name)))
+        for name, problem in batch
     ]
 
 
 def _read_header(path):
-    """Frames, sample rate and channels of a file, or why it is bad."""
+    """Returns frames, sample rate and channels of a file, or why it is bad."""
     try:
         # Half again as fast as soundfile.info, which also gathers a log.
         with soundfile.SoundFile(path) as audio:
@@ -480,7 +432,7 @@ def _read_header(path):
 
 
 def _problem(header, min_seconds):
-    """Why a file is bad and which count it goes to, or (None, None)."""
+    """Returns why a file is bad and the count it goes to, or (None, None)."""
     if isinstance(header, str):
         return header, "bad"
     frames, rate, _ = header
@@ -536,7 +488,7 @@ def _check_counts(made, others, bad_files):
 
 
 def _log_notices(made, counts, manifest, bad_files):
-    """Says what a user should know about a new manifest."""
+    """Logs what a user should know about a new manifest."""
     logger.info(
         f"{manifest}: {made['kept']} utterances in {made['folders']} folders, "
         f"{made['hours']:.1f} h."
@@ -558,68 +510,3 @@ def _log_notices(made, counts, manifest, bad_files):
             f"{counts['more channels']} of more channels); they are converted "
             "when read."
         )
-
-
-class _Journal:
-    """Headers that an unfinished scan has read, so that the next need not.
-
-    A line of settings, then a line of JSON per file in the order of the scan,
-    so that finding is a merge and takes no memory. What was bad is not kept:
-    it may have been repaired.
-    """
-
-    def __init__(self, path, settings):
-        self._path = path
-        first = json.dumps(settings).encode() + b"\n"
-        self._old = None
-        self._head = None
-        if path.exists():
-            self._old = open(path, "rb")
-            self._left = path.stat().st_size - len(first)
-            if self._old.readline() == first:
-                self._head = self._next()
-        self._new = open(path, "ab" if self._head else "wb")
-        if self._head:
-            logger.info(
-                f"Going on with the scan that was interrupted; delete {path} "
-                "to read all headers again."
-            )
-        # Going on, the line break sets off a last line written by half.
-        self._new.write(b"\n" if self._head else first)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._new.close()
-        if self._old is not None:
-            self._old.close()
-
-    def _next(self):
-        """The next whole line of the earlier scan, or None after the last."""
-        while self._left > 0:
-            line = self._old.readline()
-            self._left -= len(line)
-            with contextlib.suppress(*TORN):
-                name, *header = json.loads(line)
-                frames, rate, channels = map(operator.index, header)
-                if rate > 0:
-                    return name.split("/"), (frames, rate, channels)
-        return None
-
-    def find(self, name):
-        """The header that the earlier scan read, or None."""
-        key = name.split("/")
-        while self._head is not None and self._head[0] < key:
-            self._head = self._next()
-        if self._head is not None and self._head[0] == key:
-            return self._head[1]
-        return None
-
-    def add(self, name, header):
-        """Records a header."""
-        self._new.write(json.dumps([name, *header]).encode() + b"\n")
-
-    def remove(self):
-        """Ends the journal: its scan is complete."""
-        self._path.unlink()

@@ -1,9 +1,12 @@
-"""Trial lists: reading them, their audio, and keeping it out of training."""
+"""Trial lists: their form, their audio, and its exclusion from training."""
 
+from __future__ import annotations
+
+import collections
 import dataclasses
-import itertools
 import os
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
@@ -16,120 +19,54 @@ from lgl_plugin.utils.files import is_outside
 logger = get_logger(__name__)
 
 
-def trial_places(trials, trial_folder):
-    """The real paths of a trial list's utterances and all folders above.
-
-    Arguments
-    ---------
-    trials : str or pathlib.Path
-        The trial list, see `trials.read_trials`.
-    trial_folder : str or pathlib.Path
-        The folder that its paths start from.
-
-    Returns
-    -------
-    set of str
-        For `without_tested`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such list.
-    ValueError
-        If it is malformed.
-
-    Example
-    -------
-    >>> folder = pathlib.Path(os.path.realpath(getfixture("tmp_path")))
-    >>> trials = folder / "trials.txt"
-    >>> _ = trials.write_text("1 ann/1.wav ann/2.wav\\n0 ann/1.wav bob/1.wav")
-    >>> places = trial_places(trials, folder)
-    >>> str(folder / "ann") in places, str(folder / "cat") in places
-    (True, False)
-    """
-    places = set()
+def trial_paths(
+    trials: str | pathlib.Path, trial_folder: str | pathlib.Path
+) -> set[str]:
+    """Returns the real paths of a list's utterances and all folders above."""
+    tested = set()
     real = {}
     for utterance in read_trials(trials).utterances:
         folder, name = os.path.split(os.path.join(trial_folder, utterance))
+        # One realpath a folder: each costs a system call per path component.
         if folder not in real:
             real[folder] = os.path.realpath(folder)
         place = os.path.join(real[folder], name)
         for path in {place, os.path.realpath(place)}:
-            while path not in places:
-                places.add(path)
+            while path not in tested:
+                tested.add(path)
                 path = os.path.dirname(path)
-    return places
+    return tested
 
 
-def without_tested(files, root, places, counts):
-    """Drops files that share a first-level folder with a trial list.
+def exclude_tested(
+    files: Iterable[tuple[str, str | None]],
+    root: str | pathlib.Path,
+    tested: set[str],
+    counts: collections.Counter,
+) -> Iterator[tuple[str, str | None]]:
+    """Drops files of `find_audio` in a first-level folder that is tested on.
 
-    Arguments
-    ---------
-    files : iterable of (str, str or None)
-        From `find_audio`.
-    root : str or pathlib.Path
-        The folder that they were found in.
-    places : set of str
-        From `trial_places`.
-    counts : collections.Counter
-        Counts what is dropped as "excluded", its first-level folders as
-        "excluded folders".
-
-    Yields
-    ------
-    (str, str or None)
-        Those of the files that are left.
-
-    Example
-    -------
-    >>> files = [("ann/1.wav", None), ("ann/2.wav", None), ("bob/1.wav", None)]
-    >>> counts = collections.Counter()
-    >>> tested = {os.path.realpath("corpus/ann")}
-    >>> list(without_tested(files, "corpus", tested, counts))
-    [('bob/1.wav', None)]
-    >>> counts["excluded"], counts["excluded folders"]
-    (2, 1)
+    `tested` comes from `trial_paths`; `counts` gains "excluded" files and
+    "excluded folders".
     """
     last = None
-    tested = False
+    excluded = False
     for name, problem in files:
         top = name.split("/")[0]
         if top != last:
             last = top
-            tested = os.path.realpath(os.path.join(root, top)) in places
-            counts["excluded folders"] += tested
-        if tested:
+            excluded = os.path.realpath(os.path.join(root, top)) in tested
+            counts["excluded folders"] += excluded
+        if excluded:
             counts["excluded"] += 1
         else:
             yield name, problem
 
 
-def trial_audio(trials, folder):
-    """The audio that a trial list names, as a Manifest, in its order.
+def trial_audio(trials: Trials, folder: str | pathlib.Path) -> Manifest:
+    """Returns a manifest of a list's utterances, in its order, below `folder`.
 
-    Arguments
-    ---------
-    trials : lgl_plugin.dataio.trials.Trials
-        The list.
-    folder : str or pathlib.Path
-        Where its paths begin.
-
-    Raises
-    ------
-    ValueError
-        If one of its files cannot be read; names the first ten.
-
-    Example
-    -------
-    >>> import soundfile
-    >>> folder = getfixture("tmp_path")
-    >>> for name in ("a.wav", "b.wav", "c.wav"):
-    ...     soundfile.write(folder / name, [0.5] * 8000, 16000)
-    >>> _ = (folder / "trials.txt").write_text("1 a.wav b.wav\\n0 a.wav c.wav")
-    >>> trials = trials.read_trials(folder / "trials.txt", folder)
-    >>> trial_audio(trials, folder).durations
-    array([0.5, 0.5, 0.5])
+    Audio that cannot be read raises ValueError, which names the first ten.
     """
     folder, rows, bad = pathlib.Path(folder), [], []
     for name in trials.utterances:
@@ -154,14 +91,14 @@ class Trials:
 
     Arguments
     ---------
-    labels : numpy.ndarray, (T,), bool
-        True for a target trial: both utterances are of one speaker.
+    labels : numpy.ndarray
+        True for a target trial, of one speaker, bool (T,).
     utterances : list of str
         The paths that occur in the list, each once, sorted.
-    enrolment : numpy.ndarray, (T,), int64
-        Each trial's enrolment utterance as an index into `utterances`.
-    test : numpy.ndarray, (T,), int64
-        Each trial's test utterance as an index into `utterances`.
+    enrolment : numpy.ndarray
+        Indices of the enrolment utterances in `utterances`, int64 (T,).
+    test : numpy.ndarray
+        Indices of the test utterances in `utterances`, int64 (T,).
 
     Example
     -------
@@ -176,15 +113,19 @@ class Trials:
     """
 
     labels: np.ndarray
-    utterances: list
+    utterances: list[str]
     enrolment: np.ndarray
     test: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
 
-def read_trials(path, audio_folder=None, allow_outside=False):
+def read_trials(
+    path: str | pathlib.Path,
+    audio_folder: str | pathlib.Path | None = None,
+    allow_outside: bool = False,
+) -> Trials:
     """Reads a trial list in VoxCeleb's form.
 
     One trial a line, `label enrolment test`: label 1 for the same speaker, 0
@@ -228,94 +169,78 @@ def read_trials(path, audio_folder=None, allow_outside=False):
             "trial list on this machine; training does without one if the "
             "yaml says verification_file: null"
         )
-    words = []
-    for number, row in _rows(path):
-        if len(row) != 3 or row[0] not in ("0", "1"):
-            raise ValueError(
-                f"verification_file: {path}, line {number} is malformed: "
-                f"{' '.join(row)[:200]!r}. Each line holds "
-                "'label enrolment test' with label 1 (same speaker) or 0"
-            )
-        words += row
-    if not words:
+    first_line, labels, enrolment, test = {}, [], [], []
+    # errors="replace": audio given in place of a list is reported as a
+    # malformed line 1, not as a UnicodeDecodeError.
+    with open(path, encoding="utf-8-sig", errors="replace") as source:
+        for number, line in enumerate(source, 1):
+            row = line.split()
+            if not row:
+                continue
+            if len(row) != 3 or row[0] not in ("0", "1"):
+                raise ValueError(
+                    f"verification_file: {path}, line {number} is malformed: "
+                    f"{' '.join(row)[:200]!r}. Each line holds "
+                    "'label enrolment test' with label 1 (same speaker) or 0"
+                )
+            labels.append(row[0] == "1")
+            enrolment.append(row[1])
+            test.append(row[2])
+            for utterance in row[1:]:
+                first_line.setdefault(utterance, number)
+    if not labels:
         raise ValueError(f"verification_file: {path} holds no trial")
-    labels, enrolment, test = words[0::3], words[1::3], words[2::3]
-    labels = np.array(labels) == "1"
-    if labels.all() or not labels.any():
+    if len(set(labels)) == 1:
         raise ValueError(
             f"verification_file: all {len(labels)} trials of {path} have label "
             f"{labels[0]:d}: error rates need both target trials (1) and "
             "non-target trials (0)"
         )
-    utterances = sorted({*enrolment, *test})
     if audio_folder is not None:
         if not allow_outside:
-            _check_inside(path, utterances, audio_folder)
-        _check_audio(path, utterances, audio_folder)
+            _check_inside(path, first_line, audio_folder)
+        _check_audio(path, first_line, audio_folder)
+    utterances = sorted(first_line)
     index = {utterance: n for n, utterance in enumerate(utterances)}
     return Trials(
-        labels,
+        np.array(labels),
         utterances,
         np.array([index[utterance] for utterance in enrolment]),
         np.array([index[utterance] for utterance in test]),
     )
 
 
-def _rows(path):
-    """Yields each line's number and its words, empty lines left out."""
-    # A file that is no text at all is to be seen as malformed, line 1.
-    with open(path, encoding="utf-8-sig", errors="replace") as source:
-        for number, line in enumerate(source, 1):
-            if row := line.split():
-                yield number, row
+def _check_inside(path, first_line, audio_folder):
+    """Raises ValueError if the list at `path` names a file outside a folder."""
+    for utterance, line in first_line.items():
+        if is_outside(os.path.join(audio_folder, utterance), audio_folder):
+            raise ValueError(
+                f"verification_file: {path}, line {line}: {utterance!r} leads "
+                f"out of the trial_folder {audio_folder}. Put the audio, or a "
+                "link to it, there. A list that you trust is taken as it is by "
+                "training whose yaml says allow_outside_data_folder: True"
+            )
 
 
-def _check_inside(path, utterances, audio_folder):
-    """Raises if the list at `path` names a file that is not in the folder."""
-    outside = {
-        utterance
-        for utterance in utterances
-        if is_outside(os.path.join(audio_folder, utterance), audio_folder)
-    }
-    for line, utterance in _lines_of(path, outside):
-        raise ValueError(
-            f"verification_file: {path}, line {line}: {utterance!r} leads out "
-            f"of the trial_folder {audio_folder}. Put the audio, or a link to "
-            "it, there. A list that you trust is taken as it is by training "
-            "whose yaml says allow_outside_data_folder: True"
-        )
-
-
-def _lines_of(path, utterances):
-    """Yields the first line and the name of utterances of the list."""
-    left = set(utterances)
-    for number, row in _rows(path):
-        for utterance in row[1:]:
-            if utterance in left:
-                left.remove(utterance)
-                yield number, utterance
-
-
-def _check_audio(path, utterances, audio_folder):
-    """Raises if utterances of the list at `path` are not in the folder."""
+def _check_audio(path, first_line, audio_folder):
+    """Raises FileNotFoundError if a folder lacks utterances of a list."""
     if not os.path.isdir(audio_folder):
         raise FileNotFoundError(
             f"trial_folder: there is no folder {audio_folder}. The paths in "
             f"{path} are read from there"
         )
-    # The bar shows itself only where looking takes long: a network disk.
-    missing = {
-        utterance
-        for utterance in tqdm(utterances, "trial files", unit="file", delay=3)
+    # delay: only a network disk takes long enough for a progress bar.
+    missing = [
+        f"  line {line}: {utterance!r}"
+        for utterance, line in tqdm(
+            first_line.items(), "trial files", unit="file", delay=3
+        )
         if not os.path.isfile(os.path.join(audio_folder, utterance))
-    }
-    if not missing:
-        return
-    first = itertools.islice(_lines_of(path, missing), 5)
-    named = [f"  line {line}: {name!r}" for line, name in first]
-    raise FileNotFoundError(
-        f"trial_folder: {len(missing)} of the {len(utterances)} utterances "
-        f"that {path} names are not in {audio_folder}. The first ones:\n"
-        + "\n".join(named)
-        + "\nSet trial_folder to the folder that these paths start from"
-    )
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"trial_folder: {len(missing)} of the {len(first_line)} utterances "
+            f"that {path} names are not in {audio_folder}. The first ones:\n"
+            + "\n".join(missing[:5])
+            + "\nSet trial_folder to the folder that these paths start from"
+        )

@@ -1,9 +1,9 @@
-"""What steps leave: loaded strictly, and without running anything."""
+"""Labels and weights: loaded strictly, and without running anything."""
 
 import pytest
 import torch
 
-from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.labels import read_labels, write_labels
 from lgl_plugin.runs.weights import load_weights, save_weights
 
 
@@ -38,3 +38,15 @@ def test_damaged_labels_are_named(tmp_path, text, line):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"labels.csv, line {line}"):
         read_labels(path)
+
+
+def test_labels_are_parsed_once_until_they_change(tmp_path):
+    path = tmp_path / "labels.csv"
+    write_labels(path, ["a", "b"], torch.tensor([4, 0]))
+    names, labels = read_labels(path)
+    assert read_labels(path)[1] is labels
+    with pytest.raises(ValueError, match="read-only"):
+        labels[0] = 1
+    write_labels(path, ["a", "b", "c"], torch.tensor([4, 0, 2]))
+    names, labels = read_labels(path)
+    assert list(names) == ["a", "b", "c"] and labels.tolist() == [4, 0, 2]

@@ -12,6 +12,7 @@ from lgl_plugin.dataio.manifest import (
     find,
     held_out,
     load_manifest,
+    one_line,
 )
 
 texts = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n")))
@@ -223,3 +224,21 @@ def test_held_out_is_a_deterministic_partition(n, share, seed):
 def test_held_out_depends_on_the_seed():
     first, second = (held_out(1000, 0.1, seed)[1] for seed in (1, 2))
     assert not np.array_equal(first, second)
+
+
+def test_an_unchanged_manifest_is_parsed_once(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text(HEADER + GOOD)
+    manifest = load_manifest(path, tmp_path)
+    assert load_manifest(str(path), tmp_path) is manifest
+    for column in (manifest.offsets, manifest.durations, manifest.speakers):
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 1
+    assert load_manifest(path, "/", allow_outside=True) is not manifest
+    path.write_text(HEADER + GOOD + GOOD.replace("a.wav,", "b.wav,"))
+    assert list(load_manifest(path, tmp_path).ids) == ["a.wav", "b.wav"]
+
+
+def test_one_line_escapes_what_would_break_a_line():
+    escaped = [one_line(text) for text in ("a\tb", "\udce9.wav", "ß.wav")]
+    assert escaped == ["a\\tb", "\\udce9.wav", "ß.wav"]

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import soundfile
@@ -78,7 +79,6 @@ def test_rows_by_hand(tmp_path):
     assert made["hours"] == round(2.75 / 3600, 3)
     assert json.loads((tmp_path / "m.csv.json").read_text()) == made
     assert len(load_manifest(tmp_path / "m.csv", tmp_path)) == 4
-    assert not (tmp_path / "m.csv.journal").exists()
 
 
 def test_no_speaker_folder(tmp_path):
@@ -459,52 +459,7 @@ def interrupt_after(monkeypatch, n):
     monkeypatch.setattr(prepare, "_problem", problem)
 
 
-def read_afresh(monkeypatch):
-    """The names whose headers are read from here on, not remembered."""
-    names, really = [], prepare._Journal.add
-
-    def add(self, name, header):
-        names.append(name)
-        really(self, name, header)
-
-    monkeypatch.setattr(prepare._Journal, "add", add)
-    return names
-
-
-@pytest.mark.parametrize("torn", [b"", b'["n3.wav", 80', b"\0\0\0\0"])
-def test_interrupted_scan_goes_on(tmp_path, monkeypatch, logs, torn):
-    names = [f"n{n}.wav" for n in range(10)]
-    for name in names:
-        put(tmp_path / "wav" / name)
-    scan(tmp_path)
-    whole = (tmp_path / "m.csv").read_bytes()
-    (tmp_path / "m.csv").unlink()
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 6)
-        with pytest.raises(KeyboardInterrupt):
-            scan(tmp_path)
-    assert not (tmp_path / "m.csv").exists()
-    journal = tmp_path / "m.csv.journal"
-    if torn:  # the last lines were written by half
-        lines = journal.read_bytes().splitlines(keepends=True)
-        journal.write_bytes(b"".join(lines[:4]) + torn)
-    kept = 3 if torn else 6
-    # A second interruption loses nothing of the first.
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 7)
-        afresh = read_afresh(patch)
-        with pytest.raises(KeyboardInterrupt):
-            scan(tmp_path)
-    assert afresh == names[kept:7]
-    assert "Going on" in logs.text
-    afresh = read_afresh(monkeypatch)
-    scan(tmp_path)
-    assert afresh == names[7:]
-    assert (tmp_path / "m.csv").read_bytes() == whole
-    assert not journal.exists()
-
-
-def test_files_that_come_and_go_between_scans(tmp_path, monkeypatch):
+def test_interrupted_scan_leaves_nothing_half_written(tmp_path, monkeypatch):
     for name in "bdfh":
         put(tmp_path / f"wav/{name}.wav")
     (tmp_path / "wav/c.wav").touch()
@@ -512,33 +467,16 @@ def test_files_that_come_and_go_between_scans(tmp_path, monkeypatch):
         interrupt_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             scan(tmp_path, max_bad_share=1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["wav"]
+    # Files that change before the next scan are read as they are then.
     put(tmp_path / "wav/a.wav")
     put(tmp_path / "wav/c.wav")  # repaired
     put(tmp_path / "wav/e/e.wav")
     (tmp_path / "wav/d.wav").unlink()
     made = scan(tmp_path)
-    assert ids(tmp_path) == [
-        "a.wav",
-        "b.wav",
-        "c.wav",
-        "e/e.wav",
-        "f.wav",
-        "h.wav",
-    ]
+    names = ["a.wav", "b.wav", "c.wav", "e/e.wav", "f.wav", "h.wav"]
+    assert ids(tmp_path) == names
     assert made["bad"] == 0
-
-
-def test_journal_of_other_settings_is_not_used(tmp_path, monkeypatch):
-    names = [f"{n}.wav" for n in range(4)]
-    for name in names:
-        put(tmp_path / "wav" / name)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            scan(tmp_path)
-    afresh = read_afresh(monkeypatch)
-    scan(tmp_path, speaker_folder=False)
-    assert afresh == names
 
 
 def slow_scan(folder):
@@ -577,18 +515,18 @@ def alive(process):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
-def test_killed_scan_leaves_its_journal_and_no_process(tmp_path, monkeypatch):
+def test_killed_scan_leaves_no_manifest_and_no_process(tmp_path):
     source = put(tmp_path / "source.wav", 0.3)
     (tmp_path / "wav").mkdir()
     for n in range(2000):
         os.link(source, tmp_path / f"wav/{n:04}.wav")
-    journal = tmp_path / "m.csv.journal"
     fork = multiprocessing.get_context("fork")
     child = fork.Process(target=slow_scan, args=(tmp_path,))
     child.start()
     deadline = time.monotonic() + 60
     try:
-        while not journal.exists() or journal.stat().st_size < 10000:
+        # Until a part of the manifest lies on disk.
+        while not any(p.stat().st_size for p in tmp_path.glob(".m.csv.*")):
             assert child.is_alive()
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -601,10 +539,34 @@ def test_killed_scan_leaves_its_journal_and_no_process(tmp_path, monkeypatch):
         assert time.monotonic() < deadline, "workers outlive their scan"
         time.sleep(0.01)
     assert not (tmp_path / "m.csv").exists()
-    afresh = read_afresh(monkeypatch)
-    made = scan(tmp_path)
-    assert made["kept"] == 2000
-    assert 0 < len(afresh) < 1900
+    assert scan(tmp_path)["kept"] == len(ids(tmp_path)) == 2000
+
+
+def test_a_header_that_hangs_keeps_few_files_in_memory(tmp_path, monkeypatch):
+    taken = []
+
+    def files():
+        for n in range(100 * prepare.BATCH):
+            taken.append(n)
+            yield f"{n}.wav", None
+
+    def read(path):
+        if path.endswith("/0.wav"):
+            time.sleep(0.5)
+        return 8000, 16000, 1
+
+    monkeypatch.setattr(prepare, "_read_header", read)
+    headers = prepare._read_headers("corpus", files(), num_workers=2)
+    assert next(headers) == ("0.wav", (8000, 16000, 1))
+    assert len(taken) <= 9 * prepare.BATCH
+    names = ["0.wav", *(name for name, _ in headers)]
+    assert names == [f"{n}.wav" for n in taken]
+
+
+def test_workers_leave_ctrl_c_to_the_main_process():
+    with ProcessPoolExecutor(1, initializer=prepare.start_worker) as pool:
+        handler = pool.submit(signal.getsignal, signal.SIGINT).result()
+    assert handler == signal.SIG_IGN
 
 
 def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Trial lists, scores and error rates, against slow independent versions."""
+"""Scores and error rates, against slow independent versions."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 from speechbrain.utils import metric_stats
 
-from lgl_plugin.dataio.trials import Trials, read_trials
+from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.evaluation import verification
 from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
@@ -41,118 +41,6 @@ some_trials = st.lists(
 def columns(trials):
     scores, labels = zip(*trials, strict=True)
     return np.array(scores, float), np.array(labels)
-
-
-# ------------------------------------------------------------ trial lists
-
-
-def test_read_trials(tmp_path):
-    path = tmp_path / "trials.txt"
-    path.write_text(
-        "1 b/1.wav b/2.wav\n\n0\tb/1.wav  a/1.wav\r\n0 a/1.wav b/2.wav"
-    )
-    trials = read_trials(path)
-    assert len(trials) == 3
-    assert trials.utterances == ["a/1.wav", "b/1.wav", "b/2.wav"]
-    assert trials.labels.dtype == bool
-    assert trials.labels.tolist() == [True, False, False]
-    assert trials.enrolment.tolist() == [1, 1, 0]
-    assert trials.test.tolist() == [2, 0, 2]
-
-
-def test_a_byte_order_mark_is_no_label(tmp_path):
-    path = tmp_path / "trials.txt"
-    path.write_text("1 a b\n0 a c\n", encoding="utf-8-sig")
-    assert read_trials(path).labels.tolist() == [True, False]
-
-
-def test_missing_list_names_the_key(tmp_path):
-    with pytest.raises(FileNotFoundError, match="verification_file.*nowhere"):
-        read_trials(tmp_path / "nowhere.txt")
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["1 a.wav", "1 a.wav b.wav 0.5", "2 a.wav b.wav", "a.wav b.wav 1"],
-)
-def test_malformed_line_is_shown(tmp_path, line):
-    path = tmp_path / "trials.txt"
-    path.write_text(f"1 a.wav c.wav\n\n{line}\n0 a.wav d.wav\n")
-    with pytest.raises(ValueError, match="line 3") as error:
-        read_trials(path)
-    assert repr(line) in str(error.value)
-    assert str(path) in str(error.value)
-
-
-def test_audio_in_place_of_a_list(tmp_path):
-    path = tmp_path / "trials.wav"
-    path.write_bytes(b"RIFF\xff\xfe\x00\x01" * 100)
-    with pytest.raises(ValueError, match="line 1 is malformed") as error:
-        read_trials(path)
-    assert len(str(error.value)) < 1500
-
-
-def test_empty_list(tmp_path):
-    path = tmp_path / "trials.txt"
-    path.write_text("\n \n")
-    with pytest.raises(ValueError, match="verification_file.*no trial"):
-        read_trials(path)
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_list_of_one_class(tmp_path, label):
-    path = tmp_path / "trials.txt"
-    path.write_text(f"{label} a b\n{label} a c\n")
-    with pytest.raises(ValueError, match=f"all 2 trials .* label {label}"):
-        read_trials(path)
-
-
-def test_missing_utterances_are_counted_and_the_first_named(tmp_path):
-    (tmp_path / "here.wav").touch()
-    path = tmp_path / "trials.txt"
-    lines = [f"{n % 2} here.wav lost{n}.wav" for n in range(1, 9)]
-    path.write_text("\n".join(["1 here.wav here.wav", *lines, lines[0]]))
-    with pytest.raises(FileNotFoundError) as error:
-        read_trials(path, tmp_path)
-    message = str(error.value)
-    assert "8 of the 9 utterances" in message
-    assert "trial_folder" in message
-    named = [line for line in message.splitlines() if line.startswith("  ")]
-    assert named == [f"  line {n + 1}: 'lost{n}.wav'" for n in range(1, 6)]
-
-
-def test_utterances_in_place_and_a_missing_folder(tmp_path):
-    for name in "abc":
-        (tmp_path / name).touch()
-    path = tmp_path / "trials.txt"
-    path.write_text("1 a b\n0 a c\n")
-    assert len(read_trials(path, tmp_path)) == 2
-    with pytest.raises(FileNotFoundError, match="trial_folder.*elsewhere"):
-        read_trials(path, tmp_path / "elsewhere")
-
-
-@pytest.mark.parametrize(
-    "utterance", ["../b", "/etc/passwd", "x/../b", "{elsewhere}/b"]
-)
-def test_utterances_outside_the_folder(tmp_path, utterance):
-    folder = tmp_path / "audio"
-    folder.mkdir()
-    for place in (folder / "a", folder / "b", tmp_path / "b"):
-        place.touch()
-    (tmp_path / "far").mkdir()
-    (folder / "x").symlink_to(tmp_path / "far")
-    (tmp_path / "far" / "b").touch()
-    path = tmp_path / "trials.txt"
-    utterance = utterance.format(elsewhere=tmp_path)
-    path.write_text(f"1 a b\n0 a {utterance}\n")
-    with pytest.raises(ValueError, match="line 2: .*leads out") as error:
-        read_trials(path, folder)
-    assert utterance in str(error.value)
-    assert len(read_trials(path, folder, allow_outside=True)) == 2
-    # Nothing is read without a folder; and a link of the user's own is.
-    assert len(read_trials(path)) == 2
-    path.write_text(f"1 a b\n0 a {folder}/x/b\n")
-    assert len(read_trials(path, folder)) == 2
 
 
 # ------------------------------------------------------------ scores

@@ -12,7 +12,6 @@ from speechbrain.inference.speaker import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 from lgl_plugin.cli.main import main
-from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.report.verification import error_rates, table
@@ -154,18 +153,6 @@ def test_the_yamls_own_paths_are_not_followed(encoder, corpus, tmp_path):
     metrics, rows = run(folder, corpus, tmp_path / "out")
     assert rows == run(encoder, corpus, tmp_path / "again")[1]
     assert metrics["options"]["encoder"] == str(folder)
-
-
-def test_cohort_is_a_seeded_sample(corpus):
-    def draw(size, seed=0):
-        trials = corpus / "trials.txt"
-        return list(draw_cohort(corpus, trials, corpus, size, seed).ids)
-
-    everything = draw(100)
-    assert everything == [f"{s}/{n}.wav" for s in OTHERS for n in range(EACH)]
-    assert draw(5) == sorted(draw(5)) and len(set(draw(5))) == 5
-    assert set(draw(5)) < set(everything)
-    assert len({tuple(draw(5, seed)) for seed in range(5)}) > 1
 
 
 def test_bad_files_of_the_cohort(encoder, corpus, tmp_path, capsys):
