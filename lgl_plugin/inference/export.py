@@ -13,7 +13,6 @@ as `pretrain_path`, and it has the form of a repository at Hugging Face.
 from __future__ import annotations
 
 import dataclasses
-import io
 import pathlib
 import re
 
@@ -31,6 +30,7 @@ from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.model_card import last_name, model_card
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.state import check_artefact, read_state
+from lgl_plugin.runs.weights import save_tensors
 from lgl_plugin.utils.files import atomic_write
 
 logger = get_logger(__name__)
@@ -41,10 +41,26 @@ MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 CLASSIFY = "!new:speechbrain.lobes.models.ECAPA_TDNN.Classifier"
-EMBEDDING_NORM = "!new:speechbrain.processing.features.InputNormalization"
-AUDIO_NORM = "!new:speechbrain.dataio.preprocess.AudioNormalizer"
-LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder"
-PRETRAINER = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
+LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder {}"
+# What stands in every exported yaml below the model's own parts.
+FIXED_PART = """
+mean_var_norm_emb: !new:speechbrain.processing.features.InputNormalization
+    norm_type: global
+    std_norm: false
+
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+    sample_rate: !ref <sample_rate>
+{label_encoder}
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+    classifier: !ref <classifier>
+    mean_var_norm_emb: !ref <mean_var_norm_emb>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+"""
 
 
 class InferenceModel:
@@ -136,36 +152,30 @@ class InferenceModel:
         # SpeechBrain loads no folder without this file: it goes first and
         # comes last, so that a crash leaves no mixture of two exports.
         (folder / "hyperparams.yaml").unlink(missing_ok=True)
-        _save_tensors(folder / ENCODER, self.encoder)
+        save_tensors(self.encoder, folder / ENCODER)
         loadables = ["embedding_model"]
-        header = "# A speaker encoder, see README.md.\n"
-        parts = {} if threshold is None else {"threshold": threshold}
-        parts |= self.parts
-        norm = {"norm_type": "global", "std_norm": False}
-        parts["mean_var_norm_emb"] = {EMBEDDING_NORM: norm}
         if mean is not None:
             # The form in which InputNormalization keeps its statistics.
             statistics = {"glob_mean": mean, "glob_std": torch.ones_like(mean)}
-            _save_tensors(folder / MEAN, {"count": 1, **statistics})
+            save_tensors({"count": 1, **statistics}, folder / MEAN)
             loadables.append("mean_var_norm_emb")
-        audio = {"sample_rate": _ref("sample_rate")}
-        parts["audio_normalizer"] = {AUDIO_NORM: audio}
+        text = "# A speaker encoder, see README.md.\n"
+        label_encoder = ""
         if self.classifier is None:
-            header += "# The classifier has no weights, as there is none yet.\n"
+            text += "# The classifier has no weights, as there is none yet.\n"
         else:
-            _save_tensors(folder / CLASSIFIER, self.classifier)
+            save_tensors(self.classifier, folder / CLASSIFIER)
             self._write_names(folder / NAMES)
-            parts["label_encoder"] = {LABEL_ENCODER: {}}
+            label_encoder = f"\nlabel_encoder: {LABEL_ENCODER}\n"
             loadables += ["classifier", "label_encoder"]
-        modules = [*self.parts, "mean_var_norm_emb"]
-        modules.remove("sample_rate")
-        parts["modules"] = {name: _ref(name) for name in modules}
-        sources = {name: _ref(name) for name in loadables}
-        parts["pretrainer"] = {PRETRAINER: {"loadables": sources}}
+        given = {} if threshold is None else {"threshold": threshold}
+        text += f"\n{_dump({**given, **self.parts})}"
+        text += FIXED_PART.format(label_encoder=label_encoder)
+        text += "".join(f"        {n}: !ref <{n}>\n" for n in loadables)
         with atomic_write(folder / "README.md") as out:
             out.write(card)
         with atomic_write(folder / "hyperparams.yaml") as out:
-            out.write(f"{header}\n{_dump(parts)}")
+            out.write(text)
         logger.info("Exported to %s, threshold %s", folder, threshold)
 
     def _write_names(self, path):
@@ -426,20 +436,6 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is no state dict: {reason[0]}") from error
 
 
-def _save_tensors(path, value):
-    """Writes what torch.load reads, atomically."""
-    # torch.save straight to the file would hide from it that a disk is full.
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    with atomic_write(path, "wb") as out:
-        out.write(buffer.getbuffer())
-
-
-def _ref(name):
-    """Returns a reference to another key of the yaml."""
-    return {"!ref": f"<{name}>"}
-
-
 def _instance(setting):
     """Returns tag and arguments of the instance that a `!name:` makes."""
     ((tag, arguments),) = setting.items()
@@ -475,8 +471,7 @@ _Dumper.add_representer(list, _Dumper.represent_short_list)
 
 def _dump(parts):
     """Returns settings as a HyperPyYAML text, in their order."""
-    texts = [
+    return "\n".join(
         yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, indent=4)
         for key, value in parts.items()
-    ]
-    return re.sub(r"!ref '(<\w+>)'", r"!ref \1", "\n".join(texts))
+    )

@@ -1,7 +1,5 @@
 """Saves and loads a module's weights."""
 
-from __future__ import annotations
-
 import io
 import pathlib
 
@@ -34,9 +32,14 @@ def save_weights(module: torch.nn.Module, path: str | pathlib.Path) -> None:
     >>> torch.load(path, weights_only=True)["weight"].shape
     torch.Size([3, 2])
     """
+    save_tensors(module.state_dict(), path)
+
+
+def save_tensors(tensors: dict, path: str | pathlib.Path) -> None:
+    """Writes what torch.load reads, atomically, in every process that calls."""
     # torch.save straight to the file would hide from it that a disk is full.
     buffer = io.BytesIO()
-    torch.save(module.state_dict(), buffer)
+    torch.save(tensors, buffer)
     with atomic_write(path, "wb") as out:
         out.write(buffer.getbuffer())
 
