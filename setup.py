@@ -29,6 +29,7 @@ setup(
     package_data={
         "lgl_plugin": [
             "py.typed",
+            "inference/model_card.md",
             "report/page.html",
             "recipe/*.py",
             "recipe/*.md",
