@@ -366,7 +366,5 @@ def held_out(
     2,000, since the pseudo-trials of model selection are all their pairs.
     """
     n_valid = min(max(2, round(share * n_utterances)), 2000)
-    chosen = random.Random(seed).sample(range(n_utterances), n_valid)
-    aside = np.zeros(n_utterances, dtype=bool)
-    aside[chosen] = True
-    return np.flatnonzero(~aside), np.flatnonzero(aside)
+    aside = np.sort(random.Random(seed).sample(range(n_utterances), n_valid))
+    return np.setdiff1d(np.arange(n_utterances), aside), aside

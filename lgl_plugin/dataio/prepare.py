@@ -53,7 +53,6 @@ def prepare_manifest(
     trial_folder: str | pathlib.Path | None = None,
     min_seconds: float = 0.3,
     max_bad_share: float = 0.02,
-    bad_files: str | pathlib.Path | None = None,
     num_workers: int = 8,
 ) -> dict:
     """Scans a folder for wav, flac, ogg and mp3 files and lists them in a csv.
@@ -65,7 +64,8 @@ def prepare_manifest(
 
     Links are followed, and every folder is scanned once. A finished manifest
     with the same settings is reused; delete it to have it made again. Beside
-    it lies `<manifest>.json` with settings and counts, written last.
+    it lie `bad_files.txt`, lines of `path below train_folder<TAB>reason`, and
+    `<manifest>.json` with settings and counts, written last.
 
     Arguments
     ---------
@@ -87,9 +87,6 @@ def prepare_manifest(
         Shorter files count as bad.
     max_bad_share : float
         The share of files that may be bad, between 0 and 1.
-    bad_files : str or pathlib.Path, optional
-        Names every bad file, lines of `path below train_folder<TAB>reason`;
-        `bad_files.txt` beside the manifest if not given.
     num_workers : int
         Processes that read headers. They wait for the disk more than they
         compute, so more of them than cores is right.
@@ -129,7 +126,6 @@ def prepare_manifest(
     data_root = os.path.abspath(data_root or train_folder)
     trial_folder = os.path.abspath(trial_folder or data_root)
     manifest = pathlib.Path(manifest)
-    bad_files = pathlib.Path(bad_files or manifest.parent / "bad_files.txt")
     sidecar = manifest.with_name(manifest.name + ".json")
     check_folders(train_folder, data_root)
     for name, value, least in (
@@ -164,7 +160,7 @@ def prepare_manifest(
         )
         logger.warning(f"Making {manifest} again: {changes}.")
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    return _scan(settings, manifest, sidecar, bad_files, tested, num_workers)
+    return _scan(settings, manifest, sidecar, tested, num_workers)
 
 
 def check_folders(train_folder: str, data_root: str) -> None:
@@ -208,8 +204,9 @@ def _serves(made, settings):
     return same and wrong <= share * made["found"]
 
 
-def _scan(settings, manifest, sidecar, bad_files, tested, num_workers):
-    """Writes bad_files, the manifest and its sidecar, in this order."""
+def _scan(settings, manifest, sidecar, tested, num_workers):
+    """Writes bad_files.txt, the manifest and its sidecar, in this order."""
+    bad_files = manifest.with_name("bad_files.txt")
     folder = settings["train_folder"]
     prefix = os.path.relpath(folder, settings["data_root"])
     prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
@@ -330,10 +327,9 @@ def find_audio(
                         (os.path.join(name, entry.name), _kind(entry))
                         for entry in entries
                     ]
+                stack += sorted(below, reverse=True)
             except OSError as error:
                 yield name, f"folder cannot be listed: {error.strerror}"
-                continue
-            stack += sorted(below, reverse=True)
             continue
         extension = os.path.splitext(name)[1].lower()
         if extension not in EXTENSIONS:
@@ -385,16 +381,17 @@ def _read_headers(folder, files, num_workers):
         with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
             for batch in batches:
                 future = pool.submit(_read_batch, folder, batch)
-                waiting.append((batch, future))
+                waiting.append((future, batch))
                 if len(waiting) > 4 * num_workers:
-                    yield from waiting[0][1].result()
+                    yield from waiting[0][0].result()
                     waiting.popleft()
             while waiting:
-                yield from waiting[0][1].result()
+                yield from waiting[0][0].result()
                 waiting.popleft()
     # The system kills a worker for want of memory, or libsndfile crashes.
     except BrokenProcessPool as error:
-        first, last = waiting[0][0][0][0], waiting[-1][0][-1][0]
+        (_, oldest), (_, newest) = waiting[0], waiting[-1]
+        first, last = oldest[0][0], newest[-1][0]
         raise RuntimeError(
             "a process that reads headers died, of memory or of a file in "
             f"{folder} from {one_line(first)} to {one_line(last)}. Start the "
