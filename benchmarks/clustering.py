@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from sklearn.cluster import kmeans_plusplus
 
-from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans, exact_matmul
+from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.clustering.vectors import exact_matmul
 from lgl_plugin.metrics.agreement import nmi
 
 

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from lgl_plugin.clustering.elbow import SCALES, default_grid, elbow
-from lgl_plugin.clustering.kmeans import TorchKMeans, exact_matmul, normalised
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.vectors import exact_matmul, normalised
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.inference.store import Embeddings
 

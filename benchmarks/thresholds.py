@@ -19,7 +19,7 @@ import common
 import numpy as np
 import torch
 
-from lgl_plugin.clustering.kmeans import normalised
+from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.metrics.error_rates import eer

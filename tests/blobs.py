@@ -1,6 +1,7 @@
 """Points around centres on the sphere, for the tests of clustering."""
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
 
 
 def blobs(n_speakers=20, per_speaker=40, spread=0.15, dimensions=16, seed=0):
@@ -18,3 +19,7 @@ def blobs(n_speakers=20, per_speaker=40, spread=0.15, dimensions=16, seed=0):
 
 def unit(points):
     return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def ward_by_scipy(points, n_clusters):
+    return fcluster(linkage(points, "ward"), n_clusters, "maxclust")

@@ -1,37 +1,42 @@
-"""How many clusters: the elbow of the within-cluster sum of squares.
+"""Number of clusters by the elbow of the within-cluster sum of squares.
 
 > lgl elbow results/lgl/1/iter1/embeddings
 > lgl elbow results/lgl/1/iter1/embeddings --grid=500,1000,2000
 
 The elbow is the point of the curve farthest below its chord, the line from its
-first point to its last, both axes scaled to [0, 1]. Where it lies hangs on the
-grid's ends and on the axis of K: on a linear one the upper end draws it up, on
-a logarithmic one the lower end draws it down, at worst to a few clusters. The
+first point to its last, both axes scaled to [0, 1]. It depends on the ends of
+the grid and on the axis of K: on a linear axis the upper end draws it up, on a
+logarithmic one the lower end draws it down, at worst to a few clusters. The
 square root lies between and erred least (`benchmarks/elbow.py`): over 36
 generated corpora by a factor of 1.36 with the default grid, against 1.68 on
-the linear axis and 1.65 on the logarithmic one, whose worst was 50 times too
-few; with a grid from K/8 to 8K by 1.15, 1.23 and 1.29. "linear" is the method
-as it is usually told.
+the linear axis, the usual method, and 1.65 on the logarithmic one, whose worst
+was 50 times too few; with a grid from K/8 to 8K by 1.15, 1.23 and 1.29.
 
 So bound the grid by what is known of a corpus. Sessions bend the curve as much
 as speakers do, and embeddings of an early encoder hardly bend it at all: then
 the grid decides, and the number is not to be trusted beyond a factor of 2. The
-index of Calinski and Harabasz hangs less on the grid, but falls to few
+index of Calinski and Harabasz depends less on the grid, but falls to few
 clusters on such curves; the silhouette rises to the grid's upper end.
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-# What K is mapped through before the axis is scaled to [0, 1].
+from lgl_plugin.clustering.kmeans import Clustering, KMeans
+
+# Maps of K onto its axis, before that is scaled to [0, 1].
 SCALES = {"root": np.sqrt, "linear": np.asarray, "log": np.log}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Estimate:
-    """A number of clusters, and the curve that it was read from.
+    """A number of clusters, and the curve behind it.
 
     Arguments
     ---------
@@ -42,7 +47,7 @@ class Estimate:
     inertia : numpy.ndarray
         Within-cluster sum of squares at each, float64 (G,).
     scale : str
-        Of the axis of the number of clusters.
+        Scale of the axis of the number of clusters: root, linear or log.
 
     Example
     -------
@@ -57,48 +62,26 @@ class Estimate:
     scale: str
 
 
-def below_chord(grid, inertia, scale="root"):
-    """How far each point of a curve lies below its chord.
+def below_chord(
+    grid: npt.ArrayLike, inertia: npt.ArrayLike, scale: str = "root"
+) -> np.ndarray:
+    """Returns how far each point (G,) lies below the chord, float64.
 
-    Measured along the axis of the sum of squares, which is the distance from
-    the chord but for a factor. k-means can end at a higher sum with more
-    clusters, where the optimum cannot: such a point counts as low as the
-    lowest before it.
-
-    Arguments
-    ---------
-    grid : array-like
-        Numbers of clusters (G,), ascending, at least three.
-    inertia : array-like
-        Sum of squares at each (G,).
-    scale : str
-        Of the axis of the number of clusters: root, linear or log.
-
-    Returns
-    -------
-    numpy.ndarray
-        Distances (G,), float64, in shares of the whole fall; 0 at both ends,
-        negative above the chord.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three points, the grid does not ascend, the
-        sum does not fall or is not finite, or there is no such scale.
-
-    Example
-    -------
-    >>> below_chord([1, 3, 5], [10.0, 4.0, 2.0], scale="linear")
-    array([0.  , 0.25, 0.  ])
+    The unit is the whole fall of the sum of squares: 0 at both ends, negative
+    above the chord. Raises ValueError if the grid has fewer than three points
+    or does not ascend, the sum does not fall or is not finite, or the scale is
+    unknown.
     """
-    _check(scale, grid)
     grid = np.asarray(grid, np.float64)
     inertia = np.asarray(inertia, np.float64)
+    _check_grid(grid, scale)
     if grid.shape != inertia.shape:
         raise ValueError(
             "an elbow needs a sum of squares at each number of clusters, got "
             f"shapes {inertia.shape} and {grid.shape}"
         )
+    # k-means can end at a higher sum with more clusters, where the optimum
+    # cannot: such a point counts as low as the lowest before it.
     fall = np.minimum.accumulate(inertia)
     if not (np.isfinite(inertia).all() and fall[-1] < fall[0]):
         raise ValueError(
@@ -108,75 +91,34 @@ def below_chord(grid, inertia, scale="root"):
     along = SCALES[scale](grid)
     along = (along - along[0]) / (along[-1] - along[0])
     height = (fall - fall[-1]) / (fall[0] - fall[-1])
+    # Along the axis of the sum: the distance from the chord but for a factor.
     return 1 - along - height
 
 
-def elbow(grid, inertia, scale="root"):
-    """The number of clusters at the elbow of a curve.
+def elbow(
+    grid: npt.ArrayLike, inertia: npt.ArrayLike, scale: str = "root"
+) -> int:
+    """Returns the number of clusters at the elbow, the lowest of equals.
 
-    Arguments
-    ---------
-    grid : array-like
-        Numbers of clusters (G,), ascending, at least three.
-    inertia : array-like
-        Sum of squares at each (G,).
-    scale : str
-        Of the axis of the number of clusters: root, linear or log.
-
-    Returns
-    -------
-    int
-        One of the grid, never its first or last; the lowest of several that
-        are equally far below the chord.
-
-    Raises
-    ------
-    ValueError
-        From `below_chord`, or if no point is below the chord.
-
-    Example
-    -------
-    >>> elbow([1, 2, 3, 4, 5], [100.0, 50.0, 10.0, 8.0, 6.0])
-    3
+    Raises ValueError as `below_chord` does, or if no point is below the chord.
     """
     distances = below_chord(grid, inertia, scale)
-    best = int(np.argmax(distances.round(9)))  # ties but for rounding
+    # Rounded: points on a line parallel to the chord must be equals.
+    best = int(np.argmax(distances.round(9)))
     if best == 0:
         raise ValueError(
             "the curve of the sum of squares is nowhere below its chord and "
             "has no elbow: choose a wider grid, or set the number of clusters"
         )
-    return int(grid[best])
+    return int(np.asarray(grid)[best])
 
 
-def default_grid(n_embeddings):
-    """Numbers of clusters to try where nothing is known of the corpus.
+def default_grid(n_embeddings: int) -> np.ndarray:
+    """Returns 24 numbers of clusters, int64, from 2 to half the utterances.
 
-    24 steps of one ratio, from 2 clusters to half the utterances. The largest
-    take nearly all of the time: a large corpus wants a grid of its own, which
-    surely contains the number of speakers.
-
-    Arguments
-    ---------
-    n_embeddings : int
-        Utterances, at least 8.
-
-    Returns
-    -------
-    numpy.ndarray
-        Ascending, int64.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer utterances.
-
-    Example
-    -------
-    >>> default_grid(8)
-    array([2, 3, 4])
-    >>> default_grid(1000)[[0, 1, -2, -1]]
-    array([  2,   3, 393, 500])
+    They grow by one ratio; rounding joins some. The largest take nearly all of
+    the time, so a large corpus needs a grid of its own. Raises ValueError if
+    there are fewer than 8 utterances.
     """
     if n_embeddings < 8:
         raise ValueError(
@@ -186,19 +128,25 @@ def default_grid(n_embeddings):
     return np.unique(np.geomspace(2, n_embeddings // 2, 24).round().astype(int))
 
 
-def estimate_k(kmeans, embeddings, grid=None, scale="root"):
-    """Estimates the number of clusters; no labels are involved.
+def estimate_k(
+    kmeans: KMeans,
+    embeddings: np.ndarray,
+    grid: Sequence[int] | None = None,
+    scale: str = "root",
+) -> Estimate:
+    """Estimates the number of clusters, without labels.
 
     Arguments
     ---------
-    kmeans : lgl_plugin.clustering.kmeans.KMeans
-        What clusters; its own `n_clusters` is not looked at.
+    kmeans : KMeans
+        The k-means to run; its own `n_clusters` is not used.
     embeddings : numpy.ndarray
         Embeddings (N, D), of any length but 0.
     grid : sequence of int, optional
-        Numbers of clusters to try, at least three; `default_grid` if None.
+        Numbers of clusters to try, at least three; by default 24 from 2 to
+        N / 2.
     scale : str
-        Of the axis of the number of clusters: root, linear or log.
+        Scale of the axis of the number of clusters: root, linear or log.
 
     Returns
     -------
@@ -207,10 +155,12 @@ def estimate_k(kmeans, embeddings, grid=None, scale="root"):
     Raises
     ------
     ValueError
-        From `elbow`, `default_grid` and `KMeans.inertia_curve`.
+        If the grid has fewer than three numbers, or one below 1 or above N,
+        the curve has no elbow, or an embedding is NaN, infinite or zero.
 
     Example
     -------
+    >>> from lgl_plugin.clustering.kmeans import TorchKMeans
     >>> rng = np.random.default_rng(0)
     >>> embeddings = np.repeat(np.eye(6), 50, axis=0)
     >>> embeddings += rng.normal(scale=0.05, size=embeddings.shape)
@@ -219,46 +169,46 @@ def estimate_k(kmeans, embeddings, grid=None, scale="root"):
     6
     """
     if grid is None:
-        grid = default_grid(len(embeddings))
-    grid = np.unique(np.asarray(grid, np.int64))
-    _check(scale, grid)
-    inertia = kmeans.inertia_curve(embeddings, grid.tolist())
-    return Estimate(elbow(grid, inertia, scale), grid, inertia, scale)
+        tried = default_grid(len(embeddings))
+    else:
+        tried = np.unique(np.asarray(grid, np.int64))
+    _check_grid(tried, scale)
+    inertia = kmeans.inertia_curve(embeddings, tried.tolist())
+    return Estimate(elbow(tried, inertia, scale), tried, inertia, scale)
 
 
 class ElbowKMeans:
-    """k-means with a number of clusters that it finds itself.
+    """k-means with an estimated number of clusters.
 
     For the yaml's `cluster` where the number of speakers is not known:
 
         cluster: !new:lgl_plugin.clustering.elbow.ElbowKMeans
             kmeans: !new:lgl_plugin.clustering.kmeans.FaissKMeans
-                n_clusters: 1  # not looked at
+                n_clusters: 1  # not used
                 seed: !ref <seed>
             grid: [500, 1000, 2000, 4000, 8000, 16000]
+
+    After a call the attribute `estimate` holds its `Estimate`.
 
     Arguments
     ---------
     kmeans : KMeans
-        What clusters.
+        The k-means to run; its own `n_clusters` is not used.
     grid : sequence of int, optional
-        Numbers of clusters to try, at least three; `default_grid` if None.
+        Numbers of clusters to try, at least three; by default 24 from 2 to
+        N / 2.
     scale : str
-        Of the axis of the number of clusters: root, linear or log.
-
-    Attributes
-    ----------
-    estimate : Estimate
-        Of the last call.
+        Scale of the axis of the number of clusters: root, linear or log.
 
     Raises
     ------
     ValueError
-        If the grid has fewer than three numbers or one below 1, or there is
-        no such scale.
+        If the grid has fewer than three numbers or one below 1, or the scale
+        is unknown; in a call, as `estimate_k` does.
 
     Example
     -------
+    >>> from lgl_plugin.clustering.kmeans import TorchKMeans
     >>> rng = np.random.default_rng(0)
     >>> embeddings = np.repeat(np.eye(6), 50, axis=0)
     >>> embeddings += rng.normal(scale=0.05, size=embeddings.shape)
@@ -267,26 +217,20 @@ class ElbowKMeans:
     [50, 50, 50, 50, 50, 50]
     """
 
-    def __init__(self, kmeans, grid=None, scale="root"):
-        _check(scale, None if grid is None else np.unique(grid))
+    def __init__(
+        self,
+        kmeans: KMeans,
+        grid: Sequence[int] | None = None,
+        scale: str = "root",
+    ) -> None:
+        _check_grid(None if grid is None else np.unique(grid), scale)
         self.kmeans = kmeans
         self.grid = grid
         self.scale = scale
-        self.estimate = None
+        self.estimate: Estimate | None = None
 
-    def check(self, n_embeddings):
-        """Whether so many embeddings can be clustered; callable long before.
-
-        Arguments
-        ---------
-        n_embeddings : int
-            Number of utterances.
-
-        Raises
-        ------
-        ValueError
-            If a number of the grid is larger, or there are too few.
-        """
+    def check(self, n_embeddings: int) -> None:
+        """Raises ValueError if there are too few embeddings for the grid."""
         grid = default_grid(n_embeddings) if self.grid is None else self.grid
         if max(grid) > n_embeddings:
             raise ValueError(
@@ -294,23 +238,8 @@ class ElbowKMeans:
                 f"{n_embeddings} utterances to cluster; lower its upper end"
             )
 
-    def __call__(self, embeddings):
-        """Estimates the number of clusters, then clusters.
-
-        Arguments
-        ---------
-        embeddings : numpy.ndarray
-            Embeddings (N, D), of any length but 0, or a memory map.
-
-        Returns
-        -------
-        Clustering
-
-        Raises
-        ------
-        ValueError
-            From `estimate_k`.
-        """
+    def __call__(self, embeddings: np.ndarray) -> Clustering:
+        """Estimates the number of clusters of embeddings, then clusters."""
         self.check(len(embeddings))
         self.estimate = estimate_k(
             self.kmeans, embeddings, self.grid, self.scale
@@ -320,8 +249,8 @@ class ElbowKMeans:
         return kmeans(embeddings)
 
 
-def _check(scale, grid=None):
-    """Refuses a scale or a grid that no elbow can be read from."""
+def _check_grid(grid: np.ndarray | None, scale: str) -> None:
+    """Raises ValueError if a scale or a grid cannot give an elbow."""
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {list(SCALES)}, got {scale}")
     if grid is None:

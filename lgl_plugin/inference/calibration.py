@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lgl_plugin.clustering.kmeans import normalised
+from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.manifest import Manifest, held_out
 from lgl_plugin.metrics.error_rates import eer

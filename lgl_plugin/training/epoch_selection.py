@@ -22,7 +22,8 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 
-from lgl_plugin.clustering.kmeans import TorchKMeans, normalised
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.metrics.error_rates import eer
 

@@ -9,13 +9,9 @@ from blobs import blobs, unit
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from lgl_plugin.clustering import kmeans as clustering_module
-from lgl_plugin.clustering.kmeans import (
-    FaissKMeans,
-    TorchKMeans,
-    require_faiss,
-    sum_by_label,
-)
+from lgl_plugin.clustering import kmeans as kmeans_module, vectors
+from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans, require_faiss
+from lgl_plugin.clustering.vectors import sum_by_label
 
 
 @pytest.fixture(params=[FaissKMeans, TorchKMeans])
@@ -64,7 +60,7 @@ def test_inertia_is_near_that_of_scikit_learn(backend, seed):
 def test_one_iteration_at_a_time_is_what_faiss_does_at_once():
     points = unit(blobs(spread=0.3)[0])
     kmeans = FaissKMeans(20, n_iterations=5, seed=7)
-    at_once = kmeans.faiss.Kmeans(
+    at_once = kmeans.library.Kmeans(
         16, 20, niter=5, spherical=True, min_points_per_centroid=1
     )
     first = kmeans._first_centroids(points, 20, seed=7)
@@ -115,7 +111,7 @@ def test_embedding_length_does_not_matter(backend):
 
 def test_sample_is_trained_on_and_all_are_labelled(backend, monkeypatch):
     points, speakers = blobs(spread=0.05)
-    monkeypatch.setattr(clustering_module, "CHUNK", 100)
+    monkeypatch.setattr(vectors, "CHUNK", 100)
     found = backend(20, n_redo=3, max_points_per_centroid=10)(points)
     assert found.points_used == 200
     assert found.labels.shape == (800,)
@@ -219,7 +215,7 @@ def test_a_vector_is_not_a_set_of_embeddings(backend):
 
 def test_torch_iterations_are_those_of_faiss(monkeypatch):
     points = unit(blobs(spread=0.3)[0])
-    monkeypatch.setitem(clustering_module.SCORES, "cpu", 4 * 20 * 7)
+    monkeypatch.setitem(kmeans_module.SCORES, "cpu", 4 * 20 * 7)
     faiss_found = FaissKMeans(20, n_iterations=10)(points)
     torch_found = TorchKMeans(20, n_iterations=10)(points)
     assert (torch_found.labels == faiss_found.labels).all()

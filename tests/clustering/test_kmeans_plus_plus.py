@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.cluster import kmeans_plusplus
 
-from lgl_plugin.clustering import seeding
-from lgl_plugin.clustering.seeding import draw, kmeans_plus_plus
+from lgl_plugin.clustering import kmeans_plus_plus as module
+from lgl_plugin.clustering.kmeans_plus_plus import draw, kmeans_plus_plus
 
 
 def directions(n=600, dimensions=8, seed=0):
@@ -22,8 +22,8 @@ def step_by_step(points, n_clusters, seed):
     seeds = [int(torch.randint(len(points), (1,), generator=generator))]
     while len(seeds) < n_clusters:
         nearest = (points @ points[seeds].T).amax(dim=1)
-        candidates = draw(1 - nearest, seeding.CANDIDATES, generator)
-        for _ in range(min(seeding.KEPT, n_clusters - len(seeds))):
+        candidates = draw(1 - nearest, module.CANDIDATES, generator)
+        for _ in range(min(module.KEPT, n_clusters - len(seeds))):
             nearest = (points @ points[seeds].T).double().amax(dim=1)
             cosines = (points @ points[candidates].T).double()
             gains = (cosines - nearest[:, None]).clamp(min=0).sum(dim=0)
@@ -33,7 +33,7 @@ def step_by_step(points, n_clusters, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gains_brought_up_to_date_are_those_computed_anew(seed, monkeypatch):
-    monkeypatch.setattr(seeding, "BLOCK", 100)
+    monkeypatch.setattr(module, "BLOCK", 100)
     points = directions(seed=seed)
     found = kmeans_plus_plus(points, 100, seed)
     assert found.tolist() == step_by_step(points, 100, seed)
