@@ -11,8 +11,6 @@ waveform are drawn on the device. So nothing is read back from the device, and
 the CPU runs ahead of it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -160,20 +158,11 @@ class Augmenter(torch.nn.Module):
     def forward(
         self, wavs: torch.Tensor, draw: Draw | None = None
     ) -> torch.Tensor:
-        """Augments a batch, in float32 under autocast too.
+        """Augments a batch, shape (batch, time), in float32 under autocast too.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Shape (batch, time), float32.
-        draw : Draw, optional
-            From `draw`; a fresh one if not given. Rooms, channels, sources and
-            ratios are those drawn; stretches of noise are new at each call.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch, time), float32, each row as loud as it came.
+        Rooms, channels, sources and ratios are those of `draw`, by default a
+        fresh one; stretches of noise are new at each call. Each row comes out
+        as loud as it came.
         """
         n_samples = wavs.shape[1]
         draw = draw or self.draw(*wavs.shape)
@@ -225,14 +214,17 @@ def audio_files(folder: str | pathlib.Path, key: str) -> list[pathlib.Path]:
     Raises FileNotFoundError, naming the yaml's key, if there are none.
     """
     folder = pathlib.Path(folder)
-    hint = f"Correct the path, or leave {key} empty to train without it."
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{key}: there is no folder {folder}. {hint}")
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in (".wav", ".flac")
     )
     if not files:
-        raise FileNotFoundError(f"{key}: no wav or flac in {folder}. {hint}")
+        reason = (
+            "no wav or flac in" if folder.is_dir() else "there is no folder"
+        )
+        raise FileNotFoundError(
+            f"{key}: {reason} {folder}. Correct the path, or leave {key} empty "
+            "to train without it."
+        )
     return files

@@ -14,10 +14,8 @@ frames, so the patch adds it once per utterance, with a third of the memory
 traffic.
 """
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from speechbrain.dataio.dataio import length_to_mask
@@ -80,14 +78,16 @@ def padding_invariant(
     with contextlib.ExitStack() as stack:
         for module in compute_features.modules():
             if isinstance(module, Filterbank):
-                stack.enter_context(_hooked(module, silence))
+                handle = module.register_forward_pre_hook(silence)
+                stack.callback(handle.remove)
         for conv in _reflecting(embedding_model):
             # Those one frame wide too: SpeechBrain copies the tensor to
             # reflect none of it, a fifth of the time on a CPU.
             conv.padding = "valid"
             stack.callback(setattr, conv, "padding", "same")
             if _reflected(conv):
-                stack.enter_context(_hooked(conv, reflect))
+                handle = conv.register_forward_pre_hook(reflect)
+                stack.callback(handle.remove)
         yield
 
 
@@ -105,16 +105,6 @@ def _reflecting(model: torch.nn.Module) -> list[Conv1d]:
 def _reflected(conv: Conv1d) -> int:
     """Returns the frames that a convolution reflects at each end."""
     return conv.dilation * (conv.kernel_size - 1) // 2
-
-
-@contextlib.contextmanager
-def _hooked(module: torch.nn.Module, hook: Callable) -> Iterator[None]:
-    """Runs a hook before each call of a module."""
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """Noise for augmentation: recordings, babble and coloured noise."""
 
-from __future__ import annotations
-
 import math
 import pathlib
 
@@ -81,21 +79,11 @@ class NoiseBank(torch.nn.Module):
     def forward(
         self, source: torch.Tensor, n_samples: int, talkers: tuple[int, int]
     ) -> torch.Tensor:
-        """Takes stretches near the places that `source` gives.
+        """Takes stretches of the bank, shape (batch, n_samples), float32.
 
-        Arguments
-        ---------
-        source : torch.Tensor
-            Relative places in the bank, in [0, 1), shape (batch,), on the CPU.
-        n_samples : int
-            Length of a stretch.
-        talkers : (int, int)
-            Fewest and most stretches that are summed for one waveform.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch, n_samples), float32.
+        `source` gives their relative places in the bank, in [0, 1), shape
+        (batch,), on the CPU. The fewest and most `talkers` say how many
+        stretches are summed for one waveform.
         """
         fewest, most = talkers
         samples = self.samples

@@ -1,7 +1,5 @@
 """Rooms and channels for augmentation: recorded or simulated filters."""
 
-from __future__ import annotations
-
 import pathlib
 
 import torch

@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import pathlib
 import shutil
 import time
+from typing import Any
 
-from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
@@ -30,6 +32,11 @@ class WholeCheckpointer(Checkpointer):
     is written aside, synced and moved; and one that was damaged since is
     passed over, with a warning, for the one before it.
 
+    Arguments
+    ---------
+    *args, **kwargs
+        Those of SpeechBrain's Checkpointer.
+
     Raises
     ------
     OSError
@@ -49,35 +56,34 @@ class WholeCheckpointer(Checkpointer):
     []
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.is_whole = {}  # by path: each is read once
 
-    def list_checkpoints(self):
-        """All that are as they were saved; SpeechBrain chooses from these."""
+    def list_checkpoints(self) -> list[Checkpoint]:
+        """Returns the checkpoints that are as they were saved."""
         folders = [p for p in checkpoint_folders(self) if self._check(p)]
         return read_checkpoints(folders)
 
-    def _check(self, path):
-        """Whether a checkpoint is whole; warns once if it is not."""
+    def _check(self, path: pathlib.Path) -> bool:
+        """Tells whether a checkpoint is whole; warns once if it is not."""
         if path in self.is_whole:
             return self.is_whole[path]
         try:
             text = (path / CHECKSUMS).read_text(encoding="utf-8")
             wrong = damage(path, json.loads(text))
-        except FileNotFoundError:  # of an earlier version
+        except FileNotFoundError:  # earlier versions wrote no checksums
             wrong = []
         except OSError as error:  # such as a disk that cannot be read there
             wrong = [str(error)]
         except (ValueError, TypeError, AttributeError, LookupError):
             wrong = [f"{CHECKSUMS} has been altered"]
         if wrong:
-            words = "; ".join(wrong)
-            logger.warning("%s is not used: %s", path, words)
+            logger.warning("%s is not used: %s", path, "; ".join(wrong))
         self.is_whole[path] = not wrong
         return not wrong
 
-    def save_checkpoint(self, *args, **kwargs):
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
         """Saves beside the checkpoints, then moves it among them."""
         folder = self.checkpoints_dir
         if kwargs.get("name") is None:
@@ -86,7 +92,8 @@ class WholeCheckpointer(Checkpointer):
         unfinished = folder / "unfinished"
         if if_main_process():
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a kill
-        kwargs["verbosity"] = logging.DEBUG  # it would name that folder
+        # SpeechBrain would log the name of the folder that is moved below.
+        kwargs["verbosity"] = logging.DEBUG
         self.checkpoints_dir = unfinished
         try:
             saved = super().save_checkpoint(*args, **kwargs)
@@ -110,15 +117,16 @@ class WholeCheckpointer(Checkpointer):
         sync(folder)
         self.is_whole[target] = True
         logger.info("Saved a checkpoint in %s", target)
-        ddp_barrier()  # nobody looks for it before it is there
+        ddp_barrier()  # no rank looks for the checkpoint before the move
         files = {k: target / f.name for k, f in saved.paramfiles.items()}
         return saved._replace(path=target, paramfiles=files)
 
     @staticmethod
-    def _seal(folder):
-        """Puts a checkpoint's files on record and sees them on the disk."""
+    def _seal(folder: pathlib.Path) -> None:
+        """Writes the checksums of a checkpoint's files and syncs them all."""
         files = describe(folder, list(folder.iterdir()))
         with open(folder / CHECKSUMS, "w", encoding="utf-8") as out:
             json.dump(files, out, indent=1)
+        # Not by `atomic_write`: the whole folder is moved once it is synced.
         for path in [*folder.iterdir(), folder]:
             sync(path)

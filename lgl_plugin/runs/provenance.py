@@ -1,5 +1,6 @@
-"""What a run was made by: code, command, machine, for each of its starts."""
+"""A record of each start of a run: code, command, machine."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -29,29 +30,11 @@ PACKAGES = (
 )
 
 
-def start_of(stage, device):
-    """Describes this start of a stage.
-
-    Arguments
-    ---------
-    stage : int
-        1 or 2.
-    device : str
-        What it trains on.
-
-    Returns
-    -------
-    dict
-        Plain values: stage, time, command, commit, versions, host, device and
-        threads. Settings and seed are in `state.json`, and as a yaml in the
-        stage's folder.
-
-    Example
-    -------
-    >>> torch.__version__.startswith(start_of(1, "cpu")["versions"]["torch"])
-    True
-    """
-    return {
+@main_process_only
+def record_start(folder: str | pathlib.Path, stage: int, device: str) -> None:
+    """Appends a start of a stage, 1 or 2, to a run's `starts.jsonl`."""
+    # Settings and seed are in state.json, and as a yaml in the stage's folder.
+    start = {
         "stage": stage,
         "time": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
         "command": launch_command(),
@@ -64,80 +47,42 @@ def start_of(stage, device):
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-
-
-@main_process_only
-def record_start(folder, stage, device):
-    """Appends `start_of` to a run's `starts.jsonl`.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> record_start(folder, 2, "cpu")
-    >>> read_starts(folder)[0]["stage"]
-    2
-    """
     with open(pathlib.Path(folder) / STARTS, "a", encoding="utf-8") as out:
-        out.write(json.dumps(start_of(stage, device)) + "\n")
+        out.write(json.dumps(start) + "\n")
 
 
-def read_starts(folder):
-    """The starts of a run, the first one first; a torn line is left out.
-
-    Example
-    -------
-    >>> read_starts("nowhere")
-    []
-    """
+def read_starts(folder: str | pathlib.Path) -> list[dict]:
+    """Reads the starts of a run, the first one first, without torn lines."""
     path = pathlib.Path(folder) / STARTS
     if not path.exists():
         return []
     starts = []
     for line in path.read_text("utf-8", "replace").splitlines():
-        try:
-            start = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(start, dict):
-            starts.append(start)
-    return starts
+        with contextlib.suppress(ValueError):  # a kill tore the line
+            starts.append(json.loads(line))
+    return [start for start in starts if isinstance(start, dict)]
 
 
-def versions():
-    """Versions of Python and of the packages that matter.
-
-    Example
-    -------
-    >>> versions()["Python"] == platform.python_version()
-    True
-    """
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that matter."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        # Only one of the two faiss packages is installed.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # one of the two faiss packages is enough
     return found
 
 
-def commit():
-    """The git commit of the plugin, "+" where files differ from it.
+def commit() -> str | None:
+    """Returns the git commit of the plugin, with "+" where files differ.
 
-    Returns
-    -------
-    str or None
-        None if it is installed without its repository; its version tells
-        then.
-
-    Example
-    -------
-    >>> commit() is None or len(commit()) >= 40
-    True
+    None if it is installed without its repository; its version tells then.
     """
     here = pathlib.Path(__file__).resolve().parent
     try:
-        known = _git(here, "ls-files", "--error-unmatch", "__init__.py")
-        if not known:
+        # An environment may lie in somebody else's repository, whose commit
+        # says nothing of the plugin.
+        if not _git(here, "ls-files", "--error-unmatch", "__init__.py"):
             return None
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
         return _git(here, "rev-parse", "HEAD") + ("+" if changed else "")
@@ -145,7 +90,8 @@ def commit():
         return None
 
 
-def _git(folder, *words):
+def _git(folder: pathlib.Path, *words: str) -> str:
+    """Returns what a git command prints in a folder."""
     return subprocess.run(
         ["git", *words],
         cwd=folder,
@@ -156,21 +102,13 @@ def _git(folder, *words):
     ).stdout.strip()
 
 
-def device_name(device):
-    """What the maker calls a device.
-
-    Example
-    -------
-    >>> isinstance(device_name("cpu"), str)
-    True
-    """
+def device_name(device: str) -> str:
+    """Returns the maker's name of a GPU or of the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as source:
-            for line in source:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
+    with contextlib.suppress(OSError):  # only Linux has the file
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        for line in text.splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -1,7 +1,5 @@
 """Chooses the device and keeps its memory."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 

@@ -4,8 +4,6 @@ Work for one process only, such as writing a file, takes SpeechBrain's
 `main_process_only`. Outside torch.distributed there is one process, rank 0.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
@@ -84,6 +82,12 @@ def sum_over_ranks(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     )
     dist.all_reduce(total)
     return dict(zip(names, total))
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns a module without what data parallelism put around it."""
+    wrapped = isinstance(module, torch.nn.parallel.DistributedDataParallel)
+    return module.module if wrapped else module
 
 
 def _in_ranks() -> bool:

@@ -1,14 +1,12 @@
 """Files that are whole or absent: write aside, sync, rename."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
 import json
 import os
 import pathlib
-import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -34,29 +32,23 @@ def atomic_write(path: str | pathlib.Path, mode: str = "w") -> Iterator[IO]:
     stays as it was. Afterwards the file and its name outlast a power cut.
     """
     path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, sibling = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-        )
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with explain_full_disk(path), os.fdopen(handle, mode, **text) as out:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        out = open(sibling, mode, **text)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        with explain_full_disk(path), out:
             yield out
             out.flush()
             # Before the rename: after a power cut the name would else stand
             # for a file whose blocks were never written.
             os.fsync(out.fileno())
-        # mkstemp makes files private; results are as readable as any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(sibling, 0o666 & ~umask)
         os.replace(sibling, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(sibling)
+        sibling.unlink(missing_ok=True)
         raise
     sync(path.parent)  # the rename is an entry of the folder
     for written in _watchers:
@@ -136,9 +128,8 @@ def is_outside(path: str, folder: str | pathlib.Path) -> bool:
     if path.startswith(inside):
         return ".." in path[len(inside) :].split("/")
     folder = os.path.join(os.path.abspath(folder), "")
-    return ".." in path.split("/") or not os.path.abspath(path).startswith(
-        folder
-    )
+    below = os.path.abspath(path).startswith(folder)
+    return ".." in path.split("/") or not below
 
 
 def checksum(path: str | pathlib.Path) -> str:

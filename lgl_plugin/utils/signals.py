@@ -5,14 +5,11 @@ is finished and a checkpoint written first; elsewhere a run may be left at any
 moment, since all files on disk are whole.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -57,7 +54,7 @@ class Stop:
             for number, handler in zip(SIGNALS, before):
                 signal.signal(number, handler)
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: object) -> None:
         """Notes a signal if a step is to be finished first, else leaves.
 
         A second signal leaves at once.
