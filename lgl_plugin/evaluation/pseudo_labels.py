@@ -1,9 +1,7 @@
 """Pseudo-labels and gates against the true speakers, after the fact.
 
-Labels are arrays or lists of strings or integers, one per utterance. An
-utterance whose true label is empty or a negative number is left out. True
-labels serve to understand a run once it is done; no training decision may
-read them.
+Utterances whose true label is not known are left out. True labels serve to
+understand a run; no training decision may read them.
 """
 
 from __future__ import annotations
@@ -25,9 +23,8 @@ from lgl_plugin.metrics.agreement import (
 def hungarian_mapping(true: ArrayLike, pseudo: ArrayLike) -> dict:
     """Maps clusters to speakers one to one, so that most utterances agree.
 
-    The optimal assignment of paper section 3, found on the sparse table of
-    counts. The numbers of clusters and speakers may differ. Where several
-    mappings agree on equally many utterances, one of them is returned.
+    The optimal assignment of paper section 3; there may be more clusters
+    than speakers, or fewer. Of several best mappings, one is returned.
 
     Arguments
     ---------
@@ -48,10 +45,8 @@ def hungarian_mapping(true: ArrayLike, pseudo: ArrayLike) -> dict:
 
     Example
     -------
-    >>> hungarian_mapping(["ann", "ann", "bob", "cy"], [5, 5, 5, 8])
-    {5: 'ann', 8: 'cy'}
-    >>> hungarian_mapping(["ann", "ann", "ann"], [5, 5, 8])
-    {5: 'ann', 8: -1}
+    >>> hungarian_mapping(["ann", "ann", "bob", "ann"], [5, 5, 8, 9])
+    {5: 'ann', 8: 'bob', 9: -1}
     """
     true, pseudo, _ = with_known_speaker(true, pseudo)
     speakers, true = np.unique(true, return_inverse=True)

@@ -76,14 +76,10 @@ def cohort_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes mean and deviation of each utterance's highest cohort scores.
 
-    The cohort stands for other speakers than the utterance's own. It must be
-    embeddings of training utterances, never of the trials'; it needs no
-    labels.
-
-    Matches SpeechBrain's `speaker_verification_cosine.py`: cosines, the `top`
-    (there `cohort_size`) highest of them, their mean, and their deviation
-    with top - 1 as divisor. SpeechBrain computes them for both sides of every
-    trial; here once per utterance, with some 100 MiB beside both inputs.
+    The cohort is of training utterances, never of the trials', without
+    labels. Matches SpeechBrain's `speaker_verification_cosine.py`, where
+    `top` is `cohort_size`, but computes them once per utterance instead of
+    once per trial and side, with some 100 MiB beside both inputs.
 
     Arguments
     ---------
@@ -92,14 +88,12 @@ def cohort_statistics(
     cohort : array-like, (M, D), float
         One row per utterance of the cohort, of the same encoder.
     top : int
-        Highest scores that count, from 2 to M; 300 to 1,000 are usual.
+        Highest cosines that count, from 2 to M; 300 to 1,000 are usual.
 
     Returns
     -------
-    mean : numpy.ndarray, (U,), float32
-        Of each utterance's `top` highest cosines.
-    deviation : numpy.ndarray, (U,), float32
-        Their sample standard deviation.
+    mean, deviation : numpy.ndarray, (U,), float32
+        Of those cosines; the deviation is the sample's, by top - 1.
 
     Raises
     ------
@@ -148,10 +142,9 @@ def adaptive_s_norm(
 ) -> np.ndarray:
     """Normalises scores by each side's scores against its nearest cohort.
 
-    Adaptive symmetric normalisation (AS-norm1 of Matejka et al. 2017): half
-    the sum of (score - mean) / deviation of the enrolment's and of the test
-    utterance's cohort scores; SpeechBrain's `score_norm: s-norm` with a
-    `cohort_size`. A threshold then means the same for all utterances.
+    Adaptive symmetric normalisation (AS-norm1 of Matejka et al. 2017;
+    SpeechBrain's `score_norm: s-norm`): the mean over both sides of (score -
+    mean) / deviation. A threshold then means the same for all utterances.
 
     Arguments
     ---------
@@ -165,7 +158,6 @@ def adaptive_s_norm(
     Returns
     -------
     numpy.ndarray, (T,), float32
-        Normalised scores, of any size.
 
     Raises
     ------
@@ -216,16 +208,14 @@ def bootstrap_eer(
     Trials that share a speaker are correlated; resampled one by one, they
     give intervals that are far too narrow. So speakers are drawn with
     replacement: a trial within a speaker counts as often as that one was
-    drawn, one between two speakers as the product of both. The trials
-    themselves say who spoke: utterances that target trials join, directly or
-    by way of others, are one speaker. A speaker whom the list leaves in
-    several such groups counts as several, which narrows the interval.
+    drawn, one between two as the product of both. Utterances that target
+    trials join, directly or by way of others, are one speaker.
 
-    The interval is between percentiles of the draws. It holds for other
-    speakers of the same kind, not for another training. Few speakers make it
-    too narrow: intervals of 95 % held the true rate in 84, 92 and 92 % of
-    generated sets of 10, 25 and 60 speakers; those by resampling trials in
-    51, 45 and 44 % (`benchmarks/verification.py --coverage`).
+    The interval, between percentiles of the draws, holds for other speakers
+    of the same kind, not for another training. Intervals of 95 % held the
+    true rate in 84, 92 and 92 % of generated sets of 10, 25 and 60 speakers;
+    those by resampling trials in 51, 45 and 44 %
+    (`benchmarks/verification.py --coverage`).
 
     Arguments
     ---------
@@ -234,8 +224,7 @@ def bootstrap_eer(
     trials : Trials
         The trials that were scored.
     n_resamples : int
-        Draws, each of as many speakers as there are. A draw that leaves no
-        trial of a class is replaced.
+        Draws. One that leaves no trial of a class is replaced.
     level : float
         Share of the draws that the interval holds, between 0 and 1.
     seed : int
@@ -244,7 +233,7 @@ def bootstrap_eer(
     Returns
     -------
     low, high : float
-        From 0 to 1.
+        Rates from 0 to 1.
 
     Raises
     ------

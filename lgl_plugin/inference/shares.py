@@ -16,6 +16,9 @@ import torch
 from lgl_plugin.utils.distributed import rank, world_size
 from lgl_plugin.utils.files import atomic_write
 
+# Attributes of a share that a restart needs, beside the positions.
+PROGRESS = ("key", "batches", "dim", "n_bytes", "bad")
+
 
 class Share:
     """A rank's embeddings of an extraction, and their places in the whole.
@@ -50,14 +53,11 @@ class Share:
         # A missing or torn .npz, or too short a .bin, means a fresh start.
         with contextlib.suppress(OSError, ValueError, KeyError):
             with np.load(self.path.with_suffix(".npz")) as saved:
-                known = json.loads(str(saved["known"]))
-                placed = saved["placed"]
+                known, placed = json.loads(str(saved["known"])), saved["placed"]
             size = self.path.stat().st_size
-            if known["key"] == self.key and size >= known["bytes"]:
-                self.batches, self.dim = known["batches"], known["dim"]
-                self.bad = [tuple(bad) for bad in known["bad"]]
-                self.placed = [placed]
-                self.n_bytes = known["bytes"]
+            if known["key"] == self.key and size >= known["n_bytes"]:
+                known["bad"] = [tuple(bad) for bad in known["bad"]]
+                vars(self).update(known, placed=[placed])
         self.file = open(self.path, "ab")
         # A killed process may have appended vectors after its last save.
         self.file.truncate(self.n_bytes)
@@ -88,13 +88,7 @@ class Share:
         # cut would lose.
         self.file.flush()
         os.fsync(self.file.fileno())
-        known = {
-            "key": self.key,
-            "batches": self.batches,
-            "dim": self.dim,
-            "bytes": self.n_bytes,
-            "bad": self.bad,
-        }
+        known = {name: getattr(self, name) for name in PROGRESS}
         placed = self.positions()
         with atomic_write(self.path.with_suffix(".npz"), "wb") as out:
             np.savez(out, known=json.dumps(known), placed=placed)
