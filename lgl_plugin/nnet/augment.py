@@ -13,7 +13,6 @@ the CPU runs ahead of it.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 
 import scipy.fft
 import torch
@@ -188,9 +187,7 @@ class Augmenter(torch.nn.Module):
         chosen = torch.randint(len(self.rooms), (n_rooms,))
         return self.rooms.index_select(0, send(chosen, self.rooms)).float()
 
-    def _noises(
-        self, wavs: torch.Tensor, draw: Draw
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _noises(self, wavs, draw):
         """Yields the rows of each kind of noise and their noise, (n, time)."""
         n_samples = wavs.shape[1]
         for index, kind in enumerate(self.kinds):
@@ -220,11 +217,9 @@ def audio_files(folder: str | pathlib.Path, key: str) -> list[pathlib.Path]:
         if path.suffix.lower() in (".wav", ".flac")
     )
     if not files:
-        reason = (
-            "no wav or flac in" if folder.is_dir() else "there is no folder"
-        )
+        lack = "no wav or flac in" if folder.is_dir() else "there is no folder"
         raise FileNotFoundError(
-            f"{key}: {reason} {folder}. Correct the path, or leave {key} empty "
+            f"{key}: {lack} {folder}. Correct the path, or leave {key} empty "
             "to train without it."
         )
     return files

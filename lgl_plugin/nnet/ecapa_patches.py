@@ -132,11 +132,7 @@ def lean_pooling(model: torch.nn.Module) -> Iterator[None]:
             del pool.forward
 
 
-def _lean_forward(
-    pool: AttentiveStatisticsPooling,
-    x: torch.Tensor,
-    lengths: torch.Tensor | None = None,
-) -> torch.Tensor:
+def _lean_forward(pool, x, lengths=None):
     """Returns weighted mean and deviation over time, (batch, 2C, 1)."""
     total = x.shape[2]
     if lengths is None:
@@ -152,9 +148,7 @@ def _lean_forward(
     return _statistics(x, scores.softmax(dim=2), pool.eps)[..., None]
 
 
-def _statistics(
-    x: torch.Tensor, weight: torch.Tensor, eps: float
-) -> torch.Tensor:
+def _statistics(x, weight, eps):
     """Returns mean and deviation under weights that sum to one, (batch, 2C)."""
     mean = (weight * x).sum(2, keepdim=True)
     variance = (weight * (x - mean).square()).sum(2)
