@@ -21,10 +21,9 @@ from lgl_plugin.utils.files import save_arrays
 class TrueLabels:
     """An observer that a recipe hands to a training loop, for its records.
 
-    Training calls it after the fact and writes the figures that it returns
-    to metrics.jsonl. It hands out no label, and training never reads the
-    figures back; the one exception is `selection: trials`, by which a user
-    asks for epochs to be chosen by the trial list.
+    Training writes the returned figures to metrics.jsonl and never reads them
+    back, except where a user chooses epochs by the trial list (`selection:
+    trials`). It cannot get at the labels.
 
     Arguments
     ---------

@@ -165,7 +165,13 @@ class InferenceModel:
             text += "# The classifier has no weights, as there is none yet.\n"
         else:
             save_tensors(self.classifier, folder / CLASSIFIER)
-            self._write_names(folder / NAMES)
+            # The form in which CategoricalEncoder keeps its labels.
+            names = [f"'pseudo-speaker {n}'" for n in range(self.n_classes)]
+            outputs = len(self.classifier["weight"])
+            rows = [f"{names[n % len(names)]} => {n}" for n in range(outputs)]
+            rows += ["================", "'starting_index' => 0", ""]
+            with atomic_write(folder / NAMES) as out:
+                out.write("\n".join(rows))
             label_encoder = f"\nlabel_encoder: {LABEL_ENCODER}\n"
             loadables += ["classifier", "label_encoder"]
         given = {} if threshold is None else {"threshold": threshold}
@@ -177,14 +183,6 @@ class InferenceModel:
         with atomic_write(folder / "hyperparams.yaml") as out:
             out.write(text)
         logger.info("Exported to %s, threshold %s", folder, threshold)
-
-    def _write_names(self, path):
-        """Writes the outputs' names in the form of CategoricalEncoder."""
-        with atomic_write(path) as out:
-            for output in range(len(self.classifier["weight"])):
-                number = output % self.n_classes
-                out.write(f"'pseudo-speaker {number}' => {output}\n")
-            out.write("================\n'starting_index' => 0\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,19 +218,17 @@ def export(
     run : str or pathlib.Path
         The run folder.
     step : str, optional
-        The step that left the encoder, such as "stage1" or "iter2/gated";
-        "iter2" for that round's latest; or another folder below the run's
-        that holds one, such as a checkpoint's. The latest of all, if not
-        given.
+        "stage1" or "iter2/gated"; "iter2" for that round's latest; or a
+        folder below the run's with an encoder. By default the latest of all.
     folder : str or pathlib.Path, optional
-        Where to write. In `<run>/export`, if not given: `stage1`, `iter2` for
-        that round's latest encoder, `iter2-classifier` for another of it.
+        Where to write. By default `<run>/export/iter2` for a round's latest
+        encoder, `<run>/export/iter2-classifier` for another of it.
     device : str
         Where utterances are embedded to find the threshold.
     data_folder : str, optional
-        Where the run's audio is now, if it is not where it was.
+        Where the run's audio is now, if it has moved.
     threshold : float, optional
-        Of the cosine; found without labels if it is not given.
+        Of the cosine. By default found without labels.
     licence : str
         Of the weights, as Hugging Face names it.
 
@@ -246,8 +242,8 @@ def export(
     FileNotFoundError
         If there is no run or no such step.
     ValueError
-        If the weights were damaged or do not fit the run's settings, or no
-        utterance can be read.
+        If the weights are damaged or do not fit the settings, or no utterance
+        can be read.
 
     Example
     -------
@@ -364,8 +360,8 @@ def export_checkpoint(
     Arguments
     ---------
     encoder : str or pathlib.Path
-        A state dict of the encoder; what data parallelism or torch.compile
-        put before the names is removed.
+        A state dict, also of a module within data parallelism or
+        torch.compile.
     settings : dict
         A yaml of the recipe, as `plain_settings` reads it.
     folder : str or pathlib.Path
