@@ -16,20 +16,8 @@ N = SPEAKERS * EACH
 def make_run(folder, seed=1, speakers=True, trials=True, rounds=2, gate="a"):
     """Writes a run of both stages and returns its folder.
 
-    Arguments
-    ---------
-    folder : pathlib.Path
-        Made here.
-    seed : int
-        Of the run.
-    speakers : bool
-        Whether the manifest names them.
-    trials : bool
-        Whether there was a trial list.
-    rounds : int
-        Of Stage II; 0 for Stage I alone.
-    gate : str
-        The gate in the settings.
+    Without `speakers` the manifest names none; without `trials` the run had no
+    trial list; `rounds` of Stage II, 0 for Stage I alone; `gate` is a setting.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)

@@ -103,6 +103,8 @@ def test_wheel_has_the_package_and_the_recipe_alone(wheel):
         for name in RECIPE_FILES:
             packed = archive.read(f"lgl_plugin/recipe/{name}")
             assert packed == (RECIPE / name).read_bytes()
+    for template in ("report/page.html", "inference/model_card.md"):
+        assert f"lgl_plugin/{template}" in names
     assert YAMLS < RECIPE_FILES
     assert {name.split("/")[0].split("-")[0] for name in names} == {
         "lgl_plugin"

@@ -81,6 +81,19 @@ def test_tables_say_what_the_metrics_say(run):
     assert "100 target and 100 non-target trials" in text
 
 
+def test_facts_and_descriptions_say_what_the_run_did(run):
+    text = html.unescape(read(run))
+    assert "<dt>EER, iteration 2, gated</dt><dd>16.0 %</dd>" in text
+    assert "<dt>EER, untrained</dt><dd>35.0 %</dd>" in text
+    assert "<dt>steps done</dt><dd>10 of 10</dd>" in text
+    assert "untrained: EER % 35.0" in text
+    assert "16.0 % (iteration 2, gated)" in text
+    assert "true speakers, 6 from 10 to 10" in text
+    assert "60 of 60 utterances, the 6 largest clusters" in text
+    assert "training loss per epoch: first 4" in text
+    assert "<summary>stage 1: 4 settings</summary>" in text
+
+
 def test_stage_one_alone_without_anything_else(tmp_path):
     folder = make_run(tmp_path / "1", speakers=False, trials=False, rounds=0)
     (folder / "manifest.csv").unlink()
