@@ -12,7 +12,6 @@ Readers of webdataset's format can read the shards as well.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import errno
 import functools
@@ -87,7 +86,7 @@ def write_shards(
     Arguments
     ---------
     manifest : str or pathlib.Path
-        A csv with the columns ID, duration, wav, start, stop, spk_id.
+        The manifest's csv, see `load_manifest`.
     data_root : str or pathlib.Path
         The folder that `$data_root` stands for in it.
     folder : str or pathlib.Path
@@ -110,7 +109,7 @@ def write_shards(
     Raises
     ------
     FileNotFoundError
-        When there is no manifest, or no audio where it says.
+        When the manifest, or all audio that it names, is missing.
     FileExistsError
         When the folder holds another manifest.csv.
     ValueError
@@ -130,13 +129,9 @@ def write_shards(
     >>> made = write_shards(
     ...     tmp / "manifest.csv", tmp, tmp / "shards", num_workers=1
     ... )
-    >>> load_manifest(made, "shards")[0] == {
-    ...     "wav": "shards/shard-000000.tar",
-    ...     "offset": 0.0,
-    ...     "duration": 0.5,
-    ...     "place": [512, 16044],
-    ... }
-    True
+    >>> shards = load_manifest(made, made.parent)
+    >>> pathlib.Path(shards.wavs[0]).name, shards.places[0].tolist()
+    ('shard-000000.tar', [512, 16044])
     """
     for name, value, least in (
         ("shard_mb", shard_mb, 0.001),
@@ -165,26 +160,7 @@ def write_shards(
     for part in folder.glob(".shard-*.part"):
         part.unlink()  # left by a run that was killed
     _check_room(folder, plan["bytes"] * len(missing) / len(shards))
-    done = len(utterances) - sum(len(shards[n]) for n in missing)
-    if done:
-        logger.info(f"Going on: {done} utterances are in shards already.")
-    with (
-        tqdm(
-            desc="writing shards",
-            unit=" files",
-            total=len(utterances),
-            initial=done,
-        ) as bar,
-        contextlib.closing(
-            _write_missing(folder, utterances, shards, missing, num_workers)
-        ) as written,
-    ):
-        started, n_bytes = time.monotonic(), 0
-        for n in written:
-            n_bytes += index.add(n)
-            rate = n_bytes / 1e6 / (time.monotonic() - started)
-            bar.set_postfix_str(f"{rate:.0f} MB/s", refresh=False)
-            bar.update(len(shards[n]))
+    _write_missing(folder, utterances, shards, missing, index, num_workers)
     index.write_bad_files()
     index.write_manifest(manifest, target)
     for n in range(len(shards)):
@@ -284,26 +260,42 @@ def _check_room(folder, n_bytes):
         )
 
 
-def _write_missing(folder, utterances, shards, missing, num_workers):
-    """Writes shards in parallel; yields the number of each when complete."""
+def _write_missing(folder, utterances, shards, missing, index, num_workers):
+    """Writes the missing shards in parallel and adds them to the index."""
+    done = len(utterances) - sum(len(shards[n]) for n in missing)
+    if done:
+        logger.info(f"Going on: {done} utterances are in shards already.")
     # A generator, and a short queue below: the rows of all shards at once
     # would be a second manifest in memory, made of Python objects.
     jobs = (
         (n, [(i, utterances.ids[i], utterances[i]) for i in shards[n].tolist()])
         for n in missing
     )
-    # The pool is made here because parallel_map's own has no initializer: its
-    # workers would outlive a parent that was killed.
-    with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
+    with (
+        tqdm(
+            desc="writing shards",
+            unit=" files",
+            total=len(utterances),
+            initial=done,
+        ) as bar,
+        # parallel_map's own pool has no initializer: its workers would outlive
+        # a parent that was killed.
+        ProcessPoolExecutor(num_workers, initializer=start_worker) as pool,
+    ):
+        started, n_bytes = time.monotonic(), 0
         try:
-            yield from parallel_map(
+            for n in parallel_map(
                 functools.partial(_write_shard, folder),
                 jobs,
                 chunk_size=1,
                 queue_size=num_workers + 1,
                 executor=pool,
                 progress_bar=False,
-            )
+            ):
+                n_bytes += index.add(n)
+                rate = n_bytes / 1e6 / (time.monotonic() - started)
+                bar.set_postfix_str(f"{rate:.0f} MB/s", refresh=False)
+                bar.update(len(shards[n]))
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a process that writes shards died, perhaps for want of "
@@ -321,9 +313,8 @@ def _write_shard(folder, job):
     n, utterances = job
     lines = []
     keys = set()
-    # TarInfo writes the headers and the offsets are the file's own. TarFile
-    # would know a member's `offset_data` only when it reads, and its close()
-    # would pad each shard to a multiple of 10 KiB.
+    # A member's offset is the position in `out`: TarFile sets `offset_data`
+    # only when it reads, and its close() would pad each shard to 10 KiB.
     with atomic_write(folder / _shard_name(n), "wb") as out:
         for row, name, utterance in utterances:
             try:

@@ -3,7 +3,6 @@
 import collections
 import json
 import pathlib
-import re
 import wave
 
 import numpy as np
@@ -188,31 +187,6 @@ def test_command_line_refuses_in_words(tmp_path, capsys):
         main(["corpus", str(tmp_path / "corpus"), "--sessions", "1"])
     assert stop.value.code == 2
     assert "sessions is 1: the corpus needs 2" in capsys.readouterr().err
-
-
-def fundamental(signal):
-    """The median over frames of the autocorrelation's peak, in Hz."""
-    frames = signal[: len(signal) // 1024 * 1024].reshape(-1, 1024) / 32768
-    frames = frames[np.mean(frames**2, axis=1) > 1e-3]
-    spectra = np.abs(np.fft.rfft(frames, 2048)) ** 2
-    lags = np.fft.irfft(spectra)[:, 60:400]
-    return np.median(synthetic.ESPEAK_RATE / (60 + lags.argmax(axis=1)))
-
-
-@pytest.mark.parametrize("sex, low, high", [("f", 145, 275), ("m", 80, 155)])
-def test_voices_have_the_pitch_of_their_sex(sex, low, high):
-    text = "Rosa remembered the quiet garden near the old harbour."
-    for seed in range(5):
-        voice = synthetic.voice_file(np.random.default_rng(seed), sex)
-        speech = synthetic.Espeak(voice).say(text, 10**6, pitch=50, seed=0)
-        base, top = map(int, re.findall(r"^pitch (\d+) (\d+)", voice, re.M)[-1])
-        assert low < base < high
-        assert 0.9 * base < fundamental(speech) < 1.05 * top
-
-
-def test_espeak_refuses_an_empty_voice():
-    with pytest.raises(RuntimeError, match="refused the voice"):
-        synthetic.Espeak("")
 
 
 @pytest.fixture
