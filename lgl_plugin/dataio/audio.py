@@ -161,7 +161,7 @@ def read_spans(
     Raises
     ------
     BadAudio
-        See `read_audio`; also if a single span is empty.
+        See `read_audio`; an empty span is enough.
 
     Example
     -------

@@ -33,12 +33,6 @@ class UtteranceDataset(DynamicItemDataset):
     rows : numpy.ndarray
         The rows of its utterances to use, int64; at least one.
 
-    Attributes
-    ----------
-    epoch : torch.Tensor
-        The epoch that items are drawn for, int64 (), in memory that loader
-        processes share.
-
     Example
     -------
     >>> def read(wav):
@@ -66,7 +60,8 @@ class UtteranceDataset(DynamicItemDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch to draw for; without, every epoch's are the same."""
-        # In place: persistent loader processes see only the shared memory.
+        # In place: persistent loader processes keep their own copy of this
+        # object and see only what changes in the tensor's shared memory.
         self.epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict:
