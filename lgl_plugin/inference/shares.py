@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -39,8 +40,8 @@ class Share:
         self.key, self.save_seconds = key, save_seconds
         self.batches, self.dim = 0, 0
         self.placed, self.bad = [np.empty(0, np.int64)], []
-        self.vectors, self.n_bytes = [], 0
-        self.path = None
+        self.n_bytes = 0
+        self.path, self.file = None, io.BytesIO()
         if folder:
             folder = pathlib.Path(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,8 +76,7 @@ class Share:
             self.placed.append(positions)
             self.dim = vectors.shape[1]
             self.n_bytes += vectors.nbytes
-            write = self.file.write if self.path else self.vectors.append
-            write(vectors.tobytes())
+            self.file.write(vectors.tobytes())
         if time.monotonic() - self.saved_at >= self.save_seconds:
             self.save()
 
@@ -101,7 +101,7 @@ class Share:
     def close(self) -> bytes | str:
         """Returns the vectors' bytes, or the path of the file with them."""
         if not self.path:
-            return b"".join(self.vectors)
+            return self.file.getvalue()
         self.file.close()
         return str(self.path)
 
@@ -120,22 +120,22 @@ class JoinedShares:
             else np.frombuffer(part, dtype).reshape(-1, dims[0])
             for part in vectors
         ]
-        self.starts = np.cumsum([0] + [len(part) for part in self.parts])
-        positions = np.concatenate(positions)
-        self.order = np.argsort(positions)
-        self.positions = positions[self.order]
-        self.shape, self.dtype = (len(positions), dims[0]), dtype
+        sizes = [len(part) for part in positions]
+        order = np.argsort(np.concatenate(positions))
+        self.positions = np.concatenate(positions)[order]
+        # The share that each utterance's vector lies in, and its row there.
+        self.source = np.repeat(np.arange(len(sizes)), sizes)[order]
+        self.row = np.concatenate([np.arange(size) for size in sizes])[order]
+        self.shape, self.dtype = (len(order), dims[0]), dtype
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.positions)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        wanted = self.order[rows]
-        vectors = np.empty((len(wanted), self.shape[1]), self.dtype)
-        source = np.searchsorted(self.starts, wanted, side="right") - 1
+        source, row = self.source[rows], self.row[rows]
+        vectors = np.empty((len(row), self.shape[1]), self.dtype)
         for number, part in enumerate(self.parts):
-            own = source == number
-            vectors[own] = part[wanted[own] - self.starts[number]]
+            vectors[source == number] = part[row[source == number]]
         return vectors
 
 
