@@ -14,9 +14,9 @@ was 50 times too few; with a grid from K/8 to 8K by 1.15, 1.23 and 1.29.
 
 So bound the grid by what is known of a corpus. Sessions bend the curve as much
 as speakers do, and embeddings of an early encoder hardly bend it at all: then
-the grid decides, and the number is not to be trusted beyond a factor of 2. The
-index of Calinski and Harabasz depends less on the grid, but falls to few
-clusters on such curves; the silhouette rises to the grid's upper end.
+the grid decides, and the number is good to a factor of 2 only. On such curves
+the index of Calinski and Harabasz falls to few clusters, and the silhouette
+rises to the grid's upper end.
 """
 
 from __future__ import annotations
@@ -67,10 +67,9 @@ def below_chord(
 ) -> np.ndarray:
     """Returns how far each point (G,) lies below the chord, float64.
 
-    The unit is the whole fall of the sum of squares: 0 at both ends, negative
-    above the chord. Raises ValueError if the grid has fewer than three points
-    or does not ascend, the sum does not fall or is not finite, or the scale is
-    unknown.
+    The unit is the whole fall of the sum of squares. Raises ValueError if the
+    grid has fewer than three points or does not ascend, or the sum does not
+    fall.
     """
     grid = np.asarray(grid, np.float64)
     inertia = np.asarray(inertia, np.float64)
@@ -116,9 +115,8 @@ def elbow(
 def default_grid(n_embeddings: int) -> np.ndarray:
     """Returns 24 numbers of clusters, int64, from 2 to half the utterances.
 
-    They grow by one ratio; rounding joins some. The largest take nearly all of
-    the time, so a large corpus needs a grid of its own. Raises ValueError if
-    there are fewer than 8 utterances.
+    The largest take nearly all of the time, so a large corpus needs a grid of
+    its own. Raises ValueError if there are fewer than 8 utterances.
     """
     if n_embeddings < 8:
         raise ValueError(
@@ -192,19 +190,13 @@ class ElbowKMeans:
 
     Arguments
     ---------
-    kmeans : KMeans
-        The k-means to run; its own `n_clusters` is not used.
-    grid : sequence of int, optional
-        Numbers of clusters to try, at least three; by default 24 from 2 to
-        N / 2.
-    scale : str
-        Scale of the axis of the number of clusters: root, linear or log.
+    kmeans, grid, scale
+        As in `estimate_k`.
 
     Raises
     ------
     ValueError
-        If the grid has fewer than three numbers or one below 1, or the scale
-        is unknown; in a call, as `estimate_k` does.
+        As in `estimate_k`; for a bad grid or scale already here.
 
     Example
     -------
@@ -212,7 +204,7 @@ class ElbowKMeans:
     >>> rng = np.random.default_rng(0)
     >>> embeddings = np.repeat(np.eye(6), 50, axis=0)
     >>> embeddings += rng.normal(scale=0.05, size=embeddings.shape)
-    >>> cluster = ElbowKMeans(TorchKMeans(n_clusters=1, n_redo=5))
+    >>> cluster = ElbowKMeans(TorchKMeans(1, n_redo=5))
     >>> np.bincount(cluster(embeddings).labels).tolist()
     [50, 50, 50, 50, 50, 50]
     """

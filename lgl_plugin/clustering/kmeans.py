@@ -39,8 +39,7 @@ class Clustering:
         Cluster of each embedding (N,), int64, in [0, n_clusters).
     centroids : numpy.ndarray
         Centroids (n_clusters, D), float32, of length 1. Each embedding has
-        the label of the centroid with the highest cosine; `TwoStepKMeans` is
-        the exception.
+        the label of the one with the highest cosine, but in `TwoStepKMeans`.
     inertia : numpy.ndarray
         Sum of squared distances of the points used to their centroids, at
         the start of each iteration: (n_iterations,), float64.
@@ -77,31 +76,28 @@ class KMeans(abc.ABC):
     `_load_library`, `_iterate` and `_search`, and `_to_device` if its points
     do not stay in numpy.
 
-    Embeddings are normalised to length 1, and so is each centroid after each
-    iteration. (The released code searches by inner product among centroids
-    that are not, which favours long ones: the compact clusters.) The same seed
-    gives the same labels on one machine.
+    Embeddings have length 1, and so has each centroid after each iteration.
+    (In the released code centroids have not, and the search by inner product
+    favours long ones: the compact clusters.) The same seed gives the same
+    labels on one machine.
 
     Arguments
     ---------
     n_clusters : int
         K; 6,000 for VoxCeleb2 (paper, section 4).
     n_iterations : int
-        Iterations of Lloyd's algorithm. 25 is the default of faiss, which
-        the paper used; on simulated speakers, overlapping or not, the
-        inertia by then falls by less than 0.1 % an iteration.
+        Iterations of Lloyd's algorithm. By 25, the default of faiss and so of
+        the paper, the inertia falls by less than 0.1 % an iteration.
     n_redo : int
-        Runs from different first centroids, of which the one with the
-        lowest inertia is kept. Worth its time on small corpora.
+        Runs from different first centroids; the one with the lowest inertia
+        is kept. Worth its time on small corpora.
     max_points_per_centroid : int
-        Largest sample to train on, in embeddings per cluster. 256 is the
-        default of faiss: at K=6,000 that is 1,536,000, more than VoxCeleb2
-        has, so all are used.
+        Largest sample to train on, in embeddings per cluster. At 256, the
+        default of faiss, and K=6,000 all of VoxCeleb2 is used.
     seed : int
         Seed of the sample and of the first centroids.
     device : str
-        "cpu", "cuda" or "cuda:<index>". The number of CPU threads is that
-        of OpenMP (OMP_NUM_THREADS).
+        "cpu" (with OMP_NUM_THREADS threads), "cuda" or "cuda:<index>".
 
     Raises
     ------
@@ -174,9 +170,7 @@ class KMeans(abc.ABC):
             runs = self._train(points, grid)
         return np.array([inertia[-1] for _, inertia in runs])
 
-    def _training_points(
-        self, embeddings: np.ndarray, n_clusters: int
-    ) -> np.ndarray:
+    def _training_points(self, embeddings, n_clusters):
         """Returns the normalised sample to train on, or raises ValueError."""
         if embeddings.ndim != 2:
             raise ValueError(
@@ -194,12 +188,10 @@ class KMeans(abc.ABC):
             embeddings = embeddings[rows]
         return normalised(embeddings)
 
-    def _train(
-        self, points: np.ndarray, grid: Sequence[int]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _train(self, points, grid):
         """Returns the centroids and the inertia of the best run for each K."""
         placed = self._to_device(points)
-        best: list[Any] = [(None, [np.inf])] * len(grid)
+        best = [(None, [np.inf])] * len(grid)
         n_iterations = len(grid) * self.n_redo * self.n_iterations
         with tqdm(total=n_iterations, unit="iteration") as progress:
             for seed in range(self.seed, self.seed + self.n_redo):
@@ -222,9 +214,7 @@ class KMeans(abc.ABC):
             for centroids, inertia in best
         ]
 
-    def _first_centroids(
-        self, points: np.ndarray, n_clusters: int, seed: int
-    ) -> np.ndarray:
+    def _first_centroids(self, points, n_clusters, seed):
         """Returns greedy k-means++ on at most ten points per centroid."""
         # Random points, with which faiss starts, leave speakers that are well
         # apart without a centroid of their own, and others with two. On all
@@ -236,21 +226,15 @@ class KMeans(abc.ABC):
         seeds = kmeans_plus_plus(sample, n_clusters, seed)
         return points[rows[seeds.numpy()]]
 
-    def _assign(
-        self, embeddings: np.ndarray, centroids: np.ndarray
-    ) -> np.ndarray:
+    def _assign(self, embeddings, centroids):
         """Returns the label (N,) of the nearest centroid, chunk by chunk."""
-        n = len(embeddings)
-        labels = np.empty(n, dtype=np.int64)
-        progress = tqdm(
-            total=n, desc="assigning", unit="utterance", unit_scale=True
+        rows = list(chunks(len(embeddings)))
+        return np.concatenate(
+            [
+                self._search(normalised(embeddings[some]), centroids)
+                for some in tqdm(rows, desc="assigning", unit="chunk")
+            ]
         )
-        with progress:
-            for rows in chunks(n):
-                chunk = normalised(embeddings[rows])
-                labels[rows] = self._search(chunk, centroids)
-                progress.update(len(chunk))
-        return labels
 
     def _resources(self) -> contextlib.AbstractContextManager[object]:
         """Returns a context that holds what the back-end computes with."""
@@ -285,15 +269,12 @@ class FaissKMeans(KMeans):
 
     Example
     -------
-    >>> rng = np.random.default_rng(0)
-    >>> embeddings = np.repeat(np.eye(3), 50, axis=0)
-    >>> embeddings += rng.normal(scale=0.05, size=embeddings.shape)
-    >>> clustering = FaissKMeans(n_clusters=3, n_redo=5)(embeddings)
+    >>> clustering = FaissKMeans(n_clusters=3)(np.repeat(np.eye(3), 50, axis=0))
     >>> np.bincount(clustering.labels).tolist()
     [50, 50, 50]
     """
 
-    def _load_library(self) -> ModuleType:
+    def _load_library(self):
         return require_faiss(self.device)
 
     @contextlib.contextmanager
@@ -306,16 +287,13 @@ class FaissKMeans(KMeans):
             # Faiss holds 1.5 GB of the GPU, which the training needs back.
             self.gpu = None
 
-    def _iterate(
-        self, points: np.ndarray, centroids: np.ndarray
-    ) -> tuple[np.ndarray, float]:
+    def _iterate(self, points, centroids):
         kmeans = self.library.Kmeans(
             points.shape[1],
             len(centroids),
             niter=1,  # at a time, for the progress bar
             spherical=True,
-            # The sample is drawn above, and faiss would warn of less than 39
-            # points per centroid in each iteration.
+            # Or faiss would warn of less than 39 in each iteration.
             min_points_per_centroid=1,
             max_points_per_centroid=len(points),
         )
@@ -324,12 +302,12 @@ class FaissKMeans(KMeans):
         # faiss sums cosines; |x - c|^2 = 2 - 2 cos.
         return kmeans.centroids, 2 * (len(points) - kmeans.obj[0])
 
-    def _search(self, points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    def _search(self, points, centroids):
         index = self._index(centroids.shape[1])
         index.add(centroids)
         return index.search(points, 1)[1][:, 0]
 
-    def _index(self, dimensions: int) -> Any:
+    def _index(self, dimensions):
         """Returns an empty index of inner products on the device."""
         index = self.library.IndexFlatIP(dimensions)
         if self.device.type == "cpu":
@@ -352,24 +330,19 @@ class TorchKMeans(KMeans):
 
     Example
     -------
-    >>> rng = np.random.default_rng(0)
-    >>> embeddings = np.repeat(np.eye(3), 50, axis=0)
-    >>> embeddings += rng.normal(scale=0.05, size=embeddings.shape)
-    >>> clustering = TorchKMeans(n_clusters=3, n_redo=5)(embeddings)
+    >>> clustering = TorchKMeans(n_clusters=3)(np.repeat(np.eye(3), 50, axis=0))
     >>> np.bincount(clustering.labels).tolist()
     [50, 50, 50]
     """
 
-    def _load_library(self) -> ModuleType:
+    def _load_library(self):
         _check_gpu(self.device, "torch", torch.cuda.device_count())
         return torch
 
-    def _to_device(self, points: np.ndarray) -> torch.Tensor:
+    def _to_device(self, points):
         return torch.from_numpy(points).to(self.device)
 
-    def _iterate(
-        self, points: torch.Tensor, centroids: torch.Tensor
-    ) -> tuple[torch.Tensor, float]:
+    def _iterate(self, points, centroids):
         cosines, labels = _nearest(points, centroids)
         inertia = 2 * (len(points) - cosines.sum(dtype=torch.float64))
         sums = sum_by_label(points, labels, len(centroids))
@@ -382,13 +355,7 @@ class TorchKMeans(KMeans):
             centroids[empty] = points[self._split(empty, squares, gaps, labels)]
         return centroids, float(inertia)
 
-    def _split(
-        self,
-        empty: torch.Tensor,
-        squares: torch.Tensor,
-        gaps: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
+    def _split(self, empty, squares, gaps, labels):
         """Returns the row of a point for each of the empty clusters."""
         # The cluster with the largest sum of squares gives one of its points,
         # drawn as by k-means++, and counts half from then on. The inertia ends
@@ -404,7 +371,7 @@ class TorchKMeans(KMeans):
             rows.append(members[draw(gaps[members], 1, generator)])
         return torch.cat(rows)
 
-    def _search(self, points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    def _search(self, points, centroids):
         placed = self._to_device(points), self._to_device(centroids)
         return _nearest(*placed)[1].cpu().numpy()
 
@@ -436,9 +403,7 @@ def require_faiss(device: str | torch.device = "cpu") -> ModuleType:
     return faiss
 
 
-def _nearest(
-    points: torch.Tensor, centroids: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(points, centroids):
     """Returns the cosine and the number (N,) of the nearest centroids."""
     block = max(1, SCORES[points.device.type] // (4 * len(centroids)))
     block = min(block, len(points))
@@ -455,7 +420,7 @@ def _nearest(
     return cosines, labels
 
 
-def _check_directions(embeddings: np.ndarray) -> None:
+def _check_directions(embeddings):
     """Raises ValueError if an embedding is NaN, infinite or zero."""
     norms = np.concatenate(
         [
@@ -472,7 +437,7 @@ def _check_directions(embeddings: np.ndarray) -> None:
         )
 
 
-def _check_number(n_clusters: int, n_embeddings: int) -> None:
+def _check_number(n_clusters, n_embeddings):
     """Raises ValueError if there are more clusters than utterances."""
     if n_clusters > n_embeddings:
         raise ValueError(
@@ -481,7 +446,7 @@ def _check_number(n_clusters: int, n_embeddings: int) -> None:
         )
 
 
-def _check_gpu(device: torch.device, library: str, n_gpus: int) -> None:
+def _check_gpu(device, library, n_gpus):
     """Raises ValueError if the library does not see the GPU."""
     if device.type != "cpu" and (device.index or 0) >= n_gpus:
         raise ValueError(

@@ -81,7 +81,7 @@ def draw(
     )
 
 
-def _gains(cosines: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
+def _gains(cosines, nearest):
     """Returns how much each column would add to the sum of nearest cosines."""
     return sum(
         (rows - floor[:, None]).clamp_(min=0).sum(dim=0)

@@ -82,9 +82,7 @@ class TwoStepKMeans:
         )
 
 
-def _sums(
-    embeddings: np.ndarray, labels: np.ndarray, n_labels: int
-) -> torch.Tensor:
+def _sums(embeddings, labels, n_labels):
     """Returns the sum of the normalised embeddings of each label."""
     sums = torch.zeros(n_labels, embeddings.shape[1])
     for rows in chunks(len(embeddings)):

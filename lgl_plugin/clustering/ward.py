@@ -104,9 +104,7 @@ def ward(
     return torch.from_numpy(labels).to(points.device, torch.int64)
 
 
-def _neighbours(
-    means: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _neighbours(means, weights, rows):
     """Returns the nearest cluster of each row and Ward's distance to it."""
     block = max(1, DISTANCES[means.device.type] // (8 * len(means)))
     block = min(block, len(rows))

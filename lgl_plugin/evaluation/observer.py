@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.dataio.trials import Trials
+from lgl_plugin.dataio.trials import Trials, trial_audio
 from lgl_plugin.evaluation.pseudo_labels import (
     clustering_report,
     hungarian_mapping,
@@ -22,8 +23,7 @@ class TrueLabels:
     """An observer that a recipe hands to a training loop, for its records.
 
     Training writes the returned figures to metrics.jsonl and never reads them
-    back, except where a user chooses epochs by the trial list (`selection:
-    trials`). It cannot get at the labels.
+    back. It cannot get at the labels.
 
     Arguments
     ---------
@@ -31,13 +31,8 @@ class TrueLabels:
         True speaker of each row of the manifest, -1 where not known.
     trials : Trials, optional
         A trial list with its labels.
-    audio : Manifest, optional
-        The utterances of `trials`, in the order of `trials.utterances`.
-
-    Raises
-    ------
-    ValueError
-        When there are trials without audio.
+    folder : str or pathlib.Path, optional
+        Where the trial list's paths begin.
 
     Example
     -------
@@ -52,13 +47,16 @@ class TrueLabels:
         self,
         speakers: np.ndarray,
         trials: Trials | None = None,
-        audio: Manifest | None = None,
+        folder: str | pathlib.Path | None = None,
     ):
-        if trials is not None and audio is None:
-            raise ValueError("a trial list can be scored with its audio only")
         self._speakers = speakers
         self._trials = trials
-        self._audio = audio
+        self._folder = folder
+
+    @functools.cached_property
+    def _audio(self) -> Manifest:
+        """The trial list's utterances; their headers are read when needed."""
+        return trial_audio(self._trials, self._folder)
 
     def score_trials(
         self,

@@ -28,6 +28,7 @@ from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.model_card import last_name, model_card
+from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.state import check_artefact, read_state
 from lgl_plugin.runs.weights import save_tensors
@@ -40,7 +41,13 @@ MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 # What data parallelism and torch.compile put before a weight's name.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
-CLASSIFY = "!new:speechbrain.lobes.models.ECAPA_TDNN.Classifier"
+# SpeechBrain's inference classes normalise features in any case.
+SAME = {
+    "!new:speechbrain.processing.features.InputNormalization": {
+        "mean_norm": False,
+        "std_norm": False,
+    }
+}
 LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder {}"
 # What stands in every exported yaml below the model's own parts.
 FIXED_PART = """
@@ -83,16 +90,19 @@ class InferenceModel:
         self.n_classes = 0
         self.encoder = read_state_dict(encoder)
         self.classifier = None
-        tag, arguments = _instance(settings[kind])
+        _, parts = _instance(settings[kind])
+        tag, arguments = _instance(parts["network"])
         self.encoder_class = tag.rpartition(".")[2]
         self.parts = {
             "sample_rate": settings["sample_rate"],
-            "compute_features": settings["compute_features"],
-            "mean_var_norm": settings["mean_var_norm"],
+            "compute_features": dict([_instance(parts["features"])]),
+            "mean_var_norm": dict([_instance(parts.get("normalise") or SAME)]),
             "embedding_model": {tag: arguments},
             # EncoderClassifier refuses a yaml without one, even if nothing
             # is ever classified.
-            "classifier": {CLASSIFY: {"input_size": 1, "out_neurons": 1}},
+            "classifier": {
+                COSINE_CLASSIFIER: {"input_size": 1, "out_neurons": 1}
+            },
         }
         if classifier is not None:
             self._add_classifier(read_state_dict(classifier))
@@ -117,7 +127,10 @@ class InferenceModel:
             # A class scores as the best of its centres: as many outputs of
             # one name, of which SpeechBrain names the best.
             weights = {"weight": centres.flatten(0, 1)}
-            tag, arguments = CLASSIFY, {"input_size": centres.shape[-1]}
+            tag, arguments = (
+                COSINE_CLASSIFIER,
+                {"input_size": centres.shape[-1]},
+            )
         outputs = len(weights["weight"])
         self.classifier = weights
         self.parts["classifier"] = {tag: {**arguments, "out_neurons": outputs}}
@@ -125,10 +138,13 @@ class InferenceModel:
     def extractor(self, device: str = "cpu") -> Extractor:
         """Makes an Extractor around the encoder."""
         loader = self.settings.get("dataloader_options", {})
-        return Extractor(
+        encoder = Encoder(
             self.built["compute_features"],
-            self.built["mean_var_norm"],
             self.built["embedding_model"],
+            self.built["mean_var_norm"],
+        )
+        return Extractor(
+            encoder,
             device,
             self.settings["sample_rate"],
             num_workers=loader.get("num_workers", 0),

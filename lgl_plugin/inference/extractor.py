@@ -1,4 +1,6 @@
-"""Embeddings of whole utterances: extraction and the store on disk."""
+"""Embeds whole utterances, in batches, on every rank."""
+
+from __future__ import annotations
 
 import pathlib
 
@@ -7,11 +9,10 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.logger import get_logger
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, read_audio
-from lgl_plugin.dataio.manifest import Strings
+from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference.shares import (
     JoinedShares,
     Share,
@@ -19,14 +20,9 @@ from lgl_plugin.inference.shares import (
     remove_shares,
 )
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.nnet.ecapa_patches import (
-    lean_pooling,
-    padding_invariant,
-    reflected_frames,
-    relative_lengths,
-)
+from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.runs.weights import load_weights
-from lgl_plugin.utils.distributed import gather, rank, world_size
+from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
 from lgl_plugin.utils.files import explain_full_disk
 from lgl_plugin.utils.signals import own_process_group, stop
 
@@ -38,33 +34,29 @@ logger = get_logger(__name__)
 class Extractor:
     """Embeds whole utterances, clean, in batches of like length.
 
-    In float32 an utterance's embedding does not depend on its batch: see
-    `padding_invariant`. Under torch.distributed each rank embeds its share;
+    In float32 an utterance's embedding does not depend on its batch, as
+    `Encoder` promises. Under torch.distributed each rank embeds its share;
     all ranks call, and all get the whole.
 
     Arguments
     ---------
-    compute_features : torch.nn.Module
-        SpeechBrain's Fbank or MFCC: waveforms (batch, time) to features
-        (batch, frames, bands), centred frames; always in float32.
-    mean_var_norm : torch.nn.Module or None
-        SpeechBrain's InputNormalization, or any (features, lengths).
-    embedding_model : torch.nn.Module
-        (features, lengths) to embeddings (batch, 1, dim).
+    encoder : torch.nn.Module
+        Waveforms (batch, samples) and relative lengths (batch,) to embeddings
+        (batch, dim): `lgl_plugin.nnet.encoders.Encoder`.
     device : str
-        Where they run.
+        Where it runs.
     sample_rate : int
         In Hz.
     batch_seconds : float, optional
-        Speech in a batch, filling included. By default 20 in float32 on a
+        Speech in a batch, padding included. By default 20 in float32 on a
         CPU, whose cache should hold a layer, 120 in 16 bits there, where
         casting the weights for each batch counts, and 960 elsewhere.
     max_seconds : float
-        What is read of a longer utterance, from its beginning.
+        Length of what is read of a longer utterance, from its beginning.
     num_workers : int
         Processes that read audio; 0 reads in this one.
     precision : str
-        Of the embedding model: fp32, bf16 or fp16, by autocast.
+        Of the encoder: fp32, bf16 or fp16, by autocast.
     dtype : str
         Of the store: float32 or float16.
     keep_seconds : float
@@ -75,13 +67,14 @@ class Extractor:
     -------
     >>> from speechbrain.lobes.features import Fbank
     >>> from lgl_plugin.dataio.manifest import Manifest
+    >>> from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
     >>> import soundfile
     >>> path = str(getfixture("tmp_path") / "noise.wav")
     >>> soundfile.write(path, np.random.randn(16000) / 9, 16000)
     >>> manifest = Manifest.of(
     ...     [("a", path, 0.0, 1.0, ""), ("b", "missing.wav", 0.0, 1.0, "")]
     ... )
-    >>> extract = Extractor(Fbank(n_mels=80), None, LogMelStatistics())
+    >>> extract = Extractor(Encoder(Fbank(n_mels=80), LogMelStatistics()))
     >>> found, bad = extract(manifest, [0, 1])
     >>> list(found.utterances), found.vectors.shape, [name for name, _ in bad]
     (['a'], (1, 160), ['b'])
@@ -89,25 +82,19 @@ class Extractor:
 
     def __init__(
         self,
-        compute_features,
-        mean_var_norm,
-        embedding_model,
-        device="cpu",
-        sample_rate=16000,
-        batch_seconds=None,
-        max_seconds=60.0,
-        num_workers=0,
-        precision="fp32",
-        dtype="float32",
-        keep_seconds=600.0,
+        encoder: torch.nn.Module,
+        device: str = "cpu",
+        sample_rate: int = 16000,
+        batch_seconds: float | None = None,
+        max_seconds: float = 60.0,
+        num_workers: int = 0,
+        precision: str = "fp32",
+        dtype: str = "float32",
+        keep_seconds: float = 600.0,
     ):
-        self.compute_features = compute_features
-        self.mean_var_norm = mean_var_norm
-        if isinstance(embedding_model, DistributedDataParallel):
-            # It would wait for all ranks in each batch, and they have
-            # different numbers of them.
-            embedding_model = embedding_model.module
-        self.embedding_model = embedding_model
+        # Data parallelism would wait for all ranks in each batch, and they
+        # have different numbers of them.
+        self.encoder = unwrapped(encoder)
         self.device = torch.device(device)
         self.sample_rate = sample_rate
         if batch_seconds is None:
@@ -119,10 +106,14 @@ class Extractor:
         self.precision = AMPConfig.from_name(precision).dtype
         self.dtype = np.dtype(dtype)
         self.keep_seconds = keep_seconds
-        self.hop = compute_features.get_filter_properties().stride
 
     @torch.no_grad()
-    def __call__(self, manifest, rows, folder=None):
+    def __call__(
+        self,
+        manifest: Manifest,
+        rows: np.ndarray,
+        folder: str | pathlib.Path | None = None,
+    ) -> tuple[Embeddings, list[tuple[str, str]]]:
         """Embeds utterances.
 
         Arguments
@@ -175,22 +166,13 @@ class Extractor:
         return Embeddings.load(folder), bad
 
     def _embed_share(self, manifest, rows, folder):
-        """What is this rank's to embed."""
+        """Embeds the batches of this rank."""
         seconds = np.minimum(manifest.durations[rows], self.max_seconds)
         order, ends = self._batches(seconds)
-        # A lone utterance of no more frames cannot be reflected.
-        shortest = reflected_frames(self.embedding_model) * self.hop
-        modules = (
-            self.embedding_model,
-            self.compute_features,
-            self.mean_var_norm,
-        )
         options = (self.precision, self.dtype, self.sample_rate)
-        key = (
-            fingerprint(*modules, rows, seconds, ends, *options)
-            if folder
-            else ""
-        )
+        parts = (self.encoder, rows, seconds, ends, *options)
+        key = fingerprint(*parts) if folder else ""
+        shortest = getattr(self.encoder, "min_samples", 1)
         share = Share(folder, key, self.keep_seconds)
         if share.batches:
             logger.info(
@@ -198,20 +180,18 @@ class Extractor:
                 len(share.positions()) + len(share.bad),
             )
         batches = range(rank(), len(ends), world_size())
+        waveforms = _Waveforms(
+            *(manifest, rows, seconds, order, ends, self.sample_rate, shortest)
+        )
         loader = torch.utils.data.DataLoader(
-            _Waveforms(
-                manifest, rows, seconds, order, ends, self.sample_rate, shortest
-            ),
+            waveforms,
             batch_size=None,
             sampler=batches[share.batches :],
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=own_process_group,
         )
-        self.compute_features.to(self.device)
-        if self.mean_var_norm is not None:
-            self.mean_var_norm.to(self.device).eval()
-        self.embedding_model.to(self.device).eval()
+        self.encoder.to(self.device).eval()
         progress = tqdm(
             total=len(rows) // world_size(),
             initial=len(share.positions()) + len(share.bad),
@@ -240,37 +220,29 @@ class Extractor:
         return share
 
     def _embed(self, wavs, n_samples):
-        """Embeddings of filled waveforms, as the store has them."""
+        """Returns embeddings of padded waveforms, as the store has them."""
         wavs = wavs.to(self.device, non_blocking=True)
         n_samples = n_samples.to(self.device, non_blocking=True)
-        n_frames = 1 + n_samples // self.hop
-        with padding_invariant(
-            self.compute_features, self.embedding_model, n_frames
-        ):
-            features = self.compute_features(wavs)
-            lengths = relative_lengths(n_frames, features.shape[1])
-            if self.mean_var_norm is not None:
-                features = self.mean_var_norm(features, lengths)
-            autocast = TorchAutocast(self.device.type, dtype=self.precision)
-            with autocast, lean_pooling(self.embedding_model):
-                vectors = self.embedding_model(features, lengths)
+        with TorchAutocast(self.device.type, dtype=self.precision):
+            vectors = self.encoder(wavs, n_samples / wavs.shape[1])
         dtype = getattr(torch, self.dtype.name)
-        # (batch, 1, dim), or (batch, dim) of SpeechBrain's ResNet.
-        return vectors.flatten(1).to(dtype).cpu().numpy()
+        return vectors.to(dtype).cpu().numpy()
 
     def _batches(self, seconds):
-        """Utterances, longest first, and where each batch of them ends."""
+        """Orders utterances, longest first; says where each batch ends."""
         order = np.argsort(-seconds, kind="stable")
         ends, end = [], 0
         while end < len(order):
-            # Filling counts: every member takes the first one's length.
+            # Padding counts: every member takes the first one's length.
             end += max(1, int(self.batch_seconds / seconds[order[end]]))
             ends.append(min(end, len(order)))
         return order, np.array(ends)
 
 
-def load_extractor(folder, device="cpu", num_workers=0):
-    """An Extractor around the encoder of a SpeechBrain inference folder.
+def load_extractor(
+    folder: str | pathlib.Path, device: str = "cpu", num_workers: int = 0
+) -> Extractor:
+    """Makes an Extractor of the encoder of a SpeechBrain inference folder.
 
     SpeechBrain's own loader lets weights pass that fit no module, with a
     warning, and the encoder then stays random; here all must fit. The folder
@@ -289,7 +261,7 @@ def load_extractor(folder, device="cpu", num_workers=0):
 
     Returns
     -------
-    lgl_plugin.inference.extractor.Extractor
+    Extractor
 
     Raises
     ------
@@ -315,20 +287,16 @@ hyperparams.yaml. `lgl export RUN` writes one to RUN/export
     path = folder / "hyperparams.yaml"
     try:
         hparams = load_hyperpyyaml(path.read_text(encoding="utf-8"))
-        features, normalise, model = (hparams["modules"][n] for n in PARTS)
-    except Exception as error:  # whatever the classes that it names raise
+        features, normalise, network = (hparams["modules"][n] for n in PARTS)
+        encoder = Encoder(features, network, normalise)
+    except Exception as error:  # the classes that it names raise anything
         raise ValueError(
             f"{path} cannot be loaded, or its modules lack one of "
             f"{', '.join(PARTS)}: {error!r}"
         ) from error
-    return Extractor(
-        features,
-        normalise,
-        load_weights(model, folder / "embedding_model.ckpt"),
-        device,
-        hparams.get("sample_rate", 16000),
-        num_workers=num_workers,
-    )
+    load_weights(encoder.network, folder / "embedding_model.ckpt")
+    sample_rate = hparams.get("sample_rate", 16000)
+    return Extractor(encoder, device, sample_rate, num_workers=num_workers)
 
 
 class _Waveforms(torch.utils.data.Dataset):

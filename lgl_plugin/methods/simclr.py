@@ -1,16 +1,14 @@
 """Stage I by SimCLR with augmentation adversarial training."""
 
-import speechbrain as sb
+from __future__ import annotations
+
 import torch
-from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.nnet.losses import (
     augmentation_adversarial_loss,
     gradient_reversal,
 )
 from lgl_plugin.training.brain import SpeakerBrain
-
-logger = get_logger(__name__)
 
 
 class SimCLRBrain(SpeakerBrain):
@@ -23,7 +21,7 @@ class SimCLRBrain(SpeakerBrain):
     """
 
     def init_optimizers(self):
-        """One optimiser for the encoder, one for the discriminator."""
+        """Makes one optimiser for the encoder, one for the discriminator."""
         discriminator = list(self.modules.discriminator.parameters())
         apart = set(discriminator)
         self.optimizer = self.opt_class(
@@ -42,48 +40,41 @@ class SimCLRBrain(SpeakerBrain):
         return {"encoder": optimizers["encoder"]}
 
     def compute_forward(self, batch, stage):
-        """Embeddings of the views, shape (views, batch, dim)."""
-        crops = batch.sig.data.to(self.device, non_blocking=True)
-        if stage != sb.Stage.TRAIN:
-            return self.held_out_embeddings(crops)
-        first, second = crops.unbind(1)
+        """Returns embeddings of the views, (3, batch, dim)."""
+        first, second = self.crops(batch).unbind(1)
         shared = self.modules.augment.draw(*first.shape)
         views = [
             self.modules.augment(first, shared),
             self.modules.augment(second, shared),
             self.modules.augment(second),
         ]
-        return self.embed(torch.cat(views)).unflatten(0, (3, -1))
+        return self.modules.encoder(torch.cat(views)).unflatten(0, (3, -1))
 
     def compute_objectives(self, embeddings, batch, stage):
-        """Contrastive loss, and the adversarial one in training."""
+        """Returns the contrastive loss and the adversarial one, added."""
         loss, accuracy = self.modules.contrastive(embeddings[0], embeddings[-1])
-        if stage != sb.Stage.TRAIN:
-            self.held_out.append(embeddings.cpu())
-            return loss
         self.train_discriminator(embeddings.detach())
         adversarial, confusion = augmentation_adversarial_loss(
             self.modules.discriminator,
             *gradient_reversal(embeddings, self.hparams.adversarial_weight),
         )
-        self.count(accuracy=accuracy, discriminator=confusion)
+        self.tally.add(accuracy=accuracy, discriminator=confusion)
         return loss + adversarial
 
-    def train_discriminator(self, embeddings):
-        """The discriminator's own step, before the encoder's."""
+    def train_discriminator(self, embeddings) -> None:
+        """Does the discriminator's own step, before the encoder's."""
         self.discriminator_optimizer.zero_grad()
         loss, _ = augmentation_adversarial_loss(
             self.modules.discriminator, *embeddings
         )
         loss.backward()
-        self.guarded_step(self.discriminator_optimizer)
+        self.guard.step(self.discriminator_optimizer)
 
-    def epoch_summary(self):
-        """Contrastive accuracy, and how often the discriminator was right."""
-        batches = self.tally["batches"]
+    def epoch_summary(self) -> dict[str, float]:
+        """Returns both accuracies: contrastive and the discriminator's."""
+        counts = self.tally.total()
+        batches = counts["batches"]
         return {
-            "accuracy": float(self.tally["accuracy"] / batches),
-            "discriminator_accuracy": float(
-                self.tally["discriminator"] / batches
-            ),
+            "accuracy": float(counts["accuracy"] / batches),
+            "discriminator_accuracy": float(counts["discriminator"] / batches),
         }

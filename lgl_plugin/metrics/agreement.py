@@ -20,10 +20,9 @@ def nmi(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
 
     Arguments
     ---------
-    true : array-like, (N,), str or int
-        Speaker of each utterance; "" or negative where not known.
-    pseudo : array-like, (N,), str or int
-        Pseudo-label of each utterance.
+    true, pseudo : array-like, (N,), str or int
+        Speaker ("" or negative where not known) and pseudo-label of each
+        utterance.
 
     Returns
     -------
@@ -54,10 +53,9 @@ def ami(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
 
     Arguments
     ---------
-    true : array-like, (N,), str or int
-        Speaker of each utterance; "" or negative where not known.
-    pseudo : array-like, (N,), str or int
-        Pseudo-label of each utterance.
+    true, pseudo : array-like, (N,), str or int
+        Speaker ("" or negative where not known) and pseudo-label of each
+        utterance.
 
     Returns
     -------
@@ -96,10 +94,9 @@ def purity(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
 
     Arguments
     ---------
-    true : array-like, (N,), str or int
-        Speaker of each utterance; "" or negative where not known.
-    pseudo : array-like, (N,), str or int
-        Pseudo-label of each utterance.
+    true, pseudo : array-like, (N,), str or int
+        Speaker ("" or negative where not known) and pseudo-label of each
+        utterance.
 
     Returns
     -------

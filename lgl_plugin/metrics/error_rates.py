@@ -17,10 +17,8 @@ def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
 
     Arguments
     ---------
-    scores : array-like, (T,), float
-        Higher means more likely the same speaker.
-    labels : array-like, (T,), bool
-        True for a target trial.
+    scores, labels : array-like, (T,), float and bool
+        Score of each trial, higher for the same speaker; True for a target.
 
     Returns
     -------
@@ -62,16 +60,12 @@ def min_dcf(
 
     Arguments
     ---------
-    scores : array-like, (T,), float
-        Higher means more likely the same speaker.
-    labels : array-like, (T,), bool
-        True for a target trial.
+    scores, labels : array-like, (T,), float and bool
+        Score of each trial, higher for the same speaker; True for a target.
     p_target : float
         Prior probability of a target trial, between 0 and 1.
-    c_miss : float
-        Cost of rejecting a target, above 0.
-    c_fa : float
-        Cost of accepting a non-target, above 0.
+    c_miss, c_fa : float
+        Cost of rejecting a target and of accepting a non-target, above 0.
 
     Returns
     -------

@@ -1,15 +1,120 @@
 """Encoders: waveforms and lengths in, embeddings out."""
 
-import torch
-from speechbrain.utils.logger import get_logger
+from __future__ import annotations
 
-logger = get_logger(__name__)
+from collections.abc import Callable
+
+import torch
+
+from lgl_plugin.nnet.ecapa_patches import (
+    lean_pooling,
+    padding_invariant,
+    reflected_frames,
+    relative_lengths,
+)
+
+# SpeechBrain's cosine classifier, which its inference classes load.
+COSINE_CLASSIFIER = "!new:speechbrain.lobes.models.ECAPA_TDNN.Classifier"
+
+Part = torch.nn.Module | Callable[[], torch.nn.Module]
+
+
+class Encoder(torch.nn.Module):
+    """A front end and a network of SpeechBrain's, from waveform to embedding.
+
+    All that trains, extracts or exports knows an encoder by this alone:
+    `encoder(waveforms, lengths)`, its `network`, whose state dict is the
+    checkpoint that SpeechBrain loads, and `min_samples`.
+
+    Arguments
+    ---------
+    features : torch.nn.Module or callable
+        Waveforms (batch, samples) to features (batch, frames, bands), such as
+        SpeechBrain's Fbank; without weights. As with the other parts, a
+        callable that makes the module, what a yaml's `!name:` is, gives each
+        encoder its own.
+    network : torch.nn.Module or callable
+        Features and relative lengths to embeddings (batch, 1, dim), such as
+        SpeechBrain's ECAPA_TDNN, Xvector or ResNet.
+    normalise : torch.nn.Module or callable, optional
+        Features and relative lengths to features, such as SpeechBrain's
+        InputNormalization; without weights.
+
+    Attributes
+    ---------
+    min_samples : int
+        A shorter utterance cannot be embedded.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.features import Fbank
+    >>> from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+    >>> network = ECAPA_TDNN(80, channels=[16] * 5, lin_neurons=32)
+    >>> encoder = Encoder(Fbank(n_mels=80), network).eval()
+    >>> padded = torch.nn.functional.pad(torch.randn(2, 16000), (0, 800))
+    >>> alone = encoder(padded[:, :16000])
+    >>> alone.shape
+    torch.Size([2, 32])
+    >>> lengths = torch.full((2,), 16000 / 16800)
+    >>> torch.allclose(encoder(padded, lengths), alone, atol=1e-4)
+    True
+    """
+
+    def __init__(
+        self, features: Part, network: Part, normalise: Part | None = None
+    ):
+        super().__init__()
+        self.features = _built(features)
+        self.normalise = _built(normalise)
+        self.network = _built(network)
+        self.hop = self.features.get_filter_properties().stride
+        # A network that reflects more frames than there are would fail.
+        self.min_samples = reflected_frames(self.network) * self.hop
+
+    def forward(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embeds a batch of waveforms.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            Shape (batch, samples), float32.
+        lengths : torch.Tensor, optional
+            Share of the samples that belong to each waveform, (batch,); the
+            rest is padding, and each embedding is what it would be alone.
+            Not given: every waveform is whole, as crops in training are.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, dim), float32.
+        """
+        with lean_pooling(self.network):
+            if lengths is None:
+                features = self.features(waveforms)
+                whole = torch.ones(len(waveforms), device=waveforms.device)
+                features = self._normalised(features, whole)
+                return self.network(features).flatten(1).float()
+            n_samples = (lengths * waveforms.shape[1]).round().long()
+            n_frames = 1 + n_samples // self.hop
+            with padding_invariant(self.features, self.network, n_frames):
+                features = self.features(waveforms)
+                lengths = relative_lengths(n_frames, features.shape[1])
+                features = self._normalised(features, lengths)
+                return self.network(features, lengths).flatten(1).float()
+
+    def _normalised(self, features, lengths):
+        if self.normalise is None:
+            return features
+        return self.normalise(features, lengths)
 
 
 class LogMelStatistics(torch.nn.Module):
-    """Mean and deviation of the log-mel bands: the floor, with no network.
+    """A network without weights: means and deviations of log-mel bands.
 
-    Takes the place of an encoder in `Extractor`; see `whiten`.
+    The floor that any training must beat, once whitened
+    (`lgl_plugin.inference.backends.whiten`).
 
     Example
     -------
@@ -17,23 +122,16 @@ class LogMelStatistics(torch.nn.Module):
     torch.Size([2, 1, 160])
     """
 
-    def forward(self, features, lengths):
-        """Summarises features.
+    def forward(
+        self, features: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Turns features (batch, frames, bands) into (batch, 1, 2 * bands).
 
-        Arguments
-        ---------
-        features : torch.Tensor
-            Shape (batch, frames, bands).
-        lengths : torch.Tensor
-            Share of the frames that belong to each utterance, (batch,).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch, 1, 2 * bands).
+        `lengths` (batch,) is the share of the frames of each utterance.
         """
         frames = features.shape[1]
-        # As SpeechBrain counts a frame that is begun.
+        # SpeechBrain counts a frame that has begun; rounding a length up by a
+        # float error would count one frame of padding.
         counted = (lengths * frames - 1e-3).ceil().clamp(min=1)[:, None, None]
         place = torch.arange(frames, device=features.device)[None, :, None]
         weight = (place < counted) / counted
@@ -41,3 +139,10 @@ class LogMelStatistics(torch.nn.Module):
         variance = ((features - mean[:, None]).square() * weight).sum(1)
         deviation = variance.clamp(min=1e-10).sqrt()
         return torch.cat([mean, deviation], dim=1)[:, None]
+
+
+def _built(part):
+    """Returns a module, made here if `part` is what makes it."""
+    if part is None or isinstance(part, torch.nn.Module):
+        return part
+    return part()

@@ -1,10 +1,9 @@
 """Loss gates: masks over a batch of the utterances whose label is trusted.
 
 A network fits reliable pseudo-labels faster, so a small loss speaks for the
-label (paper, section 3). Gates differ in the source of their threshold tau:
-none, a number, a number per iteration, the share to select, or the shape of
-the epoch's losses. With several processes, give every gate the epoch's losses
-of all of them, so that all hold the same tau.
+label (paper, section 3). Gates differ in the source of their threshold tau.
+With several processes, give every gate the epoch's losses of all of them, so
+that all hold the same tau.
 """
 
 from __future__ import annotations
@@ -23,13 +22,11 @@ from torch import nn
 class Gate(nn.Module):
     """A gate that selects the utterances whose loss is at most tau.
 
-    The base of all gates (paper, eq. 3). A gate maps losses (batch,), float32,
-    to a mask (batch,), bool, True where the utterance counts. Call
-    `start_iteration` (from 1) with each new set of pseudo-labels, before
-    training on them, and `end_epoch` after each epoch with the losses (N,) of
-    all its utterances, rejected ones too. `tau` is a buffer and so part of a
-    checkpoint; when resuming, call `start_iteration` before the checkpoint is
-    loaded.
+    The base of all gates (paper, eq. 3) maps losses (batch,), float32, to a
+    mask (batch,), bool. Call `start_iteration` (from 1) before training on new
+    pseudo-labels, and `end_epoch` after each epoch with the losses (N,) of all
+    its utterances, rejected ones too. The buffer `tau` is part of a checkpoint;
+    when resuming, call `start_iteration` before the checkpoint is loaded.
 
     Arguments
     ---------
@@ -63,18 +60,17 @@ class Gate(nn.Module):
 class LossMemory(nn.Module):
     """A running mean of the loss of each utterance, as input for a gate.
 
-    The loss of one step depends on the augmentation that was drawn as much as
-    on the label: a gate on it lets through what was augmented mildly, and the
-    network forgets the rest. The mean over epochs cancels the augmentation
-    and keeps the label.
+    The loss of one step depends on the augmentation as much as on the label: a
+    gate on it selects what was augmented mildly, and the network forgets the
+    rest. The mean over epochs cancels the augmentation. A call with the rows
+    (batch,), int64, and losses (batch,) of a batch returns its means (batch,).
 
     Arguments
     ---------
     n_utterances : int
-        Number of utterances.
+        Number of rows.
     momentum : float
-        Weight of the past, in [0, 1); 0 is the paper's gate, on the loss of
-        the step.
+        Weight of the past, in [0, 1); at 0, as in the paper, there is none.
 
     Raises
     ------
@@ -100,7 +96,7 @@ class LossMemory(nn.Module):
         self.register_buffer("losses", torch.full((n_utterances,), math.nan))
 
     def forward(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """Takes the losses (batch,) of utterances (batch,), returns means."""
+        """Updates the means of a batch and returns them."""
         losses = losses.detach()
         past = self.losses[rows]
         mean = past + (1 - self.momentum) * (losses - past)
@@ -135,9 +131,8 @@ class NoGate(Gate):
 class FixedGate(Gate):
     """A gate with one threshold for the whole training.
 
-    A loss depends on the number of classes, margin, scale and the progress of
-    the training: a threshold found on one corpus can reject nearly all of
-    another.
+    A loss depends on the number of classes, margin, scale and progress: a
+    threshold found on one corpus can reject nearly all of another.
 
     Arguments
     ---------
@@ -170,8 +165,7 @@ class ScheduleGate(Gate):
     Raises
     ------
     ValueError
-        If `taus` is empty or holds a value that is not positive, or an
-        iteration is below 1.
+        If `taus` is empty or holds a value that is not positive.
 
     Example
     -------
@@ -196,27 +190,25 @@ class ScheduleGate(Gate):
 class TargetShareGate(Gate):
     """A gate that selects a given share, which grows with the iterations.
 
-    tau is the quantile of the previous epoch's losses at that share. The first
-    epoch of an iteration has no previous one: tau is NaN, and the gate takes
-    the quantile of each batch. As losses fall during training, the selected
-    share lies somewhat above the target. This replaces what the paper tuned by
-    hand: thresholds with which the selection grows by at least 10 % per
-    iteration (section 4).
+    It replaces thresholds tuned by hand so that the selection grows by at least
+    10 % per iteration (paper, section 4). tau is the quantile of the previous
+    epoch's losses; in the first epoch of an iteration tau is NaN, and the gate
+    takes the quantile of each batch. As losses fall during training, the
+    selected share lies somewhat above the target.
 
     Arguments
     ---------
     share : float
         Share to select in iteration 1, in (0, 1].
     growth : float
-        Increase of the share at each further iteration, at least 0. 0.1 is a
-        growth of at least 10 %, as no share is above 1.
+        Increase of the share at each further iteration, at least 0.
     ceiling : float
         Highest share, in [share, 1]. At 1, all is selected.
 
     Raises
     ------
     ValueError
-        If an argument is out of its range, or an iteration is below 1.
+        If an argument is out of its range.
 
     Example
     -------
@@ -280,15 +272,9 @@ class DynamicGate(Gate):
     Dynamic loss gate of DLG-LC (Han et al. 2022). The log losses of reliable
     and unreliable labels form two humps: two Gaussians are fitted to them, and
     tau lies where their weighted densities meet between the means. If they do
-    not meet, tau stays. The first epoch of an iteration selects everything, as
-    the ungated training before it did: a guess could reject nearly all and
-    starve the training. With the losses of the last ungated epoch given to
-    `end_epoch`, the gate selects from the first step.
-
-    Raises
-    ------
-    ValueError
-        If an iteration is below 1.
+    not meet, tau stays. The first epoch of an iteration selects everything,
+    unless `end_epoch` got the losses of an ungated epoch before: a guess could
+    reject nearly all and starve the training.
 
     Example
     -------
@@ -328,20 +314,18 @@ class DynamicGate(Gate):
 class LabelCorrection(nn.Module):
     """A second label for rejected utterances of which the network is sure.
 
-    Label correction of DLG-LC (Han et al. 2022). The network predicts the
-    pseudo-speaker of the clean crop; if its softmax exceeds `confidence`, the
-    augmented crop is trained towards that one, with the margin on it, and
-    counts in the divisor of the loss. The module maps cosines (batch, K) of
-    the clean crops, without margin, and the gate's mask (batch,), bool, to new
-    labels (batch,), int64: -1 where there is none.
+    Label correction of DLG-LC (Han et al. 2022). Where the softmax of the clean
+    crop exceeds `confidence`, the augmented crop is trained towards the
+    predicted pseudo-speaker. The module maps the cosines (batch, K) of clean
+    crops, without margin, and the gate's mask (batch,), bool, to new labels
+    (batch,), int64: -1 where there is none.
 
     Arguments
     ---------
     temperature : float
-        Divisor of the cosines before the softmax, above 0. With K
-        pseudo-speakers at a cosine of about 0, a confidence of one half needs
-        a cosine of temperature * ln(K): 0.44 for 80 of them at 0.1, 0.87 for
-        6,000.
+        Divisor of the cosines before the softmax, above 0. A confidence of one
+        half needs a cosine of about temperature * ln(K): at 0.1, 0.44 for 80
+        pseudo-speakers and 0.87 for 6,000.
     confidence : float
         Probability to exceed, in [0, 1).
 

@@ -22,14 +22,12 @@ from lgl_plugin.utils.distributed import world_size
 class NTXent(nn.Module):
     """A normalised temperature-scaled cross entropy (paper, eq. 1 and 2).
 
-    Embeddings (B, D) of two segments of each of B utterances give the loss, a
-    float32 scalar, and the accuracy, a float32 scalar without graph: the share
-    of segments that are closer to their partner than to any other segment.
-    Each of the 2B segments is the anchor in turn: its logits are w * cosine to
-    every other segment, and its class is its partner, the other segment of the
-    utterance. In training the negatives come from all processes, whose batches
-    must be of one size; in evaluation, where every process reads the same
-    batches, they come from the batch.
+    Maps embeddings (B, D) of two segments of B utterances to the loss and the
+    accuracy, float32 scalars. Each of the 2B segments is the anchor in turn:
+    its logits are w * cosine to every other segment, and its class is the
+    other segment of its utterance. In training the negatives come from all
+    processes, whose batches must be of one size; in evaluation, where every
+    process reads the same batches, from the batch.
 
     Arguments
     ---------
@@ -125,7 +123,6 @@ def gradient_reversal(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        The values of `x`.
 
     Example
     -------
@@ -194,21 +191,15 @@ def augmentation_adversarial_loss(
 
     Returns
     -------
-    loss : torch.Tensor
-        Cross entropy, scalar float32; ln 2 if augmentations leave no trace.
-    accuracy : torch.Tensor
-        Scalar float32 without graph; 0.5 is chance.
+    loss, accuracy : torch.Tensor
+        Scalars, float32; ln 2 and 0.5 if augmentations leave no trace.
 
     Example
     -------
-    >>> e1, e2, e3 = torch.randn(3, 8, 192)
-    >>> discriminator = AugmentationDiscriminator()
+    >>> embeddings = torch.randn(3, 8, 192)
+    >>> turned = gradient_reversal(embeddings, weight=3.0)
     >>> loss, accuracy = augmentation_adversarial_loss(
-    ...     discriminator, e1.detach(), e2.detach(), e3.detach()
-    ... )
-    >>> reversed_ = [gradient_reversal(e, 3.0) for e in (e1, e2, e3)]
-    >>> loss, accuracy = augmentation_adversarial_loss(
-    ...     discriminator, *reversed_
+    ...     AugmentationDiscriminator(), *turned
     ... )
     """
     # Both classes in one pass: in two, the batch normalisation's statistics
@@ -226,12 +217,10 @@ def augmentation_adversarial_loss(
 class SubCentreClassifier(nn.Module):
     """A classifier with several centres per class.
 
-    Sub-centre ArcFace (Deng et al. 2020, eq. 3): a class has `n_centres`
-    weight vectors, and its output is the cosine to the nearest of them.
-    Utterances that a cluster took from another speaker can gather at a centre
-    of their own, and no longer pull at that of the rest. The module replaces
-    SpeechBrain's `ECAPA_TDNN.Classifier`, which it equals with one centre: it
-    maps embeddings (B, 1, D) to cosines (B, 1, K), float32.
+    Sub-centre ArcFace (Deng et al. 2020, eq. 3) maps embeddings (B, 1, D) to
+    cosines (B, 1, K), float32, to the nearest centre of each class. Utterances
+    that a cluster took from another speaker can gather at a centre of their
+    own. With one centre it equals SpeechBrain's `ECAPA_TDNN.Classifier`.
 
     Arguments
     ---------
@@ -267,12 +256,11 @@ class SubCentreClassifier(nn.Module):
             raise ValueError(f"n_centres must be at least 1, got {n_centres}")
         # The first axis is the centre: the maximum is then over whole rows of
         # classes, and each centre starts as SpeechBrain's only one.
-        centres = [
-            torch.empty(out_neurons, input_size) for _ in range(n_centres)
-        ]
-        for centre in centres:
+        self.weight = nn.Parameter(
+            torch.empty(n_centres, out_neurons, input_size)
+        )
+        for centre in self.weight:
             nn.init.xavier_uniform_(centre)
-        self.weight = nn.Parameter(torch.stack(centres))
 
     @torch.no_grad()
     def start_from(self, centroids: torch.Tensor) -> None:

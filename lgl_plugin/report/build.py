@@ -16,9 +16,14 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.logger import get_logger
+
 from lgl_plugin.report import comparison, sections
 from lgl_plugin.report.page import Page
 from lgl_plugin.report.results import Results
+
+logger = get_logger(__name__)
 
 
 def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
@@ -78,3 +83,12 @@ def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
     command = " ".join(["lgl report", *map(str, folders)])
     footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z}; again by: {command}"
     return page.write(introduction, parts, footer)
+
+
+@main_process_only
+def try_to_write_report(folder: str | os.PathLike) -> None:
+    """Writes a run's page; a failure is logged and does not end the run."""
+    try:
+        logger.info("The run's page: %s", write_report([folder]))
+    except Exception:
+        logger.warning("The run's page was not written", exc_info=True)

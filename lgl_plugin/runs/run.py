@@ -5,6 +5,8 @@ the same command after an interruption goes on where it stopped. What has been
 damaged since is found at the next start and made again.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -13,11 +15,13 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Callable, Iterable
 
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.lock import lock_folder
+from lgl_plugin.runs.settings import changes
 from lgl_plugin.runs.state import (
     damage,
     describe,
@@ -58,8 +62,8 @@ class Run:
     Raises
     ------
     ValueError
-        If the folder holds steps of this stage made with other settings:
-        they would pass for results of these. Or if `state.json` is damaged.
+        If the folder holds steps of this stage made with settings that give
+        another result, see `settings.identity`. Or if `state.json` is damaged.
     RuntimeError
         If another process writes there.
     OSError
@@ -67,15 +71,17 @@ class Run:
 
     Example
     -------
-    >>> run = Run(getfixture("tmp_path"), 1, {"lr": 0.001})
+    >>> run = Run(getfixture("tmp_path"), 1, {"lr": 0.001, "num_workers": 0})
     >>> run.step("stage1", lambda folder: {"epochs": 3})
     {'epochs': 3}
-    >>> run = Run(run.folder, 1, {"lr": 0.001})  # the same command again
+    >>> run = Run(run.folder, 1, {"lr": 0.001, "num_workers": 8})
     >>> run.step("stage1", lambda folder: {"epochs": 99})
     {'epochs': 3}
     """
 
-    def __init__(self, folder, stage, settings):
+    def __init__(
+        self, folder: str | pathlib.Path, stage: int, settings: dict
+    ) -> None:
         self.folder = pathlib.Path(folder)
         self.stage = stage
         from_main(lock_folder, self.folder)
@@ -90,31 +96,53 @@ class Run:
         self._check_metrics(state.get("metrics"))
 
     def _read(self):
-        """The folder's state; that of a new one is empty."""
+        """Reads the folder's state; that of a new one is empty."""
         with contextlib.suppress(FileNotFoundError):
             return read_state(self.folder)
         if (self.folder / METRICS).exists():
             raise ValueError(
                 f"{self.folder} holds the metrics of a run but no state.json, "
                 "so it cannot be told which steps are done. Bring that back, "
-                "set another --output_folder, or delete this one."
+                "or set another --output_folder."
             )
         names = ("done", "settings", "files", "sources", "inputs", "failed")
         return {name: {} for name in names}
 
     def _check_settings(self, settings):
-        before = self.settings.setdefault(f"stage {self.stage}", settings)
-        if before != settings:
-            changes = [
-                f"{key}: was {before.get(key)}, is {settings.get(key)}"
-                for key in {**before, **settings}
-                if before.get(key) != settings.get(key)
-            ]
+        """Refuses settings with which the stage's steps would differ."""
+        stage = f"stage {self.stage}"
+        before = self.settings.get(stage, settings)
+        differences = changes(before, settings)
+        begun = [step for step in self._begun() if step != "baselines"]
+        if differences and begun:
+            advice = "set another --output_folder"
+            if self.stage == 2:
+                advice += (
+                    f" with --pretrained_encoder={self.folder / 'stage1'}, and "
+                    "Stage I need not be trained again"
+                )
             raise ValueError(
-                f"{self.folder} holds a run of stage {self.stage} with other "
-                "settings; set another --output_folder, or delete that one.\n"
-                + "\n".join(changes)
+                f"{self.folder} holds steps of stage {self.stage} with other "
+                f"settings ({', '.join(begun)}). Go on with those, or "
+                f"{advice}.\n" + "\n".join(differences)
             )
+        self.settings[stage] = settings
+        if differences:  # the inputs of steps that were never begun, too
+            self.inputs.pop(stage, None)
+
+    def _begun(self):
+        """Lists this stage's steps that are done or have a checkpoint."""
+        trained = [
+            path.parent.relative_to(self.folder).as_posix()
+            for path in self.folder.glob("**/checkpoints")
+            if any(path.iterdir())
+        ]
+        return [
+            name
+            for name in dict.fromkeys([*self.done, *trained])
+            if (2 if name.split("/")[0].startswith("iter") else 1) == self.stage
+            and not name.startswith("export/")
+        ]
 
     def _check_metrics(self, before):
         """Warns if what steps logged is no longer there."""
@@ -127,37 +155,17 @@ class Run:
             )
 
     def _metrics(self, size=None):
-        """Size and checksum of metrics.jsonl, or of its beginning."""
+        """Returns size and checksum of metrics.jsonl, or of its beginning."""
         path = self.folder / METRICS
-        found = path.read_bytes()[:size] if path.exists() else b""
-        checksum = hashlib.sha256(found).hexdigest()
-        return {"bytes": len(found), "sha256": checksum}
+        data = path.read_bytes()[:size] if path.exists() else b""
+        checksum = hashlib.sha256(data).hexdigest()
+        return {"bytes": len(data), "sha256": checksum}
 
-    def given(self, name, path):
-        """Puts a file from outside on record; another is refused.
+    def given(self, name: str, path: str | pathlib.Path) -> None:
+        """Puts a file from outside on record, by its content.
 
-        Arguments
-        ---------
-        name : str
-            Of the setting that names it.
-        path : str or pathlib.Path
-            The file.
-
-        Raises
-        ------
-        ValueError
-            If it is not the one that this stage of the run was begun with.
-
-        Example
-        -------
-        >>> run = Run(getfixture("tmp_path"), 1, {})
-        >>> trials = run.folder / "trials.txt"
-        >>> _ = trials.write_text("1 a.wav b.wav")
-        >>> run.given("verification_file", trials)
-        >>> _ = trials.write_text("0 a.wav b.wav")
-        >>> run.given("verification_file", trials)
-        Traceback (most recent call last):
-        ValueError: verification_file: ...trials.txt is not what it was when...
+        ValueError if the stage was begun with other content under the name of
+        this setting; the path may differ.
         """
         inputs = self.inputs.setdefault(f"stage {self.stage}", {})
         now = from_main(checksum, path)
@@ -168,7 +176,12 @@ class Run:
                 "another --output_folder."
             )
 
-    def step(self, name, work, source=None):
+    def step(
+        self,
+        name: str,
+        work: Callable[[pathlib.Path], dict | None],
+        source: str | None = None,
+    ) -> dict:
         """Does a step, unless it is done and all that it left is whole.
 
         A step is done again if a file that it left is missing, truncated or
@@ -193,7 +206,7 @@ class Run:
             What `work` returned, now or in an earlier process.
         """
         folder = self.folder / name
-        # Runs of earlier versions have no records: what is done is done.
+        # Runs of earlier versions have no sources on record.
         renewed = source != self.sources.get(name, source)
         wrong = from_main(damage, folder, self.files.get(name, {}))
         if name in self.done and not (renewed or wrong):
@@ -238,12 +251,12 @@ class Run:
         if renewed:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    def checksum(self, name):
-        """One checksum over what a step left; None if it is not on record."""
+    def checksum(self, name: str) -> str | None:
+        """Returns one checksum over what a step left; None without a record."""
         return digest(self.files[name]) if name in self.files else None
 
     @main_process_only
-    def save(self):
+    def save(self) -> None:
         """Writes `state.json`."""
         state = {
             "settings": self.settings,
@@ -257,8 +270,8 @@ class Run:
         write_state(self.folder, state)
 
     @main_process_only
-    def log(self, **record):
-        """Appends an object to metrics.jsonl; null is what is not finite."""
+    def log(self, **record) -> None:
+        """Appends a record to metrics.jsonl; a number not finite is null."""
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
@@ -272,16 +285,8 @@ class Run:
             metrics.write(json.dumps(record).encode() + b"\n")
 
 
-def step_of(record):
-    """The step of the run that a record of metrics.jsonl belongs to.
-
-    Example
-    -------
-    >>> step_of({"stage": 2, "iteration": 1, "phase": "after gated"})
-    'iter1/gated'
-    >>> step_of({"stage": 0, "phase": "untrained"})
-    'baselines'
-    """
+def step_of(record: dict) -> str:
+    """Returns the step of the run that a record of metrics.jsonl belongs to."""
     if record["stage"] < 2:
         return ("baselines", "stage1")[record["stage"]]
     phase = record["phase"].removeprefix("after ")
@@ -289,7 +294,11 @@ def step_of(record):
     return f"iter{record['iteration']}/{phase}"
 
 
-def fork(source, target, steps):
+def fork(
+    source: str | pathlib.Path,
+    target: str | pathlib.Path,
+    steps: Iterable[str],
+) -> None:
     """Begins a run with steps that another one has done.
 
     Two runs that part late, such as with and without the gate, then share
@@ -320,7 +329,7 @@ def fork(source, target, steps):
     >>> Run(folder / "ungated", 1, {"lr": 0.001}).done
     {'stage1': {}}
     """
-    source, target = pathlib.Path(source), pathlib.Path(target)
+    source, target, steps = pathlib.Path(source), pathlib.Path(target), [*steps]
     if (target / "state.json").exists():
         return
     state = read_state(source)

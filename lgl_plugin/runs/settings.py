@@ -1,67 +1,166 @@
-"""A run's settings."""
+"""A run's settings: read, checked as a whole, and told apart.
 
+A preset may name others to begin with, `__base__: [stage1.yaml, small.yaml]`:
+its own entries then replace theirs, and a mapping without a tag changes single
+arguments, as overrides on the command line do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
 import json
 import math
+import os
+import pathlib
+import re
 
+import pydantic
+import ruamel.yaml
 import yaml
-from speechbrain.utils.logger import get_logger
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-logger = get_logger(__name__)
+from lgl_plugin.runs.schema import (
+    REFERRED_TO,
+    LoaderOptions,
+    Settings,
+    Stage1Settings,
+    Stage2Settings,
+)
+
+# SpeechBrain's run options that are settings, too: a command line gives them
+# past the yaml.
+SETTINGS_TOO = ("precision", "eval_precision", "ckpt_interval_minutes")
+# Other run options that change what is trained.
+CHANGES_RESULT = (
+    "max_grad_norm",
+    "grad_accumulation_factor",
+    "optimizer_step_limit",
+    "remove_vector_weight_decay",
+)
+# Settings that leave the result as it is: where things lie (their content is
+# on record by checksums), how they are read, watched and kept.
+SAME_RESULT = {
+    "output_folder",
+    "data_folder",
+    "train_folder",
+    "trial_folder",
+    "manifest",
+    "verification_file",
+    "pretrained_encoder",
+    "stage1_yaml",
+    "allow_outside_data_folder",
+    "max_bad_share",
+    "train_logger",
+    "num_workers",
+    "pin_memory",
+    "prefetch_factor",
+    "persistent_workers",
+    "ckpt_interval_minutes",
+}
+# Folders of which only the presence counts.
+FOLDERS = {"musan_folder", "rir_folder"}
 
 
-def flatten(settings, prefix=""):
-    """Nested settings as rows of key and value.
+def load_settings(path, overrides="", run_opts=None):
+    """Reads a yaml with its bases and overrides, and checks all of it.
+
+    Nothing is written, and no object of the yaml is made before every value
+    has been checked.
 
     Arguments
     ---------
-    settings : dict
-        A stage's, as `run_folder.plain_settings` reads them.
-    prefix : str
-        Of the keys.
+    path : str or pathlib.Path
+        A yaml of the recipe.
+    overrides : str
+        A yaml text, as `speechbrain.parse_arguments` returns it.
+    run_opts : speechbrain.utils.run_opts.RunOptions, optional
+        SpeechBrain's run options; those given on the command line that change
+        the result become settings.
 
-    Yields
+    Returns
+    -------
+    Settings
+        Its attributes are the values and the objects that the yaml makes.
+    str
+        The yaml's text after overrides, references resolved.
+
+    Raises
     ------
-    (str, str)
-        A yaml tag is its key's value, its arguments are keys below it.
-        SpeechBrain's own keys, which begin with two underscores, are left out.
+    ValueError
+        For an unknown name, a wrong type, a value out of its range, an
+        unknown choice or settings that contradict each other; names each,
+        and the name that is nearest to a mistyped one.
 
     Example
     -------
-    >>> gate = {"!new:lgl_plugin.nnet.gates.FixedGate": {"tau": 1}}
-    >>> list(flatten({"lr": 0.1, "gate": gate}))
-    [('lr', '0.1'), ('gate', 'lgl_plugin...FixedGate'), ('gate.tau', '1')]
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "mine.yaml").write_text("stage: 1\\nlr: 0.001\\n")
+    >>> load_settings(folder / "mine.yaml", "Lr: 0.1")
+    Traceback (most recent call last):
+    ValueError: ...mine.yaml: there is no setting 'Lr'; did you mean 'lr'?
     """
-    for key, value in settings.items():
-        if str(key).startswith("__"):
-            continue
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and len(value) == 1:
-            tag = str(next(iter(value)))
-            if tag.startswith("!"):
-                yield name, tag.split(":", 1)[-1]
-                (value,) = value.values()
-                if value == "":
-                    continue
-        if isinstance(value, dict):
-            yield from flatten(value, f"{name}.")
-        else:
-            plain = isinstance(value, str)
-            yield name, value if plain else json.dumps(value, default=str)
+    tree = read_preset(path)
+    changes = _yaml().load(overrides) or {}
+    changes.update(_given(run_opts, SETTINGS_TOO))
+    _check_names(path, tree, changes)
+    _merge(tree, changes)
+    _check_effect(path, tree, changes)
+    tree.update(_given(run_opts, CHANGES_RESULT))
+    _expand_home(tree)
+    text = io.StringIO()
+    _yaml().dump(tree, text)
+    text = resolve_references(text.getvalue()).getvalue()
+    plain = plain_settings(text)
+    known = {key: plain[key] for key in plain if key in _fields(tree)}
+    schema = Stage2Settings if plain.get("stage") == 2 else Stage1Settings
+    try:
+        checked = dict(schema.model_validate(known))
+    except pydantic.ValidationError as error:
+        problems = [_problem(one) for one in error.errors()]
+        raise ValueError(f"{path}: " + "\n".join(problems)) from None
+    try:
+        hparams = load_hyperpyyaml(text)
+    except (TypeError, ValueError) as error:  # of a class that it names
+        said = ": ".join(str(part) for part in error.args)
+        raise ValueError(f"{path}: {said}") from error
+    values = {key: hparams[key] for key in known}
+    # Of plain values those that were checked: a folder's number is a text.
+    values.update(
+        (key, value)
+        for key, value in checked.items()
+        if value is None or isinstance(value, bool | int | float | str)
+    )
+    options = hparams["dataloader_options"]
+    values["dataloader_options"] = LoaderOptions.model_construct(**options)
+    return schema.model_construct(**values), text
+
+
+def read_preset(path):
+    """Reads a yaml over those that its `__base__` names, tags unresolved."""
+    path = pathlib.Path(path)
+    tree = _yaml().load(path.read_text(encoding="utf-8"))
+    bases = tree.pop("__base__", [])
+    whole = ruamel.yaml.comments.CommentedMap()
+    for base in [bases] if isinstance(bases, str) else bases:
+        _merge(whole, read_preset(path.parent / base))
+    _merge(whole, tree)
+    return whole
 
 
 def plain_settings(text):
-    """What a yaml says, as plain data: its tags too, but no comments.
+    """Reads a resolved HyperPyYAML text as plain data, making no object.
 
     Arguments
     ---------
     text : str
-        A HyperPyYAML text with its references resolved.
+        Without references.
 
     Returns
     -------
     dict
-        All but output_folder, train_logger and max_bad_share: a run that
-        was moved, is watched otherwise or bears more bad files is the same.
+        A tagged entry is a dict of its tag, exclamation mark included, and
+        its arguments.
 
     Example
     -------
@@ -81,12 +180,153 @@ def plain_settings(text):
 
     def number(loader, node):
         value = loader.construct_yaml_float(node)
-        # JSON knows no other.
+        # state.json keeps settings, and JSON has no infinity.
         return value if math.isfinite(value) else node.value
 
     Loader.add_multi_constructor("!", construct)
     Loader.add_constructor("tag:yaml.org,2002:float", number)
-    settings = yaml.load(text, Loader) or {}  # noqa: S506, it is a SafeLoader
-    for key in ("output_folder", "train_logger", "max_bad_share"):
-        settings.pop(key, None)
-    return settings
+    return yaml.load(text, Loader) or {}  # noqa: S506, it is a SafeLoader
+
+
+def identity(settings):
+    """Keeps of plain settings what changes the result of a run.
+
+    Data, trial lists and encoders count by their content, which the run folder
+    has on record, not by where they lie.
+    """
+    if isinstance(settings, list):
+        return [identity(value) for value in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        key: bool(value) if key in FOLDERS else identity(value)
+        for key, value in settings.items()
+        if key not in SAME_RESULT
+    }
+
+
+def changes(before, now):
+    """Describes how plain settings differ, a line a setting.
+
+    What follows from another setting by reference is left out: the lines name
+    what a user has typed.
+    """
+    old = dict(flatten(identity(before)))
+    new = dict(flatten(identity(now)))
+    pairs = {
+        name: (old.get(name, "not set"), new.get(name, "not set"))
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    }
+    typed = {pair for name, pair in pairs.items() if "." not in name}
+    return [
+        f"{name}: was {was}, is {now}"
+        for name, (was, now) in pairs.items()
+        if "." not in name or (was, now) not in typed
+    ]
+
+
+def flatten(settings, prefix=""):
+    """Yields nested plain settings as pairs of dotted name and text.
+
+    A tag is the value of its entry, and its arguments are names below; keys of
+    SpeechBrain's own, which begin with two underscores, are left out.
+    """
+    for key, value in settings.items():
+        if str(key).startswith("__"):
+            continue
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and len(value) == 1:
+            tag = str(next(iter(value)))
+            if tag.startswith("!"):
+                yield name, tag.split(":", 1)[-1]
+                (value,) = value.values()
+                if value == "":
+                    continue
+        if isinstance(value, dict):
+            yield from flatten(value, f"{name}.")
+        else:
+            plain = isinstance(value, str)
+            yield name, value if plain else json.dumps(value, default=str)
+
+
+def _yaml():
+    """Makes a parser that keeps tags, as HyperPyYAML's own does."""
+    return ruamel.yaml.YAML()
+
+
+def _fields(tree):
+    """Names the schema's settings; all of a stage of its own are checked."""
+    stage = Stage2Settings if tree.get("stage") == 2 else Stage1Settings
+    return {*stage.model_fields, *Settings.model_fields}
+
+
+def _given(run_opts, names):
+    """Picks run options that were given on the command line."""
+    given = getattr(run_opts, "overridden_args", ())
+    return {name: run_opts[name] for name in names if name in given}
+
+
+def _check_names(path, tree, changes):
+    """Refuses names that no code reads and no other entry refers to."""
+    fields, referred = _fields(tree), _referred(tree)
+    for name in [*tree, *changes]:
+        if name in fields or name in referred or name.startswith("__"):
+            continue
+        near = difflib.get_close_matches(str(name), [*fields, *tree], 2, 0.5)
+        near = [other for other in near if other != name][:1]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{path}: there is no setting {name!r}{hint}")
+
+
+def _check_effect(path, tree, changes):
+    """Refuses overrides of entries that nothing in the yaml refers to."""
+    for name in changes:
+        if name in REFERRED_TO and name not in _referred(tree):
+            raise ValueError(
+                f"{path}: {name} changes nothing here, as no other entry of "
+                "the yaml refers to it"
+            )
+
+
+def _referred(tree):
+    """Lists the entries that others refer to."""
+    text = io.StringIO()
+    _yaml().dump(tree, text)
+    return set(re.findall(r"<(\w+)", text.getvalue()))
+
+
+def _merge(tree, changes):
+    """Puts entries into a tree; an untagged mapping changes single keys."""
+    for key, value in changes.items():
+        inner = isinstance(value, dict) and not getattr(
+            getattr(value, "tag", None), "value", None
+        )
+        if inner and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _expand_home(tree):
+    """Puts the home folder for a leading ~, which some shells leave."""
+    for key, value in tree.items():
+        if isinstance(value, str) and value.startswith("~/"):
+            tree[key] = os.path.expanduser(value)
+
+
+def _problem(error):
+    """Says what is wrong with a setting, in the words of whoever set it."""
+    name = ".".join(str(part) for part in error["loc"])
+    said = error["msg"].removeprefix("Value error, ")
+    said = said.removeprefix("Input ").removeprefix("String ")
+    if not name:  # of several settings together
+        return said
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    value = error["input"]
+    if error["type"] == "literal_error":
+        choices = re.findall(r"'(\w+)'", error["ctx"]["expected"])
+        near = difflib.get_close_matches(str(value), choices, 1, 0.5)
+        said += f"; did you mean {near[0]!r}?" if near else ""
+    return f"{name}: {value!r} {said}"

@@ -1,199 +1,143 @@
-"""The two trainers: SimCLR for Stage I, loss-gated AAM for Stage II."""
+"""The Brain that all trainers share."""
 
-import math
+from __future__ import annotations
+
 import random
-import time
+from collections.abc import Callable
 
-import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.logger import get_logger
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Adam
 
+from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.nnet.batch_norm import finite_statistics
-from lgl_plugin.nnet.ecapa_patches import lean_pooling
-from lgl_plugin.training.epoch_selection import (
-    contrastive_accuracy,
-    criterion,
-    pseudo_trial_eer,
-)
-from lgl_plugin.training.health import geometry
-from lgl_plugin.utils.distributed import (
-    gather,
-    rank,
-    sum_over_ranks,
-    world_size,
-)
+from lgl_plugin.training.epoch_selection import criterion
+from lgl_plugin.training.epoch_tally import EpochTally
+from lgl_plugin.training.held_out import HeldOut, separate_generator
+from lgl_plugin.training.nonfinite import NonFiniteGuard
+from lgl_plugin.utils.distributed import rank, world_size
 from lgl_plugin.utils.signals import stop
+from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
 logger = get_logger(__name__)
 
-# Between looks at the loss: a look waits until the device has caught up.
-STEPS_PER_LOOK = 20
+# Between readings of the loss: the host then waits for the device.
+STEPS_PER_READING = 20
 
 
-class SpeakerBrain(sb.Brain):
-    """What both stages share: embeddings, held-out pseudo-trials, logging.
+class SpeakerBrain(HookedBrain):
+    """Trains an encoder; what it trains on is a subclass's own.
 
-    It expects the modules compute_features, mean_var_norm, embedding_model
-    and augment, and these attributes, which `iterations` sets:
+    A subclass gives `compute_forward` and `compute_objectives` for training,
+    and `epoch_summary()`, the trained epoch's own figures as a dict of plain
+    numbers. The modules `encoder` and `augment` must be there. Held-out
+    utterances are embedded here, alike for all.
 
-    log : callable
-        Takes a dict of plain numbers at each epoch's end.
+    Arguments
+    ---------
+    modules, opt_class, hparams, run_opts, checkpointer
+        As for SpeechBrain's Brain; of `hparams` it reads `lr_annealing` and
+        `selection`.
     bad_files : lgl_plugin.dataio.bad_files.BadFiles
         Where bad utterances are counted.
-    examine : callable
-        Takes the encoder after an epoch, returns what else is to be known of
-        it as a dict of plain numbers.
+    log : callable
+        Takes a dict of plain numbers at each epoch's end.
+    examine : callable, optional
+        Takes the encoder after an epoch, returns further figures of it as a
+        dict of plain numbers.
+    train_data : lgl_plugin.dataio.dataset.UtteranceDataset, optional
+        The training data, which draws other crops in each epoch.
+    train_sampler : torch.utils.data.Sampler, optional
+        The training data's sampler, if it is not SpeechBrain's.
     epochs_before : int
-        Epochs of the phase that this one goes on from.
+        Epochs of the phase that this one goes on from: their learning rates
+        are behind.
     seed : int
         Of the augmentations.
-    train_data : lgl_plugin.dataio.dataset.UtteranceDataset
-        What is trained on, to be told of each epoch.
-
-    A subclass gives `epoch_summary()`, the trained epoch's own figures as a
-    dict of plain numbers, and in `of_epoch` the names of its attributes that
-    tell of the last whole epoch. A checkpoint keeps these, and within an epoch
-    what was counted so far.
     """
 
-    log = staticmethod(lambda record: None)
-    bad_files = None
-    examine = staticmethod(lambda encoder: {})
-    epochs_before = 0
-    seed = 0
-    train_data = None
-    of_epoch = ()
-    resumed = None
-    skipped_in_a_row = 0
+    def __init__(
+        self,
+        modules: dict,
+        opt_class: Callable,
+        hparams: dict,
+        run_opts: dict,
+        checkpointer: sb.utils.checkpoints.Checkpointer,
+        *,
+        bad_files: BadFiles,
+        log: Callable[[dict], None],
+        examine: Callable[[torch.nn.Module], dict] = lambda encoder: {},
+        train_data=None,
+        train_sampler=None,
+        epochs_before: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+        self.bad_files = bad_files
+        self.log = log
+        self.examine = examine
+        self.train_data = train_data
+        self.train_sampler = train_sampler
+        self.epochs_before = epochs_before
+        self.seed = seed
+        self.tally = EpochTally(self.device)
+        self.held_out = HeldOut()
+        self.guard = NonFiniteGuard(self.nonfinite_patience)
+        self.checkpointer.add_recoverable("epoch", self.tally)
 
-    def _wrap_distributed(self):
-        """SpeechBrain's; on CPUs, for which torch has no synchronised batch
-        statistics, each process keeps its own."""
-        if not self.distributed_launch or self.device_type != "cpu":
-            super()._wrap_distributed()
-            return
-        for name, module in self.modules.items():
-            if any(p.requires_grad for p in module.parameters()):
-                self.modules[name] = DistributedDataParallel(module)
+    def crops(self, batch) -> torch.Tensor:
+        """Returns a batch's crops (batch, crops, samples) on the device.
 
-    def embed(self, wavs, wrapped=True):
-        """Waveforms (batch, time) to embeddings (batch, dim), float32."""
-        features = self.modules.compute_features(wavs)
-        everything = torch.ones(len(wavs), device=wavs.device)
-        features = self.modules.mean_var_norm(features, everything)
-        encoder = self.module("embedding_model", wrapped)
-        return encoder(features)[:, 0].float()
-
-    def module(self, name, wrapped=True):
-        """A module, with or without what data parallelism put around it."""
-        module = self.modules[name]
-        if not wrapped and isinstance(module, DistributedDataParallel):
-            module = module.module
-        return module
-
-    def own_generator(self):
-        """A context in which random numbers do not change the training's."""
-        devices = [self.device] if self.device_type == "cuda" else []
-        return torch.random.fork_rng(devices=devices)
-
-    def held_out_embeddings(self, crops):
-        """Embeddings of two crops, augmented alike at every epoch.
-
-        Arguments
-        ---------
-        crops : torch.Tensor
-            Shape (batch, 2, time).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (2, batch, dim).
+        Bad utterances among the batch are counted.
         """
-        with self.own_generator():
-            torch.manual_seed(self.step)
-            # Apart, so that no crop babbles over the other of its utterance.
-            views = [self.modules.augment(view) for view in crops.unbind(1)]
-        return torch.stack([self.embed(view) for view in views])
+        lines = [line for bad in batch.bad for line in bad.splitlines()]
+        self.bad_files.add(line.split("\t", 1) for line in lines)
+        return batch.sig.data.to(self.device, non_blocking=True)
 
-    def on_stage_start(self, stage, epoch=None):
-        """Starts the clock and the epoch's tallies, unless resumed."""
-        if stage != sb.Stage.TRAIN:
-            self.held_out = []
-            return
-        so_far, self.resumed = self.resumed or {}, None
-        self.tally = so_far.get("tally", {})
-        self.seen = so_far.get("seen", [])
-        self.average = None
-        self.started = time.perf_counter() - so_far.get("seconds", 0.0)
-        stop.deferred = True
-        self.epoch = epoch
-        if self.train_data is not None:
-            self.train_data.set_epoch(epoch)
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Seeds what a step draws by its number and the process's.
-
-        So a run that goes on from a checkpoint draws what it would have.
-        """
-        key = f"{self.seed} {self.epoch} {self.step} {rank()}"
-        torch.manual_seed(random.Random(key).getrandbits(63))
-
-    def anneal(self, epoch):
-        """Sets the learning rate of an epoch.
-
-        A phase that goes on from another counts that one's epochs too, so
-        that its first steps do not undo what was learnt.
-        """
+    def anneal(self, epoch: int) -> None:
+        """Sets the learning rate of an epoch."""
         lr, _ = self.hparams.lr_annealing(self.epochs_before + epoch)
         for optimizer in self.optimizers_dict.values():
             update_learning_rate(optimizer, lr)
 
-    def on_fit_start(self):
-        """Also sets the first epoch's learning rate, unless resumed."""
-        self.checkpointer.add_recoverable(
-            "epoch", self, SpeakerBrain._load_epoch, SpeakerBrain._save_epoch
-        )
+    def on_fit_start(self) -> None:
+        """Resumes, or sets the first epoch's learning rate."""
         super().on_fit_start()
         if self.optimizer_step == 0:
             self.anneal(1)
-        if self.resumed and self.resumed["processes"] != world_size():
-            self.share_anew(self.resumed["processes"])
+        before = self.tally.processes_before
+        if before != world_size():
+            # They read on from where the epoch was, rounded down to batches.
+            done = self.step * before // world_size()
+            logger.info(
+                "%d processes go on at step %d of the epoch, where %d had "
+                "come to step %d",
+                *(world_size(), done, before, self.step),
+            )
+            self.step = done
+            loader = self.checkpointer.recoverables["dataloader-TRAIN"]
+            skip_batches(loader, done)
 
-    def share_anew(self, before):
-        """Goes on in an epoch that another number of processes began.
+    def on_stage_start(self, stage, epoch=None) -> None:
+        """Begins the epoch's tally; from here on a signal waits for a step."""
+        if stage != sb.Stage.TRAIN:
+            return
+        self.tally.start()
+        self.epoch = epoch
+        stop.deferred = True
+        if self.train_data is not None:
+            self.train_data.set_epoch(epoch)
 
-        They stop reading as far into the epoch as those had come, rounded
-        down to whole batches.
-        """
-        loader = self.checkpointer.recoverables["dataloader-TRAIN"]
-        done = self.step * before // world_size()
-        logger.info(
-            "%d processes go on at step %d of the epoch, where %d had come to "
-            "step %d",
-            *(world_size(), done, before, self.step),
-        )
-        self.step = loader._speechbrain_recovery_skip_to = done
-
-    def count(self, **values):
-        """Adds detached scalars to the epoch's tallies, on the device."""
-        for name, value in values.items():
-            self.tally[name] = self.tally.get(name, 0) + value
-
-    def fit(self, *args, **kwargs):
-        """SpeechBrain's, with a pooling that moves less memory."""
-        with lean_pooling(self.modules.embedding_model):
-            super().fit(*args, **kwargs)
-
-    def fit_batch(self, batch):
-        """SpeechBrain's, but the host does not wait for the device.
+    def fit_batch(self, batch) -> torch.Tensor:
+        """Does a step without making the host wait for the device.
 
         SpeechBrain reads the loss, and the gradient of every parameter, at
         each step; a GPU then idles while the next step is being prepared.
         """
+        # A run that goes on from a checkpoint draws what it would have drawn.
+        key = f"{self.seed} {self.epoch} {self.step} {rank()}"
+        torch.manual_seed(random.Random(key).getrandbits(63))
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batch, should_step)
         with self.no_sync(not should_step), finite_statistics(self.modules):
@@ -203,223 +147,90 @@ class SpeakerBrain(sb.Brain):
             self.scaler.scale(loss / self.grad_accumulation_factor).backward()
         if should_step:
             self.optimizers_step()
+        self.tally.add(utterances=len(batch.id), batches=1)
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return loss.detach()
 
-    def optimizers_step(self):
+    def optimizers_step(self) -> None:
         """Clips the gradient and steps, unless the gradient is not finite."""
         if self.scaler.is_enabled():  # float16, whose scaler skips such steps
             super().optimizers_step()
             return
-        skipped = self.guarded_step(self.optimizer, self.max_grad_norm)
-        self.count_skipped(skipped)
+        skipped = self.guard.step(self.optimizer, self.max_grad_norm)
+        self.guard.count(skipped)
+        self.tally.add(skipped=skipped)
         self.optimizer_step += 1
 
-    def count_skipped(self, skipped):
-        """Counts a step, 1 if it was skipped, or 0; a scalar on the device."""
-        self.count(skipped=skipped)
-        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
+    def update_average(self, loss, avg_loss) -> float:
+        """Returns the epoch's mean loss, read from the device now and then.
 
-    def guarded_step(self, optimizer, max_grad_norm=math.inf):
-        """One optimiser's step; none where its gradient is not finite.
-
-        torch's fused Adam decides that on the device. For others the host
-        waits for the gradient's norm.
-
-        Returns
-        -------
-        torch.Tensor
-            1 if the step was skipped, or 0; a scalar on the device.
+        Where the run was asked to stop, the process ends here, behind a
+        checkpoint.
         """
-        parameters = [
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        skipped = (~norm.isfinite()).float()
-        if isinstance(optimizer, Adam) and optimizer.defaults.get("fused"):
-            optimizer.found_inf = skipped
-            optimizer.step()
-        elif not skipped:
-            optimizer.step()
-        optimizer.zero_grad()
-        return skipped
-
-    def update_average(self, loss, avg_loss):
-        """The epoch's mean loss, of which the host hears now and then.
-
-        Raises
-        ------
-        ValueError
-            From `check_skipped`.
-        SystemExit
-            If the run was told to stop; a checkpoint is there then.
-        """
-        if self.average is None:  # or of the part before an interruption
-            self.average = torch.tensor(avg_loss, device=loss.device)
-        change = (loss - self.average) / self.step
-        self.average += torch.where(loss.isfinite(), change, 0.0)
+        self.tally.update_average(loss, self.step, avg_loss)
         if self.scaler.is_enabled():
-            self.count_skipped((~loss.isfinite()).float())
-        look = self.step % STEPS_PER_LOOK == 0
-        self.leave_if_asked(look)
-        if not look:
+            skipped = (~loss.isfinite()).float()
+            self.guard.count(skipped)
+            self.tally.add(skipped=skipped)
+        reading = self.step % STEPS_PER_READING == 0
+        self._leave_if_asked(reading)
+        if not reading:
             return avg_loss
-        self.check_skipped()
-        return float(self.average)
+        self.guard.check(self)
+        return float(self.tally.average)
 
-    def leave_if_asked(self, look):
-        """Writes a checkpoint and leaves if told to, see `Stop.should_stop`."""
-        if stop.should_stop(collective=look):
-            self._save_intra_epoch_ckpt()
+    def _leave_if_asked(self, collective):
+        """Writes a checkpoint and ends the process if a signal asked for it."""
+        if stop.should_stop(collective):
+            self.save_in_epoch()
             stop.leave()
 
-    def check_skipped(self):
-        """Ends the run if too many steps in a row were skipped.
+    def before_save_in_epoch(self) -> None:
+        """Collects the tally of all processes for the checkpoint."""
+        # SpeechBrain saves the mean of the last reading otherwise.
+        self.avg_train_loss = self.tally.mean_loss()
+        self.tally.freeze(end_of_epoch=False)
 
-        Raises
-        ------
-        ValueError
-            If they are more than `--nonfinite_patience` allows. It says how
-            training went until then, and what to try.
-        """
-        skipped = int(self.skipped_in_a_row)
-        if skipped <= self.nonfinite_patience:
-            return
-        broken = [
-            name
-            for name, module in self.modules.items()
-            if not all(p.isfinite().all() for p in module.parameters())
-        ]
-        lr = self.optimizer.param_groups[0]["lr"]
-        if broken:  # by no step of this run
-            advice = (
-                f"The weights of {', '.join(broken)} are not finite: they were "
-                "so when loaded. Begin with other weights "
-                "(pretrained_encoder)."
+    @torch.no_grad()
+    def evaluate_batch(self, batch, stage) -> torch.Tensor:
+        """Embeds held-out crops in two views; there is no loss."""
+        with self.evaluation_ctx:
+            self.held_out.embed(
+                self.modules.encoder,
+                self.modules.augment,
+                self.crops(batch),
+                seed=self.step,
             )
-        elif skipped >= self.step:
-            advice = (
-                "No step of the epoch was finite. Try --precision=fp32; if "
-                f"earlier epochs trained, a lower lr, which is {lr:.2g} here."
-            )
-        else:
-            advice = (
-                f"The epoch's other steps had a mean loss of "
-                f"{float(self.average):.4g}. Try a lower lr, which is "
-                f"{lr:.2g} here, or --precision=fp32."
-            )
-        raise ValueError(
-            f"The last {skipped} steps, up to step {self.step} of epoch "
-            f"{self.epoch}, had a loss or a gradient that is not finite, more "
-            f"in a row than the {self.nonfinite_patience} that "
-            "--nonfinite_patience allows. None of them changed a parameter. "
-            f"{advice}"
-        )
+        return torch.zeros(())
 
-    def _save_intra_epoch_ckpt(self):
-        """Saves what all processes have counted, too."""
-        # As of now, not as of the last look.
-        self.avg_train_loss = self.mean_loss()
-        counts = dict(self.tally)
-        skipped = counts.pop("skipped", 0)  # alike in all
-        self.kept = {
-            "tally": {**sum_over_ranks(counts), "skipped": skipped},
-            "seen": self.join_seen(),
-            "seconds": time.perf_counter() - self.started,
-            "processes": world_size(),
-        }
-        super()._save_intra_epoch_ckpt()
-
-    def _save_epoch(self, path):
-        torch.save(self.kept, path)
-
-    def _load_epoch(self, path, end_of_epoch):
-        kept = torch.load(path, map_location=self.device, weights_only=True)
-        if end_of_epoch:
-            for name, value in kept.items():
-                is_array = isinstance(value, torch.Tensor)
-                value = value.cpu().numpy() if is_array else value
-                setattr(self, name, value)
-            return
-        kept["seen"] = [tuple(kept["seen"])] if kept["seen"] else []
-        if rank() > 0:  # the first has what all had
-            kept["seen"] = []
-            for name in kept["tally"].keys() - {"skipped"}:
-                kept["tally"][name] *= 0
-        self.resumed = kept
-
-    def mean_loss(self):
-        """The epoch's mean loss over all processes so far."""
-        total = sum_over_ranks({"loss": self.average})["loss"]
-        return float(total) / world_size()
-
-    def join_seen(self):
-        """What all processes have seen of the epoch, one tensor of each."""
-        own = [torch.cat(of).cpu() for of in zip(*self.seen)]
-        shares = [share for share in gather(own) if share]
-        return [torch.cat(of) for of in zip(*shares)]
-
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Counts utterances and hands on the bad ones."""
-        self.count(utterances=len(batch.id), batches=1)
-        self.count_bad(batch)
-
-    def count_bad(self, batch):
-        """Hands on what was bad among a batch's utterances."""
-        lines = [line for bad in batch.bad for line in bad.splitlines()]
-        self.bad_files.add(line.split("\t", 1) for line in lines)
-
-    def evaluate_batch(self, batch, stage):
-        """Embeds held-out crops; bad utterances count here too."""
-        self.count_bad(batch)
-        return super().evaluate_batch(batch, stage)
-
-    def on_stage_end(self, stage, stage_loss, epoch=None):
+    def on_stage_end(self, stage, stage_loss, epoch=None) -> None:
         """Logs the epoch, moves the learning rate, saves a checkpoint."""
         if stage == sb.Stage.TRAIN:
-            if self.average is None:  # resumed behind the last batch
-                self.average = torch.tensor(stage_loss)
-            self.leave_if_asked(look=True)  # since the last look, that is
+            if self.tally.average is None:  # resumed behind the last batch
+                self.tally.average = torch.tensor(stage_loss)
+            self._leave_if_asked(collective=True)
             stop.end_deferral()
-            self.check_skipped()
-            skipped = int(self.tally.pop("skipped", 0))  # alike in all
-            self.tally = sum_over_ranks(self.tally)
-            seconds = time.perf_counter() - self.started
+            self.guard.check(self)
+            counts = self.tally.total()
+            seconds = self.tally.seconds
             self.record = {
                 "epoch": epoch,
-                "loss": self.mean_loss(),
+                "loss": self.tally.mean_loss(),
                 **self.epoch_summary(),
-                "skipped_steps": skipped,
+                "skipped_steps": int(counts.get("skipped", 0)),
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "utterances_per_second": float(self.tally["utterances"])
-                / seconds,
+                "utterances_per_second": float(counts["utterances"]) / seconds,
                 "seconds": seconds,
             }
             return
-        first, second = torch.cat(self.held_out, dim=1).numpy()
-        if not np.isfinite([first, second]).all():
-            raise ValueError(
-                f"After epoch {epoch} the embeddings of held-out utterances "
-                "are not finite, though the steps of training were. Try "
-                "--eval_precision=fp32, or a lower lr."
-            )
-        self.record.update(geometry(first, second))
-        self.record["pseudo_eer"] = 100 * float(pseudo_trial_eer(first, second))
-        self.record["contrastive_accuracy"] = contrastive_accuracy(
-            first, second
-        )
-        with self.own_generator():  # looking changes nothing
-            self.record.update(self.examine(self.modules.embedding_model))
-        best = criterion(self.record, self.hparams.selection)
+        self.record.update(self.held_out.measure(epoch))
+        with separate_generator(self.device):
+            self.record.update(self.examine(self.modules.encoder))
+        cost = criterion(self.record, self.hparams.selection)
         self.log(self.record)
         self.anneal(epoch + 1)
-        self.kept = {name: getattr(self, name) for name in self.of_epoch}
-        for name, value in self.kept.items():
-            if isinstance(value, np.ndarray):
-                self.kept[name] = torch.from_numpy(value)
+        self.tally.freeze(end_of_epoch=True)
         self.checkpointer.save_and_keep_only(
-            meta={"criterion": float(best), "epoch": epoch},
+            meta={"criterion": float(cost), "epoch": epoch},
             min_keys=["criterion"],
         )

@@ -1,383 +1,253 @@
-"""What both stages do alike: check the yaml, read data, fit, verify."""
+"""A checked setup: settings, device, run folder and data, ready to train."""
 
-import functools
+from __future__ import annotations
+
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import main_process_only
-from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio import trials
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.dataset import crop_dataset
-from lgl_plugin.dataio.manifest import held_out, load_manifest
+from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.dataio.prepare import check_folders, prepare_manifest
-from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
-from lgl_plugin.dataio.trials import trial_audio
-from lgl_plugin.evaluation import verification
+from lgl_plugin.inference.export import export
 from lgl_plugin.inference.extractor import Extractor
-from lgl_plugin.nnet.encoders import LogMelStatistics
-from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import read_metrics, record_key
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import plain_settings
-from lgl_plugin.training.epoch_selection import (
-    SAMPLE,
-    ClusterFigures,
-    check_criterion,
-)
 from lgl_plugin.training.health import findings
+from lgl_plugin.training.observer import Observer
 from lgl_plugin.utils.device import check_device, keep_freed_memory
 from lgl_plugin.utils.distributed import from_main, world_size
-from lgl_plugin.utils.files import save_arrays
-from lgl_plugin.utils.signals import own_process_group
+from lgl_plugin.utils.files import atomic_write
 
 logger = get_logger(__name__)
 
 
-class Training:
-    """A checked yaml with its data, ready to fit and to verify.
+class Session:
+    """A stage's checked settings with its data and its run folder.
 
     Arguments
     ---------
-    hparams : dict
-        The loaded yaml.
+    settings : lgl_plugin.runs.schema.Settings
+        From `load_settings`.
+    text : str
+        The yaml's text after overrides, from `load_settings`.
     run_opts : dict
         SpeechBrain's run options.
-    settings : str
-        The yaml's text after overrides, kept to tell runs apart.
+    observe : callable, optional
+        Takes the manifest and returns an observer, see
+        `lgl_plugin.training.observer`: what is logged of true labels after
+        the fact comes from it alone.
+
+    Attributes
+    ---------
+    run : lgl_plugin.runs.run.Run
+        The run folder.
+    manifest : lgl_plugin.dataio.manifest.Manifest
+        All utterances.
+    rows, train_rows, held_out_rows : numpy.ndarray
+        Rows of the manifest, int64: all, those to train on, those set aside.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        Where the yaml, the trial list or the device cannot work; before any
+        Where the settings, the data or the device cannot work; before any
         training.
     """
 
-    def __init__(self, hparams, run_opts, settings):
-        self.hparams = hparams
+    def __init__(
+        self,
+        settings: Settings,
+        text: str,
+        run_opts: dict,
+        observe: Callable[[Manifest], object] = lambda manifest: Observer(),
+    ):
+        self.settings = settings
         self.run_opts = run_opts
+        self.debug = bool(run_opts.get("debug"))
         self.device = check_device(run_opts.get("device"))
         if self.device == "cpu":
             keep_freed_memory()
-        given = getattr(run_opts, "overridden_args", run_opts)
-        chosen = run_opts if "eval_precision" in given else hparams
-        self.eval_precision = chosen.get("eval_precision", "fp32")
-        check_criterion(hparams["selection"])
-        if not 0 <= hparams["seed"] < 2**22:
-            raise ValueError(
-                f"seed: {hparams['seed']} must be from 0 to {2**22 - 1}; each "
-                "step seeds 1,000 times that, and seeds have 32 bits."
-            )
-        if not hparams["manifest"]:
-            # Before the trial list, whose default lies in the same folder.
+        if not settings.manifest:
             check_folders(
-                os.path.abspath(hparams["train_folder"]),
-                os.path.abspath(hparams["data_folder"]),
+                os.path.abspath(settings.train_folder),
+                os.path.abspath(settings.data_folder),
             )
-        self.trials = None
-        if hparams["verification_file"]:
-            self.trials = trials.read_trials(
-                hparams["verification_file"],
-                hparams["trial_folder"],
-                hparams["allow_outside_data_folder"],
-            )
-        elif hparams["selection"] == "trials":
-            raise ValueError(
-                "selection: trials needs a trial list; set verification_file, "
-                "or choose selection: pseudo_trials, which needs none."
-            )
-        folder = pathlib.Path(hparams["output_folder"])
-        if run_opts.get("debug"):
+        folder = pathlib.Path(settings.output_folder)
+        if self.debug:
             # Two batches are no result: they neither count as done nor mix
             # with a real run.
             folder = folder / "debug"
             from_main(lock_folder, folder)
             for name in ("state.json", "metrics.jsonl"):
                 (folder / name).unlink(missing_ok=True)
-        self.run = Run(folder, hparams["stage"], plain_settings(settings))
-        record_start(folder, hparams["stage"], self.device)
-        if hparams["verification_file"]:
-            self.run.given("verification_file", hparams["verification_file"])
-        self.read_data()
+        self.run = Run(folder, settings.stage, plain_settings(text))
+        self._begin_log(text)
+        record_start(folder, settings.stage, self.device)
+        if settings.verification_file:
+            self.run.given("verification_file", settings.verification_file)
+        self._read_data()
+        self.observer = observe(self.manifest)
 
-    def read_data(self):
+    def _begin_log(self, text):
+        """Begins the stage's log, and keeps the yaml as it is used."""
+        folder = self.run.folder / f"stage{self.settings.stage}"
+        sb.create_experiment_directory(folder)  # all ranks meet in there
+        if sb.utils.distributed.if_main_process():
+            with atomic_write(folder / "hyperparams.yaml") as out:
+                out.write(text)
+
+    def _read_data(self):
         """Makes or reuses the manifest and sets utterances aside."""
-        hparams = self.hparams
-        if hparams["manifest"]:
-            manifest = pathlib.Path(hparams["manifest"])
-        else:
-            manifest = self.run.folder / "manifest.csv"
+        settings = self.settings
+        path = pathlib.Path(settings.manifest or "")
+        if not settings.manifest:
+            path = self.run.folder / "manifest.csv"
             sb.utils.distributed.run_on_main(
                 prepare_manifest,
                 kwargs=dict(
-                    train_folder=hparams["train_folder"],
-                    manifest=manifest,
-                    data_root=hparams["data_folder"],
-                    speaker_folder=hparams["speaker_folder"],
-                    trials=hparams["verification_file"],
-                    trial_folder=hparams["trial_folder"],
-                    max_bad_share=hparams["max_bad_share"],
+                    train_folder=settings.train_folder,
+                    manifest=path,
+                    data_root=settings.data_folder,
+                    speaker_folder=settings.speaker_folder,
+                    trials=settings.verification_file,
+                    trial_folder=settings.trial_folder,
+                    max_bad_share=settings.max_bad_share,
                 ),
             )
-        self.run.given("manifest", manifest)
+        self.run.given("manifest", path)
         self.manifest = load_manifest(
-            manifest,
-            hparams["data_folder"],
-            hparams["allow_outside_data_folder"],
+            path, settings.data_folder, settings.allow_outside_data_folder
         )
         self.bad_files = BadFiles(self.run.folder / "bad_files.txt")
         bad = self.bad_files.reasons
         # The share is of all files, those too that are in no manifest.
         n_files = len(bad) + sum(name not in bad for name in self.manifest.ids)
-        self.bad_files.limit = int(hparams["max_bad_share"] * n_files)
+        self.bad_files.limit = int(settings.max_bad_share * n_files)
         self.bad_files.check()  # starting again must not lift the limit
-        # What is known to be bad stays in: left out after a restart, it would
-        # change the order of all others, and the run.
+        # Known bad files stay in: left out after a restart, they would change
+        # the order of all others, and the run.
         self.rows = np.arange(len(self.manifest))
-        self.train, self.valid = held_out(
-            len(self.rows), hparams["held_out_share"], hparams["seed"]
+        self.train_rows, self.held_out_rows = held_out(
+            len(self.rows), settings.held_out_share, settings.seed
         )
         # Over all processes, each of which reads so many.
-        batch = hparams["dataloader_options"]["batch_size"] * world_size()
-        self.batch_size = batch
-        if batch > len(self.train):
+        self.batch_size = settings.dataloader_options.batch_size
+        self.batch_size *= world_size()
+        if self.batch_size > len(self.train_rows):
             raise ValueError(
-                f"batch_size: {batch} is more than the {len(self.train)} "
-                f"utterances to train on ({len(self.rows)} in "
-                f"{manifest}, less those held out). Lower batch_size."
+                f"batch_size: {self.batch_size} is more than the "
+                f"{len(self.train_rows)} utterances to train on "
+                f"({len(self.rows)} in {path}, less those held out). Lower "
+                "batch_size."
             )
 
     @main_process_only
-    def log(self, **record):
+    def log(self, **record) -> None:
         """Adds a record to the run's metrics, and warns of what it shows."""
         self.run.log(**record)
         try:
             found = findings(read_metrics(self.run.folder))
-        except Exception as error:  # of a file that was altered
+        except Exception as error:  # the file was altered by someone
             logger.warning("The run's health cannot be judged: %s", error)
             return
         for where, words in found:
             if record_key(where) == record_key(record):
                 logger.warning(words)
 
-    def seed(self, step):
+    def show(self, phase: str, record: dict) -> None:
+        """Hands an epoch's figures to the yaml's train_logger."""
+        if self.settings.train_logger is None:
+            return
+        stats = {
+            f"{phase}/{name}": value
+            for name, value in record.items()
+            if value is not None and name != "epoch"
+        }
+        self.settings.train_logger.log_stats(
+            {"epoch": record["epoch"]}, train_stats=stats
+        )
+
+    def seed(self, step: int) -> None:
         """Seeds all generators for a step, apart from every other step.
 
         SpeechBrain shuffles by seed and epoch: with one seed, epoch 1 of
         every phase would have the same order.
         """
-        sb.utils.seed.seed_everything(self.hparams["seed"] * 1000 + step)
+        sb.utils.seed.seed_everything(self.settings.seed * 1000 + step)
 
-    def fit(
-        self,
-        brain_class,
-        modules,
-        folder,
-        epochs,
-        labels=None,
-        rows=None,
-        crop_seconds=None,
-        epochs_before=0,
-        remark=None,
-        **context,
-    ):
-        """Trains modules and leaves those of the chosen epoch in them.
-
-        Arguments
-        ---------
-        brain_class : type
-            SimCLRBrain or LossGatedBrain.
-        modules : dict
-            Its modules, apart from features and augmentation.
-        folder : pathlib.Path
-            For checkpoints.
-        epochs : int
-            How many.
-        labels : numpy.ndarray, optional
-            Pseudo-labels by row of the manifest, int64, -1 where there is
-            none.
-        rows : numpy.ndarray, optional
-            Rows of the manifest to train on; all but those held out, if not
-            given.
-        crop_seconds : float, optional
-            Length of a crop, the yaml's if not given.
-        epochs_before : int
-            Epochs of the phase that this one goes on from.
-        remark : callable, optional
-            Takes the brain after an epoch, returns more for its record.
-        **context
-            What each record of metrics.jsonl says beside the figures.
-
-        Returns
-        -------
-        Brain
-            After the fit.
-        """
-        hparams = self.hparams
-        shared = ("compute_features", "mean_var_norm", "augment")
-        modules = {**{name: hparams[name] for name in shared}, **modules}
-        counter = EpochCounter(epochs)
-        recoverables = {
-            name: module
-            for name, module in modules.items()
-            if module.state_dict()
-        }
-        checkpointer = WholeCheckpointer(
-            folder / "checkpoints", {**recoverables, "counter": counter}
-        )
-        brain = brain_class(
-            modules, hparams["opt_class"], hparams, self.run_opts, checkpointer
-        )
-
-        def log(record):
-            if remark is not None:
-                record = {**record, **remark(brain)}
-            self.log(**context, **record)
-            self.show(folder.relative_to(self.run.folder), record)
-
-        brain.log = log
-        brain.bad_files = self.bad_files
-        figures = ClusterFigures(self.device)
-        checkpointer.add_recoverable("clusters", figures)
-        brain.examine = self.examiner(figures)
-        brain.epochs_before = epochs_before
-        n_crops = 2 if labels is None else 1
-        crop = crop_seconds or hparams["crop_seconds"]
-        rate = hparams["sample_rate"]
-        rows = self.train if rows is None else rows
-        data = self.manifest
-        # From pinned memory the GPU fetches a batch while it still computes.
-        pinned = {"pin_memory": torch.device(self.device).type == "cuda"}
-        options = {**pinned, "worker_init_fn": own_process_group}
-        options.update(hparams["dataloader_options"])
-        seed = int(os.environ["SB_GLOBAL_SEED"])  # of SpeechBrain's samplers
-        train = crop_dataset(data, rows, crop, n_crops, labels, rate, seed)
-        if len(train) < self.batch_size:  # the last, smaller batch is left out
-            raise ValueError(
-                f"{context['phase']}: {len(train)} utterances make no batch of "
-                f"{self.batch_size}, so nothing would be trained. Lower "
-                "batch_size."
-            )
-        brain.seed, brain.train_data = seed, train
-        order = {"shuffle": True}
-        if data.places is not None:
-            shards = shard_numbers(data.wavs)[train.data_ids]
-            brain.train_sampler = ShardSampler(shards, seed=seed)
-            order = {"sampler": brain.train_sampler}
-        brain.fit(
-            counter,
-            train,
-            # The same crops at every epoch of every phase.
-            crop_dataset(data, self.valid, crop, 2, None, rate),
-            train_loader_kwargs={**options, **order, "drop_last": True},
-            valid_loader_kwargs=options,
-        )
-        checkpointer.recover_if_possible(min_key="criterion")
-        return brain
-
-    def show(self, phase, record):
-        """Hands an epoch's figures to the yaml's train_logger."""
-        logger = self.hparams["train_logger"]
-        if logger is None:
-            return
-        stats = {
-            f"{phase.as_posix()}/{name}": value
-            for name, value in record.items()
-            if value is not None and name != "epoch"
-        }
-        logger.log_stats({"epoch": record["epoch"]}, train_stats=stats)
-
-    def examiner(self, figures):
-        """What is to be known of each epoch's encoder, as `selection` asks.
-
-        Arguments
-        ---------
-        figures : lgl_plugin.training.epoch_selection.ClusterFigures
-            Those of the phase.
-
-        Returns
-        -------
-        callable
-            From an encoder to a dict of plain numbers.
-        """
-        chosen = self.hparams["selection"]
-        study = self.hparams["selection_study"]
-        clusters = study or chosen in ("silhouette", "agreement")
-        trials = study or chosen == "trials"
-        # The same at every phase, whatever was drawn before.
-        rng = np.random.default_rng(self.hparams["seed"])
-        rows = rng.permutation(self.rows)[:SAMPLE]
-
-        def examine(encoder):
-            found = {}
-            if clusters:
-                some, bad = self.extractor(encoder)(self.manifest, rows)
-                self.bad_files.add(bad)
-                found.update(figures(np.array(some.vectors)))
-            if trials:
-                found.update(self.verify(encoder))
-            return found
-
-        return examine
-
-    def extractor(self, encoder):
-        """An Extractor with the yaml's features around an encoder."""
-        normalise = self.hparams["mean_var_norm"]
-        if isinstance(encoder, LogMelStatistics):
-            normalise = None  # it would take away the mean
+    def extractor(self, encoder: torch.nn.Module) -> Extractor:
+        """Makes the extractor of whole utterances for an encoder."""
+        settings = self.settings
         return Extractor(
-            self.hparams["compute_features"],
-            normalise,
             encoder,
             self.device,
-            self.hparams["sample_rate"],
-            num_workers=self.hparams["dataloader_options"]["num_workers"],
-            precision=self.eval_precision,
+            settings.sample_rate,
+            num_workers=settings.dataloader_options.num_workers,
+            precision=settings.eval_precision,
             # 0 is SpeechBrain's word for never.
-            keep_seconds=60 * self.hparams["ckpt_interval_minutes"] or math.inf,
+            keep_seconds=60 * settings.ckpt_interval_minutes or math.inf,
         )
 
-    @functools.cached_property
-    def trial_audio(self):
-        """The audio that the trial list names, as a Manifest, in its order."""
-        return trial_audio(self.trials, self.hparams["trial_folder"])
+    def embed(self, encoder: torch.nn.Module, rows=None, folder=None):
+        """Embeds utterances of the manifest; bad ones are counted.
 
-    def embed_trials(self, encoder):
-        """Embeddings of the trial list's utterances, in its order."""
-        audio = self.trial_audio
-        found, bad = self.extractor(encoder)(audio, np.arange(len(audio)))
-        if bad:
-            raise ValueError(
-                f"{len(bad)} utterances of {self.hparams['verification_file']}"
-                f" cannot be scored; the first: {' '.join(bad[0])}"
-            )
-        return found.vectors
-
-    def verify(self, encoder, path=None):
-        """Scores the trial list: a dict of figures, empty without a list.
-
-        Arguments
-        ---------
-        encoder : torch.nn.Module
-            What to score.
-        path : pathlib.Path, optional
-            Where the scores (T,) and labels (T,) are kept, as an npz file.
+        Returns Embeddings of `rows`, of all if these are not given, kept in
+        `folder` if that is.
         """
-        if self.trials is None:
-            return {}
-        return self.score(self.embed_trials(encoder), path)
+        rows = self.rows if rows is None else rows
+        embeddings, bad = self.extractor(encoder)(self.manifest, rows, folder)
+        self.bad_files.add(bad)
+        return embeddings
 
-    def score(self, embeddings, path=None):
-        """`verify` for the trial list's embeddings."""
-        if path is not None:
-            scores = verification.cosine_scores(embeddings, self.trials)
-            save_arrays(path, scores=scores, labels=self.trials.labels)
-        return verification.verify(embeddings, self.trials)
+    def score(self, encoder: torch.nn.Module, path=None, after=None) -> dict:
+        """Returns the observer's error rates of an encoder; {} without trials.
+
+        `path` keeps the scores; `after` is done to the embeddings first.
+        """
+
+        def embed(audio):
+            rows = np.arange(len(audio))
+            embeddings, bad = self.extractor(encoder)(audio, rows)
+            if bad:
+                raise ValueError(
+                    f"{len(bad)} utterances of "
+                    f"{self.settings.verification_file} cannot be scored; the "
+                    f"first: {' '.join(bad[0])}"
+                )
+            vectors = embeddings.vectors
+            return vectors if after is None else after(vectors)
+
+        return self.observer.score_trials(embed, path)
+
+    def publish(self, name: str, made_from: str | None) -> None:
+        """Exports a stage's or round's encoder, as the step `export/<name>`.
+
+        A failure does not end a training that went well; the next start tries
+        the export again.
+        """
+        run = self.run
+
+        def export_latest(folder):
+            try:
+                return export(run.folder, name, folder, device=self.device)
+            except Exception as error:
+                logger.warning(
+                    "No export; try `lgl export %s %s`",
+                    run.folder,
+                    name,
+                    exc_info=True,
+                )
+                return {"failed": f"{type(error).__name__}: {error}"}
+
+        run.step(f"export/{name}", export_latest, made_from)

@@ -1,7 +1,11 @@
-"""The two stages, step by step; each step runs once, see `run_folder`."""
+"""A round of Stage II: its steps, its pseudo-labels, its weights."""
 
+from __future__ import annotations
+
+import functools
 import pathlib
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,471 +13,261 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.labels import read_labels, write_labels
-from lgl_plugin.evaluation import pseudo_labels
-from lgl_plugin.inference.backends import whiten
-from lgl_plugin.inference.export import export
+from lgl_plugin.inference.export import CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.methods.simclr import SimCLRBrain
-from lgl_plugin.metrics import agreement
-from lgl_plugin.nnet.encoders import LogMelStatistics
-from lgl_plugin.report.build import write_report
+from lgl_plugin.metrics.agreement import ami
+from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.runs.state import check_artefact
 from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.training.fit import fit
 from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
-from lgl_plugin.training.session import Training
+from lgl_plugin.training.session import Session
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
     save_arrays,
     write_json,
 )
-from lgl_plugin.utils.signals import stop
 
 logger = get_logger(__name__)
 
-ENCODER = "embedding_model.ckpt"
-CLASSIFIER = "classifier.ckpt"
 MEMORY = "losses.ckpt"
 SCORES = "scores.npz"
 GATE = "gate.npz"
 
 
-@stop.on_signals()
-def train_stage1(hparams, run_opts, settings):
-    """Stage I: SimCLR with augmentation adversarial training.
+class Round:
+    """One round of Stage II in its folder, `iter<number>`.
 
-    Leaves the encoder in `<output_folder>/stage1/embedding_model.ckpt`.
-
-    Arguments
-    ---------
-    hparams : dict
-        `hparams/stage1.yaml`, loaded.
-    run_opts : dict
-        SpeechBrain's run options.
-    settings : str
-        The yaml's text after overrides.
-    """
-    training = Training(hparams, run_opts, settings)
-    run = training.run
-
-    def baselines(folder):
-        """What any training must beat: the floor and the untrained encoder."""
-        training.seed(0)
-        if training.trials is None:
-            return
-        statistics = LogMelStatistics()
-        extract = training.extractor(statistics)
-        reference, bad = extract(training.manifest, training.rows)
-        training.bad_files.add(bad)
-        floor = whiten(reference.vectors, training.embed_trials(statistics))
-        figures = training.score(floor, folder / "floor.npz")
-        run.log(stage=0, phase="log-mel statistics", **figures)
-        encoder = hparams["new_encoder"]()
-        figures = training.verify(encoder, folder / "untrained.npz")
-        run.log(stage=0, phase="untrained", **figures)
-
-    def stage1(folder):
-        training.seed(1)
-        encoder = hparams["new_encoder"]()
-        modules = {
-            "embedding_model": encoder,
-            "contrastive": hparams["contrastive"],
-            "discriminator": hparams["discriminator"],
-        }
-        training.fit(
-            SimCLRBrain,
-            modules,
-            folder,
-            hparams["number_of_epochs"],
-            stage=1,
-            phase="simclr",
-        )
-        save_weights(encoder, folder / ENCODER)
-        figures = training.verify(encoder, folder / SCORES)
-        run.log(stage=1, phase="after simclr", **figures)
-
-    run.step("baselines", baselines)
-    run.step("stage1", stage1)
-    hand_over(training, "stage1", run.checksum("stage1"))
-
-
-@stop.on_signals()
-def train_stage2(hparams, run_opts, settings):
-    """Stage II: extract, cluster, train, train loss-gated; again.
+    A recipe says what the steps are; this keeps what they leave and reads it
+    for the next one.
 
     Arguments
     ---------
-    hparams : dict
-        `hparams/stage2.yaml`, loaded.
-    run_opts : dict
-        SpeechBrain's run options.
-    settings : str
-        The yaml's text after overrides.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no encoder to start from.
-    ValueError
-        If that encoder has another shape, or there are fewer utterances than
-        clusters.
-    """
-    training = Training(hparams, run_opts, settings)
-    debug = run_opts.get("debug", False)
-    first = find_encoder(hparams, training.run.folder, debug)
-    if hparams["pretrained_encoder"]:
-        training.run.given("pretrained_encoder", first)
-    hparams["cluster"].check(len(training.rows))
-    for iteration in range(1, hparams["n_iterations"] + 1):
-        result = Iteration(training, iteration, first).run()
-        hand_over(training, f"iter{iteration}", result)
-
-
-class Iteration:
-    """One round of Stage II.
-
-    Arguments
-    ---------
-    training : lgl_plugin.training.session.Training
-        The run.
+    session : Session
+        Settings, data and run folder.
     number : int
         From 1.
     first : pathlib.Path
         Weights of the encoder that Stage II starts from.
     """
 
-    def __init__(self, training, number, first):
-        self.training = training
-        self.hparams = training.hparams
+    def __init__(self, session: Session, number: int, first: pathlib.Path):
+        self.session = session
+        self.settings = session.settings
         self.number = number
         self.name = f"iter{number}"
-        self.folder = training.run.folder / self.name
+        self.folder = session.run.folder / self.name
         self.first = first
-        before = training.run.folder / f"iter{number - 1}" / "gated" / ENCODER
+        before = session.run.folder / f"iter{number - 1}" / "gated" / ENCODER
         self.source = first if number == 1 else before
-        last = number == self.hparams["n_iterations"]
-        self.wide = last and self.hparams["new_last_encoder"] is not None
+        self.is_last = number == self.settings.n_iterations
+        wide = self.settings.new_last_encoder if self.is_last else None
+        self.is_wide = wide is not None
+        self.new_encoder = wide or self.settings.new_encoder
+        self.made_from = checksum(self.source)
+        self.n_steps = 0
 
-    def run(self):
-        """Does the steps that are not done yet.
+    def step(self, name: str, work: Callable) -> None:
+        """Does a step of the round, unless it is done; see `Run.step`."""
+        self.session.seed(10 * self.number + self.n_steps)
+        self.n_steps += 1
+        run, name = self.session.run, f"{self.name}/{name}"
+        run.step(name, work, self.made_from)
+        self.made_from = run.checksum(name)
 
-        Returns
-        -------
-        str
-            A checksum of what the last one left.
-        """
-        steps = {
-            "embeddings": self.extract,
-            "labels": self.cluster,
-            "classifier": self.train_classifier,
-            "gated": self.train_gated,
-        }
-        last = self.number == self.hparams["n_iterations"]
-        if last and self.hparams["large_margin_epochs"]:
-            steps["large_margin"] = self.train_large_margin
-        run = self.training.run
-        made_from = checksum(self.source)
-        for index, (step, work) in enumerate(steps.items()):
-            self.training.seed(10 * self.number + index)
-            run.step(f"{self.name}/{step}", work, made_from)
-            made_from = run.checksum(f"{self.name}/{step}")
-        return made_from
-
-    def log(self, **record):
+    def log(self, **record) -> None:
         """Adds a record to the run's metrics."""
-        self.training.log(stage=2, iteration=self.number, **record)
+        self.session.log(stage=2, iteration=self.number, **record)
 
-    def extract(self, folder):
-        """Embeds all utterances, those held out too."""
-        # The encoder before this round is never the wide one.
-        encoder = load_weights(self.hparams["new_encoder"](), self.source)
-        extract = self.training.extractor(encoder)
-        training = self.training
-        found, bad = extract(training.manifest, training.rows, folder)
-        training.bad_files.add(bad)
-        return {"utterances": len(found.utterances)}
+    def extract(self, folder: pathlib.Path) -> dict:
+        """Embeds all utterances by the encoder of the round before."""
+        # That one is never the wide one, which only the last round trains.
+        encoder = self.settings.new_encoder()
+        load_weights(encoder.network, self.source)
+        embeddings = self.session.embed(encoder, folder=folder)
+        return {"utterances": len(embeddings.utterances)}
 
     @main_process_only
-    def cluster(self, folder):
+    def cluster(self, folder: pathlib.Path) -> dict:
         """Makes pseudo-labels of the embeddings (paper, section 2.2)."""
-        found = Embeddings.load(self.folder / "embeddings")
+        embeddings = Embeddings.load(self.folder / "embeddings")
         started = time.perf_counter()
-        clusters = self.hparams["cluster"](np.array(found.vectors))
+        clusters = self.settings.cluster(np.array(embeddings.vectors))
         with atomic_write(folder / "centroids.npy", "wb") as out:
             np.save(out, clusters.centroids)
-        write_labels(folder / "labels.csv", found.utterances, clusters.labels)
+        names = embeddings.utterances
+        write_labels(folder / "labels.csv", names, clusters.labels)
+        n_clusters = int(clusters.n_clusters)
         facts = {
-            "n_clusters": int(clusters.n_clusters),
-            "seed": self.hparams["seed"],
+            "n_clusters": n_clusters,
+            "seed": self.settings.seed,
             "encoder": checksum(self.source),
             "inertia": [float(value) for value in clusters.inertia],
             "points_used": int(clusters.points_used),
         }
         write_json(folder / "labels.json", facts)
         seconds = time.perf_counter() - started
-        rows = self.training.manifest.rows(found.utterances)
+        rows = self.session.manifest.rows(names)
         self.log(
             phase="clusters",
-            n_clusters=facts["n_clusters"],
-            agreement=self.agreement(),
+            n_clusters=n_clusters,
+            agreement=self._agreement(),
             seconds=seconds,
-            **cluster_sizes(clusters.labels, facts["n_clusters"]),
-            **self.compare(rows, clusters.labels),
+            **cluster_sizes(clusters.labels, n_clusters),
+            **self.session.observer.clusters(rows, clusters.labels),
         )
-        return {"n_clusters": facts["n_clusters"]}
+        return {"n_clusters": n_clusters}
 
-    def train_classifier(self, folder):
-        """Trains encoder and a new classifier on all pseudo-labels."""
-        encoder, classifier = self.new_modules()
-        if not self.wide:
-            warm = self.hparams["encoder_init"] == "previous"
-            load_weights(encoder, self.source if warm else self.first)
-        if self.hparams["classifier_init"] == "centroids":
+    def _agreement(self):
+        """Compares the pseudo-labels with those of the round before, by AMI.
+
+        Once that no longer grows, further rounds train on what is known.
+        """
+        if self.number == 1:
+            return None
+        now, before = self.labels, self._read_labels(self.number - 1)
+        both = (now >= 0) & (before >= 0)
+        return ami(before[both], now[both])
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The pseudo-labels by row of the manifest, int64, -1 for none."""
+        return self._read_labels(self.number)
+
+    def _read_labels(self, number):
+        manifest = self.session.manifest
+        folder = self.session.run.folder / f"iter{number}" / "labels"
+        names, pseudo = read_labels(folder / "labels.csv")
+        labels = np.full(len(manifest), -1)
+        labels[manifest.rows(names)] = pseudo
+        return labels
+
+    def start(self) -> tuple[Encoder, torch.nn.Module]:
+        """Makes an encoder and a classifier as `*_init` of the yaml say."""
+        encoder, classifier = self._new_modules()
+        if not self.is_wide:
+            warm = self.settings.encoder_init == "previous"
+            load_weights(encoder.network, self.source if warm else self.first)
+        if self.settings.classifier_init == "centroids":
             centroids = np.load(self.folder / "labels" / "centroids.npy")
             start_from(classifier, torch.from_numpy(centroids))
-        self.fit(
-            folder,
-            encoder,
-            classifier,
-            {
-                "aam": self.hparams["aam"],
-                "gate": self.hparams["no_gate"],
-                "memory": self.new_memory(),
-            },
-            epochs=self.hparams["classifier_epochs"],
-        )
-
-    def train_gated(self, folder):
-        """Goes on with both through the gate (paper, section 3)."""
-        before = self.folder / "classifier"
-        encoder, classifier = self.load_modules(before)
-        gate = self.hparams["gate"]
-        gate.start_iteration(self.number)
-        # Known losses make the gate selective from its first step on.
-        memory = load_weights(self.new_memory(), before / MEMORY)
-        gate.end_epoch(memory.losses[~memory.losses.isnan()])
-        modules = {"aam": self.hparams["aam"], "gate": gate, "memory": memory}
-        if self.hparams["correct_labels"] is not None:
-            modules["correction"] = self.hparams["correct_labels"]
-        self.fit(
-            folder,
-            encoder,
-            classifier,
-            modules,
-            epochs=self.hparams["gated_epochs"],
-            epochs_before=self.hparams["classifier_epochs"],
-        )
-
-    def train_large_margin(self, folder):
-        """Fine-tunes on what the gate let through, with a larger margin.
-
-        Large-margin fine-tuning (Thienpondt et al. 2021): longer crops bear
-        it. The gate's threshold would not; what it selected last stays.
-        """
-        before = self.folder / "gated"
-        encoder, classifier = self.load_modules(before)
-        with np.load(before / GATE) as gate:
-            rows = np.sort(gate["rows"][gate["selected"]])
-        batch_size = self.training.batch_size
-        if len(rows) < batch_size:  # the round ends with the gated encoder
-            self.log(
-                phase=folder.name, utterances=len(rows), batch_size=batch_size
-            )
-            return
-        self.fit(
-            folder,
-            encoder,
-            classifier,
-            {
-                "aam": self.hparams["large_margin"],
-                "gate": self.hparams["no_gate"],
-                "memory": self.new_memory(),
-            },
-            rows=rows,
-            crop_seconds=self.hparams["large_margin_crop_seconds"],
-            epochs=self.hparams["large_margin_epochs"],
-            epochs_before=self.hparams["classifier_epochs"]
-            + self.hparams["gated_epochs"],
-        )
-
-    def new_memory(self):
-        """A memory of losses with nothing in it."""
-        return self.hparams["new_memory"](len(self.training.manifest))
-
-    def new_modules(self):
-        """An encoder and a classifier with weights yet to be given."""
-        kind = "new_last_encoder" if self.wide else "new_encoder"
-        n_clusters = self.training.run.done[f"{self.name}/labels"]["n_clusters"]
-        classifier = self.hparams["new_classifier"](out_neurons=n_clusters)
-        return self.hparams[kind](), classifier
-
-    def load_modules(self, folder):
-        """An encoder and a classifier with the weights that a phase left."""
-        encoder, classifier = self.new_modules()
-        load_weights(encoder, folder / ENCODER)
-        load_weights(classifier, folder / CLASSIFIER)
         return encoder, classifier
 
-    def fit(self, folder, encoder, classifier, modules, **options):
-        """Trains a phase, leaves its weights in `folder`, scores it."""
-        labels = self.read_labels()
-        brain = self.training.fit(
+    def load(self, phase: str) -> tuple[Encoder, torch.nn.Module]:
+        """Reads the encoder and the classifier that a phase left."""
+        encoder, classifier = self._new_modules()
+        load_weights(encoder.network, self.folder / phase / ENCODER)
+        load_weights(classifier, self.folder / phase / CLASSIFIER)
+        return encoder, classifier
+
+    def _new_modules(self):
+        """Makes an encoder and a classifier with weights yet to be given."""
+        done = self.session.run.done[f"{self.name}/labels"]
+        n_clusters = done["n_clusters"]
+        classifier = self.settings.new_classifier(out_neurons=n_clusters)
+        return self.new_encoder(), classifier
+
+    def primed_gate(self) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """Readies the gate and the memory of losses for the gated phase.
+
+        The losses of the classifier's phase are known, so that the gate is
+        selective from its first step on.
+        """
+        gate = self.settings.gate
+        gate.start_iteration(self.number)
+        memory = load_weights(
+            self._new_memory(), self.folder / "classifier" / MEMORY
+        )
+        gate.end_epoch(memory.losses[~memory.losses.isnan()])
+        return gate, memory
+
+    def selected_rows(self) -> np.ndarray:
+        """Returns the manifest rows that the gate let through last."""
+        with np.load(self.folder / "gated" / GATE) as gate:
+            return np.sort(gate["rows"][gate["selected"]])
+
+    def _new_memory(self):
+        return self.settings.new_memory(len(self.session.manifest))
+
+    def fit(
+        self,
+        folder: pathlib.Path,
+        encoder: Encoder,
+        classifier: torch.nn.Module,
+        gate: torch.nn.Module,
+        memory: torch.nn.Module | None = None,
+        aam: torch.nn.Module | None = None,
+        correction: torch.nn.Module | None = None,
+        **options,
+    ) -> None:
+        """Trains a phase, leaves its weights in `folder` and scores it.
+
+        Arguments
+        ---------
+        folder : pathlib.Path
+            The phase's; its name is the phase's in the metrics.
+        encoder, classifier : torch.nn.Module
+            To be trained.
+        gate : torch.nn.Module
+            Selects utterances by their losses.
+        memory : torch.nn.Module, optional
+            Losses known before; an empty one if not given.
+        aam : torch.nn.Module, optional
+            The loss; the yaml's `aam` if not given.
+        correction : torch.nn.Module, optional
+            Gives other labels to utterances that the gate rejects.
+        **options
+            As for `training.fit.fit`.
+        """
+        labels, observer = self.labels, self.session.observer
+        memory = self._new_memory() if memory is None else memory
+        modules = {
+            "encoder": encoder,
+            "classifier": classifier,
+            "aam": aam or self.settings.aam,
+            "gate": gate,
+            "memory": memory,
+        }
+        if correction is not None:
+            modules["correction"] = correction
+        losses = observer.epoch_losses(labels)
+
+        def remark(brain):
+            last = brain.tally.last
+            return losses(last["rows"], last["losses"])
+
+        brain = fit(
+            self.session,
             LossGatedBrain,
-            {"embedding_model": encoder, "classifier": classifier, **modules},
+            modules,
             folder,
             labels=labels,
-            remark=self.loss_by_reliability(labels),
+            remark=remark if losses else None,
             stage=2,
             iteration=self.number,
             phase=folder.name,
             **options,
         )
-        save_weights(encoder, folder / ENCODER)
+        save_weights(encoder.network, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)
-        save_weights(modules["memory"], folder / MEMORY)
-        figures = self.training.verify(encoder, folder / SCORES)
-        if brain.losses is not None:
-            save_arrays(
-                folder / GATE,
-                rows=brain.rows,
-                losses=brain.losses,
-                selected=brain.selected,
-                corrected=brain.corrected,
-                tau=float(brain.tau),
+        save_weights(memory, folder / MEMORY)
+        figures = self.session.score(encoder, folder / SCORES)
+        last = brain.tally.last
+        if last:
+            save_arrays(folder / GATE, **last)
+            selected, corrected = last["selected"], last["corrected"]
+            figures["selected_share"] = float(np.mean(selected))
+            figures["corrected_share"] = float(np.mean(corrected >= 0))
+            figures.update(
+                observer.selection(labels, last["rows"], selected, corrected)
             )
-            figures["selected_share"] = float(np.mean(brain.selected))
-            figures["corrected_share"] = float(np.mean(brain.corrected >= 0))
-            figures.update(self.judge(labels, brain))
         self.log(phase=f"after {folder.name}", **figures)
 
-    def judge(self, labels, brain):
-        """What true labels say of the gate and of corrected labels."""
-        report = self.compare(brain.rows, labels[brain.rows], brain.selected)
-        keys = ("nmi_selected", "ami_selected", "gate_precision", "gate_recall")
-        found = {key: report[key] for key in keys if key in report}
-        true = self.training.manifest.speakers
-        changed = (brain.corrected >= 0) & (true[brain.rows] >= 0)
-        if changed.any():
-            known = labels >= 0
-            speakers = pseudo_labels.hungarian_mapping(
-                true[known], labels[known]
-            )
-            said = [speakers.get(n, -1) for n in brain.corrected[changed]]
-            found["correction_precision"] = float(
-                np.mean(said == true[brain.rows[changed]])
-            )
-        return found
 
-    def loss_by_reliability(self, labels):
-        """The mean losses of both kinds of labels, for each epoch's record.
-
-        Paper, section 3 and figure 2. Nothing that trains reads it.
-        """
-        true, known = self.training.manifest.speakers, labels >= 0
-        if not (true[known] >= 0).any():
-            return None
-        trusted = np.zeros(len(labels), bool)
-        trusted[known] = pseudo_labels.reliable(true[known], labels[known])
-
-        def losses(brain):
-            groups = trusted[brain.rows], ~trusted[brain.rows]
-            means = [
-                float(np.mean(brain.losses[group])) if group.any() else None
-                for group in groups
-            ]
-            return dict(zip(("loss_reliable", "loss_unreliable"), means))
-
-        return losses
-
-    def agreement(self):
-        """Adjusted mutual information with the labels of the round before.
-
-        It needs no true labels: once it no longer grows, further rounds train
-        on what is known already.
-        """
-        if self.number == 1:
-            return None
-        now, before = self.read_labels(), self.read_labels(self.number - 1)
-        both = (now >= 0) & (before >= 0)
-        return agreement.ami(before[both], now[both])
-
-    def read_labels(self, number=None):
-        """A round's pseudo-labels by row of the manifest, -1 for none."""
-        manifest = self.training.manifest
-        folder = self.training.run.folder / f"iter{number or self.number}"
-        names, pseudo = read_labels(folder / "labels" / "labels.csv")
-        labels = np.full(len(manifest), -1)
-        labels[manifest.rows(names)] = pseudo
-        return labels
-
-    def compare(self, rows, pseudo, selected=None):
-        """How pseudo-labels agree with true ones, if the manifest has them.
-
-        Logged after the fact; nothing that trains reads it.
-        """
-        true = self.training.manifest.speakers[rows]
-        if not (true >= 0).any():
-            return {}
-        return pseudo_labels.clustering_report(true, pseudo, selected)
-
-
-def hand_over(training, name, made_from):
-    """Exports a stage's or round's encoder and writes the run's page.
-
-    Neither may end a training that went well. An export that failed is tried
-    again at the next start.
-    """
-    run = training.run
-
-    def export_latest(folder):
-        try:
-            return export(run.folder, name, folder, device=training.device)
-        except Exception as error:
-            logger.warning(
-                "No export; try `lgl export %s %s`",
-                run.folder,
-                name,
-                exc_info=True,
-            )
-            return {"failed": f"{type(error).__name__}: {error}"}
-
-    run.step(f"export/{name}", export_latest, made_from)
-    write_page(run.folder)
-
-
-@main_process_only
-def write_page(folder):
-    """Writes the run's page.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
-    ... )
-    >>> write_page(folder)
-    >>> (folder / "report" / "index.html").exists()
-    True
-    """
-    try:
-        logger.info("The run's page: %s", write_report([folder]))
-    except Exception:
-        logger.warning("The run's page was not written", exc_info=True)
-
-
-def start_from(classifier, centroids):
-    """Gives a classifier the clusters' centroids (K, D) as its weights.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.models.ECAPA_TDNN import Classifier
-    >>> classifier = Classifier(input_size=2, out_neurons=3)
-    >>> start_from(classifier, torch.tensor([[1.0, 0], [0, 1], [-1, 0]]))
-    >>> cosines = classifier(torch.tensor([[[0.0, 5.0]]]))
-    >>> cosines.argmax().item()
-    1
-    """
+def start_from(classifier: torch.nn.Module, centroids: torch.Tensor) -> None:
+    """Gives a classifier the clusters' centroids (K, D) as its weights."""
     if hasattr(classifier, "start_from"):
         classifier.start_from(centroids)
         return
@@ -481,8 +275,8 @@ def start_from(classifier, centroids):
         classifier.weight.copy_(centroids)
 
 
-def find_encoder(hparams, folder, debug=False):
-    """The weights from which Stage II starts, checked against the yaml.
+def find_encoder(session: Session) -> pathlib.Path:
+    """Finds the weights that Stage II starts from, checked against the yaml.
 
     In debug mode, which tries out a setup, an untrained encoder will do.
 
@@ -492,38 +286,31 @@ def find_encoder(hparams, folder, debug=False):
         If there is none; says which command makes it.
     ValueError
         If they do not fit the yaml's encoder, or were damaged since the run
-        that made them.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> save_weights(torch.nn.Linear(2, 3), folder / ENCODER)
-    >>> hparams = {
-    ...     "new_encoder": lambda: torch.nn.Linear(2, 3),
-    ...     "pretrained_encoder": folder,
-    ... }
-    >>> find_encoder(hparams, folder / "run").name
-    'embedding_model.ckpt'
+        that made them, or are not those that the run was begun with.
     """
-    given = hparams["pretrained_encoder"]
+    settings, folder = session.settings, session.run.folder
+    given = settings.pretrained_encoder
     path = pathlib.Path(given) if given else folder / "stage1" / ENCODER
     if path.is_dir():
         path = path / ENCODER
-    if not path.exists() and debug:
+    if not path.exists() and session.debug:
         logger.warning(
             "--debug: no encoder at %s, an untrained one it is", path
         )
-        save_weights(hparams["new_encoder"](), folder / "untrained.ckpt")
-        return folder / "untrained.ckpt"
+        path = folder / "untrained.ckpt"
+        save_weights(settings.new_encoder().network, path)
+        return path
     if not path.exists():
         key = f"pretrained_encoder: {given}" if given else "Stage II"
         raise FileNotFoundError(
             f"{key}: there is no encoder at {path}. Train one with "
-            f"`python train_lgl.py {hparams['stage1_yaml']} "
-            f"--output_folder={hparams['output_folder']} "
-            f"--data_folder={hparams['data_folder']}`, or set "
-            "pretrained_encoder to a SpeechBrain ECAPA-TDNN checkpoint."
+            f"`python train_lgl.py {settings.stage1_yaml} "
+            f"--output_folder={settings.output_folder} "
+            f"--data_folder={settings.data_folder}`, or set "
+            "pretrained_encoder to a SpeechBrain checkpoint."
         )
     check_artefact(path)
-    load_weights(hparams["new_encoder"](), path)
+    load_weights(settings.new_encoder().network, path)
+    if given:
+        session.run.given("pretrained_encoder", path)
     return path

@@ -4,11 +4,12 @@ A release of SpeechBrain may change them without notice;
 tests/utils/test_speechbrain_internals.py then names the one that is gone.
 """
 
-from __future__ import annotations
-
 import pathlib
 
+import speechbrain as sb
+from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
+from torch.nn.parallel import DistributedDataParallel
 
 
 def checkpoint_folders(checkpointer: Checkpointer) -> list[pathlib.Path]:
@@ -19,3 +20,33 @@ def checkpoint_folders(checkpointer: Checkpointer) -> list[pathlib.Path]:
 def read_checkpoints(folders: list[pathlib.Path]) -> list[Checkpoint]:
     """Reads what the metadata of checkpoints says of them."""
     return Checkpointer._construct_checkpoint_objects(folders)
+
+
+def skip_batches(loader: SaveableDataLoader, n_batches: int) -> None:
+    """Lets a loader begin its next epoch behind so many batches."""
+    loader._speechbrain_recovery_skip_to = n_batches
+
+
+class HookedBrain(sb.Brain):
+    """SpeechBrain's Brain with public names for two private hooks."""
+
+    def before_save_in_epoch(self) -> None:
+        """Runs, on every rank, before a checkpoint within an epoch is saved."""
+
+    def save_in_epoch(self) -> None:
+        """Saves a checkpoint from which the epoch goes on."""
+        self._save_intra_epoch_ckpt()
+
+    def _save_intra_epoch_ckpt(self):
+        self.before_save_in_epoch()
+        super()._save_intra_epoch_ckpt()
+
+    def _wrap_distributed(self):
+        if not self.distributed_launch or self.device_type != "cpu":
+            super()._wrap_distributed()
+            return
+        # torch has no synchronised batch statistics for CPUs, and converting
+        # to them raises: each process keeps its own.
+        for name, module in self.modules.items():
+            if any(p.requires_grad for p in module.parameters()):
+                self.modules[name] = DistributedDataParallel(module)

@@ -1,46 +1,149 @@
 #!/usr/bin/env python3
 """Recipe for self-supervised speaker recognition with loss-gated learning.
 
-Stage I trains an ECAPA-TDNN by SimCLR with augmentation adversarial training;
+Stage I trains an encoder by SimCLR with augmentation adversarial training;
 Stage II clusters its embeddings into pseudo-speakers and trains on these,
 first on all, then on those that a loss gate lets through, and does so again.
 
 > python train_lgl.py hparams/stage1.yaml --data_folder=/path/to/VoxCeleb2
 > python train_lgl.py hparams/stage2.yaml --data_folder=/path/to/VoxCeleb2
 
-The same command after an interruption goes on where it stopped.
+The same command after an interruption goes on where it stopped: each step below
+is done once, and its files are in the folder of its name.
 """
 
-import os
 import sys
 
 import speechbrain as sb
-from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from lgl_plugin.runs.run import Run
-from lgl_plugin.runs.settings import plain_settings
-from lgl_plugin.training.stage2 import train_stage1, train_stage2
+from lgl_plugin.dataio.trials import read_trials
+from lgl_plugin.evaluation.observer import TrueLabels
+from lgl_plugin.inference.export import ENCODER
+from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.report.build import try_to_write_report
+from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.runs.weights import save_weights
+from lgl_plugin.training.fit import fit
+from lgl_plugin.training.session import Session
+from lgl_plugin.training.stage1 import score_baselines
+from lgl_plugin.training.stage2 import SCORES, Round, find_encoder
+from lgl_plugin.utils.signals import stop
 
-if __name__ == "__main__":
+
+def train_stage1(session):
+    """Paper, section 2.1: an encoder that tells utterances apart."""
+    settings, run = session.settings, session.run
+
+    def baselines(folder):
+        session.seed(0)
+        score_baselines(session, folder)
+
+    def simclr(folder):
+        session.seed(1)
+        encoder = settings.new_encoder()
+        modules = {
+            "encoder": encoder,
+            "contrastive": settings.contrastive,
+            "discriminator": settings.discriminator,
+        }
+        epochs = settings.number_of_epochs
+        context = {"stage": 1, "phase": "simclr"}
+        fit(session, SimCLRBrain, modules, folder, epochs, **context)
+        save_weights(encoder.network, folder / ENCODER)
+        figures = session.score(encoder, folder / SCORES)
+        run.log(stage=1, phase="after simclr", **figures)
+
+    run.step("baselines", baselines)
+    run.step("stage1", simclr)
+    session.publish("stage1", run.checksum("stage1"))
+
+
+def train_stage2(session):
+    """Paper, sections 2.2 and 3: rounds of clustering and training."""
+    first = find_encoder(session)
+    session.settings.cluster.check(len(session.rows))
+    for number in range(1, session.settings.n_iterations + 1):
+        train_round(Round(session, number, first))
+        try_to_write_report(session.run.folder)
+
+
+def train_round(this):
+    """Extract, cluster, train on all labels, go on through the gate."""
+    settings, session = this.settings, this.session
+
+    def classifier(folder):
+        """AAM-softmax on every pseudo-label."""
+        parts = this.start()
+        epochs = settings.classifier_epochs
+        this.fit(folder, *parts, settings.no_gate, epochs=epochs)
+
+    def gated(folder):
+        """Only utterances of low loss, whose labels are reliable (eq. 3)."""
+        parts = this.load("classifier")
+        this.fit(
+            folder,
+            *parts,
+            *this.primed_gate(),
+            correction=settings.correct_labels,
+            epochs=settings.gated_epochs,
+            epochs_before=settings.classifier_epochs,
+        )
+
+    def large_margin(folder):
+        """Fine-tunes on the selected, longer crops and a larger margin.
+
+        Thienpondt et al. 2021. The gate's threshold would not bear that
+        margin; what the gate selected last stays.
+        """
+        rows, size = this.selected_rows(), session.batch_size
+        if len(rows) < size:  # the round ends with the gated encoder
+            this.log(phase=folder.name, utterances=len(rows), batch_size=size)
+            return
+        parts = this.load("gated")
+        this.fit(
+            folder,
+            *parts,
+            settings.no_gate,
+            aam=settings.large_margin,
+            rows=rows,
+            crop_seconds=settings.large_margin_crop_seconds,
+            epochs=settings.large_margin_epochs,
+            epochs_before=settings.classifier_epochs + settings.gated_epochs,
+        )
+
+    this.step("embeddings", this.extract)
+    this.step("labels", this.cluster)
+    this.step("classifier", classifier)
+    this.step("gated", gated)
+    if this.is_last and settings.large_margin_epochs:
+        this.step("large_margin", large_margin)
+    session.publish(this.name, this.made_from)
+
+
+def main():
+    """Trains the stage that the yaml names."""
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
+    settings, text = load_settings(hparams_file, overrides, run_opts)
+    # True labels are read for the figures that are logged, and nothing else.
+    trials = None
+    if settings.verification_file:
+        trials = read_trials(
+            settings.verification_file,
+            settings.trial_folder,
+            settings.allow_outside_data_folder,
+        )
 
-    with open(hparams_file, encoding="utf-8") as fin:
-        settings = resolve_references(fin, overrides).getvalue()
-    hparams = load_hyperpyyaml(settings)
+    def observe(manifest):
+        folder = settings.trial_folder
+        return TrueLabels(manifest.speakers, trials, folder)
 
-    # A folder for each stage, for the log and the yaml after overrides.
-    stage = f"stage{hparams['stage']}"
-    if run_opts.get("debug"):
-        stage = os.path.join("debug", stage)
-    else:
-        # Another run's folder is refused before anything is written there.
-        folder, number = hparams["output_folder"], hparams["stage"]
-        Run(folder, number, plain_settings(settings))
-    sb.create_experiment_directory(
-        experiment_directory=os.path.join(hparams["output_folder"], stage),
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
-    train = train_stage1 if hparams["stage"] == 1 else train_stage2
-    train(hparams, run_opts, settings)
+    with stop.on_signals():
+        session = Session(settings, text, run_opts, observe)
+        train = train_stage1 if settings.stage == 1 else train_stage2
+        train(session)
+        try_to_write_report(session.run.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The names, types and ranges of all settings of the recipe's yamls."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+
+def _is_tagged(*tags):
+    """Makes a validator of what `plain_settings` makes of a tagged entry."""
+
+    def check(value):
+        tag = str(next(iter(value), "")) if isinstance(value, dict) else ""
+        if not tag.startswith(tags):
+            raise ValueError(f"should be made by {' or '.join(tags)}…")
+        return value
+
+    return AfterValidator(check)
+
+
+# An object, and what makes a new one for each round.
+Made = Annotated[Any, _is_tagged("!new:", "!apply:", "!name:")]
+Factory = Annotated[Any, _is_tagged("!name:")]
+
+# A folder may be called 20261127, which yaml takes for a number.
+Text = Annotated[
+    str,
+    BeforeValidator(lambda x: str(x) if type(x) is int else x),
+    Field(min_length=1),
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Epochs = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# Settings that only other entries of a yaml refer to: no code reads them.
+REFERRED_TO = (
+    "musan_folder",
+    "rir_folder",
+    "batch_size",
+    "lr",
+    "n_mels",
+    "embedding_size",
+    "n_clusters",
+    "margin",
+    "scale",
+)
+
+
+class LoaderOptions(BaseModel):
+    """The yaml's dataloader_options; torch's DataLoader checks any further."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    batch_size: Annotated[int, Field(ge=2)]
+    num_workers: Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """The settings that both stages have."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    stage: Literal[1, 2]
+    # Each step seeds 1,000 times that, and seeds have 32 bits.
+    seed: Annotated[int, Field(ge=0, lt=2**22)]
+    output_folder: Text
+
+    data_folder: Text
+    train_folder: Text
+    manifest: Text | None
+    speaker_folder: bool
+    verification_file: Text | None
+    trial_folder: Text
+    musan_folder: Text | None = None
+    rir_folder: Text | None = None
+    max_bad_share: Share
+    allow_outside_data_folder: bool
+    held_out_share: Annotated[float, Field(gt=0, lt=1)]
+    selection: Literal[
+        "last",
+        "pseudo_trials",
+        "contrastive",
+        "loss",
+        "silhouette",
+        "agreement",
+    ]
+    selection_study: bool
+
+    # Batch normalisation needs two utterances.
+    batch_size: Annotated[int, Field(ge=2)]
+    crop_seconds: Above0
+    lr: Above0
+    ckpt_interval_minutes: From0
+    train_logger: Made | None
+    precision: Precision
+    eval_precision: Precision
+    dataloader_options: LoaderOptions
+
+    sample_rate: Annotated[int, Field(ge=1000, le=10**7)]
+    n_mels: Count
+    embedding_size: Count
+    augment: Made
+    new_encoder: Factory
+    opt_class: Factory
+    lr_annealing: Made
+
+
+class Stage1Settings(Settings):
+    """The settings of Stage I."""
+
+    number_of_epochs: Count
+    adversarial_weight: From0
+    contrastive: Made
+    discriminator: Made
+
+
+class Stage2Settings(Settings):
+    """The settings of Stage II."""
+
+    stage1_yaml: Text
+    pretrained_encoder: Text | None
+    encoder_init: Literal["first", "previous"]
+    classifier_init: Literal["random", "centroids"]
+    n_iterations: Count
+    n_clusters: Annotated[int, Field(ge=2)]
+    classifier_epochs: Count
+    gated_epochs: Epochs
+    large_margin_epochs: Epochs
+
+    large_margin_crop_seconds: Above0
+    margin: From0
+    scale: Above0
+    new_last_encoder: Factory | None
+    cluster: Made
+    new_classifier: Factory
+    aam: Made
+    large_margin: Made
+    new_memory: Factory
+    no_gate: Made
+    gate: Made
+    correct_labels: Made | None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Stage2Settings:
+        """Refuses settings that contradict each other."""
+        if self.large_margin_epochs and not self.gated_epochs:
+            raise ValueError(
+                "large_margin_epochs trains on what the gate selected: set "
+                "gated_epochs to 1 or more, or large_margin_epochs to 0"
+            )
+        if self.classifier_init == "centroids":
+            # The centroids lie in the space of the encoder that was clustered.
+            if self.encoder_init == "first" and self.n_iterations > 1:
+                raise ValueError(
+                    "classifier_init: centroids needs encoder_init: previous, "
+                    "whose embeddings they are centroids of; encoder_init: "
+                    "first needs classifier_init: random"
+                )
+            if self.new_last_encoder is not None:
+                raise ValueError(
+                    "classifier_init: centroids does not go with "
+                    "new_last_encoder, whose untrained encoder has another "
+                    "space: set classifier_init to random, or "
+                    "new_last_encoder to null"
+                )
+        return self

@@ -1,0 +1,142 @@
+"""Counts of an epoch that survive an interruption, over all processes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+
+from lgl_plugin.utils.distributed import (
+    gather,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
+
+# The same in each process, so that adding them up would count them twice.
+SHARED = {"skipped"}
+
+
+@register_checkpoint_hooks
+class EpochTally:
+    """What an epoch has counted so far, and what the last whole one left.
+
+    Counts stay on the device until the epoch's end or a checkpoint: reading
+    one at each step would make the host wait for the GPU.
+
+    Attributes
+    ---------
+    counts : dict of torch.Tensor
+        Sums over the steps of this process, by name.
+    seen : list of tuple of torch.Tensor
+        What each step has put by for the epoch's end.
+    average : torch.Tensor or None
+        Mean loss of the epoch's steps with a finite loss; None before the
+        first.
+    last : dict
+        Arrays and numbers that a Brain keeps of the last whole epoch.
+    """
+
+    def __init__(self, device: str):
+        self.device = device
+        self.last = {}
+        self._resumed = None
+        self._saved = {}
+        self.start()
+
+    def start(self) -> None:
+        """Begins an epoch, or goes on in the one that a checkpoint holds."""
+        before, self._resumed = self._resumed or {}, None
+        self.counts = before.get("tally", {})
+        self.seen = before.get("seen", [])
+        self.average = None
+        self.started = time.perf_counter() - before.get("seconds", 0.0)
+
+    @property
+    def processes_before(self) -> int:
+        """How many processes began the epoch that a checkpoint holds."""
+        return self._resumed["processes"] if self._resumed else world_size()
+
+    def add(self, **values) -> None:
+        """Adds detached scalars to the counts."""
+        for name, value in values.items():
+            self.counts[name] = self.counts.get(name, 0) + value
+
+    def update_average(self, loss, step: int, before: float) -> None:
+        """Takes a step's loss into the mean; `before` begins it anew.
+
+        After an interruption SpeechBrain hands over the mean so far.
+        """
+        if self.average is None:
+            self.average = torch.tensor(before, device=loss.device)
+        change = (loss - self.average) / step
+        self.average += torch.where(loss.isfinite(), change, 0.0)
+
+    def mean_loss(self) -> float:
+        """Returns the mean loss over all processes; all must call."""
+        total = sum_over_ranks({"loss": self.average})["loss"]
+        return float(total) / world_size()
+
+    def total(self) -> dict:
+        """Returns the counts over all processes; all must call."""
+        own = {k: v for k, v in self.counts.items() if k not in SHARED}
+        shared = {k: v for k, v in self.counts.items() if k in SHARED}
+        return {**sum_over_ranks(own), **shared}
+
+    def join_seen(self) -> list[torch.Tensor]:
+        """Returns what all processes put by, joined; all must call."""
+        own = [torch.cat(parts).cpu() for parts in zip(*self.seen)]
+        shares = [share for share in gather(own) if share]
+        return [torch.cat(parts) for parts in zip(*shares)]
+
+    @property
+    def seconds(self) -> float:
+        """Time since the epoch began, interruptions left out."""
+        return time.perf_counter() - self.started
+
+    def freeze(self, end_of_epoch: bool) -> None:
+        """Collects from all processes what the next checkpoint keeps."""
+        if end_of_epoch:
+            self._saved = {
+                name: torch.from_numpy(value)
+                if isinstance(value, np.ndarray)
+                else value
+                for name, value in self.last.items()
+            }
+            return
+        self._saved = {
+            "tally": self.total(),
+            "seen": self.join_seen(),
+            "seconds": self.seconds,
+            "processes": world_size(),
+        }
+
+    @mark_as_saver
+    def save(self, path) -> None:
+        """Writes what `freeze` has collected."""
+        torch.save(self._saved, path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch: bool) -> None:
+        """Reads what `save` wrote; `start` then goes on from it."""
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        if end_of_epoch:
+            self.last = {
+                name: value.cpu().numpy()
+                if isinstance(value, torch.Tensor)
+                else value
+                for name, value in saved.items()
+            }
+            return
+        saved["seen"] = [tuple(saved["seen"])] if saved["seen"] else []
+        if rank() > 0:  # the first process goes on with what all had
+            saved["seen"] = []
+            for name in saved["tally"].keys() - SHARED:
+                saved["tally"][name] *= 0
+        self._resumed = saved

@@ -1,0 +1,94 @@
+"""Steps whose loss or gradient is not finite: skipped, counted, explained."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim import Adam
+
+
+class NonFiniteGuard:
+    """Steps optimisers only on finite gradients, and ends hopeless runs.
+
+    One NaN gradient would leave every weight NaN, and SpeechBrain would train
+    on to a normal end.
+
+    Arguments
+    ---------
+    patience : int
+        How many steps in a row may be skipped.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+        self.in_a_row = 0
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float = math.inf,
+    ) -> torch.Tensor:
+        """Clips the gradient and steps, unless the gradient is not finite.
+
+        torch's fused Adam decides that on the device. For others the host
+        waits for the gradient's norm. Returns 1 if the step was skipped, or
+        0, as a scalar on the device.
+        """
+        parameters = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        skipped = (~norm.isfinite()).float()
+        if isinstance(optimizer, Adam) and optimizer.defaults.get("fused"):
+            optimizer.found_inf = skipped
+            optimizer.step()
+        elif not skipped:
+            optimizer.step()
+        optimizer.zero_grad()
+        return skipped
+
+    def count(self, skipped: torch.Tensor) -> None:
+        """Counts a step: 1 if it was skipped, or 0, on the device."""
+        self.in_a_row = (self.in_a_row + 1) * skipped
+
+    def check(self, brain) -> None:
+        """Ends the run if too many steps in a row were skipped.
+
+        The ValueError says how training went until then, and what to try.
+        """
+        skipped = int(self.in_a_row)
+        if skipped <= self.patience:
+            return
+        broken = [
+            name
+            for name, module in brain.modules.items()
+            if not all(p.isfinite().all() for p in module.parameters())
+        ]
+        lr = brain.optimizer.param_groups[0]["lr"]
+        if broken:  # no step of this run wrote them
+            advice = (
+                f"The weights of {', '.join(broken)} are not finite: they were "
+                "so when loaded. Begin with other weights "
+                "(pretrained_encoder)."
+            )
+        elif skipped >= brain.step:
+            advice = (
+                "No step of the epoch was finite. Try --precision=fp32; if "
+                f"earlier epochs trained, a lower lr, which is {lr:.2g} here."
+            )
+        else:
+            advice = (
+                f"The epoch's other steps had a mean loss of "
+                f"{float(brain.tally.average):.4g}. Try a lower lr, which is "
+                f"{lr:.2g} here, or --precision=fp32."
+            )
+        raise ValueError(
+            f"The last {skipped} steps, up to step {brain.step} of epoch "
+            f"{brain.epoch}, had a loss or a gradient that is not finite, more "
+            f"in a row than the {self.patience} that "
+            "--nonfinite_patience allows. None of them changed a parameter. "
+            f"{advice}"
+        )

@@ -1,0 +1,40 @@
+"""Figures that Stage I must beat."""
+
+from __future__ import annotations
+
+import pathlib
+
+from lgl_plugin.inference.backends import whiten
+from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.training.held_out import separate_generator
+from lgl_plugin.training.session import Session
+
+
+def score_baselines(session: Session, folder: pathlib.Path) -> None:
+    """Logs error rates of the floor and of the untrained encoder.
+
+    The floor are whitened means and deviations of the log-mel bands: a
+    network that does worse has learnt nothing of use. Nothing is logged
+    without a trial list.
+    """
+    new_encoder, reference = session.settings.new_encoder, None
+    with separate_generator("cpu"):
+        features = new_encoder().features
+
+    def floor():
+        # Normalising features by their mean would take it from the statistics.
+        return Encoder(features, LogMelStatistics())
+
+    def whitened(vectors):
+        nonlocal reference
+        if reference is None:
+            reference = session.embed(floor()).vectors
+        return whiten(reference, vectors)
+
+    for phase, make, after, name in (
+        ("log-mel statistics", floor, whitened, "floor.npz"),
+        ("untrained", new_encoder, None, "untrained.npz"),
+    ):
+        figures = session.score(make(), folder / name, after)
+        if figures:
+            session.run.log(stage=0, phase=phase, **figures)
