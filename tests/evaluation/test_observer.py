@@ -1,9 +1,8 @@
 """The figures that a training loop may ask of true labels."""
 
 import numpy as np
-import pytest
+import soundfile
 
-from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.evaluation.observer import TrueLabels
 from lgl_plugin.evaluation.pseudo_labels import clustering_report
@@ -65,15 +64,17 @@ def test_epoch_losses_of_reliable_and_other_labels():
 
 
 def test_trials_are_scored_and_kept(tmp_path):
-    trials = Trials(
-        np.array([True, False]), ["a", "b", "c"], *np.array([[0, 0], [1, 2]])
-    )
-    audio = Manifest.of([(n, f"{n}.wav", 0.0, 1.0, "") for n in "abc"])
+    names = ["a.wav", "b.wav", "c.wav"]
+    for name in names:
+        soundfile.write(tmp_path / name, np.full(8000, 0.1), 16000)
+    labels = np.array([True, False])
+    trials = Trials(labels, names, *np.array([[0, 0], [1, 2]]))
     vectors = np.array([[1, 0], [2, 1], [0, 3]], np.float32)
-    observer = TrueLabels(SPEAKERS, trials, audio)
+    observer = TrueLabels(SPEAKERS, trials, tmp_path)
+    asked = []
 
-    def embed(asked):
-        assert asked is audio
+    def embed(audio):
+        asked.append(audio)
         return vectors
 
     path = tmp_path / "scores.npz"
@@ -83,8 +84,10 @@ def test_trials_are_scored_and_kept(tmp_path):
         assert kept["labels"].tolist() == [True, False]
         expected = cosine_scores(vectors, trials)
         np.testing.assert_array_equal(kept["scores"], expected)
-    with pytest.raises(ValueError, match="with its audio only"):
-        TrueLabels(SPEAKERS, trials)
+    first, again = asked
+    assert first is again  # the headers are read once
+    assert list(first.ids) == names and first.durations.tolist() == [0.5] * 3
+    assert first[1]["wav"] == str(tmp_path / "b.wav")
 
 
 def test_without_a_trial_list_nothing_is_embedded(tmp_path):

@@ -28,7 +28,7 @@ from lgl_plugin.inference.export import (
 from lgl_plugin.inference.model_card import model_card
 from lgl_plugin.metrics.error_rates import eer
 from lgl_plugin.nnet.losses import SubCentreClassifier
-from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.settings import load_settings, plain_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = {"channels": [8, 8, 8, 8, 24], "attention_channels": 4}
@@ -39,13 +39,20 @@ N = 8
 
 def encoder_settings(**other):
     """Of a narrow ECAPA-TDNN."""
-    return {TAG: {**WIDTH, **other}}
+    features = "!name:speechbrain.lobes.features.Fbank"
+    normalise = "!name:speechbrain.processing.features.InputNormalization"
+    options = {"norm_type": "sentence", "std_norm": False}
+    return {
+        "!name:lgl_plugin.nnet.encoders.Encoder": {
+            "features": {features: {"n_mels": 24}},
+            "normalise": {normalise: options},
+            "network": {TAG: {**WIDTH, **other}},
+        }
+    }
 
 
 def stage_settings(folder, stage):
     """What a stage's yaml says, as far as it matters here."""
-    features = "speechbrain.lobes.features.Fbank"
-    normalise = "speechbrain.processing.features.InputNormalization"
     return {
         "stage": stage,
         "seed": 1,
@@ -55,10 +62,6 @@ def stage_settings(folder, stage):
         "held_out_share": 0.5,
         "n_iterations": 2,
         "sample_rate": 16000,
-        "compute_features": {f"!new:{features}": {"n_mels": 24}},
-        "mean_var_norm": {
-            f"!new:{normalise}": {"norm_type": "sentence", "std_norm": False}
-        },
         "new_encoder": encoder_settings(),
         "new_last_encoder": encoder_settings(dilations=[1, 2, 3, 3, 1]),
         "new_classifier": {
@@ -273,11 +276,12 @@ def test_sub_centres_name_the_same_pseudo_speakers(run, tmp_path):
     assert named == [f"pseudo-speaker {n}" for n in expected]
 
 
-@pytest.mark.parametrize("name", sorted((ROOT / "hparams").glob("*.yaml")))
-def test_settings_survive_as_yaml(name):
-    with open(name, encoding="utf-8") as source:
-        text = resolve_references(source, {"data_folder": "x"}).getvalue()
-    settings = plain_settings(text)
+PRESETS = sorted((ROOT / "hparams").glob("*stage[12].yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_settings_survive_as_yaml(path):
+    settings = plain_settings(load_settings(path, "data_folder: x")[1])
     assert plain_settings(exporting._dump(settings)) == settings
 
 
@@ -286,21 +290,15 @@ def test_settings_survive_as_yaml(name):
 )
 def test_verification_yaml_has_the_encoders_of_stage2(width, kind):
     recipe = ROOT / "recipes" / "VoxCeleb" / "LGL"
-
-    def read(path, **overrides):
-        with open(recipe / path, encoding="utf-8") as source:
-            text = resolve_references(source, overrides).getvalue()
-        return plain_settings(text)
-
-    verification = read(
-        "verification/verification_ecapa.yaml",
-        data_folder="x",
-        pretrain_path="y",
-        width=width,
-    )
-    stage2 = read("hparams/stage2.yaml", data_folder="x")
+    path = recipe / "verification" / "verification_ecapa.yaml"
+    overrides = {"data_folder": "x", "pretrain_path": "y", "width": width}
+    with open(path, encoding="utf-8") as source:
+        text = resolve_references(source, overrides).getvalue()
+    verification = plain_settings(text)
+    _, text = load_settings(ROOT / "hparams/stage2.yaml", "data_folder: x")
+    ((_, parts),) = plain_settings(text)[kind].items()
     assert [*verification["embedding_model"].values()] == [
-        *stage2[kind].values()
+        *parts["network"].values()
     ]
 
 
@@ -363,7 +361,7 @@ def test_errors_name_what_is_wrong(run, tmp_path):
     )
     narrow = stage_settings(tmp_path, 1)
     del narrow["new_last_encoder"]
-    narrow["new_encoder"][TAG]["lin_neurons"] = 7
+    narrow["new_encoder"] = encoder_settings(lin_neurons=7)
     weights = run / "stage1" / "embedding_model.ckpt"
     with pytest.raises(ValueError, match="does not fit the ECAPA_TDNN"):
         export_checkpoint(weights, narrow, tmp_path / "out")
