@@ -41,11 +41,11 @@ MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 # What data parallelism and torch.compile put before a weight's name.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
-# SpeechBrain's inference classes normalise features in any case.
-SAME = {
-    "!new:speechbrain.processing.features.InputNormalization": {
-        "mean_norm": False,
-        "std_norm": False,
+# SpeechBrain's inference classes call mean_var_norm with features and lengths
+# even where the encoder has none; a sequence of no layers returns the features.
+IDENTITY = {
+    "!new:speechbrain.nnet.containers.LengthsCapableSequential": {
+        "input_shape": [None, None, None]
     }
 }
 LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder {}"
@@ -90,13 +90,21 @@ class InferenceModel:
         self.n_classes = 0
         self.encoder = read_state_dict(encoder)
         self.classifier = None
-        _, parts = _instance(settings[kind])
+        encoder_class, parts = _instance(settings[kind])
+        if not {"features", "network"} <= parts.keys():
+            raise ValueError(
+                f"{kind}: {encoder_class.split(':')[-1]} cannot be exported, "
+                "as it has no features and network, which SpeechBrain loads: "
+                "make it an lgl_plugin.nnet.encoders.Encoder of both"
+            )
         tag, arguments = _instance(parts["network"])
         self.encoder_class = tag.rpartition(".")[2]
         self.parts = {
             "sample_rate": settings["sample_rate"],
             "compute_features": dict([_instance(parts["features"])]),
-            "mean_var_norm": dict([_instance(parts.get("normalise") or SAME)]),
+            "mean_var_norm": dict(
+                [_instance(parts.get("normalise") or IDENTITY)]
+            ),
             "embedding_model": {tag: arguments},
             # EncoderClassifier refuses a yaml without one, even if nothing
             # is ever classified.
@@ -127,10 +135,8 @@ class InferenceModel:
             # A class scores as the best of its centres: as many outputs of
             # one name, of which SpeechBrain names the best.
             weights = {"weight": centres.flatten(0, 1)}
-            tag, arguments = (
-                COSINE_CLASSIFIER,
-                {"input_size": centres.shape[-1]},
-            )
+            tag = COSINE_CLASSIFIER
+            arguments = {"input_size": centres.shape[-1]}
         outputs = len(weights["weight"])
         self.classifier = weights
         self.parts["classifier"] = {tag: {**arguments, "out_neurons": outputs}}
@@ -401,10 +407,10 @@ def export_checkpoint(
     >>> settings = plain_settings('''
     ... stage: 1
     ... sample_rate: 16000
-    ... compute_features: !new:speechbrain.lobes.features.Fbank {n_mels: 24}
-    ... mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    ... new_encoder: !name:speechbrain.lobes.models.Xvector.Xvector
-    ...     in_channels: 24
+    ... new_encoder: !name:lgl_plugin.nnet.encoders.Encoder
+    ...     features: !name:speechbrain.lobes.features.Fbank {n_mels: 24}
+    ...     network: !name:speechbrain.lobes.models.Xvector.Xvector
+    ...         in_channels: 24
     ... ''')
     >>> folder = getfixture("tmp_path")
     >>> torch.save(Xvector(in_channels=24).state_dict(), folder / "mine.ckpt")

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from markdown_it import MarkdownIt
 from speechbrain.inference.speaker import SpeakerRecognition
+from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
 from lgl_plugin.cli.main import main
@@ -27,8 +28,10 @@ from lgl_plugin.inference.export import (
 )
 from lgl_plugin.inference.model_card import model_card
 from lgl_plugin.metrics.error_rates import eer
+from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.settings import load_settings, plain_settings
+from lgl_plugin.runs.weights import load_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = {"channels": [8, 8, 8, 8, 24], "attention_channels": 4}
@@ -276,6 +279,22 @@ def test_sub_centres_name_the_same_pseudo_speakers(run, tmp_path):
     assert named == [f"pseudo-speaker {n}" for n in expected]
 
 
+def test_an_encoder_without_normalisation(run, tmp_path):
+    settings = stage_settings(tmp_path, 1)
+    ((_, parts),) = settings["new_encoder"].items()
+    del parts["normalise"]
+    weights = run / "stage1" / "embedding_model.ckpt"
+    export_checkpoint(weights, settings, tmp_path / "out")
+    loaded = SpeakerRecognition.from_hparams(source=str(tmp_path / "out"))
+    encoder = Encoder(Fbank(n_mels=24), ECAPA_TDNN(**WIDTH)).eval()
+    load_weights(encoder.network, weights)
+    wav = torch.randn(1, 16000)
+    with torch.no_grad():
+        expected = encoder(wav)
+    found = loaded.encode_batch(wav)[:, 0]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 PRESETS = sorted((ROOT / "hparams").glob("*stage[12].yaml"))
 
 
@@ -366,6 +385,9 @@ def test_errors_name_what_is_wrong(run, tmp_path):
     with pytest.raises(ValueError, match="does not fit the ECAPA_TDNN"):
         export_checkpoint(weights, narrow, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    alien = {**narrow, "new_encoder": {TAG: WIDTH}}
+    with pytest.raises(ValueError, match="ECAPA_TDNN cannot be exported"):
+        export_checkpoint(weights, alien, tmp_path / "out")
     (tmp_path / "torn.ckpt").write_bytes(b"torn")
     torch.save({"w": "text"}, tmp_path / "text.ckpt")
     with pytest.raises(ValueError, match="more than tensors"):
