@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ import numpy.typing as npt
 from lgl_plugin.clustering.kmeans import Clustering, KMeans
 
 # Maps of K onto its axis, before that is scaled to [0, 1].
-SCALES = {"root": np.sqrt, "linear": np.asarray, "log": np.log}
+SCALES: dict[str, Any] = {"root": np.sqrt, "linear": np.asarray, "log": np.log}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

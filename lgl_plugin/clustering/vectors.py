@@ -52,5 +52,5 @@ def exact_matmul() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-        if on_cpu is not None:
+        if cpu is not None and on_cpu is not None:
             cpu.fp32_precision = on_cpu

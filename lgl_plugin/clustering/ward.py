@@ -52,14 +52,15 @@ def ward(
     heights = torch.zeros_like(weights)  # of the last join in each cluster
     nearest, gaps = torch.zeros_like(names), torch.zeros_like(weights)
     stale = names  # clusters whose nearest neighbour must be looked up
-    joins = []  # of each round: names kept, names dropped, heights
+    # Of each round: names kept, names dropped, heights.
+    joins: list[tuple[torch.Tensor, ...]] = []
     n_joins = len(points) - n_clusters
     n_sure = 0  # joins that are lower than all to come
     with exact_matmul(), tqdm(total=n_joins, desc="Ward", unit="join") as bar:
         while True:
             nearest[stale], gaps[stale] = _neighbours(means, weights, stale)
             lowest = gaps.min()
-            sure = sum(int((height <= lowest).sum()) for *_, height in joins)
+            sure = sum((rise <= lowest).sum().item() for *_, rise in joins)
             bar.update(min(sure, n_joins) - n_sure)
             n_sure = min(sure, n_joins)
             if n_sure == n_joins:
