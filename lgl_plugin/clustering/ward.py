@@ -60,9 +60,9 @@ def ward(
         while True:
             nearest[stale], gaps[stale] = _neighbours(means, weights, stale)
             lowest = gaps.min()
-            sure = sum((rise <= lowest).sum().item() for *_, rise in joins)
-            bar.update(min(sure, n_joins) - n_sure)
-            n_sure = min(sure, n_joins)
+            below = [int((rise <= lowest).sum()) for *_, rise in joins]
+            bar.update(min(sum(below), n_joins) - n_sure)
+            n_sure = min(sum(below), n_joins)
             if n_sure == n_joins:
                 break
 
