@@ -8,6 +8,8 @@ arguments, as overrides on the command line do.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import io
 import json
 import math
@@ -100,19 +102,9 @@ def load_settings(path, overrides="", run_opts=None):
     Traceback (most recent call last):
     ValueError: ...mine.yaml: there is no setting 'Lr'; did you mean 'lr'?
     """
-    tree = read_preset(path)
-    changes = _yaml().load(overrides) or {}
-    changes.update(_given(run_opts, SETTINGS_TOO))
-    _check_names(path, tree, changes)
-    _merge(tree, changes)
-    _check_effect(path, tree, changes)
-    tree.update(_given(run_opts, CHANGES_RESULT))
-    _expand_home(tree)
-    text = io.StringIO()
-    _yaml().dump(tree, text)
-    text = resolve_references(text.getvalue()).getvalue()
+    text = resolve(path, overrides, run_opts)
     plain = plain_settings(text)
-    known = {key: plain[key] for key in plain if key in _fields(tree)}
+    known = {key: plain[key] for key in plain if key in _fields(plain)}
     schema = Stage2Settings if plain.get("stage") == 2 else Stage1Settings
     try:
         checked = dict(schema.model_validate(known))
@@ -124,6 +116,8 @@ def load_settings(path, overrides="", run_opts=None):
     except (TypeError, ValueError) as error:  # of a class that it names
         said = ": ".join(str(part) for part in error.args)
         raise ValueError(f"{path}: {said}") from error
+    for name in known:
+        _check_arguments(f"{path}: {name}", hparams[name])
     values = {key: hparams[key] for key in known}
     # Of plain values those that were checked: a folder's number is a text.
     values.update(
@@ -134,6 +128,24 @@ def load_settings(path, overrides="", run_opts=None):
     options = hparams["dataloader_options"]
     values["dataloader_options"] = LoaderOptions.model_construct(**options)
     return schema.model_construct(**values), text
+
+
+def resolve(path, overrides="", run_opts=None):
+    """Returns a yaml's text with bases, overrides and references resolved.
+
+    Of the checks of `load_settings` this makes those of names alone.
+    """
+    tree = read_preset(path)
+    changes = _yaml().load(overrides) or {}
+    changes.update(_given(run_opts, SETTINGS_TOO))
+    _check_names(path, tree, changes)
+    _merge(tree, changes)
+    _check_effect(path, tree, changes)
+    tree.update(_given(run_opts, CHANGES_RESULT))
+    _expand_home(tree)
+    text = io.StringIO()
+    _yaml().dump(tree, text)
+    return resolve_references(text.getvalue()).getvalue()
 
 
 def read_preset(path):
@@ -313,6 +325,27 @@ def _expand_home(tree):
     for key, value in tree.items():
         if isinstance(value, str) and value.startswith("~/"):
             tree[key] = os.path.expanduser(value)
+
+
+def _check_arguments(name, factory):
+    """Refuses arguments that a `!name:` entry's class does not take.
+
+    Python would say so only when the object is made, which for the last
+    round's encoder is days later.
+    """
+    if not isinstance(factory, functools.partial):
+        return
+    for key, value in factory.keywords.items():
+        _check_arguments(f"{name}.{key}", value)
+    try:
+        signature = inspect.signature(factory.func)
+    except ValueError:  # some classes written in C have none
+        return
+    try:
+        signature.bind_partial(*factory.args, **factory.keywords)
+    except TypeError as error:
+        made = factory.func.__qualname__
+        raise ValueError(f"{name}: {made}: {error}") from None
 
 
 def _problem(error):

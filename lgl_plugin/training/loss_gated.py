@@ -79,7 +79,7 @@ class LossGatedBrain(SpeakerBrain):
             part.numpy() for part in self.tally.join_seen()
         )
         self.tally.seen = []
-        self.modules.memory.take_in(rows, losses)
+        self.modules.memory.overwrite(rows, losses)
         tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(losses)
         self.tally.last = {

@@ -1,7 +1,7 @@
 """Runs of a recipe that differ in a few settings, for several seeds.
 
 A run that parts from another late, such as with and without the gate, takes
-over what that one has done (`run_folder.fork`): only what differs is trained.
+over what that one has done (`fork`): only what differs is trained.
 """
 
 import concurrent.futures
@@ -10,16 +10,14 @@ import functools
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
-from hyperpyyaml import resolve_references
 from tqdm import tqdm
 
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
-from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.settings import plain_settings, read_preset, resolve
 from lgl_plugin.utils.files import write_json
 
 # Steps after which a variant parts from its parent.
@@ -98,10 +96,7 @@ class Experiment:
         self.folder = pathlib.Path(folder)
         self.seeds = seeds
         self.jobs = jobs
-        self.keys = [
-            set(re.findall(r"^(\w+):", pathlib.Path(yaml).read_text(), re.M))
-            for yaml in yamls
-        ]
+        self.keys = [set(read_preset(yaml)) for yaml in yamls]
         self.options = [
             [
                 option
@@ -119,10 +114,7 @@ class Experiment:
             for option in self.options[1]
             if _key(option) in self.keys[1] and "!" not in option
         ]
-        overrides = "\n".join(plain)
-        with open(self.yamls[1], encoding="utf-8") as yaml:
-            text = resolve_references(yaml, overrides).getvalue()
-        return plain_settings(text)
+        return plain_settings(resolve(self.yamls[1], "\n".join(plain)))
 
     def run_folder(self, seed, name="base"):
         """Where a variant's run lies."""

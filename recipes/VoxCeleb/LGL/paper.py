@@ -28,20 +28,15 @@ import pathlib
 import numpy as np
 import torch
 from experiments import CLASSIFIED, CLUSTERED, EMBEDDED, Experiment, Variant
-from hyperpyyaml import load_hyperpyyaml
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.evaluation import verification
-from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.metrics.error_rates import eer
 from lgl_plugin.report.figures import save, style
-from lgl_plugin.runs.settings import plain_settings
-from lgl_plugin.runs.weights import load_weights
 from lgl_plugin.training.epoch_selection import CRITERIA, criterion
-from lgl_plugin.training.stage2 import ENCODER
 from lgl_plugin.utils.files import atomic_write
 from lgl_plugin.utils.tables import markdown_table
 
@@ -55,6 +50,9 @@ NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
 SCHEDULE = "--gate=!new:lgl_plugin.nnet.gates.ScheduleGate"
 SHARE = "--gate=!new:lgl_plugin.nnet.gates.TargetShareGate [0.8]"
 DYNAMIC = "--gate=!new:lgl_plugin.nnet.gates.DynamicGate"
+# Iteration 1 is to be the first of several: as the last it would take the
+# wider encoder, which starts from scratch and is not the one kept before.
+FIRST = ("--n_iterations=1", "--new_last_encoder=null")
 WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
 
 GATES = {
@@ -130,7 +128,7 @@ def table3(experiment, options):
     sizes = [round(part * standard) for part in (0.5, 0.75, 1, 1.25, 1.5)]
     variants = []
     for size in sizes:
-        more = (f"--n_clusters={size}", "--n_iterations=1")
+        more = (f"--n_clusters={size}", *FIRST)
         variants += [
             Variant(f"k{size}", more, EMBEDDED),
             Variant(f"k{size}-no", (*more, *NO_GATE), CLASSIFIED, f"k{size}"),
@@ -156,9 +154,7 @@ def table4(experiment, options):
     names = {tau: f"tau-{tau}" for tau in gates}
     experiment.train(
         [
-            Variant(
-                names[tau], (*gate, AT_HAND, "--n_iterations=1"), CLASSIFIED
-            )
+            Variant(names[tau], (*gate, AT_HAND, *FIRST), CLASSIFIED)
             for tau, gate in gates.items()
         ]
     )
@@ -185,7 +181,7 @@ def figure2(experiment, options):
             "--pretrained_encoder=<base>/stage1",
             "--verification_file=null",
             "--n_clusters=10",
-            "--n_iterations=1",
+            *FIRST,
             "--classifier_epochs=30",
             "--gated_epochs=1",
             "--classifier_init=random",
@@ -286,7 +282,7 @@ def gates(experiment, options):
     """Every gate in iteration 1, told nothing of the corpus."""
     names = {gate: f"gate-{gate.replace(', ', '-')}" for gate in GATES}
     variants = [
-        Variant(names[gate], (*GATES[gate], "--n_iterations=1"), CLASSIFIED)
+        Variant(names[gate], (*GATES[gate], *FIRST), CLASSIFIED)
         for gate in GATES
     ]
     experiment.train([WITHOUT, *variants])
@@ -375,21 +371,28 @@ def steps(experiment, options):
     last = experiment.settings["n_iterations"]
     size = experiment.settings["embedding_size"]
     centres = f"!name:lgl_plugin.nnet.losses.SubCentreClassifier [{size}]"
-    first = "--n_iterations=1"
     own = experiment.settings["classifier_init"]
     other = {"random": "centroids", "centroids": "random"}[own]
     warm = experiment.settings["encoder_init"]
     new_start = {"first": "previous", "previous": "first"}[warm]
+    start = {"encoder_init": new_start}
+    if new_start == "first":
+        # Centroids lie in the space of the encoder that was clustered.
+        start["classifier_init"] = "random"
     variants = {
         "three centres a pseudo-speaker, iteration 1": Variant(
-            "sub-centres", (f"--new_classifier={centres}", first), CLUSTERED
+            "sub-centres", (f"--new_classifier={centres}", *FIRST), CLUSTERED
         ),
         f"classifier_init: {other}, not {own}, iteration 1": Variant(
-            "classifier-init", (f"--classifier_init={other}", first), CLUSTERED
+            "classifier-init", (f"--classifier_init={other}", *FIRST), CLUSTERED
         ),
-        f"encoder_init: {new_start}, not {warm}, iteration 2": Variant(
+        f"{start}, not {warm}, iteration 2": Variant(
             "encoder-init",
-            (f"--encoder_init={new_start}", "--n_iterations=2"),
+            (
+                *(f"--{key}={value}" for key, value in start.items()),
+                "--n_iterations=2",
+                "--new_last_encoder=null",
+            ),
             (*CLASSIFIED, "iter1/gated", "iter2/embeddings", "iter2/labels"),
         ),
         "large-margin fine-tuning": Variant(
@@ -439,26 +442,18 @@ class Embedder:
     """
 
     def __init__(self, run, step):
-        text = (run / "stage2" / "hyperparams.yaml").read_text("utf-8")
-        hparams = load_hyperpyyaml(text)
-        self.settings, self.run = plain_settings(text), run
-        self.extract = Extractor(
-            hparams["compute_features"],
-            hparams["mean_var_norm"],
-            load_weights(hparams["new_encoder"](), run / step / ENCODER),
-            "cuda" if torch.cuda.is_available() else "cpu",
-            hparams["sample_rate"],
-        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Knows which encoder that step has: the last one may be wider.
+        self.step = read_trained_step(run, step)
+        self.extract = self.step.model.extractor(device)
 
     def eer(self, trials, folder, cohort=0, top=300):
         """EER in percent, by AS-norm if a size of the cohort is given."""
         vectors = self.vectors(trial_audio(trials, folder))
         scores = verification.cosine_scores(vectors, trials)
         if cohort:
-            manifest = load_manifest(
-                self.run / "manifest.csv", self.settings["data_folder"]
-            )
-            rng = np.random.default_rng(self.settings["seed"])
+            manifest = self.step.manifest
+            rng = np.random.default_rng(self.step.model.settings["seed"])
             rows = rng.permutation(len(manifest))[:cohort]
             speech, _ = self.extract(manifest, np.sort(rows))
             statistics = verification.cohort_statistics(
