@@ -76,19 +76,19 @@ def cohort_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes mean and deviation of each utterance's highest cohort scores.
 
-    The cohort is of training utterances, never of the trials', without
-    labels. Matches SpeechBrain's `speaker_verification_cosine.py`, where
-    `top` is `cohort_size`, but computes them once per utterance instead of
-    once per trial and side, with some 100 MiB beside both inputs.
+    The same as in SpeechBrain's `speaker_verification_cosine.py`, but once
+    per utterance, not per trial, with some 100 MiB beside both inputs.
 
     Arguments
     ---------
     embeddings : array-like, (U, D), float
         One row per utterance of the trials.
     cohort : array-like, (M, D), float
-        One row per utterance of the cohort, of the same encoder.
+        One row per utterance of the cohort: training utterances, never the
+        trials', by the same encoder. No labels are needed.
     top : int
         Highest cosines that count, from 2 to M; 300 to 1,000 are usual.
+        SpeechBrain's `cohort_size`.
 
     Returns
     -------
@@ -205,17 +205,14 @@ def bootstrap_eer(
 ) -> tuple[float, float]:
     """Estimates a confidence interval of the EER by resampling speakers.
 
-    Trials that share a speaker are correlated; resampled one by one, they
-    give intervals that are far too narrow. So speakers are drawn with
-    replacement: a trial within a speaker counts as often as that one was
-    drawn, one between two as the product of both. Utterances that target
-    trials join, directly or by way of others, are one speaker.
-
-    The interval, between percentiles of the draws, holds for other speakers
-    of the same kind, not for another training. Intervals of 95 % held the
-    true rate in 84, 92 and 92 % of generated sets of 10, 25 and 60 speakers;
-    those by resampling trials in 51, 45 and 44 %
-    (`benchmarks/verification.py --coverage`).
+    Resampling trials gives intervals that are far too narrow, as trials that
+    share a speaker are correlated. Here a trial within a speaker counts as
+    often as that one was drawn, one between two as the product of both;
+    utterances that target trials join, also by way of others, are one speaker.
+    The interval, between percentiles of the draws, is for other speakers of
+    the same kind, not for another training. Intervals of 95 % held the true
+    rate in 84, 92 and 92 % of generated sets of 10, 25 and 60 speakers, those
+    of trials in 51, 45 and 44 % (`benchmarks/verification.py --coverage`).
 
     Arguments
     ---------
@@ -238,8 +235,8 @@ def bootstrap_eer(
     Raises
     ------
     ValueError
-        When a score is not finite, a class is missing, lengths differ,
-        `level` is out of range or there is one speaker only.
+        When scores and trials do not fit, as in `eer`, `level` is out of
+        range or there is one speaker only.
 
     Example
     -------

@@ -36,6 +36,7 @@ from lgl_plugin.utils.files import atomic_write
 
 logger = get_logger(__name__)
 
+PathLike = str | pathlib.Path
 ENCODER, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
 MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 # What data parallelism and torch.compile put before a weight's name.
@@ -82,8 +83,8 @@ class InferenceModel:
     def __init__(
         self,
         settings: dict,
-        encoder: str | pathlib.Path,
-        classifier: str | pathlib.Path | None = None,
+        encoder: PathLike,
+        classifier: PathLike | None = None,
         kind: str = "new_encoder",
     ):
         self.settings = settings
@@ -159,7 +160,7 @@ class InferenceModel:
     @main_process_only
     def save(
         self,
-        folder: str | pathlib.Path,
+        folder: PathLike,
         card: str,
         threshold: float | None = None,
         mean: torch.Tensor | None = None,
@@ -225,9 +226,9 @@ class TrainedStep:
 
 
 def export(
-    run: str | pathlib.Path,
+    run: PathLike,
     step: str | None = None,
-    folder: str | pathlib.Path | None = None,
+    folder: PathLike | None = None,
     device: str = "cpu",
     data_folder: str | None = None,
     threshold: float | None = None,
@@ -312,9 +313,7 @@ def export(
 
 
 def read_trained_step(
-    run: str | pathlib.Path,
-    step: str | None = None,
-    data_folder: str | None = None,
+    run: PathLike, step: str | None = None, data_folder: str | None = None
 ) -> TrainedStep:
     """Reads what a step of a run has left; arguments and errors as `export`."""
     run = pathlib.Path(run)
@@ -371,9 +370,9 @@ def read_trained_step(
 
 
 def export_checkpoint(
-    encoder: str | pathlib.Path,
+    encoder: PathLike,
     settings: dict,
-    folder: str | pathlib.Path,
+    folder: PathLike,
     threshold: float | None = None,
     licence: str = "other",
 ) -> None:
@@ -439,7 +438,7 @@ def export_checkpoint(
     model.save(folder, card, threshold)
 
 
-def read_state_dict(path: str | pathlib.Path) -> dict[str, torch.Tensor]:
+def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
     """Reads a state dict, without what wrappers put before the names."""
     path = pathlib.Path(path)
     if not path.is_file():
