@@ -1,10 +1,11 @@
-"""What goes wrong in training without stopping it, told from the metrics.
+"""Training that goes wrong without stopping, recognised by the metrics.
 
-Figures are made for the records of metrics.jsonl, and `findings` reads a run's
-records for what should make one look twice. No true label is read. Thresholds
-lie far from what runs that went well have shown: AN4 and the embedded corpus,
-three seeds, all gates (docs/experiments.md).
+`findings` reads the records of metrics.jsonl for signs of trouble. No true
+label is read. Thresholds lie far from what healthy runs have shown: AN4 and
+the embedded corpus, three seeds, all gates (docs/experiments.md).
 """
+
+from __future__ import annotations
 
 import statistics
 
@@ -41,29 +42,14 @@ EPOCHS_BEFORE_SLOW = 3
 SECONDS_TO_JUDGE = 10.0
 
 
-def geometry(first, second):
-    """How held-out embeddings lie: far apart, or all in one place.
+def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Measures how held-out embeddings lie: far apart, or all in one place.
 
-    Arguments
-    ---------
-    first, second : numpy.ndarray
-        Embeddings of two crops of each utterance, shape (n_utterances, dim),
-        float32.
-
-    Returns
-    -------
-    dict
-        `mean_cosine` between crops of different utterances, NaN if there is
-        one utterance only. `effective_dimensions`, the participation ratio
-        (sum of v)^2 / sum of v^2 of the variances v along the principal
-        axes at unit length: from 1 to dim, and 0 for a single point.
-
-    Example
-    -------
-    >>> geometry(np.eye(4), np.eye(4))
-    {'mean_cosine': 0.0, 'effective_dimensions': 3.0}
-    >>> geometry(np.eye(1, 9).repeat(4, 0), np.eye(1, 9).repeat(4, 0))
-    {'mean_cosine': 1.0, 'effective_dimensions': 0.0}
+    `first` and `second` are embeddings (n_utterances, dim) of two crops of
+    each utterance. Returns `mean_cosine` between crops of different
+    utterances, NaN for a single utterance, and `effective_dimensions`, the
+    participation ratio (sum of v)^2 / sum of v^2 of the variances v along the
+    principal axes at unit length: from 1 to dim, and 0 for a single point.
     """
     crops = np.float64([first, second])
     crops /= np.linalg.norm(crops, axis=2, keepdims=True)
@@ -73,7 +59,7 @@ def geometry(first, second):
     crops -= crops.mean(axis=0)
     covariance = crops.T @ crops / len(crops)
     variance, squares = np.trace(covariance), np.square(covariance).sum()
-    # Less is what is left of a single point after rounding to float32.
+    # Rounding to float32 leaves that much of a single point.
     spread = not variance < 1e-12
     return {
         "mean_cosine": float(between / (n * (n - 1))) if n > 1 else np.nan,
@@ -81,26 +67,11 @@ def geometry(first, second):
     }
 
 
-def cluster_sizes(labels, n_clusters):
-    """How even clusters are.
+def cluster_sizes(labels: np.ndarray, n_clusters: int) -> dict[str, float]:
+    """Measures how even clusters are, by labels (N,) from 0.
 
-    Arguments
-    ---------
-    labels : array-like
-        The cluster of each utterance, int (N,), from 0.
-    n_clusters : int
-        How many there are, empty ones too.
-
-    Returns
-    -------
-    dict
-        `largest_share` of the utterances in one cluster, `empty_clusters` and
-        `single_clusters`, the numbers of those with no and with one utterance.
-
-    Example
-    -------
-    >>> cluster_sizes([0, 0, 0, 1], n_clusters=3)
-    {'largest_share': 0.75, 'empty_clusters': 1, 'single_clusters': 1}
+    Returns the `largest_share` of the utterances in one cluster, and the
+    numbers of `empty_clusters` and of `single_clusters`, with one utterance.
     """
     sizes = np.bincount(np.asarray(labels), minlength=n_clusters)
     return {
@@ -110,42 +81,28 @@ def cluster_sizes(labels, n_clusters):
     }
 
 
-def findings(records):
-    """What is wrong with a run, each thing once in a phase.
+def findings(records: list[dict]) -> list[tuple[dict, str]]:
+    """Lists what is wrong with a run, each thing once in a phase.
 
-    Arguments
-    ---------
-    records : list of dict
-        From `metrics.read_metrics`, in the order in which they were logged.
-
-    Returns
-    -------
-    list of (dict, str)
-        The record that shows it, and in words what is wrong, the figure that
-        shows it with its key, and what to try.
-
-    Example
-    -------
-    >>> record = {"stage": 1, "phase": "simclr", "epoch": 1, "lr": 0.0}
-    >>> for found, words in findings([record, {**record, "epoch": 2}]):
-    ...     print(found["epoch"], words)
-    1 Stage I, epoch 1: the learning rate is 0 (lr): nothing is learnt. \
-Look at lr and lr_annealing.
+    `records` are a run's, in the order in which they were logged. Each finding
+    is the record that shows it and a text: what is wrong, the figure that
+    shows it with its key, and what to try.
     """
-    found, said, phases = [], set(), {}
+    found, reported, phases = [], set(), {}
     for record in records:
         phase = record["stage"], record.get("iteration"), record["phase"]
         before = phases.setdefault(phase, [])
         for rule in RULES:
-            words = rule(record, before)
-            if words and (rule, phase) not in said:
-                said.add((rule, phase))
-                found.append((record, f"{_place(record)}: {words}"))
+            text = rule(record, before)
+            if text and (rule, phase) not in reported:
+                reported.add((rule, phase))
+                found.append((record, f"{_place(record)}: {text}"))
         before.append(record)
     return found
 
 
 def _place(record):
+    """Names the phase and the epoch of a record."""
     name = "Stage I"
     if record["stage"] == 2:
         name = f"iteration {record['iteration']}, {record['phase']}"
@@ -153,7 +110,7 @@ def _place(record):
     return name if epoch is None else f"{name}, epoch {epoch}"
 
 
-# A rule takes a record and those of the phase before it, and returns words or
+# A rule takes a record and those of the phase before it, and returns a text or
 # None.
 
 

@@ -303,8 +303,6 @@ def selection(experiment, options):
     experiment.train([Variant("study", ("--selection_study=True",))])
     rows = []
     for name in CRITERIA:
-        if name == "trials":
-            continue
         row = [name]
         for kind in ("simclr", "classifier", "gated"):
             ranks, regrets = [], []
@@ -324,7 +322,7 @@ def selection(experiment, options):
     picked = markdown_table(header, rows)
     rows = []
     for name in CRITERIA:
-        if name in ("trials", "last"):
+        if name == "last":
             continue
         for patience in (2, 4):
             row = [name, patience]
