@@ -18,7 +18,7 @@ help:
 	@echo "make test   lint, doctests, unit and integration tests"
 	@echo "make test-speechbrain SPEECHBRAIN_SRC=<its repository>"
 	@echo "            its verification script, unmodified, against our scores"
-	@echo "make lint   ruff, yamllint and codespell only"
+	@echo "make lint   ruff, yamllint, codespell, mypy and import-linter only"
 	@echo "make venv   the environment in $(VENV) that the others use"
 	@echo "make clean  removes $(VENV), caches, builds and the demo's results"
 
@@ -52,6 +52,8 @@ lint: venv
 	@$(BIN)/ruff format --check .
 	@$(BIN)/yamllint --no-warnings .
 	@$(BIN)/codespell
+	@$(BIN)/mypy
+	@set -o pipefail; $(BIN)/lint-imports | sed -n '/^Contracts:/,$$p'
 
 # One file to a worker at a time, so that its fixtures are built once.
 test: lint
@@ -68,5 +70,5 @@ test-speechbrain: venv
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info tests/tmp
-	rm -rf .hypothesis .pytest_cache .ruff_cache
+	rm -rf .hypothesis .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

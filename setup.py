@@ -40,7 +40,8 @@ setup(
     python_requires=">=3.10,<3.13",
     # What should work; requirements.txt pins what was tested.
     install_requires=[
-        "speechbrain>=1.1,<2",
+        # Private names are used in one module: the range is what was tested.
+        "speechbrain>=1.1.2,<1.2",
         # torch and torchaudio must be of the same minor version. From 2.6 on
         # checkpoints are read without running code.
         "torch>=2.6",
@@ -56,6 +57,9 @@ setup(
         "tqdm>=4.42",
         "matplotlib>=3.7",
         "jinja2>=3.1",
+        "pydantic>=2.6",
+        "huggingface_hub>=0.20",
+        "ruamel.yaml>=0.17.28",
     ],
     extras_require={
         # One of the two: both provide the module `faiss`.
@@ -73,6 +77,8 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff==0.12.4",
+            "mypy>=2",
+            "import-linter>=2.1",
             "yamllint==1.35.1",
             "codespell>=2.3",
         ],

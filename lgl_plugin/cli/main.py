@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"lgl_plugin.cli.{name}")
-        summary = module.__doc__.splitlines()[0].partition(": ")[2]
+        summary = (module.__doc__ or "").splitlines()[0].partition(": ")[2]
         verb = verbs.add_parser(
             name,
             help=summary,

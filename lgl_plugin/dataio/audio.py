@@ -255,7 +255,7 @@ def read_crops(
     crop: float,
     n_crops: int = 1,
     sample_rate: int = 16000,
-    rng: random.Random = random,
+    rng: random.Random = random,  # type: ignore[assignment]
     place: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Reads random disjoint crops of the utterance at `offset` in a file.
@@ -334,5 +334,5 @@ class Member(io.FileIO):
         return super().readinto(memoryview(buffer).cast("B")[:left])
 
     # FileIO's own read past the range's end; RawIOBase's call `readinto`.
-    read = io.RawIOBase.read
+    read = io.RawIOBase.read  # type: ignore[assignment]
     readall = io.RawIOBase.readall

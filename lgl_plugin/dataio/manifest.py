@@ -17,7 +17,7 @@ import random
 import re
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -33,7 +33,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 RATES = (1e3, 1e7)
 
 
-class Strings(Sequence):
+class Strings(Sequence[str]):
     """A list of strings in one block of bytes, parted by newlines.
 
     A string with a newline raises ValueError.
@@ -58,7 +58,7 @@ class Strings(Sequence):
         )
         return strings
 
-    def save(self, out: BinaryIO) -> None:
+    def save(self, out: IO) -> None:
         """Writes one string a line to a file open for bytes."""
         out.write(self.block)
 
@@ -70,7 +70,7 @@ class Strings(Sequence):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, row: int) -> str:
+    def __getitem__(self, row: int) -> str:  # type: ignore[override]
         row = range(len(self.ends))[row]  # IndexError; negative rows
         start = self.ends[row - 1] + 1 if row else 0
         return self.block[start : self.ends[row]].tobytes().decode()
@@ -85,6 +85,8 @@ class Strings(Sequence):
             yield from block.tobytes().decode().split("\n")
 
     def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
         return len(self) == len(other) and all(map(str.__eq__, self, other))
 
 

@@ -59,9 +59,9 @@ PART_FORMATS = {
 
 
 def write_shards(
-    manifest: str | os.PathLike,
-    data_root: str | os.PathLike,
-    folder: str | os.PathLike,
+    manifest: str | pathlib.Path,
+    data_root: str | pathlib.Path,
+    folder: str | pathlib.Path,
     shard_mb: float = 512,
     num_workers: int = 8,
     max_bad_share: float = 0.02,

@@ -54,7 +54,7 @@ class TrueLabels:
         self._folder = folder
 
     @functools.cached_property
-    def _audio(self) -> Manifest:
+    def _audio(self):
         """The trial list's utterances; their headers are read when needed."""
         return trial_audio(self._trials, self._folder)
 

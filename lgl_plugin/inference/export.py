@@ -277,7 +277,8 @@ def export(
     source = read_trained_step(run, step, data_folder)
     model, manifest = source.model, source.manifest
     share, seed = (model.settings[k] for k in ("held_out_share", "seed"))
-    decision, mean = (threshold, "given"), None
+    decision = None if threshold is None else (threshold, "given")
+    mean = None
     if threshold is None:
         extract = model.extractor(device)
         try:

@@ -139,7 +139,7 @@ class Extractor:
             If that holds for all.
         """
         rows = np.asarray(rows, np.int64)
-        with explain_full_disk(folder):
+        with explain_full_disk(folder or ""):
             share = self._embed_share(manifest, rows, folder)
             shares = gather(
                 (share.positions(), share.dim, share.close(), share.bad)
@@ -160,7 +160,8 @@ class Extractor:
             if not folder:
                 return Embeddings(Strings(names), joined[:]), bad
             if rank() == 0:
-                Embeddings(Strings(names), joined).save(folder)
+                store = Embeddings(Strings(names), joined)  # type: ignore[arg-type]
+                store.save(folder)
                 remove_shares(folder)
             gather(None)  # until the store is there
         return Embeddings.load(folder), bad

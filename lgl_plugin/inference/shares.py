@@ -147,7 +147,7 @@ def fingerprint(*parts: torch.nn.Module | np.ndarray | object) -> str:
     """
     digest = hashlib.sha256(str(world_size()).encode())
     for part in parts:
-        if hasattr(part, "state_dict"):
+        if isinstance(part, torch.nn.Module):
             for name, module in part.named_modules():
                 plain = {
                     key: value

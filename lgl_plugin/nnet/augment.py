@@ -116,6 +116,7 @@ class Augmenter(torch.nn.Module):
         ranges = {**SNR, **({"noise": noise_snr} if noise_snr else {})}
         self.snr_range = torch.tensor([ranges[kind] for kind in self.kinds])
         # Empty: it moves with the module and so tells the module's device.
+        self.anchor: torch.Tensor
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def draw(self, n_waveforms: int, n_samples: int) -> Draw:

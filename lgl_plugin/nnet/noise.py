@@ -74,6 +74,7 @@ class NoiseBank(torch.nn.Module):
                 len(bad),
                 bad[0],
             )
+        self.samples: torch.Tensor
         self.register_buffer("samples", torch.cat(pieces), persistent=False)
 
     def forward(

@@ -7,7 +7,6 @@ no trial list or no Stage II is read like any other.
 from __future__ import annotations
 
 import functools
-import os
 import pathlib
 import re
 
@@ -53,7 +52,7 @@ class Results:
     ({'untrained': {'eer': 38.0}}, [], None)
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | pathlib.Path):
         self.folder = pathlib.Path(folder)
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)

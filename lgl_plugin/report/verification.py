@@ -6,7 +6,6 @@ of an utterance is embedded.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import time
 
@@ -30,11 +29,11 @@ from lgl_plugin.utils.tables import markdown_table
 
 
 def verify_encoder(
-    encoder: str | os.PathLike,
-    verification_file: str | os.PathLike,
-    trial_folder: str | os.PathLike,
-    output_folder: str | os.PathLike,
-    cohort: str | os.PathLike | None = None,
+    encoder: str | pathlib.Path,
+    verification_file: str | pathlib.Path,
+    trial_folder: str | pathlib.Path,
+    output_folder: str | pathlib.Path,
+    cohort: str | pathlib.Path | None = None,
     top: int = 300,
     cohort_utterances: int = 20000,
     seed: int = 0,
@@ -112,7 +111,7 @@ def verify_encoder(
     """
     # First of all, while the arguments are the only local variables.
     options = {
-        name: str(value) if isinstance(value, os.PathLike) else value
+        name: str(value) if isinstance(value, pathlib.Path) else value
         for name, value in locals().items()
     }
     # All that can be wrong is checked before the encoder runs for hours.

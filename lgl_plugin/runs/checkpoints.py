@@ -85,7 +85,7 @@ class WholeCheckpointer(Checkpointer):
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
         """Saves beside the checkpoints, then moves it among them."""
-        folder = self.checkpoints_dir
+        folder: pathlib.Path = self.checkpoints_dir  # type: ignore[has-type]
         if kwargs.get("name") is None:
             stamp = time.strftime("%Y-%m-%d+%H-%M-%S")
             kwargs["name"] = f"{stamp}+{time.time_ns() % 10**9:09d}"

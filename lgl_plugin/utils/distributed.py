@@ -86,8 +86,9 @@ def sum_over_ranks(values: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """Returns a module without what data parallelism put around it."""
-    wrapped = isinstance(module, torch.nn.parallel.DistributedDataParallel)
-    return module.module if wrapped else module
+    if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+        module = module.module
+    return module
 
 
 def _in_ranks() -> bool:

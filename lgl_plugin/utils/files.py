@@ -33,10 +33,11 @@ def atomic_write(path: str | pathlib.Path, mode: str = "w") -> Iterator[IO]:
     """
     path = pathlib.Path(path)
     sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    is_text = "b" not in mode
+    encoding, newline = ("utf-8", "") if is_text else (None, None)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        out = open(sibling, mode, **text)
+        out = open(sibling, mode, encoding=encoding, newline=newline)
     except OSError as error:
         raise explain_os_error(error, path) from error
     try:
