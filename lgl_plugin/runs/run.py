@@ -134,7 +134,9 @@ class Run:
         """Lists this stage's steps that are done or have a checkpoint."""
         trained = [
             path.parent.relative_to(self.folder).as_posix()
-            for path in self.folder.glob("**/checkpoints")
+            # Not at any depth: debug/stage1, say, is no step of this run.
+            for pattern in ("*/checkpoints", "iter*/*/checkpoints")
+            for path in self.folder.glob(pattern)
             if any(path.iterdir())
         ]
         return [

@@ -58,7 +58,7 @@ REFERRED_TO = (
 
 
 class LoaderOptions(BaseModel):
-    """The yaml's dataloader_options; torch's DataLoader checks any further."""
+    """The yaml's dataloader_options; others are arguments of DataLoader."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 

@@ -19,13 +19,12 @@ import re
 
 import pydantic
 import ruamel.yaml
-import yaml
+import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from lgl_plugin.runs.schema import (
     REFERRED_TO,
     LoaderOptions,
-    Settings,
     Stage1Settings,
     Stage2Settings,
 )
@@ -104,8 +103,8 @@ def load_settings(path, overrides="", run_opts=None):
     """
     text = resolve(path, overrides, run_opts)
     plain = plain_settings(text)
-    known = {key: plain[key] for key in plain if key in _fields(plain)}
-    schema = Stage2Settings if plain.get("stage") == 2 else Stage1Settings
+    schema = _schema(plain)
+    known = {key: plain[key] for key in plain if key in schema.model_fields}
     try:
         checked = dict(schema.model_validate(known))
     except pydantic.ValidationError as error:
@@ -126,6 +125,8 @@ def load_settings(path, overrides="", run_opts=None):
         if value is None or isinstance(value, bool | int | float | str)
     )
     options = hparams["dataloader_options"]
+    loader = functools.partial(torch.utils.data.DataLoader, **options)
+    _check_arguments(f"{path}: dataloader_options", loader)
     values["dataloader_options"] = LoaderOptions.model_construct(**options)
     return schema.model_construct(**values), text
 
@@ -135,11 +136,12 @@ def resolve(path, overrides="", run_opts=None):
 
     Of the checks of `load_settings` this makes those of names alone.
     """
-    tree = read_preset(path)
+    referred = set()
+    tree = read_preset(path, referred)
     changes = _yaml().load(overrides) or {}
     changes.update(_given(run_opts, SETTINGS_TOO))
-    _check_names(path, tree, changes)
     _merge(tree, changes)
+    _check_names(path, tree, referred | _referred(tree))
     _check_effect(path, tree, changes)
     tree.update(_given(run_opts, CHANGES_RESULT))
     _expand_home(tree)
@@ -148,14 +150,21 @@ def resolve(path, overrides="", run_opts=None):
     return resolve_references(text.getvalue()).getvalue()
 
 
-def read_preset(path):
-    """Reads a yaml over those that its `__base__` names, tags unresolved."""
+def read_preset(path, referred=None):
+    """Reads a yaml over those that its `__base__` names, tags unresolved.
+
+    `referred`, a set, takes the names that entries of any of them refer to.
+    """
     path = pathlib.Path(path)
     tree = _yaml().load(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds no settings, lines of `name: value`")
+    if referred is not None:
+        referred |= _referred(tree)
     bases = tree.pop("__base__", [])
     whole = ruamel.yaml.comments.CommentedMap()
     for base in [bases] if isinstance(bases, str) else bases:
-        _merge(whole, read_preset(path.parent / base))
+        _merge(whole, read_preset(path.parent / base, referred))
     _merge(whole, tree)
     return whole
 
@@ -180,24 +189,33 @@ def plain_settings(text):
     {'gate': {'!new:lgl_plugin.nnet.gates.FixedGate': {'tau': 1}}}
     """
 
-    class Loader(yaml.SafeLoader):
+    class Constructor(ruamel.yaml.constructor.SafeConstructor):
         """Reads a tagged node as {tag: value}."""
 
-    def construct(loader, tag, node):
-        if isinstance(node, yaml.MappingNode):
-            return {"!" + tag: loader.construct_mapping(node, deep=True)}
-        if isinstance(node, yaml.SequenceNode):
-            return {"!" + tag: loader.construct_sequence(node, deep=True)}
-        return {"!" + tag: loader.construct_scalar(node)}
+    def construct(constructor, tag, node):
+        if isinstance(node, ruamel.yaml.MappingNode):
+            value = constructor.construct_mapping(node, deep=True)
+        elif isinstance(node, ruamel.yaml.SequenceNode):
+            value = constructor.construct_sequence(node, deep=True)
+        else:
+            value = constructor.construct_scalar(node)
+        return {"!" + tag: value}
 
-    def number(loader, node):
-        value = loader.construct_yaml_float(node)
+    def number(constructor, node):
+        value = constructor.construct_yaml_float(node)
         # state.json keeps settings, and JSON has no infinity.
         return value if math.isfinite(value) else node.value
 
-    Loader.add_multi_constructor("!", construct)
-    Loader.add_constructor("tag:yaml.org,2002:float", number)
-    return yaml.load(text, Loader) or {}  # noqa: S506, it is a SafeLoader
+    Constructor.add_multi_constructor("!", construct)
+    Constructor.add_constructor("tag:yaml.org,2002:float", number)
+    # JSON has no dates, either; here 2026-11-27 is the name of a folder.
+    Constructor.add_constructor(
+        "tag:yaml.org,2002:timestamp", lambda _, node: node.value
+    )
+    # PyYAML reads 1e-3 as text: HyperPyYAML parses by ruamel, too.
+    parser = ruamel.yaml.YAML(typ="safe", pure=True)
+    parser.Constructor = Constructor
+    return parser.load(text) or {}
 
 
 def identity(settings):
@@ -267,10 +285,9 @@ def _yaml():
     return ruamel.yaml.YAML()
 
 
-def _fields(tree):
-    """Names the schema's settings; all of a stage of its own are checked."""
-    stage = Stage2Settings if tree.get("stage") == 2 else Stage1Settings
-    return {*stage.model_fields, *Settings.model_fields}
+def _schema(tree):
+    """Returns the class of settings of the stage that a yaml is for."""
+    return Stage2Settings if tree.get("stage") == 2 else Stage1Settings
 
 
 def _given(run_opts, names):
@@ -279,15 +296,24 @@ def _given(run_opts, names):
     return {name: run_opts[name] for name in names if name in given}
 
 
-def _check_names(path, tree, changes):
-    """Refuses names that no code reads and no other entry refers to."""
-    fields, referred = _fields(tree), _referred(tree)
-    for name in [*tree, *changes]:
-        if name in fields or name in referred or name.startswith("__"):
+def _check_names(path, tree, referred):
+    """Refuses names that no code reads and no other entry refers to.
+
+    An entry counts as referred to as soon as a base refers to it: a yaml may
+    replace what its base made from that entry.
+    """
+    fields = _schema(tree).model_fields
+    for name in tree:
+        if name in fields or name in referred or str(name).startswith("__"):
             continue
-        near = difflib.get_close_matches(str(name), [*fields, *tree], 2, 0.5)
-        near = [other for other in near if other != name][:1]
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = [other for other in {**fields, **tree} if other != name]
+        near, hint = difflib.get_close_matches(str(name), known, 1, 0.5), ""
+        if name in Stage1Settings.model_fields:
+            hint = " of Stage II, only of Stage I"
+        elif name in Stage2Settings.model_fields:
+            hint = " of Stage I, only of Stage II"
+        elif near:
+            hint = f"; did you mean {near[0]!r}?"
         raise ValueError(f"{path}: there is no setting {name!r}{hint}")
 
 
@@ -314,8 +340,13 @@ def _merge(tree, changes):
         inner = isinstance(value, dict) and not getattr(
             getattr(value, "tag", None), "value", None
         )
-        if inner and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
+        before = tree.get(key)
+        if inner and isinstance(before, dict):
+            _merge(before, value)
+        elif inner and getattr(before, "value", None) == "":
+            # A class without arguments, `!new:<class>`, is given some.
+            value.yaml_set_ctag(before.tag)
+            tree[key] = value
         else:
             tree[key] = value
 
