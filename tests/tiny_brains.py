@@ -1,0 +1,247 @@
+"""Both Brains with a tiny encoder on synthetic batches, for tests."""
+
+import copy
+import functools
+import math
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+from speechbrain.nnet.schedulers import StepScheduler
+from speechbrain.processing.features import InputNormalization
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.filter_analysis import FilterProperties
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.nnet.gates import LossMemory, NoGate
+from lgl_plugin.nnet.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
+from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.run import Run
+from lgl_plugin.training.health import findings
+from lgl_plugin.training.loss_gated import LossGatedBrain
+
+BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
+BRAINS = {"simclr": SimCLRBrain, "gated": LossGatedBrain}
+
+
+class Frames(torch.nn.Module):
+    """Frames of 20 samples, in the place of features."""
+
+    def forward(self, wavs):
+        return wavs.unflatten(1, (-1, 20))
+
+    def get_filter_properties(self):
+        return FilterProperties(window_size=20, stride=20)
+
+
+class Network(torch.nn.Module):
+    """The interface of SpeechBrain's speaker networks, in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.frame = torch.nn.Linear(20, 16)
+        self.utterance = torch.nn.Linear(16, DIM)
+
+    def forward(self, features, lengths=None):
+        hidden = self.frame(features).tanh()
+        return self.utterance(hidden.square().mean(1))[:, None]
+
+
+def tiny_encoder():
+    """An encoder by the package's contract, of 20-sample frames."""
+    normalise = InputNormalization(norm_type="sentence", std_norm=False)
+    return Encoder(Frames(), Network(), normalise)
+
+
+def method_modules(kind, n_utterances=BATCH):
+    """The modules that a Brain needs beside encoder and augmentation."""
+    if kind == "simclr":
+        return {
+            "contrastive": NTXent(),
+            "discriminator": AugmentationDiscriminator(DIM, 16),
+        }
+    return {
+        "classifier": Classifier(DIM, out_neurons=CLASSES),
+        "aam": AAMSoftmax(0.2, 30.0),
+        "gate": NoGate(),
+        "memory": LossMemory(n_utterances, 0.0),
+    }
+
+
+def make_brain(
+    kind,
+    folder,
+    modules=(),
+    run_opts=(),
+    fused=True,
+    selection="last",
+    checkpointer=None,
+    **options,
+):
+    """A Brain on the CPU; `records` holds what it logs."""
+    records = []
+    given = {"bad_files": BadFiles(folder / "bad_files.txt", 1)}
+    brain = BRAINS[kind](
+        {
+            "encoder": tiny_encoder(),
+            "augment": Augmenter(),
+            **method_modules(kind),
+            **dict(modules),
+        },
+        functools.partial(torch.optim.Adam, lr=0.01, fused=fused),
+        {
+            "selection": selection,
+            "adversarial_weight": 3.0,
+            "lr_annealing": StepScheduler(0.01, 0.5, 1),
+        },
+        {"device": "cpu", **dict(run_opts)},
+        checkpointer or Checkpointer(folder / "checkpoints"),
+        **{**given, "log": records.append, **options},
+    )
+    brain.records = records
+    return brain
+
+
+def begin(brain):
+    """Makes a Brain ready for the first batch of epoch 1."""
+    brain.on_fit_start()
+    brain.on_stage_start(sb.Stage.TRAIN, 1)
+    brain.modules.train()
+    return brain
+
+
+def batch(n_crops, seed=0, bad=""):
+    """A batch as SpeechBrain's loader collates it."""
+    generator = torch.Generator().manual_seed(seed)
+    sig = torch.randn(BATCH, n_crops, TIME, generator=generator)
+    return PaddedBatch(
+        [
+            {
+                "id": f"utterance {i}",
+                "sig": sig[i],
+                "label": i % CLASSES,
+                "row": i,
+                "bad": bad if i == 2 else "",
+            }
+            for i in range(BATCH)
+        ]
+    )
+
+
+def broken(n_crops):
+    """A batch whose loss is not finite."""
+    given = batch(n_crops)
+    given.sig.data[0, 0, 0] = math.nan
+    return given
+
+
+def n_crops(brain):
+    """How many crops of an utterance a Brain trains on."""
+    return 2 if isinstance(brain, SimCLRBrain) else 1
+
+
+def add_batch_norm(brain):
+    """Gives the encoder's network batch normalisation; returns that."""
+    network = brain.modules.encoder.network
+    network.norm, whole = torch.nn.BatchNorm1d(DIM), network.forward
+    network.forward = lambda x: network.norm(whole(x)[:, 0])[:, None]
+    return network.norm
+
+
+def weights(brain):
+    """A copy of all parameters by module."""
+    return {
+        name: copy.deepcopy(list(module.parameters()))
+        for name, module in brain.modules.items()
+    }
+
+
+def changed(brain, before):
+    """The modules of which a parameter is another than before."""
+    return {
+        name
+        for name, module in brain.modules.items()
+        if any(
+            not torch.equal(a, b)
+            for a, b in zip(module.parameters(), before[name])
+        )
+    }
+
+
+def train(brain, *kinds):
+    """Steps on whole (False) and broken (True) batches, as `fit` does."""
+    crops = n_crops(brain)
+    for is_broken in kinds:
+        brain.step += 1
+        given = broken(crops) if is_broken else batch(crops)
+        average = brain.update_average(brain.fit_batch(given), 0.0)
+    return average
+
+
+def run_epoch(brain, number, held_out):
+    """One epoch of one batch, as `fit` runs it."""
+    brain.on_stage_start(sb.Stage.TRAIN, number)
+    brain.modules.train()
+    brain.step = 1
+    loss = brain.fit_batch(batch(n_crops(brain)))
+    average = brain.update_average(loss, 0.0)
+    brain.on_stage_end(sb.Stage.TRAIN, average, number)
+    assert math.isclose(brain.record["loss"], loss.item(), rel_tol=1e-6)
+    brain.on_stage_start(sb.Stage.VALID, number)
+    brain.modules.eval()
+    brain.step = 1
+    brain.evaluate_batch(held_out, sb.Stage.VALID)
+    brain.on_stage_end(sb.Stage.VALID, 0.0, number)
+
+
+def warnings_of(brain):
+    """What health.py finds in a Brain's records, as one text."""
+    place = {"stage": 2, "iteration": 1, "phase": "gated"}
+    if isinstance(brain, SimCLRBrain):
+        place = {"stage": 1, "phase": "simclr"}
+    run = Run(brain.checkpointer.checkpoints_dir / "run", 2, {})
+    for record in brain.records:
+        run.log(**place, **record)
+    return "\n".join(words for _, words in findings(read_metrics(run.folder)))
+
+
+class Crops(torch.utils.data.Dataset):
+    """Utterances whose crops follow from their number and the epoch."""
+
+    epoch = 0
+
+    def __init__(self, n_utterances=10):
+        self.n_utterances = n_utterances
+
+    def __len__(self):
+        return self.n_utterances
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(100 * self.epoch + index)
+        wavs = torch.randn(2, TIME, generator=generator)
+        item = {"id": str(index), "sig": wavs, "row": index, "bad": ""}
+        return {**item, "label": index % CLASSES}
+
+
+class NothingReadByTheHost(TorchDispatchMode):
+    """Raises where a GPU's host would have to wait for a result."""
+
+    waits = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten.equal.default,
+    )
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in self.waits:
+            raise AssertionError(f"the host reads a tensor: {operation}")
+        return operation(*args, **(kwargs or {}))

@@ -1,0 +1,33 @@
+"""Brains that are ready for their first batch."""
+
+import functools
+
+import pytest
+import torch
+from tiny_brains import begin, make_brain
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(1)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a Brain by its kind, with other modules if they are given."""
+
+    def make(kind, run_opts=(), fused=True, selection="last", **modules):
+        options = {"run_opts": run_opts, "fused": fused, "selection": selection}
+        return begin(make_brain(kind, tmp_path, modules, **options))
+
+    return make
+
+
+@pytest.fixture
+def simclr(make):
+    return make("simclr")
+
+
+@pytest.fixture
+def gated(make):
+    return functools.partial(make, "gated")

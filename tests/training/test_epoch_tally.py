@@ -1,0 +1,183 @@
+"""Counts of an epoch: added up, saved, joined over processes. Without a Brain;
+in one, test_brain.py kills it at any step."""
+
+import datetime
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
+from tiny_brains import NothingReadByTheHost
+
+from lgl_plugin.training import epoch_tally
+from lgl_plugin.training.epoch_tally import EpochTally
+
+
+def counted():
+    """A tally of two steps."""
+    tally = EpochTally("cpu")
+    for step, loss in enumerate((3.0, 5.0), 1):
+        tally.add(utterances=6, skipped=torch.tensor(1.0))
+        tally.seen.append((torch.arange(3) + step, torch.full((3,), loss)))
+        tally.update_average(torch.tensor(loss), step, 0.0)
+    return tally
+
+
+def recovered(tally, folder, end_of_epoch):
+    """Another process's tally, from a checkpoint of the first one's."""
+    tally.freeze(end_of_epoch)
+    Checkpointer(folder, {"epoch": tally}).save_checkpoint(
+        end_of_epoch=end_of_epoch
+    )
+    again = EpochTally("cpu")
+    Checkpointer(folder, {"epoch": again}).recover_if_possible()
+    return again
+
+
+def test_counts_add_up():
+    tally = counted()
+    assert tally.counts == {"utterances": 12, "skipped": 2}
+    assert tally.total() == tally.counts
+    assert tally.mean_loss() == 4.0
+    first, second = tally.join_seen()
+    assert first.tolist() == [1, 2, 3, 2, 3, 4]
+    assert second.tolist() == 3 * [3.0] + 3 * [5.0]
+
+
+def test_an_epoch_begins_with_nothing():
+    tally = counted()
+    tally.last = {"tau": 1.0}
+    tally.start()
+    assert not tally.counts and not tally.seen and tally.average is None
+    assert tally.seconds < 60
+    assert tally.join_seen() == []
+    assert tally.last == {"tau": 1.0}  # until the next whole epoch
+
+
+def test_mean_leaves_out_losses_that_are_not_finite():
+    """Such a step weighs like one with the mean so far."""
+    tally = EpochTally("cpu")
+    losses = [2.0, math.nan, 5.0, math.inf, -math.inf, 1.0]
+    expected = 0.0
+    for step, loss in enumerate(losses, 1):
+        tally.update_average(torch.tensor(loss), step, 0.0)
+        if math.isfinite(loss):
+            expected += (loss - expected) / step
+    assert tally.mean_loss() == pytest.approx(expected)
+
+
+def test_mean_goes_on_from_the_one_before():
+    tally = EpochTally("cpu")
+    tally.update_average(torch.tensor(9.0), 4, 5.0)
+    assert tally.mean_loss() == 6.0  # of 5, 5, 5 and 9
+
+
+def test_no_step_reads_from_the_device():
+    """Beside the first of a start, which has a number from the host."""
+    with NothingReadByTheHost():
+        tally = counted()
+    assert float(tally.average) == 4.0
+
+
+def test_an_interrupted_epoch_goes_on(tmp_path):
+    again = recovered(counted(), tmp_path, end_of_epoch=False)
+    again.start()
+    assert again.total() == {"utterances": 12, "skipped": 2}
+    first, second = counted().join_seen()
+    again.seen.append((torch.tensor([9]), torch.tensor([9.0])))
+    assert [part.tolist() for part in again.join_seen()] == [
+        [*first.tolist(), 9],
+        [*second.tolist(), 9.0],
+    ]
+    again.start()  # the next epoch begins anew
+    assert not again.counts and not again.seen
+
+
+def test_an_epoch_with_nothing_seen_goes_on(tmp_path):
+    """Stage I puts nothing by."""
+    tally = EpochTally("cpu")
+    tally.add(utterances=6)
+    again = recovered(tally, tmp_path, end_of_epoch=False)
+    again.start()
+    assert again.seen == [] and again.counts == {"utterances": 6}
+
+
+def test_time_leaves_out_the_interruption(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    tally = counted()
+    now[0] += 30
+    again = recovered(tally, tmp_path, end_of_epoch=False)
+    now[0] += 1000
+    again.start()
+    now[0] += 5
+    assert again.seconds == 35
+
+
+def test_what_a_whole_epoch_left_outlasts_a_restart(tmp_path):
+    tally = counted()
+    tally.last = {
+        "rows": np.arange(4),
+        "losses": np.float32([1, 2, math.inf, 4]),
+        "selected": np.array([True, False, True, True]),
+        "tau": 0.1,
+    }
+    again = recovered(tally, tmp_path, end_of_epoch=True)
+    assert again.last.keys() == tally.last.keys()
+    for name, value in tally.last.items():
+        assert type(again.last[name]) is type(value)
+        np.testing.assert_array_equal(again.last[name], value)
+        assert np.asarray(again.last[name]).dtype == np.asarray(value).dtype
+    again.start()  # nothing of the epoch that ended
+    assert not again.counts and not again.seen
+
+
+def test_only_the_first_process_goes_on_with_what_all_had(
+    tmp_path, monkeypatch
+):
+    """Steps that were skipped are alike in all, and are not added up."""
+    tally = counted()
+    monkeypatch.setattr(epoch_tally, "rank", lambda: 1)
+    again = recovered(tally, tmp_path, end_of_epoch=False)
+    again.start()
+    assert again.counts == {"utterances": 0, "skipped": 2}
+    assert again.seen == []
+
+
+def test_a_checkpoint_says_how_many_processes_there_were(tmp_path, monkeypatch):
+    tally = counted()
+    assert tally.processes_before == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(epoch_tally, "world_size", lambda: 3)
+        again = recovered(tally, tmp_path, end_of_epoch=False)
+    assert again.processes_before == 3
+    again.start()
+    assert again.processes_before == 1
+
+
+def one_rank(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(minutes=1),
+    )
+    tally = EpochTally("cpu")
+    tally.add(utterances=3 + rank, skipped=torch.tensor(1.0))
+    if rank == 1:  # the other has seen nothing
+        tally.seen.append((torch.tensor([rank]),))
+    tally.update_average(torch.tensor(2.0 + 4 * rank), 1, 0.0)
+    assert tally.total() == {"utterances": 7, "skipped": 1}
+    assert tally.mean_loss() == 4.0
+    assert [part.tolist() for part in tally.join_seen()] == [[1]]
+    tally.seen.insert(0, (torch.tensor([10 + rank]),))
+    assert [part.tolist() for part in tally.join_seen()] == [[10, 11, 1]]
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_count_together(tmp_path):
+    torch.multiprocessing.spawn(one_rank, (tmp_path,), nprocs=2)

@@ -1,0 +1,223 @@
+"""Stage II's Brain: AAM-softmax through a gate, on a tiny encoder."""
+
+import copy
+
+import numpy as np
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
+from tiny_brains import (
+    BATCH,
+    CLASSES,
+    DIM,
+    batch,
+    changed,
+    run_epoch,
+    warnings_of,
+    weights,
+)
+
+from lgl_plugin.nnet.gates import (
+    FixedGate,
+    Gate,
+    LabelCorrection,
+    LossMemory,
+    NoGate,
+)
+
+
+class Among(Gate):
+    """Selects the first of a batch."""
+
+    def __init__(self, n):
+        super().__init__(1.0)
+        self.n = n
+
+    def forward(self, losses):
+        return torch.arange(len(losses)) < self.n
+
+
+def test_no_gate_is_the_plain_mean_of_speechbrains_loss(gated):
+    brain = gated(gate=NoGate())
+    given = batch(1)
+    cosines = brain.compute_forward(given, sb.Stage.TRAIN)
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    reference = LogSoftmaxWrapper(AdditiveAngularMargin(0.2, 30.0))
+    expected = reference(cosines[:, None], given.label[:, None])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gated_loss_is_the_mean_over_the_selected(gated):
+    brain = gated(gate=Among(2))
+    given = batch(1)
+    cosines = brain.compute_forward(given, sb.Stage.TRAIN)
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    reference = LogSoftmaxWrapper(AdditiveAngularMargin(0.2, 30.0))
+    expected = reference(cosines[:2, None], given.label[:2, None])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rejecting_all_changes_nothing_and_is_finite(gated):
+    """A first step, so that Adam has no momentum to go on with."""
+    brain = gated(gate=FixedGate(1e-9))
+    before = weights(brain)
+    loss = brain.fit_batch(batch(1))
+    assert loss == 0
+    assert brain.optimizer_step == 1  # a step is taken, DDP's ranks agree
+    assert changed(brain, before) == set()
+    summary = brain.epoch_summary()
+    assert summary["accuracy"] == 0 and summary["selected_share"] == 0
+    assert all(p.isfinite().all() for p in brain.modules.parameters())
+
+
+def test_rejecting_all_leaves_adam_without_a_gradient(gated):
+    """After a real step only Adam's decaying momentum moves weights."""
+    brain = gated(gate=NoGate())
+    brain.fit_batch(batch(1))
+    moments = copy.deepcopy(brain.optimizer.state_dict()["state"])
+    brain.modules["gate"] = FixedGate(1e-9)
+    brain.fit_batch(batch(1))
+    after = brain.optimizer.state_dict()["state"]
+    for name, moment in moments.items():
+        torch.testing.assert_close(
+            after[name]["exp_avg"], 0.9 * moment["exp_avg"]
+        )
+
+
+@pytest.mark.parametrize("n", [1, 3, BATCH])
+def test_accuracy_counts_the_selected_only(gated, n):
+    brain = gated(gate=Among(n))
+    given = batch(1)
+    # The first is right, the second wrong, the third right; the rejected
+    # ones are right, too, and must not count.
+    cosines = torch.nn.functional.one_hot(given.label, CLASSES).float() * 0.5
+    cosines[1] = cosines[1].roll(1)
+    brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    summary = brain.epoch_summary()
+    assert summary["accuracy"] == pytest.approx((n - (n > 1)) / n)
+    assert summary["selected_share"] == pytest.approx(n / BATCH)
+
+
+def test_gate_sees_the_losses_of_the_epoch(gated, monkeypatch):
+    gate = FixedGate(7.0)
+    ended = []
+    monkeypatch.setattr(gate, "end_epoch", ended.append)
+    brain = gated(gate=gate)
+    for number in range(3):
+        brain.fit_batch(batch(1, number))
+    summary = brain.epoch_summary()
+    (losses,) = ended
+    assert losses.shape == (3 * BATCH,) and losses.dtype == np.float32
+    last = brain.tally.last
+    assert np.array_equal(losses <= 7.0, last["selected"])
+    assert np.array_equal(losses, last["losses"])
+    assert last["rows"].tolist() == 3 * list(range(BATCH))
+    assert summary["tau"] == last["tau"] == 7.0
+    brain.on_stage_start(sb.Stage.TRAIN, 2)
+    brain.fit_batch(batch(1))
+    brain.epoch_summary()
+    assert len(ended[1]) == BATCH  # the first epoch's are forgotten
+
+
+def test_memory_holds_the_epochs_losses_of_all_processes(gated):
+    """Another rank's utterances reach this rank's memory at the end."""
+    brain = gated(memory=LossMemory(BATCH + 2, 0.0))
+    brain.fit_batch(batch(1))
+    rows = torch.tensor([BATCH + 1])
+    others = (rows, torch.tensor([9.0]), rows > 0, torch.tensor([-1]))
+    brain.tally.seen.append(others)
+    brain.epoch_summary()
+    losses = brain.modules.memory.losses
+    assert losses[BATCH + 1] == 9.0 and losses[BATCH].isnan()
+    assert losses[:BATCH].isfinite().all()
+
+
+def test_gate_losses_are_float32_under_autocast(gated):
+    """bfloat16 cosines would be steps of 0.12 in a scale of 30."""
+    brain = gated(run_opts={"precision": "bf16"})
+    brain.fit_batch(batch(1))
+    ((_, losses, _, _),) = brain.tally.seen
+    assert losses.dtype == torch.float32
+    with brain.training_ctx:
+        cosines = brain.compute_forward(batch(1), sb.Stage.TRAIN)
+    assert cosines.dtype == torch.float32
+
+
+def test_stage_two_learns_a_batch_by_heart(gated):
+    brain = gated()
+    losses = [float(brain.fit_batch(batch(1))) for _ in range(80)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_rows_are_kept_by_themselves(gated):
+    """A tensor that a loader's worker shares keeps a file open."""
+    brain = gated()
+    given = batch(1)
+    given.row.share_memory_()
+    brain.fit_batch(given)
+    assert not brain.tally.seen[0][0].is_shared()
+
+
+def test_gate_judges_by_the_remembered_loss(gated):
+    """An utterance known to be hard stays out after one easy draw."""
+    memory = LossMemory(BATCH, 0.9)
+    brain = gated(gate=FixedGate(5.0), memory=memory)
+    memory.losses.fill_(1.0)
+    memory.losses[0] = 100.0
+    given = batch(1)
+    easy = torch.nn.functional.one_hot(given.label, CLASSES).float()
+    loss = brain.compute_objectives(easy, given, sb.Stage.TRAIN)
+    _, remembered, selected, _ = brain.tally.seen[-1]
+    assert not selected[0] and selected[1:].all()
+    assert remembered[0] > 80 and torch.isfinite(loss)
+
+
+def test_corrected_labels_are_trained_with_the_margin_on_them(gated):
+    """What the gate rejects and the network is sure of counts as relabelled."""
+    correction = LabelCorrection(temperature=0.1, confidence=0.5)
+    brain = gated(gate=FixedGate(3.0), correction=correction)
+    given = batch(1)
+    believed = (given.label + torch.tensor([0, 0, 1, 1, 0, 0])) % CLASSES
+    sure = torch.tensor([1, 1, 1, 0, 1, 1])[:, None]
+    cosines = sure * torch.nn.functional.one_hot(believed, CLASSES).float()
+    brain.clean_cosines = lambda batch: cosines
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    # The fourth is rejected, and the network has no opinion of it.
+    expected = brain.modules.aam(cosines, believed)[[0, 1, 2, 4, 5]].mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    _, losses, selected, corrected = brain.tally.seen[-1]
+    assert selected.tolist() == [True, True, False, False, True, True]
+    assert corrected.tolist() == [-1, -1, believed[2].item(), -1, -1, -1]
+    # The gate goes on judging the pseudo-label, not the correction.
+    assert losses[2] == brain.modules.aam(cosines, given.label)[2]
+
+
+def test_nothing_is_learnt_from_clean_crops(gated):
+    """Neither gradients nor statistics, and training goes on as before."""
+    brain = gated(gate=FixedGate(0.1), correction=LabelCorrection())
+    brain.modules.encoder.network.norm = torch.nn.BatchNorm1d(DIM)
+    before = weights(brain)
+    cosines = brain.clean_cosines(batch(1))
+    assert not cosines.requires_grad
+    assert brain.modules.training and not changed(brain, before)
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        (FixedGate(1e-9), "only 0 % through (selected_share) at tau 1e-09"),
+        (FixedGate(1e9), "lets 100.0 % through (selected_share) at tau 1e+09"),
+    ],
+)
+def test_a_gate_that_selects_nothing_or_all_is_warned_of(gated, gate, words):
+    brain = gated(gate=gate)
+    run_epoch(brain, 1, batch(2, seed=9))
+    assert words in warnings_of(brain)
+
+
+def test_no_gate_selects_all_as_was_asked_for(gated):
+    brain = gated(gate=NoGate())
+    run_epoch(brain, 1, batch(2, seed=9))
+    assert brain.record["selected_share"] == 1
+    assert "through" not in warnings_of(brain)
