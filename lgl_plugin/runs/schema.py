@@ -33,8 +33,8 @@ Factory = Annotated[Any, _is_tagged("!name:")]
 # A folder may be called 20261127, which yaml takes for a number.
 Text = Annotated[
     str,
-    BeforeValidator(lambda x: str(x) if type(x) is int else x),
     Field(min_length=1),
+    BeforeValidator(lambda x: str(x) if type(x) is int else x),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
