@@ -12,7 +12,12 @@ The same command after an interruption goes on where it stopped: each step below
 is done once, and its files are in the folder of its name.
 """
 
+import os
 import sys
+
+# Read once, when torch is loaded: threads that spin while they wait make a step
+# many times slower beside other busy processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import speechbrain as sb
 
@@ -27,6 +32,7 @@ from lgl_plugin.training.fit import fit
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage1 import score_baselines
 from lgl_plugin.training.stage2 import SCORES, Round, find_encoder
+from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.signals import stop
 
 
@@ -120,10 +126,8 @@ def train_round(this):
     session.publish(this.name, this.made_from)
 
 
-def main():
-    """Trains the stage that the yaml names."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
+def train(hparams_file, run_opts, overrides):
+    """Trains the stage that a yaml names; takes what SpeechBrain parsed."""
     settings, text = load_settings(hparams_file, overrides, run_opts)
     # True labels are read for the figures that are logged, and nothing else.
     trials = None
@@ -140,9 +144,16 @@ def main():
 
     with stop.on_signals():
         session = Session(settings, text, run_opts, observe)
-        train = train_stage1 if settings.stage == 1 else train_stage2
-        train(session)
+        stages = {1: train_stage1, 2: train_stage2}
+        stages[settings.stage](session)
         try_to_write_report(session.run.folder)
+
+
+def main():
+    """Trains the stage that the command line's yaml names."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    train(hparams_file, run_opts, overrides)
 
 
 if __name__ == "__main__":
