@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import uuid
+import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -79,6 +80,48 @@ def save_arrays(path: str | pathlib.Path, **arrays: Any) -> None:
     """Writes arrays as an npz file, atomically, in the main process."""
     with atomic_write(path, "wb") as out:
         np.savez(out, **arrays)
+
+
+def append_line(path: str | pathlib.Path, line: str) -> None:
+    """Appends a line to a file and waits until it outlasts a power cut.
+
+    A line that a kill tore does not swallow it.
+    """
+    with explain_full_disk(path), open(path, "a+b") as out:
+        if out.tell():
+            out.seek(-1, os.SEEK_END)
+            if out.read(1) != b"\n":
+                out.write(b"\n")
+        out.write(line.encode() + b"\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def load_arrays(
+    path: str | pathlib.Path, max_bytes: int | None = None
+) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz file, refusing one that inflates.
+
+    They may take `max_bytes` of memory together; without a limit, the size of
+    the file, since `save_arrays` does not compress. Raises FileNotFoundError,
+    or ValueError if the file is damaged or too large.
+    """
+    size = os.stat(path).st_size  # FileNotFoundError
+    size = size if max_bytes is None else max_bytes
+    try:
+        with zipfile.ZipFile(path) as members:
+            whole = sum(member.file_size for member in members.infolist())
+        if whole > size:
+            raise ValueError(
+                f"its arrays take {whole:,} bytes and at most {size:,} are "
+                "expected"
+            )
+        # zipfile reads no more of a member than its directory says; of an
+        # array whose header claims more, numpy touches no further page.
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except Exception as error:  # torn zip files raise a dozen types
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def sync(path: str | pathlib.Path) -> None:
