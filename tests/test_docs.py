@@ -7,16 +7,21 @@ import json
 import math
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import speechbrain
 import torch
 import yaml
 from speechbrain.utils.run_opts import RunOptions
 
+import lgl_plugin
+from lgl_plugin.cli.main import VERBS
 from lgl_plugin.nnet.gates import Gate
+from lgl_plugin.runs.settings import load_settings, read_preset
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -38,33 +43,67 @@ PAGES["docs/tutorial.ipynb"] = "\n".join(
 )
 
 
-# Public, and without an example.
+# Shown in the reference without an example: each needs a run.
 NO_EXAMPLE = {
-    # Those that need a whole run.
-    "brains.LossGatedBrain",
-    "brains.SimCLRBrain",
-    "brains.SpeakerBrain",
-    "export.TrainedStep",
-    "export.export",
-    "export.read_trained_step",
-    "iterations.Iteration",
-    "iterations.hand_over",
-    "iterations.train_stage1",
-    "iterations.train_stage2",
-    "training.Training",
-    # Command lines, which pass on to what has one or is named above.
-    "export.main",
-    "synthetic.main",
-    "verify.main",
+    "methods.simclr.SimCLRBrain",
+    "report.build.try_to_write_report",
+    "training.brain.SpeakerBrain",
+    "training.fit.fit",
+    "training.loss_gated.LossGatedBrain",
+    "training.session.Session",
+    "training.stage1.score_baselines",
+    "training.stage2.Round",
+    "training.stage2.find_encoder",
+}
+# Methods that SpeechBrain or torch calls, with arguments of its own.
+HOOKS = {
+    "compute_forward",
+    "compute_objectives",
+    "evaluate_batch",
+    "fit_batch",
+    "freeze_optimizers",
+    "init_optimizers",
+    "on_stage_end",
+    "on_stage_start",
+    "update_average",
+}
+MODULES = {
+    ".".join(path.relative_to(ROOT / "lgl_plugin").with_suffix("").parts): path
+    for path in (ROOT / "lgl_plugin").rglob("*.py")
+    if "recipe" not in path.relative_to(ROOT / "lgl_plugin").parts[:1]
 }
 
 
+def shown():
+    """The names that the reference shows, without the package's."""
+    for page in (DOCS / "api").glob("*.md"):
+        listed = re.findall(
+            r"automodule:: lgl_plugin\.([\w.]+)\n   :members: (.*)",
+            page.read_text("utf-8"),
+        )
+        for module, names in listed:
+            yield from (f"{module}.{name}" for name in names.split(", "))
+
+
 def public(body):
-    """The functions and classes of a module or class that it documents."""
+    """The functions and classes of a module or class for others to use."""
     for node in body:
         named = isinstance(node, ast.FunctionDef | ast.ClassDef)
         if named and not node.name.startswith("_"):
             yield node
+
+
+def definitions():
+    """All that is public in the package: (name, node), methods too."""
+    for module, path in MODULES.items():
+        for node in public(ast.parse(path.read_text("utf-8")).body):
+            yield f"{module}.{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                for method in public(node.body):
+                    yield f"{module}.{node.name}.{method.name}", method
+                for method in node.body:
+                    if getattr(method, "name", "") in ("__init__", "__call__"):
+                        yield f"{module}.{node.name}.{method.name}", method
 
 
 def blocks(page, language):
@@ -90,7 +129,7 @@ def test_sphinx_builds_without_a_warning(tmp_path):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    page = (tmp_path / "html" / "api" / "pieces.html").read_text("utf-8")
+    page = (tmp_path / "html" / "api" / "nnet.html").read_text("utf-8")
     # A section of SpeechBrain's form became a list of parameters.
     assert "Initial value of the learnable scale" in page
     assert "Arguments\n---------" not in page
@@ -99,52 +138,83 @@ def test_sphinx_builds_without_a_warning(tmp_path):
     assert "<p>log-mel statistics</p></td>" in page
 
 
-def test_every_module_is_in_the_reference():
-    """Once."""
-    text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
-    listed = re.findall(r"automodule:: lgl_plugin\.(\w+)", text)
-    modules = {path.stem for path in (ROOT / "lgl_plugin").glob("*.py")}
-    assert sorted(listed) == sorted(modules - {"__init__"})
+def test_all_that_users_name_is_in_the_reference():
+    """The names of yamls, examples, the tutorial and the guides, once each."""
+    listed = list(shown())
+    assert len(listed) == len(set(listed))
+    named = {"utils.signals.stop"}  # the recipe's, for signals
+    texts = [
+        *(ROOT / "hparams").glob("*.yaml"),
+        *(ROOT / "examples").rglob("*.yaml"),
+        *(ROOT / "examples").rglob("*.py"),
+        ROOT / "recipes/VoxCeleb/LGL/train_lgl.py",
+    ]
+    text = "\n".join(path.read_text("utf-8") for path in texts)
+    text += "\n".join("".join(cell["source"]) for cell in TUTORIAL["cells"])
+    text += "\n".join(PAGES.values())
+    tagged = r"!(?:new|name):lgl_plugin\.([\w.]+)"
+    linked = r"\{py:(?:class|func)\}`~?lgl_plugin\.([\w.]+)`"
+    used = {*re.findall(tagged, text), *re.findall(linked, text)}
+    imports = r"^ *from lgl_plugin\.([\w.]+) import (\([^)]*\)|.*)$"
+    for module, names in re.findall(imports, text, re.M):
+        for name in re.findall(r"\w+", names):
+            if not name.isupper():  # a constant
+                used.add(f"{module}.{name}")
+    assert used - named <= set(listed)
 
 
-def test_all_that_is_public_is_documented():
-    """Methods too; functions and classes with an example that runs."""
-    bare, without = [], set()
-    for path in (ROOT / "lgl_plugin").glob("*.py"):
-        for node in public(ast.parse(path.read_text("utf-8")).body):
-            name = f"{path.stem}.{node.name}"
-            inside = node.body if isinstance(node, ast.ClassDef) else []
-            for one in [node, *public(inside)]:
-                if not ast.get_docstring(one):
-                    bare.append(f"{name}, line {one.lineno}")
-            example = r"^Example\n-------\n>>> "
-            if not re.search(example, ast.get_docstring(node) or "", re.M):
-                without.add(name)
-    assert not bare
+def test_what_the_reference_shows_is_fully_documented():
+    """Arguments, and an example that runs; a signature with types."""
+    nodes = dict(definitions())
+    without = set()
+    for name in shown():
+        text = ast.get_docstring(nodes[name]) or ""
+        takes = nodes.get(f"{name}.__init__", nodes[name])
+        arguments = [
+            argument.arg
+            for argument in getattr(takes, "args", ast.arguments([], [])).args
+            if argument.arg != "self"
+        ]
+        head, _, section = text.partition("\nArguments\n---------\n")
+        for argument in arguments:
+            documented = rf"^(\w+, )*{argument}(, \w+)* :"
+            assert re.search(documented, section, re.M), (name, argument)
+        if not re.search(r"^Example\n-------\n>>> ", text, re.M):
+            without.add(name)
     assert without == NO_EXAMPLE
 
 
-def test_the_map_of_the_house_is_so():
-    """Every module is on it, once, and imports run downwards."""
-    rows = re.findall(r"^\| \w+ \| (`.*?) \|", PAGES["CONTRIBUTING.md"], re.M)
-    floors = [re.findall(r"`(\w+)`", row) for row in rows]
-    floor = {name: n for n, names in enumerate(floors) for name in names}
-    paths = {path.stem: path for path in (ROOT / "lgl_plugin").glob("*.py")}
-    del paths["__init__"]
-    listed = [name for names in floors for name in names]
-    assert sorted(listed) == sorted([*paths, "hparams"])
-    for name, path in paths.items():
-        for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.ImportFrom):
-                package, _, module = node.module.partition(".")
-                wanted = [module] if module else [a.name for a in node.names]
-                for other in wanted if package == "lgl_plugin" else ():
-                    assert floor[name] <= floor[other], (name, other)
+def test_all_that_is_public_has_a_docstring_and_types():
+    """Functions, classes and methods; on arguments and what is returned."""
+    bare, untyped = [], []
+    for name, node in definitions():
+        if not ast.get_docstring(node) and not name.endswith("__"):
+            bare.append(name)
+        if isinstance(node, ast.ClassDef) or node.name in HOOKS:
+            continue
+        every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        known = every[0].arg in ("self", "cls") if every else False
+        every = every[known:] + [node.args.vararg, node.args.kwarg]
+        typed = all(one is None or one.annotation for one in every)
+        if not typed or not (node.returns or node.name == "__init__"):
+            untyped.append(name)
+    assert not bare
+    assert not untyped
+
+
+def test_docstrings_begin_with_the_thing_itself():
+    """No riddle first: neither a question's word nor a clause."""
+    riddles = "What|Which|Whether|Where|Lest|Those|As of"
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+            text = isinstance(node, kinds) and ast.get_docstring(node)
+            assert not re.match(rf"({riddles})\b", text or ""), (path, text)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_in_commands_exist(page):
-    """Each is a key of that yaml, or one of SpeechBrain's."""
+    """Each is a setting of that yaml, or one of SpeechBrain's."""
     general = {field.name for field in dataclasses.fields(RunOptions)}
     for name, options in commands(PAGES[page]):
         paths = [
@@ -152,17 +222,51 @@ def test_options_in_commands_exist(page):
             *ROOT.glob(f"examples/*/{name}"),
         ]
         if paths:  # not one of SpeechBrain's own recipes
-            keys = re.findall(r"^(\w+):", paths[0].read_text("utf-8"), re.M)
-            assert set(options) <= {*keys, *general}, name
+            assert set(options) <= {*read_preset(paths[0]), *general}, name
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_modules_in_commands_exist(page):
-    for module in re.findall(r"python -m (lgl_plugin\.\w+)", PAGES[page]):
-        assert importlib.util.find_spec(module), module
-    for thing in re.findall(r"!(?:new|name):(lgl_plugin[\w.]+)", PAGES[page]):
-        module, _, kind = thing.rpartition(".")
-        assert hasattr(importlib.import_module(module), kind), thing
+def test_values_in_commands_are_accepted(tmp_path):
+    """Those that train on one of the presets, and the recipe's table."""
+    lines = [
+        f"stage2.yaml {option}"
+        for option in re.findall(
+            r"^\| `(--.*?)` \|", PAGES["recipes/VoxCeleb/LGL/README.md"], re.M
+        )
+    ]
+    for page in PAGES.values():
+        for block in blocks(page, "bash"):
+            block = block.replace("\\\n", " ")
+            lines += re.findall(r"train_lgl.py hparams/(\w+.yaml.*)", block)
+    tried = 0
+    for line in lines:
+        line = line.replace("cuda", "cpu")
+        yaml, *options = shlex.split(line, comments=True)
+        options = [
+            option
+            for option in options
+            # Of folders and packages that are not here, and of variables.
+            if not re.search(r"_folder|[$…]|^--(manifest|train_logger)", option)
+        ]
+        arguments = [str(ROOT / "hparams" / yaml), *options]
+        arguments += [f"--data_folder={tmp_path}", "--device=cpu"]
+        path, run_opts, overrides = speechbrain.parse_arguments(arguments)
+        load_settings(path, overrides, run_opts)
+        tried += 1
+    assert tried > 30
+
+
+def test_what_the_pages_name_exists():
+    """Verbs of the command, classes of yamls, and paths of the repository."""
+    for page, text in PAGES.items():
+        for verb in re.findall(r"(?:^|`)lgl (\w+)", text, re.M):
+            assert verb in VERBS, (page, verb)
+        for thing in re.findall(r"!(?:new|name):(lgl_plugin[\w.]+)", text):
+            module, _, kind = thing.rpartition(".")
+            assert hasattr(importlib.import_module(module), kind), thing
+        path = r"(?:`| )((?:tests|lgl_plugin|hparams|docs)/[\w/]+\.\w+)"
+        for name in re.findall(path, text):
+            assert (ROOT / name).exists(), (page, name)
+        assert not re.search(r"python -m lgl_plugin\.", text), page
 
 
 def test_code_of_the_guide_to_the_gate_runs():
@@ -197,7 +301,7 @@ def test_reference_curves_are_drawn(tmp_path):
 
 
 def test_versions_agree():
-    version = re.search(r'version="(.+)"', (ROOT / "setup.py").read_text())[1]
+    version = lgl_plugin.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["version"] == version
     newest = re.search(r"^## (.*)$", PAGES["CHANGELOG.md"], re.M)[1]

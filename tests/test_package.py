@@ -41,6 +41,14 @@ def run(command, folder, **environment):
     return done.stdout
 
 
+def sources(folder):
+    """A folder's code, yamls and texts, but for those that tests leave."""
+    for path in folder.rglob("*.*"):
+        left = {"__pycache__", "tmp"} & set(path.relative_to(ROOT).parts)
+        if path.suffix in (".py", ".md", ".yaml") and not left:
+            yield path
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
     """Built from a copy: a build leaves files behind."""
@@ -90,9 +98,8 @@ def test_sdist_has_all_that_the_checkout_has(sdist):
     for name in RECIPE_FILES:
         assert f"lgl_plugin/recipe/{name}" in names
     for folder in ("lgl_plugin", "hparams", "tests", "examples", "docs"):
-        for path in (ROOT / folder).glob("*.*"):
-            if path.suffix in (".py", ".md", ".yaml"):
-                assert str(path.relative_to(ROOT)) in names
+        for path in sources(ROOT / folder):
+            assert str(path.relative_to(ROOT)) in names
     assert not [name for name in names if "__pycache__" in name]
 
 
@@ -103,9 +110,13 @@ def test_wheel_has_the_package_and_the_recipe_alone(wheel):
         for name in RECIPE_FILES:
             packed = archive.read(f"lgl_plugin/recipe/{name}")
             assert packed == (RECIPE / name).read_bytes()
-    for template in ("report/page.html", "inference/model_card.md"):
-        assert f"lgl_plugin/{template}" in names
+    for path in sources(ROOT / "lgl_plugin"):
+        assert str(path.relative_to(ROOT)) in names
+    for path in ("report/page.html", "inference/model_card.md", "py.typed"):
+        assert f"lgl_plugin/{path}" in names
     assert YAMLS < RECIPE_FILES
+    for name in ("hparams/common.yaml", "hparams/small.yaml", "experiments.py"):
+        assert name in RECIPE_FILES
     assert {name.split("/")[0].split("-")[0] for name in names} == {
         "lgl_plugin"
     }
@@ -137,7 +148,7 @@ def test_command_copies_the_recipe_which_runs(installed, tmp_path):
         "--verification_file=null",
         "--batch_size=4",
         "--crop_seconds=0.4",
-        "--new_encoder={channels: [16, 16, 16, 16, 48]}",
+        "--new_encoder={network: {channels: [16, 16, 16, 16, 48]}}",
         "--output_folder=run",
     )
     assert (mine / "run/debug/stage1/embedding_model.ckpt").exists()

@@ -19,6 +19,7 @@ from speechbrain.inference.speaker import EncoderClassifier
 
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.nnet.encoders import Encoder
 
 
 def write_annotation(path, manifest, labels):
@@ -75,9 +76,11 @@ if __name__ == "__main__":
         run_opts=run_opts,
     )
     extract = hparams["new_extractor"](
-        encoder.mods.compute_features,
-        encoder.mods.mean_var_norm,
-        encoder.mods.embedding_model,
+        Encoder(
+            features=encoder.mods.compute_features,
+            network=encoder.mods.embedding_model,
+            normalise=encoder.mods.mean_var_norm,
+        ),
         device=encoder.device,
     )
     embeddings, bad = extract(manifest, rows)

@@ -174,3 +174,5 @@ def test_a_yaml_builds_every_piece():
     pieces["contrastive"](embeddings, pieces["gradient_reversal"](embeddings))
     pieces["adversarial_loss"](e1=embeddings, e2=embeddings, e3=embeddings)
     assert pieces["augment"](torch.randn(4, 8000)).shape == (4, 8000)
+    assert pieces["encoder"](torch.randn(2, 8000)).shape == (2, 192)
+    assert pieces["extractor"].encoder is pieces["encoder"]

@@ -12,7 +12,7 @@ size = dict(speakers=5, test_speakers=4, sessions=2, utterances=3)
 size |= dict(seconds=(1.0, 2.0), seed=3, workers=1)
 tiny = ["--batch_size=8", "--dataloader_options={num_workers: 0}"]
 tiny += ["--crop_seconds=0.5", "--device=cpu"]
-tiny += ["--new_encoder={channels: [16, 16, 16, 16, 48]}"]
+tiny += ["--new_encoder={network: {channels: [16, 16, 16, 16, 48]}}"]
 stage1 = ["--number_of_epochs=1", *tiny]
 stage2 = ["--n_iterations=1", "--classifier_epochs=1", *tiny]
 stage2 += ["--gated_epochs=1"]
