@@ -1,7 +1,12 @@
 """`lgl corpus`: makes the synthetic corpus that `make demo` trains on."""
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument("folder", help="where to make it")
     parser.add_argument("--speakers", type=int, default=60, help="to train on")
@@ -28,7 +33,7 @@ def add_arguments(parser):
     )
 
 
-def run(folder, **options):
+def run(folder: str, **options: Any) -> None:
     """Makes the corpus, unless it is there already."""
     from lgl_plugin.dataio.synthetic import make_corpus
 

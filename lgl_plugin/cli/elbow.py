@@ -3,10 +3,13 @@
 > lgl elbow results/lgl/1/iter1/embeddings --grid=50,100,200
 """
 
+from __future__ import annotations
+
+import argparse
 import pathlib
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument("embeddings", help="folder of a store")
     parser.add_argument(
@@ -27,7 +30,14 @@ def add_arguments(parser):
     )
 
 
-def run(embeddings, grid, scale, seed, device, output):
+def run(
+    embeddings: str,
+    grid: list[int] | None,
+    scale: str,
+    seed: int,
+    device: str,
+    output: str | None,
+) -> None:
     """Prints the estimate and writes elbow.json and its figure."""
     folder = pathlib.Path(embeddings)
     if not (folder / "vectors.npy").exists():

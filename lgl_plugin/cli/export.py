@@ -4,8 +4,12 @@
 > lgl export model.ckpt --yaml=stage2.yaml --output=exported
 """
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
         "source", help="output_folder of a run; or a checkpoint"
@@ -25,7 +29,16 @@ def add_arguments(parser):
     parser.add_argument("--device", default="cpu", help="where to embed")
 
 
-def run(source, step, output, yaml, data_folder, threshold, license, device):
+def run(
+    source: str,
+    step: str | None,
+    output: str | None,
+    yaml: str | None,
+    data_folder: str | None,
+    threshold: float | None,
+    license: str,
+    device: str,
+) -> None:
     """Exports a run's step, or a checkpoint with the yaml that trained it."""
     if yaml is not None and output is None:
         raise ValueError("--yaml needs --output, the folder to write")

@@ -1,7 +1,12 @@
 """`lgl pack`: packs a manifest's audio into shards, for slow file systems."""
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument("manifest", help="the csv that names the utterances")
     parser.add_argument("folder", help="where to write, empty or new")
@@ -23,7 +28,7 @@ def add_arguments(parser):
     )
 
 
-def run(**options):
+def run(**options: Any) -> None:
     """Writes the shards and their manifest."""
     from lgl_plugin.dataio.shards import write_shards
 

@@ -5,6 +5,9 @@
 > python train_lgl.py hparams/stage1.yaml --data_folder=/path/to/VoxCeleb
 """
 
+from __future__ import annotations
+
+import argparse
 import pathlib
 import shutil
 
@@ -13,7 +16,7 @@ RECIPE = pathlib.Path(__file__).parents[1] / "recipe"
 PATTERNS = ("*.py", "*.md", "*/*.yaml")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument("folder", help="where to copy the recipe")
     parser.add_argument(
@@ -23,7 +26,7 @@ def add_arguments(parser):
     )
 
 
-def run(folder, overwrite=False):
+def run(folder: str, overwrite: bool = False) -> None:
     """Copies the recipe and says what to do next."""
     copies = copy_recipe(folder, overwrite)
     print(
@@ -33,7 +36,9 @@ def run(folder, overwrite=False):
     )
 
 
-def copy_recipe(folder, overwrite=False):
+def copy_recipe(
+    folder: str | pathlib.Path, overwrite: bool = False
+) -> list[pathlib.Path]:
     """Copies the recipe's files to `folder` and returns their paths.
 
     FileExistsError, before anything is copied, if one of the files is there

@@ -4,13 +4,17 @@
 > lgl report results/lgl/1 results/lgl/2  # also a page that compares them
 """
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument("runs", nargs="+", help="output_folder of a run")
 
 
-def run(runs):
+def run(runs: list[str]) -> None:
     """Prints the table of the runs named, and writes their pages."""
     from lgl_plugin.report.build import write_report
     from lgl_plugin.runs.metrics_log import read_metrics, summarise, table
