@@ -30,9 +30,9 @@ class Encoder(torch.nn.Module):
     ---------
     features : torch.nn.Module or callable
         Waveforms (batch, samples) to features (batch, frames, bands), such as
-        SpeechBrain's Fbank; without weights. As with the other parts, a
-        callable that makes the module, what a yaml's `!name:` is, gives each
-        encoder its own.
+        SpeechBrain's Fbank; without weights, and with its
+        `get_filter_properties`. As with the other parts, a callable that makes
+        the module, what a yaml's `!name:` is, gives each encoder its own.
     network : torch.nn.Module or callable
         Features and relative lengths to embeddings (batch, 1, dim), such as
         SpeechBrain's ECAPA_TDNN, Xvector or ResNet.
@@ -44,6 +44,9 @@ class Encoder(torch.nn.Module):
     ---------
     min_samples : int
         A shorter utterance cannot be embedded.
+    one_by_one : bool
+        True for networks that padding would disturb, such as ResNet: a padded
+        batch is then embedded one waveform at a time.
 
     Example
     -------
@@ -70,6 +73,11 @@ class Encoder(torch.nn.Module):
         self.hop = self.features.get_filter_properties().stride
         # A network that reflects more frames than there are would fail.
         self.min_samples = reflected_frames(self.network) * self.hop
+        # SpeechBrain's ResNet, the network with two-dimensional convolutions,
+        # ignores lengths: frames of padding would count like speech.
+        self.one_by_one = any(
+            isinstance(part, torch.nn.Conv2d) for part in self.network.modules()
+        )
 
     def forward(
         self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
@@ -82,7 +90,7 @@ class Encoder(torch.nn.Module):
             Shape (batch, samples), float32.
         lengths : torch.Tensor, optional
             Share of the samples that belong to each waveform, (batch,); the
-            rest is padding, and each embedding is what it would be alone.
+            rest is zeros, and each embedding is what it would be alone.
             Not given: every waveform is whole, as crops in training are.
 
         Returns
@@ -90,19 +98,25 @@ class Encoder(torch.nn.Module):
         torch.Tensor
             Shape (batch, dim), float32.
         """
-        with lean_pooling(self.network):
-            if lengths is None:
-                features = self.features(waveforms)
-                whole = torch.ones(len(waveforms), device=waveforms.device)
-                features = self._normalised(features, whole)
+        if lengths is None:
+            features = self.features(waveforms)
+            whole = torch.ones(len(waveforms), device=waveforms.device)
+            features = self._normalised(features, whole)
+            with lean_pooling(self.network):
                 return self.network(features).flatten(1).float()
-            n_samples = (lengths * waveforms.shape[1]).round().long()
-            n_frames = 1 + n_samples // self.hop
-            with padding_invariant(self.features, self.network, n_frames):
-                features = self.features(waveforms)
-                lengths = relative_lengths(n_frames, features.shape[1])
-                features = self._normalised(features, lengths)
-                return self.network(features, lengths).flatten(1).float()
+        n_samples = (lengths * waveforms.shape[1]).round().long()
+        if self.one_by_one:
+            alone = zip(waveforms, n_samples.tolist())
+            return torch.cat([self(wav[None, :size]) for wav, size in alone])
+        n_frames = 1 + n_samples // self.hop
+        with (
+            padding_invariant(self.features, self.network, n_frames),
+            lean_pooling(self.network),
+        ):
+            features = self.features(waveforms)
+            lengths = relative_lengths(n_frames, features.shape[1])
+            features = self._normalised(features, lengths)
+            return self.network(features, lengths).flatten(1).float()
 
     def _normalised(self, features, lengths):
         if self.normalise is None:
@@ -123,13 +137,16 @@ class LogMelStatistics(torch.nn.Module):
     """
 
     def forward(
-        self, features: torch.Tensor, lengths: torch.Tensor
+        self, features: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Turns features (batch, frames, bands) into (batch, 1, 2 * bands).
 
-        `lengths` (batch,) is the share of the frames of each utterance.
+        `lengths` (batch,) is the share of the frames of each utterance; not
+        given, all frames count.
         """
         frames = features.shape[1]
+        if lengths is None:
+            lengths = torch.ones(len(features), device=features.device)
         # SpeechBrain counts a frame that has begun; rounding a length up by a
         # float error would count one frame of padding.
         counted = (lengths * frames - 1e-3).ceil().clamp(min=1)[:, None, None]
