@@ -1,4 +1,4 @@
-"""Extraction and the floor."""
+"""Extraction of whole utterances."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference import extractor
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.nnet.encoders import LogMelStatistics
+from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
 from lgl_plugin.utils.signals import stop
 
 RATE = 16000
@@ -43,26 +43,31 @@ def speech(tmp_path_factory):
     return Manifest.of(rows)
 
 
-def make_modules():
+def make_encoder():
     """SpeechBrain's features and ECAPA-TDNN, narrow, past its first steps."""
     torch.manual_seed(0)
-    encoder = ECAPA_TDNN(
+    network = ECAPA_TDNN(
         80,
         channels=[32, 32, 32, 32, 96],
         attention_channels=16,
         lin_neurons=24,
     )
     norm = InputNormalization(norm_type="sentence", std_norm=False)
-    features = Fbank(n_mels=80)
+    encoder = Encoder(Fbank(n_mels=80), network, norm)
     with torch.no_grad():  # for running statistics unlike the initial ones
         for _ in range(20):
-            encoder(norm(features(torch.randn(8, RATE) / 9), torch.ones(8)))
-    return features, norm, encoder.eval()
+            encoder(torch.randn(8, RATE) / 9)
+    return encoder.eval()
 
 
 @pytest.fixture(scope="module")
-def modules():
-    return make_modules()
+def encoder():
+    return make_encoder()
+
+
+def statistics():
+    """An encoder without weights, of any length of audio."""
+    return Encoder(Fbank(n_mels=80), LogMelStatistics())
 
 
 def cosine(a, b):
@@ -86,26 +91,26 @@ def with_bad(speech, folder):
     return Manifest.of(rows)
 
 
-def lone(speech, modules):
+def lone(speech, encoder):
     """What SpeechBrain gives for each utterance by itself."""
-    features, norm, encoder = modules
     found = []
     for path in speech.wavs:
         wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
         one = torch.ones(1)
         with torch.no_grad():
-            found.append(encoder(norm(features(wav[None]), one), one)[0, 0])
+            features = encoder.normalise(encoder.features(wav[None]), one)
+            found.append(encoder.network(features, one)[0, 0])
     return torch.stack(found).numpy()
 
 
 @pytest.mark.parametrize("batch_seconds", [0.1, 5.0, 100.0])
 def test_embeddings_are_those_of_lone_utterances(
-    speech, modules, batch_seconds
+    speech, encoder, batch_seconds
 ):
-    extract = Extractor(*modules, batch_seconds=batch_seconds)
+    extract = Extractor(encoder, batch_seconds=batch_seconds)
     found, bad = extract(speech, np.arange(6))
     assert bad == [] and found.utterances == speech.ids
-    expected = lone(speech, modules)
+    expected = lone(speech, encoder)
     assert found.vectors.dtype == np.float32
     np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
     assert cosine(found.vectors, expected).min() > 1 - 1e-9
@@ -113,36 +118,35 @@ def test_embeddings_are_those_of_lone_utterances(
     assert cosine(found.vectors, expected[::-1]).max() < 0.995
 
 
-def test_rows_are_embedded_in_their_order(speech, modules):
-    found, _ = Extractor(*modules)(speech, [4, 0, 2])
+def test_rows_are_embedded_in_their_order(speech, encoder):
+    found, _ = Extractor(encoder)(speech, [4, 0, 2])
     assert list(found.utterances) == ["4.wav", "0.wav", "2.wav"]
-    expected = lone(speech, modules)[[4, 0, 2]]
+    expected = lone(speech, encoder)[[4, 0, 2]]
     np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
 
 
-def test_workers_agree_with_the_main_process(speech, modules):
-    alone, _ = Extractor(*modules)(speech, np.arange(6))
-    together, _ = Extractor(*modules, num_workers=1)(speech, np.arange(6))
+def test_workers_agree_with_the_main_process(speech, encoder):
+    alone, _ = Extractor(encoder)(speech, np.arange(6))
+    together, _ = Extractor(encoder, num_workers=1)(speech, np.arange(6))
     np.testing.assert_array_equal(alone.vectors, together.vectors)
 
 
-def test_the_encoder_is_in_evaluation_mode_without_graph(speech, modules):
-    features, norm, encoder = modules
+def test_the_encoder_is_in_evaluation_mode_without_graph(speech, encoder):
     encoder.train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    Extractor(*modules)(speech, np.arange(6))
+    Extractor(encoder)(speech, np.arange(6))
     assert not encoder.training
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-def test_bf16_embeddings_are_close(speech, modules):
-    expected, _ = Extractor(*modules)(speech, np.arange(6))
-    found, _ = Extractor(*modules, precision="bf16")(speech, np.arange(6))
+def test_bf16_embeddings_are_close(speech, encoder):
+    expected, _ = Extractor(encoder)(speech, np.arange(6))
+    found, _ = Extractor(encoder, precision="bf16")(speech, np.arange(6))
     assert found.vectors.dtype == np.float32
     assert 1e-8 < 1 - cosine(found.vectors, expected.vectors).min() < 1e-3
     with pytest.raises(ValueError, match="fp32"):
-        Extractor(*modules, precision="int8")
+        Extractor(encoder, precision="int8")
 
 
 def test_features_stay_in_float32(speech):
@@ -153,7 +157,9 @@ def test_features_stay_in_float32(speech):
 
     found, seen = {}, []
     for precision in ("fp32", "bf16"):
-        extract = Extractor(Fbank(n_mels=80), None, Spy(), precision=precision)
+        extract = Extractor(
+            Encoder(Fbank(n_mels=80), Spy()), precision=precision
+        )
         found[precision] = extract(speech, [0])[0].vectors
     assert seen == [False, True]
     np.testing.assert_array_equal(found["fp32"], found["bf16"])
@@ -164,7 +170,7 @@ def test_features_stay_in_float32(speech):
     limit=st.floats(1, 100),
 )
 def test_batches_hold_every_utterance_once_within_the_limit(seconds, limit):
-    extract = Extractor(Fbank(), None, LogMelStatistics(), batch_seconds=limit)
+    extract = Extractor(statistics(), batch_seconds=limit)
     order, ends = extract._batches(np.array(seconds))
     batches = np.split(order, ends)
     assert len(batches.pop()) == 0
@@ -177,7 +183,7 @@ def test_batches_hold_every_utterance_once_within_the_limit(seconds, limit):
         assert len(batch) == 1 or len(batch) * longest <= limit * (1 + 1e-9)
 
 
-def test_long_utterances_are_read_up_to_a_limit(speech, modules, monkeypatch):
+def test_long_utterances_are_read_up_to_a_limit(speech, encoder, monkeypatch):
     read = []
 
     def spy(*arguments):
@@ -186,24 +192,24 @@ def test_long_utterances_are_read_up_to_a_limit(speech, modules, monkeypatch):
         return wav
 
     monkeypatch.setattr(extractor, "read_audio", spy)
-    cut, _ = Extractor(*modules, max_seconds=1.0)(speech, [4])
+    cut, _ = Extractor(encoder, max_seconds=1.0)(speech, [4])
     item = speech[4]
     short = Manifest.of([("4.wav", item["wav"], 0.0, 1.0, "")])
-    expected, _ = Extractor(*modules)(short, [0])
+    expected, _ = Extractor(encoder)(short, [0])
     np.testing.assert_array_equal(cut.vectors, expected.vectors)
     assert read == [RATE, RATE]
 
 
 @pytest.mark.parametrize("batch_seconds", [0.1, 100.0])
 def test_bad_utterances_are_named_and_the_rest_embedded(
-    speech, modules, tmp_path, batch_seconds
+    speech, encoder, tmp_path, batch_seconds
 ):
     manifest = with_bad(speech, tmp_path)
-    extract = Extractor(*modules, batch_seconds=batch_seconds)
+    extract = Extractor(encoder, batch_seconds=batch_seconds)
     for folder in (None, tmp_path / "store"):
         found, bad = extract(manifest, np.arange(9), folder)
         assert found.utterances == speech.ids
-        expected = lone(speech, modules)
+        expected = lone(speech, encoder)
         np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
         assert [name for name, _ in bad] == ["missing", "silent", "short"]
         assert "No such file" in bad[0][1]
@@ -218,18 +224,18 @@ def test_a_model_without_convolutions_takes_short_utterances(tmp_path):
     soundfile.write(tmp_path / "short.wav", np.full(10, 0.1), RATE)
     path = str(tmp_path / "short.wav")
     manifest = Manifest.of([("short", path, 0.0, 10 / RATE, "")])
-    extract = Extractor(Fbank(n_mels=80), None, LogMelStatistics())
+    extract = Extractor(statistics())
     assert extract(manifest, [0])[0].vectors.shape == (1, 160)
 
 
-def test_embeddings_that_are_not_finite_are_bad(speech, modules):
+def test_embeddings_that_are_not_finite_are_bad(speech, encoder):
     class Diverged(torch.nn.Module):
         def forward(self, features, lengths):
             vectors = torch.ones(len(features), 1, 3)
             vectors[lengths < 0.5, :, 1] = torch.nan
             return vectors
 
-    extract = Extractor(modules[0], None, Diverged())
+    extract = Extractor(Encoder(Fbank(n_mels=80), Diverged()))
     found, bad = extract(speech, np.arange(6))
     short = [speech.ids[row] for row in np.flatnonzero(speech.durations < 1.5)]
     assert [name for name, _ in bad] == short
@@ -254,7 +260,7 @@ def one_rank(rank, speech, folder):
         world_size=2,
         timeout=datetime.timedelta(minutes=1),
     )
-    extract = Extractor(*make_modules(), batch_seconds=3.0)
+    extract = Extractor(make_encoder(), batch_seconds=3.0)
     rows = np.arange(len(speech))
     stored, bad = extract(speech, rows, folder / "store")
     assert isinstance(stored.vectors, np.memmap)
@@ -267,10 +273,10 @@ def one_rank(rank, speech, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_embed_what_one_does(speech, modules, tmp_path):
+def test_two_ranks_embed_what_one_does(speech, encoder, tmp_path):
     manifest = with_bad(speech, tmp_path)
     torch.multiprocessing.spawn(one_rank, (manifest, tmp_path), nprocs=2)
-    extract = Extractor(*modules, batch_seconds=3.0)
+    extract = Extractor(encoder, batch_seconds=3.0)
     expected, bad = extract(manifest, np.arange(len(manifest)))
     found = Embeddings.load(tmp_path / "store")
     assert found.utterances == expected.utterances
@@ -282,25 +288,24 @@ def test_two_ranks_embed_what_one_does(speech, modules, tmp_path):
     assert names == ["utterances.txt", "vectors.npy"]
 
 
-def test_what_waits_for_all_ranks_in_each_batch_is_taken_off(speech, modules):
+def test_what_waits_for_all_ranks_in_each_batch_is_taken_off(speech, encoder):
     class Wrapped(torch.nn.parallel.DistributedDataParallel):
         def __init__(self, module):  # without the processes that it needs
             torch.nn.Module.__init__(self)
             self.module = module
 
-    features, norm, encoder = modules
-    found, _ = Extractor(features, norm, Wrapped(encoder))(speech, [0])
-    expected, _ = Extractor(*modules)(speech, [0])
+    found, _ = Extractor(Wrapped(encoder))(speech, [0])
+    expected, _ = Extractor(encoder)(speech, [0])
     np.testing.assert_array_equal(found.vectors, expected.vectors)
 
 
 def test_extraction_into_a_folder_is_extraction_into_memory(
-    speech, modules, tmp_path
+    speech, encoder, tmp_path
 ):
     for dtype, tolerance in (("float32", 0), ("float16", 1e-3)):
         rows = [5, 1, 3, 0]
-        kept, _ = Extractor(*modules)(speech, rows)
-        extract = Extractor(*modules, batch_seconds=3.0, dtype=dtype)
+        kept, _ = Extractor(encoder)(speech, rows)
+        extract = Extractor(encoder, batch_seconds=3.0, dtype=dtype)
         stored, bad = extract(speech, rows, tmp_path / dtype)
         assert bad == [] and stored.utterances == kept.utterances
         assert stored.vectors.dtype == dtype
@@ -310,7 +315,7 @@ def test_extraction_into_a_folder_is_extraction_into_memory(
         )
 
 
-# The floor
+# Interruptions
 
 
 class Killed(BaseException):
@@ -319,12 +324,12 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("done", [0, 1, 3])
 def test_interrupted_extraction_goes_on(
-    speech, modules, tmp_path, monkeypatch, done
+    speech, encoder, tmp_path, monkeypatch, done
 ):
     rows = np.arange(len(speech))
     options = {"batch_seconds": 1.0, "keep_seconds": 0.0}  # one in a batch
-    whole, _ = Extractor(*modules, **options)(speech, rows, tmp_path / "whole")
-    extract = Extractor(*modules, **options)
+    whole, _ = Extractor(encoder, **options)(speech, rows, tmp_path / "whole")
+    extract = Extractor(encoder, **options)
     embed, seen = extract._embed, []
 
     def until_killed(wavs, n_samples):
@@ -348,26 +353,25 @@ def test_interrupted_extraction_goes_on(
 
 
 def test_what_another_encoder_left_is_not_taken_up(
-    speech, modules, tmp_path, monkeypatch
+    speech, encoder, tmp_path, monkeypatch
 ):
     rows = np.arange(len(speech))
-    fbank, norm, encoder = modules
-    extract = Extractor(fbank, norm, encoder, keep_seconds=0.0)
+    extract = Extractor(encoder, keep_seconds=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(extractor, "remove_shares", lambda folder: None)
         extract(speech, rows, tmp_path)
     assert list(tmp_path.glob(".share*"))
     other = copy.deepcopy(encoder)
     with torch.no_grad():
-        other.fc.conv.bias += 1.0
-    found, _ = Extractor(fbank, norm, other)(speech, rows, tmp_path)
-    expected, _ = Extractor(fbank, norm, other)(speech, rows)
+        other.network.fc.conv.bias += 1.0
+    found, _ = Extractor(other)(speech, rows, tmp_path)
+    expected, _ = Extractor(other)(speech, rows)
     assert np.array_equal(found.vectors, expected.vectors)
 
 
-def test_told_to_stop_it_keeps_what_is_embedded(speech, modules, tmp_path):
+def test_told_to_stop_it_keeps_what_is_embedded(speech, encoder, tmp_path):
     rows = np.arange(len(speech))
-    extract = Extractor(*modules, batch_seconds=1.0)
+    extract = Extractor(encoder, batch_seconds=1.0)
     embed = extract._embed
 
     def told(wavs, n_samples):
@@ -382,25 +386,11 @@ def test_told_to_stop_it_keeps_what_is_embedded(speech, modules, tmp_path):
         assert len(kept["placed"]) == 1
 
 
-def test_log_mel_statistics_are_numpys_over_the_counted_frames():
-    rng = np.random.default_rng(0)
-    features = rng.normal(3, 2, (4, 50, 6)).astype(np.float32)
-    lengths = [1.0, 0.5, 0.02, 0.9]
-    found = LogMelStatistics()(
-        torch.from_numpy(features), torch.tensor(lengths)
-    ).numpy()
-    for row, length, frames in zip(found, lengths, features.astype(float)):
-        counted = frames[: round(50 * length)]
-        expected = np.concatenate([counted.mean(0), counted.std(0)])
-        # A deviation of none is kept off zero, at 1e-5.
-        np.testing.assert_allclose(row[0], expected, rtol=1e-4, atol=2e-5)
-
-
-def test_filling_does_not_enter_the_statistics(speech, modules):
-    extract = Extractor(modules[0], None, LogMelStatistics())
+def test_padding_does_not_enter_the_statistics(speech, encoder):
+    extract = Extractor(statistics())
     found, _ = extract(speech, np.arange(6))
     for path, vector in zip(speech.wavs, found.vectors):
         wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-        frames = modules[0](wav[None])[0].double().numpy()
+        frames = Fbank(n_mels=80)(wav[None])[0].double().numpy()
         expected = np.concatenate([frames.mean(0), frames.std(0)])
         np.testing.assert_allclose(vector, expected, atol=1e-3)
