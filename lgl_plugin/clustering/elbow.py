@@ -176,6 +176,7 @@ def estimate_k(
     return Estimate(elbow(tried, inertia, scale), tried, inertia, scale)
 
 
+@dataclasses.dataclass(eq=False)
 class ElbowKMeans:
     """k-means with an estimated number of clusters.
 
@@ -210,17 +211,16 @@ class ElbowKMeans:
     [50, 50, 50, 50, 50, 50]
     """
 
-    def __init__(
-        self,
-        kmeans: KMeans,
-        grid: Sequence[int] | None = None,
-        scale: str = "root",
-    ) -> None:
-        _check_grid(None if grid is None else np.unique(grid), scale)
-        self.kmeans = kmeans
-        self.grid = grid
-        self.scale = scale
-        self.estimate: Estimate | None = None
+    kmeans: KMeans
+    grid: Sequence[int] | None = None
+    scale: str = "root"
+    estimate: Estimate | None = dataclasses.field(
+        default=None, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        grid = None if self.grid is None else np.unique(self.grid)
+        _check_grid(grid, self.scale)
 
     def check(self, n_embeddings: int) -> None:
         """Raises ValueError if there are too few embeddings for the grid."""

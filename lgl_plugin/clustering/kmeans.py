@@ -25,11 +25,9 @@ from lgl_plugin.clustering.vectors import (
 # Cosines that `TorchKMeans` holds at once, in bytes: a share of the last-level
 # cache of a CPU, and on a GPU enough to keep it busy.
 SCORES = {"cpu": 8 * 2**20, "cuda": 2**30}
-# Arguments of a k-means that must be at least 1.
-NUMBERS = ("n_clusters", "n_iterations", "n_redo", "max_points_per_centroid")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Clustering:
     """A partition of embeddings into clusters.
 
@@ -67,14 +65,15 @@ class Clustering:
     points_used: int
 
 
+@dataclasses.dataclass(eq=False)
 class KMeans(abc.ABC):
     """Spherical k-means: cosine is the metric in training and assignment.
 
-    Maps embeddings (N, D), of any length but 0, to a `Clustering`. A memory map
-    is copied whole only if all of it is trained on. This is the base of
-    `FaissKMeans` and `TorchKMeans`; a back-end of your own implements
-    `_load_library`, `_iterate` and `_search`, and `_to_device` if its points
-    do not stay in numpy.
+    Maps embeddings (N, D), of any length but 0, to a `Clustering`: an array, a
+    list, or a memory map, which is copied whole only if all of it is trained
+    on. This is the base of `FaissKMeans` and `TorchKMeans`; a back-end of your
+    own implements `_check_device`, `_iterate` and `_search`, and `_to_device`
+    if its points do not stay in numpy.
 
     Embeddings have length 1, and so has each centroid after each iteration.
     (In the released code centroids have not, and the search by inner product
@@ -112,27 +111,20 @@ class KMeans(abc.ABC):
     ValueError: n_clusters=6000 is more than the 100 utterances to cluster...
     """
 
-    def __init__(
-        self,
-        n_clusters: int,
-        n_iterations: int = 25,
-        n_redo: int = 1,
-        max_points_per_centroid: int = 256,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.n_iterations = n_iterations
-        self.n_redo = n_redo
-        self.max_points_per_centroid = max_points_per_centroid
-        self.seed = seed
-        for name in NUMBERS:
+    n_clusters: int
+    n_iterations: int = 25
+    n_redo: int = 1
+    max_points_per_centroid: int = 256
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        numbers = ("n_clusters", "n_iterations", "n_redo")
+        for name in (*numbers, "max_points_per_centroid"):
             if not getattr(self, name) >= 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
-        self.device = torch.device(device)
-        self.library = self._load_library()
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self._check_device(torch.device(self.device))
 
     def check(self, n_embeddings: int) -> None:
         """Raises ValueError if K is larger than the number of embeddings."""
@@ -140,6 +132,7 @@ class KMeans(abc.ABC):
 
     def __call__(self, embeddings: np.ndarray) -> Clustering:
         """Clusters embeddings (N, D)."""
+        embeddings = np.asarray(embeddings)
         with exact_matmul(), self._resources():
             points = self._training_points(embeddings, self.n_clusters)
             ((centroids, inertia),) = self._train(points, [self.n_clusters])
@@ -165,6 +158,7 @@ class KMeans(abc.ABC):
         """
         if min(grid) < 1:
             raise ValueError(f"a K of the grid is below 1: {list(grid)}")
+        embeddings = np.asarray(embeddings)
         with exact_matmul(), self._resources():
             points = self._training_points(embeddings, max(grid))
             runs = self._train(points, grid)
@@ -245,8 +239,8 @@ class KMeans(abc.ABC):
         return points
 
     @abc.abstractmethod
-    def _load_library(self) -> ModuleType:
-        """Returns the library that computes, or raises if it cannot."""
+    def _check_device(self, device: torch.device) -> None:
+        """Raises if the library that computes cannot work on the device."""
 
     @abc.abstractmethod
     def _iterate(self, points: Any, centroids: Any) -> tuple[Any, float]:
@@ -274,21 +268,24 @@ class FaissKMeans(KMeans):
     [50, 50, 50]
     """
 
-    def _load_library(self):
-        return require_faiss(self.device)
+    # Of a call alone: what faiss holds can be neither copied nor pickled, and
+    # 1.5 GB of the GPU, which the training needs back.
+    _gpu = None
+
+    def _check_device(self, device):
+        require_faiss(device)
 
     @contextlib.contextmanager
     def _resources(self):
-        if self.device.type != "cpu":
-            self.gpu = self.library.StandardGpuResources()
+        if torch.device(self.device).type != "cpu":
+            self._gpu = require_faiss(self.device).StandardGpuResources()
         try:
             yield
         finally:
-            # Faiss holds 1.5 GB of the GPU, which the training needs back.
-            self.gpu = None
+            self._gpu = None
 
     def _iterate(self, points, centroids):
-        kmeans = self.library.Kmeans(
+        kmeans = require_faiss(self.device).Kmeans(
             points.shape[1],
             len(centroids),
             niter=1,  # at a time, for the progress bar
@@ -309,12 +306,11 @@ class FaissKMeans(KMeans):
 
     def _index(self, dimensions):
         """Returns an empty index of inner products on the device."""
-        index = self.library.IndexFlatIP(dimensions)
-        if self.device.type == "cpu":
+        faiss, device = require_faiss(self.device), torch.device(self.device)
+        index = faiss.IndexFlatIP(dimensions)
+        if device.type == "cpu":
             return index
-        return self.library.index_cpu_to_gpu(
-            self.gpu, self.device.index or 0, index
-        )
+        return faiss.index_cpu_to_gpu(self._gpu, device.index or 0, index)
 
 
 class TorchKMeans(KMeans):
@@ -335,9 +331,8 @@ class TorchKMeans(KMeans):
     [50, 50, 50]
     """
 
-    def _load_library(self):
-        _check_gpu(self.device, "torch", torch.cuda.device_count())
-        return torch
+    def _check_device(self, device):
+        _check_gpu(device, "torch", torch.cuda.device_count())
 
     def _to_device(self, points):
         return torch.from_numpy(points).to(self.device)

@@ -16,6 +16,7 @@ from lgl_plugin.clustering.vectors import chunks, normalised, sum_by_label
 from lgl_plugin.clustering.ward import ward
 
 
+@dataclasses.dataclass(eq=False)
 class TwoStepKMeans:
     """k-means to many clusters, then agglomerative clustering of these.
 
@@ -50,21 +51,23 @@ class TwoStepKMeans:
     [50, 50, 50]
     """
 
-    def __init__(self, kmeans: KMeans, n_clusters: int) -> None:
-        if not 1 <= n_clusters <= kmeans.n_clusters:
+    kmeans: KMeans
+    n_clusters: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_clusters <= self.kmeans.n_clusters:
             raise ValueError(
-                f"n_clusters must be from 1 to the {kmeans.n_clusters} of "
-                f"the first step, got {n_clusters}"
+                f"n_clusters must be from 1 to the {self.kmeans.n_clusters} of "
+                f"the first step, got {self.n_clusters}"
             )
-        self.kmeans = kmeans
-        self.n_clusters = n_clusters
 
     def check(self, n_embeddings: int) -> None:
         """Raises ValueError if the first step has more clusters than that."""
         self.kmeans.check(n_embeddings)
 
     def __call__(self, embeddings: np.ndarray) -> Clustering:
-        """Clusters embeddings (N, D), an array or a memory map."""
+        """Clusters embeddings (N, D): an array, a list or a memory map."""
+        embeddings = np.asarray(embeddings)
         first = self.kmeans(embeddings)
         n_clusters = min(self.n_clusters, first.n_clusters)
         sizes = torch.from_numpy(np.bincount(first.labels))

@@ -1,16 +1,22 @@
 """K-means against scikit-learn, plain faiss, brute force and each other."""
 
+import copy
+import inspect
+import pickle
 import sys
 
 import numpy as np
 import pytest
 import torch
 from blobs import blobs, unit
+from hypothesis import given, settings, strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from lgl_plugin.clustering import kmeans as kmeans_module, vectors
+from lgl_plugin.clustering.elbow import ElbowKMeans
 from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans, require_faiss
+from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import sum_by_label
 
 
@@ -60,7 +66,7 @@ def test_inertia_is_near_that_of_scikit_learn(backend, seed):
 def test_one_iteration_at_a_time_is_what_faiss_does_at_once():
     points = unit(blobs(spread=0.3)[0])
     kmeans = FaissKMeans(20, n_iterations=5, seed=7)
-    at_once = kmeans.library.Kmeans(
+    at_once = require_faiss().Kmeans(
         16, 20, niter=5, spherical=True, min_points_per_centroid=1
     )
     first = kmeans._first_centroids(points, 20, seed=7)
@@ -316,7 +322,7 @@ def test_sums_by_label():
 
 def test_gpu_that_torch_does_not_see_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert TorchKMeans(2, device="cuda").device.type == "cuda"
+    assert TorchKMeans(2, device="cuda").device == "cuda"
     with pytest.raises(ValueError, match=r"torch sees 1 GPU\(s\)"):
         TorchKMeans(2, device="cuda:1")
 
@@ -329,3 +335,73 @@ def test_gpu_finds_what_the_cpu_finds_and_the_same_again():
     assert (gpu.labels == cpu.labels).all()
     assert (gpu.centroids == again.centroids).all()
     assert (gpu.inertia == again.inertia).all()
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_clusterer_can_be_copied_and_pickled(backend, duplicate, used):
+    points, _ = blobs()
+    kmeans = backend(20, seed=3)
+    elbow = ElbowKMeans(kmeans, [5, 10, 20, 40])
+    for cluster in (kmeans, TwoStepKMeans(kmeans, 5), elbow):
+        if used:
+            cluster(points)
+        labels = duplicate(cluster)(points).labels
+        assert (labels == cluster(points).labels).all()
+
+
+def test_a_clusterer_shows_its_settings(backend):
+    kmeans = backend(20, device="cpu")
+    parameters = inspect.signature(backend).parameters
+    assert list(parameters)[:3] == ["n_clusters", "n_iterations", "n_redo"]
+    assert all(f"{name}=" in repr(kmeans) for name in parameters)
+    assert "n_clusters=20, n_iterations=25" in repr(kmeans)
+    assert repr(kmeans) in repr(TwoStepKMeans(kmeans, 5))
+    assert repr(kmeans) in repr(ElbowKMeans(kmeans, [2, 4, 8]))
+
+
+def test_a_list_is_as_good_as_an_array(backend):
+    points, _ = blobs(5, 6)
+    kmeans, rows = backend(5), points.tolist()
+    for cluster in (kmeans, TwoStepKMeans(kmeans, 3), ElbowKMeans(kmeans)):
+        assert (cluster(rows).labels == cluster(points).labels).all()
+    curve = kmeans.inertia_curve(rows, [2, 5])
+    assert (curve == kmeans.inertia_curve(points, [2, 5])).all()
+
+
+def test_one_cluster_and_one_utterance(backend):
+    points, _ = blobs()
+    found = backend(1, max_points_per_centroid=800)(points)
+    assert (found.labels == 0).all() and found.n_clusters == 1
+    mean = unit(unit(points).mean(axis=0, keepdims=True))
+    np.testing.assert_allclose(found.centroids, mean, atol=1e-5)
+    alone = backend(1)(points[:1])
+    assert alone.labels.tolist() == [0]
+    np.testing.assert_allclose(alone.centroids, unit(points[:1]), atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(
+        st.tuples(*[st.integers(-2, 2)] * 3).filter(any),
+        min_size=1,
+        max_size=12,
+    ),
+    st.data(),
+)
+@pytest.mark.parametrize("backend", [FaissKMeans, TorchKMeans])
+def test_any_points_are_partitioned(backend, rows, data):
+    """Few distinct directions: ties, copies and opposites are common."""
+    n_clusters = data.draw(st.integers(1, len(rows)))
+    points = np.array(rows, np.float32)
+    found = backend(n_clusters, n_iterations=4)(points)
+    assert found.n_clusters + found.n_empty == n_clusters
+    assert np.unique(found.labels).tolist() == list(range(found.n_clusters))
+    assert np.isfinite(found.centroids).all()
+    assert np.isfinite(found.inertia).all() and (found.inertia >= -1e-5).all()
+    cosines = unit(points) @ found.centroids.T
+    of_label = cosines[np.arange(len(rows)), found.labels]
+    np.testing.assert_allclose(of_label, cosines.max(axis=1), atol=1e-5)
