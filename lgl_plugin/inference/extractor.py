@@ -201,7 +201,7 @@ class Extractor:
             leave=False,
             disable=rank() > 0,
         )
-        with stop.defer(), progress:
+        with stop.defer() as may_leave, progress:
             for batch, wavs, n_samples, failures in loader:
                 progress.update(len(batch) + len(failures))
                 bad = [tuple(failure) for failure in failures]  # lists by now
@@ -215,7 +215,7 @@ class Extractor:
                         )
                     batch, vectors = batch[finite], vectors[finite]
                 share.add(batch, vectors, bad)
-                if stop.requested is not None:
+                if may_leave and stop.requested is not None:
                     share.save()
                     stop.leave()
         return share

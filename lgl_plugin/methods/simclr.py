@@ -9,6 +9,7 @@ from lgl_plugin.nnet.losses import (
     gradient_reversal,
 )
 from lgl_plugin.training.brain import SpeakerBrain
+from lgl_plugin.utils.distributed import synchronised
 
 
 class SimCLRBrain(SpeakerBrain):
@@ -61,13 +62,14 @@ class SimCLRBrain(SpeakerBrain):
         self.tally.add(accuracy=accuracy, discriminator=confusion)
         return loss + adversarial
 
-    def train_discriminator(self, embeddings) -> None:
+    def train_discriminator(self, embeddings: torch.Tensor) -> None:
         """Does the discriminator's own step, before the encoder's."""
         self.discriminator_optimizer.zero_grad()
-        loss, _ = augmentation_adversarial_loss(
-            self.modules.discriminator, *embeddings
-        )
-        loss.backward()
+        with synchronised(self.modules.discriminator):
+            loss, _ = augmentation_adversarial_loss(
+                self.modules.discriminator, *embeddings
+            )
+            loss.backward()
         self.guard.step(self.discriminator_optimizer)
 
     def epoch_summary(self) -> dict[str, float]:

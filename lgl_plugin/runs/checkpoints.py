@@ -83,8 +83,16 @@ class WholeCheckpointer(Checkpointer):
         self.is_whole[path] = not wrong
         return not wrong
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
+    def save_checkpoint(
+        self, meta: dict | None = None, **kwargs: Any
+    ) -> Checkpoint | None:
         """Saves beside the checkpoints, then moves it among them."""
+        # SpeechBrain goes on from the checkpoint of the latest time: with a
+        # clock that was put back, that would be one from before.
+        times = [c.meta["unixtime"] for c in self.list_checkpoints()]
+        meta = {"unixtime": max([time.time(), *(t + 1e-3 for t in times)])} | (
+            meta or {}
+        )
         folder: pathlib.Path = self.checkpoints_dir  # type: ignore[has-type]
         if kwargs.get("name") is None:
             stamp = time.strftime("%Y-%m-%d+%H-%M-%S")
@@ -96,7 +104,7 @@ class WholeCheckpointer(Checkpointer):
         kwargs["verbosity"] = logging.DEBUG
         self.checkpoints_dir = unfinished
         try:
-            saved = super().save_checkpoint(*args, **kwargs)
+            saved = super().save_checkpoint(meta, **kwargs)
             if saved is not None:
                 self._seal(saved.path)
         except (OSError, RuntimeError) as error:

@@ -18,10 +18,15 @@ COLUMNS = {
     "min_dcf_005": ("minDCF 0.05", 1.0, 3),
     "nmi": ("NMI", 1.0, 3),
     "ami": ("AMI", 1.0, 3),
+    "pseudo_eer": ("pseudo-EER %", 1.0, 1),
+    "mean_cosine": ("mean cosine", 1.0, 2),
+    "effective_dimensions": ("dimensions", 1.0, 1),
     "selected_share": ("selected %", 100.0, 0),
     "utterances_per_second": ("utt/s", 1.0, 0),
     "seconds": ("minutes", 1 / 60, 1),
 }
+# Measured on held-out utterances without labels; second to an EER.
+LABEL_FREE = ("pseudo_eer", "mean_cosine", "effective_dimensions")
 # Further figures that `summarise` keeps.
 FURTHER = (
     "tau",
@@ -156,39 +161,45 @@ def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
 
 
 def table(runs: list[dict]) -> str:
-    """Returns a Markdown table of one or more runs, from `summarise`."""
-    return markdown_table(*cells(runs))
+    """Returns a Markdown table of one or more runs, from `summarise`.
+
+    Label-free figures are left out where there is an EER.
+    """
+    scored = any("eer" in row for run in runs for row in run.values())
+    left_out = LABEL_FREE if scored else ()
+    columns = {key: COLUMNS[key] for key in COLUMNS if key not in left_out}
+    return markdown_table(*cells(runs, columns))
 
 
 def cells(
-    runs: list[dict], columns: Iterable[str] = tuple(COLUMNS)
+    runs: list[dict], columns: dict[str, tuple[str, float, int]] = COLUMNS
 ) -> tuple[list[str], list[list[str]]]:
     """Returns a table's header and rows: mean and range over the runs.
 
-    Of `columns`, keys of `COLUMNS`, those without a figure are left out.
+    `columns` maps figures to heading, factor and number of decimals. Columns
+    and phases without a figure are left out.
     """
     present = {key for run in runs for row in run.values() for key in row}
-    used = [column for column in columns if column in present]
+    columns = {key: columns[key] for key in columns if key in present}
     rows = []
     for name in dict.fromkeys(name for run in runs for name in run):
         row = [name]
-        for column in used:
-            _, factor, digits = COLUMNS[column]
+        for key, (_, factor, digits) in columns.items():
             values = [
-                factor * run[name][column]
-                for run in runs
-                if column in run.get(name, {})
+                run[name][key] for run in runs if key in run.get(name, {})
             ]
-            row.append(_mean_and_range(values, digits))
-        rows.append(row)
-    return ["phase", *(COLUMNS[column][0] for column in used)], rows
+            row.append(_mean_and_range(factor * np.array(values), digits))
+        if any(row[1:]):
+            rows.append(row)
+    return ["phase", *(heading for heading, *_ in columns.values())], rows
 
 
 def _mean_and_range(values, digits):
     """Returns the mean as text, and the range if there are several values."""
-    if not values:
+    if not len(values):
         return ""
-    mean = f"{np.mean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    mean, low, high = (
+        f"{value:,.{digits}f}"
+        for value in (np.mean(values), min(values), max(values))
+    )
+    return mean if len(values) == 1 else f"{mean} ({low}-{high})"

@@ -14,6 +14,7 @@ import torch
 from speechbrain.utils.distributed import main_process_only
 
 from lgl_plugin.utils.distributed import launch_command, world_size
+from lgl_plugin.utils.files import append_line
 
 STARTS = "starts.jsonl"
 PACKAGES = (
@@ -47,8 +48,7 @@ def record_start(folder: str | pathlib.Path, stage: int, device: str) -> None:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    with open(pathlib.Path(folder) / STARTS, "a", encoding="utf-8") as out:
-        out.write(json.dumps(start) + "\n")
+    append_line(pathlib.Path(folder) / STARTS, json.dumps(start))
 
 
 def read_starts(folder: str | pathlib.Path) -> list[dict]:

@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
@@ -31,9 +31,9 @@ from lgl_plugin.runs.state import (
 )
 from lgl_plugin.utils.distributed import broadcast, from_main
 from lgl_plugin.utils.files import (
+    append_line,
     atomic_write,
     checksum,
-    explain_full_disk,
     written_files,
 )
 
@@ -127,8 +127,10 @@ class Run:
                 f"{advice}.\n" + "\n".join(differences)
             )
         self.settings[stage] = settings
-        if differences:  # the inputs of steps that were never begun, too
+        if differences:  # no step but the baselines has used the others
             self.inputs.pop(stage, None)
+            if self.stage == 1:
+                self.done.pop("baselines", None)
 
     def _begun(self):
         """Lists this stage's steps that are done or have a checkpoint."""
@@ -250,8 +252,14 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         for part in folder.glob(".*.part"):  # of a process that was killed
             part.unlink()
-        if renewed:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        checkpoints = folder / "checkpoints"
+        if renewed and checkpoints.exists():
+            # The folder may be a link to another disk, which rmtree refuses:
+            # the old checkpoints behind it would pass for the new ones.
+            target = checkpoints.resolve()
+            shutil.rmtree(target)
+            if checkpoints.is_symlink():
+                target.mkdir()
 
     def checksum(self, name: str) -> str | None:
         """Returns one checksum over what a step left; None without a record."""
@@ -272,19 +280,12 @@ class Run:
         write_state(self.folder, state)
 
     @main_process_only
-    def log(self, **record) -> None:
+    def log(self, **record: Any) -> None:
         """Appends a record to metrics.jsonl; a number not finite is null."""
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
-        path = self.folder / METRICS
-        with explain_full_disk(path), open(path, "a+b") as metrics:
-            # A line torn by a crash must not swallow this one.
-            if metrics.tell():
-                metrics.seek(-1, os.SEEK_END)
-                if metrics.read(1) != b"\n":
-                    metrics.write(b"\n")
-            metrics.write(json.dumps(record).encode() + b"\n")
+        append_line(self.folder / METRICS, json.dumps(record))
 
 
 def step_of(record: dict) -> str:

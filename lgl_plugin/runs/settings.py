@@ -16,15 +16,19 @@ import math
 import os
 import pathlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pydantic
 import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.utils.run_opts import RunOptions
 
 from lgl_plugin.runs.schema import (
     REFERRED_TO,
     LoaderOptions,
+    Settings,
     Stage1Settings,
     Stage2Settings,
 )
@@ -63,7 +67,11 @@ SAME_RESULT = {
 FOLDERS = {"musan_folder", "rir_folder"}
 
 
-def load_settings(path, overrides="", run_opts=None):
+def load_settings(
+    path: str | pathlib.Path,
+    overrides: str = "",
+    run_opts: RunOptions | None = None,
+) -> tuple[Settings, str]:
     """Reads a yaml with its bases and overrides, and checks all of it.
 
     Nothing is written, and no object of the yaml is made before every value
@@ -131,7 +139,11 @@ def load_settings(path, overrides="", run_opts=None):
     return schema.model_construct(**values), text
 
 
-def resolve(path, overrides="", run_opts=None):
+def resolve(
+    path: str | pathlib.Path,
+    overrides: str = "",
+    run_opts: RunOptions | None = None,
+) -> str:
     """Returns a yaml's text with bases, overrides and references resolved.
 
     Of the checks of `load_settings` this makes those of names alone.
@@ -145,12 +157,26 @@ def resolve(path, overrides="", run_opts=None):
     _check_effect(path, tree, changes)
     tree.update(_given(run_opts, CHANGES_RESULT))
     _expand_home(tree)
+    return _resolved(tree)
+
+
+def read_plain(path: str | pathlib.Path) -> dict:
+    """Reads a yaml with its bases as plain data; no audio need be named."""
+    tree = read_preset(path)
+    tree["data_folder"] = ""
+    return plain_settings(_resolved(tree))
+
+
+def _resolved(tree):
+    """Writes a yaml with its references resolved."""
     text = io.StringIO()
     _yaml().dump(tree, text)
     return resolve_references(text.getvalue()).getvalue()
 
 
-def read_preset(path, referred=None):
+def read_preset(
+    path: str | pathlib.Path, referred: set[str] | None = None
+) -> dict:
     """Reads a yaml over those that its `__base__` names, tags unresolved.
 
     `referred`, a set, takes the names that entries of any of them refer to.
@@ -169,7 +195,7 @@ def read_preset(path, referred=None):
     return whole
 
 
-def plain_settings(text):
+def plain_settings(text: str) -> dict:
     """Reads a resolved HyperPyYAML text as plain data, making no object.
 
     Arguments
@@ -218,7 +244,7 @@ def plain_settings(text):
     return parser.load(text) or {}
 
 
-def identity(settings):
+def identity(settings: Any) -> Any:
     """Keeps of plain settings what changes the result of a run.
 
     Data, trial lists and encoders count by their content, which the run folder
@@ -235,7 +261,7 @@ def identity(settings):
     }
 
 
-def changes(before, now):
+def changes(before: dict, now: dict) -> list[str]:
     """Describes how plain settings differ, a line a setting.
 
     What follows from another setting by reference is left out: the lines name
@@ -256,7 +282,7 @@ def changes(before, now):
     ]
 
 
-def flatten(settings, prefix=""):
+def flatten(settings: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields nested plain settings as pairs of dotted name and text.
 
     A tag is the value of its entry, and its arguments are names below; keys of

@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 import speechbrain as sb
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.dataset import UtteranceDataset
+from lgl_plugin.dataio.sampler import ShardSampler
 from lgl_plugin.nnet.batch_norm import finite_statistics
 from lgl_plugin.training.epoch_selection import criterion
 from lgl_plugin.training.epoch_tally import EpochTally
@@ -22,7 +25,8 @@ from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
 logger = get_logger(__name__)
 
-# Between readings of the loss: the host then waits for the device.
+# Between steps at which a GPU's host waits for the loss, and all processes ask
+# each other whether to stop.
 STEPS_PER_READING = 20
 
 
@@ -68,8 +72,8 @@ class SpeakerBrain(HookedBrain):
         bad_files: BadFiles,
         log: Callable[[dict], None],
         examine: Callable[[torch.nn.Module], dict] = lambda encoder: {},
-        train_data=None,
-        train_sampler=None,
+        train_data: UtteranceDataset | None = None,
+        train_sampler: ShardSampler | None = None,
         epochs_before: int = 0,
         seed: int = 0,
     ):
@@ -84,9 +88,12 @@ class SpeakerBrain(HookedBrain):
         self.tally = EpochTally(self.device)
         self.held_out = HeldOut()
         self.guard = NonFiniteGuard(self.nonfinite_patience)
+        # A CPU has no queue of work that a reading would wait for.
+        on_cpu = self.device_type == "cpu"
+        self.steps_per_reading = 1 if on_cpu else STEPS_PER_READING
         self.checkpointer.add_recoverable("epoch", self.tally)
 
-    def crops(self, batch) -> torch.Tensor:
+    def crops(self, batch: PaddedBatch) -> torch.Tensor:
         """Returns a batch's crops (batch, crops, samples) on the device.
 
         Bad utterances among the batch are counted.
@@ -121,7 +128,8 @@ class SpeakerBrain(HookedBrain):
 
     def on_stage_start(self, stage, epoch=None) -> None:
         """Begins the epoch's tally; from here on a signal waits for a step."""
-        if stage != sb.Stage.TRAIN:
+        self.is_training = stage == sb.Stage.TRAIN
+        if not self.is_training:
             return
         self.tally.start()
         self.epoch = epoch
@@ -167,14 +175,15 @@ class SpeakerBrain(HookedBrain):
         Where the run was asked to stop, the process ends here, behind a
         checkpoint.
         """
+        if not self.is_training:  # held-out utterances have no loss
+            return avg_loss
         self.tally.update_average(loss, self.step, avg_loss)
         if self.scaler.is_enabled():
             skipped = (~loss.isfinite()).float()
             self.guard.count(skipped)
             self.tally.add(skipped=skipped)
-        reading = self.step % STEPS_PER_READING == 0
-        self._leave_if_asked(reading)
-        if not reading:
+        self._leave_if_asked(self.step % STEPS_PER_READING == 0)
+        if self.step % self.steps_per_reading:
             return avg_loss
         self.guard.check(self)
         return float(self.tally.average)
@@ -209,7 +218,6 @@ class SpeakerBrain(HookedBrain):
             if self.tally.average is None:  # resumed behind the last batch
                 self.tally.average = torch.tensor(stage_loss)
             self._leave_if_asked(collective=True)
-            stop.end_deferral()
             self.guard.check(self)
             counts = self.tally.total()
             seconds = self.tally.seconds
@@ -234,3 +242,8 @@ class SpeakerBrain(HookedBrain):
             meta={"criterion": float(cost), "epoch": epoch},
             min_keys=["criterion"],
         )
+        # A signal that came during the held-out crops has waited until here:
+        # without the checkpoint above the epoch would be lost.
+        if stop.should_stop(collective=True):
+            stop.leave()
+        stop.deferred = False

@@ -14,6 +14,7 @@ measured by `recipes/VoxCeleb/LGL/paper.py selection`.
 from __future__ import annotations
 
 import math
+import pathlib
 
 import numpy as np
 import torch
@@ -96,13 +97,13 @@ class ClusterFigures:
         }
 
     @mark_as_saver
-    def save(self, path):
+    def save(self, path: str | pathlib.Path) -> None:
         """Writes the clusters of the latest call, if there are any."""
         known = self.before is not None
         torch.save(torch.from_numpy(self.before) if known else None, path)
 
     @mark_as_loader
-    def load(self, path, end_of_epoch=True):
+    def load(self, path: str | pathlib.Path, end_of_epoch: bool = True) -> None:
         """Reads what `save` wrote."""
         before = torch.load(path, map_location="cpu", weights_only=True)
         self.before = None if before is None else before.numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import time
 
 import numpy as np
@@ -25,7 +26,7 @@ SHARED = {"skipped"}
 
 @register_checkpoint_hooks
 class EpochTally:
-    """What an epoch has counted so far, and what the last whole one left.
+    """Counts of the epoch under way, and what the last whole one left.
 
     Counts stay on the device until the epoch's end or a checkpoint: reading
     one at each step would make the host wait for the GPU.
@@ -63,7 +64,7 @@ class EpochTally:
         """How many processes began the epoch that a checkpoint holds."""
         return self._resumed["processes"] if self._resumed else world_size()
 
-    def add(self, **values) -> None:
+    def add(self, **values: torch.Tensor | float) -> None:
         """Adds detached scalars to the counts."""
         for name, value in values.items():
             self.counts[name] = self.counts.get(name, 0) + value
@@ -118,12 +119,12 @@ class EpochTally:
         }
 
     @mark_as_saver
-    def save(self, path) -> None:
+    def save(self, path: str | pathlib.Path) -> None:
         """Writes what `freeze` has collected."""
         torch.save(self._saved, path)
 
     @mark_as_loader
-    def load(self, path, end_of_epoch: bool) -> None:
+    def load(self, path: str | pathlib.Path, end_of_epoch: bool) -> None:
         """Reads what `save` wrote; `start` then goes on from it."""
         saved = torch.load(path, map_location=self.device, weights_only=True)
         if end_of_epoch:

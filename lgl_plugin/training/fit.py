@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
 from lgl_plugin.training.session import Session
 from lgl_plugin.utils.signals import own_process_group
 
+# Of one worker, to read a batch from the slowest disk.
+SECONDS_PER_BATCH = 600
+
 
 def fit(
     session: Session,
@@ -30,7 +34,7 @@ def fit(
     crop_seconds: float | None = None,
     epochs_before: int = 0,
     remark: Callable[[SpeakerBrain], dict] | None = None,
-    **context,
+    **context: Any,
 ) -> SpeakerBrain:
     """Trains modules and leaves those of the chosen epoch in them.
 
@@ -113,7 +117,7 @@ def fit(
     brain = brain_class(
         modules,
         settings.opt_class,
-        dict(settings),
+        session.brain_settings,
         session.run_opts,
         checkpointer,
         bad_files=session.bad_files,
@@ -124,12 +128,16 @@ def fit(
         epochs_before=epochs_before,
         seed=seed,
     )
+    loader = dict(settings.dataloader_options)
     options = {
         # From pinned memory the GPU fetches a batch while it still computes.
         "pin_memory": torch.device(session.device).type == "cuda",
         "worker_init_fn": own_process_group,
-        **dict(settings.dataloader_options),
+        **loader,
     }
+    if loader["num_workers"]:
+        # A worker that died without a word would be waited for, for ever.
+        options.setdefault("timeout", SECONDS_PER_BATCH)
     brain.fit(
         counter,
         train,

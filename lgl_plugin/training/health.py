@@ -84,9 +84,22 @@ def cluster_sizes(labels: np.ndarray, n_clusters: int) -> dict[str, float]:
 def findings(records: list[dict]) -> list[tuple[dict, str]]:
     """Lists what is wrong with a run, each thing once in a phase.
 
-    `records` are a run's, in the order in which they were logged. Each finding
-    is the record that shows it and a text: what is wrong, the figure that
-    shows it with its key, and what to try.
+    Arguments
+    ---------
+    records : list of dict
+        A run's, from `read_metrics`, in the order in which they were logged.
+
+    Returns
+    -------
+    list of (dict, str)
+        The record that shows it, and what is wrong: the figure with its key,
+        and what to try.
+
+    Example
+    -------
+    >>> record = {"stage": 1, "phase": "simclr", "epoch": 1, "lr": 0.0}
+    >>> [words for _, words in findings([record])]
+    ['Stage I, epoch 1: the learning rate is 0...']
     """
     found, reported, phases = [], set(), {}
     for record in records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 
 from lgl_plugin.nnet.losses import gated_mean
 from lgl_plugin.training.brain import SpeakerBrain
@@ -30,7 +31,12 @@ class LossGatedBrain(SpeakerBrain):
         crops = modules.augment(self.crops(batch)[:, 0])
         return self.cosines(modules.encoder, modules.classifier, crops)
 
-    def cosines(self, encoder, classifier, wavs) -> torch.Tensor:
+    def cosines(
+        self,
+        encoder: torch.nn.Module,
+        classifier: torch.nn.Module,
+        wavs: torch.Tensor,
+    ) -> torch.Tensor:
         """Compares waveforms with the pseudo-speakers, in float32."""
         embeddings = encoder(wavs)
         # bfloat16 cosines would be steps of 0.12 in losses of scale 30.
@@ -38,15 +44,16 @@ class LossGatedBrain(SpeakerBrain):
             return classifier(embeddings[:, None])[:, 0]
 
     @torch.no_grad()
-    def clean_cosines(self, batch) -> torch.Tensor:
+    def clean_cosines(self, batch: PaddedBatch) -> torch.Tensor:
         """Compares the crops as they are; nothing is learnt from them."""
         crops = batch.sig.data.to(self.device, non_blocking=True)
         self.modules.eval()
         try:
             # DistributedDataParallel's forward would overwrite what the
             # step's backward needs.
-            parts = (self.modules.encoder, self.modules.classifier)
-            return self.cosines(*map(unwrapped, parts), crops[:, 0])
+            encoder = unwrapped(self.modules.encoder)
+            classifier = unwrapped(self.modules.classifier)
+            return self.cosines(encoder, classifier, crops[:, 0])
         finally:
             self.modules.train()
 

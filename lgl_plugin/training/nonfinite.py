@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import speechbrain as sb
 import torch
 from torch.optim import Adam
 
@@ -54,7 +55,7 @@ class NonFiniteGuard:
         """Counts a step: 1 if it was skipped, or 0, on the device."""
         self.in_a_row = (self.in_a_row + 1) * skipped
 
-    def check(self, brain) -> None:
+    def check(self, brain: sb.Brain) -> None:
         """Ends the run if too many steps in a row were skipped.
 
         The ValueError says how training went until then, and what to try.

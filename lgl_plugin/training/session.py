@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import speechbrain as sb
@@ -18,6 +21,7 @@ from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.dataio.prepare import check_folders, prepare_manifest
 from lgl_plugin.inference.export import export
 from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import read_metrics, record_key
 from lgl_plugin.runs.provenance import record_start
@@ -26,7 +30,11 @@ from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.observer import Observer
-from lgl_plugin.utils.device import check_device, keep_freed_memory
+from lgl_plugin.utils.device import (
+    check_device,
+    check_shared_memory,
+    keep_freed_memory,
+)
 from lgl_plugin.utils.distributed import from_main, world_size
 from lgl_plugin.utils.files import atomic_write
 
@@ -44,8 +52,9 @@ class Session:
         The yaml's text after overrides, from `load_settings`.
     run_opts : dict
         SpeechBrain's run options.
-    observe : callable, optional
-        Takes the manifest and returns an observer, see
+    observer_of : callable, optional
+        Takes the settings, before anything is written, and returns a callable
+        that takes the manifest and returns an observer, see
         `lgl_plugin.training.observer`: what is logged of true labels after
         the fact comes from it alone.
 
@@ -70,12 +79,15 @@ class Session:
         settings: Settings,
         text: str,
         run_opts: dict,
-        observe: Callable[[Manifest], object] = lambda manifest: Observer(),
+        observer_of: Callable[[Settings], Callable[[Manifest], object]]
+        | None = None,
     ):
         self.settings = settings
-        self.run_opts = run_opts
         self.debug = bool(run_opts.get("debug"))
         self.device = check_device(run_opts.get("device"))
+        # What SpeechBrain's Brain is to go by; it reads each by itself.
+        self.brain_settings = dict(settings)
+        self.run_opts = _with_device(run_opts, self.device)
         if self.device == "cpu":
             keep_freed_memory()
         if not settings.manifest:
@@ -83,20 +95,24 @@ class Session:
                 os.path.abspath(settings.train_folder),
                 os.path.abspath(settings.data_folder),
             )
+        # After the folders: in a wrong one the trial list would be missed.
+        observe = observer_of(settings) if observer_of else _no_labels
         folder = pathlib.Path(settings.output_folder)
         if self.debug:
             # Two batches are no result: they neither count as done nor mix
             # with a real run.
             folder = folder / "debug"
-            from_main(lock_folder, folder)
-            for name in ("state.json", "metrics.jsonl"):
-                (folder / name).unlink(missing_ok=True)
+            from_main(_forget, folder)
+            # By default each rank would get a temporary checkpoint folder of
+            # its own, and the ranks would wait for each other for ever.
+            self.brain_settings["debug_persistently"] = True
         self.run = Run(folder, settings.stage, plain_settings(text))
         self._begin_log(text)
         record_start(folder, settings.stage, self.device)
         if settings.verification_file:
             self.run.given("verification_file", settings.verification_file)
         self._read_data()
+        self._check_loaders()
         self.observer = observe(self.manifest)
 
     def _begin_log(self, text):
@@ -152,8 +168,23 @@ class Session:
                 "batch_size."
             )
 
+    def _check_loaders(self):
+        """Says how large a batch is; refuses what the machine cannot hold."""
+        settings, options = self.settings, self.settings.dataloader_options
+        if world_size() > 1:
+            logger.info(
+                "batch_size: %d in each of %d processes, %d in all; lr: %g",
+                *(options.batch_size, world_size(), self.batch_size),
+                settings.lr,
+            )
+        if options.num_workers:
+            samples = int(settings.crop_seconds * settings.sample_rate)
+            batch = 4 * 2 * samples * options.batch_size  # two float32 crops
+            held = dict(options).get("prefetch_factor") or 2
+            check_shared_memory(options.num_workers * held * batch)
+
     @main_process_only
-    def log(self, **record) -> None:
+    def log(self, **record: Any) -> None:
         """Adds a record to the run's metrics, and warns of what it shows."""
         self.run.log(**record)
         try:
@@ -199,7 +230,12 @@ class Session:
             keep_seconds=60 * settings.ckpt_interval_minutes or math.inf,
         )
 
-    def embed(self, encoder: torch.nn.Module, rows=None, folder=None):
+    def embed(
+        self,
+        encoder: torch.nn.Module,
+        rows: np.ndarray | None = None,
+        folder: pathlib.Path | None = None,
+    ) -> Embeddings:
         """Embeds utterances of the manifest; bad ones are counted.
 
         Returns Embeddings of `rows`, of all if these are not given, kept in
@@ -210,7 +246,12 @@ class Session:
         self.bad_files.add(bad)
         return embeddings
 
-    def score(self, encoder: torch.nn.Module, path=None, after=None) -> dict:
+    def score(
+        self,
+        encoder: torch.nn.Module,
+        path: pathlib.Path | None = None,
+        after: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> dict:
         """Returns the observer's error rates of an encoder; {} without trials.
 
         `path` keeps the scores; `after` is done to the embeddings first.
@@ -251,3 +292,24 @@ class Session:
                 return {"failed": f"{type(error).__name__}: {error}"}
 
         run.step(f"export/{name}", export_latest, made_from)
+
+
+def _no_labels(manifest):
+    return Observer()
+
+
+def _with_device(run_opts, device):
+    """Returns run options with a device, as if the command line named it."""
+    if isinstance(run_opts, dict):
+        return {**run_opts, "device": device}
+    given = {*run_opts.overridden_args, "device"}
+    return dataclasses.replace(run_opts, device=device, overridden_args=given)
+
+
+def _forget(folder):
+    """Makes a debug run's folder as if it had never been used."""
+    lock_folder(folder)
+    for name in ("state.json", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    for checkpoints in folder.glob("**/checkpoints"):
+        shutil.rmtree(checkpoints)

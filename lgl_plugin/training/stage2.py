@@ -6,6 +6,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class Round:
         run.step(name, work, self.made_from)
         self.made_from = run.checksum(name)
 
-    def log(self, **record) -> None:
+    def log(self, **record: Any) -> None:
         """Adds a record to the run's metrics."""
         self.session.log(stage=2, iteration=self.number, **record)
 
@@ -200,7 +201,7 @@ class Round:
         memory: torch.nn.Module | None = None,
         aam: torch.nn.Module | None = None,
         correction: torch.nn.Module | None = None,
-        **options,
+        **options: Any,
     ) -> None:
         """Trains a phase, leaves its weights in `folder` and scores it.
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import os
+import shutil
 
 import speechbrain as sb
 import torch
@@ -17,7 +19,29 @@ def check_device(device: str | None) -> str:
             "Check `nvidia-smi` and that torch was installed with CUDA, or "
             "use --device=cpu."
         )
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        # torch takes "cuda" for the first GPU, on which all ranks would meet.
+        return f"cuda:{os.environ['LOCAL_RANK']}"
     return device
+
+
+def check_shared_memory(n_bytes: int, folder: str = "/dev/shm") -> None:
+    """Refuses loader workers whose batches do not fit into shared memory.
+
+    Such a worker waits for ever, or is killed with "Bus error". Docker gives a
+    container 64 MB. Systems without the folder keep batches elsewhere.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return
+    if free < n_bytes:
+        raise ValueError(
+            f"{folder} has {free / 2**20:,.0f} MiB free, and the batches that "
+            f"loader workers hold there need up to {n_bytes / 2**20:,.0f} MiB. "
+            "Start the container with more, such as docker run --shm-size=8g, "
+            "or set a smaller num_workers, or 0, in dataloader_options."
+        )
 
 
 def keep_freed_memory() -> None:

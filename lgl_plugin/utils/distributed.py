@@ -4,10 +4,11 @@ Work for one process only, such as writing a file, takes SpeechBrain's
 `main_process_only`. Outside torch.distributed there is one process, rank 0.
 """
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +83,23 @@ def sum_over_ranks(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     )
     dist.all_reduce(total)
     return dict(zip(names, total))
+
+
+@contextlib.contextmanager
+def synchronised(module: torch.nn.Module) -> Iterator[None]:
+    """Averages a module's gradients over ranks, also within `no_sync`.
+
+    For a module that steps by itself while others accumulate gradients: its
+    copies on the ranks would drift apart.
+    """
+    before = getattr(module, "require_backward_grad_sync", None)
+    if before is not None:
+        module.require_backward_grad_sync = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            module.require_backward_grad_sync = before
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:

@@ -117,3 +117,16 @@ def test_resuming_runs_no_code(tmp_path, file):
     with pytest.raises(Exception, match=wanted):
         checkpointer.recover_if_possible()
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_clock_that_was_put_back_changes_no_order(tmp_path, monkeypatch):
+    model = torch.nn.Linear(1, 1)
+    checkpointer = WholeCheckpointer(tmp_path, {"a": model})
+    checkpointer.save_checkpoint()
+    monkeypatch.setattr(checkpoints.time, "time", lambda: 1e9)  # 2001
+    later = checkpointer.save_checkpoint()
+    assert checkpointer.find_checkpoint().path == later.path
+    latest = checkpointer.save_checkpoint(meta={"loss": 1.0})
+    assert checkpointer.find_checkpoint().path == latest.path
+    again = WholeCheckpointer(tmp_path, {"a": model})
+    assert again.find_checkpoint().path == latest.path

@@ -1,14 +1,19 @@
 """A run's folder: steps are done once, metrics survive a torn line."""
 
 import json
+import os
 import pathlib
 
 import pytest
 
 from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run, fork
 from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.utils.files import write_json
+
+# The name tells whose step it is: those of Stage II lie in a round's folder.
+LABELS, GATED = "iter1/labels", "iter1/gated"
 
 
 def test_step_that_fails_is_not_done(tmp_path):
@@ -46,16 +51,6 @@ def test_what_is_not_finite_is_logged_as_null(tmp_path, value):
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["tau"] is None
 
 
-def test_settings_know_tags_but_no_comments_and_no_folder():
-    first = "gate: !new:a.Fixed\n    tau: 1  # why\noutput_folder: x\n"
-    second = "output_folder: y\ngate: !new:a.Fixed {tau: 1}\n"
-    other = "output_folder: y\ngate: !new:a.Other {tau: 1}\n"
-    assert plain_settings(first) == plain_settings(second)
-    assert plain_settings(first) != plain_settings(other)
-    # Who bears more bad files may go on.
-    assert plain_settings(first + "max_bad_share: 1") == plain_settings(first)
-
-
 def test_fork_takes_over_steps_and_what_they_logged(tmp_path):
     run = Run(tmp_path / "run", 2, {"gate": "fixed"})
     for phase in ("labels", "classifier", "gated"):
@@ -88,26 +83,25 @@ def test_fork_of_what_is_not_done_yet(tmp_path):
 
 def test_settings_that_are_no_numbers_of_json_are_kept(tmp_path):
     settings = plain_settings("gate: !new:a.Gate {tau: .inf, scale: 0.5}")
-    assert settings == {"gate": {"!new:a.Gate": {"tau": ".inf", "scale": 0.5}}}
     for _ in range(2):
-        Run(tmp_path, 2, settings).step("first", lambda folder: {})
+        Run(tmp_path, 2, settings).step(LABELS, lambda folder: {})
 
 
 def chain(run, calls, seed=0):
     """Two steps, the second made from the first, and what they leave."""
 
-    def first(folder):
-        calls.append("first")
+    def labels(folder):
+        calls.append(LABELS)
         write_json(folder / "labels.json", list(range(seed, 99)))
         return {"n": 1}
 
-    def second(folder):
-        calls.append("second")
-        seen = json.loads((run.folder / "first/labels.json").read_text())
+    def gated(folder):
+        calls.append(GATED)
+        seen = json.loads((run.folder / LABELS / "labels.json").read_text())
         write_json(folder / "weights.json", sum(seen))
 
-    run.step("first", first)
-    run.step("second", second, run.checksum("first"))
+    run.step(LABELS, labels)
+    run.step(GATED, gated, run.checksum(LABELS))
 
 
 def truncate(path):
@@ -122,62 +116,62 @@ def flip(path):
 
 @pytest.mark.parametrize("harm", [truncate, flip, pathlib.Path.unlink])
 @pytest.mark.parametrize(
-    "step, name", [("first", "labels.json"), ("second", "weights.json")]
+    "step, name", [(LABELS, "labels.json"), (GATED, "weights.json")]
 )
 def test_a_damaged_step_alone_is_done_again(tmp_path, caplog, harm, step, name):
     """If it comes out as it was, what was made from it still holds."""
-    chain(Run(tmp_path, 1, {}), [])
+    chain(Run(tmp_path, 2, {}), [])
     before = (tmp_path / step / name).read_bytes()
     state = (tmp_path / "state.json").read_bytes()
     harm(tmp_path / step / name)
     calls = []
-    chain(Run(tmp_path, 1, {}), calls)
+    chain(Run(tmp_path, 2, {}), calls)
     assert calls == [step]
     assert (tmp_path / step / name).read_bytes() == before
     assert f"{step} is done again: {name}" in caplog.text
     after = json.loads((tmp_path / "state.json").read_text())
     assert after["files"] == json.loads(state)["files"]
     calls.clear()
-    chain(Run(tmp_path, 1, {}), calls)
+    chain(Run(tmp_path, 2, {}), calls)
     assert calls == []
 
 
 def test_a_step_that_came_out_otherwise_takes_its_followers_along(tmp_path):
     """Their checkpoints, trained on what is no more, go too."""
-    chain(Run(tmp_path, 1, {}), [])
-    for step in ("first", "second"):
+    chain(Run(tmp_path, 2, {}), [])
+    for step in (LABELS, GATED):
         (tmp_path / step / "checkpoints").mkdir()
-    truncate(tmp_path / "first" / "labels.json")
+    truncate(tmp_path / LABELS / "labels.json")
     calls = []
-    chain(Run(tmp_path, 1, {}), calls, seed=1)
-    assert calls == ["first", "second"]
-    made = json.loads((tmp_path / "second/weights.json").read_text())
+    chain(Run(tmp_path, 2, {}), calls, seed=1)
+    assert calls == [LABELS, GATED]
+    made = json.loads((tmp_path / f"{GATED}/weights.json").read_text())
     assert made == sum(range(1, 99))
-    assert (tmp_path / "first" / "checkpoints").exists()
-    assert not (tmp_path / "second" / "checkpoints").exists()
+    assert (tmp_path / LABELS / "checkpoints").exists()
+    assert not (tmp_path / GATED / "checkpoints").exists()
 
 
 def test_a_kill_between_a_step_and_its_followers_is_made_good(tmp_path):
-    chain(Run(tmp_path, 1, {}), [])
-    truncate(tmp_path / "first" / "labels.json")
-    run = Run(tmp_path, 1, {})
+    chain(Run(tmp_path, 2, {}), [])
+    truncate(tmp_path / LABELS / "labels.json")
+    run = Run(tmp_path, 2, {})
 
     def killed(folder):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.step("first", killed)
-    assert list(Run(tmp_path, 1, {}).done) == ["second"]
+        run.step(LABELS, killed)
+    assert list(Run(tmp_path, 2, {}).done) == [GATED]
     calls = []
-    chain(Run(tmp_path, 1, {}), calls, seed=1)
-    assert calls == ["first", "second"]
+    chain(Run(tmp_path, 2, {}), calls, seed=1)
+    assert calls == [LABELS, GATED]
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
-    (tmp_path / "first").mkdir()
-    left = tmp_path / "first" / ".labels.json.x7.part"
+    (tmp_path / LABELS).mkdir(parents=True)
+    left = tmp_path / LABELS / ".labels.json.x7.part"
     left.write_text("[1, 2")
-    chain(Run(tmp_path, 1, {}), [])
+    chain(Run(tmp_path, 2, {}), [])
     assert not left.exists()
 
 
@@ -202,34 +196,34 @@ def test_what_people_may_edit_is_theirs(tmp_path):
             write_json(folder / name, 1)
         (folder / "log.txt").write_text("begun")
 
-    Run(tmp_path, 1, {}).step("stage1", work)
+    Run(tmp_path, 2, {}).step("stage1", work)
     for name in ("README.md", "log.txt", "note.txt"):
         (tmp_path / "stage1" / name).write_text("mine")
-    run = Run(tmp_path, 1, {})
+    run = Run(tmp_path, 2, {})
     run.step("stage1", lambda folder: pytest.fail("done again"))
     assert list(run.files["stage1"]) == ["encoder.json"]
 
 
 def test_a_run_without_records_is_taken_as_it_is(tmp_path):
     """As earlier versions left it."""
-    state = {"settings": {"stage 1": {}}, "done": {"first": {"n": 1}}}
+    state = {"settings": {"stage 2": {}}, "done": {LABELS: {"n": 1}}}
     (tmp_path / "state.json").write_text(json.dumps(state))
     calls = []
-    (tmp_path / "first").mkdir()
-    (tmp_path / "first" / "labels.json").write_text("[1]")
-    chain(Run(tmp_path, 1, {}), calls)
-    assert calls == ["second"]
-    chain(Run(tmp_path, 1, {}), calls)
-    assert calls == ["second"]
+    (tmp_path / LABELS).mkdir(parents=True)
+    (tmp_path / LABELS / "labels.json").write_text("[1]")
+    chain(Run(tmp_path, 2, {}), calls)
+    assert calls == [GATED]
+    chain(Run(tmp_path, 2, {}), calls)
+    assert calls == [GATED]
 
 
 def test_a_failed_step_is_tried_again(tmp_path):
-    run = Run(tmp_path, 1, {})
+    run = Run(tmp_path, 2, {})
     run.step("export/stage1", lambda folder: {"failed": "no audio"})
-    run = Run(tmp_path, 1, {})
+    run = Run(tmp_path, 2, {})
     assert not run.done and run.failed == {"export/stage1": "no audio"}
     run.step("export/stage1", lambda folder: {"threshold": 0.5})
-    run = Run(tmp_path, 1, {})
+    run = Run(tmp_path, 2, {})
     assert run.done == {"export/stage1": {"threshold": 0.5}}
     assert not run.failed
 
@@ -246,10 +240,10 @@ def test_a_failed_step_is_tried_again(tmp_path):
     ],
 )
 def test_a_damaged_state_is_named(tmp_path, harm):
-    chain(Run(tmp_path, 1, {}), [])
+    chain(Run(tmp_path, 2, {}), [])
     harm(tmp_path / "state.json")
     with pytest.raises(ValueError, match="state.json is damaged"):
-        Run(tmp_path, 1, {})
+        Run(tmp_path, 2, {})
 
 
 @pytest.mark.parametrize(
@@ -261,55 +255,191 @@ def test_damaged_state_is_named(tmp_path, text):
     path = tmp_path / "state.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match="state.json is damaged"):
-        Run(tmp_path, 1, {})
+        Run(tmp_path, 2, {})
 
 
 def test_a_state_changed_on_purpose(tmp_path):
     """Without its checksum it is taken as it is."""
-    chain(Run(tmp_path, 1, {}), [])
+    chain(Run(tmp_path, 2, {}), [])
     state = json.loads((tmp_path / "state.json").read_text())
-    del state["checksum"], state["done"]["second"]
+    del state["checksum"], state["done"][GATED]
     (tmp_path / "state.json").write_text(json.dumps(state))
     calls = []
-    chain(Run(tmp_path, 1, {}), calls)
-    assert calls == ["second"]
+    chain(Run(tmp_path, 2, {}), calls)
+    assert calls == [GATED]
 
 
 def test_metrics_without_a_state_belong_to_another_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="metrics of a run but no state.json"):
-        Run(tmp_path, 1, {})
+        Run(tmp_path, 2, {})
     assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
+def kill_in(run, step, checkpoint):
+    """Begins a step, which is killed after or before its first checkpoint."""
+
+    def killed(folder):
+        if checkpoint:
+            (folder / "checkpoints" / "CKPT+1").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.step(step, killed)
 
 
 def test_settings_are_on_record_before_the_first_step_ends(tmp_path):
     """A kill in the first step must not let others go on with its work."""
-
-    def killed(folder):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Run(tmp_path, 1, {"lr": 1}).step("stage1", killed)
-    with pytest.raises(ValueError, match="lr: was 1, is 2"):
+    kill_in(Run(tmp_path, 1, {"lr": 1}), "stage1", checkpoint=True)
+    with pytest.raises(ValueError, match=r"\(stage1\)(.|\n)*lr: was 1, is 2"):
         Run(tmp_path, 1, {"lr": 2})
+    Run(tmp_path, 1, {"lr": 1})
+
+
+def test_a_mistyped_setting_spoils_no_folder(tmp_path):
+    """Without a checkpoint nothing was made with it."""
+    run = Run(tmp_path, 1, {"lr": -1, "n_mels": 40})
+    run.step("baselines", lambda folder: {"n_mels": 40})
+    kill_in(run, "stage1", checkpoint=False)
+    run = Run(tmp_path, 1, {"lr": 1, "n_mels": 80})
+    # Baselines are quick, and n_mels changes them.
+    again = run.step("baselines", lambda folder: {"n_mels": 80})
+    assert again == {"n_mels": 80}
+    run.step("stage1", lambda folder: {})
+    with pytest.raises(ValueError, match="n_mels: was 80, is 40"):
+        Run(tmp_path, 1, {"lr": 1, "n_mels": 40})
+
+
+def test_checkpoints_of_a_debug_run_are_no_steps(tmp_path):
+    debug = Run(tmp_path / "debug", 1, {"lr": 2})
+    kill_in(debug, "stage1", checkpoint=True)
+    run = Run(tmp_path, 1, {"lr": 1})
+    run.step("baselines", lambda folder: {})
+    Run(tmp_path, 1, {"lr": 2})
+
+
+PLACES = {
+    "data_folder": "/old/corpus",
+    "train_folder": "/old/corpus/wav",
+    "dataloader_options": {"batch_size": 8, "num_workers": 8},
+    "ckpt_interval_minutes": 10,
+    "lr": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataloader_options": {"batch_size": 8, "num_workers": 0}},
+        {"ckpt_interval_minutes": 0},
+        {"data_folder": "/new/place", "train_folder": "/new/place/wav"},
+        {"data_folder": "corpus", "train_folder": "corpus/wav"},
+        {"data_folder": "/old/corpus/", "train_folder": "/old/corpus//wav"},
+    ],
+)
+@pytest.mark.parametrize("stage, step", [(1, "stage1"), (2, LABELS)])
+def test_what_leaves_the_result_as_it_is_may_change(
+    tmp_path, stage, step, change
+):
+    """More loader processes, rarer checkpoints, data that were moved."""
+    Run(tmp_path, stage, PLACES).step(step, lambda folder: {"n": 1})
+    again = Run(tmp_path, stage, {**PLACES, **change})
+    done = again.step(step, lambda folder: pytest.fail("done again"))
+    assert done == {"n": 1}
+    # The record follows, and what counts is refused as before.
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["settings"][f"stage {stage}"] == PLACES
+    again.save()
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["settings"][f"stage {stage}"] == {**PLACES, **change}
+    with pytest.raises(ValueError) as error:
+        Run(tmp_path, stage, {**PLACES, **change, "lr": 0.2})
+    assert str(error.value).splitlines()[1:] == ["lr: was 0.1, is 0.2"]
+
+
+def settings_of(n_clusters):
+    """As plain settings are: two objects refer to a number."""
+    return plain_settings(
+        f"n_clusters: {n_clusters}\n"
+        f"cluster: !new:a.KMeans {{n_clusters: {n_clusters}}}\n"
+        f"gate: !new:a.Gate {{classes: {n_clusters}}}\n"
+    )
+
+
+def test_another_n_clusters_costs_no_stage1(tmp_path):
+    """It is refused where Stage II has steps, and only there."""
+    Run(tmp_path, 1, {"lr": 1}).step("stage1", lambda folder: {"epochs": 3})
+    # Stage II begins, but makes nothing.
+    kill_in(Run(tmp_path, 2, settings_of(5)), LABELS, checkpoint=False)
+    Run(tmp_path, 2, settings_of(6)).step(LABELS, lambda folder: {})
+    with pytest.raises(ValueError) as error:
+        Run(tmp_path, 2, settings_of(7))
+    said = str(error.value)
+    assert said.splitlines()[1:] == ["n_clusters: was 6, is 7"]
+    assert f"holds steps of stage 2 with other settings ({LABELS})" in said
+    assert f"--pretrained_encoder={tmp_path}/stage1, and Stage I need not" in (
+        said
+    )
+    assert "delet" not in said and "remov" not in said
+    # Stage I is as it was, and the run goes on with its own settings.
+    for stage, settings in ((1, {"lr": 1}), (2, settings_of(6))):
+        run = Run(tmp_path, stage, settings)
+        assert set(run.done) == {"stage1", LABELS}
+    done = Run(tmp_path, 1, {"lr": 1}).step("stage1", pytest.fail)
+    assert done == {"epochs": 3}
+
+
+def test_another_setting_of_stage1_is_refused_without_a_word_of_deletion(
+    tmp_path,
+):
+    Run(tmp_path, 1, {"lr": 1}).step("stage1", lambda folder: {})
+    with pytest.raises(ValueError) as error:
+        Run(tmp_path, 1, {"lr": 2})
+    assert str(error.value) == (
+        f"{tmp_path} holds steps of stage 1 with other settings (stage1). Go "
+        "on with those, or set another --output_folder.\nlr: was 1, is 2"
+    )
+
+
+def test_a_stage_that_only_exported_may_change(tmp_path):
+    """An export is made anew from what it is made from."""
+    run = Run(tmp_path, 1, {"lr": 1})
+    run.step("export/stage1", lambda folder: {})
+    Run(tmp_path, 1, {"lr": 2})
+
+
+def test_another_file_under_a_settings_name_is_refused(tmp_path):
+    """What it contains counts, and where it lies does not."""
+    first, moved, other = (tmp_path / name for name in ("a", "b", "c"))
+    for path, text in ((first, "1 x y"), (moved, "1 x y"), (other, "0 x z")):
+        path.write_text(text)
+    run = Run(tmp_path / "run", 1, {"lr": 1})
+    run.given("verification_file", first)
+    run.step("stage1", lambda folder: {})
+    run = Run(tmp_path / "run", 1, {"lr": 1})
+    run.given("verification_file", moved)
+    with pytest.raises(ValueError, match=f"^verification_file: {other} is not"):
+        run.given("verification_file", other)
+    # Stage II has a record of its own.
+    Run(tmp_path / "run", 2, {}).given("verification_file", other)
 
 
 def test_altered_metrics_are_reported(tmp_path, caplog):
-    run = Run(tmp_path, 1, {})
+    run = Run(tmp_path, 2, {})
     run.log(stage=1, phase="simclr", epoch=1, loss=1.0)
     run.step("stage1", lambda folder: {})
     run.log(stage=1, phase="after simclr", epoch=2, loss=1.0)
     path = tmp_path / "metrics.jsonl"
     truncate(path)
-    Run(tmp_path, 1, {})  # only the step under way has lost a line
+    Run(tmp_path, 2, {})  # only the step under way has lost a line
     assert "altered" not in caplog.text
     path.write_text(path.read_text().replace("simclr", "gated", 1))
-    Run(tmp_path, 1, {})
+    Run(tmp_path, 2, {})
     assert "metrics.jsonl has been altered" in caplog.text
 
 
 def test_records_of_a_step_done_again_take_the_place_of_the_old(tmp_path):
-    run = Run(tmp_path, 1, {})
+    run = Run(tmp_path, 2, {})
     for loss in (2.0, 1.0):
         for epoch in (1, 2):
             run.log(stage=1, phase="simclr", epoch=epoch, loss=loss)
@@ -331,8 +461,47 @@ def test_records_of_a_step_done_again_take_the_place_of_the_old(tmp_path):
 def test_a_fork_knows_what_it_took_over(tmp_path):
     run = Run(tmp_path / "run", 2, {})
     chain(run, [])
-    fork(run.folder, tmp_path / "new", ["first"])
-    truncate(tmp_path / "new" / "first" / "labels.json")
+    fork(run.folder, tmp_path / "new", [LABELS])
+    truncate(tmp_path / "new" / LABELS / "labels.json")
     calls = []
     chain(Run(tmp_path / "new", 2, {"gate": "none"}), calls)
-    assert calls == ["first", "second"]
+    assert calls == [LABELS, GATED]
+
+
+def test_checkpoints_behind_a_link_go_with_their_source(tmp_path):
+    """A folder on another disk: what was trained on other data lies there."""
+    run = Run(tmp_path / "run", 1, {})
+    elsewhere = tmp_path / "big_disk"
+    elsewhere.mkdir()
+    run.step("stage1", lambda folder: None, source="one")
+    (run.folder / "stage1" / "checkpoints").symlink_to(elsewhere)
+    (elsewhere / "CKPT+old").mkdir()
+    seen = []
+    run.step(
+        "stage1",
+        lambda folder: seen.extend((folder / "checkpoints").iterdir()),
+        source="other",
+    )
+    assert not seen and elsewhere.is_dir()
+    assert (run.folder / "stage1" / "checkpoints").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "starts.jsonl"])
+def test_lines_are_synced_before_a_step_counts_as_done(
+    name, tmp_path, monkeypatch
+):
+    """A power cut must not take figures of steps that state.json calls done."""
+    synced = []
+    fsync = os.fsync
+
+    def spy(handle):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    run = Run(tmp_path, 2, {})
+    if name == "starts.jsonl":
+        record_start(run.folder, 1, "cpu")
+    else:
+        run.log(stage=1, phase="simclr", epoch=1)
+    assert name in synced

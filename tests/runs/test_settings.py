@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from speechbrain.utils.run_opts import RunOptions
 
 from lgl_plugin.nnet.gates import FixedGate
-from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
+from lgl_plugin.runs.schema import REFERRED_TO, Stage1Settings, Stage2Settings
 from lgl_plugin.runs.settings import (
     changes,
     identity,
@@ -71,6 +71,27 @@ def test_every_entry_of_a_preset_is_a_setting_or_referred_to(preset):
     fields = STAGES[preset.removeprefix("small_")].model_fields
     others = {name for name in tree if name not in fields}
     assert others == {"__set_seed", "compute_features", "mean_var_norm"}
+
+
+def test_every_setting_is_read():
+    """By the code, by SpeechBrain's Brain or by other entries of the yamls."""
+    root = HPARAMS.parent
+    files = [
+        *(root / "lgl_plugin").rglob("*.py"),
+        *root.glob("recipes/**/*.py"),
+    ]
+    code = "".join(
+        path.read_text() for path in files if path.name != "schema.py"
+    )
+    yamls = "".join(path.read_text() for path in HPARAMS.glob("*.yaml"))
+    of_speechbrain = {"ckpt_interval_minutes", "precision"}
+    for name in {**Stage1Settings.model_fields, **Stage2Settings.model_fields}:
+        if name in REFERRED_TO:
+            assert f"<{name}>" in yamls, f"no entry refers to {name}"
+        elif name not in of_speechbrain:
+            # Of the settings, of what holds them, or of a Brain's.
+            pattern = rf"settings\.{name}\b|hparams\.{name}\b"
+            assert re.search(pattern, code), f"{name} is never read"
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from lgl_plugin.utils import signals
 from lgl_plugin.utils.signals import Stop
 
 
@@ -76,3 +78,70 @@ def test_a_deferred_signal_ends_the_run_after_the_block():
             assert stop.should_stop(collective=True)
             done = True
     assert done and not stop.deferred
+
+
+def test_the_sigterm_that_torchrun_forwards_throws_nothing_away():
+    """A batch system signals torchrun and its workers; torchrun does too."""
+    stop = Stop()
+    with stop.on_signals():
+        stop.deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
+        with pytest.raises(SystemExit):
+            stop.leave()
+
+
+def test_a_step_that_hangs_is_left_after_a_while(monkeypatch):
+    """Such as one that waits for a loader without shared memory."""
+    monkeypatch.setattr(signals, "SECONDS_TO_FINISH", 0.2)
+    stop, waits = Stop(), threading.Event()
+    with pytest.raises(SystemExit), stop.on_signals():
+        stop.deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        waits.wait(60)
+    assert not waits.is_set()
+
+
+def test_a_block_within_another_deferral_may_not_leave():
+    stop = Stop()
+    with pytest.raises(SystemExit), stop.on_signals():
+        with stop.defer() as outer:
+            with stop.defer() as inner:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert (outer, inner) == (True, False)
+            assert stop.deferred  # the inner block's end is not the end
+
+
+SCRIPT = """
+import os, signal, sys, time
+from lgl_plugin.utils import signals
+from lgl_plugin.utils.signals import Stop
+stop = Stop()
+with stop.on_signals():
+    with stop.defer():
+        print("ready", flush=True)
+        while stop.requested is None:
+            time.sleep(0.01)
+        time.sleep(0.5)  # tee has ended meanwhile
+        for _ in range(3):
+            print("step", flush=True)
+            print("bar", file=sys.stderr, flush=True)
+        open(sys.argv[1], "w").write("checkpoint")
+"""
+
+
+def test_ctrl_c_ends_tee_and_the_step_goes_on(tmp_path):
+    """As in `… 2>&1 | tee log`: one Ctrl-C for both."""
+    saved = tmp_path / "checkpoint"
+    run = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(saved)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.stdout.readline() == "ready\n"
+    run.stdout.close()  # the pipe's reader is gone
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 128 + signal.SIGINT
+    assert saved.read_text() == "checkpoint"

@@ -128,25 +128,27 @@ def train_round(this):
 
 def train(hparams_file, run_opts, overrides):
     """Trains the stage that a yaml names; takes what SpeechBrain parsed."""
-    settings, text = load_settings(hparams_file, overrides, run_opts)
-    # True labels are read for the figures that are logged, and nothing else.
-    trials = None
-    if settings.verification_file:
-        trials = read_trials(
-            settings.verification_file,
-            settings.trial_folder,
-            settings.allow_outside_data_folder,
-        )
-
-    def observe(manifest):
-        folder = settings.trial_folder
-        return TrueLabels(manifest.speakers, trials, folder)
-
+    debug = bool(run_opts.get("debug"))
     with stop.on_signals():
-        session = Session(settings, text, run_opts, observe)
-        stages = {1: train_stage1, 2: train_stage2}
-        stages[settings.stage](session)
+        with explained_errors(2, debug):
+            settings, text = load_settings(hparams_file, overrides, run_opts)
+            session = Session(settings, text, run_opts, observer_of)
+        with explained_errors(1, debug):
+            stages = {1: train_stage1, 2: train_stage2}
+            stages[settings.stage](session)
         try_to_write_report(session.run.folder)
+
+
+def observer_of(settings):
+    """Makes what reads true labels, for the figures that are logged alone.
+
+    The trial list is checked at once; its audio is read when it is scored.
+    """
+    trials, folder = None, settings.trial_folder
+    if settings.verification_file:
+        outside = settings.allow_outside_data_folder
+        trials = read_trials(settings.verification_file, folder, outside)
+    return lambda manifest: TrueLabels(manifest.speakers, trials, folder)
 
 
 def main():

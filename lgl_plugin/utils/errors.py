@@ -1,0 +1,29 @@
+"""Errors that a user can mend, shown as their message."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+# Their messages say what is wrong and what to do.
+EXPLAINED = (ValueError, OSError, RuntimeError)
+
+
+@contextlib.contextmanager
+def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
+    """Ends the process with an error's message instead of a traceback.
+
+    log.txt, once begun, keeps the traceback; with `debug` the error is raised.
+    `status` is the process's: 2 for a wrong call, 1 for a run that failed.
+    """
+    try:
+        yield
+    except EXPLAINED as error:
+        if debug:
+            raise
+        logger.debug("The error in full:", exc_info=True)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(status) from None

@@ -1,0 +1,34 @@
+"""The device, and the memory that a run needs beside it."""
+
+import collections
+import shutil
+
+import pytest
+import torch
+
+from lgl_plugin.utils.device import check_device, check_shared_memory
+
+
+def test_each_rank_takes_its_own_gpu(monkeypatch):
+    """torch takes "cuda" for the first GPU, on every rank."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert check_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert check_device("cuda") == "cuda:3"
+    assert check_device("cuda:1") == "cuda:1"
+    assert check_device("cpu") == "cpu"
+
+
+def test_a_container_without_shared_memory_is_refused(monkeypatch):
+    """Its loader workers would wait for ever."""
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: usage(2**26, 0, 2**26)
+    )
+    check_shared_memory(2**26)
+    with pytest.raises(ValueError, match="64 MiB free.*--shm-size"):
+        check_shared_memory(2**26 + 1)
+
+
+def test_a_system_without_that_folder_is_left_alone(tmp_path):
+    check_shared_memory(2**60, str(tmp_path / "missing"))

@@ -1,0 +1,20 @@
+"""Errors that a user can mend."""
+
+import pytest
+
+from lgl_plugin.utils.errors import explained_errors
+
+
+def test_the_message_alone_is_shown(capsys):
+    with pytest.raises(SystemExit) as left, explained_errors(2):
+        raise ValueError("lr: -1 should be greater than 0")
+    assert left.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown == "ValueError: lr: -1 should be greater than 0\n"
+
+
+def test_debug_and_faults_of_the_program_keep_their_traceback():
+    with pytest.raises(ValueError), explained_errors(2, debug=True):
+        raise ValueError
+    with pytest.raises(KeyError), explained_errors(1):
+        raise KeyError
