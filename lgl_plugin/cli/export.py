@@ -44,18 +44,12 @@ def run(
         raise ValueError("--yaml needs --output, the folder to write")
     import logging
 
-    from hyperpyyaml import resolve_references
-
     from lgl_plugin.inference.export import export, export_checkpoint
-    from lgl_plugin.runs.settings import plain_settings
+    from lgl_plugin.runs.settings import read_plain
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    given = {"threshold": threshold, "licence": license}
     if yaml is None:
-        export(source, step, output, device, data_folder, **given)
-        return
-    with open(yaml, encoding="utf-8") as text:
-        settings = resolve_references(
-            text, {"data_folder": ""}, overrides_must_match=False
-        ).getvalue()
-    export_checkpoint(source, plain_settings(settings), output, **given)
+        export(source, step, output, device, data_folder, threshold, license)
+    else:
+        settings = read_plain(yaml)
+        export_checkpoint(source, settings, output or "", threshold, license)

@@ -39,10 +39,30 @@ def run(folder: str, overwrite: bool = False) -> None:
 def copy_recipe(
     folder: str | pathlib.Path, overwrite: bool = False
 ) -> list[pathlib.Path]:
-    """Copies the recipe's files to `folder` and returns their paths.
+    """Copies the recipe's scripts and yamls.
 
-    FileExistsError, before anything is copied, if one of the files is there
-    and `overwrite` is false.
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Where to; made if it is not there.
+    overwrite : bool
+        Replace files of the recipe that are there already.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The copies.
+
+    Raises
+    ------
+    FileExistsError
+        If a file is there and `overwrite` is False; nothing is copied then.
+
+    Example
+    -------
+    >>> copies = copy_recipe(getfixture("tmp_path") / "mine")
+    >>> "train_lgl.py" in [path.name for path in copies]
+    True
     """
     folder = pathlib.Path(folder)
     sources = [path for pattern in PATTERNS for path in RECIPE.glob(pattern)]

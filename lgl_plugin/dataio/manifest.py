@@ -362,10 +362,28 @@ def _shard_place(first_byte, n_bytes):
 def held_out(
     n_utterances: int, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the rows to train on and those set aside, both rising, int64.
+    """Draws the rows to train on and those set aside.
 
-    A share between 0 and 1 is set aside, but at least 2 utterances and at most
-    2,000, since the pseudo-trials of model selection are all their pairs.
+    Arguments
+    ---------
+    n_utterances : int
+        Rows to draw from.
+    share : float
+        Set aside, between 0 and 1; but at least 2 utterances and at most
+        2,000, since pseudo-trials are all their pairs.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    numpy.ndarray, numpy.ndarray
+        Both rising, int64.
+
+    Example
+    -------
+    >>> train, aside = held_out(10, 0.2, seed=1)
+    >>> len(train), len(aside), set(train) & set(aside)
+    (8, 2, set())
     """
     n_valid = min(max(2, round(share * n_utterances)), 2000)
     aside = np.sort(random.Random(seed).sample(range(n_utterances), n_valid))
