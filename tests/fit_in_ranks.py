@@ -8,31 +8,21 @@ import functools
 import json
 import pathlib
 import sys
+import types
 
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.nnet.schedulers import StepScheduler
-from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.epoch_loop import EpochCounter
+from tiny_brains import BRAINS, CLASSES, Crops, method_modules, tiny_encoder
 from torch.utils.data import DataLoader
 
-from lgl_plugin.methods.simclr import SimCLRBrain
-from lgl_plugin.nnet.gates import LossMemory, NoGate
-from lgl_plugin.nnet.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
+from lgl_plugin.nnet.gates import NoGate
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
-from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.utils.distributed import rank, world_size
 
-GLOBAL_BATCH, UTTERANCES, CLASSES = 8, 40, 4
-
-
-class Frames(torch.nn.Module):
-    """Frames of 20 samples, in the place of features."""
-
-    def forward(self, wavs):
-        return wavs.unflatten(1, (-1, 20))
+GLOBAL_BATCH, UTTERANCES = 8, 40
 
 
 class Same(torch.nn.Module):
@@ -53,33 +43,15 @@ class EverySecond(NoGate):
         return places % 2 == 0
 
 
-class Encoder(torch.nn.Module):
-    """The interface of SpeechBrain's ECAPA_TDNN, in two layers."""
-
-    def __init__(self):
-        super().__init__()
-        self.frame = torch.nn.Linear(20, 16)
-        self.utterance = torch.nn.Linear(16, 8)
-
-    def forward(self, features, lengths=None):
-        hidden = self.frame(features).tanh()
-        return self.utterance(hidden.square().mean(1))[:, None]
-
-
-class Crops(torch.utils.data.Dataset):
-    """Utterances whose crops follow from their number."""
-
-    def __len__(self):
-        return UTTERANCES
+class LoudCrops(Crops):
+    """Crops whose loudness tells the label; alike at every epoch."""
 
     def set_epoch(self, epoch):
         pass
 
     def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        crops = torch.randn(2, 800, generator=generator) * (1 + index % CLASSES)
-        item = {"id": str(index), "sig": crops, "row": index, "bad": ""}
-        return {**item, "label": index % CLASSES}
+        item = super().__getitem__(index)
+        return {**item, "sig": item["sig"] * (1 + index % CLASSES)}
 
 
 def main(kind, output):
@@ -87,28 +59,17 @@ def main(kind, output):
     run_opts = {"device": "cpu", "distributed_backend": "gloo"}
     run_opts["noprogressbar"] = True
     sb.utils.distributed.ddp_init_group(run_opts)
-    modules = {
-        "compute_features": Frames(),
-        "mean_var_norm": InputNormalization(
-            norm_type="sentence", std_norm=False
-        ),
-        "augment": Same(),
-        "embedding_model": Encoder(),
-    }
+    encoder = tiny_encoder()
+    modules = {"encoder": encoder, "augment": Same()}
+    modules.update(method_modules(kind, UTTERANCES))
     if kind == "simclr":
-        brain_class = SimCLRBrain
-        modules["contrastive"] = NTXent()
-        modules["discriminator"] = AugmentationDiscriminator(8, 16)
         for name, part in modules["discriminator"].named_children():
             if isinstance(part, torch.nn.BatchNorm1d):
                 modules["discriminator"][int(name)] = torch.nn.Identity()
     else:
-        brain_class = LossGatedBrain
-        modules["classifier"] = Classifier(8, out_neurons=CLASSES)
-        modules["aam"] = AAMSoftmax()
         modules["gate"] = EverySecond()
-        modules["memory"] = LossMemory(UTTERANCES, 0.0)
-    brain = brain_class(
+    records = []
+    brain = BRAINS[kind](
         modules,
         functools.partial(torch.optim.SGD, lr=0.05),
         {
@@ -117,19 +78,21 @@ def main(kind, output):
             "lr_annealing": StepScheduler(0.05, 0.5, 1),
         },
         run_opts,
-        WholeCheckpointer(output / "checkpoints"),
+        WholeCheckpointer(
+            output / "checkpoints", {"embedding_model": encoder.network}
+        ),
+        bad_files=types.SimpleNamespace(add=list),
+        log=records.append,
     )
-    records = []
-    brain.log = records.append
-    brain.bad_files = type("None", (), {"add": lambda self, bad: list(bad)})()
     # In order, and so that all together have a global batch at a time:
     # SpeechBrain shuffles otherwise in several processes than in one.
     order = range(rank(), UTTERANCES, world_size())
     share = GLOBAL_BATCH // world_size()
+    data = LoudCrops(UTTERANCES)
     brain.fit(
         EpochCounter(2),
-        DataLoader(Crops(), share, sampler=order, collate_fn=PaddedBatch),
-        DataLoader(Crops(), UTTERANCES, collate_fn=PaddedBatch),
+        DataLoader(data, share, sampler=order, collate_fn=PaddedBatch),
+        DataLoader(data, UTTERANCES, collate_fn=PaddedBatch),
     )
     if sb.utils.distributed.if_main_process():
         weights = {
@@ -138,6 +101,10 @@ def main(kind, output):
         }
         torch.save(weights, output / "weights.ckpt")
         (output / "records.json").write_text(json.dumps(records))
+        saved = brain.checkpointer.find_checkpoint()
+        state = torch.load(saved.paramfiles["embedding_model"])
+        # Data parallelism leaves no trace in what SpeechBrain loads.
+        assert list(state) == list(encoder.network.state_dict())
 
 
 if __name__ == "__main__":

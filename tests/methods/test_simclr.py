@@ -75,6 +75,21 @@ def test_discriminator_learns_from_its_own_gradient_alone(simclr, monkeypatch):
     assert len(seen) == 3
 
 
+def test_discriminators_of_all_processes_step_alike(simclr):
+    """Its own step averages gradients over processes even where the encoder's
+    gradients are still accumulated."""
+    discriminator, seen = simclr.modules.discriminator, []
+    # As DistributedDataParallel's `no_sync` leaves it.
+    discriminator.require_backward_grad_sync = False
+    discriminator.register_forward_pre_hook(
+        lambda module, args: seen.append(module.require_backward_grad_sync)
+    )
+    embeddings = torch.randn(3, BATCH, DIM)
+    simclr.train_discriminator(embeddings)
+    assert seen and all(seen)
+    assert discriminator.require_backward_grad_sync is False
+
+
 def test_encoder_gets_the_reversed_gradient_by_its_weight(simclr, monkeypatch):
     """g(w) = contrastive - w * adversarial: linear in w, and against it."""
     monkeypatch.setattr(simclr, "train_discriminator", lambda embeddings: None)

@@ -64,7 +64,8 @@ def test_fit_sets_nothing_that_the_constructor_did_not(kind, tmp_path):
     known = {*vars(brain), *vars(sb.Brain()), "optimizer", "optimizers_dict"}
     run_epoch(begin(brain), 1, batch(2))
     added = vars(brain).keys() - known
-    assert added <= {"epoch", "record", "discriminator_optimizer"}
+    state = {"epoch", "record", "is_training"}
+    assert added <= {*state, "discriminator_optimizer"}
 
 
 @KINDS
@@ -110,6 +111,7 @@ def test_a_step_draws_by_seed_epoch_and_step_alone(kind, tmp_path):
 def test_no_step_waits_for_the_device(kind, make, monkeypatch):
     further = {"gate": FixedGate(7.0)} if kind == "gated" else {}
     brain = make(kind, **further)
+    brain.steps_per_reading = STEPS_PER_READING  # as on a GPU
     add_batch_norm(brain)
     # The augmenter, part of which runs on the host, has a test of its own.
     monkeypatch.setattr(
@@ -117,7 +119,9 @@ def test_no_step_waits_for_the_device(kind, make, monkeypatch):
     )
     monkeypatch.setattr(brain.modules.augment, "draw", lambda *shape: None)
     given = batch(n_crops(brain))
-    for brain.step in (1, 2):
+    brain.step = 1
+    brain.fit_batch(given)  # AAMSoftmax reads its first batch, once
+    for brain.step in (2, 3):
         with NothingReadByTheHost():
             loss = brain.fit_batch(given)
             brain.update_average(loss, 0.0)
@@ -294,6 +298,24 @@ def test_told_to_stop_a_single_process_ends_behind_its_step(gated):
     brain.step = 0
     brain.checkpointer.recover_if_possible()
     assert brain.step == 2
+
+
+@KINDS
+def test_told_to_stop_during_held_out_crops_it_keeps_the_epoch(kind, make):
+    brain = make(kind)
+    embed = brain.held_out.embed
+
+    def told(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return embed(*args, **kwargs)
+
+    brain.held_out.embed = told
+    with stop.on_signals(), pytest.raises(SystemExit) as left:
+        run_epoch(brain, 1, batch(2))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert [record["epoch"] for record in brain.records] == [1]
+    found = brain.checkpointer.find_checkpoint(min_key="criterion")
+    assert found.meta["epoch"] == 1
 
 
 def test_fewer_processes_read_on_from_where_the_epoch_was(

@@ -1,11 +1,10 @@
 """What goes wrong is found and said once; what goes well is left alone.
 
-That training which goes wrong leaves such records is tested in test_brains.
+That training which goes wrong leaves such records is tested
+beside the Brains.
 """
 
-import logging
 import math
-import types
 
 import numpy as np
 import pytest
@@ -13,13 +12,9 @@ import torch
 from hypothesis import given, strategies as st
 from made_run import make_run
 
-from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.runs.metrics_log import read_metrics
-from lgl_plugin.runs.run import Run
 from lgl_plugin.training.health import cluster_sizes, findings, geometry
-from lgl_plugin.training.session import Training
-from lgl_plugin.training.stage2 import Iteration
 
 GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
 CLUSTERS = {"stage": 2, "iteration": 2, "phase": "clusters"}
@@ -96,6 +91,14 @@ def test_empty_and_single_clusters():
     assert "n_clusters" in text
 
 
+def test_a_phase_with_too_few_utterances():
+    place = {**CLUSTERS, "phase": "large_margin", "batch_size": 8}
+    text = said([{**place, "utterances": 7}])
+    assert text.startswith("iteration 2, large_margin: nothing is trained")
+    assert "7 utterances" in text and "no batch of 8" in text
+    assert not findings([{**place, "utterances": 8}])
+
+
 def test_labels_that_no_longer_change():
     labels = np.arange(200) % 10
     changed = np.where(np.arange(200) % 4 == 0, labels // 2, labels)
@@ -155,77 +158,3 @@ def test_each_thing_is_said_once_in_a_phase():
 
 def test_a_run_that_went_well_has_no_finding(tmp_path):
     assert not findings(read_metrics(make_run(tmp_path / "1")))
-
-
-@pytest.fixture
-def training(tmp_path, monkeypatch):
-    """A run with nothing in it, in the place of one read from a yaml."""
-    # SpeechBrain's loggers hand nothing on to pytest's.
-    monkeypatch.setattr(
-        "lgl_plugin.training.session.logger", logging.getLogger("t")
-    )
-    training = Training.__new__(Training)
-    training.run = Run(tmp_path, 2, {})
-    training.batch_size = 8
-    return training
-
-
-def test_warnings_are_logged_once_and_after_a_restart_too(training, caplog):
-    for record in phase({"lr": 0.1}, {"lr": 0.0}, {"lr": 0.0}):
-        training.log(**record)
-    assert caplog.messages == [said(read_metrics(training.run.folder))]
-    training.log(**phase({}, {"lr": 0.0})[1])  # the epoch was trained again
-    assert len(caplog.messages) == 1  # the third one had said it
-    training.log(**{**GATED, "iteration": 2, "epoch": 1, "lr": 0.0})
-    assert caplog.messages[1].startswith("iteration 2, gated, epoch 1: the le")
-
-
-def test_fewer_utterances_than_a_batch_are_an_error(training, monkeypatch):
-    """The last, smaller batch is left out: there would be no step at all."""
-    monkeypatch.setenv("SB_GLOBAL_SEED", "7")
-    names = [f"{n}.wav" for n in range(20)]
-    training.manifest = Manifest.of((n, n, 0.0, 3.0, "") for n in names)
-    training.hparams = {
-        "compute_features": torch.nn.Identity(),
-        "mean_var_norm": torch.nn.Identity(),
-        "augment": torch.nn.Identity(),
-        "opt_class": None,
-        "crop_seconds": 1.0,
-        "sample_rate": 16000,
-        "dataloader_options": {"batch_size": 8},
-    }
-    training.run_opts, training.bad_files, training.device = {}, None, "cpu"
-    training.examiner = lambda figures: dict
-    brain = types.SimpleNamespace(fit=pytest.fail)
-    labels = np.where(np.arange(20) < 7, 0, -1)
-    with pytest.raises(ValueError, match="gated: 7 utterances make no batch"):
-        training.fit(
-            lambda *args: brain,
-            {},
-            training.run.folder / "gated",
-            1,
-            labels=labels,
-            rows=np.arange(20),
-            phase="gated",
-        )
-
-
-def test_too_few_for_the_large_margin_leave_the_round_as_it_is(
-    training, caplog
-):
-    """An error would lose the round, whose settings cannot be changed."""
-    folder = training.run.folder / "iter1"
-    (folder / "gated").mkdir(parents=True)
-    np.savez(
-        folder / "gated" / "gate.npz",
-        rows=np.arange(100),
-        selected=np.arange(100) < 7,
-    )
-    iteration = Iteration.__new__(Iteration)
-    iteration.training, iteration.number = training, 1
-    iteration.folder, iteration.fit = folder, pytest.fail
-    iteration.load_modules = lambda before: (None, None)
-    assert not iteration.train_large_margin(folder / "large_margin")
-    (message,) = caplog.messages
-    assert message.startswith("iteration 1, large_margin: nothing is trained")
-    assert "7 utterances" in message and "no batch of 8" in message

@@ -205,6 +205,7 @@ def test_scattered_ones_do_not_end_it(impatient):
 
 def test_a_short_epoch_of_such_steps_ends_the_run_too(gated):
     brain = gated()
+    brain.steps_per_reading = STEPS_PER_READING  # as on a GPU
     average = train(brain, *(5 * [True]))
     with pytest.raises(ValueError, match="No step of the epoch was finite"):
         brain.on_stage_end(sb.Stage.TRAIN, average, 1)

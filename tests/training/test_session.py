@@ -1,15 +1,47 @@
-"""What both stages do alike."""
+"""A session's log, curves and seeds, and data too small to train on."""
 
-import pathlib
+import logging
 import sys
 import types
 
+import numpy as np
+import pytest
+import torch
+import train_lgl  # the recipe
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from lgl_plugin.training.session import Training
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.nnet.losses import SubCentreClassifier
+from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.run import Run
+from lgl_plugin.training.fit import fit
+from lgl_plugin.training.health import findings
+from lgl_plugin.training.observer import Observer
+from lgl_plugin.training.session import Session
+from lgl_plugin.training.stage2 import Round, find_encoder, start_from
+
+GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
 
 
-def test_tensorboard_has_a_curve_for_each_figure(monkeypatch, tmp_path):
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    """A session without the checks that a yaml and a corpus go through."""
+    # SpeechBrain's loggers hand nothing on to pytest's.
+    for module in ("session", "stage2"):
+        name = f"lgl_plugin.training.{module}.logger"
+        monkeypatch.setattr(name, logging.getLogger("t"))
+    session = Session.__new__(Session)
+    session.run = Run(tmp_path, 2, {})
+    session.settings = types.SimpleNamespace(stage=2, seed=3)
+    session.observer, session.debug = Observer(), False
+    session.batch_size, session.device = 8, "cpu"
+    return session
+
+
+def test_tensorboard_has_a_curve_for_each_figure(
+    session, monkeypatch, tmp_path
+):
     """SpeechBrain's own logger; its writer, which is large, has a stand-in."""
     curves = {}
 
@@ -24,14 +56,140 @@ def test_tensorboard_has_a_curve_for_each_figure(monkeypatch, tmp_path):
 
     stand_in = types.SimpleNamespace(SummaryWriter=Writer)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
-    settings = {"train_logger": TensorboardLogger(tmp_path)}
-    training = types.SimpleNamespace(hparams=settings)
-    phase = pathlib.PurePosixPath("iter1/gated")
+    session.settings.train_logger = TensorboardLogger(tmp_path)
     for epoch, tau in ((1, None), (2, 0.5)):
         record = {"epoch": epoch, "loss": 3.0 / epoch, "tau": tau}
-        Training.show(training, phase, record)
+        session.show("iter1/gated", record)
     assert curves == {
         "epoch": [(1, 1), (2, 2)],
         "iter1/gated/loss/train": [(1, 3.0), (2, 1.5)],
         "iter1/gated/tau/train": [(1, 0.5)],  # none before the gate
     }
+
+
+def test_without_a_train_logger_nothing_is_shown(session):
+    session.settings.train_logger = None
+    session.show("iter1/gated", {"epoch": 1, "loss": 3.0})
+
+
+def test_every_step_has_seeds_of_its_own(session):
+    """SpeechBrain shuffles by seed and epoch."""
+    drawn = []
+    for step in (0, 1, 10, 11, 0):
+        session.seed(step)
+        drawn.append((torch.rand(1).item(), np.random.rand()))
+    assert drawn[0] == drawn[-1] and len(set(drawn)) == 4
+
+
+def test_warnings_are_logged_once_and_after_a_restart_too(session, caplog):
+    for epoch, lr in enumerate((0.1, 0.0, 0.0), 1):
+        session.log(**GATED, epoch=epoch, lr=lr)
+    (found,) = findings(read_metrics(session.run.folder))
+    assert caplog.messages == [found[1]]
+    session.log(**GATED, epoch=2, lr=0.0)  # the epoch was trained again
+    assert len(caplog.messages) == 1  # the third one had said it
+    session.log(**{**GATED, "iteration": 2}, epoch=1, lr=0.0)
+    assert caplog.messages[1].startswith("iteration 2, gated, epoch 1: the le")
+
+
+def test_metrics_that_were_altered_do_not_end_a_run(session, caplog):
+    session.log(**GATED, epoch=1, lr=0.1)
+    metrics = session.run.folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("0.1", '"fast"'))
+    session.log(**GATED, epoch=2, skipped_steps="some")
+    assert caplog.messages[0].startswith("The run's health cannot be judged")
+
+
+def test_without_trials_there_are_no_scores(session):
+    assert session.score(torch.nn.Identity()) == {}
+
+
+def test_fewer_utterances_than_a_batch_are_an_error(session, monkeypatch):
+    """The last, smaller batch is left out: there would be no step at all."""
+    monkeypatch.setenv("SB_GLOBAL_SEED", "7")
+    names = [f"{n}.wav" for n in range(20)]
+    session.manifest = Manifest.of((n, n, 0.0, 3.0, "") for n in names)
+    session.settings.augment = torch.nn.Identity()
+    session.settings.crop_seconds, session.settings.sample_rate = 1.0, 16000
+    encoder = types.SimpleNamespace(network=torch.nn.Linear(2, 2))
+    encoder.state_dict = encoder.network.state_dict
+    labels = np.where(np.arange(20) < 7, 0, -1)
+    with pytest.raises(ValueError, match="gated: 7 utterances make no batch"):
+        fit(
+            session,
+            pytest.fail,
+            {"encoder": encoder},
+            session.run.folder / "gated",
+            1,
+            labels=labels,
+            rows=np.arange(20),
+            phase="gated",
+        )
+
+
+# Rounds of Stage II
+
+
+def make_round(session, number=1):
+    """A round whose folder is there."""
+    this = Round.__new__(Round)
+    this.session, this.settings = session, session.settings
+    this.number, this.name = number, f"iter{number}"
+    this.folder = session.run.folder / this.name
+    (this.folder / "gated").mkdir(parents=True)
+    this.is_last, this.made_from = True, None
+    return this
+
+
+def test_too_few_for_the_large_margin_leave_the_round_as_it_is(session, caplog):
+    """An error would lose the round, whose settings cannot be changed."""
+    this = make_round(session)
+    path = this.folder / "gated" / "gate.npz"
+    np.savez(path, rows=np.arange(100), selected=np.arange(100) < 7)
+    session.settings.large_margin_epochs = 1
+    this.load = this.fit = pytest.fail
+    session.publish = lambda name, made_from: None
+
+    def step(name, work):
+        if name == "large_margin":
+            work(this.folder / name)
+
+    this.step = step
+    train_lgl.train_round(this)
+    (message,) = caplog.messages
+    assert message.startswith("iteration 1, large_margin: nothing is trained")
+    assert "7 utterances" in message and "no batch of 8" in message
+
+
+def test_rows_of_the_large_margin_are_those_last_selected(session):
+    this = make_round(session)
+    path = this.folder / "gated" / "gate.npz"
+    np.savez(path, rows=[5, 9, 2, 7], selected=[True, False, True, True])
+    assert this.selected_rows().tolist() == [2, 5, 7]
+
+
+@pytest.mark.parametrize("new", [Classifier, SubCentreClassifier])
+def test_a_classifier_can_start_from_centroids(new):
+    """Each centroid is then nearest to its own class."""
+    centroids = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
+    classifier = new(16, out_neurons=5)
+    start_from(classifier, centroids)
+    cosines = classifier(centroids[:, None])[:, 0]
+    assert cosines.argmax(1).tolist() == list(range(5))
+    # Sub-centres lie a little apart, so that they can part in training.
+    apart = 0.01 if new is SubCentreClassifier else 1e-6
+    assert cosines.diagonal().min() > 1 - apart
+    assert all(p.requires_grad for p in classifier.parameters())
+
+
+def test_no_encoder_to_start_from_is_an_error_that_says_how(session):
+    options = {"pretrained_encoder": None, "stage1_yaml": "s1.yaml"}
+    options |= {"output_folder": "out", "data_folder": "in"}
+    for name, value in options.items():
+        setattr(session.settings, name, value)
+    command = "train_lgl.py s1.yaml --output_folder=out --data_folder=in"
+    with pytest.raises(FileNotFoundError, match=f"^Stage II: .*{command}"):
+        find_encoder(session)
+    session.settings.pretrained_encoder = "nowhere"
+    with pytest.raises(FileNotFoundError, match="^pretrained_encoder: nowhere"):
+        find_encoder(session)

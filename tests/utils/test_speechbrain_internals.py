@@ -1,6 +1,8 @@
 """SpeechBrain's private names are there, and do what we use them for."""
 
 import inspect
+import pathlib
+import re
 
 import pytest
 import speechbrain
@@ -10,6 +12,7 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 
+import lgl_plugin
 from lgl_plugin.utils import speechbrain_internals
 from lgl_plugin.utils.speechbrain_internals import (
     HookedBrain,
@@ -50,18 +53,17 @@ def test_a_name_that_is_gone_or_changed_is_named():
         check(Brain, "_wrap_distributed", "(self, more)")
 
 
-def test_every_private_name_of_the_module_is_checked():
-    """Names with one underscore that it takes from SpeechBrain's objects."""
-    code = inspect.getsource(speechbrain_internals)
-    used = {
-        word.strip(".")
-        for word in code.replace("(", " ").replace("def ", " ").split()
-        for word in ["." + word.rpartition("._")[2]]
-        if "._" in code
-    }
-    names = {name for _, name, _ in SIGNATURES}
-    names.add("_speechbrain_recovery_skip_to")
-    assert all(name in code for name in names) and used
+def test_every_private_name_is_checked_and_used_in_one_module():
+    checked = {name for _, name, _ in SIGNATURES}
+    checked.add("_speechbrain_recovery_skip_to")  # an attribute, see below
+    here = pathlib.Path(speechbrain_internals.__file__)
+    private = r"\b_[a-z]\w+"
+    assert set(re.findall(private, here.read_text())) == checked
+    package = pathlib.Path(lgl_plugin.__file__).parent
+    others = [path for path in package.rglob("*.py") if path != here]
+    assert len(others) > 40
+    for path in others:
+        assert not checked & set(re.findall(private, path.read_text())), path
 
 
 def test_a_loader_skips_the_batches_that_it_is_told_to():
@@ -96,9 +98,7 @@ class Hooked(HookedBrain):
 def brain(tmp_path):
     modules = {"layer": torch.nn.Linear(2, 2), "nothing": torch.nn.Identity()}
     options = {"device": "cpu", "ckpt_interval_steps": 2}
-    return Hooked(
-        modules, torch.optim.SGD, {}, options, Checkpointer(tmp_path)
-    )
+    return Hooked(modules, torch.optim.SGD, {}, options, Checkpointer(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["save_in_epoch", "_save_intra_epoch_ckpt"])
@@ -146,7 +146,9 @@ def test_on_cpus_each_process_keeps_its_batch_statistics(brain, monkeypatch):
 
 def test_on_gpus_speechbrain_wraps(brain, monkeypatch):
     calls = []
-    monkeypatch.setattr(Brain, "_wrap_distributed", calls.append)
+    monkeypatch.setattr(
+        Brain, "_wrap_distributed", lambda self: calls.append(self)
+    )
     brain.distributed_launch, brain.device_type = True, "cuda"
     brain._wrap_distributed()
     assert calls == [brain]
