@@ -46,6 +46,10 @@ class Gate(nn.Module):
         super().__init__()
         self.register_buffer("tau", torch.tensor(float(tau)))
 
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        return f"tau={float(self.tau):.4g}"
+
     def forward(self, losses: torch.Tensor) -> torch.Tensor:
         """Returns the mask (batch,) of losses (batch,); rejects a NaN."""
         return losses.detach() <= self.tau
@@ -64,6 +68,7 @@ class LossMemory(nn.Module):
     gate on it selects what was augmented mildly, and the network forgets the
     rest. The mean over epochs cancels the augmentation. A call with the rows
     (batch,), int64, and losses (batch,) of a batch returns its means (batch,).
+    A loss that is infinite or NaN is returned as it is and not remembered.
 
     Arguments
     ---------
@@ -95,19 +100,25 @@ class LossMemory(nn.Module):
         self.momentum = momentum
         self.register_buffer("losses", torch.full((n_utterances,), math.nan))
 
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        return f"n_utterances={len(self.losses)}, momentum={self.momentum}"
+
     def forward(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """Updates the means of a batch and returns them."""
         losses = losses.detach()
         past = self.losses[rows]
         mean = past + (1 - self.momentum) * (losses - past)
         mean = torch.where(past.isnan(), losses, mean)
-        self.losses[rows] = mean
+        # One step that went wrong must not wipe what was known before it.
+        self.losses[rows] = torch.where(mean.isfinite(), mean, past)
         return mean
 
     def overwrite(self, rows: np.ndarray, means: np.ndarray) -> None:
-        """Sets the means (N,), float32, of utterances (N,) of other ranks."""
-        index = torch.from_numpy(rows).to(self.losses.device)
-        self.losses[index] = torch.from_numpy(means).to(self.losses)
+        """Sets the finite of the means (N,), float32, of other ranks' rows."""
+        finite = np.isfinite(means)
+        index = torch.from_numpy(rows[finite]).to(self.losses.device)
+        self.losses[index] = torch.from_numpy(means[finite]).to(self.losses)
 
 
 class NoGate(Gate):
@@ -181,6 +192,10 @@ class ScheduleGate(Gate):
         super().__init__(taus[0])
         self.taus = [_positive("taus", tau) for tau in taus]
 
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        return f"taus={self.taus}, {super().extra_repr()}"
+
     def start_iteration(self, iteration: int) -> None:
         """Sets tau to the threshold of the iteration, from 1."""
         _check_iteration(iteration)
@@ -239,6 +254,11 @@ class TargetShareGate(Gate):
         self.growth = growth
         self.ceiling = ceiling
         self.share = share
+
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        growth = f"growth={self.growth}, ceiling={self.ceiling}"
+        return f"share={self.share:.4g}, {growth}, {super().extra_repr()}"
 
     def forward(self, losses: torch.Tensor) -> torch.Tensor:
         """Returns the mask (batch,) of losses (batch,); rejects a NaN."""
@@ -350,6 +370,10 @@ class LabelCorrection(nn.Module):
         if not 0 <= confidence < 1:
             raise ValueError(f"confidence must be in [0, 1), got {confidence}")
         self.confidence = confidence
+
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        return f"temperature={self.temperature}, confidence={self.confidence}"
 
     def forward(
         self, cosines: torch.Tensor, selected: torch.Tensor

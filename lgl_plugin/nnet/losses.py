@@ -37,8 +37,8 @@ class NTXent(nn.Module):
     Raises
     ------
     ValueError
-        If `scale_init` is not positive, or the embeddings of a batch are not
-        matrices of one shape.
+        If `scale_init` is not positive, the embeddings of a batch are not
+        matrices of one shape, or one utterance alone has no negatives.
 
     Example
     -------
@@ -68,6 +68,10 @@ class NTXent(nn.Module):
         """Returns the scale w: a float32 scalar with a graph, above 0."""
         return F.softplus(self.raw_scale)
 
+    def extra_repr(self) -> str:
+        """Returns the setting that repr shows."""
+        return f"scale={self.scale.item():.4g}"
+
     def forward(
         self, anchor: torch.Tensor, positive: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,6 +91,11 @@ class NTXent(nn.Module):
                 # the gradient of the mean loss over all segments.
                 candidates = torch.cat(dist.nn.functional.all_gather(segments))
                 first = dist.get_rank() * len(segments)
+            if len(candidates) < 4:
+                raise ValueError(
+                    "NT-Xent contrasts an utterance with others: a batch needs "
+                    f"two or more, got {len(candidates) // 2}"
+                )
             itself = first + torch.arange(len(segments), device=segments.device)
             partner = itself.roll(len(anchor))
             logits = self.scale * segments @ candidates.T
@@ -262,6 +271,11 @@ class SubCentreClassifier(nn.Module):
         for centre in self.weight:
             nn.init.xavier_uniform_(centre)
 
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        centres, neurons, size = self.weight.shape
+        return f"input_size={size}, out_neurons={neurons}, n_centres={centres}"
+
     @torch.no_grad()
     def start_from(self, centroids: torch.Tensor) -> None:
         """Puts the centres of each class beside its centroid, of (K, D).
@@ -300,6 +314,9 @@ class AAMSoftmax(nn.Module):
     cross entropy. Where theta + margin would pass pi and the cosine would rise
     again, the target is cos(theta) - margin * sin(margin) instead.
 
+    Logits that are no cosines are refused in the first batch. Later ones are
+    not looked at: a GPU's host would wait for the answer at each step.
+
     Arguments
     ---------
     margin : float
@@ -310,7 +327,8 @@ class AAMSoftmax(nn.Module):
     Raises
     ------
     ValueError
-        If `margin` or `scale` is out of its range.
+        If `margin` or `scale` is out of its range, or the first batch holds a
+        value well beyond [-1, 1].
 
     Example
     -------
@@ -328,12 +346,19 @@ class AAMSoftmax(nn.Module):
             raise ValueError(f"scale must be above 0, got {scale}")
         self.margin = margin
         self.scale = scale
+        self._is_checked = False
+
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        return f"margin={self.margin}, scale={self.scale}"
 
     def forward(
         self, cosines: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Returns the losses (B,) of cosines (B, K) and classes (B,)."""
         cosines = cosines.float()
+        if not self._is_checked and len(cosines):
+            self._check(cosines)
         labels = labels[:, None]
         # Rounding can push a cosine past 1, where the sine is NaN, and at 1
         # the gradient of the square root is infinite.
@@ -347,6 +372,20 @@ class AAMSoftmax(nn.Module):
         )
         logits = self.scale * cosines.scatter(1, labels, target)
         return F.cross_entropy(logits, labels[:, 0], reduction="none")
+
+    def _check(self, cosines):
+        """Raises ValueError for logits that cannot be cosines."""
+        self._is_checked = True
+        largest = float(cosines.detach().abs().max())
+        # Half precision rounds a cosine to as much as 1.008. A NaN passes: an
+        # encoder that diverged is reported by the step that meets it.
+        if largest > 1.05:
+            raise ValueError(
+                f"AAMSoftmax takes cosines, from -1 to 1, got {largest:.3g}: "
+                "normalise embeddings and weights, as "
+                "lgl_plugin.nnet.losses.SubCentreClassifier and SpeechBrain's "
+                "ECAPA_TDNN.Classifier do"
+            )
 
 
 def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -356,6 +356,48 @@ def test_means_of_other_ranks_replace_those_of_the_memory():
     assert memory.losses.tolist() == [3, 5, 1]
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_a_loss_that_is_not_finite_leaves_the_past_alone(broken, momentum):
+    memory, other = LossMemory(3, momentum), LossMemory(3, momentum)
+    rows = torch.arange(3)
+    for step in ([1.0, 2.0, broken], [3.0, broken, 4.0], [5.0, 6.0, 7.0]):
+        losses = torch.tensor(step)
+        found = memory(rows, losses)
+        finite = losses.isfinite()
+        assert torch.equal(found.isfinite(), finite)  # the gate sees it
+        other(rows[finite], losses[finite])
+        assert torch.equal(found[finite], other.losses[rows[finite]])
+        # As another rank's, at the end of the epoch.
+        memory.overwrite(rows.numpy(), found.numpy())
+        torch.testing.assert_close(
+            memory.losses, other.losses, rtol=0, atol=0, equal_nan=True
+        )
+    assert memory.losses.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "module, shown",
+    [
+        (FixedGate(3.0), "FixedGate(tau=3)"),
+        (NoGate(), "NoGate(tau=inf)"),
+        (DynamicGate(), "DynamicGate(tau=inf)"),
+        (ScheduleGate([1, 3]), "ScheduleGate(taus=[1.0, 3.0], tau=1)"),
+        (
+            TargetShareGate(0.5, 0.1, 0.9),
+            "TargetShareGate(share=0.5, growth=0.1, ceiling=0.9, tau=nan)",
+        ),
+        (LossMemory(9, 0.8), "LossMemory(n_utterances=9, momentum=0.8)"),
+        (
+            LabelCorrection(0.1, 0.5),
+            "LabelCorrection(temperature=0.1, confidence=0.5)",
+        ),
+    ],
+)
+def test_gates_show_their_settings(module, shown):
+    assert repr(module) == shown
+
+
 # Label correction
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from tiny_brains import NothingReadByTheHost
 
 from lgl_plugin.nnet.losses import (
     AAMSoftmax,
@@ -98,6 +99,14 @@ def test_ntxent_arguments():
         NTXent(scale_init=0)
     with pytest.raises(ValueError, match=r"got \(4, 3\) and \(2, 3\)"):
         NTXent()(torch.ones(4, 3), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_ntxent_refuses_a_batch_without_negatives(batch, training):
+    loss = NTXent().train(training)
+    with pytest.raises(ValueError, match=f"two or more, got {batch}"):
+        loss(torch.ones(batch, 3), torch.ones(batch, 3))
 
 
 def test_gradient_reversal_turns_the_encoder_only():
@@ -351,6 +360,52 @@ def test_aam_losses_are_float32_of_half_precision_cosines():
     assert losses.dtype == torch.float32
     expected = AAMSoftmax()(cosines.bfloat16().float(), labels)
     assert torch.equal(losses, expected)
+
+
+@pytest.mark.parametrize("value", [1.2, -1.2, 40.0, math.inf])
+def test_aam_refuses_logits_that_are_no_cosines(value):
+    cosines, labels = random_cosines(3)
+    cosines[5, 2] = value
+    with pytest.raises(ValueError, match="takes cosines, from -1 to 1, got"):
+        AAMSoftmax()(cosines, labels)
+    with pytest.raises(ValueError, match="takes cosines"):
+        AAMSoftmax()(cosines.half(), labels)
+
+
+def test_aam_takes_what_rounding_makes_of_cosines():
+    torch.manual_seed(0)
+    unit = F.normalize(torch.randn(200, 192), dim=1).bfloat16()
+    cosines = unit @ unit.T
+    cosines[7, 7] = torch.finfo(torch.bfloat16).eps + 1
+    assert AAMSoftmax()(cosines, torch.arange(200)).isfinite().all()
+    broken = cosines.clone()
+    broken[0] = math.nan
+    assert AAMSoftmax()(broken, torch.arange(200))[1:].isfinite().all()
+
+
+def test_aam_reads_the_first_batch_only():
+    """At each step, the host of a GPU would wait for the answer."""
+    aam, (cosines, labels) = AAMSoftmax(), random_cosines(4)
+    aam(cosines[:0], labels[:0])
+    with NothingReadByTheHost(), pytest.raises(AssertionError, match="host"):
+        aam(cosines, labels)
+    with NothingReadByTheHost():
+        aam(cosines, labels)
+
+
+@pytest.mark.parametrize(
+    "module, shown",
+    [
+        (NTXent(10.0), "NTXent(scale=10)"),
+        (AAMSoftmax(0.2, 30.0), "AAMSoftmax(margin=0.2, scale=30.0)"),
+        (
+            SubCentreClassifier(4, 7, 2),
+            "SubCentreClassifier(input_size=4, out_neurons=7, n_centres=2)",
+        ),
+    ],
+)
+def test_losses_show_their_settings(module, shown):
+    assert repr(module) == shown
 
 
 def test_aam_arguments():
