@@ -33,7 +33,8 @@ TINY = (
     "--batch_size=8",
     "--dataloader_options={num_workers: 1}",
     "--crop_seconds=0.5",
-    "--new_encoder={channels: [16, 16, 16, 16, 48], attention_channels: 16}",
+    "--new_encoder={network: {channels: [16, 16, 16, 16, 48], "
+    "attention_channels: 16}}",
     "--device=cpu",
     "--noprogressbar",
     "--ckpt_interval_minutes=0",

@@ -6,14 +6,12 @@ import sys
 
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from planted import not_finite, outcomes, plant, prepare_and_spoil
-from tiny import RECIPE, STAGE1, STAGE2, train
+from tiny import STAGE1, STAGE2, train, train_here
 
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.training.brain import SpeakerBrain
-from lgl_plugin.training.stage2 import train_stage1, train_stage2
 from lgl_plugin.utils.files import atomic_write
 
 
@@ -27,23 +25,12 @@ def start(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(SpeakerBrain, "fit", no_training)
     monkeypatch.setattr("lgl_plugin.training.session.Extractor", no_training)
 
-    def start(stage, device="cpu", **overrides):
-        settings = {
-            "data_folder": str(corpus),
-            "train_folder": str(corpus / "wav"),
-            "trial_folder": str(corpus / "wav"),
-            "output_folder": str(tmp_path / "run"),
-            "batch_size": 8,
-            "n_clusters": 5,
-            **overrides,
-        }
-        yaml = RECIPE / "hparams" / f"small_stage{stage}.yaml"
-        if stage == 1:
-            del settings["n_clusters"]
-        with open(yaml, encoding="utf-8") as source:
-            hparams = load_hyperpyyaml(source, settings)
-        begin = train_stage1 if stage == 1 else train_stage2
-        begin(hparams, {"device": device}, "")
+    def start(stage, **overrides):
+        if stage == 2:
+            overrides = {"n_clusters": 5, **overrides}
+        options = [f"--{name}={value}" for name, value in overrides.items()]
+        yaml, output = f"small_stage{stage}.yaml", tmp_path / "run"
+        train_here(yaml, corpus, output, *options)
 
     return start
 
@@ -61,7 +48,7 @@ def test_empty_data_folder(start, tmp_path):
             1,
             train_folder=str(empty),
             data_folder=str(empty),
-            verification_file=None,
+            verification_file="null",
         )
 
 
@@ -103,15 +90,7 @@ def test_trial_audio_that_cannot_be_read(corpus, tmp_path):
 
 def test_more_clusters_than_utterances(start, run):
     with pytest.raises(ValueError, match="n_clusters"):
-        start(
-            2,
-            n_clusters=6000,
-            pretrained_encoder=str(run / "stage1"),
-            new_encoder={
-                "channels": [16, 16, 16, 16, 48],
-                "attention_channels": 16,
-            },
-        )
+        start(2, n_clusters=6000, pretrained_encoder=run / "stage1")
 
 
 def test_stage2_without_an_encoder(start):
@@ -123,7 +102,8 @@ def test_stage2_without_an_encoder(start):
 
 def test_encoder_of_another_width(start, run):
     with pytest.raises(ValueError, match="does not fit.*another width"):
-        start(2, pretrained_encoder=str(run / "stage1"))
+        wider = "{network: {channels: [24, 24, 24, 24, 72]}}"
+        start(2, pretrained_encoder=run / "stage1", new_encoder=wider)
 
 
 @pytest.mark.parametrize("key", ["musan_folder", "rir_folder"])
@@ -144,19 +124,24 @@ def test_cuda_without_a_gpu(start):
         start(1, device="cuda")
 
 
-def test_unknown_selection(start):
-    with pytest.raises(ValueError, match="selection: eer"):
-        start(1, selection="eer")
-
-
-def test_selection_by_trials_without_trials(start):
-    with pytest.raises(ValueError, match="set verification_file"):
-        start(1, selection="trials", verification_file=None)
-
-
 def test_batch_larger_than_the_corpus(start):
     with pytest.raises(ValueError, match="Lower batch_size"):
         start(1, batch_size=512)
+
+
+def test_a_wrong_setting_leaves_no_folder(corpus, tmp_path):
+    """All problems are named at once, before anything is written."""
+    output = tmp_path / "new" / "run"
+    wrong = ["--lr=-1", "--selection=eer", "--crop_seconds=0"]
+    done = train("small_stage1.yaml", corpus, output, *wrong, check=False)
+    assert done.returncode != 0
+    said = done.stderr.splitlines()[-3:]
+    assert "selection: 'eer' should be 'last', " in said[0]
+    assert said[1:] == [
+        "crop_seconds: 0 should be greater than 0",
+        "lr: -1 should be greater than 0",
+    ]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_full_keeps_the_previous_artefact(tmp_path, monkeypatch):

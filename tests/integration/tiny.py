@@ -3,6 +3,9 @@
 import pathlib
 import subprocess
 import sys
+from unittest import mock
+
+import train_lgl  # of the recipe's folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "LGL"
@@ -11,14 +14,22 @@ TINY = [
     "--batch_size=8",
     "--dataloader_options={num_workers: 0}",
     "--crop_seconds=0.5",
-    "--new_encoder={channels: [16, 16, 16, 16, 48], attention_channels: 16}",
+    "--new_encoder={network: {channels: [16, 16, 16, 16, 48], "
+    "attention_channels: 16}}",
     "--device=cpu",
     "--noprogressbar",
 ]
+STAGE1 = ["--number_of_epochs=2"]
+STAGE2 = [
+    "--n_iterations=2",
+    "--n_clusters=5",
+    "--classifier_epochs=1",
+    "--gated_epochs=1",
+]
 
 
-def train(yaml, corpus, output, *options, check=True, timeout=300):
-    """Runs the recipe as a user does, in the recipe's folder."""
+def words(yaml, corpus, output, *options):
+    """What a user types after `python`, in the recipe's folder."""
     # SpeechBrain takes a key only once: of two values, the later one.
     options = [
         *TINY,
@@ -29,8 +40,12 @@ def train(yaml, corpus, output, *options, check=True, timeout=300):
         *options,
     ]
     options = {option.split("=")[0]: option for option in options}
-    command = [sys.executable, "train_lgl.py", f"hparams/{yaml}"]
-    command.extend(options.values())
+    return ["train_lgl.py", f"hparams/{yaml}", *options.values()]
+
+
+def train(yaml, corpus, output, *options, check=True, timeout=300):
+    """Runs the recipe as a user does."""
+    command = [sys.executable, *words(yaml, corpus, output, *options)]
     done = subprocess.run(
         command, cwd=RECIPE, capture_output=True, text=True, timeout=timeout
     )
@@ -39,10 +54,12 @@ def train(yaml, corpus, output, *options, check=True, timeout=300):
     return done
 
 
-STAGE1 = ["--number_of_epochs=2"]
-STAGE2 = [
-    "--n_iterations=2",
-    "--n_clusters=5",
-    "--classifier_epochs=1",
-    "--gated_epochs=1",
-]
+def train_here(yaml, corpus, output, *options):
+    """Runs the recipe in this process, whose current folder stays."""
+    script, _, *rest = words(yaml, corpus, output, *options)
+    typed = [script, str(RECIPE / "hparams" / yaml), *rest]
+    with mock.patch.object(sys, "argv", typed):
+        try:
+            train_lgl.main()
+        except SystemExit as end:  # what the user is told of is an error
+            raise end.__context__ or end from None
