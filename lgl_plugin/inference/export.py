@@ -31,7 +31,7 @@ from lgl_plugin.inference.model_card import last_name, model_card
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.state import check_artefact, read_state
-from lgl_plugin.runs.weights import save_tensors
+from lgl_plugin.runs.weights import read_tensors, save_tensors
 from lgl_plugin.utils.files import atomic_write
 
 logger = get_logger(__name__)
@@ -445,7 +445,7 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_tensors(path)
         if not all(isinstance(v, torch.Tensor) for v in weights.values()):
             raise TypeError("it holds more than tensors")
         return {WRAPPERS.sub("", n): value for n, value in weights.items()}

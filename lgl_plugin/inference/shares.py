@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lgl_plugin.utils.distributed import rank, world_size
-from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.files import atomic_write, load_arrays
 
 # Attributes of a share that a restart needs, beside the positions.
 PROGRESS = ("key", "batches", "dim", "n_bytes", "bad")
@@ -53,8 +53,8 @@ class Share:
         """Opens the file, with what an earlier process saved by this key."""
         # A missing or torn .npz, or too short a .bin, means a fresh start.
         with contextlib.suppress(OSError, ValueError, KeyError):
-            with np.load(self.path.with_suffix(".npz")) as saved:
-                known, placed = json.loads(str(saved["known"])), saved["placed"]
+            saved = load_arrays(self.path.with_suffix(".npz"))
+            known, placed = json.loads(str(saved["known"])), saved["placed"]
             size = self.path.stat().st_size
             if known["key"] == self.key and size >= known["n_bytes"]:
                 known["bad"] = [tuple(bad) for bad in known["bad"]]

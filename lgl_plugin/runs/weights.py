@@ -2,11 +2,12 @@
 
 import io
 import pathlib
+import zipfile
 
 import torch
 from speechbrain.utils.distributed import main_process_only
 
-from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.files import atomic_write, check_inflation
 
 
 @main_process_only
@@ -44,6 +45,17 @@ def save_tensors(tensors: dict, path: str | pathlib.Path) -> None:
         out.write(buffer.getbuffer())
 
 
+def read_tensors(path: str | pathlib.Path) -> dict:
+    """Reads what `save_tensors` wrote, without running code.
+
+    Raises ValueError if the file inflates; torch.load raises anything.
+    """
+    # torch.load would inflate 40 kB to 40 MB.
+    if zipfile.is_zipfile(path):
+        check_inflation(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_weights(
     module: torch.nn.Module, path: str | pathlib.Path
 ) -> torch.nn.Module:
@@ -74,8 +86,7 @@ def load_weights(
     Linear(in_features=2, out_features=3, bias=True)
     """
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(weights)
+        module.load_state_dict(read_tensors(path))
     except Exception as error:
         first = str(error).strip().splitlines()[:2]
         raise ValueError(

@@ -27,6 +27,7 @@ from lgl_plugin.training.session import Session
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
+    load_arrays,
     save_arrays,
     write_json,
 )
@@ -186,8 +187,8 @@ class Round:
 
     def selected_rows(self) -> np.ndarray:
         """Returns the manifest rows that the gate let through last."""
-        with np.load(self.folder / "gated" / GATE) as gate:
-            return np.sort(gate["rows"][gate["selected"]])
+        gate = load_arrays(self.folder / "gated" / GATE)
+        return np.sort(gate["rows"][gate["selected"]])
 
     def _new_memory(self):
         return self.settings.new_memory(len(self.session.manifest))

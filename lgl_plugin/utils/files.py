@@ -106,22 +106,32 @@ def load_arrays(
     the file, since `save_arrays` does not compress. Raises FileNotFoundError,
     or ValueError if the file is damaged or too large.
     """
-    size = os.stat(path).st_size  # FileNotFoundError
-    size = size if max_bytes is None else max_bytes
+    os.stat(path)  # FileNotFoundError
     try:
-        with zipfile.ZipFile(path) as members:
-            whole = sum(member.file_size for member in members.infolist())
-        if whole > size:
-            raise ValueError(
-                f"its arrays take {whole:,} bytes and at most {size:,} are "
-                "expected"
-            )
+        check_inflation(path, max_bytes)
         # zipfile reads no more of a member than its directory says; of an
         # array whose header claims more, numpy touches no further page.
         with np.load(path) as arrays:
             return dict(arrays)
     except Exception as error:  # torn zip files raise a dozen types
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def check_inflation(
+    path: str | pathlib.Path, max_bytes: int | None = None
+) -> None:
+    """Raises ValueError for a zip file with more than `max_bytes` in it.
+
+    Without a limit, more than the file's size: numpy and torch, which write
+    zip files of arrays and of tensors, do not compress.
+    """
+    size = os.stat(path).st_size if max_bytes is None else max_bytes
+    with zipfile.ZipFile(path) as members:
+        whole = sum(member.file_size for member in members.infolist())
+    if whole > size:
+        raise ValueError(
+            f"its arrays take {whole:,} bytes and at most {size:,} are expected"
+        )
 
 
 def sync(path: str | pathlib.Path) -> None:

@@ -3,6 +3,7 @@ tests/integration/test_export_folder.py, where SpeechBrain alone loads them."""
 
 import json
 import pathlib
+import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
@@ -394,6 +395,23 @@ def test_errors_name_what_is_wrong(run, tmp_path):
         export_checkpoint(tmp_path / "text.ckpt", narrow, tmp_path / "out")
     with pytest.raises(ValueError, match="is no state dict"):
         export_checkpoint(tmp_path / "torn.ckpt", narrow, tmp_path / "out")
+
+
+def test_a_checkpoint_that_inflates_is_refused(run, tmp_path):
+    """torch.load would read it: a thousand times its size."""
+    torch.save({"w": torch.zeros(10**6)}, tmp_path / "whole.ckpt")
+    path = tmp_path / "bomb.ckpt"
+    with (
+        zipfile.ZipFile(tmp_path / "whole.ckpt") as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for name in whole.namelist():
+            out.writestr(name, whole.read(name))
+    settings = stage_settings(tmp_path, 1)
+    with pytest.raises(ValueError, match="bomb.ckpt is no state dict: its arr"):
+        export_checkpoint(path, settings, tmp_path / "out")
+    with pytest.raises(ValueError, match="bomb.ckpt does not fit.* its arrays"):
+        load_weights(torch.nn.Linear(2, 3), path)
 
 
 def test_command_says_it_without_a_traceback(tmp_path, capsys):
