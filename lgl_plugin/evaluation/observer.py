@@ -65,9 +65,9 @@ class TrueLabels:
     ) -> dict[str, float]:
         """Scores the trial list as `verification.verify`; {} without one.
 
-        `embed` takes the list's audio, n utterances, and returns their
-        embeddings (n, D). `path` is an npz file to keep the `scores` (T,) and
-        `labels` (T,) in.
+        Its `eer_percent` is called `eer`, as in metrics.jsonl. `embed` takes
+        the list's audio, n utterances, and returns their embeddings (n, D).
+        `path` is an npz file to keep the `scores` (T,) and `labels` (T,) in.
         """
         if self._trials is None:
             return {}
@@ -75,7 +75,8 @@ class TrueLabels:
         if path is not None:
             scores = cosine_scores(embeddings, self._trials)
             save_arrays(path, scores=scores, labels=self._trials.labels)
-        return verify(embeddings, self._trials)
+        figures = verify(embeddings, self._trials)
+        return {"eer": figures.pop("eer_percent"), **figures}
 
     def clusters(self, rows: np.ndarray, labels: np.ndarray) -> dict:
         """Reports on the pseudo-labels (n,) of manifest rows (n,).

@@ -221,7 +221,7 @@ def bootstrap_eer(
     trials : Trials
         The trials that were scored.
     n_resamples : int
-        Draws. One that leaves no trial of a class is replaced.
+        Draws, at least 1. One that leaves no trial of a class is replaced.
     level : float
         Share of the draws that the interval holds, between 0 and 1.
     seed : int
@@ -230,13 +230,13 @@ def bootstrap_eer(
     Returns
     -------
     low, high : float
-        Rates from 0 to 1.
+        Fractions, from 0 to 1.
 
     Raises
     ------
     ValueError
-        When scores and trials do not fit, as in `eer`, `level` is out of
-        range or there is one speaker only.
+        When scores and trials do not fit, as in `eer`, `level` or
+        `n_resamples` is out of range or there is one speaker only.
 
     Example
     -------
@@ -248,8 +248,11 @@ def bootstrap_eer(
     >>> low < eer(scores, trials.labels)[0] < high
     True
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
+    if not (0 < level < 1 and n_resamples >= 1):
+        raise ValueError(
+            "level must be between 0 and 1 and n_resamples at least 1, got "
+            f"{level} and {n_resamples}"
+        )
     order, _, missed, refused = count_rejected(scores, trials.labels)
     labels = trials.labels[order]
     n_speakers, speakers = _speakers(trials)
@@ -294,8 +297,9 @@ def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
     Returns
     -------
     dict
-        `eer` in percent, `min_dcf_001` and `min_dcf_005` (p_target 0.01 and
-        0.05, unit costs, normalised) and the cosine `threshold` at the EER.
+        `eer_percent`, from 0 to 100; `min_dcf_001` and `min_dcf_005` (p_target
+        0.01 and 0.05, unit costs, normalised); the cosine `threshold` at the
+        EER.
 
     Raises
     ------
@@ -306,13 +310,14 @@ def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
     -------
     >>> sides = np.array([[0, 0], [1, 2]])  # a against b, a against c
     >>> trials = Trials(np.array([True, False]), ["a", "b", "c"], *sides)
-    >>> verify([[1, 0], [2, 0], [0, 3]], trials)
-    {'eer': 0.0, 'min_dcf_001': 0.0, 'min_dcf_005': 0.0, 'threshold': 0.5}
+    >>> figures = verify([[1, 0], [2, 0], [0, 3]], trials)
+    >>> figures["eer_percent"], figures["min_dcf_001"], figures["threshold"]
+    (0.0, 0.0, 0.5)
     """
     scores = cosine_scores(embeddings, trials)
     rate, threshold = eer(scores, trials.labels)
     return {
-        "eer": 100 * rate,
+        "eer_percent": 100 * rate,
         "min_dcf_001": min_dcf(scores, trials.labels, p_target=0.01),
         "min_dcf_005": min_dcf(scores, trials.labels, p_target=0.05),
         "threshold": threshold,

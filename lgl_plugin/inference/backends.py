@@ -18,6 +18,11 @@ def whiten(reference: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     numpy.ndarray, (m, D), float32
         The transformed embeddings.
 
+    Raises
+    ------
+    ValueError
+        If the reference has fewer than two vectors, or these are equal.
+
     Example
     -------
     >>> rng = np.random.default_rng(0)
@@ -26,7 +31,13 @@ def whiten(reference: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     True
     """
     mean = reference.mean(axis=0)
-    covariance = np.cov((reference - mean).T.astype(np.float64))
+    centred = (reference - mean).astype(np.float64)
+    if len(reference) < 2 or not centred.any():
+        raise ValueError(
+            "whitening needs a reference of vectors that differ, got "
+            f"{len(reference)}"
+        )
+    covariance = np.atleast_2d(np.cov(centred.T))
     values, axes = np.linalg.eigh(covariance)
     # Without the floor, axes that hardly vary would be amplified to noise.
     scale = 1.0 / np.sqrt(np.maximum(values, 1e-3 * values.max()))

@@ -23,7 +23,7 @@ def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
     Returns
     -------
     rate : float
-        From 0 to 1.
+        A fraction, from 0 to 1.
     threshold : float
         Midway between two neighbouring scores, where the two error rates
         differ least; accept the trials that score above it.
@@ -140,7 +140,10 @@ def count_rejected(
     rejected = np.append(0, np.flatnonzero(last) + 1)
     missed = np.append(0, np.cumsum(labels))[rejected]
     distinct = scores[last]
-    middle = (distinct[1:] + distinct[:-1]) / 2
+    # Halved first, or the sum of two scores near 1e308 is infinite; below the
+    # upper of two neighbours, to which their middle would round.
+    middle = distinct[1:] / 2 + distinct[:-1] / 2
+    middle = np.minimum(middle, np.nextafter(distinct[1:], -np.inf))
     cuts = np.hstack([-np.inf, middle, distinct[-1]])
     return order, cuts, missed, rejected - missed
 

@@ -78,8 +78,10 @@ def test_trials_are_scored_and_kept(tmp_path):
         return vectors
 
     path = tmp_path / "scores.npz"
-    assert observer.score_trials(embed) == verify(vectors, trials)
-    assert observer.score_trials(embed, path) == verify(vectors, trials)
+    figures = verify(vectors, trials)
+    figures["eer"] = figures.pop("eer_percent")  # the key of metrics.jsonl
+    assert observer.score_trials(embed) == figures
+    assert observer.score_trials(embed, path) == figures
     with np.load(path) as kept:
         assert kept["labels"].tolist() == [True, False]
         expected = cosine_scores(vectors, trials)

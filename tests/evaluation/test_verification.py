@@ -241,11 +241,11 @@ def test_verify_puts_it_together():
     figures = verify(embeddings, trials)
     rate, threshold = eer(scores, trials.labels)
     assert figures == {
-        "eer": 100 * rate,
+        "eer_percent": 100 * rate,
         "min_dcf_001": min_dcf(scores, trials.labels, 0.01),
         "min_dcf_005": min_dcf(scores, trials.labels, 0.05),
         "threshold": threshold,
     }
-    assert 30 < figures["eer"] < 70  # random labels
+    assert 30 < figures["eer_percent"] < 70  # random labels
     # Checkpoint metadata and JSON take plain numbers only.
     assert {type(value) for value in figures.values()} == {float}

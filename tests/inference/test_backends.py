@@ -1,6 +1,7 @@
 """What is done to embeddings before they are compared."""
 
 import numpy as np
+import pytest
 
 from lgl_plugin.inference.backends import whiten
 
@@ -32,3 +33,15 @@ def test_whitening_does_not_blow_up_a_constant_band():
     sample = rng.normal(size=(100, 3)) * [1.0, 1.0, 0.0]
     others = sample + [0, 0, 1e-3]
     assert np.abs(whiten(sample, others)).max() < 10
+
+
+def test_whitening_of_one_dimension():
+    sample = np.array([[1.0], [3.0], [8.0]])
+    white = whiten(sample, sample)
+    assert white.std(ddof=1) == pytest.approx(1) and abs(white.mean()) < 1e-6
+
+
+@pytest.mark.parametrize("reference", [np.ones((1, 3)), np.ones((9, 3))])
+def test_whitening_needs_vectors_that_differ(reference):
+    with pytest.raises(ValueError, match=f"differ, got {len(reference)}"):
+        whiten(reference, np.eye(3))

@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 from speechbrain.utils import metric_stats
 
-from lgl_plugin.metrics.error_rates import eer, min_dcf
+from lgl_plugin.metrics.error_rates import eer, min_dcf, operating_points
 
 
 def trial_scores(n_target, n_nontarget, seed=0, decimals=None):
@@ -94,6 +94,32 @@ def test_eer_knows_ranks_only_and_is_symmetric(trials, random):
     assert eer(np.exp(scores), labels)[0] == pytest.approx(rate)
     assert eer(-scores, ~labels)[0] == pytest.approx(rate)
     assert eer(-scores, labels)[0] == pytest.approx(1 - rate)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(allow_nan=False, allow_infinity=False), st.booleans()
+        ),
+        min_size=2,
+        max_size=20,
+    ).filter(lambda trials: len({label for _, label in trials}) == 2),
+    st.integers(0, 3),
+)
+def test_cuts_part_any_two_scores(trials, n_neighbours):
+    """Neighbours in float64, denormals and the ends of its range, too."""
+    scores, labels = columns(trials)
+    near = scores[0]
+    for _ in range(n_neighbours):
+        near = np.nextafter(near, 0.0)
+        scores, labels = np.append(scores, near), np.append(labels, True)
+    cuts, p_miss, p_fa = operating_points(scores, labels)
+    assert (np.diff(cuts) >= 0).all()
+    for cut, miss, false_alarm in zip(cuts, p_miss, p_fa):
+        assert miss == pytest.approx((scores[labels] <= cut).mean())
+        assert false_alarm == pytest.approx((scores[~labels] > cut).mean())
+    assert 0 <= eer(scores, labels)[0] <= 1
 
 
 def slow_min_dcf(scores, labels, p_target, c_miss, c_fa):
