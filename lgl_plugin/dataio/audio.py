@@ -7,23 +7,40 @@ import io
 import math
 import os
 import random
-from collections.abc import Sequence
+import re
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
 import torchaudio
 
+from lgl_plugin.dataio.manifest import RATES
+
 # The largest sample taken for audio. Full scale is 1, but some programs write
 # the integers of 32 bits as floats, and those files are usable.
 MAX_SAMPLE = 2.0**31
+# The peak up to which a waveform counts as silent: 80 dB below full scale,
+# three steps of 16 bits. Two channels of opposite phase average to the
+# rounding of their samples, half a step, and not to zeros.
+SILENCE = 1e-4
 # Taps of the resampling filter, which grows with both rates over their
 # greatest common divisor. The limit is 20 MB, ten times the need of any usual
 # rate; a header that claims 15,999 Hz would fill a worker's memory.
 MAX_TAPS = 5_000_000
+# Samples of all channels decoded at once: 5 s of 64 channels at 192 kHz would
+# be 246 MB, which an ogg of 13 kB can hold.
+BLOCK = 2**20
 # Seconds decoded at once in the search for sound: a file of ten silent hours
 # would otherwise fill a worker's memory.
 SEARCH_SECONDS = 60.0
+# What libmpg123 writes to stderr about a damaged mp3.
+MPG123_NOTES = re.compile(
+    rb"\s*$|(Note|Warning): |.*(libmpg123|\[\w+\.c:\d+\]).*(error|warning):"
+)
 
 
 class BadAudio(ValueError):
@@ -32,45 +49,171 @@ class BadAudio(ValueError):
     Example
     -------
     >>> try:
-    ...     audio_seconds("missing.wav")
+    ...     read_audio("missing.wav")
     ... except BadAudio as reason:
     ...     print(reason)
     cannot be opened: No such file or directory
     """
 
 
-def audio_seconds(path: str | os.PathLike) -> float:
-    """Returns the duration of an audio file, read from its header.
+class Header(NamedTuple):
+    """The size of an audio file: samples of a channel, Hz, channels."""
+
+    frames: int
+    rate: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        """The duration."""
+        return self.frames / self.rate
+
+
+def probe(
+    path: str | os.PathLike,
+    sample_rate: int = 16000,
+    channel: int | None = None,
+) -> Header:
+    """Returns the size of a file that can be read as training will read it.
+
+    Opens the file, seeks to the middle and decodes a twentieth of a second;
+    raises BadAudio if that fails.
+    """
+    with open_audio(path) as audio:
+        header = Header(audio.frames, audio.samplerate, audio.channels)
+        if header.frames == 0:
+            raise BadAudio("holds no samples")
+        if header.frames >= 2**62:  # FLAC from a stream
+            raise BadAudio("header does not give the length: encode it again")
+        check_rate(header.rate, sample_rate)
+        _read_mono(audio, header.seconds / 2, 0.05, channel)
+    return header
+
+
+def check_rate(rate: int, sample_rate: int) -> None:
+    """Raises BadAudio if `rate` cannot be converted to `sample_rate` (Hz)."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise BadAudio(
+            f"has {rate} Hz by its header, which is outside {RATES[0]:,} to "
+            f"{RATES[1]:,} Hz"
+        )
+    common = math.gcd(rate, sample_rate)
+    if (rate // common) * (sample_rate // common) > MAX_TAPS:
+        raise BadAudio(f"has {rate} Hz, too odd to convert to {sample_rate} Hz")
+
+
+def read_audio(
+    path: str | os.PathLike,
+    start: float = 0.0,
+    seconds: float | None = None,
+    sample_rate: int = 16000,
+    place: Sequence[int] | None = None,
+    channel: int | None = None,
+) -> torch.Tensor:
+    """Reads one span of an audio file as mono at the wanted rate.
 
     Arguments
     ---------
     path : str or pathlib.Path
-        A wav, flac, ogg or mp3 file.
+        A wav, flac, ogg or mp3 file; or a shard, which holds many of them.
+    start : float
+        Where the span begins, in seconds.
+    seconds : float, optional
+        Length of the span; to the end of the file if not given.
+    sample_rate : int
+        The rate to convert to, in Hz.
+    place : (int, int), optional
+        First byte and number of bytes of the audio file within a shard.
+    channel : int, optional
+        The channel to read, from 0; the mean of all if not given.
 
     Returns
     -------
-    float
-        Seconds, above 0.
+    torch.Tensor
+        Samples, shape (time,), float32 in [-1, 1].
 
     Raises
     ------
     BadAudio
-        If the file is missing, unreadable or empty.
+        If the file is missing, unreadable or empty, lacks the channel, or a
+        sample is not finite.
 
     Example
     -------
     >>> path = getfixture("tmp_path") / "tone.wav"
-    >>> soundfile.write(path, np.full(8000, 0.5), 16000)
-    >>> audio_seconds(path)
-    0.5
+    >>> soundfile.write(path, np.full(8000, 0.5), 8000)
+    >>> read_audio(path, start=0.5, seconds=0.25).shape
+    torch.Size([4000])
     """
-    with _open(path, None) as audio:
-        if not audio.frames:
-            raise BadAudio("holds no samples")
-        return audio.frames / audio.samplerate
+    return read_spans(path, [(start, seconds)], sample_rate, place, channel)[0]
 
 
-def why_unreadable(path: str | os.PathLike, error: Exception | None) -> str:
+def read_spans(
+    path: str | os.PathLike,
+    spans: Sequence[tuple[float, float | None]],
+    sample_rate: int = 16000,
+    place: Sequence[int] | None = None,
+    channel: int | None = None,
+) -> list[torch.Tensor]:
+    """Reads spans (start, seconds) of a file opened once, see `read_audio`."""
+    with open_audio(path, place) as audio:
+        return [
+            _read_span(audio, *span, sample_rate, channel) for span in spans
+        ]
+
+
+@contextlib.contextmanager
+def open_audio(
+    path: str | os.PathLike, place: Sequence[int] | None = None
+) -> Iterator[soundfile.SoundFile]:
+    """Opens an audio file; errors of opening and of the block are BadAudio."""
+    if not os.path.isfile(path):
+        raise BadAudio(_why_unreadable(path, None))
+    source = contextlib.nullcontext(str(path))
+    quiet = contextlib.nullcontext()
+    if str(path).lower().endswith(".mp3"):
+        quiet = _without_notes()
+    try:
+        if place is not None:
+            source = Member(path, *place)
+        with quiet, source as content, soundfile.SoundFile(content) as audio:
+            yield audio
+    except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
+        raise BadAudio(_why_unreadable(path, error)) from error
+    except MemoryError as error:
+        raise BadAudio("is said to be larger than the memory") from error
+    except TypeError as error:
+        # soundfile wants the format of a file called .raw as an argument.
+        raise BadAudio("has no header") from error
+
+
+@contextlib.contextmanager
+def _without_notes():
+    """Drops what libmpg123 writes to stderr, and passes on all else."""
+    # The library writes from C to file descriptor 2, past sys.stderr. Only in
+    # the main thread: two threads that exchange the descriptor at once could
+    # restore the other's.
+    original = None
+    with contextlib.suppress(OSError):  # a daemon may have closed stderr
+        if threading.current_thread() is threading.main_thread():
+            original = os.dup(2)
+    if original is None:
+        yield
+        return
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+            caught.seek(0)
+            for line in caught:
+                if not MPG123_NOTES.match(line):
+                    os.write(2, line)
+
+
+def _why_unreadable(path, error):
     """Returns the reason why a file could not be opened or read.
 
     The file system is asked first, since libsndfile answers each of its
@@ -88,145 +231,82 @@ def why_unreadable(path: str | os.PathLike, error: Exception | None) -> str:
     return "is empty" if empty else f"cannot be read: {reason}"
 
 
-def rate_problem(rate: int, sample_rate: int) -> str | None:
-    """Returns why `rate` cannot be converted to `sample_rate` (Hz), or None."""
-    common = math.gcd(rate, sample_rate)
-    if (rate // common) * (sample_rate // common) > MAX_TAPS:
-        return f"has {rate} Hz, too odd to convert to {sample_rate} Hz"
-    return None
-
-
-def read_audio(
-    path: str | os.PathLike,
-    start: float = 0.0,
-    seconds: float | None = None,
-    sample_rate: int = 16000,
-    place: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """Reads one span of an audio file as mono at the wanted rate.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        A wav, flac, ogg or mp3 file; or a shard, which holds many of them.
-    start : float
-        Where the span begins, in seconds.
-    seconds : float, optional
-        Length of the span; to the end of the file if not given.
-    sample_rate : int
-        The rate to convert to, in Hz.
-    place : (int, int), optional
-        First byte and number of bytes of the audio file within a shard.
-
-    Returns
-    -------
-    torch.Tensor
-        Samples, shape (time,), float32 in [-1, 1].
-
-    Raises
-    ------
-    BadAudio
-        If the file is missing, unreadable or empty, or a sample is not finite.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "tone.wav"
-    >>> soundfile.write(path, np.full(8000, 0.5), 8000)
-    >>> read_audio(path, start=0.5, seconds=0.25).shape
-    torch.Size([4000])
-    """
-    return read_spans(path, [(start, seconds)], sample_rate, place)[0]
-
-
-def read_spans(
-    path: str | os.PathLike,
-    spans: Sequence[tuple[float, float | None]],
-    sample_rate: int = 16000,
-    place: Sequence[int] | None = None,
-) -> list[torch.Tensor]:
-    """Reads several spans of an audio file, which is opened once.
-
-    Arguments
-    ---------
-    path, sample_rate, place
-        See `read_audio`.
-    spans : list of (float, float or None)
-        Start and length of each span in seconds; None: to the end.
-
-    Returns
-    -------
-    list of torch.Tensor
-        Samples, each of shape (time,), float32 in [-1, 1].
-
-    Raises
-    ------
-    BadAudio
-        See `read_audio`; an empty span is enough.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "tone.wav"
-    >>> soundfile.write(path, np.full(16000, 0.5), 16000)
-    >>> [len(wav) for wav in read_spans(path, [(0.5, 0.25), (0.75, None)])]
-    [4000, 4000]
-    """
-    with _open(path, place) as audio:
-        return [_read_span(audio, *span, sample_rate) for span in spans]
-
-
-@contextlib.contextmanager
-def _open(path, place):
-    """Opens an audio file; errors of opening and of the block are BadAudio."""
-    if not os.path.isfile(path):
-        raise BadAudio(why_unreadable(path, None))
-    try:
-        if place is None:
-            content = contextlib.nullcontext(str(path))
-        else:
-            content = Member(path, *place)
-        with content as source, soundfile.SoundFile(source) as audio:
-            yield audio
-    except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
-        raise BadAudio(why_unreadable(path, error)) from error
-    except MemoryError as error:
-        raise BadAudio("is said to be larger than the memory") from error
-    except TypeError as error:
-        # soundfile wants the format of a file called .raw as an argument.
-        raise BadAudio("has no header") from error
-
-
-def _read_span(audio, start, seconds, sample_rate):
+def _read_span(audio, start, seconds, sample_rate, channel):
     """Reads one span of an open file, as `read_audio` returns it."""
-    rate = audio.samplerate
-    if problem := rate_problem(rate, sample_rate):
-        raise BadAudio(problem)
-    audio.seek(min(round(start * rate), audio.frames))
-    frames = -1 if seconds is None else round(seconds * rate)
+    check_rate(audio.samplerate, sample_rate)
+    wav = torch.from_numpy(_read_mono(audio, start, seconds, channel))
+    if audio.samplerate != sample_rate:
+        wav = torchaudio.functional.resample(wav, audio.samplerate, sample_rate)
+    return wav
+
+
+def _read_mono(audio, start, seconds, channel):
+    """Reads one span of an open file, mixed to mono block by block."""
+    rate, channels = audio.samplerate, audio.channels
+    if channel is not None and channel >= channels:
+        raise BadAudio(
+            f"has {channels} channels, numbered from 0, and no channel "
+            f"{channel}"
+        )
+    if not audio.seekable():  # GSM 6.10 and other codings of telephones
+        raise BadAudio(
+            f"is coded as {audio.subtype_info}, which can only be read from "
+            "the beginning: convert it to wav of 16 bits"
+        )
+    first = min(round(start * rate), audio.frames)
+    audio.seek(first)
+    left = audio.frames - first
+    if seconds is not None:
+        left = min(left, round(seconds * rate))
     # libsndfile takes three times as long as numpy to convert 16-bit samples
-    # to floats. They are finite, so the check below is for other formats.
+    # to floats. They are finite, so their peak needs no check.
     is_16_bit = audio.subtype == "PCM_16"
-    try:
-        samples = audio.read(frames, "int16" if is_16_bit else "float32")
-    except ValueError as error:
-        # soundfile allocates the header's length less the position, which is
-        # negative when a seek lands beyond what the header claims.
-        raise BadAudio("cannot be read: header and content differ") from error
-    if len(samples) == 0:
+    blocks = []
+    while left > 0:
+        wanted = min(left, max(BLOCK // channels, 1))
+        try:
+            block = audio.read(wanted, "int16" if is_16_bit else "float32")
+        except ValueError as error:
+            # soundfile allocates the header's length less the position, which
+            # is negative when a seek lands beyond what the header claims.
+            reason = "cannot be read: header and content differ"
+            raise BadAudio(reason) from error
+        if channel is not None and channels > 1:
+            block = block[:, channel]
+        if is_16_bit:
+            block = block.astype(np.float32)
+            block *= 1 / 32768
+        elif len(block):
+            _check_peak(np.abs(block).max())
+        blocks.append(block if block.ndim == 1 else block.mean(axis=1))
+        left -= wanted
+        if len(block) < wanted:
+            break
+    if not sum(map(len, blocks)):
         raise BadAudio("holds no samples")
-    if is_16_bit:
-        samples = samples.astype(np.float32)
-        samples *= 1 / 32768
-    # "not <=" instead of ">": a NaN fails every comparison.
-    elif not (peak := np.abs(samples).max()) <= MAX_SAMPLE:
+    return np.concatenate(blocks)
+
+
+def _check_peak(peak):
+    """Raises BadAudio if the largest magnitude is not that of audio."""
+    if not peak <= MAX_SAMPLE:  # a NaN fails every comparison
         finite = np.isfinite(peak)
         extent = f"up to {peak:.1g}" if finite else "that are not finite"
         raise BadAudio(f"holds samples {extent}")
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
-    wav = torch.from_numpy(samples)
-    if rate != sample_rate:
-        wav = torchaudio.functional.resample(wav, rate, sample_rate)
-    return wav
+
+
+def check_sound(wav: torch.Tensor) -> None:
+    """Raises BadAudio if a waveform (time,) is silent."""
+    if is_silent(wav):
+        raise BadAudio(
+            "is silent from end to end: no sample above "
+            f"{20 * math.log10(SILENCE):.0f} dB of full scale"
+        )
+
+
+def is_silent(wav: torch.Tensor) -> bool:
+    """Tells whether no sample of a waveform exceeds `SILENCE`."""
+    return not wav.abs().max() > SILENCE
 
 
 def crop_spans(
@@ -257,42 +337,41 @@ def read_crops(
     sample_rate: int = 16000,
     rng: random.Random = random,  # type: ignore[assignment]
     place: Sequence[int] | None = None,
+    channel: int | None = None,
 ) -> torch.Tensor:
     """Reads random disjoint crops of the utterance at `offset` in a file.
 
     Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
-    are in seconds. A crop of zeros alone is replaced by one around the first
-    sound of the utterance; `BadAudio` is raised if there is none.
+    are in seconds. A silent crop is replaced by one around the first sound of
+    the utterance; `BadAudio` is raised if there is none.
     """
     n_samples = round(crop * sample_rate)
     spans = crop_spans(duration, crop, n_crops, rng)
     spans = [(offset + start, seconds) for start, seconds in spans]
-    crops = read_spans(path, spans, sample_rate, place)
+    source = sample_rate, place, channel
+    crops = read_spans(path, spans, *source)
     for index, wav in enumerate(crops):
-        if not wav.any():
-            wav = _first_sound(path, offset, duration, sample_rate, place)
-            crops[index] = _loudest_crop(wav, n_samples)
+        if is_silent(wav):
+            wav = _first_sound(path, offset, duration, *source)
+            # Around the sample of the largest magnitude.
+            start = int(wav.abs().argmax()) - n_samples // 2
+            start = max(0, min(start, len(wav) - n_samples))
+            crops[index] = wav[start : start + n_samples]
     return torch.stack([wrap(wav, n_samples) for wav in crops])
 
 
-def _first_sound(path, start, seconds, sample_rate, place):
-    """Returns the first `SEARCH_SECONDS` of a span that are not all zeros."""
-    with _open(path, place) as audio:
+def _first_sound(path, start, seconds, sample_rate, place, channel):
+    """Returns the first `SEARCH_SECONDS` of a span that are not silent."""
+    with open_audio(path, place) as audio:
         end = min(start + seconds, audio.frames / audio.samplerate)
-        while start < end:
+        while True:
             piece = min(SEARCH_SECONDS, end - start)
-            wav = _read_span(audio, start, piece, sample_rate)
-            if wav.any():
-                return wav
+            wav = _read_span(audio, start, piece, sample_rate, channel)
             start += SEARCH_SECONDS
-    raise BadAudio("is silent from end to end")
-
-
-def _loudest_crop(wav, n_samples):
-    """Cuts `n_samples` around the sample of the largest magnitude."""
-    peak = int(wav.abs().argmax())
-    start = max(0, min(peak - n_samples // 2, len(wav) - n_samples))
-    return wav[start : start + n_samples]
+            if start >= end:
+                check_sound(wav)
+            if not is_silent(wav):
+                return wav
 
 
 def wrap(wav: torch.Tensor, n_samples: int) -> torch.Tensor:
@@ -328,7 +407,7 @@ class Member(io.FileIO):
         super().seek(self._first + position)
         return position
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Fills a buffer up to the end of the range; returns the byte count."""
         left = max(self._length - self.tell(), 0)
         return super().readinto(memoryview(buffer).cast("B")[:left])

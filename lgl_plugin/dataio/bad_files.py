@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable
 
 from lgl_plugin.dataio.manifest import one_line
+from lgl_plugin.utils.files import sync
 
 
 class BadFiles:
@@ -44,12 +45,14 @@ class BadFiles:
     def _read(self):
         """Takes in the lines that the log holds."""
         if self.path.exists():
-            # A crash or an editor may leave invalid UTF-8 or a line without a
-            # tab: neither is a reason to stop a training.
+            # A crash or an editor may leave invalid UTF-8, which is no reason
+            # to stop a training, or a line without a tab: a name that was cut
+            # off is of no file, and must not count towards the limit.
             text = self.path.read_text(encoding="utf-8", errors="replace")
             for line in text.splitlines():
-                utterance, _, reason = line.partition("\t")
-                self.reasons[utterance] = reason
+                utterance, tab, reason = line.partition("\t")
+                if tab:
+                    self.reasons[utterance] = reason
 
     def add(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Logs (utterance, reason) pairs and checks; known utterances pass."""
@@ -68,6 +71,11 @@ class BadFiles:
                 for name in news:
                     self.reasons[name] = one_line(" ".join(bad[name].split()))
                     log.write(f"{name}\t{self.reasons[name]}\n".encode())
+                log.flush()
+                # Before the checkpoint that counts these: after a power cut
+                # the limit would be lifted.
+                os.fsync(log.fileno())
+            sync(self.path.parent)
         if bad:
             self.check()
 

@@ -6,36 +6,38 @@ import collections
 import itertools
 import pathlib
 import random
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
-from lgl_plugin.dataio.audio import BadAudio, audio_seconds
+from lgl_plugin.dataio.audio import BadAudio, probe
+from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.dataio.prepare import find_audio
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 
 
 def draw_cohort(
     folder: str | pathlib.Path,
-    verification_file: str | pathlib.Path,
+    trial_lists: Iterable[str | pathlib.Path],
     trial_folder: str | pathlib.Path,
     size: int,
     seed: int = 0,
 ) -> Manifest:
     """Draws files of a folder at random, sorted by path, which is the ID.
 
-    As in training, first-level folders that hold an utterance of the trial list
-    are left out; the number is printed. Files with an unreadable header are
-    passed over. A folder that is missing raises FileNotFoundError, one without
+    As in training, first-level folders that hold an utterance of a trial list
+    are left out; the number is printed. Files that cannot be read are passed
+    over. A folder that is missing raises FileNotFoundError, one without
     audio of untested speakers ValueError.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"--cohort: there is no folder {folder}")
     counts = collections.Counter()
-    files = find_audio(folder, collections.Counter())
-    tested = trial_paths(verification_file, trial_folder)
-    files = exclude_tested(files, folder, tested, counts)
+    tested: set[str] = set()
+    for path in trial_lists:
+        tested |= trial_paths(path, trial_folder)
+    files = exclude_tested(find_audio(folder), folder, tested, counts)
     names = [name for name, problem in files if problem is None]
     if counts["excluded"]:
         print(
@@ -55,7 +57,7 @@ def draw_cohort(
         for name in names:
             path = str(folder / name)
             try:
-                yield name, path, 0.0, audio_seconds(path), ""
+                yield name, path, 0.0, probe(path).seconds, ""
             except BadAudio:
                 continue
 

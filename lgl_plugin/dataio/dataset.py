@@ -137,17 +137,19 @@ def crop_dataset(
     (torch.Size([1, 8000]), 3)
     """
 
-    def read(utterance, wav, offset, duration, place):
+    def read(utterance, wav, offset, duration, *source):
         rng = random.Random(f"{seed} {dataset.epoch.item()} {utterance}")
         return read_crops(
-            wav, offset, duration, crop, n_crops, sample_rate, rng, place
+            wav, offset, duration, crop, n_crops, sample_rate, rng, *source
         )
 
     if labels is not None:
         rows = rows[labels[rows] >= 0]
     dataset = UtteranceDataset(manifest, rows)
     dataset.add_dynamic_item(
-        read, takes=["id", "wav", "offset", "duration", "place"], provides="sig"
+        read,
+        takes=["id", "wav", "offset", "duration", "place", "channel"],
+        provides="sig",
     )
     keys = ["id", "sig"]
     if labels is not None:

@@ -25,12 +25,13 @@ from lgl_plugin.utils.files import is_outside
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 SHARD_COLUMNS = ("first_byte", "n_bytes")
+CHANNEL = "channel"  # of the file, from 0; empty for the mean of all
 # Characters at which str.splitlines splits, the tab that parts the fields of
 # bad_files.txt, and the control characters that a terminal would obey.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Plausible sampling rates, in Hz. A rate outside them means that the manifest
-# confuses samples with seconds.
-RATES = (1e3, 1e7)
+# Plausible sampling rates, in Hz. A rate outside them means a damaged header,
+# or a manifest that confuses samples with seconds.
+RATES = (1_000, 10_000_000)
 
 
 class Strings(Sequence[str]):
@@ -107,6 +108,8 @@ class Manifest:
     speakers : numpy.ndarray
         True speakers as numbers, int64 (N,), -1 where unknown; for analysis
         after the fact only.
+    channels : numpy.ndarray
+        The channel to read of each file, int16 (N,), -1 for the mean of all.
     places : numpy.ndarray, optional
         First byte and number of bytes of each audio file within its shard,
         int64 (N, 2); None if `wavs` are no shards.
@@ -114,10 +117,11 @@ class Manifest:
     Example
     -------
     >>> manifest = Manifest.of([("a", "a.wav", 0.0, 2.5, "")])
-    >>> manifest[0]
-    {'wav': 'a.wav', 'offset': 0.0, 'duration': 2.5, 'place': None}
     >>> manifest.ids[0], manifest.speakers[0].item()
     ('a', -1)
+    >>> print(manifest[0])  # the arguments of `lgl_plugin.dataio.audio`
+    {'wav': 'a.wav', 'offset': 0.0, 'duration': 2.5, 'place': None, \
+'channel': None}
     """
 
     ids: Strings
@@ -125,22 +129,28 @@ class Manifest:
     offsets: np.ndarray
     durations: np.ndarray
     speakers: np.ndarray
+    channels: np.ndarray
     places: np.ndarray | None = None
 
     @classmethod
     def of(cls, rows: Iterable[tuple]) -> Manifest:
-        """Makes one of rows (ID, wav, offset, duration, speaker[, place])."""
+        """Makes one of (ID, wav, offset, duration, speaker[, channel, place]).
+
+        Channel and place may be None; either all rows have a place or none.
+        """
         wavs, offsets, durations = [], array("d"), array("d")
-        speakers, places, codes = array("q"), array("q"), {"": -1}
+        speakers, channels, places = array("q"), array("h"), array("q")
+        codes = {"": -1}
 
         def ids():
-            for name, wav, offset, duration, speaker, *place in rows:
+            for name, wav, offset, duration, speaker, *rest in rows:
+                channel, place = rest or (None, None)
                 wavs.append(wav)
                 offsets.append(offset)
                 durations.append(duration)
                 speakers.append(codes.setdefault(speaker, len(codes) - 1))
-                for pair in place:
-                    places.extend(pair)
+                channels.append(-1 if channel is None else channel)
+                places.extend(place or ())
                 yield name
 
         def column(values, dtype):
@@ -153,6 +163,7 @@ class Manifest:
             column(offsets, np.float64),
             column(durations, np.float64),
             column(speakers, np.int64),
+            column(channels, np.int16),
             column(places, np.int64).reshape(-1, 2) if places else None,
         )
 
@@ -161,11 +172,13 @@ class Manifest:
 
     def __getitem__(self, row: int) -> dict:
         """Returns the arguments with which `read_crops` reads an utterance."""
+        channel = self.channels[row].item()
         return {
             "wav": self.wavs[row],
             "offset": self.offsets[row].item(),
             "duration": self.durations[row].item(),
             "place": None if self.places is None else self.places[row].tolist(),
+            "channel": None if channel < 0 else channel,
         }
 
     def rows(self, ids: Collection[str]) -> np.ndarray:
@@ -199,8 +212,8 @@ def load_manifest(
     ---------
     path : str or pathlib.Path
         A csv with at least the columns ID, duration, wav, start, stop, spk_id
-        (of which the last may be empty), and first_byte and n_bytes if the
-        audio lies in shards.
+        (of which the last may be empty); first_byte and n_bytes if the audio
+        lies in shards; and channel, from 0, where one of several is meant.
     data_root : str or pathlib.Path
         Replaces `$data_root` in the paths.
     allow_outside : bool
@@ -227,8 +240,8 @@ def load_manifest(
     ...     "ID,duration,wav,start,stop,spk_id\\n"
     ...     "a.wav,2.5,$data_root/a.wav,0,40000,\\n"
     ... )
-    >>> load_manifest(path, "corpus")[0]
-    {'wav': 'corpus/a.wav', 'offset': 0.0, 'duration': 2.5, 'place': None}
+    >>> load_manifest(path, "corpus").wavs[0]
+    'corpus/a.wav'
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no manifest {path}")
@@ -257,34 +270,35 @@ def _parse(path, _version, data_root, allow_outside):
 def _read_rows(path, data_root, allow_outside):
     """Yields rows for `Manifest.of`; an error names the line."""
     seen = set()
-    with open(path, newline="", encoding="utf-8") as source:
+    # utf-8-sig: spreadsheets begin a csv with a byte-order mark, which would
+    # be taken for a part of the first column's name.
+    with open(path, newline="", encoding="utf-8-sig") as source:
         reader = csv.reader(source, skipinitialspace=True)
         try:
             header = next(reader, [])
-            places = _places(header)
-            for row in filter(None, reader):
-                if len(row) != len(header):
+            _check_header(header)
+            for fields in filter(None, reader):
+                if len(fields) != len(header):
                     raise ValueError(
-                        f"{len(row)} fields under {len(header)} columns; a "
+                        f"{len(fields)} fields under {len(header)} columns; a "
                         "field with a comma needs quotes"
                     )
-                name, duration, wav, start, stop, speaker, *shard = (
-                    row[place] for place in places
-                )
-                for column, text in (("ID", name), ("wav", wav)):
-                    if not text:
+                row = dict(zip(header, fields))
+                name, wav = row["ID"], row["wav"]
+                for column in ("ID", "wav"):
+                    if not row[column]:
                         raise ValueError(f"{column} is empty")
-                    if CONTROL.search(text):
+                    if CONTROL.search(row[column]):
                         raise ValueError(
-                            f"{column} {text!r} holds a line break or another "
-                            "control character"
+                            f"{column} {row[column]!r} holds a line break or "
+                            "another control character"
                         )
                 if name in seen:
                     raise ValueError(f"ID {name!r} occurs a second time")
                 seen.add(name)
                 audio = wav.replace("$data_root", data_root, 1)
-                span = _span(duration, start, stop)
-                place = [_shard_place(*shard)] if shard else []
+                span = _span(row["duration"], row["start"], row["stop"])
+                channel, place = _channel(row.get(CHANNEL, "")), _place(row)
                 if not allow_outside and is_outside(audio, data_root):
                     raise ValueError(
                         f"{wav!r} leads out of the data folder {data_root}. "
@@ -292,7 +306,7 @@ def _read_rows(path, data_root, allow_outside):
                         "path with $data_root/; or, if you trust this "
                         "manifest, set allow_outside_data_folder: True"
                     )
-                yield name, audio, *span, speaker, *place
+                yield name, audio, *span, row["spk_id"], channel, place
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"manifest {path} is not UTF-8 after line {reader.line_num}: "
@@ -304,8 +318,8 @@ def _read_rows(path, data_root, allow_outside):
             ) from error
 
 
-def _places(header):
-    """Returns the indices of the columns, those of shards, if any, last."""
+def _check_header(header):
+    """Raises ValueError if a column is missing."""
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise ValueError(
@@ -316,7 +330,6 @@ def _places(header):
     shard = [column for column in SHARD_COLUMNS if column in header]
     if len(shard) == 1:
         raise ValueError(f"{shard[0]} needs both of {SHARD_COLUMNS}")
-    return [header.index(column) for column in (*COLUMNS, *shard)]
 
 
 def _numbers(kind, *texts):
@@ -339,7 +352,8 @@ def _span(duration, start, stop):
             "samples, start the smaller"
         )
     rate = (last - first) / seconds
-    if not RATES[0] < rate < RATES[1]:
+    # A hundredth of slack: durations are rounded.
+    if not 0.99 * RATES[0] < rate < 1.01 * RATES[1]:
         raise ValueError(
             f"from start {start} to stop {stop} in {duration} s would be "
             f"{rate:.3g} samples a second; start and stop count samples at "
@@ -348,12 +362,26 @@ def _span(duration, start, stop):
     return first / rate, seconds
 
 
-def _shard_place(first_byte, n_bytes):
-    """Returns the first byte and the number of bytes as integers."""
-    first, size = _numbers(int, first_byte, n_bytes)
+def _channel(text):
+    """Returns the channel as a number, None for the mean of all."""
+    (channel,) = _numbers(int, text or "-1")
+    if text and not 0 <= channel < 2**15:
+        raise ValueError(
+            f"channel {text!r} must be a whole number from 0, or empty for the "
+            "mean of all channels"
+        )
+    return channel if text else None
+
+
+def _place(row):
+    """Returns first byte and number of bytes in a shard; None without one."""
+    if SHARD_COLUMNS[0] not in row:
+        return None
+    texts = [row[column] for column in SHARD_COLUMNS]
+    first, size = _numbers(int, *texts)
     if not (0 <= first < 2**62 and 0 < size < 2**62):
         raise ValueError(
-            f"first_byte {first_byte!r} and n_bytes {n_bytes!r} must be whole "
+            f"first_byte {texts[0]!r} and n_bytes {texts[1]!r} must be whole "
             "numbers of bytes"
         )
     return first, size

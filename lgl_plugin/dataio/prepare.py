@@ -1,8 +1,8 @@
 """A folder of audio to a manifest, the csv that everything else starts from.
 
-Only headers are read, in parallel, and rows are written as they come, so that
-a million files need minutes and little memory. A finished manifest is reused,
-and test speakers stay out.
+Each file is opened and a little of it decoded, in parallel, and rows are
+written as they come, so that a million files need minutes and little memory. A
+finished manifest is reused, and test speakers stay out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import multiprocessing
@@ -18,23 +19,20 @@ import pathlib
 import re
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-import soundfile
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from lgl_plugin.dataio.audio import rate_problem, why_unreadable
-from lgl_plugin.dataio.manifest import COLUMNS, CONTROL, one_line
+from lgl_plugin.dataio.audio import BadAudio, Header, probe
+from lgl_plugin.dataio.folder import EXTENSIONS, UNREAD, find_audio
+from lgl_plugin.dataio.manifest import CHANNEL, COLUMNS, CONTROL, one_line
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
-from lgl_plugin.utils.files import atomic_write, checksum, write_json
+from lgl_plugin.utils.files import atomic_write, checksum, sync, write_json
 
 logger = get_logger(__name__)
 
-EXTENSIONS = (".flac", ".mp3", ".ogg", ".wav")
-SAMPLE_RATE = 16000
 # Files that a worker takes at a time: a few milliseconds of work.
 BATCH = 64
 # Into which the files found are counted, each into one.
@@ -54,6 +52,8 @@ def prepare_manifest(
     min_seconds: float = 0.3,
     max_bad_share: float = 0.02,
     num_workers: int = 8,
+    sample_rate: int = 16000,
+    channel: int | None = None,
 ) -> dict:
     """Scans a folder for wav, flac, ogg and mp3 files and lists them in a csv.
 
@@ -62,10 +62,11 @@ def prepare_manifest(
     `$data_root/<path below data_root>`; start and stop are in samples at the
     file's own rate; spk_id is used for analysis after the fact only.
 
-    Links are followed, and every folder is scanned once. A finished manifest
-    with the same settings is reused; delete it to have it made again. Beside
-    it lie `bad_files.txt`, lines of `path below train_folder<TAB>reason`, and
-    `<manifest>.json` with settings and counts, written last.
+    Links are followed, and every folder is scanned once. Hidden files and what
+    systems leave behind are passed over, see `lgl_plugin.dataio.folder`. A
+    finished manifest with the same settings is reused; delete it to have it
+    made again. Beside it lie `bad_files.txt`, lines of `path below
+    train_folder<TAB>reason`, and `<manifest>.json` with settings and counts.
 
     Arguments
     ---------
@@ -84,20 +85,26 @@ def prepare_manifest(
     trial_folder : str or pathlib.Path, optional
         Where the trial list's paths start from; data_root if not given.
     min_seconds : float
-        Shorter files count as bad.
+        Shorter files count as bad; 0.001 or more.
     max_bad_share : float
         The share of files that may be bad, between 0 and 1.
     num_workers : int
-        Processes that read headers. They wait for the disk more than they
+        Processes that read files. They wait for the disk more than they
         compute, so more of them than cores is right.
+    sample_rate : int
+        The rate in Hz that training will convert to.
+    channel : int, optional
+        The channel to train on, from 0, kept in a column of that name; the
+        mean of all if not given.
 
     Returns
     -------
     dict
         The content of `<manifest>.json`: settings; the numbers of files
         found, kept, excluded (test speakers), bad and short; hours; folders
-        (first-level ones with a kept file); manifest_bytes and
-        manifest_sha256.
+        (first-level ones with a kept file); passed_over (numbers of "hidden"
+        files and folders, and of other files by extension); manifest_bytes
+        and manifest_sha256.
 
     Raises
     ------
@@ -109,6 +116,7 @@ def prepare_manifest(
 
     Example
     -------
+    >>> import soundfile
     >>> folder = getfixture("tmp_path")
     >>> (folder / "wav" / "ann").mkdir(parents=True)
     >>> soundfile.write(folder / "wav" / "ann" / "1.wav", [0.1] * 8000, 16000)
@@ -126,12 +134,12 @@ def prepare_manifest(
     data_root = os.path.abspath(data_root or train_folder)
     trial_folder = os.path.abspath(trial_folder or data_root)
     manifest = pathlib.Path(manifest)
-    sidecar = manifest.with_name(manifest.name + ".json")
     check_folders(train_folder, data_root)
     for name, value, least in (
-        ("min_seconds", min_seconds, 0),
+        ("min_seconds", min_seconds, 0.001),  # the manifest keeps 1e-6 s
         ("max_bad_share", max_bad_share, 0),
         ("num_workers", num_workers, 1),
+        ("channel", channel or 0, 0),
     ):
         if not value >= least:
             raise ValueError(f"{name} is {value}; it must be {least} or more")
@@ -144,23 +152,21 @@ def prepare_manifest(
         "trial_folder": trial_folder if trials else None,
         "min_seconds": float(min_seconds),
         "max_bad_share": float(max_bad_share),
+        "sample_rate": sample_rate,
+        "channel": channel,
     }
-    made = _finished(manifest, sidecar)
-    if made is not None and _serves(made, settings):
-        logger.info(
-            f"Reusing {manifest}: {made['kept']} utterances, "
-            f"{made['hours']:.1f} h. Delete it to scan {train_folder} again."
-        )
-        return made
+    made = _finished(manifest) or _finish(manifest)
     if made is not None:
-        changes = ", ".join(
-            f"{key} was {made['settings'].get(key)!r}, is {value!r}"
-            for key, value in settings.items()
-            if made["settings"].get(key) != value
-        )
-        logger.warning(f"Making {manifest} again: {changes}.")
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    return _scan(settings, manifest, sidecar, tested, num_workers)
+        changes = _changes(made, settings)
+        if not changes:
+            logger.info(
+                f"Reusing {manifest}: {made['kept']} utterances, "
+                f"{made['hours']:.1f} h. Delete it to scan {train_folder} "
+                "again."
+            )
+            return made
+        logger.warning(f"Making {manifest} again: {', '.join(changes)}.")
+    return _scan(settings, manifest, tested, num_workers)
 
 
 def check_folders(train_folder: str, data_root: str) -> None:
@@ -179,14 +185,23 @@ def check_folders(train_folder: str, data_root: str) -> None:
         )
 
 
-def _finished(manifest, sidecar):
-    """Returns the content of a manifest's sidecar; None unless they match."""
+def _beside(manifest):
+    """Returns where a manifest's sidecar lies, and it itself until whole."""
+    return (
+        manifest.with_name(manifest.name + ".json"),
+        manifest.with_name(manifest.name + ".new"),
+    )
+
+
+def _finished(manifest, file=None):
+    """Returns what the sidecar says, or None if it is of another file."""
+    file = file or manifest
     try:
-        made = json.loads(sidecar.read_text(encoding="utf-8"))
+        made = json.loads(_beside(manifest)[0].read_text(encoding="utf-8"))
         whole = (
-            made["manifest_bytes"] == manifest.stat().st_size
+            made["manifest_bytes"] == file.stat().st_size
             # Earlier versions kept no checksum.
-            and made.get("manifest_sha256") in (None, checksum(manifest))
+            and made.get("manifest_sha256") in (None, checksum(file))
             and made["found"] == sum(made[key] for key in COUNTS)
             and isinstance(made["hours"], float)
             and isinstance(made["settings"], dict)
@@ -197,22 +212,43 @@ def _finished(manifest, sidecar):
     return made if whole else None
 
 
-def _serves(made, settings):
-    """Tells whether a finished manifest is what these settings would make."""
-    wrong, share = made["bad"] + made["short"], settings["max_bad_share"]
-    same = {**made["settings"], "max_bad_share": share} == settings
-    return same and wrong <= share * made["found"]
+def _finish(manifest):
+    """Puts a new manifest in its place, if there is one with its sidecar.
+
+    Returns what the sidecar says, or None.
+    """
+    _, new = _beside(manifest)
+    made = _finished(manifest, new)
+    if made is not None:
+        os.replace(new, manifest)
+        sync(manifest.parent)
+    return made
 
 
-def _scan(settings, manifest, sidecar, tested, num_workers):
-    """Writes bad_files.txt, the manifest and its sidecar, in this order."""
+def _changes(made, settings):
+    """Returns how settings differ from those that a manifest was made with."""
+    # Manifests of earlier versions were made with these.
+    was = {"sample_rate": 16000, "channel": None, **made["settings"]}
+    # Another tolerance matters only where it is exceeded.
+    share = settings["max_bad_share"]
+    if made["bad"] + made["short"] <= share * made["found"]:
+        was["max_bad_share"] = share
+    return [
+        f"{key} was {was.get(key)!r}, is {value!r}"
+        for key, value in settings.items()
+        if was.get(key) != value
+    ]
+
+
+def _scan(settings, manifest, tested, num_workers):
+    """Writes bad_files.txt, the manifest and its sidecar."""
+    sidecar, new = _beside(manifest)
     bad_files = manifest.with_name("bad_files.txt")
     folder = settings["train_folder"]
     prefix = os.path.relpath(folder, settings["data_root"])
     prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
-    counts = collections.Counter()
-    others = collections.Counter()
-    files = find_audio(folder, others)
+    counts, passed_over = collections.Counter(), collections.Counter()
+    files = find_audio(folder, passed_over)
     files = exclude_tested(files, folder, tested, counts)
     files = (
         (name, problem or _name_problem(prefix + name))
@@ -220,8 +256,11 @@ def _scan(settings, manifest, sidecar, tested, num_workers):
     )
     # Closed before anything else happens: an exception keeps the generator in
     # its traceback, and with it the processes of the pool.
-    headers = contextlib.closing(_read_headers(folder, files, num_workers))
-    with atomic_write(manifest) as out:
+    read = functools.partial(
+        probe, sample_rate=settings["sample_rate"], channel=settings["channel"]
+    )
+    headers = contextlib.closing(_probe_all(read, folder, files, num_workers))
+    with atomic_write(new) as out:
         with atomic_write(bad_files) as bad, headers as rows:
             _write_rows(rows, settings, prefix, out, bad, counts)
         made = {
@@ -230,34 +269,41 @@ def _scan(settings, manifest, sidecar, tested, num_workers):
             **{key: counts[key] for key in COUNTS},
             "hours": round(counts["seconds"] / 3600, 3),
             "folders": counts["folders"],
+            "passed_over": dict(passed_over),
         }
-        _check_counts(made, others, bad_files)
-        if manifest.exists() and _finished(manifest, sidecar) is None:
-            aside = manifest.with_name(manifest.name + ".old")
-            os.replace(manifest, aside)
-            logger.warning(
-                f"{manifest} was not made here or was changed since; it is "
-                f"now {aside}."
-            )
-        # Should the power fail between the two, no sidecar may vouch for a
-        # manifest that it does not belong to.
-        sidecar.unlink(missing_ok=True)
-    made["manifest_bytes"] = manifest.stat().st_size
-    made["manifest_sha256"] = checksum(manifest)
+        _check_counts(made, bad_files)
+    made["manifest_bytes"] = new.stat().st_size
+    made["manifest_sha256"] = checksum(new)
+    if manifest.exists() and _finished(manifest) is None:
+        aside = manifest.with_name(manifest.name + ".old")
+        os.replace(manifest, aside)
+        logger.warning(
+            f"{manifest} was not made here or was changed since; it is now "
+            f"{aside}."
+        )
+    # The sidecar vouches by a checksum: after a kill between the two, the next
+    # start finds the manifest that it belongs to and need not scan again.
     write_json(sidecar, made)
+    _finish(manifest)
     _log_notices(made, counts, manifest, bad_files)
     return made
 
 
 def _write_rows(headers, settings, prefix, out, bad, counts):
     """Writes every file to the manifest or to the bad ones, and counts."""
-    out.write(",".join(COLUMNS) + "\n")
+    channel = settings["channel"]
+    last = () if channel is None else (channel,)
+    out.write(",".join((*COLUMNS, *[CHANNEL for _ in last])) + "\n")
     # All text is quoted: SpeechBrain's reader strips blanks at the start of
     # bare fields, which would change the ID of such a file.
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     last_folder = ""
-    for name, header in tqdm(headers, "reading headers", unit=" files"):
-        problem, kind = _problem(header, settings["min_seconds"])
+    for name, header in tqdm(headers, "reading files", unit=" files"):
+        kind, problem = "bad", header
+        if isinstance(header, Header):
+            kind, problem = "short", None
+            if header.seconds < (least := settings["min_seconds"]):
+                problem = f"lasts {header.seconds:.3f} s, under {least} s"
         if problem:
             counts[kind] += 1
             bad.write(f"{one_line(name)}\t{one_line(problem)}\n")
@@ -266,94 +312,17 @@ def _write_rows(headers, settings, prefix, out, bad, counts):
         folder = name.split("/")[0] if "/" in name else ""
         speaker = folder if settings["speaker_folder"] else ""
         wav = f"$data_root/{prefix}{name}"
-        seconds = round(frames / rate, 6)
-        writer.writerow((name, seconds, wav, 0, frames, speaker))
+        seconds = round(header.seconds, 6)
+        writer.writerow((name, seconds, wav, 0, frames, speaker, *last))
         counts["kept"] += 1
         counts["seconds"] += seconds
-        counts["other rate"] += rate != SAMPLE_RATE
+        other_rate = rate != settings["sample_rate"]
+        counts["other rate"] += other_rate
         counts["more channels"] += channels > 1
-        counts["converted"] += rate != SAMPLE_RATE or channels > 1
+        counts["converted"] += other_rate or channels > 1
         # Sorted by path, a folder's files come one after another.
         counts["folders"] += folder not in ("", last_folder)
         last_folder = folder
-
-
-def find_audio(
-    root: str | pathlib.Path, others: collections.Counter
-) -> Iterator[tuple[str, str | None]]:
-    """Finds the audio files of a folder, at any depth, sorted by path.
-
-    Links are followed, and every folder is listed once. Files are not opened.
-
-    Arguments
-    ---------
-    root : str or pathlib.Path
-        The folder.
-    others : collections.Counter
-        Gains the numbers of files with another extension, by extension.
-
-    Yields
-    ------
-    (str, str or None)
-        The path below root, and why the file or folder cannot be read, or
-        None.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> for name in ("b.flac", "a.WAV", "notes.txt"):
-    ...     (folder / name).touch()
-    >>> others = collections.Counter()
-    >>> list(find_audio(folder, others)), others
-    ([('a.WAV', None), ('b.flac', None)], Counter({'.txt': 1}))
-    """
-    visited = set()
-    repeated = []
-    stack = [("", "folder")]
-    while stack:
-        name, kind = stack.pop()
-        path = os.path.join(root, name)
-        if kind == "folder":
-            # A link may lead back up, which would never end, or to a folder
-            # that is listed anyway, whose files would count twice.
-            real = os.path.realpath(path)
-            if real in visited:
-                repeated.append(path)
-                continue
-            visited.add(real)
-            try:
-                with os.scandir(path) as entries:
-                    below = [
-                        (os.path.join(name, entry.name), _kind(entry))
-                        for entry in entries
-                    ]
-                stack += sorted(below, reverse=True)
-            except OSError as error:
-                yield name, f"folder cannot be listed: {error.strerror}"
-            continue
-        extension = os.path.splitext(name)[1].lower()
-        if extension not in EXTENSIONS:
-            others[extension or "no extension"] += 1
-        elif kind == "file":
-            yield name, None
-        else:
-            yield name, "is a broken link or not a regular file"
-    if repeated:
-        logger.warning(
-            f"{len(repeated)} linked folders lead to folders that were "
-            "scanned already and were skipped, "
-            f"{one_line(repeated[0])} the first."
-        )
-
-
-def _kind(entry):
-    """Returns "folder", "file" or "neither", that of its target for a link."""
-    try:
-        if entry.is_dir():
-            return "folder"
-        return "file" if entry.is_file() else "neither"
-    except OSError:  # a link to itself
-        return "neither"
 
 
 def _name_problem(path):
@@ -369,10 +338,10 @@ def _name_problem(path):
     return None
 
 
-def _read_headers(folder, files, num_workers):
+def _probe_all(read, folder, files, num_workers):
     """Yields (path, header or problem) of (path, problem or None), in order."""
     # Processes: threads gained nothing over a plain loop when measured on files
-    # that were not in memory. Not SpeechBrain's parallel_map: while one header
+    # that were not in memory. Not SpeechBrain's parallel_map: while one file
     # hangs on a network disk, it would go on to read all others and keep them.
     # Here the batches in flight bound the memory, enough that no worker waits.
     batches = iter(lambda: list(itertools.islice(files, BATCH)), [])
@@ -380,7 +349,7 @@ def _read_headers(folder, files, num_workers):
     try:
         with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
             for batch in batches:
-                future = pool.submit(_read_batch, folder, batch)
+                future = pool.submit(_probe_batch, read, folder, batch)
                 waiting.append((future, batch))
                 if len(waiting) > 4 * num_workers:
                     yield from waiting[0][0].result()
@@ -393,7 +362,7 @@ def _read_headers(folder, files, num_workers):
         (_, oldest), (_, newest) = waiting[0], waiting[-1]
         first, last = oldest[0][0], newest[-1][0]
         raise RuntimeError(
-            "a process that reads headers died, of memory or of a file in "
+            "a process that reads files died, of memory or of a file in "
             f"{folder} from {one_line(first)} to {one_line(last)}. Start the "
             "same command again, without that file or with fewer num_workers."
         ) from error
@@ -410,48 +379,25 @@ def start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _read_batch(folder, batch):
-    """Reads the headers of a batch of (path, problem or None)."""
-    return [
-        (name, problem or _read_header(os.path.join(folder, name)))
-        for name, problem in batch
-    ]
+def _probe_batch(read, folder, batch):
+    """Returns (path, header or problem) of a batch of (path, problem)."""
+
+    def header(name):
+        try:
+            return read(os.path.join(folder, name))
+        except BadAudio as error:
+            return str(error)
+
+    return [(name, problem or header(name)) for name, problem in batch]
 
 
-def _read_header(path):
-    """Returns frames, sample rate and channels of a file, or why it is bad."""
-    try:
-        # Half again as fast as soundfile.info, which also gathers a log.
-        with soundfile.SoundFile(path) as audio:
-            return audio.frames, audio.samplerate, audio.channels
-    except soundfile.LibsndfileError as error:
-        return why_unreadable(path, error)
-
-
-def _problem(header, min_seconds):
-    """Returns why a file is bad and the count it goes to, or (None, None)."""
-    if isinstance(header, str):
-        return header, "bad"
-    frames, rate, _ = header
-    if frames == 0:
-        return "holds no samples", "bad"
-    if frames >= 2**62:  # FLAC from a stream; libsndfile's largest count
-        return "header does not give the length: encode it again", "bad"
-    if problem := rate_problem(rate, SAMPLE_RATE):
-        return problem, "bad"
-    if frames / rate < min_seconds:
-        return f"lasts {frames / rate:.3f} s, under {min_seconds} s", "short"
-    return None, None
-
-
-def _check_counts(made, others, bad_files):
+def _check_counts(made, bad_files):
     """Raises ValueError when too little came of a scan."""
     settings = made["settings"]
     folder = settings["train_folder"]
     if made["found"] == 0:
-        instead = ", ".join(
-            f"{count} {extension}" for extension, count in others.most_common(5)
-        )
+        others = collections.Counter(made["passed_over"]).most_common(5)
+        instead = ", ".join(f"{count} {kind}" for kind, count in others)
         raise ValueError(
             f"train_folder: no audio below {folder}. Looked for "
             f"{', '.join(EXTENSIONS)}; found {instead or 'no file at all'}. "
@@ -486,10 +432,26 @@ def _check_counts(made, others, bad_files):
 
 def _log_notices(made, counts, manifest, bad_files):
     """Logs what a user should know about a new manifest."""
+    settings, hint = made["settings"], ""
+    if settings["speaker_folder"] and not made["folders"]:
+        hint = (
+            f" All lie in {settings['train_folder']} itself, so that no folder "
+            "names a speaker: the run will not say how good its pseudo-labels "
+            "are. If speakers have folders, set --train_folder to the folder "
+            "above theirs."
+        )
     logger.info(
         f"{manifest}: {made['kept']} utterances in {made['folders']} folders, "
-        f"{made['hours']:.1f} h."
+        f"{made['hours']:.1f} h.{hint}"
     )
+    unread = {k: n for k, n in made["passed_over"].items() if k in UNREAD}
+    if unread:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(unread.items()))
+        logger.warning(
+            f"{sum(unread.values())} files of other audio formats are left "
+            f"out ({kinds}). To train on them, convert them, for example by "
+            f"`ffmpeg -i {next(iter(unread))[1:]}_file -ac 1 file.wav`."
+        )
     if counts["excluded"]:
         logger.warning(
             f"{counts['excluded']} files in {counts['excluded folders']} "
@@ -501,9 +463,11 @@ def _log_notices(made, counts, manifest, bad_files):
             f"left out; {bad_files} names them."
         )
     if counts["converted"]:
+        channel = settings["channel"]
+        mix = "mean" if channel is None else f"channel {channel}"
         logger.warning(
-            f"{counts['converted']} files are not {SAMPLE_RATE} Hz mono "
-            f"({counts['other rate']} of another rate, "
-            f"{counts['more channels']} of more channels); they are converted "
-            "when read."
+            f"{counts['converted']} files are not {settings['sample_rate']} Hz "
+            f"mono ({counts['other rate']} of another rate, "
+            f"{counts['more channels']} of more channels, whose {mix} is "
+            "taken); they are converted when read."
         )

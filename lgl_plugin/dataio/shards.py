@@ -12,6 +12,7 @@ Readers of webdataset's format can read the shards as well.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import functools
@@ -33,21 +34,23 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
 from tqdm import tqdm
 
+from lgl_plugin.dataio.audio import BadAudio, open_audio, probe
+from lgl_plugin.dataio.folder import EXTENSIONS
 from lgl_plugin.dataio.manifest import (
+    CHANNEL,
     COLUMNS,
     SHARD_COLUMNS,
     load_manifest,
     one_line,
 )
-from lgl_plugin.dataio.prepare import EXTENSIONS, start_worker
+from lgl_plugin.dataio.prepare import start_worker
+from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.utils.files import atomic_write, checksum, write_json
 
 logger = get_logger(__name__)
 
 # Files whose headers give the corpus's bytes a second, to a few per cent.
 N_SAMPLED = 200
-# Raised by soundfile for damaged files, see `dataio.audio._open`.
-UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, MemoryError)
 # The format that keeps a cut-out part exactly, by libsndfile's name for the
 # file's samples. For all others it is floating point, as they are decoded.
 PART_FORMATS = {
@@ -81,7 +84,9 @@ def write_shards(
     shards that are missing; a finished one is reused.
 
     Members are named by utterance ID with one extension, as webdataset wants
-    it: further dots in the last part of an ID become %2E.
+    it: further dots in the last part of an ID become %2E. An ID that leads up
+    or begins at the root (`../a`, `/a`, `C:\\a`) becomes a name below the
+    folder that the shard is unpacked in.
 
     Arguments
     ---------
@@ -112,6 +117,8 @@ def write_shards(
         When the manifest, or all audio that it names, is missing.
     FileExistsError
         When the folder holds another manifest.csv.
+    RuntimeError
+        When another process writes there.
     ValueError
         When the manifest is malformed or of shards itself, an argument is out
         of range, or too many utterances are bad.
@@ -150,10 +157,12 @@ def write_shards(
         "shard_mb": float(shard_mb),
     }
     target = folder / "manifest.csv"
-    plan = _plan(folder, settings, utterances)
-    if target.exists():
+    record = _recorded(folder)
+    if target.exists() and record and record["settings"] == settings:
         logger.info(f"Reusing {target}; delete {folder} to make it again.")
         return target
+    lock_folder(folder)
+    plan = _plan(folder, settings, utterances)
     shards = _split_rows(utterances.durations, plan["shards"])
     index = _Index(folder, utterances, max_bad_share)
     missing = [n for n in range(len(shards)) if not index.add(n)]
@@ -182,10 +191,15 @@ def _index_path(folder, n):
     return (folder / _shard_name(n)).with_suffix(".csv")
 
 
+def _recorded(folder):
+    """Returns what shards.json says of the settings; None without one."""
+    path = folder / "shards.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def _plan(folder, settings, utterances):
     """Reads or makes shards.json; deletes shards of other settings."""
-    path, target = folder / "shards.json", folder / "manifest.csv"
-    plan = json.loads(path.read_text()) if path.exists() else None
+    plan, target = _recorded(folder), folder / "manifest.csv"
     if plan is not None and plan["settings"] == settings:
         return plan
     if plan is None and target.exists():
@@ -211,7 +225,7 @@ def _plan(folder, settings, utterances):
     for pattern in ("shard-*.csv", "shard-*.tar"):
         for old in folder.glob(pattern):
             old.unlink()
-    write_json(path, new)
+    write_json(folder / "shards.json", new)
     return new
 
 
@@ -222,12 +236,10 @@ def _estimated_bytes(utterances, data_root):
     seconds = n_bytes = 0
     for row in rng.choice(n, min(n, N_SAMPLED), replace=False):
         path = utterances.wavs[row]
-        try:
-            with soundfile.SoundFile(path) as audio:
-                seconds += audio.frames / audio.samplerate
+        # A bad file is counted as such when its shard is written.
+        with contextlib.suppress(BadAudio, OSError):
+            seconds += probe(path).seconds
             n_bytes += os.path.getsize(path)
-        except UNREADABLE:
-            pass  # counted as bad when its shard is written
     if not seconds:
         raise FileNotFoundError(
             f"none of {min(n, N_SAMPLED)} audio files tried can be read, such "
@@ -319,9 +331,8 @@ def _write_shard(folder, job):
         for row, name, utterance in utterances:
             try:
                 extension, audio, frames = _read_utterance(**utterance)
-            except UNREADABLE as error:
-                reason = str(getattr(error, "error_string", error))
-                lines.append((row, 0, 0, 0, one_line(reason)))
+            except BadAudio as error:
+                lines.append((row, 0, 0, 0, one_line(str(error))))
                 continue
             key = _member_key(name)
             while key in keys:  # a.wav and a.flac
@@ -339,19 +350,18 @@ def _write_shard(folder, job):
     return n
 
 
-def _read_utterance(wav, offset, duration, place):
+def _read_utterance(wav, offset, duration, **_):
     """Returns an utterance's extension and bytes; frames if it was cut out."""
-    with open(wav, "rb") as source, soundfile.SoundFile(source) as audio:
+    with open_audio(wav) as audio:
         rate = audio.samplerate
         first, n_frames = round(offset * rate), round(duration * rate)
         if min(audio.frames - first, n_frames) <= 0:
-            raise RuntimeError("holds no samples")
+            raise BadAudio("holds no samples")
         # Durations in manifests are rounded, some to a tenth of a second:
         # an exact comparison would cut and decode every whole file.
         if first == 0 and audio.frames - n_frames <= rate / 10:
-            source.seek(0)
             extension = pathlib.Path(wav).suffix[1:] or audio.format
-            return extension.lower(), source.read(), 0
+            return extension.lower(), pathlib.Path(wav).read_bytes(), 0
         audio.seek(first)
         samples = audio.read(n_frames, always_2d=True)
         kind, subtype = PART_FORMATS.get(audio.subtype, ("wav", "FLOAT"))
@@ -362,13 +372,21 @@ def _read_utterance(wav, offset, duration, place):
 
 def _member_key(name):
     """Returns an ID as webdataset's key: no extension, no further dots."""
-    folder, slash, last = name.rpartition("/")
+    # Backslash and colon lead to another folder or disk on Windows.
+    name = name.replace("\\", "%5C").replace(":", "%3A")
+    *folders, last = name.split("/")
     stem, extension = os.path.splitext(last)
     if extension.lower() in EXTENSIONS:
         last = stem
+    # tar would unpack /a and ../a outside of the folder that it is called in.
+    folders = [
+        folder.replace(".", "%2E") if folder in (".", "..") else folder
+        for folder in folders
+        if folder
+    ]
     # webdataset ends the key at the first dot after the folder: a.b.wav and
     # a.c.wav would be one sample.
-    return folder + slash + last.replace(".", "%2E")
+    return "/".join([*folders, last.replace(".", "%2E")])
 
 
 class _Index:
@@ -419,15 +437,17 @@ class _Index:
     def write_manifest(self, manifest, target):
         """Writes the good rows of a manifest with their places in shards."""
         with (
-            open(manifest, newline="", encoding="utf-8") as source,
+            open(manifest, newline="", encoding="utf-8-sig") as source,
             atomic_write(target) as out,
         ):
-            out.write(",".join((*COLUMNS, *SHARD_COLUMNS)) + "\n")
+            reader = csv.DictReader(source, skipinitialspace=True)
+            given = reader.fieldnames or ()
+            more = [column for column in (CHANNEL,) if column in given]
+            out.write(",".join((*COLUMNS, *SHARD_COLUMNS, *more)) + "\n")
             # Text is quoted for the reason that `prepare_manifest` gives.
             writer = csv.writer(
                 out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
             )
-            reader = csv.DictReader(source, skipinitialspace=True)
             for row, fields in enumerate(reader):
                 if row in self.bad:
                     continue
@@ -443,5 +463,6 @@ class _Index:
                         fields["spk_id"],
                         first_byte,
                         n_bytes,
+                        *(fields[column] for column in more),
                     )
                 )

@@ -12,7 +12,7 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from lgl_plugin.dataio.audio import BadAudio, audio_seconds
+from lgl_plugin.dataio.audio import BadAudio, probe
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.utils.files import is_outside
 
@@ -63,16 +63,23 @@ def exclude_tested(
             yield name, problem
 
 
-def trial_audio(trials: Trials, folder: str | pathlib.Path) -> Manifest:
+def trial_audio(
+    trials: Trials,
+    folder: str | pathlib.Path,
+    sample_rate: int = 16000,
+    channel: int | None = None,
+) -> Manifest:
     """Returns a manifest of a list's utterances, in its order, below `folder`.
 
-    Audio that cannot be read raises ValueError, which names the first ten.
+    Audio that cannot be read at that rate (Hz) and channel (None: the mean)
+    raises ValueError, which names the first ten.
     """
     folder, rows, bad = pathlib.Path(folder), [], []
     for name in trials.utterances:
         path = str(folder / name)
         try:
-            rows.append((name, path, 0.0, audio_seconds(path), ""))
+            seconds = probe(path, sample_rate, channel).seconds
+            rows.append((name, path, 0.0, seconds, "", channel, None))
         except BadAudio as error:
             bad.append(f"  {name} {error}")
     if bad:

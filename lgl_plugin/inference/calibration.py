@@ -139,7 +139,8 @@ def _embed_halves(extract, manifest, rows):
             item["offset"] + half * item["duration"] / 2,
             item["duration"] / 2,
             "",
-            *([item["place"]] if item["place"] else []),
+            item["channel"],
+            item["place"],
         )
         for row in rows.tolist()
         for item in [manifest[row]]

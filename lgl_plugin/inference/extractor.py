@@ -11,7 +11,7 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from lgl_plugin.dataio.audio import BadAudio, read_audio
+from lgl_plugin.dataio.audio import BadAudio, check_sound, read_audio
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference.shares import (
     JoinedShares,
@@ -339,9 +339,9 @@ class _Waveforms(torch.utils.data.Dataset):
             self.seconds[position],
             self.rate,
             item["place"],
+            item["channel"],
         )
-        if not wav.any():
-            raise BadAudio("is silent from end to end")
+        check_sound(wav)
         if len(wav) < self.shortest:
             raise BadAudio(
                 f"lasts {len(wav)} samples, but the embedding model needs "

@@ -18,6 +18,7 @@ import scipy.fft
 import torch
 from speechbrain.utils.autocast import fwd_default_precision
 
+from lgl_plugin.dataio.folder import EXTENSIONS, find_audio
 from lgl_plugin.nnet.noise import (
     SNR,
     TALKERS,
@@ -207,18 +208,17 @@ class Augmenter(torch.nn.Module):
 
 
 def audio_files(folder: str | pathlib.Path, key: str) -> list[pathlib.Path]:
-    """Returns all wav and flac files below a folder, sorted.
+    """Returns all audio files below a folder, sorted, as training finds them.
 
     Raises FileNotFoundError, naming the yaml's key, if there are none.
     """
     folder = pathlib.Path(folder)
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in (".wav", ".flac")
-    )
+    found = find_audio(folder) if folder.is_dir() else ()
+    files = [folder / name for name, problem in found if problem is None]
     if not files:
-        lack = "no wav or flac in" if folder.is_dir() else "there is no folder"
+        lack = "there is no folder"
+        if folder.is_dir():
+            lack = f"no {', '.join(EXTENSIONS)} file in"
         raise FileNotFoundError(
             f"{key}: {lack} {folder}. Correct the path, or leave {key} empty "
             "to train without it."

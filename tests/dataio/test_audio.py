@@ -14,9 +14,8 @@ from lgl_plugin.dataio import audio
 from lgl_plugin.dataio.audio import (
     BadAudio,
     Member,
-    audio_seconds,
     crop_spans,
-    rate_problem,
+    probe,
     read_audio,
     read_crops,
     wrap,
@@ -116,7 +115,7 @@ def test_bad_files_are_bad_audio(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
 def test_usual_rates_are_not_odd(rate):
-    assert rate_problem(rate, 16000) is None
+    audio.check_rate(rate, 16000)
 
 
 def test_integers_written_as_floats_pass(tmp_path):
@@ -125,11 +124,114 @@ def test_integers_written_as_floats_pass(tmp_path):
     assert read_audio(tmp_path / "a.wav").abs().max() > 30000
 
 
-def test_how_long_a_file_is(tmp_path, noise):
-    assert audio_seconds(noise[0]) == 2.0
-    soundfile.write(tmp_path / "header.wav", np.zeros(0), 16000)
-    with pytest.raises(BadAudio, match="no samples"):
-        audio_seconds(tmp_path / "header.wav")
+def test_probe_tells_the_size_of_a_file(tmp_path, noise):
+    header = probe(noise[0])
+    assert header == (32000, 16000, 1) and header.seconds == 2.0
+    soundfile.write(tmp_path / "one.wav", [0.5], 16000)
+    assert probe(tmp_path / "one.wav").frames == 1
+
+
+UNUSABLE = {  # what training cannot read, by the reason that it gets
+    "no samples": dict(data=np.zeros(0)),
+    "has 999 Hz by its header": dict(samplerate=999),
+    "has 500 Hz by its header": dict(samplerate=500),
+    "has 1 Hz by its header": dict(samplerate=1),
+    "15999 Hz, too odd": dict(samplerate=15999),
+    "coded as GSM 6.10": dict(samplerate=8000, subtype="GSM610"),
+    "coded as 32kbs G721": dict(samplerate=8000, subtype="G721_32"),
+    "coded as 16kbs NMS": dict(samplerate=8000, subtype="NMS_ADPCM_16"),
+    "not finite": dict(data=np.full(16000, np.nan), subtype="FLOAT"),
+}
+
+
+@pytest.mark.parametrize("reason", UNUSABLE)
+def test_probe_refuses_what_training_would(tmp_path, reason):
+    path = tmp_path / "a.wav"
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000)
+    soundfile.write(
+        path, **{"data": noise, "samplerate": 16000} | UNUSABLE[reason]
+    )
+    for read in (probe, lambda path: read_crops(path, 0.0, 1.0, 0.5)):
+        with pytest.raises(BadAudio, match=reason):
+            read(path)
+
+
+def test_probe_seeks_and_decodes(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, 64000)
+    soundfile.write(tmp_path / "cut.flac", noise, 16000)
+    os.truncate(tmp_path / "cut.flac", 40000)
+    assert soundfile.info(tmp_path / "cut.flac").frames == 64000
+    with pytest.raises(BadAudio, match="cannot be read"):
+        probe(tmp_path / "cut.flac")
+
+
+def test_a_channel_can_be_chosen(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (8000, 2))
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "b.wav", samples, 16000)
+    for name, tolerance in (("a.wav", 0), ("b.wav", 1e-4)):
+        for channel in (0, 1):
+            found = read_audio(tmp_path / name, channel=channel).numpy()
+            expected = samples[:, channel].astype(np.float32)
+            np.testing.assert_allclose(found, expected, atol=tolerance)
+    for read in (probe, read_audio):
+        with pytest.raises(BadAudio, match="2 channels, .* no channel 2"):
+            read(tmp_path / "a.wav", channel=2)
+
+
+def test_memory_does_not_grow_with_channels(tmp_path, monkeypatch):
+    """Blocks are mixed down one by one, and give the same samples."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (5000, 5))
+    sizes, read = [], soundfile.SoundFile.read
+
+    def spy(self, frames, *arguments):
+        sizes.append(frames)
+        return read(self, frames, *arguments)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", spy)
+    for name in ("a.wav", "a.ogg", "a.flac"):
+        soundfile.write(tmp_path / name, samples, 22050)
+        with monkeypatch.context() as patch:
+            whole = read_audio(tmp_path / name, 0.01)
+            patch.setattr(audio, "BLOCK", 2000)
+            sizes.clear()
+            assert torch.equal(read_audio(tmp_path / name, 0.01), whole)
+            assert len(sizes) > 10 and max(sizes) == 400
+    # 5 s of 64 channels at 192 kHz are 246 MB.
+    assert audio.BLOCK * 4 < 10e6
+
+
+def test_silence_is_a_level(tmp_path):
+    """Antiphase averages to half a step of 16 bits, which is no sound."""
+    noise = np.random.default_rng(0).integers(-9999, 9999, 16000, np.int16)
+    soundfile.write(tmp_path / "a.wav", np.c_[noise, 1 - noise], 16000)
+    assert 0 < read_audio(tmp_path / "a.wav").abs().max() < 1.6e-5
+    with pytest.raises(BadAudio, match="silent from end to end: .* -80 dB"):
+        read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.3, 2)
+    assert read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.3, channel=1).any()
+    with pytest.raises(BadAudio, match="silent"):
+        audio.check_sound(read_audio(tmp_path / "a.wav"))
+    # A crop of dither gives way to sound, as one of zeros does.
+    quiet = np.r_[np.full(60000, 1e-5), noise[:2000] / 32768]
+    soundfile.write(tmp_path / "b.wav", quiet, 16000, subtype="FLOAT")
+    crops = read_crops(tmp_path / "b.wav", 0.0, 62000 / 16000, 0.2, 4)
+    assert (crops.abs().amax(dim=1) > 0.1).all()
+
+
+def test_notes_of_libmpg123_are_not_shown(tmp_path, capfd):
+    noise = np.random.default_rng(0).normal(0, 0.1, 160000)
+    soundfile.write(tmp_path / "a.mp3", noise, 16000)
+    content = bytearray((tmp_path / "a.mp3").read_bytes())
+    for place in np.random.default_rng(1).integers(2000, len(content), 300):
+        content[place] ^= 0x55
+    (tmp_path / "a.mp3").write_bytes(content)
+    with soundfile.SoundFile(tmp_path / "a.mp3") as damaged:
+        damaged.read()
+    assert "error: " in capfd.readouterr().err  # else there is none to hide
+    with audio.open_audio(tmp_path / "a.mp3") as damaged:
+        damaged.read()
+        os.write(2, b"ours\nWarnings too\n")
+    assert capfd.readouterr().err == "ours\nWarnings too\n"
 
 
 def test_reading_past_the_end_is_bad_audio(noise):

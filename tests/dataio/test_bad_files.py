@@ -1,5 +1,7 @@
 """The log of bad files and its limit."""
 
+import os
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -67,6 +69,24 @@ def test_any_name_and_reason_stay_one_line(tmp_path_factory, found):
 
 
 def test_a_damaged_log_of_bad_files_is_read_as_far_as_it_goes(tmp_path):
+    """A name that was cut off is of no file."""
     path = tmp_path / "bad_files.txt"
-    path.write_bytes(b"a\tsilent\n\xff\xfe\nb\tcut")
-    assert {"a", "b"} < set(BadFiles(path, limit=9).reasons)
+    path.write_bytes(b"a\tsilent\n\xff\xfe\nb\tcut\nspk1/0")
+    bad = BadFiles(path, limit=3)
+    assert bad.reasons == {"a": "silent", "b": "cut"}
+    bad.add([("spk1/01.wav", "silent")])
+    assert set(BadFiles(path).reasons) == {"a", "b", "spk1/01.wav"}
+
+
+def test_bad_files_outlast_a_power_cut(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def spy(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        content = (tmp_path / "bad_files.txt").read_text()
+        assert content == "a\tsilent\n"  # before it is synced
+        return fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    BadFiles(tmp_path / "bad_files.txt", limit=1).add([("a", "silent")])
+    assert synced == [str(tmp_path / "bad_files.txt"), str(tmp_path)]

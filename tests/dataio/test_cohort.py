@@ -23,7 +23,7 @@ def corpus(tmp_path_factory):
 
 def test_cohort_is_a_seeded_sample(corpus, capsys):
     def draw(size, seed=0):
-        trials = corpus / "trials.txt"
+        trials = [corpus / "trials.txt"]
         return list(draw_cohort(corpus, trials, corpus, size, seed).ids)
 
     everything = draw(100)
@@ -38,12 +38,12 @@ def test_a_file_without_a_header_is_passed_over(corpus, tmp_path):
     (tmp_path / "zoe").mkdir()
     (tmp_path / "zoe" / "bad.wav").write_bytes(b"not audio")
     soundfile.write(tmp_path / "zoe" / "good.wav", [0.1] * 8000, 16000)
-    cohort = draw_cohort(tmp_path, corpus / "trials.txt", corpus, 1)
+    cohort = draw_cohort(tmp_path, [corpus / "trials.txt"], corpus, 1)
     assert list(cohort.ids) == ["zoe/good.wav"]
 
 
 def test_a_cohort_needs_audio_of_others(corpus, tmp_path):
-    trials = corpus / "trials.txt"
+    trials = [corpus / "trials.txt"]
     with pytest.raises(FileNotFoundError, match="--cohort: there is no folder"):
         draw_cohort(tmp_path / "nowhere", trials, corpus, 5)
     with pytest.raises(ValueError, match="does not test on"):

@@ -85,6 +85,7 @@ def test_offset_comes_from_start_at_the_files_own_rate(tmp_path):
         "offset": pytest.approx(1.0),
         "duration": 1.5,
         "place": None,
+        "channel": None,
     }
     assert manifest[1]["wav"] == "/elsewhere/b.wav"
     assert manifest[1]["offset"] == pytest.approx(1.0)
@@ -102,7 +103,6 @@ GOOD = "a.wav,2.5,$data_root/a.wav,0,40000,\n"
         ("", "lacks ID, duration, wav, start, stop, spk_id"),
         ("ID,duration,wav,spk_id\na,1,a,\n", "lacks start, stop:"),
         ("ID;duration;wav\n", r"\['ID;duration;wav'\]"),
-        ("\ufeff" + HEADER + GOOD, "lacks ID"),
         (HEADER, "names no utterance"),
         (HEADER + GOOD + "\n" + GOOD, "line 4: ID 'a.wav' occurs a second"),
         (HEADER + GOOD + "b,long,b,0,1,\n", "line 3: duration 'long'"),
@@ -125,6 +125,7 @@ GOOD = "a.wav,2.5,$data_root/a.wav,0,40000,\n"
         (PLACED + GOOD[:-1] + ",512,-1\n", "line 2: first_byte '512' and"),
         (PLACED + GOOD[:-1] + ",x,1\n", "line 2: first_byte 'x' and"),
         (HEADER[:-1] + ",n_bytes\n", "n_bytes needs both"),
+        (HEADER[:-1] + ",channel\nb,1,b,0,9000,,-1\n", "line 2: channel '-1'"),
         (HEADER + "b" * 200000 + ",1,b,0,5,\n", "line 2: field larger"),
     ],
 )
@@ -202,7 +203,26 @@ def test_columns_in_any_order_and_places_in_shards(tmp_path):
         "offset": 0.0,
         "duration": 1.0,
         "place": [33280, 32044],
+        "channel": None,
     }
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("\ufeff" + HEADER + GOOD, encoding="utf-8")
+    assert list(load_manifest(path, tmp_path).ids) == ["a.wav"]
+
+
+def test_channels_of_a_recording_may_be_utterances_of_their_own(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text(
+        HEADER[:-1]
+        + ",channel\na,1,$data_root/c.wav,0,8000,,0\n"
+        + "b,1,$data_root/c.wav,0,8000,,1\nc,1,$data_root/d.wav,0,8000,,\n"
+    )
+    manifest = load_manifest(path, tmp_path)
+    found = [manifest[row]["channel"] for row in range(3)]
+    assert found == [0, 1, None]
 
 
 def test_rows_join_by_id():

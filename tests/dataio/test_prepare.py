@@ -1,6 +1,7 @@
 """Folder to manifest: what is kept, what is not, and what survives a crash."""
 
 import csv
+import itertools
 import json
 import logging
 import multiprocessing
@@ -127,7 +128,7 @@ def test_names_reach_speechbrain_or_are_bad(tmp_path_factory, names, in_folder):
         (folder / "wav" / path).parent.mkdir(exist_ok=True)
         os.link(source, folder / "wav" / path)
     # `.wav` alone is a hidden file without an extension.
-    audio = {p for p in paths if os.path.splitext(p)[1]} | {"good.wav"}
+    audio = {p for p in paths if not p.startswith(".")} | {"good.wav"}
     made = scan(folder, max_bad_share=1.0, num_workers=1)
     assert made["found"] == len(audio)
     assert made["bad"] == len(bad_lines(folder))
@@ -221,24 +222,32 @@ def test_bad_files(tmp_path, monkeypatch, logs):
             raise soundfile.LibsndfileError(2)
         return really_read(path)
 
+    put(wav / "slow.wav", 2.0, rate=500)
+    soundfile.write(wav / "gsm.wav", [0.1] * 8000, 8000, "GSM610")
+
     monkeypatch.setattr("builtins.open", refuse)
     monkeypatch.setattr(soundfile, "SoundFile", refuse_sound)
     made = scan(tmp_path, max_bad_share=0.9)
     assert ids(tmp_path) == ["edge.wav", "good.wav"]
+    load_manifest(tmp_path / "m.csv", tmp_path)  # takes what was kept
     assert bad_lines(tmp_path) == {
         "empty.wav": "is empty",
         "gone.wav": "is a broken link or not a regular file",
+        "gsm.wav": "is coded as GSM 6.10, which can only be read from the "
+        "beginning: convert it to wav of 16 bits",
         "junk.wav": "cannot be read: Format not recognised.",
         "odd.wav": "has 15999 Hz, too odd to convert to 16000 Hz",
         "pipe.wav": "is a broken link or not a regular file",
         "secret.wav": "cannot be opened: Permission denied",
         "self.wav": "is a broken link or not a regular file",
+        "slow.wav": "has 500 Hz by its header, which is outside 1,000 to "
+        "10,000,000 Hz",
         "short.wav": "lasts 0.290 s, under 0.3 s",
         "stream.flac": "header does not give the length: encode it again",
         "zero.wav": "holds no samples",
     }
-    assert (made["bad"], made["short"], made["found"]) == (9, 1, 12)
-    assert "9 unusable and 1 short files are left out" in logs.text
+    assert (made["bad"], made["short"], made["found"]) == (11, 1, 14)
+    assert "11 unusable and 1 short files are left out" in logs.text
 
 
 def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -446,17 +455,47 @@ def test_crash_before_the_sidecar(tmp_path, monkeypatch):
     assert ids(tmp_path) == ["ann/1.wav"]
 
 
+def test_a_kill_before_the_manifest_is_in_place_costs_no_scan(
+    tmp_path, monkeypatch, logs
+):
+    """Nor does a manifest of before stand in the way, or a warning come."""
+    put(tmp_path / "wav/ann/1.wav")
+    scan(tmp_path)
+    put(tmp_path / "wav/bob/1.wav")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_finish", lambda manifest: None)
+        scan(tmp_path, min_seconds=0.2)  # up to the sidecar
+    assert ids(tmp_path) == ["ann/1.wav"]
+    logs.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "find_audio", None)  # no scan
+        assert scan(tmp_path, min_seconds=0.2)["kept"] == 2
+    assert ids(tmp_path) == ["ann/1.wav", "bob/1.wav"]
+    assert "Reusing" in logs.text and "was not made here" not in logs.text
+    # Before the sidecar, a scan is needed, and nothing else is said.
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_json", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            scan(tmp_path, min_seconds=0.1)
+    assert scan(tmp_path, min_seconds=0.1)["kept"] == 2
+    assert "was not made here" not in logs.text
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"wav", "m.csv", "m.csv.json", "bad_files.txt"}
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 def interrupt_after(monkeypatch, n):
     """Has the scan stopped, as by Ctrl-C, at its n-th file."""
-    really, calls = prepare._problem, []
 
-    def problem(*arguments):
-        calls.append(1)
-        if len(calls) > n:
-            raise KeyboardInterrupt
-        return really(*arguments)
+    def stop_after(files, *_, **__):
+        yield from itertools.islice(files, n)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "_problem", problem)
+    monkeypatch.setattr(prepare, "tqdm", stop_after)
 
 
 def test_interrupted_scan_leaves_nothing_half_written(tmp_path, monkeypatch):
@@ -481,13 +520,14 @@ def test_interrupted_scan_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 def slow_scan(folder):
     """A scan that takes seconds, for a process to be killed in."""
-    really = prepare._problem
+    really = prepare.tqdm
 
-    def problem(*arguments):
-        time.sleep(0.002)
-        return really(*arguments)
+    def slowly(files, *arguments, **options):
+        for file in really(files, *arguments, **options):
+            time.sleep(0.002)
+            yield file
 
-    prepare._problem = problem
+    prepare.tqdm = slowly
     scan(folder)
 
 
@@ -542,7 +582,14 @@ def test_killed_scan_leaves_no_manifest_and_no_process(tmp_path):
     assert scan(tmp_path)["kept"] == len(ids(tmp_path)) == 2000
 
 
-def test_a_header_that_hangs_keeps_few_files_in_memory(tmp_path, monkeypatch):
+def hang(path):
+    """Reads the first file slowly, in the place of `probe`."""
+    if path.endswith("/0.wav"):
+        time.sleep(0.5)
+    return 8000, 16000, 1
+
+
+def test_a_file_that_hangs_keeps_few_others_in_memory(tmp_path):
     taken = []
 
     def files():
@@ -550,13 +597,7 @@ def test_a_header_that_hangs_keeps_few_files_in_memory(tmp_path, monkeypatch):
             taken.append(n)
             yield f"{n}.wav", None
 
-    def read(path):
-        if path.endswith("/0.wav"):
-            time.sleep(0.5)
-        return 8000, 16000, 1
-
-    monkeypatch.setattr(prepare, "_read_header", read)
-    headers = prepare._read_headers("corpus", files(), num_workers=2)
+    headers = prepare._probe_all(hang, "corpus", files(), num_workers=2)
     assert next(headers) == ("0.wav", (8000, 16000, 1))
     assert len(taken) <= 9 * prepare.BATCH
     names = ["0.wav", *(name for name, _ in headers)]
@@ -569,14 +610,15 @@ def test_workers_leave_ctrl_c_to_the_main_process():
     assert handler == signal.SIG_IGN
 
 
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
     put(tmp_path / "wav/a.wav")
     put(tmp_path / "wav/killer.wav")
 
-    def die(path):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(prepare, "_read_header", die)
+    monkeypatch.setattr(prepare, "probe", die)
     with pytest.raises(RuntimeError, match="from a.wav to killer.wav"):
         scan(tmp_path)
     assert not (tmp_path / "m.csv").exists()
@@ -598,6 +640,67 @@ def test_train_folder_missing(tmp_path):
     (tmp_path / "wav").touch()
     with pytest.raises(FileNotFoundError, match="is no folder"):
         scan(tmp_path)
+
+
+def test_a_corpus_in_part_is_said(tmp_path, logs):
+    for n in range(4):
+        put(tmp_path / f"wav/ann/{n}.wav")
+    for n in range(100):
+        (tmp_path / f"wav/ann/{n}.M4A").touch()
+    (tmp_path / "wav/ann/b.opus").touch()
+    (tmp_path / "wav/ann/a.txt").touch()
+    made = scan(tmp_path)
+    assert made["passed_over"] == {".m4a": 100, ".opus": 1, ".txt": 1}
+    notice = "101 files of other audio formats are left out (100 .m4a, 1 .opus)"
+    assert notice in logs.text and "ffmpeg" in logs.text
+    assert ".txt" not in logs.text
+
+
+def test_files_without_folders_get_a_hint(tmp_path, logs):
+    put(tmp_path / "wav/1.wav")
+    scan(tmp_path)
+    assert "1 utterances in 0 folders" in logs.text
+    assert "no folder names a speaker" in logs.text
+    logs.clear()
+    scan(tmp_path, speaker_folder=False)
+    assert "no folder names a speaker" not in logs.text
+
+
+def test_what_cannot_be_converted_to_the_rate_of_training_is_bad(tmp_path):
+    put(tmp_path / "wav/1.wav")
+    put(tmp_path / "wav/2.wav", rate=15999)
+    scan(tmp_path, max_bad_share=0.5)
+    assert ids(tmp_path) == ["1.wav"]
+    scan(tmp_path, max_bad_share=0.5, sample_rate=15999)
+    assert ids(tmp_path) == ["2.wav"]
+
+
+def test_channel(tmp_path, logs):
+    put(tmp_path / "wav/1.wav")
+    put(tmp_path / "wav/2.wav", channels=2)
+    scan(tmp_path, channel=0)
+    assert "whose channel 0 is taken" in logs.text
+    manifest = load_manifest(tmp_path / "m.csv", tmp_path)
+    assert [manifest[row]["channel"] for row in (0, 1)] == [0, 0]
+    scan(tmp_path, channel=1, max_bad_share=0.5)
+    assert bad_lines(tmp_path) == {
+        "1.wav": "has 1 channels, numbered from 0, and no channel 1"
+    }
+    assert "channel was 0, is 1" in logs.text
+    scan(tmp_path)
+    assert (tmp_path / "m.csv").read_text().startswith(HEADER)
+    with pytest.raises(ValueError, match="channel is -1"):
+        scan(tmp_path, channel=-1)
+
+
+def test_a_manifest_of_an_earlier_version_is_reused(tmp_path, monkeypatch):
+    put(tmp_path / "wav/ann/1.wav")
+    made = scan(tmp_path)
+    for key in ("sample_rate", "channel"):
+        del made["settings"][key]
+    (tmp_path / "m.csv.json").write_text(json.dumps(made))
+    monkeypatch.setattr(prepare, "find_audio", None)  # no scan
+    assert scan(tmp_path) == made
 
 
 def test_no_audio(tmp_path):

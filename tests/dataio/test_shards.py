@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 
@@ -141,6 +143,7 @@ def test_whole_files_are_copied(tmp_path):
         "manifest.csv",
         "shards.json",
         "bad_files.txt",
+        ".lock",
     }
 
 
@@ -210,6 +213,7 @@ def test_members_have_one_key_each(tmp_path):
         "a.c",
         "dots.../x.y.z",
         "Zürich/Łódź-" + "x" * 120 + ".wav",
+        *("../../up.wav", "/abs/root.wav", "s/./../..", "C:/disk.wav", "..\\b"),
     ]
     put(tmp_path / "a.wav")
     make_manifest(tmp_path, [row(name, "a.wav", 0, 4000) for name in ids])
@@ -220,6 +224,39 @@ def test_members_have_one_key_each(tmp_path):
     assert all(extensions == ["wav"] for _, extensions in groups)
     assert len({key for key, _ in groups}) == len(ids)
     assert {"%2Ehidden.wav", "a%2Eb.wav", "a%2Ec.wav"} < set(names)
+    # Unpacked by whatever tool, every member stays below the folder.
+    for name in names:
+        assert not name.startswith("/") and not set("\\:") & set(name)
+        assert not {"", ".", ".."} & set(name.split("/"))
+    assert {"%2E%2E/%2E%2E/up.wav", "abs/root.wav"} < set(names)
+
+
+def test_two_processes_never_write_into_one_folder(tmp_path):
+    make_corpus(tmp_path)
+    holder = "from lgl_plugin.runs.lock import lock_folder; import sys, time; "
+    holder += f"lock_folder({str(tmp_path / 'shards')!r}); print(flush=True); "
+    command = [sys.executable, "-c", holder + "time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        try:
+            with pytest.raises(RuntimeError, match="is being written by proc"):
+                write(tmp_path)
+            assert not list((tmp_path / "shards").glob("shard*"))
+        finally:
+            process.kill()
+    check_equal(tmp_path, write(tmp_path))
+
+
+def test_the_column_of_channels_is_kept(tmp_path):
+    put(tmp_path / "a.wav", 8000, channels=2)
+    lines = [row("a", "a.wav", 0, 8000), row("b", "a.wav", 4000, 8000)]
+    make_manifest(tmp_path, [f"{line[:-1]},1\n" for line in lines])
+    text = (tmp_path / "in.csv").read_text("utf-8")
+    named = "\ufeff" + text.replace("spk_id", "spk_id,channel")
+    (tmp_path / "in.csv").write_text(named, "utf-8")
+    made = write(tmp_path)
+    check_equal(tmp_path, made)
+    assert load_manifest(made, made.parent)[1]["channel"] == 1
 
 
 def test_shards_are_fair_samples(tmp_path):

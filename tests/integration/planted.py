@@ -95,7 +95,8 @@ class Kind:
     make : callable
         Writes it, given its path.
     reason : str, optional
-        A pattern of why it is refused; None if it is to be used.
+        A pattern of why it is refused; None if it is to be used; HIDDEN if
+        nothing is to be said of it.
     later : callable, optional
         What happens to the path between preparation and training.
     """
@@ -109,6 +110,7 @@ class Kind:
 # The system lets root read everything.
 DENIED = None if os.geteuid() == 0 else "Permission denied"
 NAME = "name holds a "
+HIDDEN = "not looked at"
 KINDS = {
     "zero bytes": Kind("empty.wav", content(b""), "is empty"),
     "header only": Kind("header.wav", audio(seconds=0), "no samples"),
@@ -130,6 +132,18 @@ KINDS = {
         "stereo.flac", audio(44100, change=lambda x: np.c_[x, -x / 2])
     ),
     "15,999 Hz": Kind("odd.wav", audio(15999), "too odd"),
+    "a header of 500 Hz": Kind("slow.wav", audio(500), "500 Hz by its header"),
+    "GSM 6.10": Kind(
+        "gsm.wav", audio(8000, subtype="GSM610"), "only be read from the begin"
+    ),
+    "channels that cancel": Kind(
+        "phase.wav",
+        audio(change=lambda x: np.c_[x, 1 / 32767 - x]),
+        "silent",
+    ),
+    "a fork of macOS": Kind("._fork.wav", content(b"\0\5\x16\7" * 20), HIDDEN),
+    "a hidden copy": Kind(".copy.wav", audio(), HIDDEN),
+    "two writers": Kind("a (conflicted copy 2020-01-01).wav", audio(), HIDDEN),
     "0.05 s": Kind("short.wav", audio(seconds=0.05), "lasts 0.050 s"),
     "3 hours": Kind("long.wav", three_hours),
     "unreadable": Kind("secret.wav", secret, DENIED),
@@ -224,6 +238,9 @@ def outcomes(run, planted):
         counts["used"] += path in used
         if wanted is None:
             counts["as expected"] += path in used and reason is None
+        elif wanted == HIDDEN:
+            seen = path in listed or path in used or reason is not None
+            counts["as expected"] += not seen
         else:
             counts["as expected"] += bool(refused and re.search(wanted, reason))
     return found

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.nnet.augment import Augmenter, audio_files
 from lgl_plugin.nnet.noise import (
     SNR,
     TALKERS,
@@ -468,8 +468,19 @@ def test_missing_and_empty_folders_name_the_key(key, tmp_path):
         Augmenter(**{key: tmp_path / "nowhere"})
     for kind in SNR:
         (tmp_path / kind).mkdir()
-    with pytest.raises(FileNotFoundError, match=f"{key}: no wav or flac"):
+    with pytest.raises(FileNotFoundError, match=f"{key}: no .flac, .mp3, .ogg"):
         Augmenter(**{key: tmp_path})
+
+
+def test_noise_may_have_every_format_that_speech_may_have(tmp_path):
+    names = ["a/1.flac", "a/2.wav", "b.mp3", "c.OGG"]
+    for name in (*names, "._c.wav", "__MACOSX/d.wav", "e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        kind = name.rpartition(".")[2].upper().replace("TXT", "WAV")
+        soundfile.write(tmp_path / name, [0.1] * 16000, 16000, format=kind)
+    found = audio_files(tmp_path, "musan_folder")
+    assert found == [tmp_path / name for name in names]
+    assert len(NoiseBank(found, 16000, 60.0).samples) >= 4 * 15000
 
 
 def test_moves_to_another_device_and_leaves_no_state(musan, rirs):

@@ -1,0 +1,120 @@
+"""The search for audio in a folder, past what systems leave behind.
+
+Deleted files, forks and copies are often sound audio: a run would train on
+them, and on copies of speakers whom a trial list tests. So hidden files and
+folders are not looked at, nor those that `SYSTEM` names.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.dataio.manifest import one_line
+
+logger = get_logger(__name__)
+
+EXTENSIONS = (".flac", ".mp3", ".ogg", ".wav")
+# Audio, alone or in a film, that must be converted before it can be read.
+UNREAD = frozenset(
+    ".3ga .3gp .aac .aif .aifc .aiff .alac .amr .ape .au .avi .awb .caf .dss"
+    " .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp4 .mpc .mpeg .mpg .oga .opus .ra"
+    " .rm .snd .sph .spx .tta .voc .w64 .webm .wma .wmv .wv".split()
+)
+# Hidden names begin with a dot: .Trash-1000, ._a.wav (macOS, a file's fork),
+# .snapshot, .nfs…, .~tmp~ (rsync), .git, .stversions (Syncthing),
+# .dropbox.cache, .ipynb_checkpoints. These do not:
+SYSTEM = re.compile(
+    r"""
+    __macosx | network\ trash\ folder | temporary\ items       # macOS
+    | \$recycle\.bin | recycle[rd] | recycle\ bin              # Windows
+    | system\ volume\ information | found\.\d{3} | dfsrprivate
+    | lost\+found                                              # Linux
+    | @eadir | @tmp | @sharebin | [#@](recycle|snapshot)       # Synology, QNAP
+    | @recently-snapshot | ~snapshot                           # QNAP, NetApp
+    # Copies of two writers: Dropbox, Nextcloud; Syncthing; ownCloud.
+    | .*\([^()]*(conflicted\ copy|(sync|case|encoding)\ conflict)[^()]*\).*
+    | .*\.sync-conflict-\d{8}-\d{6}.*
+    | .*_conflict-\d{8}-\d{6}.*
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def find_audio(
+    root: str | pathlib.Path, passed_over: collections.Counter | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Finds the audio files of a folder, at any depth, sorted by path.
+
+    Yields (path below root, None, or why the file or folder cannot be read).
+    Links are followed, and every folder is listed once; files are not opened.
+    `passed_over` gains the numbers of "hidden" files and folders, and of files
+    with another extension, by extension.
+    """
+    passed_over = collections.Counter() if passed_over is None else passed_over
+    visited, repeated, hidden = set(), [], []
+    stack = [("", "folder")]
+    while stack:
+        name, kind = stack.pop()
+        path = os.path.join(root, name)
+        extension = os.path.splitext(name)[1].lower()
+        if is_hidden(os.path.basename(name)):
+            # .DS_Store in each folder is worth no word.
+            if kind == "folder" or extension in EXTENSIONS:
+                hidden.append(name)
+        elif kind == "folder":
+            # A link may lead back up, which would never end, or to a folder
+            # that is listed anyway, whose files would count twice.
+            real = os.path.realpath(path)
+            if real in visited:
+                repeated.append(path)
+                continue
+            visited.add(real)
+            try:
+                with os.scandir(path) as entries:
+                    below = [
+                        (os.path.join(name, entry.name), _kind(entry))
+                        for entry in entries
+                    ]
+                stack += sorted(below, reverse=True)
+            except OSError as error:
+                yield name, f"folder cannot be listed: {error.strerror}"
+        elif extension not in EXTENSIONS:
+            passed_over[extension or "no extension"] += 1
+        elif kind == "file":
+            yield name, None
+        else:
+            yield name, "is a broken link or not a regular file"
+    if hidden:
+        passed_over["hidden"] += len(hidden)
+        logger.warning(
+            f"{len(hidden)} files and folders that are hidden or that a "
+            "system, an editor or a cloud keeps for itself are not looked at, "
+            f"{one_line(hidden[0])} the first."
+        )
+    if repeated:
+        logger.warning(
+            f"{len(repeated)} linked folders lead to folders that were "
+            "scanned already and were skipped, "
+            f"{one_line(repeated[0])} the first."
+        )
+
+
+def is_hidden(name: str) -> bool:
+    """Tells whether a file or folder is hidden or kept by a system."""
+    return name.startswith(".") or SYSTEM.fullmatch(name) is not None
+
+
+def _kind(entry):
+    """Returns "folder", "file" or "neither", that of its target for a link."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() else "neither"
+    except OSError:  # a link to itself
+        return "neither"
