@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from tiny import RECIPE, STAGE1, STAGE2, TINY
+from tiny import RECIPE, STAGE1, STAGE2, words
 
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.inference.store import Embeddings
@@ -23,17 +23,10 @@ TORCHRUN = [
 ]
 
 
-def words(yaml, corpus, output, *options):
-    """The recipe with its options."""
-    return [
-        *("train_lgl.py", f"hparams/{yaml}", "--distributed_backend=gloo"),
-        *TINY,
-        f"--data_folder={corpus}",
-        f"--train_folder={corpus}/wav",
-        f"--trial_folder={corpus}/wav",
-        f"--output_folder={output}",
-        *options,
-    ]
+def gloo(yaml, corpus, output, *options):
+    """The recipe with its options, for processes that meet on a CPU."""
+    options = ("--distributed_backend=gloo", *options)
+    return words(yaml, corpus, output, *options)
 
 
 def run_to_end(command, folder=RECIPE):
@@ -48,7 +41,7 @@ def run_to_end(command, folder=RECIPE):
 
 def launch(yaml, corpus, output, *options):
     """Starts the recipe in two processes."""
-    run_to_end([*TORCHRUN, *words(yaml, corpus, output, *options)])
+    run_to_end([*TORCHRUN, *gloo(yaml, corpus, output, *options)])
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +130,7 @@ def test_killed_process_ends_the_job_and_one_process_goes_on(corpus, tmp_path):
         "--ckpt_interval_minutes=0",
         "--ckpt_interval_steps=1",
     )
-    recipe = words("small_stage1.yaml", corpus, tmp_path / "run", *options)
+    recipe = gloo("small_stage1.yaml", corpus, tmp_path / "run", *options)
     job = subprocess.Popen(
         [*TORCHRUN, *recipe],
         cwd=RECIPE,
