@@ -43,10 +43,9 @@ class Estimate:
     ---------
     n_clusters : int
         The elbow.
-    grid : numpy.ndarray
-        Numbers of clusters that were tried, ascending, int64 (G,).
-    inertia : numpy.ndarray
-        Within-cluster sum of squares at each, float64 (G,).
+    grid, inertia : numpy.ndarray
+        Numbers of clusters that were tried, ascending, int64 (G,), and the
+        within-cluster sum of squares at each, float64 (G,).
     scale : str
         Scale of the axis of the number of clusters: root, linear or log.
 

@@ -29,10 +29,8 @@ class TrueLabels:
     ---------
     speakers : numpy.ndarray, (N,), int64
         True speaker of each row of the manifest, -1 where not known.
-    trials : Trials, optional
-        A trial list with its labels.
-    folder : str or pathlib.Path, optional
-        Where the trial list's paths begin.
+    trials, folder : Trials and str or pathlib.Path, optional
+        A trial list with its labels, and where its paths begin.
 
     Example
     -------
@@ -78,13 +76,21 @@ class TrueLabels:
         figures = verify(embeddings, self._trials)
         return {"eer": figures.pop("eer_percent"), **figures}
 
-    def clusters(self, rows: np.ndarray, labels: np.ndarray) -> dict:
+    def clusters(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        selected: np.ndarray | None = None,
+    ) -> dict:
         """Reports on the pseudo-labels (n,) of manifest rows (n,).
 
         Returns what `clustering_report` does; {} where no row's speaker is
         known.
         """
-        return self._compare(rows, labels)
+        true = self._speakers[rows]
+        if not (true >= 0).any():
+            return {}
+        return clustering_report(true, labels, selected)
 
     def selection(
         self,
@@ -103,7 +109,7 @@ class TrueLabels:
         corrected labels whose cluster is mapped to the true speaker. A figure
         is left out where no speaker is known.
         """
-        report = self._compare(rows, labels[rows], selected)
+        report = self.clusters(rows, labels[rows], selected)
         keys = ("nmi_selected", "ami_selected", "gate_precision", "gate_recall")
         figures = {key: report[key] for key in keys if key in report}
         true, known = self._speakers, labels >= 0
@@ -143,10 +149,3 @@ class TrueLabels:
             }
 
         return means
-
-    def _compare(self, rows, labels, selected=None):
-        """Returns clustering_report's figures, {} where no speaker is known."""
-        true = self._speakers[rows]
-        if not (true >= 0).any():
-            return {}
-        return clustering_report(true, labels, selected)

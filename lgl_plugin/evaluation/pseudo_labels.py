@@ -28,10 +28,9 @@ def hungarian_mapping(true: ArrayLike, pseudo: ArrayLike) -> dict:
 
     Arguments
     ---------
-    true : array-like, (N,), str or int
-        Speaker of each utterance; "" or negative where not known.
-    pseudo : array-like, (N,), str or int
-        Pseudo-label of each utterance.
+    true, pseudo : array-like, (N,), str or int
+        Speaker ("" or negative where not known) and pseudo-label of each
+        utterance.
 
     Returns
     -------
@@ -63,20 +62,12 @@ def reliable(true: ArrayLike, pseudo: ArrayLike) -> np.ndarray:
     Reliable means that the cluster is mapped to the utterance's own speaker
     by `hungarian_mapping` (paper section 3).
 
-    Arguments
-    ---------
-    true, pseudo : array-like, (N,), str or int
-        Speakers and pseudo-labels, as in `hungarian_mapping`.
+    Arguments and errors as of `hungarian_mapping`.
 
     Returns
     -------
     numpy.ndarray, (N,), bool
         False where the speaker is not known.
-
-    Raises
-    ------
-    ValueError
-        When the lengths differ or no utterance has a true label.
 
     Example
     -------
@@ -156,7 +147,7 @@ def clustering_report(
     Raises
     ------
     ValueError
-        When the lengths differ or no utterance has a true label.
+        When lengths differ or no utterance has a true label.
 
     Example
     -------
@@ -186,12 +177,12 @@ def clustering_report(
             f"selected has shape {selected.shape} for {len(known)} utterances"
         )
     selected = selected[known]
-    some, labels = true[selected], pseudo[selected]
+    # Both measures refuse empty labels.
+    some = (true[selected], pseudo[selected]) if selected.any() else None
     quality = gate_quality(selected, trusted)
     return report | {
-        # Both measures refuse empty labels.
-        "nmi_selected": nmi(some, labels) if len(some) else 0.0,
-        "ami_selected": ami(some, labels) if len(some) else 0.0,
+        "nmi_selected": nmi(*some) if some else 0.0,
+        "ami_selected": ami(*some) if some else 0.0,
         "gate_precision": quality["precision"],
         "gate_recall": quality["recall"],
     }

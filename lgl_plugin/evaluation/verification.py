@@ -81,10 +81,8 @@ def cohort_statistics(
 
     Arguments
     ---------
-    embeddings : array-like, (U, D), float
-        One row per utterance of the trials.
-    cohort : array-like, (M, D), float
-        One row per utterance of the cohort: training utterances, never the
+    embeddings, cohort : array-like, (U, D) and (M, D), float
+        Of the trials' utterances, and of training utterances, never the
         trials', by the same encoder. No labels are needed.
     top : int
         Highest cosines that count, from 2 to M; 300 to 1,000 are usual.
@@ -148,10 +146,8 @@ def adaptive_s_norm(
 
     Arguments
     ---------
-    scores : array-like, (T,), float
-        One score per trial.
-    trials : Trials
-        The trials that were scored.
+    scores, trials : array-like, (T,), float, and Trials
+        The trials, and one score each.
     mean, deviation : numpy.ndarray, (U,), float
         From `cohort_statistics`, in the order of `trials.utterances`.
 
@@ -205,21 +201,19 @@ def bootstrap_eer(
 ) -> tuple[float, float]:
     """Estimates a confidence interval of the EER by resampling speakers.
 
-    Resampling trials gives intervals that are far too narrow, as trials that
-    share a speaker are correlated. Here a trial within a speaker counts as
-    often as that one was drawn, one between two as the product of both;
-    utterances that target trials join, also by way of others, are one speaker.
-    The interval, between percentiles of the draws, is for other speakers of
-    the same kind, not for another training. Intervals of 95 % held the true
-    rate in 84, 92 and 92 % of generated sets of 10, 25 and 60 speakers, those
-    of trials in 51, 45 and 44 % (`benchmarks/verification.py --coverage`).
+    Trials that share a speaker are correlated: resampling them gives intervals
+    that are far too narrow. Here a trial within a speaker counts as often as
+    that one was drawn, one between two as the product of both; utterances
+    that target trials join, also by way of others, are one speaker. The
+    interval is for other speakers of the same kind, not for another training.
+    95 % held the true rate in 84, 92 and 92 % of generated sets of 10, 25 and
+    60 speakers, resampled trials in 51, 45 and 44 %
+    (`benchmarks/verification.py --coverage`).
 
     Arguments
     ---------
-    scores : array-like, (T,), float
-        Higher means more likely the same speaker.
-    trials : Trials
-        The trials that were scored.
+    scores, trials : array-like, (T,), float, and Trials
+        The trials, and one score each, higher for the same speaker.
     n_resamples : int
         Draws, at least 1. One that leaves no trial of a class is replaced.
     level : float

@@ -51,21 +51,12 @@ def ami(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
     takes minutes for 6,000 clusters of a million utterances; this function
     takes a second.
 
-    Arguments
-    ---------
-    true, pseudo : array-like, (N,), str or int
-        Speaker ("" or negative where not known) and pseudo-label of each
-        utterance.
+    Arguments and errors as of `nmi`.
 
     Returns
     -------
     float
         1 for the same partition, about 0 for random ones, at times below 0.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ or no utterance has a true label.
 
     Example
     -------
@@ -92,21 +83,12 @@ def purity(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
     Purity grows with the number of clusters, up to 1 for one utterance per
     cluster, so it compares only clusterings of the same size.
 
-    Arguments
-    ---------
-    true, pseudo : array-like, (N,), str or int
-        Speaker ("" or negative where not known) and pseudo-label of each
-        utterance.
+    Arguments and errors as of `nmi`.
 
     Returns
     -------
     float
         In (0, 1].
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ or no utterance has a true label.
 
     Example
     -------

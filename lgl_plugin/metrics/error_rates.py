@@ -9,11 +9,9 @@ import numpy.typing as npt
 def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
     """Returns the equal error rate, exact, and its threshold.
 
-    The operating points are all the ways to cut the distinct scores in two;
-    equal scores fall on the same side. Both error rates are interpolated
-    linearly between neighbouring points, and the EER is where they are equal:
-    where the ROC, drawn with straight lines, crosses the diagonal from (0, 1)
-    to (1, 0).
+    Equal scores fall on the same side of a cut. Both error rates are
+    interpolated linearly between neighbouring cuts, and the EER is where they
+    are equal.
 
     Arguments
     ---------
@@ -61,7 +59,7 @@ def min_dcf(
     Arguments
     ---------
     scores, labels : array-like, (T,), float and bool
-        Score of each trial, higher for the same speaker; True for a target.
+        As of `eer`.
     p_target : float
         Prior probability of a target trial, between 0 and 1.
     c_miss, c_fa : float
@@ -75,8 +73,7 @@ def min_dcf(
     Raises
     ------
     ValueError
-        If a score is not finite, a class is missing, the lengths differ, or
-        the prior or a cost is out of range.
+        As `eer` does, and if the prior or a cost is out of range.
 
     Example
     -------

@@ -105,19 +105,6 @@ class NTXent(nn.Module):
         return loss, accuracy
 
 
-class _GradientReversal(torch.autograd.Function):
-    """The autograd function behind `gradient_reversal`."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -ctx.weight * gradient, None
-
-
 def gradient_reversal(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     """Returns x, and multiplies its gradient by -weight on the way back.
 
@@ -140,7 +127,10 @@ def gradient_reversal(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     >>> x.grad
     tensor([-3., -3.])
     """
-    return _GradientReversal.apply(x, weight)
+    passed = x.view_as(x)
+    if passed.requires_grad:
+        passed.register_hook(lambda gradient: -weight * gradient)
+    return passed
 
 
 class AugmentationDiscriminator(nn.Sequential):
@@ -152,10 +142,8 @@ class AugmentationDiscriminator(nn.Sequential):
 
     Arguments
     ---------
-    embedding_size : int
-        Size of one embedding.
-    hidden_size : int
-        Size of the hidden layer.
+    embedding_size, hidden_size : int
+        Sizes of one embedding and of the hidden layer.
 
     Example
     -------
@@ -167,10 +155,11 @@ class AugmentationDiscriminator(nn.Sequential):
     def __init__(
         self, embedding_size: int = 192, hidden_size: int = 512
     ) -> None:
+        pair = 2 * embedding_size
         super().__init__(
-            nn.BatchNorm1d(2 * embedding_size),
+            nn.BatchNorm1d(pair),
             nn.ReLU(),
-            nn.Linear(2 * embedding_size, hidden_size),
+            nn.Linear(pair, hidden_size),
             nn.BatchNorm1d(hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, 2),
@@ -233,10 +222,8 @@ class SubCentreClassifier(nn.Module):
 
     Arguments
     ---------
-    input_size : int
-        Size of an embedding, D.
-    out_neurons : int
-        Number of classes, K.
+    input_size, out_neurons : int
+        Size of an embedding, D, and number of classes, K.
     n_centres : int
         Centres of each class; 3 in the source.
 

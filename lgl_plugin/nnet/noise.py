@@ -21,30 +21,10 @@ SILENCE = 1e-10  # mean square below which a waveform counts as silent
 
 
 class NoiseBank(torch.nn.Module):
-    """Recordings of one kind in one block of memory, of a stated size.
+    """Recordings of one kind in one block of memory, 2 bytes a sample.
 
-    Arguments
-    ---------
-    files : list of pathlib.Path
-        Recordings; read in a fixed random order until the bank is full.
-    sample_rate : int
-        In Hz.
-    max_seconds : float
-        Size of the bank, 2 bytes a sample.
-
-    Raises
-    ------
-    BadAudio
-        If none of the recordings can be read; a few bad ones are left out.
-
-    Example
-    -------
-    >>> import soundfile
-    >>> path = getfixture("tmp_path") / "hum.wav"
-    >>> soundfile.write(path, np.sin(np.arange(32000)), 16000)
-    >>> bank = NoiseBank([path], 16000, max_seconds=1.0)
-    >>> bank(torch.tensor([0.2, 0.7]), 4000, (1, 1)).shape
-    torch.Size([2, 4000])
+    They are read in a fixed random order until the bank is full. A few bad
+    ones are left out; BadAudio if none can be read.
     """
 
     def __init__(
@@ -77,14 +57,17 @@ class NoiseBank(torch.nn.Module):
         self.samples: torch.Tensor
         self.register_buffer("samples", torch.cat(pieces), persistent=False)
 
+    def extra_repr(self) -> str:
+        """Returns the size that repr shows."""
+        return f"{len(self.samples)} samples"
+
     def forward(
         self, source: torch.Tensor, n_samples: int, talkers: tuple[int, int]
     ) -> torch.Tensor:
-        """Takes stretches of the bank, shape (batch, n_samples), float32.
+        """Sums stretches of the bank to noise (batch, n_samples), float32.
 
         `source` gives their relative places in the bank, in [0, 1), shape
-        (batch,), on the CPU. The fewest and most `talkers` say how many
-        stretches are summed for one waveform.
+        (batch,), on the CPU; `talkers` the fewest and most that are summed.
         """
         fewest, most = talkers
         samples = self.samples
@@ -106,25 +89,9 @@ class NoiseBank(torch.nn.Module):
 
 
 def babble(wavs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Sums 3 to 8 other waveforms of the batch, of equal loudness.
+    """Sums 3 to 8 other waveforms of the batch (batch, time), equally loud.
 
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        Shape (batch, time).
-    rows : torch.Tensor
-        Numbers of the waveforms that get babble, int64, shape (n,), on the
-        CPU.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (n, time).
-
-    Example
-    -------
-    >>> babble(torch.randn(9, 100), torch.tensor([0, 5])).shape
-    torch.Size([2, 100])
+    `rows` (n,), int64, on the CPU, get babble (n, time).
     """
     batch = len(wavs)
     rank = torch.rand(len(rows), batch)
@@ -137,24 +104,10 @@ def babble(wavs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def coloured_noise(slope: torch.Tensor, n_samples: int) -> torch.Tensor:
-    """Draws Gaussian noise whose spectrum has a slope on a log scale.
+    """Draws Gaussian noise (n, n_samples), float32, of mean square 1.
 
-    Arguments
-    ---------
-    slope : torch.Tensor
-        dB per octave, shape (n,); 0 is white, -3 pink, -6 brown.
-    n_samples : int
-        Length.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (n, n_samples), float32, of mean square 1.
-
-    Example
-    -------
-    >>> coloured_noise(torch.tensor([0.0, -6.0]), 1000).shape
-    torch.Size([2, 1000])
+    `slope` (n,) is that of its spectrum in dB per octave: 0 is white, -3 pink,
+    -6 brown.
     """
     n_fft = scipy.fft.next_fast_len(n_samples, real=True)
     bins = n_fft // 2 + 1
