@@ -71,6 +71,8 @@ class Augmenter(torch.nn.Module):
     ------
     FileNotFoundError
         If a folder is given that is missing or holds no audio.
+    ValueError
+        If a probability is out of range.
 
     Example
     -------
@@ -93,6 +95,12 @@ class Augmenter(torch.nn.Module):
         bank_seconds: float = 3600.0,
     ):
         super().__init__()
+        shares = (reverb_only, noise_only, channel)
+        if not (min(shares) >= 0 and reverb_only + noise_only <= 1 >= channel):
+            raise ValueError(
+                "reverb_only, noise_only and channel are probabilities, and "
+                f"the first two at most 1 in sum, got {shares}"
+            )
         self.sample_rate = sample_rate
         self.reverb_only = reverb_only
         self.noise_only = noise_only
@@ -119,6 +127,11 @@ class Augmenter(torch.nn.Module):
         # Empty: it moves with the module and so tells the module's device.
         self.anchor: torch.Tensor
         self.register_buffer("anchor", torch.empty(0), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        names = ("sample_rate", "reverb_only", "noise_only", "channel")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def draw(self, n_waveforms: int, n_samples: int) -> Draw:
         """Draws an augmentation for each waveform of a batch of that shape."""

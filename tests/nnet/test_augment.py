@@ -1,5 +1,9 @@
 """Augmentation against measurements of what comes out."""
 
+import copy
+import math
+import pickle
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -490,3 +494,28 @@ def test_moves_to_another_device_and_leaves_no_state(musan, rirs):
     names = {name for name, _ in augment.named_buffers()}
     assert "rooms" in names and "banks.music.samples" in names
     assert {b.device.type for b in augment.to("meta").buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"reverb_only": -0.1}, {"reverb_only": 0.6, "noise_only": 0.5}]
+    + [{"channel": value} for value in (-0.1, 1.1, math.nan)],
+)
+def test_probabilities_are_checked(wrong):
+    with pytest.raises(ValueError, match="are probabilities"):
+        Augmenter(**wrong)
+    Augmenter(reverb_only=1.0, noise_only=0.0, channel=1.0)
+
+
+def test_an_augmenter_shows_its_settings_and_can_be_copied(musan):
+    augment = Augmenter(RATE, musan, channel=0.5)
+    shown = (
+        f"sample_rate={RATE}, reverb_only=0.25, noise_only=0.25, channel=0.5"
+    )
+    assert shown in repr(augment) and "NoiseBank(" in repr(augment)
+    wavs = torch.randn(3, 4000)
+    found = []
+    for same in (augment, copy.deepcopy(augment)):
+        torch.manual_seed(0)
+        found.append(pickle.loads(pickle.dumps(same))(wavs))
+    assert torch.equal(*found)
