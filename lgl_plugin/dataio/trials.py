@@ -63,23 +63,16 @@ def exclude_tested(
             yield name, problem
 
 
-def trial_audio(
-    trials: Trials,
-    folder: str | pathlib.Path,
-    sample_rate: int = 16000,
-    channel: int | None = None,
-) -> Manifest:
+def trial_audio(trials: Trials, folder: str | pathlib.Path) -> Manifest:
     """Returns a manifest of a list's utterances, in its order, below `folder`.
 
-    Audio that cannot be read at that rate (Hz) and channel (None: the mean)
-    raises ValueError, which names the first ten.
+    Audio that cannot be read raises ValueError, which names the first ten.
     """
     folder, rows, bad = pathlib.Path(folder), [], []
     for name in trials.utterances:
         path = str(folder / name)
         try:
-            seconds = probe(path, sample_rate, channel).seconds
-            rows.append((name, path, 0.0, seconds, "", channel, None))
+            rows.append((name, path, 0.0, probe(path).seconds, ""))
         except BadAudio as error:
             bad.append(f"  {name} {error}")
     if bad:

@@ -79,6 +79,7 @@ class Settings(BaseModel):
     data_folder: Text
     train_folder: Text
     manifest: Text | None
+    channel: Annotated[int, Field(ge=0, lt=2**15)] | None = None
     speaker_folder: bool
     verification_file: Text | None
     trial_folder: Text
@@ -114,6 +115,16 @@ class Settings(BaseModel):
     new_encoder: Factory
     opt_class: Factory
     lr_annealing: Made
+
+    @model_validator(mode="after")
+    def _check_channel(self) -> Settings:
+        """Refuses a channel that nothing would read."""
+        if self.manifest and self.channel is not None:
+            raise ValueError(
+                "channel is for the audio that is found in train_folder: in a "
+                "manifest of your own, name it in a column `channel`"
+            )
+        return self
 
 
 class Stage1Settings(Settings):

@@ -139,6 +139,8 @@ class Session:
                     trials=settings.verification_file,
                     trial_folder=settings.trial_folder,
                     max_bad_share=settings.max_bad_share,
+                    sample_rate=settings.sample_rate,
+                    channel=settings.channel,
                 ),
             )
         self.run.given("manifest", path)

@@ -176,6 +176,7 @@ def test_any_typo_in_a_name_is_refused(data):
         ("gated_epochs", "-1", "-1 should be greater than or equal to 0"),
         ("lr", "-1", "-1 should be greater than 0"),
         ("lr", "0", "0 should be greater than 0"),
+        ("channel", "-1", "-1 should be greater than or equal to 0"),
         ("seed", "5000000", "5000000 should be less than 4194304"),
         ("ckpt_interval_minutes", "-1", ".* greater than or equal to 0"),
         # A value of another type.
@@ -204,6 +205,12 @@ def test_a_wrong_value_is_refused_by_name(name, value, problem):
     assert line.startswith(f"{name}: ")
     said = line.removeprefix(f"{name}: ")
     assert said == problem or re.fullmatch(problem, said), line
+
+
+def test_a_manifest_names_its_channels_itself():
+    (line,) = refusal(manifest="my.csv", channel=0)
+    assert "name it in a column `channel`" in line
+    assert load(channel=1).channel == 1
 
 
 def test_no_epochs_of_stage1():
