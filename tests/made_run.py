@@ -23,7 +23,7 @@ def make_run(folder, seed=1, speakers=True, trials=True, rounds=2, gate="a"):
     folder.mkdir(parents=True)
     ids = [f"s{n // EACH}/{n}.wav" for n in range(N)]
     _manifest(folder, ids, speakers)
-    _settings(folder, seed, rounds, gate)
+    _settings(folder, seed, rounds, gate, trials)
     records = []
 
     def after(path, rate, **record):
@@ -90,8 +90,16 @@ def _manifest(folder, ids, speakers):
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
 
 
-def _settings(folder, seed, rounds, gate):
+def _settings(folder, seed, rounds, gate, trials):
     first = {"seed": seed, "manifest": None, "data_folder": "", "lr": 0.001}
+    if trials:
+        first["verification_file"] = str(folder.with_name("trials.txt"))
+        # Targets within a speaker, as `_scores` has them, then between two.
+        lines = [
+            f"{n % 2 == 0:d} s{n % 6}/{n} s{(n + n % 2) % 6}/{n + 200}\n"
+            for n in range(200)
+        ]
+        folder.with_name("trials.txt").write_text("".join(lines))
     settings = {"stage 1": first}
     done = {"baselines": {}, "stage1": {}}
     if rounds:
@@ -110,6 +118,8 @@ def _epoch(number, rng, **record):
         epoch=number,
         loss=4.0 / number,
         pseudo_eer=20.0 / number,
+        mean_cosine=0.25 / number,
+        effective_dimensions=12.0,
         skipped_steps=0,
         utterances_per_second=float(rng.uniform(90, 110)),
         seconds=30.0,

@@ -13,11 +13,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lgl_plugin.runs.metrics_log import cells
+from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
 from lgl_plugin.runs.settings import flatten
 from lgl_plugin.utils.tables import markdown_table
 
-FIGURES = ("eer", "min_dcf_001", "min_dcf_005", "nmi", "ami", "selected_share")
+FIGURES = {
+    key: value
+    for key, value in COLUMNS.items()
+    if key not in (*LABEL_FREE, "utterances_per_second", "seconds")
+}
 TITLE = "Speaker encoder trained without labels"
 TAGS = [
     "speechbrain",

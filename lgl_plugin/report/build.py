@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import os
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from speechbrain.utils.distributed import main_process_only
@@ -63,26 +64,26 @@ def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
     if len(runs) == 1:
         (run,) = runs
         page = Page(folder, f"Run {run.name}: loss-gated learning")
-        introduction = page.collect(sections.overview, run)
-        parts = {
-            title: page.collect(part, run)
-            for title, part in sections.SECTIONS.items()
-        }
-        # Shown first but collected last: the parts that failed are among them.
-        warnings = page.collect(sections.warnings, run, page.failures)
-        parts = {"Warnings": warnings, **parts}
+        parts = _collect(page, sections.SECTIONS, run)
+        # Collected last: the parts that failed are among its doubts.
+        introduction = page.collect(sections.overview, run, page.failures)
     else:
         title = f"Comparison of {len(runs)} runs: loss-gated learning"
         page = Page(folder / "comparison", title)
+        parts = _collect(page, comparison.SECTIONS, runs)
         introduction = page.collect(comparison.overview, runs, page.folder)
-        parts = {
-            title: page.collect(part, runs)
-            for title, part in comparison.SECTIONS.items()
-        }
     now = datetime.datetime.now().astimezone()
-    command = " ".join(["lgl report", *map(str, folders)])
+    command = shlex.join(["lgl", "report", *map(str, folders)])
     footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z}; again by: {command}"
     return page.write(introduction, parts, footer)
+
+
+def _collect(page, parts, data):
+    """Returns the blocks of each section, of all its parts."""
+    return {
+        title: [block for part in each for block in page.collect(part, data)]
+        for title, each in parts.items()
+    }
 
 
 @main_process_only

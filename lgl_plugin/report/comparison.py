@@ -9,16 +9,12 @@ from collections.abc import Iterator
 from lgl_plugin.report import figures
 from lgl_plugin.report.page import Block, Figure, Links, Table
 from lgl_plugin.report.results import Results
-from lgl_plugin.runs.metrics_log import cells
+from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
 from lgl_plugin.runs.settings import flatten
 
-COMPARED = (
-    "eer",
-    "min_dcf_001",
-    "nmi",
-    "selected_share",
-    "utterances_per_second",
-)
+# Figures of a trial list or, of runs without one, label-free ones.
+SCORED = ("eer", "min_dcf_001", "nmi")
+COMPARED = ("selected_share", "utterances_per_second")
 
 
 def group_by_settings(runs: list[Results]) -> dict[str, dict[str, Results]]:
@@ -77,18 +73,22 @@ def overview(runs: list[Results], folder: pathlib.Path) -> Iterator[Block]:
 
 def side_by_side(runs: list[Results]) -> Iterator[Block]:
     """Yields the table: a group of columns for each group of runs."""
-    names = list(dict.fromkeys(name for run in runs for name in run.rows))
-    header, rows, groups = ["phase"], {name: [name] for name in names}, {}
+    present = {key for run in runs for row in run.rows.values() for key in row}
+    quality = SCORED if present & {*SCORED} else LABEL_FREE
+    compared = {key: COLUMNS[key] for key in (*quality, *COMPARED)}
+    header, rows, groups = ["phase"], {}, {}
+    names = dict.fromkeys(name for run in runs for name in run.rows)
     for group, members in group_by_settings(runs).items():
-        members = [run.rows for run in members.values()]
-        columns, body = cells(members, COMPARED)
+        columns, body = cells([run.rows for run in members.values()], compared)
         header += columns[1:]
         groups[group] = len(columns) - 1
         body = {name: others for name, *others in body}
         for name in names:
             values = body.get(name, [""] * groups[group])
-            rows[name] += [value.replace(" (", "\n(") for value in values]
-    yield Table("All phases", header, rows.values(), groups, wide=True)
+            row = rows.setdefault(name, [name])
+            row += [value.replace(" (", "\n(") for value in values]
+    rows = [row for row in rows.values() if any(row[1:])]
+    yield Table("All phases", header, rows, groups)
 
 
 def error_rate_by_phase(runs: list[Results]) -> Iterator[Block]:
@@ -97,13 +97,16 @@ def error_rate_by_phase(runs: list[Results]) -> Iterator[Block]:
         group: [run.rows for run in members.values()]
         for group, members in group_by_settings(runs).items()
     }
+    present = {key for run in runs for row in run.rows.values() for key in row}
+    if not present & {"eer", "nmi", "pseudo_eer"}:
+        return
     yield Figure(
         "error_rate_by_phase",
         figures.error_rate_by_phase(groups),
-        "EER and NMI over the phases, a line for each kind of runs; the "
+        "The error rate over the phases, a line for each kind of runs; the "
         "figures are in the table above.",
-        "EER and NMI over the phases: a kind's mean with markers, its runs as "
-        "thin lines.",
+        "The error rate and, if known, NMI over the phases: a kind's mean "
+        "with markers, its runs as thin lines.",
     )
 
 
@@ -111,17 +114,15 @@ def det(runs: list[Results]) -> Iterator[Block]:
     """Yields DET curves of the latest scored phase of each run."""
     curves = {}
     for name, run in _named(runs).items():
-        for phase, scored in list(run.scores().items())[-1:]:
-            curves[f"{name}: {phase}"] = scored
-    if not curves:
-        yield "No run has trial scores."
-        return
-    yield Figure(
-        "det",
-        figures.det(curves),
-        "Detection error trade-off curves of " + "; ".join(curves),
-        "Misses against false alarms, the latest scored phase of each run.",
-    )
+        for phase in list(run.scored)[-1:]:
+            curves[f"{name}: {phase}"] = run.scores(phase)
+    if curves:
+        yield Figure(
+            "det",
+            figures.det(curves),
+            "Detection error trade-off curves of " + "; ".join(curves),
+            "Misses against false alarms, the latest scored phase of each run.",
+        )
 
 
 def differences(runs: list[Results]) -> Iterator[Block]:
@@ -149,8 +150,6 @@ def differences(runs: list[Results]) -> Iterator[Block]:
 
 # By the sections' titles, in the order of the page.
 SECTIONS = {
-    "Side by side": side_by_side,
-    "Error rates by phase": error_rate_by_phase,
-    "Verification errors": det,
-    "What differs": differences,
+    "Side by side": (side_by_side, error_rate_by_phase, det),
+    "Settings that differ": (differences,),
 }

@@ -8,6 +8,7 @@ a marker and a line style of its own.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -15,12 +16,16 @@ from collections.abc import Iterable, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy.special import ndtri
 
 from lgl_plugin.clustering.elbow import SCALES, Estimate
 from lgl_plugin.metrics.error_rates import eer, operating_points
 from lgl_plugin.utils.files import atomic_write
 
+# SpeechBrain's log.txt takes DEBUG of all loggers, and matplotlib's tells about
+# each font of the machine.
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 COLOURS = (
     "#0072B2",  # blue
     "#D55E00",  # vermilion
@@ -56,6 +61,9 @@ def save(
     The same figure gives the same bytes.
     """
     contents = []
+    # Names of runs and files are in the texts: "$x_{" is no formula.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     # Without a salt, SVG ids are random; as outlines, text looks alike on
     # machines with other fonts.
     settings = {"svg.hashsalt": name, "svg.fonttype": "path"}
@@ -103,8 +111,8 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
 
     A kind's runs are a list of their rows from `metrics_log.summarise`; the
     line with markers is their mean. Rows that are no phase of the pipeline,
-    such as the log-mel floor, are dotted lines across. Raises ValueError if no
-    run has an EER or an NMI.
+    such as the log-mel floor, are dotted lines across. Without EER and NMI the
+    line is the pseudo-EER's; raises ValueError if there is none either.
     """
     runs = [rows for kind in kinds.values() for rows in kind]
     known = list(dict.fromkeys(name for rows in runs for name in rows))
@@ -112,6 +120,8 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
     present = {key for rows in runs for row in rows.values() for key in row}
     lines = {"eer": "EER (%)", "nmi": "NMI of the pseudo-labels"}
     lines = {key: label for key, label in lines.items() if key in present}
+    if not lines and "pseudo_eer" in present:
+        lines = {"pseudo_eer": "EER of held-out pseudo-trials (%)"}
     if not lines:
         raise ValueError("no run has an EER or an NMI to draw")
     figure, axes = _figure(4.8, 0.8 + 2.4 * len(lines), len(lines))
@@ -265,8 +275,7 @@ def det(systems: dict[str, tuple[Sequence, Sequence]]) -> Figure:
         marker = line_style.pop("marker")
         axes.plot(*curve, **line_style)
         axes.plot(centre, centre, marker, color=line_style["color"])
-        label = f"{name}, {100 * rate:.1f} %"
-        axes.plot([], [], marker=marker, label=label, **line_style)
+        axes.plot([], [], marker=marker, label=name, **line_style)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [f"{value:g}" for value in percent])
     axes.set(
@@ -276,7 +285,7 @@ def det(systems: dict[str, tuple[Sequence, Sequence]]) -> Figure:
         ylabel="misses (%)",
         aspect="equal",
     )
-    axes.legend(title="EER", fontsize=8)
+    axes.legend(fontsize=8)
     return figure
 
 

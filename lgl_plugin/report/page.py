@@ -1,7 +1,8 @@
 """A report's page: plain data goes into one file of HTML, page.html.
 
-The page holds its figures and its style and loads nothing. jinja2 escapes all
-text: names of runs, files, speakers and settings are anybody's.
+The page holds its figures and its style and loads nothing, but for a recording
+that is played. jinja2 escapes all text: names of runs, files, speakers and
+settings are anybody's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jinja2
 from matplotlib.figure import Figure as Drawing
@@ -20,11 +21,29 @@ from lgl_plugin.utils.files import atomic_write
 
 
 @dataclasses.dataclass
+class Verdict:
+    """A sentence that sums a run up, in a colour that says how it stands."""
+
+    kind: ClassVar[str] = "verdict"
+    good: bool
+    text: str
+
+
+@dataclasses.dataclass
+class Command:
+    """A command to copy, and the reason to type it."""
+
+    kind: ClassVar[str] = "command"
+    reason: str
+    text: str
+
+
+@dataclasses.dataclass
 class Table:
     """A table whose first column names the rows.
 
     `groups` are headings over the other columns, with their widths in columns;
-    `wide` and `prose` take the page's width; `folded` opens on demand.
+    the cells of `prose` may break into lines; `folded` opens on demand.
     """
 
     kind: ClassVar[str] = "table"
@@ -32,18 +51,21 @@ class Table:
     header: Sequence[str]
     rows: Iterable[Sequence]
     groups: dict[str, int] = dataclasses.field(default_factory=dict)
-    wide: bool = False
     prose: bool = False
     folded: bool = False
 
 
 @dataclasses.dataclass
-class Text:
-    """Text with its own line breaks, which opens on demand."""
+class Recordings:
+    """Groups of recordings, each of which opens on demand.
 
-    kind: ClassVar[str] = "text"
+    `groups` maps a group's name to (recording, address to play it from); the
+    address is empty where the page may not play the recording.
+    """
+
+    kind: ClassVar[str] = "recordings"
     caption: str
-    text: str
+    groups: dict[str, list[tuple[str, str]]]
 
 
 @dataclasses.dataclass
@@ -81,7 +103,10 @@ class Image:
 
 
 # A paragraph, a list, a few facts from name to value, or one of the above.
-Block = str | list[str] | dict[str, str] | Table | Text | Links | Figure
+Block = (
+    str | list[str] | dict[str, str]
+    | Verdict | Command | Table | Recordings | Links | Figure
+)  # fmt: skip
 
 
 class Page:
@@ -92,7 +117,7 @@ class Page:
         self.title = title
         self.failures: list[str] = []
 
-    def collect(self, part: Callable[..., Iterable[Block]], *data) -> list:
+    def collect(self, part: Callable[..., Iterable[Block]], *data: Any) -> list:
         """Returns the blocks that a part yields, its figures saved.
 
         If the part raises, the reason becomes its last block and a failure.
@@ -123,7 +148,10 @@ class Page:
     def write(
         self, introduction: list, sections: dict[str, list], footer: str
     ) -> pathlib.Path:
-        """Writes `index.html` from collected blocks and returns its path."""
+        """Writes `index.html` from collected blocks and returns its path.
+
+        Sections without a block are left out.
+        """
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
             autoescape=True,
@@ -135,7 +163,7 @@ class Page:
         text = environment.get_template("page.html").render(
             title=self.title,
             introduction=introduction,
-            sections=sections,
+            sections={title: part for title, part in sections.items() if part},
             footer=footer,
         )
         path = self.folder / "index.html"

@@ -6,22 +6,31 @@ no trial list or no Stage II is read like any other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import pathlib
 import re
+import urllib.parse
 
 import numpy as np
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import Manifest, Strings, load_manifest
+from lgl_plugin.dataio.trials import read_trials
+from lgl_plugin.evaluation.verification import bootstrap_eer
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.provenance import read_starts
 from lgl_plugin.runs.state import read_state
+from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
 PHASES = ("classifier", "gated", "large_margin")
+# Trials that the bootstrap of all intervals draws, at 10 million a second; and
+# the fewest draws that percentiles can be read from.
+BOOTSTRAP_TRIALS, FEWEST_DRAWS = 3e8, 200
 # The first line of an entry in SpeechBrain's log.txt.
 ENTRY = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ - \S+ - (\w+) - (.*)")
 
@@ -31,7 +40,7 @@ class Results:
 
     Arguments
     ---------
-    folder : str or os.PathLike
+    folder : str or pathlib.Path
         The yaml's output_folder.
 
     Raises
@@ -90,21 +99,40 @@ class Results:
             steps.append(f"iter{n_iterations}/large_margin")
         return steps
 
+    def setting(self, name: str) -> str:
+        """Returns a setting that both stages have; empty for none."""
+        return str(next(iter(self.settings.values()), {}).get(name) or "")
+
     @functools.cached_property
     def manifest(self) -> Manifest | None:
         """Reads the manifest; None if the run's is not found."""
-        settings = next(iter(self.settings.values()), {})
-        path = settings.get("manifest") or self.folder / "manifest.csv"
+        path = self.setting("manifest") or self.folder / "manifest.csv"
         if not pathlib.Path(path).exists():
             return None
         # A page names utterances and opens none, so paths may lead anywhere.
-        folder = settings.get("data_folder", "")
-        return load_manifest(path, folder, allow_outside=True)
+        return load_manifest(path, self.setting("data_folder"), True)
 
     @property
     def speakers_known(self) -> bool:
         """Tells whether the manifest names any speaker."""
         return self.manifest is not None and (self.manifest.speakers >= 0).any()
+
+    def player(self, row: int) -> str:
+        """Returns the address of a manifest row's audio from the page.
+
+        Empty if the audio lies in a shard, outside the data folder (a manifest
+        is anybody's) or is not there.
+        """
+        manifest, folder = self.manifest, self.setting("data_folder")
+        wav = manifest.wavs[row]
+        if manifest.places is not None or not folder:
+            return ""
+        if is_outside(wav, folder) or not os.path.isfile(wav):
+            return ""
+        start = manifest.offsets[row]
+        span = f"#t={start:.3f},{start + manifest.durations[row]:.3f}"
+        path = os.path.relpath(wav, self.folder / "report")
+        return urllib.parse.quote(path.replace(os.sep, "/")) + span
 
     def labels(self, number: int) -> tuple[Strings, np.ndarray] | None:
         """Reads an iteration's utterances and pseudo-labels, if any."""
@@ -131,14 +159,12 @@ class Results:
         `rows` of the manifest, int64 (n,); their `losses`, float32 (n,); the
         `selected`, bool (n,); the threshold `tau`.
         """
-        return _arrays(self.folder / step / "gate.npz")
+        path = self.folder / step / "gate.npz"
+        return load_arrays(path) if path.exists() else None
 
-    def scores(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Reads each scored phase's trial scores and labels, in order.
-
-        Phases have the names that `summarise` gives them; scores are float32
-        and labels bool, both (T,).
-        """
+    @property
+    def scored(self) -> dict[str, pathlib.Path]:
+        """Maps each scored phase's name, as of `summarise`, to its file."""
         files = {
             "log-mel statistics": "baselines/floor.npz",
             "untrained": "baselines/untrained.npz",
@@ -148,12 +174,39 @@ class Results:
             for phase in PHASES:
                 name = f"iteration {number}, {phase}"
                 files[name] = f"iter{number}/{phase}/scores.npz"
-        scores = {}
-        for name, file in files.items():
-            arrays = _arrays(self.folder / file)
-            if arrays is not None:
-                scores[name] = arrays["scores"], arrays["labels"]
-        return scores
+        paths = {name: self.folder / file for name, file in files.items()}
+        return {name: path for name, path in paths.items() if path.exists()}
+
+    def scores(self, phase: str) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a phase's trial scores, float32 (T,), and labels, bool (T,)."""
+        arrays = load_arrays(self.scored[phase])
+        return arrays["scores"], arrays["labels"]
+
+    @functools.cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Draws the 95 % interval of each phase's EER, in percent.
+
+        Empty where the trial list has moved or has changed since. Of a list
+        with many trials the latest phase alone has one.
+        """
+        intervals, phases = {}, list(self.scored)
+        try:
+            trials = read_trials(self.setting("verification_file"))
+        except (OSError, ValueError):
+            return {}
+        if FEWEST_DRAWS * len(trials) * len(phases) > BOOTSTRAP_TRIALS:
+            phases = phases[-1:]
+        draws = BOOTSTRAP_TRIALS // (len(trials) * max(len(phases), 1))
+        draws = int(np.clip(draws, FEWEST_DRAWS, 1000))
+        for phase in phases:
+            # ValueError: the file is damaged, which the section of DET curves
+            # reports, or the list has one speaker and so no interval.
+            with contextlib.suppress(ValueError):
+                scores, labels = self.scores(phase)
+                if np.array_equal(labels, trials.labels):
+                    ends = bootstrap_eer(scores, trials, draws)
+                    intervals[phase] = (100 * ends[0], 100 * ends[1])
+        return intervals
 
     def bad_files(self) -> list[tuple[str, str]]:
         """Lists (utterance, reason) of utterances that could not be used."""
@@ -165,39 +218,19 @@ class Results:
         The message of an exception ends in the last line of its traceback.
         """
         entries = []
-        for stage in ("stage1", "stage2"):
-            path = self.folder / stage / "log.txt"
+        for name in ("stage1/log.txt", "stage2/log.txt"):
+            path, inside = self.folder / name, False
             if not path.exists():
                 continue
-            inside = False
             with open(path, encoding="utf-8", errors="replace") as log:
                 for line in map(str.rstrip, log):
                     match = ENTRY.match(line)
                     if match:
                         inside = match[2] in ("WARNING", "ERROR", "CRITICAL")
                     if match and inside:
-                        entries.append((f"{stage}/log.txt", *match.groups()))
+                        entries.append((name, *match.groups()))
                     elif inside and line:
                         *head, message = entries[-1]
                         message = f"{message.split(' … ')[0]} … {line.strip()}"
                         entries[-1] = (*head, message)
         return entries
-
-    def environment(self) -> str:
-        """Reads SpeechBrain's description of the latest stage's machine."""
-        for stage in ("stage2", "stage1"):
-            path = self.folder / stage / "env.log"
-            if path.exists():
-                return path.read_text(encoding="utf-8", errors="replace")
-        return ""
-
-
-def _arrays(path):
-    """Reads the arrays of an npz by name; None if there is no such file."""
-    if not path.exists():
-        return None
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except Exception as error:  # torn zip files raise a dozen types
-        raise ValueError(f"{path} is damaged: {error}") from error

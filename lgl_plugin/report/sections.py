@@ -1,12 +1,14 @@
 """The parts of a run's page, as plain data for `page.Page`.
 
-Each takes the run's `Results` and yields blocks. A part that lacks its data
-says so: a page is also wanted of a run that is half-way.
+Each takes the run's `Results` and yields blocks; one that lacks its data
+yields none, and a section of none is not shown.
 """
 
 from __future__ import annotations
 
 import collections
+import re
+import shlex
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,15 +16,24 @@ import numpy as np
 from lgl_plugin.dataio.manifest import find
 from lgl_plugin.evaluation import pseudo_labels
 from lgl_plugin.report import figures, projection
-from lgl_plugin.report.page import Block, Figure, Table, Text
+from lgl_plugin.report.page import (
+    Block,
+    Command,
+    Figure,
+    Recordings,
+    Table,
+    Verdict,
+)
 from lgl_plugin.report.results import PHASES, Results
-from lgl_plugin.runs.metrics_log import cells
+from lgl_plugin.runs.metrics_log import LABEL_FREE, cells
 from lgl_plugin.runs.settings import flatten
 from lgl_plugin.training import health
 
 MAP_GROUPS = len(figures.COLOURS)
 SHOWN = 20  # bad files, and messages of a log
-# Columns of the gate's table: heading, factor and number of decimals.
+CLUSTERS, FILES = 100, 5  # clusters that are listed, and files of each
+FLOOR = "log-mel statistics"
+# Of tables: heading, factor and number of decimals.
 GATE_COLUMNS = {
     "tau": ("τ", 1, 2),
     "selected_share": ("selected %", 100, 0),
@@ -33,56 +44,199 @@ GATE_COLUMNS = {
     "corrected_share": ("corrected %", 100, 0),
     "correction_precision": ("of these right %", 100, 0),
 }
+QUARTILES = ("smallest", "25 %", "median", "75 %", "largest")
+CLUSTER_COLUMNS = {
+    **{name: (name, 1, 0) for name in ("clusters", "empty", *QUARTILES)},
+    "nmi": ("NMI", 1, 3),
+    "ami": ("AMI", 1, 3),
+    "purity": ("purity", 1, 3),
+    "reliable_share": ("reliable %", 100, 0),
+}
+# Figures of an epoch: label and lower end of the axis.
+CURVES = {
+    "pseudo_eer": ("EER of held-out pseudo-trials (%)", 0),
+    "mean_cosine": ("mean cosine of held-out utterances", None),
+    "effective_dimensions": ("effective dimensions", 0),
+    "loss": ("training loss", None),
+    "utterances_per_second": ("utterances per second", 0),
+}
 
 
-def overview(results: Results) -> Iterator[Block]:
-    """Yields the most important figures and a word on true labels."""
-    scored = {n: row["eer"] for n, row in results.rows.items() if "eer" in row}
-    names = (*[*scored][-1:], "Stage I", "untrained")
-    facts = {f"EER, {n}": f"{scored[n]:.1f} %" for n in names if n in scored}
-    manifest = results.manifest
-    if manifest is not None:
-        facts["utterances"] = f"{len(manifest):,}"
-        facts["duration"] = f"{manifest.durations.sum() / 3600:,.1f} h"
-    minutes = _seconds(results.records) / 60
-    facts["training and clustering"] = f"{minutes:,.1f} min"
+def overview(results: Results, failures: list[str]) -> Iterator[Block]:
+    """Yields the verdict with its reasons, the main figures, what to do next.
+
+    `failures` names the page's parts that could not be made.
+    """
+    doubts = [*_doubts(results)]
+    doubts += [f"Could not be made: {line}" for line in failures]
+    steps = [step for step in results.steps if step not in results.done]
+    state = f"Not finished, next step: {steps[0]}. " if steps else ""
+    if doubts:
+        verdict = (
+            "1 thing looks"
+            if len(doubts) == 1
+            else (f"{len(doubts)} things look")
+        )
+        verdict += " wrong."
+    else:
+        verdict = "Healthy: no check finds anything wrong."
+    yield Verdict(not doubts, state + verdict)
+    if doubts:
+        yield doubts
+    yield _facts(results)
+    yield from _next_command(results, bool(steps or results.failed))
+
+
+def _facts(results):
+    """Returns the figures of quality, then the size of data and run."""
+    facts = {}
+    rates = {n: row["eer"] for n, row in results.rows.items() if "eer" in row}
+    if rates:
+        name, rate = list(rates.items())[-1]
+        facts[f"EER, {name} (95 %)"] = _with_interval(results, name, rate)
+        if FLOOR in rates and name != FLOOR:
+            gap = rates[FLOOR] - rate
+            side = "below" if gap > 0 else "above"
+            title = f"{side} the {rates[FLOOR]:.1f} % of {FLOOR}"
+            facts[title] = f"{abs(gap):.1f} points"
+    for key, title, form in (
+        ("pseudo_eer", "pseudo-EER, held out", "{:.1f} %"),
+        ("mean_cosine", "mean cosine, held out", "{:.2f}"),
+        ("effective_dimensions", "effective dimensions", "{:.1f}"),
+    ):
+        values = [row[key] for row in results.rows.values() if key in row]
+        if values:
+            facts[title] = form.format(values[-1])
+    if results.manifest is not None:
+        facts["utterances"] = f"{len(results.manifest):,}"
+        hours = results.manifest.durations.sum() / 3600
+        facts["duration"] = f"{hours:,.1f} h"
+    seconds = sum(record.get("seconds") or 0 for record in results.records)
+    facts["training and clustering"] = f"{seconds / 60:,.1f} min"
     if results.steps:
         done = [step for step in results.steps if step in results.done]
         facts["steps done"] = f"{len(done)} of {len(results.steps)}"
-    yield facts
-    yield (
-        "No true label trains anything. Where the manifest names speakers, "
-        "they serve this page alone: NMI, AMI, reliability and the map of "
-        "speakers were computed after the fact."
+    return facts
+
+
+def _next_command(results, unfinished):
+    """Yields the command that goes on with a run, or uses its encoder."""
+    start = results.starts[-1].get("command") if results.starts else None
+    folder = results.folder
+    export = folder / "export" / f"iter{max(results.iterations, default=0)}"
+    if unfinished and start:
+        yield Command("The same command goes on where the run is:", start)
+    elif not unfinished and results.iterations:
+        command = ["lgl", "export", str(folder)]
+        reason = "Next, export the encoder for SpeechBrain:"
+        if export.exists():
+            command = ["lgl", "compare", str(export), "A.wav", "B.wav"]
+            reason = "Next, ask the encoder who speaks in two files:"
+        yield Command(reason, shlex.join(command))
+    elif not unfinished and start:
+        command = re.sub(r"stage1(?=\.yaml)", "stage2", start)
+        yield Command(
+            "Next, Stage II, with the options that both stages have:", command
+        )
+
+
+def _doubts(results):
+    """Yields sentences about settings, figures and steps that look wrong."""
+    for stage, settings in results.settings.items():
+        if settings.get("selection") == "trials":
+            yield (
+                f"{stage} chose its epochs by the labelled trial list "
+                "(selection: trials): its EER is no measure of learning "
+                "without labels."
+            )
+    for _, warning in health.findings(results.records):
+        yield warning
+    floor = results.rows.get(FLOOR, {}).get("eer", np.inf)
+    for name, row in results.rows.items():
+        rate = row.get("eer", 0.0)
+        if name != "untrained" and rate > floor:
+            yield (
+                f"{name}: an EER of {rate:.1f} % is above the floor of "
+                f"{floor:.1f} % that log-mel statistics reach without a "
+                "network."
+            )
+    for step, reason in results.failed.items():
+        yield f"{step} failed ({reason}); the same command tries it again."
+    if bad := len(results.bad_files()):
+        yield f"{bad:,} utterances could not be used."
+
+
+def _with_interval(results, phase, rate):
+    """Returns an EER as text, with its interval if there is one."""
+    interval = results.intervals.get(phase)
+    return f"{rate:.1f} %" + (
+        " ({:.1f}-{:.1f})".format(*interval) if interval else ""
     )
 
 
 def error_rate_by_phase(results: Results) -> Iterator[Block]:
-    """Yields EER and NMI over the phases, and the table of all figures."""
-    rows = results.rows
-    present = {key for row in rows.values() for key in row}
+    """Yields EER and NMI over the phases."""
+    present = {key for row in results.rows.values() for key in row}
     if present & {"eer", "nmi"}:
-        alt = "; ".join(
-            f"{name}: {figure} {row[key]:.{digits}f}"
-            for name, row in rows.items()
-            for key, figure, digits in (("eer", "EER %", 1), ("nmi", "NMI", 3))
-            if key in row
-        )
         yield Figure(
             "error_rate_by_phase",
-            figures.error_rate_by_phase({results.name: [rows]}),
-            f"EER and NMI over the phases. {alt}.",
+            figures.error_rate_by_phase({results.name: [results.rows]}),
+            "EER and NMI over the phases; the figures are in the table below.",
             "EER on the trial list and NMI of the pseudo-labels over the "
             "phases. Log-mel statistics are the floor, no network.",
         )
-    if "eer" not in present:
-        yield "No EER: the run has no trial list, or none is scored."
-    if "nmi" not in present:
-        yield (
-            "No NMI: there are no clusters yet, or the manifest names no "
-            "speakers."
+
+
+def det(results: Results) -> Iterator[Block]:
+    """Yields DET curves, one for the end of each iteration."""
+    # Of an iteration the last phase: more curves could not be told apart.
+    last = {name.split(",")[0]: name for name in results.scored}
+    shown = {name: results.scores(name) for name in last.values()}
+    if shown:
+        labels = next(iter(shown.values()))[1]
+        yield Figure(
+            "det",
+            figures.det(shown),
+            "Detection error trade-off curves of " + ", ".join(shown),
+            f"Misses against false alarms in {int(labels.sum()):,} target and "
+            f"{int((~labels).sum()):,} non-target trials, probit axes; a "
+            "marker is where both are equal.",
         )
-    yield Table("All phases", *cells([rows]))
+
+
+def held_out(results: Results) -> Iterator[Block]:
+    """Yields pseudo-EER by epoch and, without an EER, what else is measured."""
+    scored = any("eer" in row for row in results.rows.values())
+    for key in LABEL_FREE[:1] if scored else LABEL_FREE:
+        yield from _curve(results, key)
+
+
+def all_phases(results: Results) -> Iterator[Block]:
+    """Yields the table of all figures, with the interval of each EER."""
+    header, rows = cells([results.rows])
+    if not rows:
+        return
+    if results.intervals:
+        column = header.index("EER %")
+        header[column] += " (95 %)"
+        for row in rows:
+            if row[0] in results.intervals:
+                rate = results.rows[row[0]]["eer"]
+                row[column] = _with_interval(results, row[0], rate)
+    yield Table("All phases", header, rows)
+    if {"NMI", "AMI"} & {*header}:
+        yield (
+            "No true label trains anything: NMI, AMI, reliability and the map "
+            "of speakers were computed after the fact, for this page."
+        )
+    if "pseudo-EER %" in header:
+        yield (
+            "Without labels, on held-out utterances at the end of the phase: "
+            "the pseudo-EER takes two crops of an utterance for one speaker "
+            "and crops of two for two (50 % is chance); the mean cosine of "
+            "different utterances comes near 1, and the dimensions in which "
+            "they vary near 1, where embeddings collapse."
+        )
 
 
 def gates(results: Results) -> Iterator[Block]:
@@ -91,7 +245,6 @@ def gates(results: Results) -> Iterator[Block]:
         n: row for n, row in results.rows.items() if "selected_share" in row
     }
     if not rows:
-        yield "Stage II has not trained yet."
         return
     for number in results.iterations:
         yield from _losses(results, number)
@@ -107,27 +260,20 @@ def gates(results: Results) -> Iterator[Block]:
             "and of the others (paper, figure 2).",
         )
     line, label = {"selected_share": "selected"}, "share selected (%)"
-    shares = ", ".join(
-        f"{name} {100 * row['selected_share']:.0f} %"
-        for name, row in rows.items()
-    )
     yield Figure(
         "selected",
         figures.epochs(records, line, label, 100.0, bottom=0, top=105),
-        f"Share of the utterances selected, per epoch; at the ends: {shares}.",
+        "Share of the utterances selected, per epoch; those at the ends are "
+        "in the table below.",
         "Share of the utterances that the gate lets through, per epoch.",
     )
-    used = [k for k in GATE_COLUMNS if any(k in row for row in rows.values())]
-    yield Table(
-        "The gate at each phase's end. Precision: share of the selected whose "
-        "pseudo-label is reliable; recall: share of the reliable that are "
-        "selected.",
-        ["phase", *(GATE_COLUMNS[key][0] for key in used)],
-        [
-            [name, *(_number(row, key, *GATE_COLUMNS[key][1:]) for key in used)]
-            for name, row in rows.items()
-        ],
-    )
+    caption = "The gate at each phase's end."
+    if results.speakers_known:
+        caption += (
+            " Precision: share of the selected whose pseudo-label is "
+            "reliable; recall: share of the reliable that are selected."
+        )
+    yield Table(caption, *cells([rows], GATE_COLUMNS))
 
 
 def _losses(results, number):
@@ -149,9 +295,7 @@ def _losses(results, number):
                 "unreliable": losses[known & ~reliable[rows]],
                 "speaker not known": losses[~known],
             }
-            groups = {
-                name: group for name, group in groups.items() if len(group)
-            }
+            groups = {n: group for n, group in groups.items() if len(group)}
             explained = (
                 "; reliable: the cluster's speaker is the utterance's own"
             )
@@ -180,64 +324,28 @@ def _reliable(speakers, labels):
     return reliable
 
 
-def det(results: Results) -> Iterator[Block]:
-    """Yields DET curves, one for the end of each iteration, and their table."""
-    scores = results.scores()
-    # Of an iteration the last phase: more curves could not be told apart.
-    last = {name.split(",")[0]: name for name in scores}
-    shown = {name: scores[name] for name in last.values()}
-    if not shown:
-        yield "No trial scores: no trial list, or not scored yet."
-        return
-    eers = {n: results.rows[n]["eer"] for n in shown if n in results.rows}
-    yield Figure(
-        "det",
-        figures.det(shown),
-        "Detection error trade-off curves with EERs of "
-        + ", ".join(f"{rate:.1f} % ({name})" for name, rate in eers.items()),
-        "Misses against false alarms at all thresholds, probit axes; a marker "
-        "is where both are equal.",
-    )
-    labels = next(iter(shown.values()))[1]
-    digits = {"eer": 1, "min_dcf_001": 3, "min_dcf_005": 3}
-    rows = {name: results.rows.get(name, {}) for name in scores}
-    yield Table(
-        f"{int(labels.sum()):,} target and {int((~labels).sum()):,} non-target "
-        "trials",
-        ["phase", "EER %", "minDCF 0.01", "minDCF 0.05"],
-        [
-            [name, *(_number(row, key, 1, digits[key]) for key in digits)]
-            for name, row in rows.items()
-        ],
-    )
-
-
 def clusters(results: Results) -> Iterator[Block]:
     """Yields the sizes of the clusters and their agreement with speakers."""
-    sizes, rows = {}, []
+    sizes, rows = {}, {}
     for number in results.iterations:
         labelled = results.labels(number)
         if labelled is None:
             continue
+        name = f"iteration {number}"
         step = results.done.get(f"iter{number}/labels", {})
         # The number of clusters counts those that stayed empty too.
         counts = np.bincount(labelled[1], minlength=step.get("n_clusters", 0))
-        sizes[f"iteration {number}"] = counts
-        row = results.rows.get(f"iteration {number}, classifier", {})
         quartiles = np.percentile(counts, [0, 25, 50, 75, 100]).astype(int)
-        rows.append(
-            [
-                f"iteration {number}",
-                f"{len(counts):,}",
-                f"{(counts == 0).sum():,}",
-                *(f"{quartile:,}" for quartile in quartiles),
-                *(_number(row, key, 1, 3) for key in ("nmi", "ami", "purity")),
-                _number(row, "reliable_share", 100, 0),
-            ]
-        )
+        sizes[name] = counts
+        rows[name] = {
+            **results.rows.get(f"{name}, classifier", {}),
+            **dict(zip(QUARTILES, quartiles)),
+            "clusters": len(counts),
+            "empty": (counts == 0).sum(),
+        }
     if not sizes:
-        yield "Nothing is clustered yet."
         return
+    yield Table("Utterances per cluster", *cells([rows], CLUSTER_COLUMNS))
     if results.speakers_known:
         speakers = results.manifest.speakers
         sizes["true speakers"] = np.bincount(speakers[speakers >= 0])
@@ -251,10 +359,6 @@ def clusters(results: Results) -> Iterator[Block]:
         ),
         "Utterances per cluster, from the largest cluster to the smallest.",
     )
-    header = ["round", "clusters", "empty", "smallest", "25 %", "median"]
-    header += ["75 %", "largest", "NMI", "AMI", "purity", "reliable %"]
-    caption = "Sizes, and agreement with the speakers"
-    yield Table(caption, header, rows, wide=True)
 
 
 def embedding_map(results: Results) -> Iterator[Block]:
@@ -264,11 +368,9 @@ def embedding_map(results: Results) -> Iterator[Block]:
         if store is not None and labelled is not None:
             break
     else:
-        yield "No embeddings with pseudo-labels yet."
         return
     utterances, labels = labelled
     if len(labels) < 5:
-        yield "Too few utterances for a map."
         return
     if utterances != store.utterances:
         raise ValueError("the pseudo-labels are of other utterances")
@@ -318,92 +420,84 @@ def embedding_map(results: Results) -> Iterator[Block]:
     )
 
 
+def recordings(results: Results) -> Iterator[Block]:
+    """Yields the largest clusters of the latest iteration, with some files."""
+    labelled = [n for n in results.iterations if results.labels(n) is not None]
+    if not labelled:
+        return
+    utterances, labels = results.labels(labelled[-1])
+    counts = np.bincount(labels)
+    order, ends = np.argsort(labels, kind="stable"), np.cumsum(counts)
+    largest = np.argsort(-counts, kind="stable")[:CLUSTERS]
+    chosen = {}
+    for cluster in largest[counts[largest] > 0]:
+        members = order[ends[cluster] - counts[cluster] : ends[cluster]]
+        # Evenly through the manifest: its first files may be one session's.
+        places = np.linspace(0, len(members) - 1, FILES).astype(int)
+        title = f"cluster {cluster}: {len(members):,} utterances"
+        chosen[title] = [utterances[n] for n in members[np.unique(places)]]
+    names = [name for group in chosen.values() for name in group]
+    players = dict.fromkeys(names, "")
+    if results.manifest is not None:
+        rows = find(results.manifest.ids, names)
+        players = {n: results.player(row) for n, row in zip(names, rows)}
+    n_clusters = np.count_nonzero(counts)
+    yield Recordings(
+        f"The {len(chosen):,} largest of {n_clusters:,} clusters of iteration "
+        f"{labelled[-1]}, with some of their files",
+        {
+            title: [(name, players[name]) for name in group]
+            for title, group in chosen.items()
+        },
+    )
+
+
 def training(results: Results) -> Iterator[Block]:
-    """Yields loss, held-out error and throughput over the epochs."""
-    curves = {
-        "throughput": ("utterances_per_second", "utterances per second", 0),
-        "loss": ("loss", "training loss", None),
-        "pseudo_eer": ("pseudo_eer", "EER of held-out pseudo-trials (%)", 0),
-    }
-    for name, (key, label, bottom) in curves.items():
-        values = [record.get(key) for record in results.records]
-        values = [value for value in values if value is not None]
-        if not values:
-            continue
+    """Yields loss and throughput over the epochs."""
+    for key in ("loss", "utterances_per_second"):
+        yield from _curve(results, key)
+
+
+def _curve(results, key):
+    """Yields the figure of a key of the epochs' records, if one has it."""
+    label, bottom = CURVES[key]
+    values = [record.get(key) for record in results.records]
+    values = [value for value in values if value is not None]
+    if values:
         yield Figure(
-            name,
+            key,
             figures.epochs(results.records, {key: key}, label, bottom=bottom),
             f"{label} per epoch: first {values[0]:.4g}, last "
             f"{values[-1]:.4g}, lowest {min(values):.4g}, highest "
             f"{max(values):.4g}.",
             f"{label[0].upper()}{label[1:]}, per epoch.",
         )
-    rows, phases = [], {}
-    for record in results.records:
-        if record.get("epoch") is not None:
-            phase = record["stage"], record.get("iteration"), record["phase"]
-            phases.setdefault(phase, []).append(record)
-    for (stage, iteration, phase), records in phases.items():
-        speeds = [r.get("utterances_per_second") or 0 for r in records]
-        statistics = np.median(speeds), min(speeds), max(speeds)
-        rows.append(
-            [
-                f"iteration {iteration}, {phase}" if stage == 2 else "Stage I",
-                len(records),
-                *(f"{value:,.0f}" for value in statistics),
-                f"{_seconds(records) / 60:,.1f}",
-            ]
-        )
-    if not rows:
-        yield "No epoch is complete yet."
-        return
-    header = ["phase", "epochs", "utt/s, median", "lowest", "highest"]
-    yield Table("Throughput", [*header, "minutes"], rows)
+
+
+def starts(results: Results) -> Iterator[Block]:
+    """Yields the starts of the run, with their commands and machines."""
+    rows = []
+    for start in results.starts:
+        parts = {"commit": start.get("commit"), **start.get("versions", {})}
+        place = f"{start.get('device')} of {start.get('host')}"
+        code = ", ".join(f"{name} {value}" for name, value in parts.items())
+        rows.append([start.get("time"), start.get("command"), place, code])
+    if rows:
+        header = ["time", "command", "machine", "code"]
+        yield Table("Each start of the run", header, rows, prose=True)
 
 
 def configuration(results: Results) -> Iterator[Block]:
     """Yields every setting, a table for each stage."""
-    if not results.settings:
-        yield "state.json, which holds the settings, is not there."
     for stage, settings in results.settings.items():
         rows = list(flatten(settings))
         caption = f"{stage}: {len(rows)} settings"
         yield Table(caption, ["key", "is"], rows, folded=True)
 
 
-def environment(results: Results) -> Iterator[Block]:
-    """Yields the run's starts, with their commands, and its env.log."""
-    if results.starts:
-        header = ["time", "command", "commit", "device", "host"]
-        rows = []
-        for start in results.starts:
-            versions = start.get("versions", {}).items()
-            row = [str(start.get(name)) for name in header]
-            rows.append([*row, ", ".join(f"{n} {v}" for n, v in versions)])
-        header = [*header, "versions"]
-        yield Table("Each start of the run", header, rows, prose=True)
-    recorded = results.environment()
-    if not recorded:
-        yield "The run left no env.log."
-        return
-    yield (
-        "SpeechBrain's env.log lists the packages of the pip that was found "
-        "first, which need not be those that Python used."
-    )
-    yield Text("env.log", recorded)
-
-
-def warnings(results: Results, failures: list[str]) -> Iterator[Block]:
-    """Yields doubts about the run, unusable files and the logs' warnings.
-
-    `failures` names the page's parts that could not be made.
-    """
+def warnings(results: Results) -> Iterator[Block]:
+    """Yields unusable files and the logs' warnings."""
     bad = results.bad_files()
-    doubts = [*_doubts(results)]
-    doubts += [f"Could not be made: {line}" for line in failures]
-    if bad:
-        doubts.append(f"{len(bad):,} utterances could not be used.")
-    yield doubts or "None."
     if bad:
         caption = f"bad_files.txt ({min(len(bad), SHOWN)} of {len(bad):,})"
         header = ["utterance", "reason"]
@@ -423,52 +517,12 @@ def warnings(results: Results, failures: list[str]) -> Iterator[Block]:
         )
 
 
-def _doubts(results):
-    """Yields sentences about settings, figures and steps that look wrong."""
-    for stage, settings in results.settings.items():
-        if settings.get("selection") == "trials":
-            yield (
-                f"{stage} chose its epochs by the labelled trial list "
-                "(selection: trials): its EER is no measure of learning "
-                "without labels."
-            )
-    for _, warning in health.findings(results.records):
-        yield warning
-    floor = results.rows.get("log-mel statistics", {}).get("eer", np.inf)
-    for name, row in results.rows.items():
-        rate = row.get("eer", 0.0)
-        if name != "untrained" and rate > floor:
-            yield (
-                f"{name}: an EER of {rate:.1f} % is above the floor of "
-                f"{floor:.1f} % that log-mel statistics reach without a "
-                "network."
-            )
-    for step, reason in results.failed.items():
-        yield f"{step} failed ({reason}); the same command tries it again."
-    for step in results.steps:
-        if step not in results.done:
-            yield f"The run is not finished; next step: {step}."
-            break
-
-
-def _seconds(records):
-    """Returns the sum of the records' seconds."""
-    return sum(record.get("seconds") or 0 for record in records)
-
-
-def _number(row, key, factor, digits):
-    """Returns a row's figure as text, empty where there is none."""
-    return f"{factor * row[key]:.{digits}f}" if key in row else ""
-
-
-# By the sections' titles, in the order of the page; `warnings` come before.
+# By the sections' titles, in the order of the page.
 SECTIONS = {
-    "Error rates by phase": error_rate_by_phase,
-    "Loss-gated learning": gates,
-    "Verification errors": det,
-    "Clusters": clusters,
-    "Map of the embeddings": embedding_map,
-    "Training and throughput": training,
-    "Configuration": configuration,
-    "Environment": environment,
+    "Quality": (error_rate_by_phase, det, held_out, all_phases),
+    "Loss-gated learning": (gates,),
+    "Clusters": (clusters, embedding_map, recordings),
+    "Training": (training,),
+    "Warnings": (warnings,),
+    "Settings and starts": (configuration, starts),
 }

@@ -161,9 +161,24 @@ def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
 
 
 def table(runs: list[dict]) -> str:
-    """Returns a Markdown table of one or more runs, from `summarise`.
+    """Makes a Markdown table of one or more runs.
 
-    Label-free figures are left out where there is an EER.
+    Arguments
+    ---------
+    runs : list of dict
+        From `summarise`. Of several, mean and range are shown.
+
+    Returns
+    -------
+    str
+        Label-free figures are left out where there is an EER.
+
+    Example
+    -------
+    >>> print(table([{"Stage I": {"eer": 20.31}}]))
+    | phase | EER % |
+    | --- | --- |
+    | Stage I | 20.3 |
     """
     scored = any("eer" in row for run in runs for row in run.values())
     left_out = LABEL_FREE if scored else ()

@@ -1,5 +1,7 @@
 """A report in a real browser."""
 
+import json
+
 import pytest
 from browser import Browser, find_chromium
 from made_run import make_run
@@ -18,6 +20,21 @@ CUT = """[...document.querySelectorAll('body *')]
     .filter(part => part.getBoundingClientRect().right > innerWidth + 1)
     .map(part => part.outerHTML.slice(0, 80))"""
 
+# Tables that are cut off until they are scrolled.
+SCROLLED = """[...document.querySelectorAll('.scroll')]
+    .filter(part => part.scrollWidth > part.clientWidth + 1)
+    .map(part => part.getAttribute('aria-label'))"""
+# Words of headings that are broken, as "host" into h, os and t.
+BROKEN = """[...document.querySelectorAll('th[scope=col]')].filter(cell => {
+    const text = cell.firstChild;
+    return [...text.data.matchAll(/[^ -]+/g)].some(word => {
+        const range = document.createRange();
+        range.setStart(text, word.index);
+        range.setEnd(text, word.index + word[0].length);
+        return range.getClientRects().length > 1;
+    });
+}).map(cell => cell.textContent)"""
+
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
@@ -26,7 +43,14 @@ def pages(tmp_path_factory):
     first, second = (
         make_run(folder / str(n), seed=n, rounds=1) for n in (1, 2)
     )
+    for run in (first, second):
+        start = {"time": "2026-01-02T03:04:05+00:00", "device": "AMD EPYC"}
+        start |= {"command": "python train_lgl.py " + "--option=value " * 30}
+        start |= {"host": "vm", "versions": {f"package{n}": n for n in "123"}}
+        (run / "starts.jsonl").write_text(json.dumps(start))
+    unlabelled = make_run(folder / "3", speakers=False, trials=False, rounds=1)
     return {
+        "unlabelled": (write_report([unlabelled]), 10),
         "run": (write_report([first]), 12),
         "comparison": (write_report([first, second]), 2),
     }
@@ -40,7 +64,7 @@ def browser(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("kind", ["run", "comparison"])
+@pytest.mark.parametrize("kind", ["run", "unlabelled", "comparison"])
 def test_page_is_shown_whole(browser, pages, kind, width):
     page, n_figures = pages[kind]
     browser.open(page.as_uri(), width)
@@ -55,6 +79,9 @@ def test_page_is_shown_whole(browser, pages, kind, width):
     scrollable = browser.evaluate("document.documentElement.scrollWidth")
     assert scrollable <= width
     assert browser.evaluate(CUT) == []
+    assert browser.evaluate(BROKEN) == []
+    if width == 1280:
+        assert browser.evaluate(SCROLLED) == []
     asked = [a for a in browser.addresses() if not a.startswith("data:")]
     assert asked == [page.as_uri()]
 

@@ -2,17 +2,28 @@
 
 import html
 import json
+import logging
 import re
 import shutil
 from html.parser import HTMLParser
 
+import matplotlib
+import numpy as np
 import pytest
 from made_run import make_run
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.report import figures, sections
 from lgl_plugin.report.build import write_report
-from lgl_plugin.report.page import Figure, Links, Page, Table, Text
+from lgl_plugin.report.page import (
+    Command,
+    Figure,
+    Links,
+    Page,
+    Recordings,
+    Table,
+    Verdict,
+)
 from lgl_plugin.report.results import Results
 
 FAILED = "could not be made"
@@ -33,11 +44,10 @@ def read(folder):
 def parts(folder, *names):
     """The page with some of its sections only; the figures take long."""
     page, run = Page(folder / "report", "some"), Results(folder)
-    collected = {}
-    for name in names:
-        data = (run, page.failures) if name == "warnings" else (run,)
-        collected[name] = page.collect(getattr(sections, name), *data)
-    introduction = page.collect(sections.overview, run)
+    collected = {
+        name: page.collect(getattr(sections, name), run) for name in names
+    }
+    introduction = page.collect(sections.overview, run, page.failures)
     page = page.write(introduction, collected, "")
     return page.read_text(encoding="utf-8")
 
@@ -64,7 +74,7 @@ def test_page_holds_every_figure_and_nothing_from_elsewhere(run):
         "cluster_sizes",
         "map_clusters",
         "map_speakers",
-        "throughput",
+        "utterances_per_second",
         "loss",
         "pseudo_eer",
     }
@@ -75,23 +85,69 @@ def test_page_holds_every_figure_and_nothing_from_elsewhere(run):
 
 def test_tables_say_what_the_metrics_say(run):
     text = read(run)
-    row = r"iteration 2, gated</th>\s*<td>16.0</td><td>0.533</td>"
-    assert re.search(row, text)
+    row = r"iteration 2, gated</th>\s*<td>16.0 % \(\d+.\d-\d+.\d\)</td>"
+    assert re.search(row + "<td>0.533</td>", text)
     assert "<td>2.00</td>" in text  # tau
     assert "100 target and 100 non-target trials" in text
 
 
 def test_facts_and_descriptions_say_what_the_run_did(run):
     text = html.unescape(read(run))
-    assert "<dt>EER, iteration 2, gated</dt><dd>16.0 %</dd>" in text
-    assert "<dt>EER, untrained</dt><dd>35.0 %</dd>" in text
+    assert re.search(r"EER, iteration 2, gated \(95 %\)</dt><dd>16.0 %", text)
+    assert "below the 25.0 % of log-mel statistics</dt><dd>9.0 points" in text
+    assert "<dt>pseudo-EER, held out</dt><dd>10.0 %</dd>" in text
     assert "<dt>steps done</dt><dd>10 of 10</dd>" in text
-    assert "untrained: EER % 35.0" in text
-    assert "16.0 % (iteration 2, gated)" in text
     assert "true speakers, 6 from 10 to 10" in text
     assert "60 of 60 utterances, the 6 largest clusters" in text
     assert "training loss per epoch: first 4" in text
-    assert "<summary>stage 1: 4 settings</summary>" in text
+    assert "<summary>stage 1: 5 settings</summary>" in text
+
+
+def test_an_error_rate_stands_in_the_facts_and_in_one_table(run):
+    text = read(run)
+    assert text.count("35.0 %") == 1
+    assert text.count("16.0 %") == 1 + 2  # of two phases in the table
+
+
+def test_verdict_and_next_command(run, tmp_path):
+    """Healthy; not finished; something is wrong."""
+    text = read(run)
+    assert 'class="verdict good">Healthy: no check finds' in text
+    assert f"lgl export {run}</pre>" in text
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    (folder / "export" / "iter2").mkdir(parents=True)
+    assert f"lgl compare {folder}/export/iter2 A.wav" in parts(folder)
+    change(folder, "settings", n_iterations=3)
+    start = {"command": "python train_lgl.py mine.yaml", "versions": {}}
+    (folder / "starts.jsonl").write_text(json.dumps(start))
+    text = parts(folder)
+    assert "next step: iter3/embeddings. Healthy" in text
+    assert "python train_lgl.py mine.yaml</pre>" in text
+    record = {"stage": 2, "iteration": 2, "phase": "gated", "epoch": 2}
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.write(json.dumps({**record, "mean_cosine": 0.999}))
+    text = parts(folder)
+    assert "the embeddings have collapsed" in text
+    assert "1 thing looks wrong" in text and "Healthy" not in text
+
+
+def test_intervals_need_the_list_that_was_scored(run, tmp_path, monkeypatch):
+    """And many trials have one for the latest phase alone."""
+    shutil.copytree(run, tmp_path / "1")
+    results = Results(tmp_path / "1")
+    assert list(results.intervals) == list(results.scored)
+    low, high = results.intervals["untrained"]
+    assert 0 < low < high < 100
+    monkeypatch.setattr("lgl_plugin.report.results.BOOTSTRAP_TRIALS", 40_000)
+    assert list(Results(tmp_path / "1").intervals) == ["iteration 2, gated"]
+    trials = tmp_path / "trials.txt"
+    lines = run.with_name("trials.txt").read_text().splitlines(keepends=True)
+    trials.write_text("".join(lines[1:] + lines[:1]))
+    path = tmp_path / "1" / "state.json"
+    moved = path.read_text().replace(str(run.with_name("trials.txt")), "TRIALS")
+    path.write_text(moved.replace("TRIALS", str(trials)))
+    assert Results(tmp_path / "1").intervals == {}
 
 
 def test_stage_one_alone_without_anything_else(tmp_path):
@@ -101,17 +157,67 @@ def test_stage_one_alone_without_anything_else(tmp_path):
     write_report([folder])
     text = read(folder)
     assert FAILED not in text
-    for missing in ("No EER", "No NMI", "Stage II has not", "No trial scores"):
-        assert missing in text
+    titles = re.findall(r'<h2 id="h\d">([^<]*)</h2>', text)
+    assert titles == ["Quality", "Training"]
 
 
 def test_speakers_unknown_and_no_trials(tmp_path):
+    """Quality is measured all the same, and shown first."""
     folder = make_run(tmp_path / "1", speakers=False, trials=False, rounds=1)
     write_report([folder])
     text = read(folder)
-    assert FAILED not in text and "No EER" in text and "No NMI" in text
+    assert FAILED not in text and "NMI" not in text
+    facts = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", text)
+    assert facts[:3] == [
+        ("pseudo-EER, held out", "10.0 %"),
+        ("mean cosine, held out", "0.12"),
+        ("effective dimensions", "12.0"),
+    ]
+    header = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("phase", "pseudo-EER %", "mean cosine", "dimensions")
+    )
+    assert header in text
+    # A table has no column and no row without a figure.
+    assert "untrained" not in text and "purity" not in text
     assert (folder / "report" / "losses_1_gated.png").exists()
+    assert (folder / "report" / "effective_dimensions.png").exists()
     assert not (folder / "report" / "map_speakers.png").exists()
+
+
+def test_unlabelled_runs_compared(tmp_path):
+    kind = dict(speakers=False, trials=False, rounds=0)
+    runs = [make_run(tmp_path / str(n), n, **kind) for n in (1, 2)]
+    text = write_report(runs).read_text()
+    assert FAILED not in text and "pseudo-EER %" in text
+    assert (tmp_path / "1/report/comparison/error_rate_by_phase.png").exists()
+
+
+def test_clusters_are_listed_and_played(run, tmp_path):
+    """Only what lies below the data folder, and is there, has a player."""
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    data = tmp_path / "my data"
+    (data / "s1").mkdir(parents=True)
+    (data / "s1" / "10.wav").touch()
+    (tmp_path / "11.wav").touch()
+    state = json.loads((folder / "state.json").read_text())
+    state["settings"]["stage 1"]["data_folder"] = str(data)
+    (folder / "state.json").write_text(json.dumps(state))
+    path = folder / "manifest.csv"
+    text = path.read_text().replace("root/s1/11.wav", "root/../11.wav")
+    path.write_text(text.replace("root/s1/12.wav,0,32", "root/s1/10.wav,16,48"))
+    (folder / "iter2/labels/labels.csv").write_text(
+        "ID,label\n" + "".join(f"s1/{n}.wav,4\n" for n in range(10, 14))
+    )
+    text = html.unescape(parts(folder, "recordings"))
+    assert "The 1 largest of 1 clusters of iteration 2" in text
+    assert "<summary>cluster 4: 4 utterances</summary>" in text
+    assert all(f"s1/{n}.wav</li>" in text for n in range(10, 14))
+    assert re.findall('<audio controls preload="none" src="([^"]*)"', text) == [
+        "../../my%20data/s1/10.wav#t=0.000,2.000",
+        "../../my%20data/s1/10.wav#t=0.001,2.001",
+    ]
 
 
 def test_half_way_and_damaged(run, tmp_path):
@@ -123,7 +229,7 @@ def test_half_way_and_damaged(run, tmp_path):
         metrics.write('{"stage": 2, "iter')
     (folder / "iter2" / "gated" / "scores.npz").write_bytes(b"PK torn")
     shutil.rmtree(folder / "iter2" / "embeddings")
-    text = parts(folder, "det", "clusters", "embedding_map", "warnings")
+    text = parts(folder, "det", "clusters", "embedding_map")
     text = html.unescape(text)
     assert "Could not be made: det:" in text
     assert "By pseudo-label, iteration 1" in text  # the last one whole
@@ -191,7 +297,9 @@ def fill(folder, text):
         yield Table(text, [text, text], [[text, text]], {text: 1})
         yield Table(text, [text], [[text]], prose=True)
         yield Table(text, [text], [[text]], folded=True)
-        yield Text(text, text)
+        yield Verdict(True, text)
+        yield Command(text, text)
+        yield Recordings(text, {text: [(text, text)]})
         yield Figure("sizes", figures.cluster_sizes({"a": [1]}), text, text)
         raise ValueError(text)
 
@@ -217,18 +325,18 @@ def test_no_file_can_write_into_the_page(run, tmp_path):
     change(folder, "settings", **{HOSTILE: HOSTILE})
     log = f"2026-01-02 03:04:05,678 - a.b - ERROR - {HOSTILE}\n"
     (folder / "stage1" / "log.txt").write_text(log)
-    (folder / "stage1" / "env.log").write_text(HOSTILE)
-    page = Reader(parts(folder, "configuration", "environment", "warnings"))
+    (folder / "starts.jsonl").write_text(json.dumps({"command": HOSTILE}))
+    page = Reader(parts(folder, "configuration", "starts", "warnings"))
     assert "script" not in page.tags
     assert page.texts.count(HOSTILE) == 6
 
 
-def test_command_compares(run, tmp_path, capsys, monkeypatch):
+def test_command_compares(tmp_path, capsys, monkeypatch):
     """Two seeds of one kind, and a run with another gate."""
-    one = {"Error rates by phase": sections.error_rate_by_phase}
+    one = {"Quality": (sections.error_rate_by_phase,)}
     monkeypatch.setattr(sections, "SECTIONS", one)
+    make_run(tmp_path / "1")
     other = make_run(tmp_path / "2", seed=2)
-    shutil.copytree(run, tmp_path / "1")
     ungated = make_run(tmp_path / "1-b", gate="b", trials=False, rounds=1)
     main(["report", str(tmp_path / "1"), str(other), str(ungated)])
     printed = capsys.readouterr().out
@@ -245,7 +353,9 @@ def test_command_compares(run, tmp_path, capsys, monkeypatch):
     differing = re.findall(r'<th scope="row">(stage[^<]*)</th>', text)
     assert differing == [
         "stage 1: seed",
+        "stage 1: verification_file",
         "stage 2: seed",
+        "stage 2: verification_file",
         "stage 2: n_iterations",
         "stage 2: gate.name",
     ]
@@ -261,9 +371,11 @@ def test_a_folder_without_metrics_is_named(tmp_path, capsys):
     assert f"{tmp_path} holds no metrics.jsonl" in capsys.readouterr().err
 
 
-def test_no_name_of_a_run_can_write_into_its_page(tmp_path):
-    """Nor stop a figure: a $ begins mathematics in one."""
-    name = '<script>alert(1)<b>$\\frac{$ |`x`"&_$'
+@pytest.mark.parametrize(
+    "name", ['<script>alert(1)<b>$\\frac{$ |`x`"&_$', "$x_{$"]
+)
+def test_no_name_of_a_run_can_write_into_its_page(tmp_path, name):
+    """Nor stop a figure: from a $ to the next is mathematics in one."""
     runs = [
         make_run(tmp_path / name / "1", rounds=1),
         make_run(tmp_path / f"_{name}" / name, rounds=1, seed=2),
@@ -273,3 +385,21 @@ def test_no_name_of_a_run_can_write_into_its_page(tmp_path):
         assert "script" not in page.tags
         assert any(name in text for text in page.texts)
         assert not any(FAILED in text for text in page.texts)
+
+
+def test_a_gate_that_inflates_costs_its_section_alone(run, tmp_path):
+    folder = tmp_path / "1"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    path = folder / "iter1" / "gated" / "gate.npz"
+    np.savez_compressed(path, losses=np.zeros(2**28, np.uint8))
+    text = parts(folder, "gates")
+    assert "gate.npz is damaged: its arrays take 268,435,584 bytes" in text
+
+
+def test_drawing_leaves_nothing_of_matplotlib_in_the_log(tmp_path, caplog):
+    """SpeechBrain's log.txt takes what any logger writes."""
+    caplog.set_level(logging.DEBUG)
+    with matplotlib.rc_context({"font.family": ["Nowhere", "DejaVu Sans"]}):
+        drawing = figures.cluster_sizes({"a": [3, 2, 1]})
+        figures.save(drawing, tmp_path, "sizes")
+    assert not [r for r in caplog.records if r.levelno < logging.WARNING]
