@@ -5,52 +5,28 @@ import os
 import shutil
 
 import pytest
-from hyperpyyaml import load_hyperpyyaml, resolve_references
-from tiny import RECIPE, STAGE2, train
+import train_lgl  # of the recipe's folder
+from tiny import STAGE2, train, train_here
 
 from lgl_plugin.report.results import Results
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.state import read_state
-from lgl_plugin.training import stage2
 from lgl_plugin.utils.files import checksum
 
-TINY = {
-    "batch_size": 8,
-    "dataloader_options": {"num_workers": 0},
-    "crop_seconds": 0.5,
-    "new_encoder": {
-        "channels": [16, 16, 16, 16, 48],
-        "attention_channels": 16,
-    },
-}
-OWN = {
-    1: {"number_of_epochs": 1},
-    2: {
-        "n_iterations": 2,
-        "n_clusters": 5,
-        "classifier_epochs": 1,
-        "gated_epochs": 1,
-    },
-}
 TIMES = ("seconds", "utterances_per_second")
 
 
-def start(corpus, output, stage, **further):
+def start(corpus, output, stage, *options):
     """A stage as the command starts it, but in this process."""
-    folders = {
-        "data_folder": str(corpus),
-        "train_folder": str(corpus / "wav"),
-        "trial_folder": str(corpus / "wav"),
-        "output_folder": str(output),
-    }
-    settings = {**folders, **TINY, **OWN[stage], **further}
-    yaml = RECIPE / "hparams" / f"small_stage{stage}.yaml"
-    with open(yaml, encoding="utf-8") as source:
-        text = resolve_references(source, settings).getvalue()
-    begin = stage2.train_stage1 if stage == 1 else stage2.train_stage2
-    options = {"device": "cpu", "noprogressbar": True}
-    begin(load_hyperpyyaml(text), options, text)
+    own = ["--number_of_epochs=1"] if stage == 1 else STAGE2
+    train_here(f"small_stage{stage}.yaml", corpus, output, *own, *options)
+
+
+def messages(capsys):
+    """What a user has read: SpeechBrain's logging has its own handlers."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line.split(" - ", 1)[-1] for line in lines]
 
 
 def figures(run):
@@ -64,7 +40,7 @@ def figures(run):
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """The page takes longer than all of a tiny run."""
-    monkeypatch.setattr(stage2, "write_page", lambda folder: None)
+    monkeypatch.setattr(train_lgl, "try_to_write_report", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +97,12 @@ def delete_and_checkpoints(path):
     ],
 )
 def test_a_damaged_artefact_is_named_and_made_again(
-    finished, copy, corpus, caplog, step, name, harm
+    finished, copy, corpus, capsys, step, name, harm
 ):
     """To the same bytes, so that nothing made from it is done again."""
     harm(copy / step / name)
     start(corpus, copy, 2 if "iter" in step else 1)
-    said = [record.getMessage() for record in caplog.records]
+    said = messages(capsys)
     (again,) = [line for line in said if "is done again" in line]
     assert again.startswith(f"{step} is done again: {name} ")
     assert figures(copy) == figures(finished)
@@ -136,12 +112,12 @@ def test_a_damaged_artefact_is_named_and_made_again(
 
 
 @pytest.mark.parametrize("harm", [truncate, flip, delete])
-def test_a_damaged_manifest_is_made_again(finished, copy, corpus, caplog, harm):
+def test_a_damaged_manifest_is_made_again(finished, copy, corpus, capsys, harm):
     harm(copy / "manifest.csv")
     start(corpus, copy, 2)
     manifest = (finished / "manifest.csv").read_text()
     assert (copy / "manifest.csv").read_text() == manifest
-    assert "is done again" not in caplog.text
+    assert not [line for line in messages(capsys) if "is done again" in line]
 
 
 def test_another_manifest_is_refused(copy, corpus):
@@ -181,14 +157,14 @@ def test_a_folder_in_use_is_left_alone(copy, corpus):
 
 
 def test_an_export_that_failed_is_tried_again(
-    finished, copy, corpus, caplog, monkeypatch
+    finished, copy, corpus, monkeypatch
 ):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
     delete(copy / "export" / "iter2" / "hyperparams.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr(stage2, "export", full)
+        patch.setattr("lgl_plugin.training.session.export", full)
         start(corpus, copy, 2)
     failed = read_state(copy)["failed"]
     assert list(failed) == ["export/iter2"] and "No space" in str(failed)
@@ -196,3 +172,38 @@ def test_an_export_that_failed_is_tried_again(
     start(corpus, copy, 2)
     state = read_state(copy)
     assert not state["failed"] and state["done"] == read_state(finished)["done"]
+
+
+@pytest.mark.parametrize("place", ["{parent}/corpus/", "corpus", "moved/here"])
+def test_data_may_lie_elsewhere(copy, corpus, capsys, monkeypatch, place):
+    """A slash more, a relative path, another disk: the audio is the same."""
+    monkeypatch.chdir(copy.parent)
+    (copy.parent / "corpus").symlink_to(corpus)
+    shutil.copytree(corpus, copy.parent / "moved" / "here")
+    for stage in (1, 2):
+        start(place.format(parent=copy.parent), copy, stage)
+    said = messages(capsys)
+    assert "stage1 is done, going on" in said
+    assert "iter2/gated is done, going on" in said
+    assert not [line for line in said if "is done again" in line]
+
+
+def test_how_it_runs_may_change(copy, corpus, capsys):
+    """More loader processes and rarer checkpoints, as health.py advises."""
+    options = ["--dataloader_options={num_workers: 1}"]
+    start(corpus, copy, 2, *options, "--ckpt_interval_minutes=5")
+    said = messages(capsys)
+    assert "iter2/gated is done, going on" in said
+    with pytest.raises(ValueError) as error:
+        start(corpus, copy, 2, *options, "--n_clusters=6")
+    lines = str(error.value).splitlines()
+    assert lines[1:] == ["n_clusters: was 5, is 6"]
+    assert f"--pretrained_encoder={copy}/stage1" in lines[0]
+
+
+def test_another_n_clusters_costs_stage2_only(copy, corpus, tmp_path):
+    """As the refusal advises."""
+    options = ["--n_clusters=6", "--n_iterations=1"]
+    given = f"--pretrained_encoder={copy}/stage1"
+    start(corpus, tmp_path / "other", 2, *options, given)
+    assert "iter1/labels" in read_state(tmp_path / "other")["done"]
