@@ -16,6 +16,7 @@ from speechbrain.processing.features import InputNormalization
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.nnet.encoders import Encoder
 
 # In an isolated interpreter (no current folder, no PYTHON* variables) that
 # finds no lgl_plugin, installed or not.
@@ -74,15 +75,16 @@ def test_folder_loads_without_the_plugin(run, corpus, tmp_path, step):
 
     # What the training process embeds with.
     state = json.loads((run / "state.json").read_text())
-    (arguments,) = state["settings"]["stage 2"]["new_encoder"].values()
-    encoder = ECAPA_TDNN(**arguments)
-    weights = run / step / "embedding_model.ckpt"
-    encoder.load_state_dict(torch.load(weights, weights_only=True))
-    extract = Extractor(
+    (parts,) = state["settings"]["stage 2"]["new_encoder"].values()
+    (arguments,) = parts["network"].values()
+    encoder = Encoder(
         Fbank(n_mels=80),
+        ECAPA_TDNN(**arguments),
         InputNormalization(norm_type="sentence", std_norm=False),
-        encoder,
     )
+    weights = run / step / "embedding_model.ckpt"
+    encoder.network.load_state_dict(torch.load(weights, weights_only=True))
+    extract = Extractor(encoder)
     manifest = Manifest.of(
         (path, path, 0.0, soundfile.info(path).duration, "") for path in paths
     )
