@@ -30,7 +30,7 @@ setup(
         "lgl_plugin": [
             "py.typed",
             "inference/model_card.md",
-            "report/page.html",
+            "report/*.html",
             "recipe/*.py",
             "recipe/*.md",
             "recipe/*/*.yaml",

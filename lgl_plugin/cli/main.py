@@ -1,13 +1,32 @@
 """The command `lgl`: speaker encoders from unlabelled speech."""
 
+from __future__ import annotations
+
 import argparse
 import importlib
+import os
+import sys
+from typing import NoReturn
 
 from lgl_plugin import __version__
 
 # Each is a module of this folder with `add_arguments` and `run`. torch and
 # SpeechBrain are imported in `run` only, so that help comes at once.
-VERBS = ("verify", "export", "report", "elbow", "pack", "corpus", "recipe")
+VERBS = (
+    *("train", "status", "report", "export"),
+    *("embed", "compare", "who", "verify"),
+    *("elbow", "pack", "corpus", "recipe"),
+)
+# Errors that name an argument, or a file that it names.
+WRONG_CALL = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+# Errors whose message says what to mend; others are faults of the program.
+FAILED = (OSError, RuntimeError, ImportError, MemoryError)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,14 +40,37 @@ def main(arguments: list[str] | None = None) -> None:
     Raises
     ------
     SystemExit
-        With status 2 and one line on stderr if an argument, or the file that
-        it names, cannot be used.
+        With a message on stderr, and status 2 if an argument, or the file
+        that it names, cannot be used, 1 if the work failed. With `--debug`
+        such errors are raised as they are.
 
     Example
     -------
     >>> main(["recipe", str(getfixture("tmp_path") / "mine")])
     16 files are in ...
     """
+    # On a machine that others use, waiting threads that spin make a step many
+    # times slower. OpenMP reads this once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    options = vars(options)
+    run, verb, debug = (options.pop(key) for key in ("run", "parser", "debug"))
+    if "settings" in options:
+        # SpeechBrain's own --debug tries a setup out on a few batches.
+        options["settings"] = [*rest, *(["--debug"] if debug else [])]
+    elif rest:
+        verb.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        run(**options)
+    except WRONG_CALL as error:
+        leave(verb, error, 2, debug)
+    except FAILED as error:
+        leave(verb, error, 1, debug)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Makes the parser of all verbs."""
     parser = argparse.ArgumentParser(prog="lgl", description=__doc__)
     version = f"lgl-plugin {__version__}"
     parser.add_argument("--version", action="version", version=version)
@@ -41,12 +83,23 @@ def main(arguments: list[str] | None = None) -> None:
             help=summary,
             description=summary[0].upper() + summary[1:],
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            # `train` hands on what it does not know, such as --n_cluster.
+            allow_abbrev=False,
         )
         module.add_arguments(verb)
+        verb.add_argument(
+            "--debug", action="store_true", help="show an error's traceback"
+        )
         verb.set_defaults(run=module.run, parser=verb)
-    options = vars(parser.parse_args(arguments))
-    run, verb = options.pop("run"), options.pop("parser")
-    try:
-        run(**options)
-    except (OSError, ValueError) as error:
-        verb.error(str(error))
+    return parser
+
+
+def leave(
+    verb: argparse.ArgumentParser, error: Exception, status: int, debug: bool
+) -> NoReturn:
+    """Shows an error that is the user's to mend, and ends with a status."""
+    if debug:
+        raise error
+    text = str(error) or type(error).__name__
+    print(f"{verb.prog}: {text}", file=sys.stderr)
+    raise SystemExit(status) from error

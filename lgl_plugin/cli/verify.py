@@ -1,25 +1,28 @@
-"""`lgl verify`: scores an encoder on a trial list: EER, minDCF, DET curve.
+"""`lgl verify`: scores encoders on trial lists: EER, minDCF, DET curve.
 
-> lgl verify results/lgl/1/export/iter5 veri_test2.txt \
-    /path/to/VoxCeleb1/wav --output_folder=results/vox1_o \
-    --cohort=/path/to/VoxCeleb2/wav
+> lgl verify results/lgl/1/export/iter5 /path/to/VoxCeleb1/wav \
+    --trials vox1_o.txt vox1_e.txt vox1_h.txt \
+    --output_folder=results/vox1 --cohort=/path/to/VoxCeleb2/wav
 """
 
-from __future__ import annotations
 
-import argparse
-from typing import Any
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser):
     """Declares the options of the verb."""
     parser.add_argument(
-        "encoder", help="exported folder, or another that SpeechBrain loads"
+        "encoders",
+        nargs="+",
+        metavar="encoder",
+        help="exported folder, or another that SpeechBrain loads",
     )
+    parser.add_argument("audio", help="folder where the lists' paths begin")
     parser.add_argument(
-        "verification_file", help="trial list, lines of label path path"
+        "--trials",
+        dest="trial_lists",
+        metavar="LIST",
+        nargs="+",
+        required=True,
+        help="trial lists, lines of label path path",
     )
-    parser.add_argument("trial_folder", help="where the list's paths begin")
     parser.add_argument(
         "--output_folder", required=True, help="folder of the results"
     )
@@ -42,14 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(**options: Any) -> None:
+def run(**options):
     """Writes scores and figures and prints the error rates."""
-    from lgl_plugin.report.verification import table, verify_encoder
+    from lgl_plugin.report.verification import table, verify_encoders
 
-    metrics = verify_encoder(**options)
-    nontargets = metrics["trials"] - metrics["targets"]
+    metrics = verify_encoders(**options)
+    print()
+    for name, of_list in metrics.items():
+        nontargets = of_list["trials"] - of_list["targets"]
+        print(
+            f"{name}: {of_list['targets']:,} target and {nontargets:,} "
+            "non-target trials"
+        )
     print(
-        f"\n{metrics['targets']:,} target and {nontargets:,} non-target trials"
-        f"\n\n{table(metrics)}\n\nIn {options['output_folder']}: scores.txt, "
+        f"\n{table(metrics)}\n\nIn {options['output_folder']}: scores.txt, "
         "metrics.json, det.png, det.svg"
+        + (", in a folder for each list" if len(metrics) > 1 else "")
     )

@@ -1,4 +1,4 @@
-"""Scores an encoder on a trial list: scores, error rates, DET curve.
+"""Scores encoders on trial lists: scores, error rates, DET curves.
 
 Scores are cosines or, with the audio of a cohort, AS-norm's; the first minute
 of an utterance is embedded.
@@ -6,8 +6,10 @@ of an utterance is embedded.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,10 +30,10 @@ from lgl_plugin.utils.files import write_json
 from lgl_plugin.utils.tables import markdown_table
 
 
-def verify_encoder(
-    encoder: str | pathlib.Path,
-    verification_file: str | pathlib.Path,
-    trial_folder: str | pathlib.Path,
+def verify_encoders(
+    encoders: Sequence[str | pathlib.Path],
+    audio: str | pathlib.Path,
+    trial_lists: Sequence[str | pathlib.Path],
     output_folder: str | pathlib.Path,
     cohort: str | pathlib.Path | None = None,
     top: int = 300,
@@ -39,20 +41,23 @@ def verify_encoder(
     seed: int = 0,
     device: str | None = None,
     num_workers: int = 0,
-) -> dict:
-    """Scores a trial list and writes scores, error rates and DET curves.
+) -> dict[str, dict]:
+    """Scores trial lists by encoders; writes scores, error rates, DET curves.
+
+    Each encoder embeds each utterance once, in however many lists it is.
 
     Arguments
     ---------
-    encoder : str or os.PathLike
-        The exported folder.
-    verification_file : str or os.PathLike
-        The trial list, see `trials.read_trials`.
-    trial_folder : str or os.PathLike
-        The folder that the list's paths start from.
-    output_folder : str or os.PathLike
-        Where to write; files of an earlier run are replaced.
-    cohort : str or os.PathLike, optional
+    encoders : sequence of str or pathlib.Path
+        Exported folders.
+    audio : str or pathlib.Path
+        The folder that the lists' paths start from.
+    trial_lists : sequence of str or pathlib.Path
+        See `trials.read_trials`.
+    output_folder : str or pathlib.Path
+        Where to write; files of an earlier run are replaced. Several lists
+        have a folder each in there, and in it several encoders.
+    cohort : str or pathlib.Path, optional
         A folder of unlabelled audio. With it, scores are normalised by
         AS-norm; `scores.txt` then holds these.
     top : int
@@ -69,15 +74,16 @@ def verify_encoder(
     Returns
     -------
     dict
-        What `metrics.json` holds: under "scores", of the cosine and with a
-        cohort of AS-norm, what `error_rates` returns; counts; the options.
+        From each list's name to what its `metrics.json` holds: under "scores"
+        what `error_rates` returns, by system, which is "cosine" or "AS-norm"
+        behind the encoder's name if there are several; counts; the options.
 
     Raises
     ------
     FileNotFoundError
-        If a folder, the list or audio that it names is missing.
+        If a folder, a list or audio that it names is missing.
     ValueError
-        If the encoder cannot be loaded, the list is malformed, one of its
+        If an encoder cannot be loaded, a list is malformed, one of its
         utterances cannot be embedded or the cohort is too small.
     lgl_plugin.dataio.audio.BadAudio
         If nothing can be embedded.
@@ -99,73 +105,171 @@ def verify_encoder(
     ...     noise = rng.normal(scale=0.1 if "a" in name else 1e-3, size=8000)
     ...     soundfile.write(folder / f"{name}.wav", noise, 16000)
     >>> trials = "1 a1.wav a2.wav\\n0 a1.wav b1.wav\\n1 b1.wav b2.wav\\n"
-    >>> _ = (folder / "trials.txt").write_text(trials)
-    >>> found = verify_encoder(
-    ...     folder, folder / "trials.txt", folder, folder / "out", device="cpu"
+    >>> _ = (folder / "easy.txt").write_text(trials)
+    >>> found = verify_encoders(
+    ...     [folder],
+    ...     folder,
+    ...     [folder / "easy.txt"],
+    ...     folder / "out",
+    ...     device="cpu",
     ... )
     4 utterances embedded, ... a second
-    >>> found["scores"]["cosine"]["eer"], found["trials"], found["targets"]
+    >>> easy = found["easy"]
+    >>> easy["scores"]["cosine"]["eer"], easy["trials"], easy["targets"]
     (0.0, 3, 2)
     >>> sorted(path.name for path in (folder / "out").iterdir())
     ['det.png', 'det.svg', 'metrics.json', 'scores.txt']
     """
     # First of all, while the arguments are the only local variables.
-    options = {
-        name: str(value) if isinstance(value, pathlib.Path) else value
-        for name, value in locals().items()
+    options = {name: _plain(value) for name, value in locals().items()}
+    # All that can be wrong is checked before an encoder runs for hours.
+    device = check_device(device)
+    extractors = {
+        name: load_extractor(path, device, num_workers)
+        for name, path in zip(short_names(encoders), encoders)
     }
-    # All that can be wrong is checked before the encoder runs for hours.
-    extract = load_extractor(encoder, check_device(device), num_workers)
-    trials = read_trials(verification_file, trial_folder)
-    audio = trial_audio(trials, trial_folder)
+    lists = {
+        name: read_trials(path, audio)
+        for name, path in zip(short_names(trial_lists, ".txt"), trial_lists)
+    }
+    joined = join_trials([*lists.values()])
+    speech = trial_audio(joined, audio)
+    others = None
     if cohort is not None:
-        speech = draw_cohort(
-            cohort, verification_file, trial_folder, cohort_utterances, seed
+        others = draw_cohort(
+            cohort, trial_lists, audio, cohort_utterances, seed
         )
-        if not 2 <= top <= len(speech):
+        if not 2 <= top <= len(others):
             raise ValueError(
                 f"--top={top} must be from 2 to the number of files drawn from "
-                f"{cohort}, which is {len(speech)} of --cohort_utterances="
+                f"{cohort}, which is {len(others)} of --cohort_utterances="
                 f"{cohort_utterances}: give more audio or a smaller --top"
             )
     output = pathlib.Path(output_folder)
     output.mkdir(parents=True, exist_ok=True)
+    bounds = np.cumsum([len(trials) for trials in lists.values()])[:-1]
+    systems: dict[str, dict] = {name: {} for name in lists}
+    speeds, n_cohort = {}, {}
+    for encoder, extract in extractors.items():
+        prefix = f"{encoder}, " if len(extractors) > 1 else ""
+        vectors, speeds[encoder] = _embed_all(extract, speech)
+        print(
+            f"{prefix}{len(speech)} utterances embedded, "
+            f"{speeds[encoder]:.1f} a second"
+        )
+        scores = {"cosine": cosine_scores(vectors, joined)}
+        if others is not None:
+            near = _embed_cohort(extract, others)
+            n_cohort["cohort"] = len(near)
+            statistics = cohort_statistics(vectors, near, top)
+            scores["AS-norm"] = adaptive_s_norm(
+                scores["cosine"], joined, *statistics
+            )
+        for kind, values in scores.items():
+            for name, part in zip(lists, np.split(values, bounds)):
+                systems[name][f"{prefix}{kind}"] = part
+        for name, part in zip(lists, np.split(values, bounds)):  # the last kind
+            folder = output / name if len(lists) > 1 else output
+            folder = folder / encoder if len(extractors) > 1 else folder
+            write_scores(folder / "scores.txt", lists[name], part)
+    metrics = {}
+    for name, trials in lists.items():
+        rates = {
+            system: error_rates(values, trials, seed)
+            for system, values in systems[name].items()
+        }
+        curves = {
+            f"{system}: EER {rates[system]['eer']:.1f} %": (
+                values,
+                trials.labels,
+            )
+            for system, values in systems[name].items()
+        }
+        folder = output / name if len(lists) > 1 else output
+        save(det(curves), folder, "det")
+        metrics[name] = {
+            "scores": rates,
+            "trials": len(trials),
+            "targets": int(trials.labels.sum()),
+            "utterances": len(trials.utterances),
+            "utterances_per_second": speeds,
+            **n_cohort,
+            "options": options,
+        }
+        write_json(folder / "metrics.json", metrics[name])
+    return metrics
 
+
+def join_trials(lists: Sequence[Trials]) -> Trials:
+    """Joins trial lists end to end over the union of their utterances."""
+    utterances = sorted(set().union(*(trials.utterances for trials in lists)))
+    place = {utterance: row for row, utterance in enumerate(utterances)}
+    rows = [
+        np.array([place[utterance] for utterance in trials.utterances])
+        for trials in lists
+    ]
+    return Trials(
+        np.concatenate([trials.labels for trials in lists]),
+        utterances,
+        np.concatenate([r[t.enrolment] for r, t in zip(rows, lists)]),
+        np.concatenate([r[t.test] for r, t in zip(rows, lists)]),
+    )
+
+
+def short_names(
+    paths: Sequence[str | pathlib.Path], suffix: str = ""
+) -> list[str]:
+    """Names paths by as many of their last parts as tell them apart.
+
+    ValueError if a path is given twice.
+    """
+    # Absolute, but links stay: export/best is a name that a user gave.
+    parts = [
+        pathlib.Path(os.path.abspath(path)).with_suffix("").parts
+        if suffix and str(path).endswith(suffix)
+        else pathlib.Path(os.path.abspath(path)).parts
+        for path in paths
+    ]
+    for n_parts in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-n_parts:]) for p in parts]
+        if len(set(names)) == len(names):
+            return [name.lstrip("/-") for name in names]
+    raise ValueError(
+        f"one of these is given twice: {', '.join(map(str, paths))}"
+    )
+
+
+def _plain(value):
+    """Returns an option as JSON has it."""
+    if isinstance(value, pathlib.Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _embed_all(extract, speech):
+    """Returns vectors of all utterances (U, D), and how many a second."""
     started = time.perf_counter()
-    embeddings, bad = extract(audio, np.arange(len(audio)))
+    embeddings, bad = extract(speech, np.arange(len(speech)))
     if bad:
         raise ValueError(
-            f"{len(bad)} utterances of {verification_file} cannot be scored; "
-            f"the first: {' '.join(bad[0])}"
+            f"{len(bad)} utterances of the trials cannot be scored; the first: "
+            f"{' '.join(bad[0])}"
         )
-    speed = len(audio) / (time.perf_counter() - started)
-    print(f"{len(audio)} utterances embedded, {speed:.1f} a second")
-    final = cosine_scores(embeddings.vectors, trials)
-    scores = {"cosine": final}
-    counts = {
-        "trials": len(trials),
-        "targets": int(trials.labels.sum()),
-        "utterances": len(audio),
-        "utterances_per_second": speed,
-    }
-    if cohort is not None:
-        others, bad = extract(speech, np.arange(len(speech)))
-        if bad:
-            print(
-                f"{len(bad)} files of the cohort cannot be embedded and are "
-                f"left out; the first: {' '.join(bad[0])}"
-            )
-        statistics = cohort_statistics(embeddings.vectors, others.vectors, top)
-        final = adaptive_s_norm(final, trials, *statistics)
-        scores["AS-norm"] = final
-        counts["cohort"] = len(others.vectors)
+    seconds = time.perf_counter() - started
+    return embeddings.vectors, len(speech) / seconds
 
-    write_scores(output / "scores.txt", trials, final)
-    save(det({n: (s, trials.labels) for n, s in scores.items()}), output, "det")
-    rates = {n: error_rates(s, trials, seed) for n, s in scores.items()}
-    metrics = {"scores": rates, **counts, "options": options}
-    write_json(output / "metrics.json", metrics)
-    return metrics
+
+def _embed_cohort(extract, others):
+    """Returns vectors of the cohort, without files that cannot be read."""
+    embeddings, bad = extract(others, np.arange(len(others)))
+    if bad:
+        print(
+            f"{len(bad)} files of the cohort cannot be embedded and are left "
+            f"out; the first: {' '.join(bad[0])}"
+        )
+    return embeddings.vectors
 
 
 def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
@@ -218,15 +322,18 @@ def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
     }
 
 
-def table(metrics: dict) -> str:
-    """Returns a Markdown table of the error rates from `verify_encoder`."""
+def table(metrics: dict[str, dict]) -> str:
+    """Returns a Markdown table of the error rates from `verify_encoders`."""
     header = ["scores", "EER % (95 %)"]
     header += ["minDCF 0.01", "minDCF 0.05", "threshold"]
+    several = len(metrics) > 1
     rows = []
-    for name, rates in metrics["scores"].items():
-        rate = f"{rates['eer']:.2f}"
-        if rates["eer_interval"]:
-            rate += " ({:.2f}-{:.2f})".format(*rates["eer_interval"])
-        others = ("min_dcf_001", "min_dcf_005", "threshold")
-        rows.append([name, rate, *(f"{rates[key]:.3f}" for key in others)])
-    return markdown_table(header, rows)
+    for trials, of_list in metrics.items():
+        for name, rates in of_list["scores"].items():
+            rate = f"{rates['eer']:.2f}"
+            if rates["eer_interval"]:
+                rate += " ({:.2f}-{:.2f})".format(*rates["eer_interval"])
+            others = ("min_dcf_001", "min_dcf_005", "threshold")
+            row = [name, rate, *(f"{rates[key]:.3f}" for key in others)]
+            rows.append([trials, *row] if several else row)
+    return markdown_table(["trials", *header] if several else header, rows)

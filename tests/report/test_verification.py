@@ -24,15 +24,16 @@ SETTINGS = """
 stage: 1
 seed: 1
 sample_rate: 16000
-compute_features: !new:speechbrain.lobes.features.Fbank {n_mels: 24}
-mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    norm_type: sentence
-    std_norm: False
-new_encoder: !name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
-    input_size: 24
-    channels: [8, 8, 8, 8, 24]
-    attention_channels: 4
-    lin_neurons: 6
+new_encoder: !name:lgl_plugin.nnet.encoders.Encoder
+    features: !name:speechbrain.lobes.features.Fbank {n_mels: 24}
+    normalise: !name:speechbrain.processing.features.InputNormalization
+        norm_type: sentence
+        std_norm: False
+    network: !name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+        input_size: 24
+        channels: [8, 8, 8, 8, 24]
+        attention_channels: 4
+        lin_neurons: 6
 """
 
 
@@ -65,7 +66,9 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     settings = plain_settings(SETTINGS)
-    model = ECAPA_TDNN(**next(iter(settings["new_encoder"].values())))
+    (parts,) = settings["new_encoder"].values()
+    (arguments,) = parts["network"].values()
+    model = ECAPA_TDNN(**arguments)
     for _ in range(20):
         model(torch.randn(8, 1, 24) + 2 * torch.randn(8, 60, 24))
     torch.save(model.state_dict(), folder / "encoder.ckpt")
@@ -86,8 +89,9 @@ def unit(encoder, paths):
 def run(encoder, corpus, output, *options):
     """The command; what it wrote."""
     main(
-        ["verify", str(encoder), str(corpus / "trials.txt"), str(corpus)]
-        + [f"--output_folder={output}", "--device=cpu", *options]
+        ["verify", str(encoder), str(corpus)]
+        + [f"--trials={corpus}/trials.txt", f"--output_folder={output}"]
+        + ["--device=cpu", *options]
     )
     metrics = json.loads((output / "metrics.json").read_text())
     return metrics, [row.split() for row in open(output / "scores.txt")]
@@ -144,6 +148,58 @@ def test_figures_and_table(encoder, corpus, tmp_path, capsys):
     assert "\n| cosine | " in printed and "\n| AS-norm | " in printed
 
 
+def test_several_lists_and_encoders(encoder, corpus, tmp_path, capsys):
+    """As each list by each encoder alone; utterances are embedded once."""
+    other = tmp_path / "other" / encoder.name
+    shutil.copytree(encoder, other)
+    weights = torch.load(encoder / "embedding_model.ckpt", weights_only=True)
+    torch.manual_seed(1)
+    weights["fc.conv.weight"] += torch.randn_like(weights["fc.conv.weight"])
+    torch.save(weights, other / "embedding_model.ckpt")
+    lines = (corpus / "trials.txt").read_text().splitlines(keepends=True)
+    lists = {"all": lines, "part": [line for line in lines if "ann" in line]}
+    for name, part in lists.items():
+        (tmp_path / f"{name}.txt").write_text("".join(part))
+    given = [str(tmp_path / f"{name}.txt") for name in lists]
+    out = tmp_path / "out"
+    cohort = [f"--cohort={corpus}", "--top=5"]
+    main(
+        ["verify", str(encoder), str(other), str(corpus), "--trials", *given]
+        + [f"--output_folder={out}", "--device=cpu", *cohort]
+    )
+    printed = capsys.readouterr().out
+    assert printed.count("9 utterances embedded") == 2
+    names = [f"{path.parent.name}-{path.name}" for path in (encoder, other)]
+    for path, name in zip((encoder, other), names):
+        for trials in lists:
+            alone = tmp_path / f"{name}-{trials}"
+            main(
+                ["verify", str(path), str(corpus), "--trials"]
+                + [str(tmp_path / f"{trials}.txt"), *cohort]
+                + [f"--output_folder={alone}", "--device=cpu"]
+            )
+            scores = out / trials / name / "scores.txt"
+            found = np.loadtxt(scores, usecols=3)
+            expected = np.loadtxt(alone / "scores.txt", usecols=3)
+            np.testing.assert_allclose(found, expected, atol=2e-5)
+            metrics = json.loads((out / trials / "metrics.json").read_text())
+            alone = json.loads((alone / "metrics.json").read_text())
+            for kind in ("cosine", "AS-norm"):
+                rates = metrics["scores"][f"{name}, {kind}"]
+                assert rates["eer"] == alone["scores"][kind]["eer"]
+            assert f"| {trials} | {name}, cosine | " in printed
+    assert (out / "part" / "det.png").exists()
+
+
+def test_the_same_encoder_twice(encoder, corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            ["verify", str(encoder), str(encoder), str(corpus), "--trials"]
+            + [f"{corpus}/trials.txt", f"--output_folder={tmp_path}/out"]
+        )
+    assert "given twice" in capsys.readouterr().err
+
+
 def test_the_yamls_own_paths_are_not_followed(encoder, corpus, tmp_path):
     """Those of a folder from the Hugging Face Hub name a repository there."""
     folder = tmp_path / "from_the_hub"
@@ -152,7 +208,7 @@ def test_the_yamls_own_paths_are_not_followed(encoder, corpus, tmp_path):
         yaml.write("    paths: {embedding_model: nobody/nothing/model.ckpt}\n")
     metrics, rows = run(folder, corpus, tmp_path / "out")
     assert rows == run(encoder, corpus, tmp_path / "again")[1]
-    assert metrics["options"]["encoder"] == str(folder)
+    assert metrics["options"]["encoders"] == [str(folder)]
 
 
 def test_bad_files_of_the_cohort(encoder, corpus, tmp_path, capsys):
@@ -192,14 +248,14 @@ def write(path, text=""):
             lambda at: torch.save({}, at["encoder"] / "embedding_model.ckpt"),
             "does not fit the ECAPA_TDNN",
         ),
-        (lambda at: at.update(verification_file="no.txt"), "no file no.txt"),
-        (lambda at: at.update(trial_folder="nowhere"), "no folder nowhere"),
+        (lambda at: at.update(trials="no.txt"), "no file no.txt"),
+        (lambda at: at.update(audio="nowhere"), "no folder nowhere"),
         (
-            lambda at: (at["trial_folder"] / "bob" / "1.wav").unlink(),
+            lambda at: (at["audio"] / "bob" / "1.wav").unlink(),
             "1 of the 9 utterances that",
         ),
         (
-            lambda at: write(at["trial_folder"] / "bob" / "1.wav", "no audio"),
+            lambda at: write(at["audio"] / "bob" / "1.wav", "no audio"),
             "bob/1.wav cannot be read",
         ),
         (lambda at: at.update(cohort="nowhere"), "no folder nowhere"),
@@ -208,7 +264,7 @@ def write(path, text=""):
             "no wav, flac, ogg or mp3",
         ),
         (
-            lambda at: at.update(cohort=at["trial_folder"] / "ann"),
+            lambda at: at.update(cohort=at["audio"] / "ann"),
             "that the trial list does not test on",
         ),
         (lambda at: at.update(top=13), "which is 12 of --cohort_utterances=20"),
@@ -220,13 +276,13 @@ def test_errors_come_before_anything_is_written(
     encoder, corpus, tmp_path, capsys, monkeypatch, spoil, message
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    at = {"encoder": tmp_path / "model", "trial_folder": tmp_path / "wav"}
+    at = {"encoder": tmp_path / "model", "audio": tmp_path / "wav"}
     shutil.copytree(encoder, at["encoder"])
-    shutil.copytree(corpus, at["trial_folder"])
-    at |= {"verification_file": at["trial_folder"] / "trials.txt"}
-    at |= {"cohort": at["trial_folder"], "top": 5, "device": "cpu"}
+    shutil.copytree(corpus, at["audio"])
+    at |= {"trials": at["audio"] / "trials.txt"}
+    at |= {"cohort": at["audio"], "top": 5, "device": "cpu"}
     spoil(at)
-    places = ("encoder", "verification_file", "trial_folder")
+    places = ("encoder", "audio")
     options = [f"--{name}={at[name]}" for name in at if name not in places]
     with pytest.raises(SystemExit):
         main(
@@ -243,5 +299,5 @@ def test_one_speaker_has_no_interval():
     trials = Trials(np.array([True, True, False]), list("abc"), *sides)
     rates = error_rates([0.9, 0.8, 0.1], trials)
     assert rates["eer"] == 0 and rates["eer_interval"] is None
-    line = table({"scores": {"cosine": rates}}).splitlines()[-1]
+    line = table({"one": {"scores": {"cosine": rates}}}).splitlines()[-1]
     assert line == "| cosine | 0.00 | 0.000 | 0.000 | 0.450 |"

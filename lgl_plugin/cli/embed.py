@@ -1,0 +1,38 @@
+"""`lgl embed`: embeds every audio file of a folder.
+
+> lgl embed results/lgl/1/export/iter5 /my/audio embeddings
+"""
+
+
+def add_arguments(parser):
+    """Declares the options of the verb."""
+    parser.add_argument(
+        "encoder", help="exported folder, or another that SpeechBrain loads"
+    )
+    parser.add_argument("audio", help="folder of wav, flac, ogg and mp3 files")
+    parser.add_argument("output", help="folder of the vectors")
+    add_machine(parser)
+
+
+def add_machine(parser):
+    """Declares the options that say where and how audio is embedded."""
+    parser.add_argument("--device", help="none: the GPU if there is one")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        help="processes that read audio; none: 0 on a CPU, 8 beside a GPU",
+    )
+
+
+def run(encoder, audio, output, device, num_workers):
+    """Writes the vectors, one row per file, and the files' names."""
+    from lgl_plugin.cli.notices import show_notices
+    from lgl_plugin.inference.folder import embed_folder
+
+    show_notices()
+    _, found = embed_folder(encoder, audio, output, device, num_workers)
+    print(
+        f"{len(found.utterances):,} files, {found.vectors.shape[1]} "
+        f"dimensions. In {output}: vectors.npy; utterances.csv, whose lines "
+        "name its rows; bad_files.txt, which names what could not be used"
+    )

@@ -1,0 +1,142 @@
+"""`lgl status`: tells how far a run is, what it shows and what comes next.
+
+> lgl status results/lgl/1
+"""
+
+
+def add_arguments(parser):
+    """Declares the options of the verb."""
+    parser.add_argument("run_folder", metavar="run", help="its output_folder")
+
+
+def run(run_folder):
+    """Prints steps, last figures, warnings and the next command."""
+    from lgl_plugin.report.results import Results
+    from lgl_plugin.training.health import findings
+
+    results = Results(run_folder)
+    holder = writer_of(results.folder)
+    steps = results.steps
+    done = [step for step in steps if step in results.done]
+    print(f"{run_folder}: {len(done)} of {len(steps)} steps are done")
+    begun = [step for step in steps if step not in results.done]
+    for step in steps:
+        state, remark = "done", ""
+        if step in results.failed:
+            state, remark = "failed", results.failed[step]
+        elif step not in results.done:
+            current = step == begun[0]
+            state = "under way" if current and holder else "to come"
+            remark = progress(results, step) if current else ""
+            if current and remark and not holder:
+                state = "stopped"
+        print(f"  {state:<10} {step:<20} {remark}".rstrip())
+    if "stage 2" not in results.settings:
+        print("  to come    Stage II has not begun")
+    for line in last_figures(results):
+        print(line)
+    for _, text in findings(results.records):
+        print(f"Warning: {text}")
+    print(next_command(results, run_folder, holder, begun))
+
+
+def progress(results, step):
+    """Returns how far a step of training is; "" before its first epoch."""
+    from lgl_plugin.runs.run import step_of
+
+    epochs = [
+        record
+        for record in results.records
+        if record.get("epoch") and step_of(record) == step
+    ]
+    if not epochs:
+        return ""
+    key = {
+        "stage1": "number_of_epochs",
+        "classifier": "classifier_epochs",
+        "gated": "gated_epochs",
+        "large_margin": "large_margin_epochs",
+    }[step.split("/")[-1]]
+    stage = "stage 2" if "/" in step else "stage 1"
+    total = results.settings.get(stage, {}).get(key)
+    last = epochs[-1]
+    text = f"epoch {last['epoch']}" + (f" of {total}" if total else "")
+    seconds = sum(record.get("seconds") or 0 for record in epochs)
+    if total and seconds:
+        left = seconds / len(epochs) * (total - last["epoch"]) / 60
+        text += f", {left:.0f} minutes left in it"
+    return text
+
+
+def last_figures(results):
+    """Yields lines of the latest epoch's figures and of the latest EER."""
+    names = {
+        "loss": "loss {:.3f}",
+        "accuracy": "accuracy {:.3f}",
+        "lr": "learning rate {:.2g}",
+        "selected_share": "selected {:.0%}",
+        "pseudo_eer": "pseudo-trials' EER {:.2f} %",
+        "mean_cosine": "cosine of strangers {:.2f}",
+        "effective_dimensions": "effective dimensions {:.1f}",
+    }
+    epochs = [record for record in results.records if record.get("epoch")]
+    if epochs:
+        last = epochs[-1]
+        figures = [
+            text.format(last[name])
+            for name, text in names.items()
+            if last.get(name) is not None
+        ]
+        print_of = ", ".join(figures)
+        yield f"{place(last)}, epoch {last['epoch']}: {print_of}"
+    scored = [r for r in results.records if r.get("eer") is not None]
+    if scored:
+        yield f"{place(scored[-1])}: EER {scored[-1]['eer']:.2f} %"
+
+
+def place(record):
+    """Names the step that a record belongs to."""
+    from lgl_plugin.runs.run import step_of
+
+    return step_of(record)
+
+
+def next_command(results, run_folder, holder, begun):
+    """Returns a line that says what to do now."""
+    if holder:
+        return f"Being written by {holder}: wait for its end"
+    command = results.starts[-1].get("command") if results.starts else None
+    if (begun or "stage 2" not in results.settings) and command:
+        if begun:
+            return f"Go on with: {command}"
+        return f"Stage I is done. Go on with Stage II, after: {command}"
+    exported = sorted((results.folder / "export").glob("*/hyperparams.yaml"))
+    exported = [path.parent for path in exported]
+    latest = [path for path in exported if path.name.startswith("iter")]
+    encoder = (latest or exported or [None])[-1]
+    if encoder is None:
+        return f"Next: lgl export {run_folder}"
+    return (
+        f"Next: lgl report {run_folder}; lgl who {encoder} AUDIO OUT; "
+        f"lgl verify {encoder} AUDIO --trials LIST --output_folder OUT"
+    )
+
+
+def writer_of(folder):
+    """Returns who holds a run folder's lock, None if nobody does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows; it does not let one read the file, either
+        return None
+    from lgl_plugin.runs.lock import LOCK
+
+    try:
+        with open(folder / LOCK, encoding="utf-8", errors="replace") as lock:
+            try:
+                # A shared lock, let go of as the file is closed.
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "another process"
+    except OSError:  # no lock, or a file system that cannot lock
+        pass
+    return None

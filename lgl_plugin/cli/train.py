@@ -1,0 +1,200 @@
+"""`lgl train`: trains an encoder on a folder of audio, both stages as one job.
+
+> lgl train /my/audio --output_folder=results/mine
+> lgl train /my/audio --output_folder=results/mine --n_clusters=200 --seed=2
+"""
+
+from lgl_plugin.cli.recipe import RECIPE
+
+PRESETS = {
+    "small": ("small_stage1.yaml", "small_stage2.yaml"),
+    "paper": ("stage1.yaml", "stage2.yaml"),
+}
+# Audio that the paper's encoder and schedule are worth their time for, hours.
+LARGE = 10.0
+# Files whose headers tell how long the others are.
+SAMPLE = 400
+# The presets' clusters suit their corpora: elsewhere at least so many files
+# are to be in one.
+FILES_A_CLUSTER = 10
+CHOICES = "train.json"
+
+
+def add_arguments(parser):
+    """Declares the options of the verb."""
+    parser.usage = (
+        "lgl train AUDIO --output_folder RUN [--preset {small,paper}] "
+        "[--KEY=VALUE ...]"
+    )
+    parser.add_argument("audio", help="folder of audio, one speaker a file")
+    parser.add_argument(
+        "--output_folder",
+        required=True,
+        help="folder of the run; the same command again goes on there",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help=f"none: small for less than {LARGE:.0f} hours of audio, else "
+        "paper",
+    )
+    parser.epilog = (
+        "Any key of the preset's yamls and any option of SpeechBrain may "
+        "follow as --key=value, such as --n_clusters=200 or --device=cpu. A "
+        "key of one stage goes to that stage. Speakers' names are not read "
+        "unless --speaker_folder=True says that the first folders bear them."
+    )
+    parser.set_defaults(settings=None)
+
+
+def run(audio, output_folder, preset, settings):
+    """Trains both stages, or goes on where an earlier call stopped."""
+    import pathlib
+
+    import speechbrain as sb
+    import torch
+
+    from lgl_plugin.runs.settings import load_settings
+    from lgl_plugin.utils.distributed import from_main
+
+    recipe = load_recipe()
+    given = as_pairs(settings)
+    tried = preset or "small"
+    choices = {"preset": tried, "n_clusters": 2}
+    # A mistyped key is refused before the audio is listed.
+    for path, options in stages(choices, audio, output_folder, given):
+        _, run_opts, overrides = sb.parse_arguments([str(path), *options])
+        load_settings(path, overrides, run_opts)
+    if not torch.distributed.is_initialized():
+        sb.utils.distributed.ddp_init_group(run_opts)
+    run = pathlib.Path(output_folder)
+    choices = from_main(choose, audio, run, preset)
+    parsed = [
+        sb.parse_arguments([str(path), *options])
+        for path, options in stages(choices, audio, output_folder, given)
+    ]
+    for path, run_opts, overrides in parsed:
+        load_settings(path, overrides, run_opts)
+    for arguments in parsed:
+        recipe.train(*arguments)
+
+
+def choose(audio, run, preset):
+    """Chooses the preset and the clusters, or reads what was chosen before.
+
+    A resumed run must not be given others because files came or went.
+    """
+    import json
+
+    from lgl_plugin.runs.settings import read_preset
+    from lgl_plugin.utils.files import write_json
+
+    path = run / CHOICES
+    if path.exists():
+        choices = json.loads(path.read_text(encoding="utf-8"))
+        if preset in (None, choices["preset"]):
+            return choices
+    n_files, hours = survey(audio)
+    if preset is None:
+        preset = "small" if hours < LARGE else "paper"
+    stage2 = RECIPE / "hparams" / PRESETS[preset][1]
+    usual = int(read_preset(stage2)["n_clusters"])
+    n_clusters = max(2, min(usual, n_files // FILES_A_CLUSTER))
+    print(
+        f"{n_files:,} files, about {hours:.1f} hours: the preset {preset} with "
+        f"{n_clusters:,} clusters, a guess of the number of speakers. Others: "
+        f"--preset, --n_clusters"
+    )
+    choices = {"preset": preset, "n_clusters": n_clusters}
+    write_json(path, choices)
+    return choices
+
+
+def survey(audio):
+    """Counts a folder's audio files and estimates their hours by a sample."""
+    import os
+    import random
+
+    from lgl_plugin.dataio.audio import BadAudio, probe
+    from lgl_plugin.dataio.folder import find_audio
+    from lgl_plugin.dataio.prepare import check_folders
+
+    audio = os.path.abspath(audio)
+    check_folders(audio, audio)
+    files = [name for name, problem in find_audio(audio) if problem is None]
+    seconds = []
+    for name in random.Random(0).sample(files, min(len(files), SAMPLE)):
+        try:
+            seconds.append(probe(os.path.join(audio, name)).seconds)
+        except BadAudio:
+            continue
+    mean = sum(seconds) / max(len(seconds), 1)
+    return len(files), mean * len(files) / 3600
+
+
+def stages(choices, audio, output_folder, given):
+    """Yields each stage's yaml and its part of the command line."""
+    from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
+    from lgl_plugin.runs.settings import read_preset
+
+    paths = [RECIPE / "hparams" / name for name in PRESETS[choices["preset"]]]
+    known = [
+        {*read_preset(path), *schema.model_fields}
+        for path, schema in zip(paths, (Stage1Settings, Stage2Settings))
+    ]
+    usual = {
+        "data_folder": audio,
+        "train_folder": audio,
+        "trial_folder": audio,
+        "output_folder": output_folder,
+        "verification_file": "null",
+        "speaker_folder": "False",
+        "n_clusters": choices["n_clusters"],
+    }
+    named = {option.partition("=")[0].lstrip("-") for option in given}
+    options = [
+        *(f"--{k}={value}" for k, value in usual.items() if k not in named),
+        *given,
+    ]
+    for path, own, other in zip(paths, known, known[::-1]):
+        yield (
+            path,
+            [
+                option
+                for option in options
+                # A key of neither stage goes to both, which refuse it unless
+                # it is an option of SpeechBrain's.
+                if (key := option.partition("=")[0].lstrip("-")) in own
+                or key not in other
+            ],
+        )
+
+
+def as_pairs(words):
+    """Joins `--key value` to `--key=value`; ValueError for a stray word."""
+    pairs = []
+    for word in words or []:
+        if word.startswith("--"):
+            pairs.append(word)
+        elif pairs and "=" not in pairs[-1]:
+            pairs[-1] += f"={word}"
+        else:
+            raise ValueError(
+                f"{word!r} belongs to no option: keys of the yaml are given as "
+                "--key=value, one folder of audio before them"
+            )
+    return pairs
+
+
+def load_recipe():
+    """Imports the recipe's train_lgl.py, which is a script beside the package.
+
+    In a checkout it is behind a link, so that it is no module of the package.
+    """
+    import importlib.util
+
+    path = RECIPE / "train_lgl.py"
+    spec = importlib.util.spec_from_file_location("train_lgl", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,129 @@
+"""All audio of a folder to embeddings on disk, by an exported encoder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pathlib
+
+import numpy as np
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.manifest import Manifest, load_manifest
+from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.runs.lock import lock_folder
+from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.utils.device import check_device
+from lgl_plugin.utils.files import atomic_write, checksum, write_json
+from lgl_plugin.utils.signals import stop
+
+logger = get_logger(__name__)
+
+RECORD = "embeddings.json"
+
+
+def embed_folder(
+    encoder: str | pathlib.Path,
+    audio: str | pathlib.Path,
+    folder: str | pathlib.Path,
+    device: str | None = None,
+    num_workers: int | None = None,
+) -> tuple[Manifest, Embeddings]:
+    """Embeds every audio file of a folder and keeps the vectors on disk.
+
+    `folder` gets `vectors.npy`, `utterances.csv` with a line for each row of
+    these, `manifest.csv` and `bad_files.txt`. The same call goes on where an
+    earlier one was interrupted, and does nothing once all is embedded.
+
+    Arguments
+    ---------
+    encoder : str or pathlib.Path
+        An exported folder, or another that SpeechBrain loads.
+    audio : str or pathlib.Path
+        A folder of wav, flac, ogg and mp3 files, at any depth.
+    folder : str or pathlib.Path
+        Where to write.
+    device : str, optional
+        Where to embed; the GPU if there is one.
+    num_workers : int, optional
+        Processes that read audio; 0 reads in this one. By default 0 on a CPU
+        and up to 8 beside a GPU.
+
+    Returns
+    -------
+    Manifest, Embeddings
+        All files that were listed, and the embeddings of those that could be
+        read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder is missing.
+    ValueError
+        If there is no audio, the encoder cannot be loaded, or `folder` holds
+        embeddings by another encoder.
+
+    Example
+    -------
+    >>> manifest, found = embed_folder(
+    ...     "results/lgl/1/export/iter5", "/my/audio", "embeddings"
+    ... )  # doctest: +SKIP
+    >>> found.vectors.shape  # doctest: +SKIP
+    (1078, 192)
+    """
+    folder, device = pathlib.Path(folder), check_device(device)
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count() or 1) if "cuda" in device else 0
+    # The encoder first: what is wrong with it shows before a long scan.
+    extract = load_extractor(encoder, device, num_workers)
+    lock_folder(folder)
+    listed = folder / "manifest.csv"
+    # What cannot be read is counted and named; here it spoils nothing.
+    prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
+    manifest = load_manifest(listed, os.path.abspath(audio))
+    made_from = {
+        name: checksum(pathlib.Path(encoder) / name)
+        for name in ("embedding_model.ckpt", "hyperparams.yaml")
+    }
+    made_from["manifest.csv"] = checksum(listed)
+    before = _read_record(folder)
+    if before == made_from:
+        logger.info("%s: all is embedded already", folder)
+        return manifest, Embeddings.load(folder)
+    name = "embedding_model.ckpt"
+    if before.get(name, made_from[name]) != made_from[name]:
+        raise ValueError(
+            f"{folder} holds embeddings by another encoder: name another "
+            "folder, or delete that one"
+        )
+    with stop.on_signals():
+        found, bad = extract(manifest, np.arange(len(manifest)), folder)
+    BadFiles(folder / "bad_files.txt", len(manifest)).add(bad)
+    durations = manifest.durations[manifest.rows(found.utterances)]
+    with atomic_write(folder / "utterances.csv") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["row", "ID", "seconds"])
+        for row, (name, seconds) in enumerate(zip(found.utterances, durations)):
+            writer.writerow([row, name, round(float(seconds), 3)])
+    write_json(folder / RECORD, made_from)  # last: all before it is whole
+    return manifest, found
+
+
+def _read_record(folder):
+    """Reads what a folder's embeddings were made from; {} if unfinished."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def read_threshold(encoder: str | pathlib.Path) -> float | None:
+    """Reads the cosine threshold of an exported folder; None without one."""
+    path = pathlib.Path(encoder) / "hyperparams.yaml"
+    threshold = plain_settings(path.read_text("utf-8")).get("threshold")
+    return float(threshold) if isinstance(threshold, int | float) else None

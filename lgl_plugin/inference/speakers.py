@@ -1,0 +1,206 @@
+"""Who speaks in which file: clusters of embeddings, without labels."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lgl_plugin.clustering.average import average_linkage
+from lgl_plugin.clustering.vectors import normalised
+from lgl_plugin.clustering.ward import ward
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.inference.calibration import find_threshold
+from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.folder import read_threshold
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.utils.files import atomic_write
+
+# Cosines of files with speakers that are held at once: 64 MiB.
+COSINES = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class Speakers:
+    """The files of a folder, sorted by speaker.
+
+    Arguments
+    ---------
+    files : sequence of str
+        Paths below the folder of audio.
+    seconds : numpy.ndarray
+        Their durations, float64 (N,).
+    labels : numpy.ndarray
+        The speaker of each, int64 (N,), from 0, the one of most files first.
+    confidence : numpy.ndarray
+        From -1 to 1, float32 (N,), see `confidences`.
+    rule : str
+        How the number of speakers was found, in words.
+    """
+
+    files: Sequence[str]
+    seconds: np.ndarray
+    labels: np.ndarray
+    confidence: np.ndarray
+    rule: str
+
+    @property
+    def n_speakers(self) -> int:
+        """Counts the speakers."""
+        return int(self.labels.max()) + 1
+
+
+def find_speakers(
+    encoder: str | pathlib.Path,
+    manifest: Manifest,
+    embeddings: Embeddings,
+    threshold: float | None = None,
+    n_speakers: int | None = None,
+    device: str = "cpu",
+) -> Speakers:
+    """Clusters files by speaker; the number of speakers follows.
+
+    Average linkage on the cosine, cut at the encoder's threshold; or, for a
+    given number of speakers, Ward's method on unit vectors.
+
+    Arguments
+    ---------
+    encoder : str or pathlib.Path
+        The exported folder that made the embeddings.
+    manifest, embeddings
+        Of the folder's files, see `embed_folder`.
+    threshold : float, optional
+        Average cosine from which on two groups are one speaker. By default
+        the encoder's; where its folder names none, one found by halves of
+        these files.
+    n_speakers : int, optional
+        The number of speakers, if it is known.
+    device : str
+        Where to cluster.
+
+    Returns
+    -------
+    Speakers
+
+    Raises
+    ------
+    ValueError
+        If there are fewer files than speakers, or no threshold can be found.
+
+    Example
+    -------
+    >>> manifest = Manifest.of([(n, n, 0.0, 2.0, "") for n in "abcd"])
+    >>> vectors = np.float32([[1, 0], [0, 1], [5, 1], [2, 0]])
+    >>> embeddings = Embeddings(manifest.ids, vectors)
+    >>> speech = find_speakers("none", manifest, embeddings, threshold=0.8)
+    >>> dict(zip(speech.files, speech.labels.tolist()))
+    {'a': 0, 'b': 1, 'c': 0, 'd': 0}
+    """
+    vectors = normalised(embeddings.vectors)
+    if n_speakers is not None:
+        if not 1 <= n_speakers <= len(vectors):
+            raise ValueError(
+                f"--speakers={n_speakers} must be from 1 to {len(vectors)}, "
+                "the number of files that could be embedded"
+            )
+        points = torch.from_numpy(vectors).to(device)
+        weights = torch.ones(len(points), device=device)
+        labels = _largest_first(ward(points, weights, n_speakers).cpu().numpy())
+        rule, limit = f"Ward's method to {n_speakers} speakers", None
+    else:
+        limit, origin = threshold, "given"
+        if limit is None:
+            limit, origin = read_threshold(encoder), "the encoder's"
+        if limit is None:
+            limit = _threshold_by_halves(encoder, manifest, device)
+            origin = "found by halves of these files"
+        labels = average_linkage(vectors, limit, device)
+        rule = f"average linkage at a cosine of {limit:.3f} ({origin})"
+    return Speakers(
+        list(embeddings.utterances),
+        manifest.durations[manifest.rows(embeddings.utterances)],
+        labels,
+        confidences(vectors, labels, limit),
+        rule,
+    )
+
+
+def confidences(
+    vectors: np.ndarray, labels: np.ndarray, threshold: float | None = None
+) -> np.ndarray:
+    """Computes how clearly each file belongs to its speaker, float32 (N,).
+
+    The silhouette (Rousseeuw 1987) of the cosine distance, by average linkage:
+    (b - a) / max(a, b), with a the mean distance to the speaker's other files
+    and b that to the files of the nearest other speaker. 1 is clear, 0 lies
+    between two, below 0 another is nearer. A speaker's only file has the
+    threshold's distance for a, the largest at which it would have been joined,
+    or 1 without one. With a single speaker b is 1, the distance of strangers.
+
+    Takes unit vectors (N, D) and labels (N,) from 0, none empty.
+    """
+    sizes = np.bincount(labels).astype(np.float32)
+    sums = np.zeros((len(sizes), vectors.shape[1]), np.float32)
+    np.add.at(sums, labels, vectors)
+    confidence = np.empty(len(vectors), np.float32)
+    alone = 1.0 if threshold is None else 1.0 - threshold
+    block = max(1, COSINES // len(sizes))
+    for start in range(0, len(vectors), block):
+        own = labels[start : start + block]
+        rows = np.arange(len(own))
+        cosines = vectors[start : start + block] @ sums.T
+        # Without the file itself, whose cosine with itself is 1.
+        others = np.maximum(sizes[own] - 1, 1)
+        a = 1 - (cosines[rows, own] - 1) / others
+        a[sizes[own] == 1] = alone
+        cosines /= sizes
+        cosines[rows, own] = -np.inf
+        b = 1 - cosines.max(axis=1)
+        b[np.isinf(b)] = 1.0  # there is no other speaker
+        largest = np.maximum(np.maximum(a, b), 1e-6)
+        confidence[start : start + block] = (b - a) / largest
+    return confidence.clip(-1, 1)
+
+
+def write_speakers(path: str | pathlib.Path, speech: Speakers) -> None:
+    """Writes a csv of file, speaker, confidence and seconds, by speaker."""
+    with atomic_write(path) as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["file", "speaker", "confidence", "seconds"])
+        for row in by_speaker(speech):
+            writer.writerow(
+                [
+                    speech.files[row],
+                    speech.labels[row] + 1,
+                    f"{speech.confidence[row]:.2f}",
+                    f"{speech.seconds[row]:.2f}",
+                ]
+            )
+
+
+def by_speaker(speech: Speakers) -> np.ndarray:
+    """Returns the rows of files by speaker, the clearest of each first."""
+    return np.lexsort((-speech.confidence, speech.labels))
+
+
+def _threshold_by_halves(encoder, manifest, device):
+    """Finds a threshold without labels, from the files at hand."""
+    extract = load_extractor(encoder, device)
+    decision, _ = find_threshold(extract, manifest, share=0.5, seed=0)
+    if decision is None:
+        raise ValueError(
+            f"{encoder} names no threshold, and none can be found with so few "
+            "files: say one by --threshold, or the number by --speakers"
+        )
+    return decision[0]
+
+
+def _largest_first(labels):
+    """Numbers clusters by their size."""
+    _, labels = np.unique(labels, return_inverse=True)
+    largest_first = np.argsort(-np.bincount(labels), kind="stable")
+    return np.argsort(largest_first)[labels]
