@@ -11,35 +11,16 @@ from lgl_plugin.utils.files import sync
 
 
 class BadFiles:
-    """A log of bad utterances that raises beyond a limit.
+    """A log of bad utterances, `utterance<TAB>reason` a line, with a limit.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The log, lines of `utterance<TAB>reason`; lines of an earlier process
-        count.
-    limit : int
-        The number of bad utterances that is tolerated.
-
-    Raises
-    ------
-    ValueError
-        From `add` and `check`, when there are more than `limit`; shows the
-        first ten.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "bad_files.txt"
-    >>> bad = BadFiles(path, limit=1)
-    >>> bad.add([("a.wav", "cannot be read"), ("a.wav", "cannot be read")])
-    >>> path.read_text()
-    'a.wav\\tcannot be read\\n'
+    Lines of earlier processes count. `add` and `check` raise ValueError, which
+    shows the first ten, when there are more than `limit`.
     """
 
     def __init__(self, path: str | pathlib.Path, limit: int = 0):
         self.path = pathlib.Path(path)
         self.limit = limit
-        self.reasons = {}
+        self.reasons: dict[str, str] = {}
         self._read()
 
     def _read(self):

@@ -24,29 +24,8 @@ class UtteranceDataset(DynamicItemDataset):
     follows, so that batches keep their size. The bad ones' names travel with
     the item under the key `bad`, lines of `ID<TAB>reason` (text, because
     SpeechBrain's batches would transpose a list). The other keys are id, row
-    (in the manifest) and those of `Manifest`.
-
-    Arguments
-    ---------
-    manifest : lgl_plugin.dataio.manifest.Manifest
-        The corpus; forked loader processes share its memory.
-    rows : numpy.ndarray
-        The rows of its utterances to use, int64; at least one.
-
-    Example
-    -------
-    >>> def read(wav):
-    ...     if wav == "broken":
-    ...         raise BadAudio("cannot be read")
-    ...     return wav
-    >>> manifest = Manifest.of(
-    ...     [("a", "broken", 0.0, 1.0, ""), ("b", "ok", 0.0, 1.0, "")]
-    ... )
-    >>> data = UtteranceDataset(manifest, np.arange(2))
-    >>> data.add_dynamic_item(read, takes="wav", provides="sig")
-    >>> data.set_output_keys(["id", "sig"])
-    >>> data[0]
-    {'id': 'b', 'sig': 'ok', 'bad': 'a\\tcannot be read'}
+    (in the manifest) and those of `Manifest`. `rows`, int64, are those of the
+    manifest to use, at least one.
     """
 
     def __init__(self, manifest: Manifest, rows: np.ndarray) -> None:

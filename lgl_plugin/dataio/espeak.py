@@ -1,7 +1,7 @@
 """Synthetic voices: espeak-ng speaks random English sentences.
 
-espeakng-loader, a package that pip installs, brings espeak-ng's library and
-language data.
+The package espeakng-loader, an extra, brings espeak-ng's library and language
+data.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import pathlib
 import shutil
 import tempfile
+import types
 
-import espeakng_loader
 import numpy as np
 
 ESPEAK_RATE = 22050  # Hz
@@ -61,6 +61,18 @@ PLACES = (
 ).split("; ")
 
 
+def loader() -> types.ModuleType:
+    """Returns espeakng_loader; says how to install it where it is missing."""
+    try:
+        import espeakng_loader
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the synthetic corpus is spoken by espeak-ng, which is missing: "
+            "install it with `pip install espeakng-loader`"
+        ) from error
+    return espeakng_loader
+
+
 def sentence(rng: np.random.Generator) -> str:
     """Draws one random English sentence."""
 
@@ -90,7 +102,7 @@ def voice_file(rng: np.random.Generator, sex: str) -> str:
     each a little; strengths, widths, breath and roughness give the timbre.
     """
     accent = ACCENTS[rng.integers(len(ACCENTS))]
-    accent_file = pathlib.Path(espeakng_loader.get_data_path(), "lang", accent)
+    accent_file = pathlib.Path(loader().get_data_path(), "lang", accent)
     # Hz, and a formant scale of which 1 is espeak-ng's own, male voice. Within
     # a sex voices are close: otherwise pitch alone would tell them apart.
     usual_pitch, usual_scale = {"f": (200, 1.14), "m": (112, 0.98)}[sex]
@@ -137,13 +149,13 @@ class Espeak:
     )
 
     def __init__(self, voice: str) -> None:
-        data = espeakng_loader.get_data_path()
+        data = loader().get_data_path()
         before = os.getcwd()
         with tempfile.TemporaryDirectory() as folder:
             # A copy: dlopen would return the library that this process has
             # loaded already, with the state of the speaker before.
             self.library = ctypes.CDLL(
-                shutil.copy(espeakng_loader.get_library_path(), folder)
+                shutil.copy(loader().get_library_path(), folder)
             )
             rate = self.library.espeak_Initialize(
                 self.RETRIEVAL_AND_SYNCHRONOUS, 0, data.encode(), 0

@@ -17,24 +17,7 @@ from lgl_plugin.utils.files import atomic_write
 def write_labels(
     path: str | pathlib.Path, utterances: Iterable[str], labels: np.ndarray
 ) -> None:
-    """Writes pseudo-labels as a csv of ID and label, atomically.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The csv to write.
-    utterances : iterable of str
-        N utterance IDs.
-    labels : numpy.ndarray or torch.Tensor
-        Their labels from 0, integers (N,).
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "labels.csv"
-    >>> write_labels(path, ["a.wav", "b.wav"], np.array([4, 0]))
-    >>> path.read_text().splitlines()
-    ['ID,label', 'a.wav,4', 'b.wav,0']
-    """
+    """Writes N utterances' labels from 0, integers (N,), atomically."""
     with atomic_write(path) as out:
         writer = csv.writer(out)
         writer.writerow(["ID", "label"])
@@ -42,22 +25,9 @@ def write_labels(
 
 
 def read_labels(path: str | pathlib.Path) -> tuple[Strings, np.ndarray]:
-    """Reads what `write_labels` wrote.
+    """Reads utterance IDs and their labels, int64 (N,), read-only.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The csv.
-
-    Returns
-    -------
-    (lgl_plugin.dataio.manifest.Strings, numpy.ndarray)
-        Utterance IDs and their labels, int64 (N,), read-only.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged; names the line.
+    A damaged file raises ValueError, which names the line.
 
     Example
     -------

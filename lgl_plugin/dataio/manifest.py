@@ -93,26 +93,7 @@ class Strings(Sequence[str]):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Utterances in columns, which cannot be written to.
-
-    Arguments
-    ---------
-    ids : Strings
-        Utterance IDs.
-    wavs : Strings
-        Paths of the audio files.
-    offsets : numpy.ndarray
-        Start of each utterance in its file, seconds, float64 (N,).
-    durations : numpy.ndarray
-        Seconds, float64 (N,).
-    speakers : numpy.ndarray
-        True speakers as numbers, int64 (N,), -1 where unknown; for analysis
-        after the fact only.
-    channels : numpy.ndarray
-        The channel to read of each file, int16 (N,), -1 for the mean of all.
-    places : numpy.ndarray, optional
-        First byte and number of bytes of each audio file within its shard,
-        int64 (N, 2); None if `wavs` are no shards.
+    """N utterances in columns, which cannot be written to.
 
     Example
     -------
@@ -125,11 +106,15 @@ class Manifest:
     """
 
     ids: Strings
-    wavs: Strings
-    offsets: np.ndarray
-    durations: np.ndarray
+    wavs: Strings  # paths of the audio files
+    offsets: np.ndarray  # start in the file, seconds, float64 (N,)
+    durations: np.ndarray  # seconds, float64 (N,)
+    # True speakers as numbers, int64 (N,), -1 where unknown; for analysis
+    # after the fact only.
     speakers: np.ndarray
-    channels: np.ndarray
+    channels: np.ndarray  # to read, int16 (N,), -1 for the mean of all
+    # First byte and number of bytes of each file within its shard, int64
+    # (N, 2); None if the files are no shards.
     places: np.ndarray | None = None
 
     @classmethod

@@ -9,25 +9,15 @@ from torch.utils.data import Sampler
 
 
 class ShardSampler(Sampler):
-    """A random order that reads only a few shards at a time.
+    """A random order that reads only `window` shards at a time.
 
     For storage that caches the neighbourhood of recent reads. Each epoch the
     shards are dealt into windows at random, and a window's utterances are
     shuffled before the next window begins. Speakers must be spread over the
     shards, as `write_shards` does, for a window to be a fair sample of the
-    corpus.
-
-    Arguments
-    ---------
-    shards : numpy.ndarray
-        The shard of each item of the dataset, int (N,); see `shard_numbers`.
-    window : int
-        Shards to read at a time.
-    seed : int
-        The base seed. As in SpeechBrain's samplers, the order follows from
-        the sum of seed and epoch.
-    epoch : int
-        The epoch to start at.
+    corpus. `shards` is the shard of each item of the dataset, int (N,), see
+    `shard_numbers`. As in SpeechBrain's samplers, the order follows from the
+    sum of seed and epoch.
 
     Example
     -------

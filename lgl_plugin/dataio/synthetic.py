@@ -23,7 +23,13 @@ import numpy as np
 import scipy.fft
 from tqdm import tqdm
 
-from lgl_plugin.dataio.espeak import ESPEAK_RATE, Espeak, sentence, voice_file
+from lgl_plugin.dataio.espeak import (
+    ESPEAK_RATE,
+    Espeak,
+    loader,
+    sentence,
+    voice_file,
+)
 from lgl_plugin.utils.files import atomic_write, write_json
 
 RATE = 16000  # of the corpus, in Hz
@@ -284,6 +290,8 @@ def make_corpus(
         When a setting is out of range.
     FileExistsError
         When the folder holds other files or a corpus of other settings.
+    ModuleNotFoundError
+        When espeakng-loader is not installed.
 
     Example
     -------
@@ -306,6 +314,7 @@ def make_corpus(
     _check_settings(settings)
     if _is_made(folder, settings):
         return False
+    loader()  # before the folder is made and processes are started
 
     training = speaker_names(speakers)
     held_out = speaker_names(test_speakers, first=speakers)

@@ -87,34 +87,11 @@ def trial_audio(trials: Trials, folder: str | pathlib.Path) -> Manifest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trials:
-    """A trial list over a set of utterances.
+    """A trial list over a set of utterances, see `read_trials`."""
 
-    Arguments
-    ---------
-    labels : numpy.ndarray
-        True for a target trial, of one speaker, bool (T,).
-    utterances : list of str
-        The paths that occur in the list, each once, sorted.
-    enrolment : numpy.ndarray
-        Indices of the enrolment utterances in `utterances`, int64 (T,).
-    test : numpy.ndarray
-        Indices of the test utterances in `utterances`, int64 (T,).
-
-    Example
-    -------
-    >>> trials = Trials(
-    ...     np.array([True, False]),
-    ...     ["ann/1.wav", "ann/2.wav", "bob/1.wav"],
-    ...     np.array([0, 0]),
-    ...     np.array([1, 2]),
-    ... )
-    >>> len(trials)
-    2
-    """
-
-    labels: np.ndarray
-    utterances: list[str]
-    enrolment: np.ndarray
+    labels: np.ndarray  # True for a target trial, of one speaker, bool (T,)
+    utterances: list[str]  # the paths that occur in the list, once, sorted
+    enrolment: np.ndarray  # indices of the paths compared, int64 (T,)
     test: np.ndarray
 
     def __len__(self) -> int:

@@ -36,7 +36,8 @@ class NoiseBank(torch.nn.Module):
         pieces, bad = [], []
         for index in tqdm(order, desc="noise bank", unit="file"):
             try:
-                wav = read_audio(files[index], 0.0, None, sample_rate)
+                # A recording of hours would otherwise be decoded whole.
+                wav = read_audio(files[index], 0.0, max_seconds, sample_rate)
             except BadAudio as error:
                 bad.append(f"{files[index]} {error}")
                 continue

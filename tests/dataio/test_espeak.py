@@ -1,11 +1,13 @@
 """espeak-ng's voices: pitch by sex, refusals."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
 
 from lgl_plugin.dataio.espeak import ESPEAK_RATE, Espeak, voice_file
+from lgl_plugin.dataio.synthetic import make_corpus
 
 
 def fundamental(signal):
@@ -26,6 +28,13 @@ def test_voices_have_the_pitch_of_their_sex(sex, low, high):
         base, top = map(int, re.findall(r"^pitch (\d+) (\d+)", voice, re.M)[-1])
         assert low < base < high
         assert 0.9 * base < fundamental(speech) < 1.05 * top
+
+
+def test_a_missing_espeak_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install espeakng-load"):
+        make_corpus(tmp_path / "corpus")
+    assert not list(tmp_path.iterdir())
 
 
 def test_espeak_refuses_an_empty_voice():
