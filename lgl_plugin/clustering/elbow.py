@@ -132,7 +132,7 @@ def estimate_k(
     grid: Sequence[int] | None = None,
     scale: str = "root",
 ) -> Estimate:
-    """Estimates the number of clusters, without labels.
+    """Returns an `Estimate` of the number of clusters, without labels.
 
     Arguments
     ---------
@@ -145,10 +145,6 @@ def estimate_k(
         N / 2.
     scale : str
         Scale of the axis of the number of clusters: root, linear or log.
-
-    Returns
-    -------
-    Estimate
 
     Raises
     ------
@@ -189,15 +185,8 @@ class ElbowKMeans:
 
     After a call the attribute `estimate` holds its `Estimate`.
 
-    Arguments
-    ---------
-    kmeans, grid, scale
-        As in `estimate_k`.
-
-    Raises
-    ------
-    ValueError
-        As in `estimate_k`; for a bad grid or scale already here.
+    Arguments and errors are those of `estimate_k`; a bad grid or scale is an
+    error already here.
 
     Example
     -------

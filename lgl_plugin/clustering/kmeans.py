@@ -41,10 +41,8 @@ class Clustering:
     inertia : numpy.ndarray
         Sum of squared distances of the points used to their centroids, at
         the start of each iteration: (n_iterations,), float64.
-    n_clusters : int
-        Clusters that have a member.
-    n_empty : int
-        Clusters that ended without a member and were dropped.
+    n_clusters, n_empty : int
+        Clusters that have a member, and those without, which were dropped.
     points_used : int
         Embeddings that the centroids were trained on; all N were assigned.
 
@@ -256,10 +254,9 @@ class FaissKMeans(KMeans):
 
     Raises
     ------
-    ImportError
-        If faiss is missing, or has no GPU support where `device` needs it.
-    ValueError
-        If a number is below 1, or faiss does not see the GPU.
+    ImportError, ValueError
+        If faiss is missing or has no GPU support where `device` needs it; if
+        it does not see the GPU.
 
     Example
     -------
@@ -317,12 +314,8 @@ class TorchKMeans(KMeans):
     """Spherical k-means by torch, with the arguments of `KMeans`.
 
     For GPUs where faiss-gpu cannot be installed. The points lie on the device
-    once, in float32: 840 MB for VoxCeleb2.
-
-    Raises
-    ------
-    ValueError
-        If a number is below 1, or torch does not see the GPU.
+    once, in float32: 840 MB for VoxCeleb2. ValueError if torch does not see
+    the GPU.
 
     Example
     -------

@@ -25,25 +25,9 @@ def ward(
     another order, and the lowest N - n_clusters of them are the result.
     Distances are computed in blocks and never kept.
 
-    Arguments
-    ---------
-    points : torch.Tensor
-        Points (N, D), float32 or float64, on any device.
-    weights : torch.Tensor
-        Weight of each point (N,), above 0: w is worth w equal points.
-    n_clusters : int
-        Clusters to leave, from 1 to N.
-
-    Returns
-    -------
-    torch.Tensor
-        Cluster of each point (N,), int64, from 0, on the points' device.
-
-    Example
-    -------
-    >>> points = torch.tensor([[0.0], [1.0], [5.0], [7.0]])
-    >>> ward(points, weights=torch.ones(4), n_clusters=2).tolist()
-    [0, 0, 1, 1]
+    The points (N, D) are float32 or float64, on any device; one of weight w,
+    above 0, counts as w equal ones. Returns the cluster of each (N,), int64,
+    from 0 to `n_clusters` - 1, on their device.
     """
     if len(points) == n_clusters:
         return torch.arange(n_clusters, device=points.device)

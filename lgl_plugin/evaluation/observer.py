@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import Trials, trial_audio
@@ -27,7 +28,7 @@ class TrueLabels:
 
     Arguments
     ---------
-    speakers : numpy.ndarray, (N,), int64
+    speakers : array-like, (N,), int64
         True speaker of each row of the manifest, -1 where not known.
     trials, folder : Trials and str or pathlib.Path, optional
         A trial list with its labels, and where its paths begin.
@@ -43,11 +44,11 @@ class TrueLabels:
 
     def __init__(
         self,
-        speakers: np.ndarray,
+        speakers: ArrayLike,
         trials: Trials | None = None,
         folder: str | pathlib.Path | None = None,
     ):
-        self._speakers = speakers
+        self._speakers = np.asarray(speakers)
         self._trials = trials
         self._folder = folder
 

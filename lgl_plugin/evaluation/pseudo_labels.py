@@ -87,10 +87,9 @@ def gate_quality(selected: ArrayLike, reliable: ArrayLike) -> dict[str, float]:
 
     Arguments
     ---------
-    selected : array-like, (N,), bool
-        True where the gate lets the utterance through.
-    reliable : array-like, (N,), bool
-        True where the pseudo-label is reliable.
+    selected, reliable : array-like, (N,), bool
+        True where the gate lets the utterance through, and where its
+        pseudo-label is reliable.
 
     Returns
     -------
@@ -131,8 +130,8 @@ def clustering_report(
 
     Arguments
     ---------
-    true, pseudo : array-like, (N,), str or int
-        Speakers and pseudo-labels, as in `hungarian_mapping`.
+    true, pseudo
+        As of `hungarian_mapping`, and so are the errors.
     selected : array-like, (N,), bool, optional
         True where the gate lets the utterance through.
 
@@ -143,11 +142,6 @@ def clustering_report(
         true label, `unlabelled`, the count of the others; with `selected`
         also `nmi_selected` and `ami_selected` (paper section 5.3; 0.0 where
         nothing is selected), `gate_precision` and `gate_recall`.
-
-    Raises
-    ------
-    ValueError
-        When lengths differ or no utterance has a true label.
 
     Example
     -------

@@ -33,10 +33,8 @@ def cosine_scores(embeddings: ArrayLike, trials: Trials) -> np.ndarray:
 
     Arguments
     ---------
-    embeddings : array-like, (U, D), float
-        One row per utterance, in the order of `trials.utterances`.
-    trials : Trials
-        The trials to score.
+    embeddings, trials : array-like, (U, D), float, and Trials
+        The trials to score, and a row for each of `trials.utterances`.
 
     Returns
     -------
@@ -136,7 +134,7 @@ def cohort_statistics(
 
 
 def adaptive_s_norm(
-    scores: ArrayLike, trials: Trials, mean: np.ndarray, deviation: np.ndarray
+    scores: ArrayLike, trials: Trials, mean: ArrayLike, deviation: ArrayLike
 ) -> np.ndarray:
     """Normalises scores by each side's scores against its nearest cohort.
 
@@ -148,7 +146,7 @@ def adaptive_s_norm(
     ---------
     scores, trials : array-like, (T,), float, and Trials
         The trials, and one score each.
-    mean, deviation : numpy.ndarray, (U,), float
+    mean, deviation : array-like, (U,), float
         From `cohort_statistics`, in the order of `trials.utterances`.
 
     Returns
@@ -169,6 +167,8 @@ def adaptive_s_norm(
     [5.0, -1.0]
     """
     scores = np.asarray(scores, np.float32)
+    mean = np.asarray(mean, np.float32)
+    deviation = np.asarray(deviation, np.float32)
     utterances = (len(trials.utterances),)
     if scores.shape != (len(trials),) or not (
         mean.shape == deviation.shape == utterances
@@ -185,7 +185,6 @@ def adaptive_s_norm(
             f"all of their cohort, the first {trials.utterances[bad[0]]}: look "
             "for copies in the cohort or embeddings of zeros"
         )
-    mean, deviation = mean.astype(np.float32), deviation.astype(np.float32)
     return np.float32(0.5) * sum(
         (scores - mean[side]) / deviation[side]
         for side in (trials.enrolment, trials.test)
@@ -214,12 +213,11 @@ def bootstrap_eer(
     ---------
     scores, trials : array-like, (T,), float, and Trials
         The trials, and one score each, higher for the same speaker.
-    n_resamples : int
-        Draws, at least 1. One that leaves no trial of a class is replaced.
+    n_resamples, seed : int
+        Draws, at least 1, and their seed. A draw that leaves no trial of a
+        class is replaced.
     level : float
         Share of the draws that the interval holds, between 0 and 1.
-    seed : int
-        Of the draws.
 
     Returns
     -------
@@ -281,12 +279,7 @@ def bootstrap_eer(
 def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
     """Computes the figures by which speaker encoders are compared.
 
-    Arguments
-    ---------
-    embeddings : array-like, (U, D), float
-        One row per utterance, in the order of `trials.utterances`.
-    trials : Trials
-        The trials to score.
+    Arguments and errors as of `cosine_scores`.
 
     Returns
     -------
@@ -294,11 +287,6 @@ def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
         `eer_percent`, from 0 to 100; `min_dcf_001` and `min_dcf_005` (p_target
         0.01 and 0.05, unit costs, normalised); the cosine `threshold` at the
         EER.
-
-    Raises
-    ------
-    ValueError
-        When the rows do not match the utterances, or one is not finite.
 
     Example
     -------

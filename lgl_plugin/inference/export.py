@@ -262,11 +262,9 @@ def export(
 
     Raises
     ------
-    FileNotFoundError
-        If there is no run or no such step.
-    ValueError
-        If the weights are damaged or do not fit the settings, or no utterance
-        can be read.
+    FileNotFoundError, ValueError
+        If there is no run or no such step; if the weights are damaged or do not
+        fit the settings, or no utterance can be read.
 
     Example
     -------
@@ -386,19 +384,13 @@ def export_checkpoint(
         torch.compile.
     settings : dict
         A yaml of the recipe, as `plain_settings` reads it.
-    folder : str or pathlib.Path
-        Where to write.
-    threshold : float, optional
-        Of the cosine, if one is known.
-    licence : str
-        Of the weights, as Hugging Face names it.
+    folder, threshold, licence
+        As of `export`; without a threshold the folder has none.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such checkpoint.
-    ValueError
-        If it fits no encoder of the yaml.
+    FileNotFoundError, ValueError
+        If there is no such checkpoint, or it fits no encoder of the yaml.
 
     Example
     -------

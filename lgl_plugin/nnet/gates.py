@@ -3,7 +3,7 @@
 A network fits reliable pseudo-labels faster, so a small loss speaks for the
 label (paper, section 3). Gates differ in the source of their threshold tau.
 With several processes, give every gate the epoch's losses of all of them, so
-that all hold the same tau.
+that all hold the same tau. An argument out of its range is a ValueError.
 """
 
 from __future__ import annotations
@@ -77,11 +77,6 @@ class LossMemory(nn.Module):
     momentum : float
         Weight of the past, in [0, 1); at 0, as in the paper, there is none.
 
-    Raises
-    ------
-    ValueError
-        If the momentum is out of range.
-
     Example
     -------
     >>> memory = LossMemory(3, momentum=0.5)
@@ -150,11 +145,6 @@ class FixedGate(Gate):
     tau : float
         Threshold on the loss, above 0.
 
-    Raises
-    ------
-    ValueError
-        If `tau` is not positive.
-
     Example
     -------
     >>> FixedGate(tau=1.0)(torch.tensor([0.5, 1.5]))
@@ -171,12 +161,8 @@ class ScheduleGate(Gate):
     Arguments
     ---------
     taus : sequence of float
-        Thresholds, each above 0; the paper's (section 4) by default.
-
-    Raises
-    ------
-    ValueError
-        If `taus` is empty or holds a value that is not positive.
+        Thresholds, at least one, each above 0; by default the paper's (section
+        4).
 
     Example
     -------
@@ -215,15 +201,9 @@ class TargetShareGate(Gate):
     ---------
     share : float
         Share to select in iteration 1, in (0, 1].
-    growth : float
-        Increase of the share at each further iteration, at least 0.
-    ceiling : float
-        Highest share, in [share, 1]. At 1, all is selected.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
+    growth, ceiling : float
+        Increase of the share at each further iteration, at least 0, and the
+        highest share, in [share, 1]. At 1, all is selected.
 
     Example
     -------
@@ -334,11 +314,11 @@ class DynamicGate(Gate):
 class LabelCorrection(nn.Module):
     """A second label for rejected utterances of which the network is sure.
 
-    Label correction of DLG-LC (Han et al. 2022). Where the softmax of the clean
+    Label correction of DLG-LC (Han et al. 2022): where the softmax of the clean
     crop exceeds `confidence`, the augmented crop is trained towards the
-    predicted pseudo-speaker. The module maps the cosines (batch, K) of clean
-    crops, without margin, and the gate's mask (batch,), bool, to new labels
-    (batch,), int64: -1 where there is none.
+    predicted pseudo-speaker. Maps the cosines (batch, K) of clean crops,
+    without margin, and the gate's mask (batch,) to new labels (batch,), int64,
+    -1 for none.
 
     Arguments
     ---------
@@ -348,11 +328,6 @@ class LabelCorrection(nn.Module):
         pseudo-speakers and 0.87 for 6,000.
     confidence : float
         Probability to exceed, in [0, 1).
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
 
     Example
     -------

@@ -116,10 +116,6 @@ def gradient_reversal(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
         Factor of the reversed gradient; 3 in augmentation adversarial
         training (Huh et al. 2020, paper reference 21).
 
-    Returns
-    -------
-    torch.Tensor
-
     Example
     -------
     >>> x = torch.ones(2, requires_grad=True)
@@ -184,8 +180,8 @@ def augmentation_adversarial_loss(
     discriminator : torch.nn.Module
         From concatenated pairs (2B, 2D) to logits (2B, 2).
     e1, e2, e3 : torch.Tensor
-        Embeddings (B, D) of segments of the same utterances; e1 and e2
-        share their augmentation, e3 has another.
+        Embeddings (B, D) of segments of the same utterances, the third of
+        another augmentation than the first two.
 
     Returns
     -------
@@ -225,12 +221,7 @@ class SubCentreClassifier(nn.Module):
     input_size, out_neurons : int
         Size of an embedding, D, and number of classes, K.
     n_centres : int
-        Centres of each class; 3 in the source.
-
-    Raises
-    ------
-    ValueError
-        If `n_centres` is below 1, or `start_from` is given another shape.
+        Centres of each class, at least 1; 3 in the source.
 
     Example
     -------
@@ -306,16 +297,15 @@ class AAMSoftmax(nn.Module):
 
     Arguments
     ---------
-    margin : float
-        Angular margin in radians, in [0, pi).
-    scale : float
-        Factor of the cosines, above 0.
+    margin, scale : float
+        Angular margin in radians, in [0, pi), and factor of the cosines,
+        above 0.
 
     Raises
     ------
     ValueError
-        If `margin` or `scale` is out of its range, or the first batch holds a
-        value well beyond [-1, 1].
+        If an argument is out of its range, or the first batch holds a value
+        well beyond [-1, 1].
 
     Example
     -------
@@ -385,21 +375,14 @@ def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     Arguments
     ---------
-    losses : torch.Tensor
-        Losses (B,) per utterance. Rejected ones may be infinite or NaN:
-        neither they nor their gradients enter.
-    mask : torch.Tensor
-        Selected utterances (B,), bool.
+    losses, mask : torch.Tensor
+        Losses (B,), and the selected among them (B,), bool. Rejected ones may
+        be infinite or NaN: neither they nor their gradients enter.
 
     Returns
     -------
     torch.Tensor
-        Scalar of the type of `losses`.
-
-    Raises
-    ------
-    ValueError
-        If `mask` is not bool or not of the shape of `losses`.
+        A scalar of the type of `losses`.
 
     Example
     -------

@@ -16,7 +16,7 @@ UNKNOWN = TrueLabels(np.full(7, -1))
 
 def test_clusters_are_reported_by_manifest_row():
     rows = np.array([5, 4, 2, 0])
-    found = TrueLabels(SPEAKERS).clusters(rows, LABELS[rows])
+    found = TrueLabels(SPEAKERS.tolist()).clusters(rows, LABELS[rows])
     assert found == clustering_report([-1, 1, 0, 0], [8, 8, 8, 5])
     assert found["unlabelled"] == 1
     assert UNKNOWN.clusters(rows, LABELS[rows]) == {}

@@ -234,6 +234,22 @@ def test_what_bootstrap_cannot_use():
         bootstrap_eer([1.0, 2.0, 3.0], alone)
 
 
+def test_lists_are_as_good_as_arrays():
+    trials = random_trials(40, 30)
+    rows = np.random.default_rng(3).normal(size=(40, 16)).tolist()
+    scores = cosine_scores(rows, trials)
+    mean, deviation = cohort_statistics(rows, rows[:20], top=5)
+    normed = adaptive_s_norm(scores, trials, mean, deviation)
+    again = adaptive_s_norm(
+        scores.tolist(), trials, mean.tolist(), deviation.tolist()
+    )
+    assert (again == normed).all()
+    ends = bootstrap_eer(scores, trials, 20)
+    assert bootstrap_eer(scores.tolist(), trials, 20) == ends
+    with pytest.raises(ValueError, match="n_resamples at least 1"):
+        bootstrap_eer(scores, trials, 0)
+
+
 def test_verify_puts_it_together():
     trials = random_trials(40, 400)
     embeddings = np.random.default_rng(3).normal(size=(40, 16))

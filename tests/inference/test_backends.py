@@ -45,3 +45,12 @@ def test_whitening_of_one_dimension():
 def test_whitening_needs_vectors_that_differ(reference):
     with pytest.raises(ValueError, match=f"differ, got {len(reference)}"):
         whiten(reference, np.eye(3))
+
+
+def test_whitening_takes_lists_and_half_precision():
+    rng = np.random.default_rng(0)
+    sample = (rng.normal(size=(2000, 3)) - 50).astype(np.float16)
+    expected = whiten(sample.astype(np.float32), sample)
+    np.testing.assert_allclose(whiten(sample, sample), expected, atol=1e-6)
+    rows = sample.tolist()
+    np.testing.assert_allclose(whiten(rows, rows), expected, atol=1e-3)
