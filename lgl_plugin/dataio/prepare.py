@@ -135,14 +135,12 @@ def prepare_manifest(
     trial_folder = os.path.abspath(trial_folder or data_root)
     manifest = pathlib.Path(manifest)
     check_folders(train_folder, data_root)
-    for name, value, least in (
-        ("min_seconds", min_seconds, 0.001),  # the manifest keeps 1e-6 s
-        ("max_bad_share", max_bad_share, 0),
-        ("num_workers", num_workers, 1),
-        ("channel", channel or 0, 0),
-    ):
-        if not value >= least:
-            raise ValueError(f"{name} is {value}; it must be {least} or more")
+    check_least(
+        min_seconds=(min_seconds, 0.001),  # the manifest keeps 1e-6 s
+        max_bad_share=(max_bad_share, 0),
+        num_workers=(num_workers, 1),
+        channel=(channel or 0, 0),
+    )
     tested = trial_paths(trials, trial_folder) if trials else set()
     settings = {
         "train_folder": train_folder,
@@ -167,6 +165,13 @@ def prepare_manifest(
             return made
         logger.warning(f"Making {manifest} again: {', '.join(changes)}.")
     return _scan(settings, manifest, tested, num_workers)
+
+
+def check_least(**limits: tuple[float, float]) -> None:
+    """Raises ValueError for the first value below its limit, or NaN."""
+    for name, (value, least) in limits.items():
+        if not value >= least:
+            raise ValueError(f"{name} is {value}; it must be {least} or more")
 
 
 def check_folders(train_folder: str, data_root: str) -> None:

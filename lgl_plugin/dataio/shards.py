@@ -24,7 +24,6 @@ import os
 import pathlib
 import shutil
 import tarfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -34,7 +33,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
 from tqdm import tqdm
 
-from lgl_plugin.dataio.audio import BadAudio, open_audio, probe
+from lgl_plugin.dataio.audio import BLOCK, BadAudio, open_audio, probe
 from lgl_plugin.dataio.folder import EXTENSIONS
 from lgl_plugin.dataio.manifest import (
     CHANNEL,
@@ -43,7 +42,7 @@ from lgl_plugin.dataio.manifest import (
     load_manifest,
     one_line,
 )
-from lgl_plugin.dataio.prepare import start_worker
+from lgl_plugin.dataio.prepare import check_least, start_worker
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.utils.files import atomic_write, checksum, write_json
 
@@ -140,13 +139,11 @@ def write_shards(
     >>> pathlib.Path(shards.wavs[0]).name, shards.places[0].tolist()
     ('shard-000000.tar', [512, 16044])
     """
-    for name, value, least in (
-        ("shard_mb", shard_mb, 0.001),
-        ("num_workers", num_workers, 1),
-        ("max_bad_share", max_bad_share, 0),
-    ):
-        if not value >= least:
-            raise ValueError(f"{name} is {value}; it must be {least} or more")
+    check_least(
+        shard_mb=(shard_mb, 0.001),
+        num_workers=(num_workers, 1),
+        max_bad_share=(max_bad_share, 0),
+    )
     folder = pathlib.Path(folder)
     utterances = load_manifest(manifest, data_root, allow_outside)
     if utterances.places is not None:
@@ -294,7 +291,6 @@ def _write_missing(folder, utterances, shards, missing, index, num_workers):
         # a parent that was killed.
         ProcessPoolExecutor(num_workers, initializer=start_worker) as pool,
     ):
-        started, n_bytes = time.monotonic(), 0
         try:
             for n in parallel_map(
                 functools.partial(_write_shard, folder),
@@ -304,9 +300,7 @@ def _write_missing(folder, utterances, shards, missing, index, num_workers):
                 executor=pool,
                 progress_bar=False,
             ):
-                n_bytes += index.add(n)
-                rate = n_bytes / 1e6 / (time.monotonic() - started)
-                bar.set_postfix_str(f"{rate:.0f} MB/s", refresh=False)
+                index.add(n)
                 bar.update(len(shards[n]))
         except BrokenProcessPool as error:
             raise RuntimeError(
@@ -360,14 +354,20 @@ def _read_utterance(wav, offset, duration, **_):
         # Durations in manifests are rounded, some to a tenth of a second:
         # an exact comparison would cut and decode every whole file.
         if first == 0 and audio.frames - n_frames <= rate / 10:
+            probe(wav)  # nothing else of the file would be decoded here
             extension = pathlib.Path(wav).suffix[1:] or audio.format
             return extension.lower(), pathlib.Path(wav).read_bytes(), 0
         audio.seek(first)
-        samples = audio.read(n_frames, always_2d=True)
         kind, subtype = PART_FORMATS.get(audio.subtype, ("wav", "FLOAT"))
-    content = io.BytesIO()
-    soundfile.write(content, samples, rate, subtype, format=kind)
-    return kind, content.getvalue(), len(samples)
+        content, n_written, channels = io.BytesIO(), 0, audio.channels
+        with soundfile.SoundFile(
+            content, "w", rate, channels, subtype, format=kind
+        ) as part:
+            # In blocks: as floats, a part of many channels would fill memory.
+            for block in audio.blocks(BLOCK // channels, frames=n_frames):
+                part.write(block)
+                n_written += len(block)
+    return kind, content.getvalue(), n_written
 
 
 def _member_key(name):
@@ -401,16 +401,17 @@ class _Index:
         self.bad = {}  # row: problem
 
     def add(self, n):
-        """Adds the n-th shard; returns its bytes, 0 if it is incomplete."""
+        """Adds the n-th shard; returns whether it is complete."""
+        if not (self._folder / _shard_name(n)).exists():
+            return False
         try:
-            n_bytes = (self._folder / _shard_name(n)).stat().st_size
             with open(_index_path(self._folder, n), encoding="utf-8") as source:
                 for row, *place, problem in csv.reader(source):
                     self._places[int(row)] = n, *map(int, place)
                     if problem:
                         self.bad[int(row)] = problem
         except FileNotFoundError:
-            return 0
+            return False
         if len(self.bad) > self._limit:
             path = self.write_bad_files()
             first = "".join(
@@ -424,7 +425,7 @@ class _Index:
                 f"Raise max_bad_share to go on without them; or repair them "
                 f"and delete {self._folder}; or take them out of the manifest."
             )
-        return n_bytes
+        return True
 
     def write_bad_files(self):
         """Writes bad_files.txt, lines of `utterance<TAB>reason`."""

@@ -314,6 +314,16 @@ def test_too_many_bad_files_end_it(tmp_path):
     assert len(load_manifest(made, "")) == 19
 
 
+def test_nothing_is_packed_that_training_would_refuse(tmp_path):
+    put(tmp_path / "gsm.wav", 8000, 8000, subtype="GSM610")
+    put(tmp_path / "good.wav")
+    lines = [row("g", "gsm.wav", 0, 8000, 8000), row("a", "good.wav", 0, 4000)]
+    make_manifest(tmp_path, lines)
+    write(tmp_path, max_bad_share=0.7)
+    bad = (tmp_path / "shards/bad_files.txt").read_text()
+    assert bad.startswith("g\tis coded as GSM 6.10")
+
+
 def test_parts_without_samples_are_bad(tmp_path):
     put(tmp_path / "a.wav", 16000)
     make_manifest(
