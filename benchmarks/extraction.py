@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.utils.device import keep_freed_memory
 
 RATE = 16000
@@ -57,8 +58,8 @@ def extraction(folder, options):
     features = Fbank(n_mels=80).to(options.device)
     norm = InputNormalization(norm_type="sentence", std_norm=False)
     width = options.channels
-    encoder = ECAPA_TDNN(80, channels=[width] * 4 + [3 * width])
-    warm_up(features, norm, encoder.to(options.device), options.device)
+    network = ECAPA_TDNN(80, channels=[width] * 4 + [3 * width])
+    warm_up(features, norm, network.to(options.device), options.device)
     found = {}
 
     @torch.no_grad()
@@ -68,14 +69,12 @@ def extraction(folder, options):
         for path in manifest.wavs:
             wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
             bands = norm(features(wav[None].to(options.device)), one)
-            vectors.append(encoder(bands, one)[0, 0].cpu().numpy())
+            vectors.append(network(bands, one)[0, 0].cpu().numpy())
         found["one by one"] = np.stack(vectors)
 
     def batches(precision):
         extract = Extractor(
-            features,
-            norm,
-            encoder,
+            Encoder(features, network, norm),
             options.device,
             batch_seconds=options.batch_seconds,
             num_workers=options.workers,
@@ -101,7 +100,7 @@ def extraction(folder, options):
         for name, call in large_products(dtype, options.device).items():
             products[f"{name}, {precision}"] = call
     figures = measure({**variants, **products}, options.repeats, options.device)
-    work = manifest.durations.sum() * flop_per_second(encoder, options.device)
+    work = manifest.durations.sum() * flop_per_second(network, options.device)
     slow = figures["one by one"]["median"]
     rows = []
     for name in ("one by one", *filling):
@@ -134,7 +133,7 @@ def store(folder, options):
     n = options.store
     rng = np.random.default_rng(0)
     seconds = rng.triangular(2, 10, 12, n)
-    extract = Extractor(Fbank(), None, torch.nn.Identity(), options.device)
+    extract = Extractor(torch.nn.Identity(), options.device)
     names = Strings(
         f"id{row % 6000:05d}/{row:011d}/00001.m4a" for row in range(n)
     )
@@ -175,15 +174,15 @@ def write_speech(folder, n):
 
 
 @torch.no_grad()
-def warm_up(features, norm, encoder, device):
+def warm_up(features, norm, network, device):
     """Gives the batch normalisation statistics as after some training."""
     torch.manual_seed(0)
     ones = torch.ones(8, device=device)
     for _ in range(5):
         loudness = torch.rand(8, 1, device=device)
         wavs = torch.randn(8, 2 * RATE, device=device) * loudness
-        encoder(norm(features(wavs), ones), ones)
-    encoder.eval()
+        network(norm(features(wavs), ones), ones)
+    network.eval()
 
 
 def large(device):
@@ -203,11 +202,11 @@ def large_products(dtype, device):
     }
 
 
-def flop_per_second(encoder, device):
+def flop_per_second(network, device):
     """Arithmetic of the network per second of speech, a MAC being two."""
     frames = torch.randn(1, 300, 80, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        encoder(frames)
+        network(frames)
     return counter.get_total_flops() / 3
 
 

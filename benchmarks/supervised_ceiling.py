@@ -9,45 +9,49 @@ long it trains, from random weights. It is no part of the recipe: true labels
 are what the recipe does without.
 """
 
+import pathlib
 import sys
 
 import speechbrain as sb
-from hyperpyyaml import load_hyperpyyaml, resolve_references
 
+from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
-from lgl_plugin.training.session import Training
+from lgl_plugin.training.session import Session
+
+RECIPE = pathlib.Path(__file__).parents[1] / "recipes" / "VoxCeleb" / "LGL"
 
 if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    with open(hparams_file, encoding="utf-8") as fin:
-        settings = resolve_references(fin, overrides).getvalue()
-    hparams = load_hyperpyyaml(settings)
-    training = Training(hparams, run_opts, settings)
+    sys.path.append(str(RECIPE))
+    from train_lgl import observer_of
 
-    labels = training.manifest.speakers
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    settings, text = load_settings(hparams_file, overrides, run_opts)
+    session = Session(settings, text, run_opts, observer_of)
+    labels = session.manifest.speakers
     n_speakers = labels.max().item() + 1
 
     def train(folder):
         """Trains on the true labels and scores the trial list."""
-        training.seed(1)
+        session.seed(1)
         modules = {
-            "embedding_model": hparams["new_encoder"](),
-            "classifier": hparams["new_classifier"](out_neurons=n_speakers),
-            "aam": hparams["aam"],
-            "gate": hparams["no_gate"],
-            "memory": hparams["new_memory"](len(labels)),
+            "encoder": settings.new_encoder(),
+            "classifier": settings.new_classifier(out_neurons=n_speakers),
+            "aam": settings.aam,
+            "gate": settings.no_gate,
+            "memory": settings.new_memory(len(labels)),
         }
-        name = "true labels"
-        training.fit(
+        fit(
+            session,
             LossGatedBrain,
             modules,
             folder,
-            hparams["classifier_epochs"],
-            labels,
+            settings.classifier_epochs,
+            labels=labels,
             stage=0,
-            phase=name,
+            phase="true labels",
         )
-        figures = training.verify(modules["embedding_model"])
-        training.run.log(stage=0, phase=f"after {name}", **figures)
+        figures = session.score(modules["encoder"])
+        session.run.log(stage=0, phase="after true labels", **figures)
 
-    training.run.step("supervised", train)
+    session.run.step("supervised", train)
