@@ -13,7 +13,7 @@ from lgl_plugin import __version__
 # Each is a module of this folder with `add_arguments` and `run`. torch and
 # SpeechBrain are imported in `run` only, so that help comes at once.
 VERBS = (
-    *("train", "status", "report", "export"),
+    *("check", "train", "status", "report", "export"),
     *("embed", "compare", "who", "verify"),
     *("elbow", "pack", "corpus", "recipe"),
 )

@@ -86,7 +86,6 @@ def choose(audio, run, preset):
     """
     import json
 
-    from lgl_plugin.runs.settings import read_preset
     from lgl_plugin.utils.files import write_json
 
     path = run / CHOICES
@@ -94,7 +93,18 @@ def choose(audio, run, preset):
         choices = json.loads(path.read_text(encoding="utf-8"))
         if preset in (None, choices["preset"]):
             return choices
-    n_files, hours = survey(audio)
+    choices = suggest(*survey(audio), preset)
+    write_json(path, choices)
+    return choices
+
+
+def suggest(n_files, hours, preset=None):
+    """Returns a preset and a number of clusters for so much audio, and says so.
+
+    The preset is the given one, if one is given.
+    """
+    from lgl_plugin.runs.settings import read_preset
+
     if preset is None:
         preset = "small" if hours < LARGE else "paper"
     stage2 = RECIPE / "hparams" / PRESETS[preset][1]
@@ -103,11 +113,9 @@ def choose(audio, run, preset):
     print(
         f"{n_files:,} files, about {hours:.1f} hours: the preset {preset} with "
         f"{n_clusters:,} clusters, a guess of the number of speakers. Others: "
-        f"--preset, --n_clusters"
+        "--preset, --n_clusters"
     )
-    choices = {"preset": preset, "n_clusters": n_clusters}
-    write_json(path, choices)
-    return choices
+    return {"preset": preset, "n_clusters": n_clusters}
 
 
 def survey(audio):

@@ -1,0 +1,265 @@
+"""`lgl check`: tells what a folder of audio holds and what training it costs.
+
+> lgl check /my/audio
+> lgl check /my/audio --preset=paper --device=cuda
+"""
+
+from lgl_plugin.cli.train import LARGE, PRESETS
+
+STEPS = 5  # timed, after a first one that allocates
+
+
+def add_arguments(parser):
+    """Declares the options of the verb."""
+    parser.usage = "lgl check AUDIO [--preset {small,paper}] [--KEY=VALUE ...]"
+    parser.add_argument("audio", help="folder of audio, one speaker a file")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help=f"none: small for less than {LARGE:.0f} hours of audio, else "
+        "paper",
+    )
+    parser.epilog = "Keys and options follow as for `lgl train`."
+    parser.set_defaults(settings=None)
+
+
+def run(audio, preset, settings):
+    """Prints counts, the machine, and an estimate by steps of the preset.
+
+    ValueError, at the end, if something will not do.
+    """
+    import pathlib
+    import tempfile
+
+    from lgl_plugin.cli.notices import show_notices
+    from lgl_plugin.cli.train import as_pairs, suggest
+
+    show_notices()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        made = check_audio(audio, folder)
+        problems = check_machine()
+        choices = suggest(made["kept"], made["hours"], preset)
+        problems += check_cost(audio, folder, made, choices, as_pairs(settings))
+    if problems:
+        raise ValueError("this will not do yet:\n- " + "\n- ".join(problems))
+    print("Train it with: lgl train", audio, "--output_folder=RUN")
+
+
+def check_audio(audio, folder):
+    """Prints what a folder holds; returns what `prepare_manifest` does."""
+    import collections
+    import os
+    import pathlib
+
+    import numpy as np
+
+    from lgl_plugin.dataio.folder import UNREAD
+    from lgl_plugin.dataio.manifest import load_manifest
+    from lgl_plugin.dataio.prepare import prepare_manifest
+
+    path = folder / "manifest.csv"
+    made = prepare_manifest(
+        audio, path, speaker_folder=False, max_bad_share=1.0
+    )
+    manifest = load_manifest(path, os.path.abspath(audio))
+    formats = collections.Counter(
+        pathlib.PurePath(name).suffix.lower() for name in manifest.ids
+    )
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in formats.most_common())
+    low, middle, high = np.quantile(manifest.durations, [0.05, 0.5, 0.95])
+    print(
+        f"Audio      {made['kept']:,} files, {made['hours']:.2f} hours: {kinds}"
+    )
+    print(
+        f"Durations  {middle:.1f} s in the middle, 5 % under {low:.1f} s, 5 % "
+        f"over {high:.1f} s"
+    )
+    passed_over = dict(made["passed_over"])
+    hidden = passed_over.pop("hidden", 0)
+    if made["bad"] or made["short"]:
+        lines = (folder / "bad_files.txt").read_text("utf-8").splitlines()
+        print(
+            f"Bad        {made['bad']:,} cannot be used, {made['short']:,} are "
+            f"too short; the first: {lines[0].replace(chr(9), ': ')}"
+        )
+    if hidden:
+        print(f"Hidden     {hidden:,} files and folders are not looked at")
+    convertible = {e: n for e, n in passed_over.items() if e in UNREAD}
+    for title, kinds in (
+        ("Convert    ", convertible),
+        (
+            "Others     ",
+            {e: n for e, n in passed_over.items() if e not in UNREAD},
+        ),
+    ):
+        if kinds:
+            print(title + ", ".join(f"{n:,} {e}" for e, n in kinds.items()))
+    if convertible:
+        print(
+            "           audio that is left out until it is wav, flac, ogg, mp3"
+        )
+    return made
+
+
+def check_machine():
+    """Prints what the machine has; returns what will not do."""
+    import os
+    import shutil
+
+    import torch
+
+    from lgl_plugin.clustering.kmeans import require_faiss
+    from lgl_plugin.runs.provenance import device_name, versions
+
+    problems = []
+    print(
+        f"CPU        {device_name('cpu')}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY "
+        f"{os.environ.get('OMP_WAIT_POLICY', 'not set')}"
+    )
+    gpus = [device_name(f"cuda:{n}") for n in range(torch.cuda.device_count())]
+    print(f"GPU        {', '.join(gpus) or 'none that torch sees'}")
+    try:
+        shared = f"{shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB free"
+    except OSError:
+        shared = "none on this system"
+    print(f"/dev/shm   {shared}")
+    try:
+        require_faiss()
+    except ImportError as error:
+        problems.append(str(error))
+    found = ", ".join(f"{name} {n}" for name, n in versions().items())
+    print(f"Versions   {found}")
+    return problems
+
+
+def check_cost(audio, folder, made, choices, given):
+    """Times steps of both stages and prints the cost; returns what fails."""
+    import logging
+
+    from lgl_plugin.cli.train import stages
+    from lgl_plugin.training.estimate import peak_memory
+
+    # The stages' own notices are those of the run to come.
+    logging.disable(logging.INFO)
+    hours, costs = {}, (cost_of_stage1, cost_of_stage2)
+    try:
+        both = stages(choices, audio, folder / "run", given)
+        for cost, (path, options) in zip(costs, both):
+            session = open_session(folder, path, options)
+            hours |= cost(session, made)
+    except ValueError as error:
+        print("Steps      cannot be timed")
+        return [str(error)]
+    finally:
+        logging.disable(logging.NOTSET)
+    parts = ", ".join(f"{part} {time:.1f}" for part, time in hours.items())
+    print(f"Time       about {sum(hours.values()):.1f} hours ({parts})")
+    settings = session.settings
+    vectors = 4 * made["kept"] * settings.embedding_size
+    encoder = (settings.new_last_encoder or settings.new_encoder)()
+    weights = 4 * sum(p.numel() for p in encoder.parameters())
+    # A phase leaves its weights and up to two checkpoints, each of the weights
+    # and both of Adam's moments.
+    phases = 1 + 2 * settings.n_iterations
+    disk = phases * 7 * weights + settings.n_iterations * vectors
+    print(f"Disk       about {disk / 2**30:.2f} GiB")
+    held, on_gpu = peak_memory(session.device)
+    held += 2 * vectors  # clustering holds them and a normalised copy
+    gpu = f", {on_gpu / 2**30:.1f} GiB of the GPU's" if on_gpu else ""
+    print(f"Memory     about {held / 2**30:.1f} GiB{gpu}")
+    return []
+
+
+def open_session(folder, path, options):
+    """Opens a stage's session on a few of the folder's files."""
+    import speechbrain as sb
+
+    from lgl_plugin.runs.settings import load_settings
+    from lgl_plugin.training.session import Session
+
+    _, run_opts, overrides = sb.parse_arguments(
+        [str(path), *options]
+        + ["--debug", f"--debug_batches={STEPS + 1}", "--debug_epochs=1"]
+        + ["--noprogressbar"]
+    )
+    settings, _ = load_settings(path, overrides, run_opts)
+    n_rows = (STEPS + 2) * settings.dataloader_options.batch_size
+    sample = sample_of(folder / "manifest.csv", n_rows)
+    overrides += f"\nmanifest: {sample}\n"
+    session = Session(*load_settings(path, overrides, run_opts), run_opts)
+    session.seed(1)
+    return session
+
+
+def cost_of_stage1(session, made):
+    """Times Stage I; returns its hours."""
+    from lgl_plugin.methods.simclr import SimCLRBrain
+    from lgl_plugin.training.estimate import seconds_per_step
+
+    settings = session.settings
+    modules = {
+        "encoder": settings.new_encoder(),
+        "contrastive": settings.contrastive,
+        "discriminator": settings.discriminator,
+    }
+    context = {"stage": 1, "phase": "simclr"}
+    seconds = seconds_per_step(session, SimCLRBrain, modules, **context)
+    print(f"Step       {seconds:.2f} s in Stage I")
+    steps = settings.number_of_epochs * made["kept"] // session.batch_size
+    return {"Stage I": steps * seconds / 3600}
+
+
+def cost_of_stage2(session, made):
+    """Times Stage II, its last round apart if that is wider."""
+    import numpy as np
+
+    from lgl_plugin.training.estimate import seconds_per_step, speech_per_second
+    from lgl_plugin.training.loss_gated import LossGatedBrain
+
+    settings = session.settings
+    n_rounds, wide = settings.n_iterations, settings.new_last_encoder
+    labels = np.arange(len(session.rows)) % settings.n_clusters
+    epochs = settings.classifier_epochs + settings.gated_epochs
+    steps = epochs * made["kept"] // session.batch_size
+
+    def seconds_of(encoder, words):
+        modules = {
+            "encoder": encoder,
+            "classifier": settings.new_classifier(
+                out_neurons=settings.n_clusters
+            ),
+            "aam": settings.aam,
+            "gate": settings.no_gate,
+            "memory": settings.new_memory(len(session.rows)),
+        }
+        context = {"stage": 2, "iteration": 1, "phase": "classifier"}
+        seconds = seconds_per_step(
+            session, LossGatedBrain, modules, labels=labels, **context
+        )
+        print(f"Step       {seconds:.2f} s in {words}")
+        return seconds
+
+    encoder = settings.new_encoder()
+    seconds = n_rounds * seconds_of(encoder, "Stage II")
+    if wide is not None:
+        last = seconds_of(wide(), "Stage II's last round")
+        seconds += last - seconds / n_rounds
+    speed = speech_per_second(session, encoder)
+    print(f"Embedding  {speed:,.0f} s of speech a second")
+    return {
+        "Stage II without clustering": steps * seconds / 3600,
+        "embedding": n_rounds * made["hours"] / speed,
+    }
+
+
+def sample_of(manifest, n_rows):
+    """Writes a manifest of rows drawn at random; returns its path."""
+    import random
+
+    head, *lines = manifest.read_text("utf-8").splitlines(keepends=True)
+    lines = random.Random(0).sample(lines, min(n_rows, len(lines)))
+    path = manifest.with_name(f"sample{n_rows}.csv")
+    path.write_text(head + "".join(sorted(lines)), encoding="utf-8")
+    return path

@@ -1,0 +1,65 @@
+"""The cost of a run on this machine, by a few of its own steps."""
+
+from __future__ import annotations
+
+import pathlib
+import resource
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from lgl_plugin.training.brain import SpeakerBrain
+from lgl_plugin.training.fit import fit
+from lgl_plugin.training.session import Session
+
+
+def seconds_per_step(
+    session: Session,
+    brain_class: type[SpeakerBrain],
+    modules: dict[str, torch.nn.Module],
+    **options: Any,
+) -> float:
+    """Trains modules for an epoch and returns the median time of a step.
+
+    Takes what `training.fit.fit` takes. Each step counts from the end of the
+    one before, with its wait for the loader; the first, which allocates
+    memory, is left out if there are others.
+    """
+    started, ended = [], []
+
+    class Timed(brain_class):
+        """Notes when each step begins and ends."""
+
+        def fit_batch(self, batch):
+            started.append(time.perf_counter())
+            loss = super().fit_batch(batch)
+            if self.device_type == "cuda":
+                torch.cuda.synchronize()  # the host runs ahead of the GPU
+            ended.append(time.perf_counter())
+            return loss
+
+    with tempfile.TemporaryDirectory(dir=session.run.folder) as folder:
+        fit(session, Timed, modules, pathlib.Path(folder), 1, **options)
+    if len(ended) == 1:
+        return ended[0] - started[0]
+    return statistics.median(np.diff(ended))
+
+
+def speech_per_second(session: Session, encoder: torch.nn.Module) -> float:
+    """Embeds the session's utterances; returns seconds of speech a second."""
+    started = time.perf_counter()
+    session.embed(encoder)
+    seconds = np.minimum(session.manifest.durations, 60.0).sum()
+    return float(seconds) / (time.perf_counter() - started)
+
+
+def peak_memory(device: str) -> tuple[int, int]:
+    """Returns the most bytes held so far: of this process, and of its GPU."""
+    # In kilobytes on Linux.
+    held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    on_gpu = "cuda" in device
+    return held, torch.cuda.max_memory_reserved(device) if on_gpu else 0

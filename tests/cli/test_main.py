@@ -1,0 +1,101 @@
+"""The command's front: quick help, errors in a line, statuses."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lgl_plugin.cli.main import VERBS, main
+
+
+def python(*arguments, **options):
+    """Runs Python; its status, stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    """They take seconds, and help is to come at once."""
+    code = (
+        "import sys; from lgl_plugin.cli.main import build_parser;"
+        "text = build_parser().format_help();"
+        "heavy = {'torch', 'numpy', 'speechbrain'} & sys.modules.keys();"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    status, _, stderr = python("-c", code)
+    assert status == 0, stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    assert f"usage: lgl {verb}" in capsys.readouterr().out
+
+
+def test_a_wrong_call_is_one_line_and_status_2(capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        main(["status", str(tmp_path / "nowhere")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lgl status: ") and "holds no metrics" in line
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no metrics"):
+        main(["status", str(tmp_path / "nowhere"), "--debug"])
+
+
+def test_a_failure_is_status_1(capsys, tmp_path, monkeypatch):
+    """Such as a full disk, of which the call is innocent."""
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on the disk", "there")
+
+    monkeypatch.setattr("lgl_plugin.dataio.synthetic.make_corpus", full)
+    with pytest.raises(SystemExit, match="1"):
+        main(["corpus", str(tmp_path)])
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_faults_of_the_program_keep_their_traceback(tmp_path, monkeypatch):
+    def faulty(*_args, **_options):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("lgl_plugin.dataio.synthetic.make_corpus", faulty)
+    with pytest.raises(KeyError):
+        main(["corpus", str(tmp_path)])
+
+
+def test_unknown_options_are_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        main(["status", str(tmp_path), "--no_such_option=1"])
+    assert "--no_such_option=1" in capsys.readouterr().err
+
+
+def test_threads_wait_without_spinning_unless_the_user_says_so():
+    """OpenMP reads it once, as torch is loaded: set before that."""
+    code = (
+        "import os, sys; from lgl_plugin.cli import main as front;"
+        "front.VERBS = ('recipe',); sys.argv = ['lgl', 'recipe', '.'];"
+        "from lgl_plugin.cli import recipe;"
+        "recipe.run = lambda **o: print(os.environ['OMP_WAIT_POLICY'],"
+        "'torch' in sys.modules); front.main()"
+    )
+    environment = {"PATH": ""}
+    assert python("-c", code, env=environment)[1] == "passive False\n"
+    environment["OMP_WAIT_POLICY"] = "active"
+    assert python("-c", code, env=environment)[1] == "active False\n"
+
+
+def test_a_module_that_is_no_command_says_so():
+    """`python -m` on it used to end in silence with status 0."""
+    status, stdout, stderr = python("-m", "lgl_plugin.nnet.gates")
+    assert (status, stdout) == (1, "") and "lgl --help" in stderr
+    status, stdout, _ = python("-m", "lgl_plugin", "--version")
+    assert status == 0 and stdout.startswith("lgl-plugin ")
