@@ -85,17 +85,12 @@ def elbow_figure(estimate: Estimate) -> Figure:
     forward = SCALES[estimate.scale]
     inverse = {"root": np.square, "linear": np.asarray, "log": np.exp}
     # The axis reaches below zero clusters, where root and logarithm are NaN.
-    axes.set_xscale(
-        "function",
-        functions=(
-            lambda k: forward(np.maximum(k, 1e-9)),
-            inverse[estimate.scale],
-        ),
-    )
+    to_axis = (lambda k: forward(np.maximum(k, 1e-9)), inverse[estimate.scale])
+    axes.set_xscale("function", functions=to_axis)
     axes.plot(grid, inertia, "o-", ms=3, color=COLOURS[0])
-    axes.plot(
-        grid[[0, -1]], inertia[[0, -1]], "--", color=COLOURS[1], label="chord"
-    )
+    ends = [0, -1]
+    chord = dict(color=COLOURS[1], label="chord")
+    axes.plot(grid[ends], inertia[ends], "--", **chord)
     label = f"elbow: {estimate.n_clusters} clusters"
     axes.axvline(estimate.n_clusters, color=COLOURS[2], label=label)
     ticks = np.unique(np.linspace(0, len(grid) - 1, 5).round().astype(int))
@@ -130,7 +125,7 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
         for index, (kind, members) in enumerate(kinds.items()):
             line_style = {**style(index), "label": kind}
             _mean_line(panel, members, names, key, line_style)
-    if len(kinds) == 1 and "nmi_selected" in present:
+    if len(kinds) == 1 and {"nmi", "nmi_selected"} <= present:
         axes[-1].lines[0].set_label("of all utterances")
         line_style |= {"markerfacecolor": "white", "linestyle": ":"}
         line_style["label"] = "of those that the gate selects"
@@ -155,10 +150,12 @@ def _mean_line(axes, members, names, key, line_style):
               for rows in members]  # fmt: skip
     points = np.array(points, float)  # None becomes nan
     x = np.flatnonzero(~np.isnan(points).all(axis=0))
+    if not len(x):
+        return  # a kind without the figure has no place in the legend
     points = points[:, x]
     if len(members) > 1:
         axes.plot(x, points.T, color=line_style["color"], alpha=0.4, lw=0.8)
-    axes.plot(x, np.nanmean(points, axis=0) if len(x) else x, **line_style)
+    axes.plot(x, np.nanmean(points, axis=0), **line_style)
 
 
 def epochs(
@@ -200,14 +197,9 @@ def epochs(
             name = None  # the legend lists a line once, not for each part
     for iteration, start in starts.items():
         axes.axvline(start, color=GREY, lw=0.8)
-        axes.annotate(
-            f"it. {iteration}",
-            (start, 1),
-            (0, 2),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        # Just above the axes, whatever the values within.
+        place = axes.get_xaxis_transform()
+        axes.text(start, 1.01, f"it. {iteration}", transform=place, fontsize=8)
     axes.set(xlabel="epoch of the run", ylabel=label)
     axes.set_xlim(0.5, max(len(trained), 1) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -233,17 +225,10 @@ def losses(groups: dict[str, Sequence[float]], tau: float) -> Figure:
     edges = np.linspace(0, max(highest, 1e-6), BINS + 1)
     for index, (name, group) in enumerate(groups.items()):
         counts, _ = np.histogram(group, edges)
-        colour = COLOURS[index]
-        axes.stairs(
-            counts,
-            edges,
-            fill=True,
-            facecolor=matplotlib.colors.to_rgba(colour, 0.35),
-            edgecolor=colour,
-            linestyle=LINES[index],
-            lw=1.5,
-            label=f"{name} ({len(group):,})",
-        )
+        fill = matplotlib.colors.to_rgba(COLOURS[index], 0.35)
+        look = dict(ec=COLOURS[index], ls=LINES[index], lw=1.5)
+        label = f"{name} ({len(group):,})"
+        axes.stairs(counts, edges, fill=True, fc=fill, label=label, **look)
     if np.isfinite(tau):
         axes.axvline(tau, color="black", lw=2, label=f"τ = {tau:.2f}")
     axes.set(xlabel="loss", ylabel="utterances", xlim=(0, edges[-1]))
@@ -278,13 +263,9 @@ def det(systems: dict[str, tuple[Sequence, Sequence]]) -> Figure:
         axes.plot([], [], marker=marker, label=name, **line_style)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [f"{value:g}" for value in percent])
-    axes.set(
-        xlim=(ticks[0], ticks[-1]),
-        ylim=(ticks[0], ticks[-1]),
-        xlabel="false alarms (%)",
-        ylabel="misses (%)",
-        aspect="equal",
-    )
+    ends = (ticks[0], ticks[-1])
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.set(xlabel="false alarms (%)", ylabel="misses (%)")
     axes.legend(fontsize=8)
     return figure
 
@@ -296,16 +277,8 @@ def cluster_sizes(sizes: dict[str, Sequence[int]]) -> Figure:
         counts = np.sort(counts)[::-1]
         # 400 points show all that the eye sees of thousands of clusters.
         shown = np.unique(np.linspace(0, len(counts) - 1, 400).astype(int))
-        line_style = style(index)
-        every = max(len(shown) // 8, 1)
-        axes.plot(
-            1 + shown,
-            counts[shown],
-            label=name,
-            markevery=every,
-            ms=4,
-            **line_style,
-        )
+        marks = dict(markevery=max(len(shown) // 8, 1), ms=4, **style(index))
+        axes.plot(1 + shown, counts[shown], label=name, **marks)
     axes.set(xlabel="cluster, by size", ylabel="utterances")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
@@ -331,9 +304,8 @@ def embedding_map(
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", "datalim")
     axes.spines[:].set_visible(True)
-    figure.legend(
-        loc="outside lower center", ncols=2, fontsize=8, markerscale=1.3
-    )
+    below = dict(loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(markerscale=1.3, **below)
     return figure
 
 

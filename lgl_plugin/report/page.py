@@ -8,10 +8,10 @@ settings are anybody's.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure as Drawing
@@ -20,25 +20,23 @@ from lgl_plugin.report import figures
 from lgl_plugin.utils.files import atomic_write
 
 
-@dataclasses.dataclass
+@dataclass
 class Verdict:
     """A sentence that sums a run up, in a colour that says how it stands."""
 
-    kind: ClassVar[str] = "verdict"
     good: bool
     text: str
 
 
-@dataclasses.dataclass
+@dataclass
 class Command:
     """A command to copy, and the reason to type it."""
 
-    kind: ClassVar[str] = "command"
     reason: str
     text: str
 
 
-@dataclasses.dataclass
+@dataclass
 class Table:
     """A table whose first column names the rows.
 
@@ -46,16 +44,15 @@ class Table:
     the cells of `prose` may break into lines; `folded` opens on demand.
     """
 
-    kind: ClassVar[str] = "table"
     caption: str
     header: Sequence[str]
     rows: Iterable[Sequence]
-    groups: dict[str, int] = dataclasses.field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
     prose: bool = False
     folded: bool = False
 
 
-@dataclasses.dataclass
+@dataclass
 class Recordings:
     """Groups of recordings, each of which opens on demand.
 
@@ -63,24 +60,23 @@ class Recordings:
     address is empty where the page may not play the recording.
     """
 
-    kind: ClassVar[str] = "recordings"
     caption: str
     groups: dict[str, list[tuple[str, str]]]
 
 
-@dataclasses.dataclass
+@dataclass
 class Links:
     """Links to other pages, from text to relative address."""
 
-    kind: ClassVar[str] = "links"
     addresses: dict[str, str]
 
 
-@dataclasses.dataclass
+@dataclass
 class Figure:
     """A drawing to be saved as `name`; `raster` shows the PNG, not the SVG.
 
-    With thousands of points the PNG is the smaller one.
+    With thousands of points the PNG is the smaller one. `data`, which saving
+    sets, is the media type and the base64 code of the file.
     """
 
     name: str
@@ -88,25 +84,13 @@ class Figure:
     alt: str
     caption: str
     raster: bool = False
-
-
-@dataclasses.dataclass
-class Image:
-    """A figure as the page embeds it: media type and base64 data."""
-
-    kind: ClassVar[str] = "image"
-    alt: str
-    caption: str
-    width: int
-    height: int
-    data: str
+    data: str = ""
 
 
 # A paragraph, a list, a few facts from name to value, or one of the above.
-Block = (
-    str | list[str] | dict[str, str]
-    | Verdict | Command | Table | Recordings | Links | Figure
-)  # fmt: skip
+Block = (str | list | dict) | (
+    Verdict | Command | Table | Recordings | Links | Figure
+)
 
 
 class Page:
@@ -128,7 +112,7 @@ class Page:
         try:
             for block in part(*data):
                 if isinstance(block, Figure):
-                    block = self._save(block)
+                    self._save(block)
                 blocks.append(block)
         except Exception as error:
             reason = f"{part.__name__}: {type(error).__name__}: {error}"
@@ -136,14 +120,11 @@ class Page:
             blocks.append(f"This part could not be made. {reason}")
         return blocks
 
-    def _save(self, figure: Figure) -> Image:
-        """Writes a figure as PNG and SVG and returns it for the page."""
-        drawing = figure.drawing
-        png, svg = figures.save(drawing, self.folder, figure.name)
+    def _save(self, figure):
+        """Writes a figure as PNG and SVG and embeds one of them."""
+        png, svg = figures.save(figure.drawing, self.folder, figure.name)
         kind, data = ("png", png) if figure.raster else ("svg+xml", svg)
-        width, height = (round(96 * i) for i in drawing.get_size_inches())
-        data = f"{kind};base64,{base64.b64encode(data).decode()}"
-        return Image(figure.alt, figure.caption, width, height, data)
+        figure.data = f"{kind};base64,{base64.b64encode(data).decode()}"
 
     def write(
         self, introduction: list, sections: dict[str, list], footer: str

@@ -25,7 +25,7 @@ from lgl_plugin.report.page import (
     Verdict,
 )
 from lgl_plugin.report.results import PHASES, Results
-from lgl_plugin.runs.metrics_log import LABEL_FREE, cells
+from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
 from lgl_plugin.runs.settings import flatten
 from lgl_plugin.training import health
 
@@ -69,44 +69,18 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
     """
     doubts = [*_doubts(results)]
     doubts += [f"Could not be made: {line}" for line in failures]
-    steps = [step for step in results.steps if step not in results.done]
-    state = f"Not finished, next step: {steps[0]}. " if steps else ""
-    if doubts:
-        verdict = (
-            "1 thing looks"
-            if len(doubts) == 1
-            else (f"{len(doubts)} things look")
-        )
-        verdict += " wrong."
-    else:
-        verdict = "Healthy: no check finds anything wrong."
-    yield Verdict(not doubts, state + verdict)
+    done = [step for step in results.steps if step in results.done]
+    left = [step for step in results.steps if step not in results.done]
+    verdict = f"Not finished, next step: {left[0]}. " if left else ""
+    verdict += (
+        f"Look at what follows: {len(doubts)} in all."
+        if doubts
+        else "Healthy: no check finds anything wrong."
+    )
+    yield Verdict(not doubts, verdict)
     if doubts:
         yield doubts
-    yield _facts(results)
-    yield from _next_command(results, bool(steps or results.failed))
-
-
-def _facts(results):
-    """Returns the figures of quality, then the size of data and run."""
-    facts = {}
-    rates = {n: row["eer"] for n, row in results.rows.items() if "eer" in row}
-    if rates:
-        name, rate = list(rates.items())[-1]
-        facts[f"EER, {name} (95 %)"] = _with_interval(results, name, rate)
-        if FLOOR in rates and name != FLOOR:
-            gap = rates[FLOOR] - rate
-            side = "below" if gap > 0 else "above"
-            title = f"{side} the {rates[FLOOR]:.1f} % of {FLOOR}"
-            facts[title] = f"{abs(gap):.1f} points"
-    for key, title, form in (
-        ("pseudo_eer", "pseudo-EER, held out", "{:.1f} %"),
-        ("mean_cosine", "mean cosine, held out", "{:.2f}"),
-        ("effective_dimensions", "effective dimensions", "{:.1f}"),
-    ):
-        values = [row[key] for row in results.rows.values() if key in row]
-        if values:
-            facts[title] = form.format(values[-1])
+    facts = _quality(results)
     if results.manifest is not None:
         facts["utterances"] = f"{len(results.manifest):,}"
         hours = results.manifest.durations.sum() / 3600
@@ -114,8 +88,32 @@ def _facts(results):
     seconds = sum(record.get("seconds") or 0 for record in results.records)
     facts["training and clustering"] = f"{seconds / 60:,.1f} min"
     if results.steps:
-        done = [step for step in results.steps if step in results.done]
         facts["steps done"] = f"{len(done)} of {len(results.steps)}"
+    yield facts
+    yield from _next_command(results, bool(left or results.failed))
+
+
+def _quality(results):
+    """Returns the latest EER and its distance to the floor, or what there is.
+
+    Label-free figures come after these.
+    """
+    facts = {}
+    rates = {n: row["eer"] for n, row in results.rows.items() if "eer" in row}
+    if rates:
+        name, rate = list(rates.items())[-1]
+        facts[f"EER, {name} (95 %)"] = _with_interval(results, name, rate)
+        gap = rates.get(FLOOR, rate) - rate
+        if gap:
+            side = "below" if gap > 0 else "above"
+            title = f"{side} the {rates[FLOOR]:.1f} % of {FLOOR}"
+            facts[title] = f"{abs(gap):.1f} points"
+    for key in LABEL_FREE:
+        heading, factor, digits = COLUMNS[key]
+        values = [row[key] for row in results.rows.values() if key in row]
+        if values:
+            value = f"{factor * values[-1]:.{digits}f}"
+            facts[f"{heading}, held out"] = value
     return facts
 
 
@@ -142,13 +140,6 @@ def _next_command(results, unfinished):
 
 def _doubts(results):
     """Yields sentences about settings, figures and steps that look wrong."""
-    for stage, settings in results.settings.items():
-        if settings.get("selection") == "trials":
-            yield (
-                f"{stage} chose its epochs by the labelled trial list "
-                "(selection: trials): its EER is no measure of learning "
-                "without labels."
-            )
     for _, warning in health.findings(results.records):
         yield warning
     floor = results.rows.get(FLOOR, {}).get("eer", np.inf)
@@ -162,8 +153,6 @@ def _doubts(results):
             )
     for step, reason in results.failed.items():
         yield f"{step} failed ({reason}); the same command tries it again."
-    if bad := len(results.bad_files()):
-        yield f"{bad:,} utterances could not be used."
 
 
 def _with_interval(results, phase, rate):
@@ -371,7 +360,7 @@ def embedding_map(results: Results) -> Iterator[Block]:
         return
     utterances, labels = labelled
     if len(labels) < 5:
-        return
+        return  # t-SNE needs neighbours
     if utterances != store.utterances:
         raise ValueError("the pseudo-labels are of other utterances")
     largest = np.argsort(-np.bincount(labels), kind="stable")[:MAP_GROUPS]
@@ -381,6 +370,7 @@ def embedding_map(results: Results) -> Iterator[Block]:
     groups = np.array([order.get(label, -1) for label in labels[chosen]])
     names = [f"cluster {cluster}" for cluster in largest]
     drawn = f"{len(chosen):,} of {len(labels):,} utterances"
+    seed = f" (seed {projection.SEED}; up to half from clusters in colour)"
     yield Figure(
         "map_clusters",
         figures.embedding_map(points, groups, names),
@@ -408,15 +398,11 @@ def embedding_map(results: Results) -> Iterator[Block]:
             "the cluster's colour (the first one's, if it leads several).",
             raster=True,
         )
-    if len(chosen) < len(labels):
-        drawn += (
-            f" (seed {projection.SEED}; up to half from clusters in colour)"
-        )
     yield (
-        f"Drawn: {drawn}. Unit length, principal components "
-        f"({100 * spread:.0f} % of the variance), then t-SNE: neighbours mean "
-        "something, distances between groups do not. The largest clusters "
-        "need not be typical ones."
+        f"Drawn: {drawn}{seed if len(chosen) < len(labels) else ''}. "
+        f"Unit length, principal components ({100 * spread:.0f} % of the "
+        "variance), then t-SNE: neighbours mean something, distances between "
+        "groups do not. The largest clusters need not be typical ones."
     )
 
 
@@ -499,8 +485,10 @@ def warnings(results: Results) -> Iterator[Block]:
     """Yields unusable files and the logs' warnings."""
     bad = results.bad_files()
     if bad:
-        caption = f"bad_files.txt ({min(len(bad), SHOWN)} of {len(bad):,})"
+        caption = f"{len(bad):,} utterances could not be used"
         header = ["utterance", "reason"]
+        if len(bad) > SHOWN:
+            caption += f": the first {SHOWN}, all are in bad_files.txt"
         yield Table(caption, header, bad[:SHOWN], folded=True)
     times, last = collections.Counter(), {}
     for log, time, *message in results.log_entries():

@@ -121,24 +121,10 @@ def _is_record(record):
 
 
 def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
-    """Joins a run's records into a row for each phase.
+    """Joins a run's records into a row for each phase, in their order.
 
-    Arguments
-    ---------
-    records : iterable of dict
-        From `read_metrics`.
-
-    Returns
-    -------
-    dict
-        From the row's name to its figures, in the order of the run. Seconds
-        are added up; of every other figure the last one counts.
-
-    Example
-    -------
-    >>> epoch = {"stage": 1, "phase": "simclr", "epoch": 1, "seconds": 60.0}
-    >>> summarise([epoch, {"stage": 1, "phase": "after simclr", "eer": 20.0}])
-    {'Stage I': {'seconds': 60.0, 'eer': 20.0}}
+    Returns the figures of each row by its name. Seconds are added up; of every
+    other figure the last one counts.
     """
     rows = {}
     for record in records:
