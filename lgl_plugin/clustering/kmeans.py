@@ -119,9 +119,11 @@ class KMeans(abc.ABC):
     def __post_init__(self) -> None:
         numbers = ("n_clusters", "n_iterations", "n_redo")
         for name in (*numbers, "max_points_per_centroid"):
-            if not getattr(self, name) >= 1:
-                value = getattr(self, name)
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            value = getattr(self, name)
+            if not (value >= 1 and value % 1 == 0):
+                raise ValueError(
+                    f"{name} must be whole and at least 1, got {value}"
+                )
         self._check_device(torch.device(self.device))
 
     def check(self, n_embeddings: int) -> None:

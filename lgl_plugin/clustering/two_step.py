@@ -55,10 +55,11 @@ class TwoStepKMeans:
     n_clusters: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_clusters <= self.kmeans.n_clusters:
+        n_clusters, most = self.n_clusters, self.kmeans.n_clusters
+        if not 1 <= n_clusters <= most or n_clusters % 1:
             raise ValueError(
-                f"n_clusters must be from 1 to the {self.kmeans.n_clusters} of "
-                f"the first step, got {self.n_clusters}"
+                f"n_clusters must be whole and from 1 to the {most} of the "
+                f"first step, got {n_clusters}"
             )
 
     def check(self, n_embeddings: int) -> None:

@@ -129,9 +129,9 @@ class TrueLabels:
 
         `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none.
         The function takes an epoch's rows (n,) and losses (n,) and returns
-        `loss_reliable` and `loss_unreliable`, None for a group without
-        utterances (paper, section 3 and figure 2). Returns None instead of a
-        function where no labelled row's speaker is known.
+        `loss_reliable` and `loss_unreliable`, means of finite losses, None for
+        a group without any (paper, section 3 and figure 2). Returns None
+        instead of a function where no labelled row's speaker is known.
         """
         known = labels >= 0
         if not (self._speakers[known] >= 0).any():
@@ -140,12 +140,13 @@ class TrueLabels:
         trusted[known] = reliable(self._speakers[known], labels[known])
 
         def means(rows, losses):
-            groups = {
-                "loss_reliable": losses[trusted[rows]],
-                "loss_unreliable": losses[~trusted[rows]],
-            }
+            # One step that went wrong must not take the epoch's figure.
+            finite, good = np.isfinite(losses), trusted[rows]
+            groups = {"loss_reliable": good, "loss_unreliable": ~good}
             return {
-                name: float(np.mean(group)) if len(group) else None
+                name: float(np.mean(losses[group & finite]))
+                if (group & finite).any()
+                else None
                 for name, group in groups.items()
             }
 

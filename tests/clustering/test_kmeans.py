@@ -208,10 +208,11 @@ def test_gpu_that_faiss_does_not_see_is_reported(monkeypatch):
     "name",
     ["n_clusters", "n_iterations", "n_redo", "max_points_per_centroid"],
 )
-def test_numbers_below_one_are_an_error(backend, name):
-    arguments = {"n_clusters": 5, name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        backend(**arguments)
+@pytest.mark.parametrize("value", [0, -3, 2.5, float("nan"), float("inf")])
+def test_numbers_that_count_nothing_are_an_error(backend, name, value):
+    message = f"{name} must be whole and at least 1, got {value}"
+    with pytest.raises(ValueError, match=message):
+        backend(**{"n_clusters": 5, name: value})
 
 
 def test_a_vector_is_not_a_set_of_embeddings(backend):

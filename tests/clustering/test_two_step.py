@@ -47,7 +47,7 @@ def test_fewer_distinct_points_than_clusters():
     assert sorted(np.bincount(found.labels)) == [5, 5, 5, 5]
 
 
-@pytest.mark.parametrize("n_clusters", [0, 101])
+@pytest.mark.parametrize("n_clusters", [0, 2.5, 101])
 def test_numbers_of_clusters_out_of_range_are_an_error(n_clusters):
     with pytest.raises(ValueError, match="from 1 to the 100 of the first"):
         TwoStepKMeans(TorchKMeans(100), n_clusters)

@@ -1,6 +1,7 @@
 """The figures that a training loop may ask of true labels."""
 
 import numpy as np
+import pytest
 import soundfile
 
 from lgl_plugin.dataio.trials import Trials
@@ -61,6 +62,19 @@ def test_epoch_losses_of_reliable_and_other_labels():
     # A speaker who is known only where there is no pseudo-label is no use.
     alone = np.array([-1] * 6 + [1])
     assert TrueLabels(alone).epoch_losses(LABELS) is None
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_takes_no_figure(broken):
+    means = TrueLabels(SPEAKERS).epoch_losses(LABELS)
+    rows = np.flatnonzero(LABELS >= 0)
+    losses = np.linspace(1, 3, len(rows)).astype(np.float32)
+    known = losses.copy()
+    known[0] = broken
+    found = means(rows, known)
+    assert found == means(rows[1:], losses[1:])
+    assert None not in found.values()
+    assert set(means(rows, known * np.nan).values()) == {None}
 
 
 def test_trials_are_scored_and_kept(tmp_path):
