@@ -13,15 +13,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
+from lgl_plugin.runs.metrics_log import cells, columns
 from lgl_plugin.runs.settings import flatten
 from lgl_plugin.utils.tables import markdown_table
 
-FIGURES = {
-    key: value
-    for key, value in COLUMNS.items()
-    if key not in (*LABEL_FREE, "utterances_per_second", "seconds")
-}
+SPEED = ("utterances_per_second", "seconds")  # no figures of the model
 TITLE = "Speaker encoder trained without labels"
 TAGS = [
     "speechbrain",
@@ -53,7 +49,8 @@ def model_card(
     stage, chosen = max(settings.items())
     rows, own = _rows_until(rows or {}, step)
     trials = last_name(chosen.get("verification_file") or "")
-    header, body = cells([rows], FIGURES)
+    shown = {k: c for k, c in columns([rows]).items() if k not in SPEED}
+    header, body = cells([rows], shown)
     body = [
         [f"**{name}**" if name == own else name, *rest] for name, *rest in body
     ]
@@ -75,6 +72,7 @@ def model_card(
         scored=own in rows,
         trials=_code(trials) if trials else "",
         agreement=bool({"NMI", "AMI"} & {*header}),
+        label_free="pseudo-EER %" in header,
         settings=[
             (
                 name.replace("stage 1", "Stage I").replace(

@@ -147,52 +147,38 @@ def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
 
 
 def table(runs: list[dict]) -> str:
-    """Makes a Markdown table of one or more runs.
+    """Returns a Markdown table of one or more runs, from `summarise`."""
+    return markdown_table(*cells(runs, columns(runs)))
 
-    Arguments
-    ---------
-    runs : list of dict
-        From `summarise`. Of several, mean and range are shown.
 
-    Returns
-    -------
-    str
-        Label-free figures are left out where there is an EER.
-
-    Example
-    -------
-    >>> print(table([{"Stage I": {"eer": 20.31}}]))
-    | phase | EER % |
-    | --- | --- |
-    | Stage I | 20.3 |
-    """
+def columns(runs: list[dict]) -> dict[str, tuple[str, float, int]]:
+    """Returns `COLUMNS`, without label-free figures where there is an EER."""
     scored = any("eer" in row for run in runs for row in run.values())
     left_out = LABEL_FREE if scored else ()
-    columns = {key: COLUMNS[key] for key in COLUMNS if key not in left_out}
-    return markdown_table(*cells(runs, columns))
+    return {key: COLUMNS[key] for key in COLUMNS if key not in left_out}
 
 
 def cells(
-    runs: list[dict], columns: dict[str, tuple[str, float, int]] = COLUMNS
+    runs: list[dict], wanted: dict[str, tuple[str, float, int]] = COLUMNS
 ) -> tuple[list[str], list[list[str]]]:
     """Returns a table's header and rows: mean and range over the runs.
 
-    `columns` maps figures to heading, factor and number of decimals. Columns
+    `wanted` maps figures to heading, factor and number of decimals. Columns
     and phases without a figure are left out.
     """
     present = {key for run in runs for row in run.values() for key in row}
-    columns = {key: columns[key] for key in columns if key in present}
+    used = {key: column for key, column in wanted.items() if key in present}
     rows = []
     for name in dict.fromkeys(name for run in runs for name in run):
         row = [name]
-        for key, (_, factor, digits) in columns.items():
+        for key, (_, factor, digits) in used.items():
             values = [
                 run[name][key] for run in runs if key in run.get(name, {})
             ]
             row.append(_mean_and_range(factor * np.array(values), digits))
         if any(row[1:]):
             rows.append(row)
-    return ["phase", *(heading for heading, *_ in columns.values())], rows
+    return ["phase", *(heading for heading, *_ in used.values())], rows
 
 
 def _mean_and_range(values, digits):
