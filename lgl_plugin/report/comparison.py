@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 from lgl_plugin.report import figures
 from lgl_plugin.report.page import Block, Figure, Links, Table
 from lgl_plugin.report.results import Results
 from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
-from lgl_plugin.runs.settings import flatten
+from lgl_plugin.runs.settings import flatten, identity
 
 # Figures of a trial list or, of runs without one, label-free ones.
 SCORED = ("eer", "min_dcf_001", "nmi")
@@ -32,21 +33,21 @@ def group_by_settings(runs: list[Results]) -> dict[str, dict[str, Results]]:
     return {", ".join(members): members for members in groups.values()}
 
 
+def _settings(run):
+    """Returns by name what changes a run's result, the seed too."""
+    return {
+        key: value
+        for stage, settings in run.settings.items()
+        for key, value in flatten(identity(settings), f"{stage}: ")
+    }
+
+
 def _without_seed(run):
-    """Returns a run's settings less its seed, hashable."""
-    rows = []
-    for stage, settings in run.settings.items():
-        seed = str(settings.get("seed"))
-        for key, value in flatten(settings, f"{stage}: "):
-            if key.endswith((": seed", ".seed")):
-                continue
-            # Paths of another run name its seed, as in results/lgl/<seed>.
-            folders = value.split("/")
-            if len(folders) > 1:
-                named = (seed, f"seed{seed}")
-                folders = ["<seed>" if f in named else f for f in folders]
-            rows.append((key, "/".join(folders)))
-    return tuple(rows)
+    """Returns settings and inputs of a run less its seed, hashable."""
+    settings = {**_settings(run), **dict(flatten(run.inputs))}
+    return frozenset(
+        item for item in settings.items() if not re.search("[ .]seed$", item[0])
+    )
 
 
 def _named(runs):
@@ -127,14 +128,10 @@ def det(runs: list[Results]) -> Iterator[Block]:
 
 def differences(runs: list[Results]) -> Iterator[Block]:
     """Yields the settings in which the runs differ."""
-    columns = {}
-    for name, run in _named(runs).items():
-        columns[name] = {
-            key: value
-            for stage, settings in run.settings.items()
-            for key, value in flatten(settings, f"{stage}: ")
-        }
-        columns[name]["steps done"] = str(len(run.done))
+    columns = {
+        name: {**_settings(run), "steps done": str(len(run.done))}
+        for name, run in _named(runs).items()
+    }
     keys = dict.fromkeys(key for column in columns.values() for key in column)
     rows = [
         [key, *(column.get(key, "") for column in columns.values())]

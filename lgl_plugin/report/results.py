@@ -66,11 +66,12 @@ class Results:
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
         self.starts = read_starts(folder)
-        self.settings, self.done, self.failed = {}, {}, {}
-        if (self.folder / "state.json").exists():
-            state = read_state(folder)
-            self.settings, self.done = state["settings"], state["done"]
-            self.failed = state["failed"]
+        known = (self.folder / "state.json").exists()
+        state = read_state(folder) if known else {}
+        self.settings, self.done, self.failed, self.inputs = (
+            state.get(key, {})
+            for key in ("settings", "done", "failed", "inputs")
+        )
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from made_run import make_run
 from lgl_plugin.cli.main import main
 from lgl_plugin.report import figures, sections
 from lgl_plugin.report.build import write_report
+from lgl_plugin.report.comparison import group_by_settings
 from lgl_plugin.report.page import (
     Command,
     Figure,
@@ -352,14 +353,28 @@ def test_command_compares(tmp_path, capsys, monkeypatch):
     differing = re.findall(r'<th scope="row">(stage[^<]*)</th>', text)
     assert differing == [
         "stage 1: seed",
-        "stage 1: verification_file",
         "stage 2: seed",
-        "stage 2: verification_file",
         "stage 2: n_iterations",
         "stage 2: gate.name",
     ]
     for link in re.findall(r'<a href="([^#"]*)"', text):
         assert (page.parent / link).exists()
+
+
+def test_runs_of_one_kind_lie_where_they_like(tmp_path):
+    """Folders and workers are no settings of a method; data are by content."""
+    runs = []
+    for n in (1, 2, 3):
+        folder = make_run(tmp_path / f"run {n}", seed=n, rounds=0)
+        state = json.loads((folder / "state.json").read_text())
+        state["settings"]["stage 1"] |= {"output_folder": str(folder)}
+        state["settings"]["stage 1"] |= {
+            "dataloader_options": {"num_workers": n}
+        }
+        state["inputs"] = {"stage 1": {"manifest": "abc"[n // 3]}}
+        (folder / "state.json").write_text(json.dumps(state))
+        runs.append(Results(folder))
+    assert [*group_by_settings(runs)] == ["run 1, run 2", "run 3"]
 
 
 def test_a_folder_without_metrics_is_named(tmp_path, capsys):
