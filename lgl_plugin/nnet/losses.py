@@ -352,10 +352,9 @@ class AAMSoftmax(nn.Module):
 
     def _check(self, cosines):
         """Raises ValueError for logits that cannot be cosines."""
-        self._is_checked = True
-        largest = float(cosines.detach().abs().max())
-        # Half precision rounds a cosine to as much as 1.008. A NaN passes: an
-        # encoder that diverged is reported by the step that meets it.
+        # A NaN passes: a diverged encoder is reported by the step that meets
+        # it. Half precision rounds a cosine to as much as 1.008.
+        largest = float(cosines.detach().abs().nan_to_num(nan=0.0).max())
         if largest > 1.05:
             raise ValueError(
                 f"AAMSoftmax takes cosines, from -1 to 1, got {largest:.3g}: "
@@ -363,6 +362,7 @@ class AAMSoftmax(nn.Module):
                 "lgl_plugin.nnet.losses.SubCentreClassifier and SpeechBrain's "
                 "ECAPA_TDNN.Classifier do"
             )
+        self._is_checked = True
 
 
 def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -365,11 +365,11 @@ def test_aam_losses_are_float32_of_half_precision_cosines():
 @pytest.mark.parametrize("value", [1.2, -1.2, 40.0, math.inf])
 def test_aam_refuses_logits_that_are_no_cosines(value):
     cosines, labels = random_cosines(3)
-    cosines[5, 2] = value
-    with pytest.raises(ValueError, match="takes cosines, from -1 to 1, got"):
-        AAMSoftmax()(cosines, labels)
-    with pytest.raises(ValueError, match="takes cosines"):
-        AAMSoftmax()(cosines.half(), labels)
+    cosines[5, 2], cosines[7, 1] = value, math.nan
+    aam = AAMSoftmax()
+    for values in (cosines, cosines.half()):
+        with pytest.raises(ValueError, match="takes cosines, from -1 to 1, go"):
+            aam(values, labels)
 
 
 def test_aam_takes_what_rounding_makes_of_cosines():
@@ -389,6 +389,7 @@ def test_aam_reads_the_first_batch_only():
     aam(cosines[:0], labels[:0])
     with NothingReadByTheHost(), pytest.raises(AssertionError, match="host"):
         aam(cosines, labels)
+    aam(cosines, labels)
     with NothingReadByTheHost():
         aam(cosines, labels)
 
