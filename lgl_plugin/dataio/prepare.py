@@ -259,11 +259,11 @@ def _scan(settings, manifest, tested, num_workers):
         (name, problem or _name_problem(prefix + name))
         for name, problem in files
     )
-    # Closed before anything else happens: an exception keeps the generator in
-    # its traceback, and with it the processes of the pool.
     read = functools.partial(
         probe, sample_rate=settings["sample_rate"], channel=settings["channel"]
     )
+    # Closed before anything else happens: an exception keeps the generator in
+    # its traceback, and with it the processes of the pool.
     headers = contextlib.closing(_probe_all(read, folder, files, num_workers))
     with atomic_write(new) as out:
         with atomic_write(bad_files) as bad, headers as rows:
@@ -296,9 +296,8 @@ def _scan(settings, manifest, tested, num_workers):
 
 def _write_rows(headers, settings, prefix, out, bad, counts):
     """Writes every file to the manifest or to the bad ones, and counts."""
-    channel = settings["channel"]
-    last = () if channel is None else (channel,)
-    out.write(",".join((*COLUMNS, *[CHANNEL for _ in last])) + "\n")
+    last = [] if settings["channel"] is None else [settings["channel"]]
+    out.write(",".join([*COLUMNS, *[CHANNEL] * len(last)]) + "\n")
     # All text is quoted: SpeechBrain's reader strips blanks at the start of
     # bare fields, which would change the ID of such a file.
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
@@ -437,18 +436,18 @@ def _check_counts(made, bad_files):
 
 def _log_notices(made, counts, manifest, bad_files):
     """Logs what a user should know about a new manifest."""
-    settings, hint = made["settings"], ""
-    if settings["speaker_folder"] and not made["folders"]:
-        hint = (
-            f" All lie in {settings['train_folder']} itself, so that no folder "
-            "names a speaker: the run will not say how good its pseudo-labels "
-            "are. If speakers have folders, set --train_folder to the folder "
-            "above theirs."
-        )
+    settings, where = made["settings"], f"in {made['folders']} folders"
+    if not made["folders"]:
+        where = f"directly in {settings['train_folder']}"
     logger.info(
-        f"{manifest}: {made['kept']} utterances in {made['folders']} folders, "
-        f"{made['hours']:.1f} h.{hint}"
+        f"{manifest}: {made['kept']} utterances {where}, {made['hours']:.1f} h."
     )
+    if settings["speaker_folder"] and not made["folders"]:
+        logger.warning(
+            "No folder names a speaker, so that the run cannot say how good "
+            "its pseudo-labels are. If speakers have folders, set "
+            "--train_folder to the folder above theirs."
+        )
     unread = {k: n for k, n in made["passed_over"].items() if k in UNREAD}
     if unread:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(unread.items()))

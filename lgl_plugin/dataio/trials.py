@@ -69,7 +69,9 @@ def trial_audio(trials: Trials, folder: str | pathlib.Path) -> Manifest:
     Audio that cannot be read raises ValueError, which names the first ten.
     """
     folder, rows, bad = pathlib.Path(folder), [], []
-    for name in trials.utterances:
+    # delay: only long lists and network disks are worth a progress bar.
+    names = tqdm(trials.utterances, "trial files", unit="file", delay=3)
+    for name in names:
         path = str(folder / name)
         try:
             rows.append((name, path, 0.0, probe(path).seconds, ""))
@@ -206,7 +208,6 @@ def _check_audio(path, first_line, audio_folder):
             f"trial_folder: there is no folder {audio_folder}. The paths in "
             f"{path} are read from there"
         )
-    # delay: only a network disk takes long enough for a progress bar.
     missing = [
         f"  line {line}: {utterance!r}"
         for utterance, line in tqdm(

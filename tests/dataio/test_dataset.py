@@ -53,6 +53,20 @@ def test_dataset_skips_bad_files_and_names_them(tmp_path, noise):
     assert data[0]["bad"] == ""
 
 
+def test_channels_of_one_recording_are_apart(tmp_path):
+    """Two talkers on the telephone, each on a channel."""
+    path = tmp_path / "call.wav"
+    soundfile.write(path, np.tile([0.25, 0.5], (16000, 1)), 16000)
+    manifest = Manifest.of(
+        (str(channel), str(path), 0.0, 1.0, "", channel, None)
+        for channel in (0, 1, None)
+    )
+    data = crop_dataset(manifest, np.arange(3), crop=0.5)
+    assert [data[row]["sig"].mean().item() for row in range(3)] == (
+        pytest.approx([0.25, 0.5, 0.375], abs=1e-4)
+    )
+
+
 def test_dataset_with_nothing_readable_ends(tmp_path):
     missing = manifest_of(a=tmp_path / "a", b=tmp_path / "b")
     data = crop_dataset(missing, np.arange(2), crop=0.5)

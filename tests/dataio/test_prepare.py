@@ -659,11 +659,11 @@ def test_a_corpus_in_part_is_said(tmp_path, logs):
 def test_files_without_folders_get_a_hint(tmp_path, logs):
     put(tmp_path / "wav/1.wav")
     scan(tmp_path)
-    assert "1 utterances in 0 folders" in logs.text
-    assert "no folder names a speaker" in logs.text
+    assert f"1 utterances directly in {tmp_path / 'wav'}, 0.0 h." in logs.text
+    assert "No folder names a speaker" in logs.text
     logs.clear()
     scan(tmp_path, speaker_folder=False)
-    assert "no folder names a speaker" not in logs.text
+    assert "No folder names a speaker" not in logs.text
 
 
 def test_what_cannot_be_converted_to_the_rate_of_training_is_bad(tmp_path):
