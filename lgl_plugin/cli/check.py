@@ -4,12 +4,21 @@
 > lgl check /my/audio --preset=paper --device=cuda
 """
 
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING
+
 from lgl_plugin.cli.train import LARGE, PRESETS
+
+if TYPE_CHECKING:
+    from lgl_plugin.training.session import Session
 
 STEPS = 5  # timed, after a first one that allocates
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.usage = "lgl check AUDIO [--preset {small,paper}] [--KEY=VALUE ...]"
     parser.add_argument("audio", help="folder of audio, one speaker a file")
@@ -23,12 +32,11 @@ def add_arguments(parser):
     parser.set_defaults(settings=None)
 
 
-def run(audio, preset, settings):
+def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     """Prints counts, the machine, and an estimate by steps of the preset.
 
     ValueError, at the end, if something will not do.
     """
-    import pathlib
     import tempfile
 
     from lgl_plugin.cli.notices import show_notices
@@ -46,11 +54,10 @@ def run(audio, preset, settings):
     print("Train it with: lgl train", audio, "--output_folder=RUN")
 
 
-def check_audio(audio, folder):
+def check_audio(audio: str, folder: pathlib.Path) -> dict:
     """Prints what a folder holds; returns what `prepare_manifest` does."""
     import collections
     import os
-    import pathlib
 
     import numpy as np
 
@@ -102,7 +109,7 @@ def check_audio(audio, folder):
     return made
 
 
-def check_machine():
+def check_machine() -> list[str]:
     """Prints what the machine has; returns what will not do."""
     import os
     import shutil
@@ -134,7 +141,13 @@ def check_machine():
     return problems
 
 
-def check_cost(audio, folder, made, choices, given):
+def check_cost(
+    audio: str,
+    folder: pathlib.Path,
+    made: dict,
+    choices: dict,
+    given: list[str],
+) -> list[str]:
     """Times steps of both stages and prints the cost; returns what fails."""
     import logging
 
@@ -172,7 +185,9 @@ def check_cost(audio, folder, made, choices, given):
     return []
 
 
-def open_session(folder, path, options):
+def open_session(
+    folder: pathlib.Path, path: pathlib.Path, options: list[str]
+) -> Session:
     """Opens a stage's session on a few of the folder's files."""
     import speechbrain as sb
 
@@ -193,7 +208,7 @@ def open_session(folder, path, options):
     return session
 
 
-def cost_of_stage1(session, made):
+def cost_of_stage1(session: Session, made: dict) -> dict[str, float]:
     """Times Stage I; returns its hours."""
     from lgl_plugin.methods.simclr import SimCLRBrain
     from lgl_plugin.training.estimate import seconds_per_step
@@ -211,7 +226,7 @@ def cost_of_stage1(session, made):
     return {"Stage I": steps * seconds / 3600}
 
 
-def cost_of_stage2(session, made):
+def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     """Times Stage II, its last round apart if that is wider."""
     import numpy as np
 
@@ -254,7 +269,7 @@ def cost_of_stage2(session, made):
     }
 
 
-def sample_of(manifest, n_rows):
+def sample_of(manifest: pathlib.Path, n_rows: int) -> pathlib.Path:
     """Writes a manifest of rows drawn at random; returns its path."""
     import random
 

@@ -3,8 +3,12 @@
 > lgl compare results/lgl/1/export/iter5 one.wav other.wav
 """
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
         "encoder", help="exported folder, or another that SpeechBrain loads"
@@ -19,7 +23,13 @@ def add_arguments(parser):
     parser.add_argument("--device", default="cpu", help="where to embed")
 
 
-def run(encoder, first, second, threshold, device):
+def run(
+    encoder: str,
+    first: str,
+    second: str,
+    threshold: float | None,
+    device: str | None,
+) -> None:
     """Prints the cosine, the threshold and the verdict."""
     import numpy as np
 

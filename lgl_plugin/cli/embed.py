@@ -3,8 +3,12 @@
 > lgl embed results/lgl/1/export/iter5 /my/audio embeddings
 """
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
         "encoder", help="exported folder, or another that SpeechBrain loads"
@@ -14,7 +18,7 @@ def add_arguments(parser):
     add_machine(parser)
 
 
-def add_machine(parser):
+def add_machine(parser: argparse.ArgumentParser) -> None:
     """Declares the options that say where and how audio is embedded."""
     parser.add_argument("--device", help="none: the GPU if there is one")
     parser.add_argument(
@@ -24,7 +28,13 @@ def add_machine(parser):
     )
 
 
-def run(encoder, audio, output, device, num_workers):
+def run(
+    encoder: str,
+    audio: str,
+    output: str,
+    device: str | None,
+    num_workers: int,
+) -> None:
     """Writes the vectors, one row per file, and the files' names."""
     from lgl_plugin.cli.notices import show_notices
     from lgl_plugin.inference.folder import embed_folder

@@ -1,4 +1,4 @@
-"""What the package logs, shown by verbs that begin no log of their own."""
+"""Messages that the package logs, for verbs that begin no log of their own."""
 
 import logging
 

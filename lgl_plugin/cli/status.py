@@ -3,13 +3,23 @@
 > lgl status results/lgl/1
 """
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lgl_plugin.report.results import Results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument("run_folder", metavar="run", help="its output_folder")
 
 
-def run(run_folder):
+def run(run_folder: str) -> None:
     """Prints steps, last figures, warnings and the next command."""
     from lgl_plugin.report.results import Results
     from lgl_plugin.training.health import findings
@@ -40,7 +50,7 @@ def run(run_folder):
     print(next_command(results, run_folder, holder, begun))
 
 
-def progress(results, step):
+def progress(results: Results, step: str) -> str:
     """Returns how far a step of training is; "" before its first epoch."""
     from lgl_plugin.runs.run import step_of
 
@@ -68,7 +78,7 @@ def progress(results, step):
     return text
 
 
-def last_figures(results):
+def last_figures(results: Results) -> Iterator[str]:
     """Yields lines of the latest epoch's figures and of the latest EER."""
     names = {
         "loss": "loss {:.3f}",
@@ -94,14 +104,16 @@ def last_figures(results):
         yield f"{place(scored[-1])}: EER {scored[-1]['eer']:.2f} %"
 
 
-def place(record):
+def place(record: dict) -> str:
     """Names the step that a record belongs to."""
     from lgl_plugin.runs.run import step_of
 
     return step_of(record)
 
 
-def next_command(results, run_folder, holder, begun):
+def next_command(
+    results: Results, run_folder: str, holder: str | None, begun: list[str]
+) -> str:
     """Returns a line that says what to do now."""
     if holder:
         return f"Being written by {holder}: wait for its end"
@@ -122,7 +134,7 @@ def next_command(results, run_folder, holder, begun):
     )
 
 
-def writer_of(folder):
+def writer_of(folder: pathlib.Path) -> str | None:
     """Returns who holds a run folder's lock, None if nobody does."""
     try:
         import fcntl

@@ -4,6 +4,13 @@
 > lgl train /my/audio --output_folder=results/mine --n_clusters=200 --seed=2
 """
 
+from __future__ import annotations
+
+import argparse
+import pathlib
+import types
+from collections.abc import Iterator
+
 from lgl_plugin.cli.recipe import RECIPE
 
 PRESETS = {
@@ -20,7 +27,7 @@ FILES_A_CLUSTER = 10
 CHOICES = "train.json"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.usage = (
         "lgl train AUDIO --output_folder RUN [--preset {small,paper}] "
@@ -47,39 +54,60 @@ def add_arguments(parser):
     parser.set_defaults(settings=None)
 
 
-def run(audio, output_folder, preset, settings):
+def run(
+    audio: str,
+    output_folder: str,
+    preset: str | None,
+    settings: list[str] | None,
+) -> None:
     """Trains both stages, or goes on where an earlier call stopped."""
-    import pathlib
-
     import speechbrain as sb
     import torch
 
-    from lgl_plugin.runs.settings import load_settings
     from lgl_plugin.utils.distributed import from_main
 
     recipe = load_recipe()
     given = as_pairs(settings)
-    tried = preset or "small"
-    choices = {"preset": tried, "n_clusters": 2}
     # A mistyped key is refused before the audio is listed.
-    for path, options in stages(choices, audio, output_folder, given):
-        _, run_opts, overrides = sb.parse_arguments([str(path), *options])
-        load_settings(path, overrides, run_opts)
+    choices = {"preset": preset or "small", "n_clusters": 2}
+    parsed = parse(choices, audio, output_folder, given)
     if not torch.distributed.is_initialized():
-        sb.utils.distributed.ddp_init_group(run_opts)
-    run = pathlib.Path(output_folder)
-    choices = from_main(choose, audio, run, preset)
-    parsed = [
-        sb.parse_arguments([str(path), *options])
-        for path, options in stages(choices, audio, output_folder, given)
-    ]
-    for path, run_opts, overrides in parsed:
-        load_settings(path, overrides, run_opts)
-    for arguments in parsed:
+        sb.utils.distributed.ddp_init_group(parsed[0][1])
+    choices = from_main(choose, audio, pathlib.Path(output_folder), preset)
+    for arguments in parse(choices, audio, output_folder, given):
         recipe.train(*arguments)
 
 
-def choose(audio, run, preset):
+def parse(
+    choices: dict,
+    audio: str,
+    output_folder: str | pathlib.Path,
+    given: list[str],
+) -> list[tuple]:
+    """Returns each stage's yaml, run options and overrides, all checked."""
+    import difflib
+
+    import speechbrain as sb
+
+    from lgl_plugin.runs.settings import load_settings, plain_settings
+
+    known = set().union(*keys(choices["preset"]))
+    parsed = []
+    for path, options in stages(choices, audio, output_folder, given):
+        _, run_opts, overrides = sb.parse_arguments([str(path), *options])
+        # A stage by itself would find the nearest of its own keys alone.
+        for name in plain_settings(overrides):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"there is no setting {name!r}{hint}")
+        parsed.append((str(path), run_opts, overrides))
+    for path, run_opts, overrides in parsed:
+        load_settings(path, overrides, run_opts)
+    return parsed
+
+
+def choose(audio: str, run: pathlib.Path, preset: str | None) -> dict:
     """Chooses the preset and the clusters, or reads what was chosen before.
 
     A resumed run must not be given others because files came or went.
@@ -98,7 +126,7 @@ def choose(audio, run, preset):
     return choices
 
 
-def suggest(n_files, hours, preset=None):
+def suggest(n_files: int, hours: float, preset: str | None = None) -> dict:
     """Returns a preset and a number of clusters for so much audio, and says so.
 
     The preset is the given one, if one is given.
@@ -118,7 +146,7 @@ def suggest(n_files, hours, preset=None):
     return {"preset": preset, "n_clusters": n_clusters}
 
 
-def survey(audio):
+def survey(audio: str) -> tuple[int, float]:
     """Counts a folder's audio files and estimates their hours by a sample."""
     import os
     import random
@@ -140,16 +168,13 @@ def survey(audio):
     return len(files), mean * len(files) / 3600
 
 
-def stages(choices, audio, output_folder, given):
+def stages(
+    choices: dict,
+    audio: str,
+    output_folder: str | pathlib.Path,
+    given: list[str],
+) -> Iterator[tuple[pathlib.Path, list[str]]]:
     """Yields each stage's yaml and its part of the command line."""
-    from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
-    from lgl_plugin.runs.settings import read_preset
-
-    paths = [RECIPE / "hparams" / name for name in PRESETS[choices["preset"]]]
-    known = [
-        {*read_preset(path), *schema.model_fields}
-        for path, schema in zip(paths, (Stage1Settings, Stage2Settings))
-    ]
     usual = {
         "data_folder": audio,
         "train_folder": audio,
@@ -159,26 +184,41 @@ def stages(choices, audio, output_folder, given):
         "speaker_folder": "False",
         "n_clusters": choices["n_clusters"],
     }
-    named = {option.partition("=")[0].lstrip("-") for option in given}
+    named = {key_of(option) for option in given}
     options = [
         *(f"--{k}={value}" for k, value in usual.items() if k not in named),
         *given,
     ]
-    for path, own, other in zip(paths, known, known[::-1]):
+    own = keys(choices["preset"])
+    for name, mine, other in zip(PRESETS[choices["preset"]], own, own[::-1]):
+        # A key of neither stage goes to both: it is an option of SpeechBrain's
+        # or an error.
+        only_theirs = other - mine
         yield (
-            path,
-            [
-                option
-                for option in options
-                # A key of neither stage goes to both, which refuse it unless
-                # it is an option of SpeechBrain's.
-                if (key := option.partition("=")[0].lstrip("-")) in own
-                or key not in other
-            ],
+            RECIPE / "hparams" / name,
+            [option for option in options if key_of(option) not in only_theirs],
         )
 
 
-def as_pairs(words):
+def keys(preset: str) -> list[set[str]]:
+    """Returns the keys that each stage of a preset takes."""
+    from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
+    from lgl_plugin.runs.settings import read_preset
+
+    return [
+        {*read_preset(RECIPE / "hparams" / name), *schema.model_fields}
+        for name, schema in zip(
+            PRESETS[preset], (Stage1Settings, Stage2Settings)
+        )
+    ]
+
+
+def key_of(option: str) -> str:
+    """Returns the key of `--key=value`."""
+    return option.lstrip("-").partition("=")[0]
+
+
+def as_pairs(words: list[str] | None) -> list[str]:
     """Joins `--key value` to `--key=value`; ValueError for a stray word."""
     pairs = []
     for word in words or []:
@@ -194,7 +234,7 @@ def as_pairs(words):
     return pairs
 
 
-def load_recipe():
+def load_recipe() -> types.ModuleType:
     """Imports the recipe's train_lgl.py, which is a script beside the package.
 
     In a checkout it is behind a link, so that it is no module of the package.

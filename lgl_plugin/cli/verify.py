@@ -5,8 +5,13 @@
     --output_folder=results/vox1 --cohort=/path/to/VoxCeleb2/wav
 """
 
+from __future__ import annotations
 
-def add_arguments(parser):
+import argparse
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
         "encoders",
@@ -45,7 +50,7 @@ def add_arguments(parser):
     )
 
 
-def run(**options):
+def run(**options: Any) -> None:
     """Writes scores and figures and prints the error rates."""
     from lgl_plugin.report.verification import table, verify_encoders
 

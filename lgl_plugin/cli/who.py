@@ -3,10 +3,14 @@
 > lgl who results/lgl/1/export/iter5 /my/audio speakers
 """
 
+from __future__ import annotations
+
+import argparse
+
 from lgl_plugin.cli.embed import add_machine
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
         "encoder", help="exported folder, or another that SpeechBrain loads"
@@ -27,7 +31,15 @@ def add_arguments(parser):
     add_machine(parser)
 
 
-def run(encoder, audio, output, threshold, speakers, device, num_workers):
+def run(
+    encoder: str,
+    audio: str,
+    output: str,
+    threshold: float | None,
+    speakers: int | None,
+    device: str | None,
+    num_workers: int,
+) -> None:
     """Writes speakers.csv and a page that plays each speaker's files."""
     import pathlib
 

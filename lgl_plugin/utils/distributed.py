@@ -94,7 +94,7 @@ def synchronised(module: torch.nn.Module) -> Iterator[None]:
     """
     before = getattr(module, "require_backward_grad_sync", None)
     if before is not None:
-        module.require_backward_grad_sync = True
+        module.require_backward_grad_sync = True  # type: ignore[assignment]
     try:
         yield
     finally:
