@@ -123,8 +123,21 @@ def _is_record(record):
 def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
     """Joins a run's records into a row for each phase, in their order.
 
-    Returns the figures of each row by its name. Seconds are added up; of every
-    other figure the last one counts.
+    Arguments
+    ---------
+    records : iterable of dict
+        From `read_metrics`.
+
+    Returns
+    -------
+    dict
+        Each row's figures by its name. Seconds are added up; of every other
+        figure the last one counts.
+
+    Example
+    -------
+    >>> summarise([{"stage": 1, "phase": "after simclr", "eer": 20.31}])
+    {'Stage I': {'eer': 20.31}}
     """
     rows = {}
     for record in records:
@@ -147,7 +160,25 @@ def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
 
 
 def table(runs: list[dict]) -> str:
-    """Returns a Markdown table of one or more runs, from `summarise`."""
+    """Makes a Markdown table of one or more runs.
+
+    Arguments
+    ---------
+    runs : list of dict
+        From `summarise`. Of several, mean and range are shown.
+
+    Returns
+    -------
+    str
+        Label-free figures are left out where there is an EER.
+
+    Example
+    -------
+    >>> print(table([{"Stage I": {"eer": 20.31}}]))
+    | phase | EER % |
+    | --- | --- |
+    | Stage I | 20.3 |
+    """
     return markdown_table(*cells(runs, columns(runs)))
 
 
