@@ -93,8 +93,8 @@ def find_audio(
     if hidden:
         passed_over["hidden"] += len(hidden)
         logger.warning(
-            f"{len(hidden)} files and folders that are hidden or that a "
-            "system, an editor or a cloud keeps for itself are not looked at, "
+            f"{len(hidden)} files and folders are not looked at, being hidden "
+            "or left behind by a system or a cloud, "
             f"{one_line(hidden[0])} the first."
         )
     if repeated:

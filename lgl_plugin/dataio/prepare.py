@@ -454,7 +454,7 @@ def _log_notices(made, counts, manifest, bad_files):
         logger.warning(
             f"{sum(unread.values())} files of other audio formats are left "
             f"out ({kinds}). To train on them, convert them, for example by "
-            f"`ffmpeg -i {next(iter(unread))[1:]}_file -ac 1 file.wav`."
+            f"`ffmpeg -i file{next(iter(unread))} file.wav`."
         )
     if counts["excluded"]:
         logger.warning(

@@ -80,7 +80,7 @@ def test_what_systems_leave_behind_is_not_looked_at(tmp_path, name, caplog):
     passed_over = collections.Counter()
     assert list(find_audio(tmp_path, passed_over)) == [("bob/1.wav", None)]
     assert passed_over == {"hidden": 1}
-    assert "1 files and folders that are hidden" in caplog.text
+    assert "1 files and folders are not looked at" in caplog.text
 
 
 @pytest.mark.parametrize("name", GIVEN)
