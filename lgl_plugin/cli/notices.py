@@ -1,4 +1,4 @@
-"""Messages that the package logs, for verbs that begin no log of their own."""
+"""Messages of the package, for verbs that begin no log of their own."""
 
 import logging
 

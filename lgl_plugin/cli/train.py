@@ -219,7 +219,7 @@ def key_of(option: str) -> str:
 
 
 def as_pairs(words: list[str] | None) -> list[str]:
-    """Joins `--key value` to `--key=value`; ValueError for a stray word."""
+    """Joins `--key value` to `--key=value`; ValueError if that cannot be."""
     pairs = []
     for word in words or []:
         if word.startswith("--"):
@@ -231,6 +231,10 @@ def as_pairs(words: list[str] | None) -> list[str]:
                 f"{word!r} belongs to no option: keys of the yaml are given as "
                 "--key=value, one folder of audio before them"
             )
+    names = [key_of(pair) for pair in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--{name} is given twice")
     return pairs
 
 

@@ -1,0 +1,38 @@
+"""lgl compare: a cosine, a threshold and a verdict."""
+
+import pytest
+
+from lgl_plugin.cli.main import main
+
+
+@pytest.mark.parametrize(
+    "other, verdict",
+    [("ann/1.wav", "one speaker"), ("bob/0.wav", "two speakers")],
+)
+def test_verdict(encoder, audio, capsys, other, verdict):
+    main(["compare", str(encoder), f"{audio}/ann/0.wav", f"{audio}/{other}"])
+    lines = [
+        line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()
+    ]
+    found = dict(lines)
+    assert found["threshold"] == "0.900" and found["verdict"] == verdict
+    assert (float(found["cosine"]) >= 0.9) == (verdict == "one speaker")
+
+
+def test_an_encoder_without_a_threshold(encoder, audio, capsys, tmp_path):
+    for name in ("hyperparams.yaml", "embedding_model.ckpt"):
+        (tmp_path / name).write_bytes((encoder / name).read_bytes())
+    yaml = tmp_path / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("threshold: 0.9\n", ""))
+    files = [f"{audio}/ann/0.wav", f"{audio}/ann/1.wav"]
+    main(["compare", str(tmp_path), *files])
+    printed = capsys.readouterr().out
+    assert "--threshold" in printed and "verdict" not in printed
+    main(["compare", str(tmp_path), *files, "--threshold=0.5"])
+    assert "verdict    one speaker" in capsys.readouterr().out
+
+
+def test_a_missing_file_is_named(encoder, audio, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(encoder), f"{audio}/ann/0.wav", "nowhere.wav"])
+    assert "nowhere.wav cannot be opened" in capsys.readouterr().err

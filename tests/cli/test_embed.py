@@ -1,0 +1,70 @@
+"""lgl embed: every file once, in the order of its list, resumably."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.audio import read_audio
+from lgl_plugin.inference.extractor import Extractor, load_extractor
+from lgl_plugin.inference.store import Embeddings
+
+
+def embed(encoder, audio, output):
+    main(["embed", str(encoder), str(audio), str(output), "--device=cpu"])
+
+
+def test_vectors_stand_in_the_order_of_their_names(encoder, audio, tmp_path):
+    embed(encoder, audio, tmp_path)
+    vectors = np.load(tmp_path / "vectors.npy")
+    with open(tmp_path / "utterances.csv", newline="") as source:
+        rows = list(csv.DictReader(source))
+    assert len(rows) == len(vectors) == 16
+    assert [int(row["row"]) for row in rows] == list(range(16))
+    model = load_extractor(encoder).encoder.eval()
+    for row, vector in zip(rows, vectors):
+        wav = read_audio(audio / row["ID"])
+        assert float(row["seconds"]) == pytest.approx(
+            len(wav) / 16000, abs=1e-3
+        )
+        alone = model(wav[None], torch.ones(1))[0]
+        np.testing.assert_allclose(vector, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_call_embeds_nothing(encoder, audio, tmp_path, monkeypatch):
+    embed(encoder, audio, tmp_path)
+    before = (tmp_path / "vectors.npy").stat().st_mtime_ns
+    monkeypatch.setattr(Extractor, "__call__", pytest.fail)
+    embed(encoder, audio, tmp_path)
+    assert (tmp_path / "vectors.npy").stat().st_mtime_ns == before
+
+
+def test_another_encoder_is_refused(encoder, audio, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(encoder, other)
+    embed(encoder, audio, tmp_path / "out")
+    weights = other / "embedding_model.ckpt"
+    torch.save({}, weights, _use_new_zipfile_serialization=False)  # other bytes
+    with pytest.raises(SystemExit, match="2"):
+        embed(other, audio, tmp_path / "out")
+    assert "another encoder" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_named(encoder, audio, tmp_path):
+    spoilt = tmp_path / "audio"
+    shutil.copytree(audio, spoilt)
+    (spoilt / "ann" / "0.wav").write_bytes(b"no audio")
+    embed(encoder, spoilt, tmp_path / "out")
+    found = Embeddings.load(tmp_path / "out")
+    assert len(found.utterances) == 15
+    assert "ann/0.wav\t" in (tmp_path / "out" / "bad_files.txt").read_text()
+
+
+def test_no_audio(encoder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        embed(encoder, tmp_path / "empty", tmp_path / "out")
+    assert "no audio below" in capsys.readouterr().err

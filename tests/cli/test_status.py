@@ -1,0 +1,59 @@
+"""lgl status: how far a run is, what it shows and what comes next."""
+
+import json
+
+from made_run import make_run
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.runs.lock import LOCK
+
+
+def status(folder, capsys):
+    main(["status", str(folder)])
+    return capsys.readouterr().out
+
+
+def test_a_finished_run(tmp_path, capsys):
+    printed = status(make_run(tmp_path / "run"), capsys)
+    assert "10 of 10 steps are done" in printed
+    assert "iter2/gated, epoch 2: loss 2.000" in printed
+    assert "iter2/gated: EER 16.00 %" in printed
+    assert f"Next: lgl export {tmp_path}/run" in printed
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    state = json.loads((folder / "state.json").read_text())
+    for step in ("iter2/gated", "iter2/classifier"):
+        del state["done"][step]
+    state["settings"]["stage 2"]["classifier_epochs"] = 12
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "starts.jsonl").write_text('{"command": "lgl train mine"}\n')
+    printed = status(folder, capsys)
+    assert "8 of 10 steps are done" in printed
+    assert "stopped    iter2/classifier" in printed
+    assert "epoch 2 of 12" in printed
+    assert "to come    iter2/gated" in printed
+    assert "Go on with: lgl train mine" in printed
+
+
+def test_a_run_that_is_being_written(tmp_path, capsys):
+    import fcntl
+
+    folder = make_run(tmp_path / "run")
+    with open(folder / LOCK, "w") as lock:
+        lock.write("process 7 on here")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "Being written by process 7 on here" in status(folder, capsys)
+    assert "Being written" not in status(folder, capsys)
+
+
+def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", rounds=0)
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        record = {"stage": 1, "phase": "simclr", "epoch": 3, "lr": 0.0}
+        metrics.write(json.dumps(record) + "\n")
+    printed = status(folder, capsys)
+    assert "Stage II has not begun" in printed
+    assert "Warning: Stage I, epoch 3: the learning rate is 0" in printed

@@ -1,0 +1,101 @@
+"""lgl train: which key goes where, the preset, and what is refused early."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from lgl_plugin.cli import train
+from lgl_plugin.cli.main import main
+
+
+def parts(*words, preset="small", clusters=7):
+    """Each stage's options, as a dict from key to value."""
+    choices = {"preset": preset, "n_clusters": clusters}
+    given = train.as_pairs(list(words))
+    both = train.stages(choices, "/audio", "/run", given)
+    found = []
+    for _, options in both:
+        pairs = (option.lstrip("-").partition("=") for option in options)
+        found.append({key: value for key, _, value in pairs})
+    return found
+
+
+def test_own_audio_needs_two_options():
+    first, second = parts()
+    for options in (first, second):
+        for name in ("data_folder", "train_folder", "trial_folder"):
+            assert options[name] == "/audio"
+        assert options["output_folder"] == "/run"
+        assert options["verification_file"] == "null"
+        assert options["speaker_folder"] == "False"
+    assert "n_clusters" not in first and second["n_clusters"] == "7"
+
+
+def test_a_key_of_one_stage_goes_to_that_stage():
+    first, second = parts(
+        "--number_of_epochs=3", "--gated_epochs", "2", "--lr=0.1", "--debug"
+    )
+    assert first["number_of_epochs"] == "3" and second["gated_epochs"] == "2"
+    assert "gated_epochs" not in first and "number_of_epochs" not in second
+    assert first["lr"] == second["lr"] == "0.1"
+    assert "debug" in first and "debug" in second
+
+
+def test_what_is_given_replaces_what_is_usual():
+    first, second = parts("--trial_folder=/trials", "--n_clusters=50")
+    assert first["trial_folder"] == second["trial_folder"] == "/trials"
+    assert second["n_clusters"] == "50"
+
+
+@pytest.fixture
+def hour(tmp_path):
+    """Files that claim ten minutes each, though they are small."""
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for n in range(30):
+        soundfile.write(folder / f"{n}.flac", np.zeros(600 * 1000), 1000)
+    return folder
+
+
+def test_the_preset_follows_from_the_hours(hour, tmp_path, capsys, monkeypatch):
+    assert train.survey(hour) == (30, pytest.approx(5.0))
+    chosen = train.choose(hour, tmp_path / "run", None)
+    assert chosen == {"preset": "small", "n_clusters": 3}
+    assert "about 5.0 hours: the preset small" in capsys.readouterr().out
+    # A run that was begun keeps its own, whatever the folder holds by now.
+    monkeypatch.setattr(train, "LARGE", 1.0)
+    assert train.choose(hour, tmp_path / "run", None) == chosen
+    again = train.choose(hour, tmp_path / "other", None)
+    assert again["preset"] == "paper"
+    saved = json.loads((tmp_path / "run" / train.CHOICES).read_text())
+    assert saved == chosen
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--bach_size=3", "did you mean 'batch_size'"),
+        ("--gated_epoch=3", "did you mean 'gated_epochs'"),
+        ("--lr=-1", "lr: -1"),
+        ("stray", "'stray' belongs to no option"),
+        ("--lr=1 --lr=2", "--lr is given twice"),
+    ],
+)
+def test_wrong_keys_are_refused_before_anything_is_written(
+    audio, tmp_path, capsys, option, message
+):
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(audio), f"--output_folder={run}", *option.split()])
+    assert message in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_no_such_folder(tmp_path, capsys):
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(tmp_path / "no"), f"--output_folder={run}"])
+    assert "is missing" in capsys.readouterr().err
+    assert not run.exists()
