@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterator
 
 from lgl_plugin.report import figures
@@ -62,14 +63,13 @@ def overview(runs: list[Results], folder: pathlib.Path) -> Iterator[Block]:
         "Runs that differ in their seeds alone are of one kind: their mean, "
         "and in brackets the lowest and the highest."
     )
-    pages = {run.folder: run.folder / "report" / "index.html" for run in runs}
-    yield Links(
-        {
-            f"Page of {run}": os.path.relpath(page, folder)
-            for run, page in pages.items()
-            if page.exists()
-        }
-    )
+    links = {}
+    for run in runs:
+        page = run.folder / "report" / "index.html"
+        if page.exists():
+            path = os.path.relpath(page, folder).replace(os.sep, "/")
+            links[f"Page of {run.folder}"] = urllib.parse.quote(path)
+    yield Links(links)
 
 
 def side_by_side(runs: list[Results]) -> Iterator[Block]:
@@ -133,16 +133,10 @@ def differences(runs: list[Results]) -> Iterator[Block]:
         for name, run in _named(runs).items()
     }
     keys = dict.fromkeys(key for column in columns.values() for key in column)
-    rows = [
-        [key, *(column.get(key, "") for column in columns.values())]
-        for key in keys
-    ]
+    rows = [[key, *(c.get(key, "") for c in columns.values())] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     if rows:
-        header = ["key", *columns]
-        yield Table("Settings that differ", header, rows, prose=True)
-    else:
-        yield "The settings are the same."
+        yield Table("Settings", ["key", *columns], rows, prose=True)
 
 
 # By the sections' titles, in the order of the page.

@@ -10,33 +10,28 @@ POINTS = 2000
 SEED = 0
 
 
-def sample(
-    labels: np.ndarray,
-    groups: Sequence[int],
-    points: int = POINTS,
-    seed: int = SEED,
-) -> np.ndarray:
-    """Draws at most `points` utterances and returns their indices, rising.
+def sample(labels: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+    """Draws at most `POINTS` utterances and returns their indices, rising.
 
     Up to half of them come from the `groups` to be drawn in colour: among
     thousands of clusters an even draw would hardly show these.
     """
-    if len(labels) <= points:
+    if len(labels) <= POINTS:
         return np.arange(len(labels))
-    draw = np.random.default_rng(seed)
-    share = points // 2 // max(len(groups), 1)
+    draw = np.random.default_rng(SEED)
+    share = POINTS // 2 // max(len(groups), 1)
     chosen = []
     for group in groups:
         members = np.flatnonzero(labels == group)
         size = min(share, len(members))
         chosen.append(draw.choice(members, size, replace=False))
     rest = np.flatnonzero(~np.isin(labels, groups))
-    size = min(points - sum(map(len, chosen)), len(rest))
+    size = min(POINTS - sum(map(len, chosen)), len(rest))
     chosen.append(draw.choice(rest, size, replace=False))
     return np.sort(np.concatenate(chosen))
 
 
-def project(vectors: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, float]:
+def project(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     """Maps vectors (n, D), n >= 5, to the plane by PCA and then t-SNE.
 
     Returns the points, float32 (n, 2), and the share of the variance of the
@@ -49,7 +44,7 @@ def project(vectors: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, float]:
     vectors = np.asarray(vectors, np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
-    components = PCA(min(50, *vectors.shape), random_state=seed)
+    components = PCA(min(50, *vectors.shape), random_state=SEED)
     points = components.fit_transform(vectors)
     spread = float(components.explained_variance_ratio_.sum())
     # A coarse angle and few iterations: seconds count, not digits.
@@ -58,6 +53,6 @@ def project(vectors: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, float]:
         angle=0.8,
         max_iter=500,
         init="pca",
-        random_state=seed,
+        random_state=SEED,
     )
     return neighbours.fit_transform(points), spread

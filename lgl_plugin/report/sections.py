@@ -98,11 +98,11 @@ def _quality(results):
 
     Label-free figures come after these.
     """
-    facts = {}
-    rates = {n: row["eer"] for n, row in results.rows.items() if "eer" in row}
+    facts, rows = {}, results.rows
+    rates = {name: row["eer"] for name, row in rows.items() if "eer" in row}
     if rates:
         name, rate = list(rates.items())[-1]
-        facts[f"EER, {name} (95 %)"] = _with_interval(results, name, rate)
+        facts[f"EER, {name} (95 %)"] = f"{rate:.1f} %{_interval(results, name)}"
         gap = rates.get(FLOOR, rate) - rate
         if gap:
             side = "below" if gap > 0 else "above"
@@ -110,7 +110,7 @@ def _quality(results):
             facts[title] = f"{abs(gap):.1f} points"
     for key in LABEL_FREE:
         heading, factor, digits = COLUMNS[key]
-        values = [row[key] for row in results.rows.values() if key in row]
+        values = [row[key] for row in rows.values() if key in row]
         if values:
             value = f"{factor * values[-1]:.{digits}f}"
             facts[f"{heading}, held out"] = value
@@ -155,12 +155,10 @@ def _doubts(results):
         yield f"{step} failed ({reason}); the same command tries it again."
 
 
-def _with_interval(results, phase, rate):
-    """Returns an EER as text, with its interval if there is one."""
+def _interval(results, phase):
+    """Returns the interval of a phase's EER in brackets; empty for none."""
     interval = results.intervals.get(phase)
-    return f"{rate:.1f} %" + (
-        " ({:.1f}-{:.1f})".format(*interval) if interval else ""
-    )
+    return " ({:.1f}-{:.1f})".format(*interval) if interval else ""
 
 
 def error_rate_by_phase(results: Results) -> Iterator[Block]:
@@ -209,9 +207,7 @@ def all_phases(results: Results) -> Iterator[Block]:
         column = header.index("EER %")
         header[column] += " (95 %)"
         for row in rows:
-            if row[0] in results.intervals:
-                rate = results.rows[row[0]]["eer"]
-                row[column] = _with_interval(results, row[0], rate)
+            row[column] += _interval(results, row[0])
     yield Table("All phases", header, rows)
     if {"NMI", "AMI"} & {*header}:
         yield (
@@ -230,9 +226,8 @@ def all_phases(results: Results) -> Iterator[Block]:
 
 def gates(results: Results) -> Iterator[Block]:
     """Yields the losses that the gate saw and the shares that it selected."""
-    rows = {
-        n: row for n, row in results.rows.items() if "selected_share" in row
-    }
+    rows = results.rows.items()
+    rows = {name: row for name, row in rows if "selected_share" in row}
     if not rows:
         return
     for number in results.iterations:
@@ -408,10 +403,13 @@ def embedding_map(results: Results) -> Iterator[Block]:
 
 def recordings(results: Results) -> Iterator[Block]:
     """Yields the largest clusters of the latest iteration, with some files."""
-    labelled = [n for n in results.iterations if results.labels(n) is not None]
-    if not labelled:
+    for number in reversed(results.iterations):
+        labelled = results.labels(number)
+        if labelled is not None:
+            break
+    else:
         return
-    utterances, labels = results.labels(labelled[-1])
+    utterances, labels = labelled
     counts = np.bincount(labels)
     order, ends = np.argsort(labels, kind="stable"), np.cumsum(counts)
     largest = np.argsort(-counts, kind="stable")[:CLUSTERS]
@@ -427,14 +425,10 @@ def recordings(results: Results) -> Iterator[Block]:
     if results.manifest is not None:
         rows = find(results.manifest.ids, names)
         players = {n: results.player(row) for n, row in zip(names, rows)}
-    n_clusters = np.count_nonzero(counts)
     yield Recordings(
-        f"The {len(chosen):,} largest of {n_clusters:,} clusters of iteration "
-        f"{labelled[-1]}, with some of their files",
-        {
-            title: [(name, players[name]) for name in group]
-            for title, group in chosen.items()
-        },
+        f"{len(chosen):,} of {np.count_nonzero(counts):,} clusters, iteration "
+        f"{number}, the largest first, with some of their files",
+        {t: [(n, players[n]) for n in chosen[t]] for t in chosen},
     )
 
 
@@ -462,15 +456,12 @@ def _curve(results, key):
 
 def starts(results: Results) -> Iterator[Block]:
     """Yields the starts of the run, with their commands and machines."""
-    rows = []
     for start in results.starts:
-        parts = {"commit": start.get("commit"), **start.get("versions", {})}
-        place = f"{start.get('device')} of {start.get('host')}"
-        code = ", ".join(f"{name} {value}" for name, value in parts.items())
-        rows.append([start.get("time"), start.get("command"), place, code])
-    if rows:
-        header = ["time", "command", "machine", "code"]
-        yield Table("Each start of the run", header, rows, prose=True)
+        code = {"commit": start.get("commit"), **start.get("versions", {})}
+        code = ", ".join(f"{name} {value}" for name, value in code.items())
+        place = f"{start.get('host')} ({start.get('device')})"
+        reason = f"Started at {start.get('time')} on {place}: {code}"
+        yield Command(reason, str(start.get("command")))
 
 
 def configuration(results: Results) -> Iterator[Block]:
