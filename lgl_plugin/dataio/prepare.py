@@ -19,6 +19,7 @@ import pathlib
 import re
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -54,6 +55,7 @@ def prepare_manifest(
     num_workers: int = 8,
     sample_rate: int = 16000,
     channel: int | None = None,
+    accept: Callable[[str], None] | None = None,
 ) -> dict:
     """Scans a folder for wav, flac, ogg and mp3 files and lists them in a csv.
 
@@ -96,6 +98,9 @@ def prepare_manifest(
     channel : int, optional
         The channel to train on, from 0, kept in a column of that name; the
         mean of all if not given.
+    accept : callable, optional
+        Takes the checksum of a new manifest before that replaces a file;
+        what it raises leaves all files as they are.
 
     Returns
     -------
@@ -164,7 +169,7 @@ def prepare_manifest(
             )
             return made
         logger.warning(f"Making {manifest} again: {', '.join(changes)}.")
-    return _scan(settings, manifest, tested, num_workers)
+    return _scan(settings, manifest, tested, num_workers, accept)
 
 
 def check_least(**limits: tuple[float, float]) -> None:
@@ -245,7 +250,7 @@ def _changes(made, settings):
     ]
 
 
-def _scan(settings, manifest, tested, num_workers):
+def _scan(settings, manifest, tested, num_workers, accept):
     """Writes bad_files.txt, the manifest and its sidecar."""
     sidecar, new = _beside(manifest)
     bad_files = manifest.with_name("bad_files.txt")
@@ -268,6 +273,9 @@ def _scan(settings, manifest, tested, num_workers):
     with atomic_write(new) as out:
         with atomic_write(bad_files) as bad, headers as rows:
             _write_rows(rows, settings, prefix, out, bad, counts)
+            if accept is not None:
+                out.flush()
+                accept(checksum(out.name))
         made = {
             "settings": settings,
             "found": sum(counts[key] for key in COUNTS),

@@ -21,7 +21,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.settings import changes
+from lgl_plugin.runs.settings import changes, identity
 from lgl_plugin.runs.state import (
     damage,
     describe,
@@ -127,10 +127,8 @@ class Run:
                 f"{advice}.\n" + "\n".join(differences)
             )
         self.settings[stage] = settings
-        if differences:  # no step but the baselines has used the others
+        if not begun:  # nothing was made of what was given then
             self.inputs.pop(stage, None)
-            if self.stage == 1:
-                self.done.pop("baselines", None)
 
     def _begun(self):
         """Lists this stage's steps that are done or have a checkpoint."""
@@ -264,6 +262,11 @@ class Run:
     def checksum(self, name: str) -> str | None:
         """Returns one checksum over what a step left; None without a record."""
         return digest(self.files[name]) if name in self.files else None
+
+    def identity(self) -> str:
+        """Returns one checksum over what changes the stage's result."""
+        stage = f"stage {self.stage}"
+        return digest([identity(self.settings[stage]), self.inputs.get(stage)])
 
     @main_process_only
     def save(self) -> None:

@@ -141,6 +141,7 @@ class Session:
                     max_bad_share=settings.max_bad_share,
                     sample_rate=settings.sample_rate,
                     channel=settings.channel,
+                    accept=self._accept_manifest,
                 ),
             )
         self.run.given("manifest", path)
@@ -169,6 +170,22 @@ class Session:
                 f"({len(self.rows)} in {path}, less those held out). Lower "
                 "batch_size."
             )
+
+    def _accept_manifest(self, checksum):
+        """Refuses other audio than the steps in the run folder were made of.
+
+        Both stages share the manifest: Stage II on another corpus would take
+        Stage I's away.
+        """
+        for stage, inputs in self.run.inputs.items():
+            if inputs.get("manifest", checksum) != checksum:
+                raise ValueError(
+                    f"{self.run.folder} holds {stage} of other audio than "
+                    f"{self.settings.train_folder} has now. Nothing was "
+                    "changed. Bring that audio back, or set another "
+                    "--output_folder; Stage II takes an encoder from here by "
+                    f"--pretrained_encoder={self.run.folder / 'stage1'}."
+                )
 
     def _check_loaders(self):
         """Says how large a batch is; refuses what the machine cannot hold."""

@@ -299,11 +299,12 @@ def test_settings_are_on_record_before_the_first_step_ends(tmp_path):
 def test_a_mistyped_setting_spoils_no_folder(tmp_path):
     """Without a checkpoint nothing was made with it."""
     run = Run(tmp_path, 1, {"lr": -1, "n_mels": 40})
-    run.step("baselines", lambda folder: {"n_mels": 40})
+    run.step("baselines", lambda folder: {"n_mels": 40}, run.identity())
     kill_in(run, "stage1", checkpoint=False)
     run = Run(tmp_path, 1, {"lr": 1, "n_mels": 80})
     # Baselines are quick, and n_mels changes them.
-    again = run.step("baselines", lambda folder: {"n_mels": 80})
+    work = {"n_mels": 80}
+    again = run.step("baselines", lambda folder: work, run.identity())
     assert again == {"n_mels": 80}
     run.step("stage1", lambda folder: {})
     with pytest.raises(ValueError, match="n_mels: was 80, is 40"):
@@ -505,3 +506,21 @@ def test_lines_are_synced_before_a_step_counts_as_done(
     else:
         run.log(stage=1, phase="simclr", epoch=1)
     assert name in synced
+
+
+def test_other_inputs_are_taken_while_nothing_is_made_of_them(tmp_path):
+    """A mistyped data_folder must not spoil the folder either."""
+    audio = tmp_path / "manifest.csv"
+    run = Run(tmp_path / "run", 1, {})
+    for content, made in (("wrong", 1), ("right", 2), ("right", 2)):
+        audio.write_text(content)
+        run = Run(tmp_path / "run", 1, {})
+        run.given("manifest", audio)
+        n = run.step(
+            "baselines", lambda folder, n=made: {"n": n}, run.identity()
+        )
+        assert n == {"n": made}  # done again for other audio only
+    run.step("stage1", lambda folder: {})
+    audio.write_text("wrong")
+    with pytest.raises(ValueError, match="is not what it was when stage 1"):
+        Run(tmp_path / "run", 1, {}).given("manifest", audio)

@@ -6,12 +6,14 @@ import types
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import train_lgl  # the recipe
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
@@ -193,3 +195,26 @@ def test_no_encoder_to_start_from_is_an_error_that_says_how(session):
     session.settings.pretrained_encoder = "nowhere"
     with pytest.raises(FileNotFoundError, match="^pretrained_encoder: nowhere"):
         find_encoder(session)
+
+
+def test_other_audio_does_not_take_the_manifest_of_stage_one(
+    session, tmp_path, monkeypatch
+):
+    """Stage II on another corpus is refused before a file is replaced."""
+    session.run.inputs["stage 1"] = {"manifest": "0" * 64}
+    session.settings.train_folder = tmp_path / "wav"
+    (tmp_path / "wav").mkdir()
+    soundfile.write(tmp_path / "wav/a.wav", np.full(16000, 0.1), 16000)
+    manifest = tmp_path / "manifest.csv"
+    for name in ("manifest.csv", "bad_files.txt"):
+        (tmp_path / name).write_text("of Stage I")
+    with pytest.raises(ValueError, match="stage 1 of other audio.*pretrained"):
+        prepare_manifest(
+            tmp_path / "wav",
+            manifest,
+            num_workers=1,
+            accept=session._accept_manifest,
+        )
+    for name in ("manifest.csv", "bad_files.txt"):
+        assert (tmp_path / name).read_text() == "of Stage I"
+    assert not list(tmp_path.glob("*.json")) + list(tmp_path.glob("*.new"))

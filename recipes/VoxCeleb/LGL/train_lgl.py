@@ -59,7 +59,7 @@ def train_stage1(session):
         figures = session.score(encoder, folder / SCORES)
         run.log(stage=1, phase="after simclr", **figures)
 
-    run.step("baselines", baselines)
+    run.step("baselines", baselines, run.identity())
     run.step("stage1", simclr)
     session.publish("stage1", run.checksum("stage1"))
 
