@@ -46,7 +46,8 @@ def pages(tmp_path_factory):
     for run in (first, second):
         start = {"time": "2026-01-02T03:04:05+00:00", "device": "AMD EPYC"}
         start |= {"command": "python train_lgl.py " + "--option=value " * 30}
-        start |= {"host": "vm", "versions": {f"package{n}": n for n in "123"}}
+        start |= {"host": "vm", "commit": "0a" * 20}
+        start |= {"versions": {f"package{n}": n for n in "123"}}
         (run / "starts.jsonl").write_text(json.dumps(start))
     unlabelled = make_run(folder / "3", speakers=False, trials=False, rounds=1)
     return {
