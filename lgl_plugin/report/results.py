@@ -101,8 +101,13 @@ class Results:
         return steps
 
     def setting(self, name: str) -> str:
-        """Returns a setting that both stages have; empty for none."""
-        return str(next(iter(self.settings.values()), {}).get(name) or "")
+        """Returns a setting of the later stage as text; empty for none."""
+        return str(self._latest.get(name) or "")
+
+    @property
+    def _latest(self):
+        """Returns the settings of the later stage."""
+        return self.settings.get(max(self.settings, default=""), {})
 
     @functools.cached_property
     def manifest(self) -> Manifest | None:
@@ -110,8 +115,11 @@ class Results:
         path = self.setting("manifest") or self.folder / "manifest.csv"
         if not pathlib.Path(path).exists():
             return None
-        # A page names utterances and opens none, so paths may lead anywhere.
-        return load_manifest(path, self.setting("data_folder"), True)
+        # As the run loads it: within its process the page shares what was
+        # parsed. Where nothing is said paths may lead anywhere: `player` plays
+        # none outside the data folder.
+        outside = self._latest.get("allow_outside_data_folder", True)
+        return load_manifest(path, self.setting("data_folder"), outside)
 
     @property
     def speakers_known(self) -> bool:

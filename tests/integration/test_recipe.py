@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from experiments import CLASSIFIED
-from tiny import STAGE1, STAGE2, train
+from tiny import STAGE1, STAGE2, train, train_here
 
 from lgl_plugin.cli.main import main
+from lgl_plugin.dataio import labels, manifest
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
@@ -210,6 +212,8 @@ def test_fork_trains_only_what_differs(run, corpus, tmp_path):
         *STAGE2,
         "--large_margin_epochs=1",
         "--large_margin_crop_seconds=0.8",
+        # The gate may select fewer utterances than a usual batch has.
+        "--batch_size=2",
     )
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     again = [json.loads(line) for line in lines[len(read_metrics(run)) :]]
@@ -298,19 +302,34 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
     assert after[-1]["phase"] == "after simclr"
 
 
-def test_trials_may_choose_the_epoch(corpus, tmp_path):
-    """Each epoch is scored in the middle of a fit, which then goes on."""
+def test_pseudo_trials_may_choose_the_epoch(corpus, tmp_path):
+    """And SpeechBrain's own train logger hears of each."""
     log = tmp_path / "train.txt"
     options = [
         "--number_of_epochs=2",
-        "--selection=trials",
+        "--selection=pseudo_trials",
         "--train_logger=!new:speechbrain.utils.train_logger.FileTrainLogger "
         f"[{log}]",
     ]
     train("small_stage1.yaml", corpus, tmp_path, *options)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
-    scored = [r["eer"] for r in records if r["phase"] == "simclr"]
-    assert len(scored) == 2 and records[-1]["eer"] == min(scored)
-    # And SpeechBrain's own train logger hears of each.
+    rates = [r["pseudo_eer"] for r in records if r["phase"] == "simclr"]
+    kept = [
+        yaml.safe_load(path.read_text())["criterion"]
+        for path in (tmp_path / "stage1").glob("checkpoints/*/CKPT.yaml")
+    ]
+    assert len(rates) == 2 and min(kept) == min(rates)
     lines = log.read_text().splitlines()
     assert len(lines) == 2 and "train stage1/loss" in lines[1]
+
+
+def test_files_are_parsed_once(stage1_run, corpus, tmp_path, monkeypatch):
+    """A million rows take seconds each time, and every step reads them."""
+    manifest._parse.cache_clear()
+    labels._parse.cache_clear()
+    given = f"--pretrained_encoder={stage1_run}/stage1"
+    train_here("small_stage2.yaml", corpus, tmp_path, *STAGE2, given)
+    assert (tmp_path / "report" / "index.html").exists()
+    assert manifest._parse.cache_info().misses == 1
+    # Of two rounds, and read again by reports and by the round after.
+    assert labels._parse.cache_info().misses <= 6

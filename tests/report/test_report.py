@@ -203,7 +203,8 @@ def test_clusters_are_listed_and_played(run, tmp_path):
     (data / "s1" / "10.wav").touch()
     (tmp_path / "11.wav").touch()
     state = json.loads((folder / "state.json").read_text())
-    state["settings"]["stage 1"]["data_folder"] = str(data)
+    for settings in state["settings"].values():
+        settings["data_folder"] = str(data)
     (folder / "state.json").write_text(json.dumps(state))
     path = folder / "manifest.csv"
     text = path.read_text().replace("root/s1/11.wav", "root/../11.wav")
