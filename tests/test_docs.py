@@ -263,7 +263,7 @@ def test_values_in_commands_are_accepted(tmp_path):
 def test_what_the_pages_name_exists():
     """Verbs of the command, classes of yamls, and paths of the repository."""
     for page, text in PAGES.items():
-        for verb in re.findall(r"(?:^|`)lgl (\w+)", text, re.M):
+        for verb in re.findall(r"(?:^|`)lgl ([a-z]+)", text, re.M):
             assert verb in VERBS, (page, verb)
         for thing in re.findall(r"!(?:new|name):(lgl_plugin[\w.]+)", text):
             module, _, kind = thing.rpartition(".")
