@@ -108,6 +108,14 @@ class Settings(BaseModel):
     eval_precision: Precision
     dataloader_options: LoaderOptions
 
+    # SpeechBrain's run options that change the result, from the yaml or the
+    # command line; its own defaults if not given. A negative max_grad_norm
+    # would turn the gradient around.
+    max_grad_norm: Above0 | None = None
+    grad_accumulation_factor: Count | None = None
+    optimizer_step_limit: Count | None = None
+    remove_vector_weight_decay: bool | None = None
+
     sample_rate: Annotated[int, Field(ge=1000, le=10**7)]
     n_mels: Count
     embedding_size: Count

@@ -35,12 +35,9 @@ from lgl_plugin.runs.schema import (
 
 # SpeechBrain's run options that are settings, too: a command line gives them
 # past the yaml.
-SETTINGS_TOO = ("precision", "eval_precision", "ckpt_interval_minutes")
-# Other run options that change what is trained.
-CHANGES_RESULT = (
-    "max_grad_norm",
-    "grad_accumulation_factor",
-    "optimizer_step_limit",
+SETTINGS_TOO = (
+    *("precision", "eval_precision", "ckpt_interval_minutes"),
+    *("max_grad_norm", "grad_accumulation_factor", "optimizer_step_limit"),
     "remove_vector_weight_decay",
 )
 # Settings that leave the result as it is: where things lie (their content is
@@ -155,8 +152,21 @@ def resolve(
     _merge(tree, changes)
     _check_names(path, tree, referred | _referred(tree))
     _check_effect(path, tree, changes)
-    tree.update(_given(run_opts, CHANGES_RESULT))
     _expand_home(tree)
+    return _resolved(tree)
+
+
+def without_helpers(text: str) -> str:
+    """Drops from a resolved yaml the entries that only others referred to.
+
+    By then they stand where they were referred to. The yaml that a run keeps
+    could not be trained again with entries that nothing refers to.
+    """
+    tree = _yaml().load(text)
+    fields = _schema(tree).model_fields
+    for name in [*tree]:
+        if name not in fields and name != "__set_seed":
+            del tree[name]
     return _resolved(tree)
 
 

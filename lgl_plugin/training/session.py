@@ -27,7 +27,11 @@ from lgl_plugin.runs.metrics_log import read_metrics, record_key
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.schema import Settings
-from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.settings import (
+    SETTINGS_TOO,
+    plain_settings,
+    without_helpers,
+)
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.observer import Observer
 from lgl_plugin.utils.device import (
@@ -85,8 +89,13 @@ class Session:
         self.settings = settings
         self.debug = bool(run_opts.get("debug"))
         self.device = check_device(run_opts.get("device"))
-        # What SpeechBrain's Brain is to go by; it reads each by itself.
-        self.brain_settings = dict(settings)
+        # SpeechBrain's Brain takes its run options from here, too: one of None
+        # would hide its default.
+        self.brain_settings = {
+            name: value
+            for name, value in dict(settings).items()
+            if value is not None or name not in SETTINGS_TOO
+        }
         self.run_opts = _with_device(run_opts, self.device)
         if self.device == "cpu":
             keep_freed_memory()
@@ -121,7 +130,7 @@ class Session:
         sb.create_experiment_directory(folder)  # all ranks meet in there
         if sb.utils.distributed.if_main_process():
             with atomic_write(folder / "hyperparams.yaml") as out:
-                out.write(text)
+                out.write(without_helpers(text))
 
     def _read_data(self):
         """Makes or reuses the manifest and sets utterances aside."""
