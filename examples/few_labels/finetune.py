@@ -73,7 +73,7 @@ if __name__ == "__main__":
         seed=hparams["seed"],
     )
 
-    encoder = extract.encoder
+    encoder = extract.encoder.eval()
     n_speakers = int(manifest.speakers.max()) + 1
     with torch.no_grad():
         size = encoder(torch.randn(2, extract.sample_rate)).shape[-1]

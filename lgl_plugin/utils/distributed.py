@@ -17,9 +17,13 @@ import torch.distributed as dist
 
 def launch_command() -> str:
     """Returns the command that started this process, as one types it."""
-    words = shlex.join(sys.argv)
+    words, command = shlex.join(sys.argv), "python"
+    if os.path.basename(sys.argv[0]) in ("lgl", "__main__.py"):
+        words, command = shlex.join(sys.argv[1:]), "lgl"
     if world_size() == 1:
-        return f"python {words}"
+        return f"{command} {words}"
+    if command == "lgl":
+        words = f"-m lgl_plugin {words}"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     launch = f"torchrun --nproc_per_node={here}"
     if here < world_size():

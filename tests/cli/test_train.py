@@ -8,6 +8,7 @@ import soundfile
 
 from lgl_plugin.cli import train
 from lgl_plugin.cli.main import main
+from lgl_plugin.utils.distributed import launch_command
 
 
 def parts(*words, preset="small", clusters=7):
@@ -99,3 +100,11 @@ def test_no_such_folder(tmp_path, capsys):
         main(["train", str(tmp_path / "no"), f"--output_folder={run}"])
     assert "is missing" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_the_command_to_go_on_with_is_the_one_typed(monkeypatch):
+    """A log and `lgl status` name it; it is `lgl`, not python's."""
+    monkeypatch.setattr("sys.argv", ["/env/bin/lgl", "train", "my audio"])
+    assert launch_command() == "lgl train 'my audio'"
+    monkeypatch.setattr("sys.argv", ["train_lgl.py", "stage1.yaml"])
+    assert launch_command() == "python train_lgl.py stage1.yaml"

@@ -110,3 +110,14 @@ def test_a_large_page_shows_some_of_each_speaker(tmp_path):
     text = pathlib.Path(page).read_text()
     assert text.count("<audio") == 2 * PLAYERS_A_SPEAKER
     assert "48 more between these are in speakers.csv" in text
+
+
+def test_an_encoder_without_a_threshold(encoder, audio, tmp_path, capsys):
+    """One is found by halves of these very files."""
+    for name in ("hyperparams.yaml", "embedding_model.ckpt"):
+        (tmp_path / name).write_bytes((encoder / name).read_bytes())
+    yaml = tmp_path / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("threshold: 0.9\n", ""))
+    rows = who(tmp_path, audio, tmp_path / "out")
+    assert "found by halves of these files" in capsys.readouterr().out
+    assert len(rows) == 16
