@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     Example
     -------
     >>> main(["recipe", str(getfixture("tmp_path") / "mine")])
-    16 files are in ...
+    11 files are in ...
     """
     # On a machine that others use, waiting threads that spin make a step many
     # times slower. OpenMP reads this once, when torch is loaded.
