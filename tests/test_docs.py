@@ -13,15 +13,23 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import speechbrain
 import torch
 import yaml
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.utils.run_opts import RunOptions
 
 import lgl_plugin
-from lgl_plugin.cli.main import VERBS
+from lgl_plugin.cli.main import VERBS, build_parser
+from lgl_plugin.cli.train import as_pairs, key_of, keys
+from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.nnet.gates import Gate
-from lgl_plugin.runs.settings import load_settings, read_preset
+from lgl_plugin.runs.settings import (
+    load_settings,
+    plain_settings,
+    read_preset,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -274,35 +282,140 @@ def test_what_the_pages_name_exists():
         assert not re.search(r"python -m lgl_plugin\.", text), page
 
 
-def test_code_of_the_guide_to_the_gate_runs():
-    (code,) = blocks(PAGES["docs/gate.md"], "python")
-    names = {}
+PYTHON = [
+    pytest.param(page, code, id=f"{page}-{number}")
+    for page, text in PAGES.items()
+    for number, code in enumerate(blocks(text, "python"))
+]
+# The gate of CONTRIBUTING stands in a module that has imported these.
+ALREADY = {"CONTRIBUTING.md": {"Gate": Gate, "math": math, "np": np}}
+# A narrow encoder of the recipe's kind.
+SETTINGS = """
+stage: 1
+sample_rate: 16000
+new_encoder: !name:lgl_plugin.nnet.encoders.Encoder
+    features: !name:speechbrain.lobes.features.Fbank {n_mels: 80}
+    network: !name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+        input_size: 80
+        channels: [8, 8, 8, 8, 24]
+        lin_neurons: 192
+"""
+
+
+@pytest.fixture
+def readers_folder(tmp_path, monkeypatch):
+    """The current folder has the runs and the audio that the pages name."""
+    exported = tmp_path / "results" / "mine" / "export" / "iter2"
+    torch.manual_seed(0)
+    encoder = ECAPA_TDNN(80, channels=[8, 8, 8, 8, 24], lin_neurons=192)
+    torch.save(encoder.state_dict(), tmp_path / "mine.ckpt")
+    settings = plain_settings(SETTINGS)
+    export_checkpoint(tmp_path / "mine.ckpt", settings, exported, 0.4)
+    for name in ("one.wav", "other.wav"):
+        noise = 0.1 * torch.randn(16000).numpy()
+        soundfile.write(tmp_path / name, noise, 16000)
+    run = tmp_path / "results" / "lgl" / "1"
+    run.mkdir(parents=True)
+    collapsed = {"stage": 1, "phase": "simclr", "epoch": 1, "loss": 5.0}
+    collapsed["mean_cosine"] = 0.999
+    (run / "metrics.jsonl").write_text(json.dumps(collapsed) + "\n")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page, code", PYTHON)
+def test_every_block_of_python_runs(page, code, readers_folder, capsys):
+    """As it stands on the page."""
+    names = dict(ALREADY.get(page, {}))
     exec(code, names)
-    assert names["mask"].tolist() == [True, False, True]
-    assert names["loss"] < 3.0
+    if "same" in names:
+        score, threshold = names["score"].item(), 0.4
+        assert names["same"].item() == (score > threshold)
+    if "embedding" in names:
+        assert names["embedding"].shape == (1, 1, 192)
+    if page == "docs/gate.md":
+        assert names["mask"].tolist() == [True, False, True]
+        assert names["loss"] < 3.0
+    if page == "docs/healthy.md":
+        assert "collapsed" in capsys.readouterr().out
+    if page == "CONTRIBUTING.md":
+        gate = names["MedianGate"]()
+        gate.end_epoch(torch.arange(9.0))
+        assert gate(torch.arange(9.0)).sum() == 5
 
 
-def test_the_gate_of_contributing_works():
-    (code,) = blocks(PAGES["CONTRIBUTING.md"], "python")
-    names = {"Gate": Gate, "math": math, "np": np}
-    exec(code, names)
-    gate = names["MedianGate"]()
-    gate.end_epoch(torch.arange(9.0))
-    assert gate(torch.arange(9.0)).sum() == 5
+def test_pages_that_show_how_to_use_an_encoder_are_among_them():
+    tried = {param.values[0] for param in PYTHON}
+    assert {"README.md", "docs/own_audio.md"} <= tried
 
 
-def test_reference_curves_are_drawn(tmp_path):
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_well_formed(page):
+    """Shell syntax, verbs and options of lgl, scripts, targets, and yaml."""
+    for block in blocks(PAGES[page], "yaml"):
+        yaml.compose(block)
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for block in blocks(PAGES[page], "bash"):
+        done = subprocess.run(
+            ["bash", "-n"], input=block, text=True, capture_output=True
+        )
+        assert done.returncode == 0, (block, done.stderr)
+        for line in block.replace("\\\n", " ").splitlines():
+            for target in re.findall(r"^(?:\S+ )?make ([\w-]+)", line):
+                assert re.search(rf"^{target}:", makefile, re.M), line
+            for script in re.findall(r"python (?:\S*/)?(\w+\.py)", line):
+                known = script == "speaker_verification_cosine.py"
+                assert known or any(
+                    path.name == script
+                    for wing in ("recipes", "examples", "benchmarks", "docs")
+                    + ("tests",)
+                    for path in (ROOT / wing).rglob("*.py")
+                ), line
+            if re.match(r"lgl (?!-)", line):
+                parse_lgl(shlex.split(line, comments=True)[1:])
+
+
+def parse_lgl(arguments):
+    """Parses a command as `lgl` does; an unknown option or key fails."""
+    options, rest = build_parser().parse_known_args(arguments)
+    if "settings" in vars(options):
+        known = set().union(*keys(options.preset or "small"))
+        known |= {field.name for field in dataclasses.fields(RunOptions)}
+        assert {key_of(pair) for pair in as_pairs(rest)} <= known, rest
+    else:
+        assert not rest, rest
+
+
+def load_script(name):
+    """Imports a script of docs/."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "script, page",
+    [("reference_curves", "healthy"), ("claims_figure", "experiments")],
+)
+def test_figures_are_drawn(script, page, tmp_path):
     """All that the page shows, and no other."""
-    spec = importlib.util.spec_from_file_location(
-        "reference_curves", DOCS / "reference_curves.py"
-    )
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.draw(tmp_path)
+    load_script(script).draw(tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
-    shown = re.findall(r"\]\(images/(.*?)\)", PAGES["docs/healthy.md"])
+    shown = re.findall(r"\]\(images/(.*?)\)", PAGES[f"docs/{page}.md"])
     assert sorted(drawn) == sorted(shown)
-    assert drawn == {path.name for path in (DOCS / "images").iterdir()}
+
+
+def test_no_image_is_left_over():
+    shown = re.findall(r"\]\(images/(.*?)\)", "\n".join(PAGES.values()))
+    assert {path.name for path in (DOCS / "images").iterdir()} == set(shown)
+
+
+def test_the_chart_shows_what_the_table_says():
+    script = load_script("claims_figure")
+    phases, figures = script.table1(PAGES["docs/experiments.md"])
+    assert phases[0] == "log-mel floor" and len(phases) == 5
+    assert list(figures) == ["embedded", "AN4 sessions"]
+    assert figures["embedded"][-1] == (11.6, 9.8, 13.3)
 
 
 def test_versions_agree():

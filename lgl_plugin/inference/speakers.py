@@ -40,6 +40,13 @@ class Speakers:
         From -1 to 1, float32 (N,), see `confidences`.
     rule : str
         How the number of speakers was found, in words.
+
+    Example
+    -------
+    >>> labels, confidence = np.array([0, 1, 0]), np.float32([0.9, 1.0, 0.8])
+    >>> speech = Speakers("abc", np.ones(3), labels, confidence, "given")
+    >>> speech.n_speakers
+    2
     """
 
     files: Sequence[str]
