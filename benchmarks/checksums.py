@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What it costs that everything on disk is checked.
+"""The cost of checking everything on disk.
 
 > python checksums.py --threads=1
 > python checksums.py --utterances=10000 --repeats=2
@@ -45,7 +45,7 @@ def make_run(folder, n):
 
 
 def start(folder):
-    """What a command does first: everything is done, if it is whole."""
+    """Does what a command does first: finds all done, if it is whole."""
     run = Run(folder, 2, {})
     for number in range(ROUNDS):
         run.step(f"iter{number}", lambda place: 1 / 0)

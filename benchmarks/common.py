@@ -1,4 +1,4 @@
-"""What all benchmarks share: timing, peak memory, a table, a json file.
+"""Tools that all benchmarks share: timing, peak memory, a table, a json file.
 
 A benchmark names its variants, times them alternately with `measure` and
 hands rows to `report`:
@@ -113,7 +113,7 @@ def measure(variants, repeats=5, device="cpu"):
 
 
 def machine(device="cpu"):
-    """What the figures were measured on, as a dict of plain values."""
+    """Describes the machine, as a dict of plain values."""
     cpu = platform.processor()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists() and "model name" in cpuinfo.read_text():

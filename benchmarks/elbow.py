@@ -86,7 +86,7 @@ def curves(embeddings, grid):
 
 
 def rules(grid, inertia, silhouette, scatter, n):
-    """What each rule finds; nothing where the curve has no elbow."""
+    """Returns what each rule finds; nothing where the curve has no elbow."""
     between = (scatter - inertia) / (grid - 1) * (n - grid) / inertia
     found = {
         "Calinski-Harabasz": int(grid[between.argmax()]),

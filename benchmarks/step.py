@@ -207,7 +207,7 @@ class Benchmark:
         return torch.nn.ModuleDict(modules).to(self.options.device)
 
     def loader_options(self):
-        """What both loaders are told."""
+        """Returns the options of both loaders."""
         options = self.options
         return {
             "batch_size": options.batch,
@@ -393,7 +393,7 @@ def matmul_flops(device, dtype, size):
 
 
 def bfloat16_runs(device):
-    """Whether the device multiplies bfloat16 matrices in hardware."""
+    """Tells whether the device multiplies bfloat16 matrices in hardware."""
     if "cuda" in device:
         return torch.cuda.is_bf16_supported()
     cpu = torch.cpu
@@ -401,7 +401,7 @@ def bfloat16_runs(device):
 
 
 def variants(benchmark, precisions):
-    """What is timed: from name to a callable that gives utterances/s."""
+    """Returns what is timed: from name to a callable that gives utterances/s."""
     options, partial = benchmark.options, functools.partial
     modules, best = benchmark.modules(), precisions[-1]
     ours = partial(benchmark.ours, modules)

@@ -71,7 +71,7 @@ def generated(utterances, trials, speakers, dimensions):
 
 
 def by_topk(embeddings, cohort, top):
-    """What `cohort_statistics` gives, by torch.topk."""
+    """Returns what `cohort_statistics` does, by torch.topk."""
     cohort = torch.nn.functional.normalize(torch.from_numpy(cohort)).T
     mean, deviation = torch.empty(2, len(embeddings))
     for start in range(0, len(embeddings), 256):

@@ -92,7 +92,7 @@ if __name__ == "__main__":
         train_loader_kwargs={**hparams["dataloader_options"], "shuffle": True},
     )
 
-    # What SpeechBrain loads: the folder as it was, with the new weights. Its
+    # SpeechBrain loads this: the folder as it was, with the new weights. Its
     # threshold is the old encoder's; `lgl verify` on a list of yours finds one.
     tuned = folder / "encoder"
     shutil.copytree(hparams["encoder_source"], tuned, dirs_exist_ok=True)

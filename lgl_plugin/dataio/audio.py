@@ -37,7 +37,7 @@ BLOCK = 2**20
 # Seconds decoded at once in the search for sound: a file of ten silent hours
 # would otherwise fill a worker's memory.
 SEARCH_SECONDS = 60.0
-# What libmpg123 writes to stderr about a damaged mp3.
+# The beginning of libmpg123's lines on stderr about a damaged mp3.
 MPG123_NOTES = re.compile(
     rb"\s*$|(Note|Warning): |.*(libmpg123|\[\w+\.c:\d+\]).*(error|warning):"
 )

@@ -39,7 +39,7 @@ logger = get_logger(__name__)
 PathLike = str | pathlib.Path
 ENCODER, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
 MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
-# What data parallelism and torch.compile put before a weight's name.
+# Prefixes that data parallelism and torch.compile give weights' names.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 # SpeechBrain's inference classes call mean_var_norm with features and lengths
@@ -50,7 +50,7 @@ IDENTITY = {
     }
 }
 LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder {}"
-# What stands in every exported yaml below the model's own parts.
+# The part of every exported yaml that stands below the model's own.
 FIXED_PART = """
 mean_var_norm_emb: !new:speechbrain.processing.features.InputNormalization
     norm_type: global

@@ -82,7 +82,7 @@ def embed_folder(
     extract = load_extractor(encoder, device, num_workers)
     lock_folder(folder)
     listed = folder / "manifest.csv"
-    # What cannot be read is counted and named; here it spoils nothing.
+    # Files that cannot be read are counted and named; no limit ends the work.
     prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
     manifest = load_manifest(listed, os.path.abspath(audio))
     made_from = {

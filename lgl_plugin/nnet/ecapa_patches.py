@@ -81,7 +81,7 @@ def padding_invariant(
                 handle = module.register_forward_pre_hook(silence)
                 stack.callback(handle.remove)
         for conv in _reflecting(embedding_model):
-            # Those one frame wide too: SpeechBrain copies the tensor to
+            # Kernels one frame wide too: SpeechBrain copies the tensor to
             # reflect none of it, a fifth of the time on a CPU.
             conv.padding = "valid"
             stack.callback(setattr, conv, "padding", "same")

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from speechbrain.utils.distributed import main_process_only
 
-# What a full disk may say.
+# Error numbers of a disk that is full.
 FULL = {
     errno.ENOSPC: "No space left on the disk",
     errno.EDQUOT: "The quota of the disk is used up",

@@ -117,11 +117,11 @@ class Experiment:
         return plain_settings(resolve(self.yamls[1], "\n".join(plain)))
 
     def run_folder(self, seed, name="base"):
-        """Where a variant's run lies."""
+        """Returns the folder of a variant's run."""
         return self.folder / f"seed{seed}" / name
 
     def records(self, seed, name="base"):
-        """What a variant logged, see `metrics.read_metrics`."""
+        """Returns what a variant logged, see `read_metrics`."""
         return read_metrics(self.run_folder(seed, name))
 
     def values(self, figure, name="base", **where):
