@@ -401,7 +401,7 @@ def bfloat16_runs(device):
 
 
 def variants(benchmark, precisions):
-    """Returns what is timed: from name to a callable that gives utterances/s."""
+    """Returns, by name, callables that give utterances per second."""
     options, partial = benchmark.options, functools.partial
     modules, best = benchmark.modules(), precisions[-1]
     ours = partial(benchmark.ours, modules)
