@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,14 @@ SETTINGS_TOO = (
     *("max_grad_norm", "grad_accumulation_factor", "optimizer_step_limit"),
     "remove_vector_weight_decay",
 )
+# Run options that would change the result without a trace in the settings, or
+# leave an untrained encoder behind as if it were trained.
+NOT_TAKEN = {
+    "test_only": "nothing would be trained; `lgl verify` scores an encoder",
+    "auto_mix_prec": "set precision to fp16",
+    "bfloat16_mix_prec": "set precision to bf16",
+    "data_parallel_backend": "start a process for each GPU by torchrun",
+}
 # Settings that leave the result as it is: where things lie (their content is
 # on record by checksums), how they are read, watched and kept.
 SAME_RESULT = {
@@ -58,6 +67,8 @@ SAME_RESULT = {
     "pin_memory",
     "prefetch_factor",
     "persistent_workers",
+    "timeout",
+    "multiprocessing_context",
     "ckpt_interval_minutes",
 }
 # Folders of which only the presence counts.
@@ -117,7 +128,8 @@ def load_settings(
         raise ValueError(f"{path}: " + "\n".join(problems)) from None
     try:
         hparams = load_hyperpyyaml(text)
-    except (TypeError, ValueError) as error:  # of a class that it names
+    # Of a class that it names, or that is not there.
+    except (TypeError, ValueError, ImportError) as error:
         said = ": ".join(str(part) for part in error.args)
         raise ValueError(f"{path}: {said}") from error
     for name in known:
@@ -130,8 +142,14 @@ def load_settings(
         if value is None or isinstance(value, bool | int | float | str)
     )
     options = hparams["dataloader_options"]
-    loader = functools.partial(torch.utils.data.DataLoader, **options)
+    loader: Any = functools.partial(torch.utils.data.DataLoader, **options)
     _check_arguments(f"{path}: dataloader_options", loader)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training gives them, once
+            loader([0, 0])
+    except ValueError as error:  # such as options of workers without workers
+        raise ValueError(f"{path}: dataloader_options: {error}") from error
     values["dataloader_options"] = LoaderOptions.model_construct(**options)
     return schema.model_construct(**values), text
 
@@ -145,9 +163,12 @@ def resolve(
 
     Of the checks of `load_settings` this makes those of names alone.
     """
+    for name, instead in NOT_TAKEN.items():
+        if _given(run_opts, [name]).get(name):
+            raise ValueError(f"--{name} is not taken here: {instead}")
     referred = set()
     tree = read_preset(path, referred)
-    changes = _yaml().load(overrides) or {}
+    changes = _parsed(_yaml(), overrides, "the options") or {}
     changes.update(_given(run_opts, SETTINGS_TOO))
     _merge(tree, changes)
     _check_names(path, tree, referred | _referred(tree))
@@ -192,7 +213,7 @@ def read_preset(
     `referred`, a set, takes the names that entries of any of them refer to.
     """
     path = pathlib.Path(path)
-    tree = _yaml().load(path.read_text(encoding="utf-8"))
+    tree = _parsed(_yaml(), path.read_text(encoding="utf-8"), path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds no settings, lines of `name: value`")
     if referred is not None:
@@ -251,7 +272,7 @@ def plain_settings(text: str) -> dict:
     # PyYAML reads 1e-3 as text: HyperPyYAML parses by ruamel, too.
     parser = ruamel.yaml.YAML(typ="safe", pure=True)
     parser.Constructor = Constructor
-    return parser.load(text) or {}
+    return _parsed(parser, text, "the settings") or {}
 
 
 def identity(settings: Any) -> Any:
@@ -314,6 +335,14 @@ def flatten(settings: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
         else:
             plain = isinstance(value, str)
             yield name, value if plain else json.dumps(value, default=str)
+
+
+def _parsed(parser, text, name):
+    """Parses a yaml text; ValueError, with its name, if it is none."""
+    try:
+        return parser.load(text)
+    except ruamel.yaml.error.YAMLError as error:
+        raise ValueError(f"{name}: this is no yaml: {error}") from error
 
 
 def _yaml():

@@ -299,7 +299,7 @@ def test_a_class_refuses_its_argument():
 
 
 def test_a_class_that_does_not_exist():
-    with pytest.raises(ImportError, match="lgl_plugin.nnet.gates.FixdGate"):
+    with pytest.raises(ValueError, match="lgl_plugin.nnet.gates.FixdGate"):
         load(gate="!new:lgl_plugin.nnet.gates.FixdGate [1.0]")
 
 
@@ -341,6 +341,18 @@ def test_loader_options_of_torch_pass_through():
         "num_workers": 2,
         "prefetch_factor": 4,
     }
+
+
+def test_loader_options_that_contradict_each_other():
+    """torch would say so when Stage I's baselines are done."""
+    (line,) = refusal(dataloader_options="{prefetch_factor: 4}")
+    assert line.startswith("dataloader_options: prefetch_factor option could")
+
+
+def test_an_override_that_is_no_yaml():
+    path = HPARAMS / "small_stage2.yaml"
+    with pytest.raises(ValueError, match="the options: this is no yaml"):
+        load_settings(path, "gate: [")
 
 
 # A user's own yaml.
@@ -512,6 +524,20 @@ def test_run_options_that_are_settings():
         load_yaml(path, run_opts=run_options(precision="fp8"))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test_only", "data_parallel_backend"),
+        *("auto_mix_prec", "bfloat16_mix_prec"),
+    ],
+)
+def test_run_options_that_would_leave_no_trace_are_refused(name):
+    path = HPARAMS / "small_stage1.yaml"
+    with pytest.raises(ValueError, match=f"^--{name} is not taken here: "):
+        load_yaml(path, run_opts=run_options(**{name: True}))
+    load_yaml(path, run_opts=run_options(**{name: False}))
+
+
 def test_run_options_that_were_not_given_change_nothing():
     """They have defaults, which are not the yaml's."""
     path = HPARAMS / "small_stage1.yaml"
@@ -563,6 +589,7 @@ def test_numbers_that_json_lacks_stay_text(value):
     "name, before, now",
     [
         ("num_workers", 8, 0),
+        ("timeout", 600, 60),
         ("ckpt_interval_minutes", 10, 0),
         ("data_folder", "/a", "/b/"),
         ("train_logger", None, {"!new:a.Logger": ["x"]}),
