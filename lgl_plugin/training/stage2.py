@@ -313,6 +313,14 @@ def find_encoder(session: Session) -> pathlib.Path:
         )
     check_artefact(path)
     load_weights(settings.new_encoder().network, path)
-    if given:
-        session.run.given("pretrained_encoder", path)
+    run, name = session.run, "pretrained_encoder"
+    known = run.inputs.setdefault("stage 2", {})
+    begun = run.sources.get("iter1/embeddings")
+    if given and begun and "iter1/embeddings" in run.done:
+        # Stage I's, say, is on record only as what that step was made from.
+        known.setdefault(name, begun)
+    # Also where the setting is left out this time: by another encoder all
+    # rounds would be done again, in the place of those that are done.
+    if given or name in known:
+        run.given(name, path)
     return path

@@ -14,14 +14,17 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.inference.export import ENCODER
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.weights import save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.observer import Observer
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import Round, find_encoder, start_from
+from lgl_plugin.utils.files import checksum
 
 GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
 
@@ -194,6 +197,29 @@ def test_no_encoder_to_start_from_is_an_error_that_says_how(session):
         find_encoder(session)
     session.settings.pretrained_encoder = "nowhere"
     with pytest.raises(FileNotFoundError, match="^pretrained_encoder: nowhere"):
+        find_encoder(session)
+
+
+def test_another_encoder_does_not_take_the_place_of_rounds(session, tmp_path):
+    """Given to a begun run, or left out: both would do all rounds again."""
+    for name in ("stage1", "mine"):
+        save_weights(torch.nn.Linear(2, 2), tmp_path / name / ENCODER)
+    settings, run = session.settings, session.run
+    settings.new_encoder = lambda: types.SimpleNamespace(
+        network=torch.nn.Linear(2, 2)
+    )
+    settings.pretrained_encoder = None
+    first = find_encoder(session)
+    assert first == tmp_path / "stage1" / ENCODER and not run.inputs["stage 2"]
+    run.step("iter1/embeddings", lambda folder: {}, checksum(first))
+    settings.pretrained_encoder = tmp_path / "mine"
+    with pytest.raises(ValueError, match="^pretrained_encoder: .*mine.* is"):
+        find_encoder(session)
+    settings.pretrained_encoder = tmp_path / "stage1"  # the same
+    assert find_encoder(session) == first
+    save_weights(torch.nn.Linear(2, 2), first)
+    settings.pretrained_encoder = None
+    with pytest.raises(ValueError, match="^pretrained_encoder: .*stage1.* is"):
         find_encoder(session)
 
 
