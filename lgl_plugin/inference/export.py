@@ -19,7 +19,6 @@ import re
 import torch
 import yaml
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio
@@ -32,6 +31,7 @@ from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.state import check_artefact, read_state
 from lgl_plugin.runs.weights import read_tensors, save_tensors
+from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import atomic_write
 
 logger = get_logger(__name__)
@@ -157,7 +157,6 @@ class InferenceModel:
             num_workers=loader.get("num_workers", 0),
         )
 
-    @main_process_only
     def save(
         self,
         folder: PathLike,
@@ -309,7 +308,9 @@ def export(
         licence=licence,
     )
     folder = folder or run / "export" / source.short_name
-    model.save(folder, card, threshold, mean)
+    # Of several processes all learn of a full disk: one that alone went on to
+    # the next collective call would stop the training.
+    from_main(model.save, folder, card, threshold, mean)
     return {"threshold": threshold}
 
 
