@@ -21,11 +21,12 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
 
     The floor are means and deviations of the log-mel bands, whitened by a
     sample of the corpus: a network that does worse has learnt nothing of use.
-    Nothing is logged without a trial list.
+    Nothing is logged without a trial list, and there is no floor of an encoder
+    that has no `features`, such as one that takes waveforms.
     """
     new_encoder, reference = session.settings.new_encoder, None
     with separate_generator("cpu"):
-        features = new_encoder().features
+        features = getattr(new_encoder(), "features", None)
 
     def floor():
         # Normalising features by their mean would take it from the statistics.
@@ -41,10 +42,10 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
             reference = session.embed(floor(), rows).vectors
         return whiten(reference, vectors)
 
-    for phase, make, after, name in (
-        ("log-mel statistics", floor, whitened, "floor.npz"),
-        ("untrained", new_encoder, None, "untrained.npz"),
-    ):
+    rivals = [("untrained", new_encoder, None, "untrained.npz")]
+    if features is not None:
+        rivals.insert(0, ("log-mel statistics", floor, whitened, "floor.npz"))
+    for phase, make, after, name in rivals:
         figures = session.score(make(), folder / name, after)
         if figures:
             session.run.log(stage=0, phase=phase, **figures)

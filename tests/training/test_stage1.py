@@ -41,6 +41,14 @@ class Corpus:
         self.records.append(record)
 
 
+def test_an_encoder_without_features_has_no_floor(tmp_path):
+    corpus = Corpus(20)
+    corpus.settings.new_encoder = torch.nn.Identity
+    score_baselines(corpus, tmp_path)
+    assert [record["phase"] for record in corpus.records] == ["untrained"]
+    assert not corpus.asked
+
+
 @pytest.mark.parametrize("n_utterances", [20, 50, 51, 300])
 def test_the_floor_is_whitened_by_a_sample(tmp_path, monkeypatch, n_utterances):
     monkeypatch.setattr(stage1, "SAMPLE", 50)
