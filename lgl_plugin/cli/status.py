@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,8 @@ def next_command(
         return f"Being written by {holder}: wait for its end"
     command = results.starts[-1].get("command") if results.starts else None
     if (begun or "stage 2" not in results.settings) and command:
-        if begun:
+        # `lgl train` does both stages; a recipe's command names one.
+        if begun or "train" in shlex.split(command):
             return f"Go on with: {command}"
         return f"Stage I is done. Go on with Stage II, after: {command}"
     exported = sorted((results.folder / "export").glob("*/hyperparams.yaml"))

@@ -122,7 +122,9 @@ def choose(audio: str, run: pathlib.Path, preset: str | None) -> dict:
         if preset in (None, choices["preset"]):
             return choices
     choices = suggest(*survey(audio), preset)
-    write_json(path, choices)
+    # A begun run refuses another preset: it must not be the next call's.
+    if not (path.exists() and (run / "state.json").exists()):
+        write_json(path, choices)
     return choices
 
 

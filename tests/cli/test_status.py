@@ -57,3 +57,9 @@ def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
     printed = status(folder, capsys)
     assert "Stage II has not begun" in printed
     assert "Warning: Stage I, epoch 3: the learning rate is 0" in printed
+    for command, words in (
+        ("python train_lgl.py hparams/stage1.yaml", "with Stage II, after: "),
+        ("torchrun --nproc_per_node=2 -m lgl_plugin train mine", "with: "),
+    ):
+        (folder / "starts.jsonl").write_text(json.dumps({"command": command}))
+        assert f"Go on {words}{command}" in status(folder, capsys)

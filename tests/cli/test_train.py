@@ -74,6 +74,16 @@ def test_the_preset_follows_from_the_hours(hour, tmp_path, capsys, monkeypatch):
     assert saved == chosen
 
 
+def test_a_preset_that_a_begun_run_refuses_is_not_its_next(hour, tmp_path):
+    run = tmp_path / "run"
+    assert train.choose(hour, run, None)["preset"] == "small"
+    assert train.choose(hour, run, "paper")["preset"] == "paper"
+    assert train.choose(hour, run, None)["preset"] == "paper"
+    (run / "state.json").touch()
+    assert train.choose(hour, run, "small")["preset"] == "small"
+    assert train.choose(hour, run, None)["preset"] == "paper"
+
+
 @pytest.mark.parametrize(
     "option, message",
     [
