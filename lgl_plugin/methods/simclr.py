@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from speechbrain.utils.optimizers import rm_vector_weight_decay
 
 from lgl_plugin.nnet.losses import (
     augmentation_adversarial_loss,
@@ -23,12 +24,15 @@ class SimCLRBrain(SpeakerBrain):
 
     def init_optimizers(self):
         """Makes one optimiser for the encoder, one for the discriminator."""
-        discriminator = list(self.modules.discriminator.parameters())
-        apart = set(discriminator)
-        self.optimizer = self.opt_class(
-            [p for p in self.modules.parameters() if p not in apart]
+        rest = torch.nn.ModuleDict(self.modules)
+        discriminator = rest.pop("discriminator")
+        parameters = (
+            rm_vector_weight_decay
+            if self.remove_vector_weight_decay
+            else torch.nn.Module.parameters
         )
-        self.discriminator_optimizer = self.opt_class(discriminator)
+        self.optimizer = self.opt_class(parameters(rest))
+        self.discriminator_optimizer = self.opt_class(parameters(discriminator))
         self.optimizers_dict = {
             "encoder": self.optimizer,
             "discriminator": self.discriminator_optimizer,
