@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lgl_plugin.clustering.kmeans_plus_plus import draw, kmeans_plus_plus
 from lgl_plugin.clustering.vectors import (
@@ -21,6 +20,7 @@ from lgl_plugin.clustering.vectors import (
     normalised,
     sum_by_label,
 )
+from lgl_plugin.utils.progress import tqdm
 
 # Cosines that `TorchKMeans` holds at once, in bytes: a share of the last-level
 # cache of a CPU, and on a GPU enough to keep it busy.

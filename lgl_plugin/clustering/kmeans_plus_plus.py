@@ -10,7 +10,8 @@ here.
 from __future__ import annotations
 
 import torch
-from tqdm import tqdm
+
+from lgl_plugin.utils.progress import tqdm
 
 # A round draws so many candidates and keeps so many of them.
 CANDIDATES, KEPT = 256, 32

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import sparse
-from tqdm import tqdm
 
 from lgl_plugin.clustering.vectors import exact_matmul
+from lgl_plugin.utils.progress import tqdm
 
 # Distances held at once, in bytes: a share of a CPU's last-level cache, and
 # on a GPU enough to keep it busy.

@@ -8,12 +8,11 @@ import pathlib
 import random
 from collections.abc import Iterable
 
-from tqdm import tqdm
-
 from lgl_plugin.dataio.audio import BadAudio, probe
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
+from lgl_plugin.utils.progress import tqdm
 
 
 def draw_cohort(

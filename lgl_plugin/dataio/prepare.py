@@ -24,13 +24,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, Header, probe
 from lgl_plugin.dataio.folder import EXTENSIONS, UNREAD, find_audio
 from lgl_plugin.dataio.manifest import CHANNEL, COLUMNS, CONTROL, one_line
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.files import atomic_write, checksum, sync, write_json
+from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 

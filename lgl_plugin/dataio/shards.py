@@ -31,7 +31,6 @@ import numpy as np
 import soundfile
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
-from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BLOCK, BadAudio, open_audio, probe
 from lgl_plugin.dataio.folder import EXTENSIONS
@@ -45,6 +44,7 @@ from lgl_plugin.dataio.manifest import (
 from lgl_plugin.dataio.prepare import check_least, start_worker
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.utils.files import atomic_write, checksum, write_json
+from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 

@@ -21,7 +21,6 @@ import wave
 
 import numpy as np
 import scipy.fft
-from tqdm import tqdm
 
 from lgl_plugin.dataio.espeak import (
     ESPEAK_RATE,
@@ -31,6 +30,7 @@ from lgl_plugin.dataio.espeak import (
     voice_file,
 )
 from lgl_plugin.utils.files import atomic_write, write_json
+from lgl_plugin.utils.progress import tqdm
 
 RATE = 16000  # of the corpus, in Hz
 # Spectra are as long as the longest utterance and its reverberation. Lengths

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, probe
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.utils.files import is_outside
+from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 

@@ -9,9 +9,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, check_sound, read_audio
+from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference.shares import (
     JoinedShares,
@@ -24,6 +24,7 @@ from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.runs.weights import load_weights
 from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
 from lgl_plugin.utils.files import explain_full_disk
+from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.signals import own_process_group, stop
 
 PARTS = ("compute_features", "mean_var_norm", "embedding_model")
@@ -190,6 +191,7 @@ class Extractor:
             sampler=batches[share.batches :],
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
+            timeout=SECONDS_PER_BATCH if self.num_workers else 0,
             worker_init_fn=own_process_group,
         )
         self.encoder.to(self.device).eval()

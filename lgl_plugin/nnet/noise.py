@@ -7,9 +7,9 @@ import numpy as np
 import scipy.fft
 import torch
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, read_audio, wrap
+from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 

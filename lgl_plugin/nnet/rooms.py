@@ -3,10 +3,10 @@
 import pathlib
 
 import torch
-from tqdm import tqdm
 
 from lgl_plugin.dataio.audio import BadAudio, read_audio
 from lgl_plugin.nnet.noise import DB_PER_OCTAVE
+from lgl_plugin.utils.progress import tqdm
 
 SECONDS = 0.5  # kept of an impulse response
 MOST = 20000  # impulse responses kept in memory, 16 kB each

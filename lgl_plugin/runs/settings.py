@@ -33,6 +33,7 @@ from lgl_plugin.runs.schema import (
     Stage1Settings,
     Stage2Settings,
 )
+from lgl_plugin.utils.progress import silence_bars
 
 # SpeechBrain's run options that are settings, too: a command line gives them
 # past the yaml.
@@ -117,6 +118,8 @@ def load_settings(
     Traceback (most recent call last):
     ValueError: ...mine.yaml: there is no setting 'Lr'; did you mean 'lr'?
     """
+    if run_opts is not None:
+        silence_bars(run_opts)  # a yaml's augmenter may read hours of noise
     text = resolve(path, overrides, run_opts)
     plain = plain_settings(text)
     schema = _schema(plain)

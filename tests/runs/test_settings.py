@@ -24,6 +24,7 @@ from lgl_plugin.runs.settings import (
     read_preset,
     without_helpers,
 )
+from lgl_plugin.utils import progress
 
 HPARAMS = pathlib.Path(__file__).parents[2] / "hparams"
 PRESETS = ["stage1", "stage2", "small_stage1", "small_stage2"]
@@ -536,6 +537,14 @@ def test_run_options_that_would_leave_no_trace_are_refused(name):
     with pytest.raises(ValueError, match=f"^--{name} is not taken here: "):
         load_yaml(path, run_opts=run_options(**{name: True}))
     load_yaml(path, run_opts=run_options(**{name: False}))
+
+
+def test_noprogressbar_silences_bars_before_the_yaml_makes_objects():
+    """A yaml's augmenter reads its noise behind a bar."""
+    path = HPARAMS / "small_stage1.yaml"
+    for silent in (True, False):
+        load_yaml(path, run_opts=run_options(noprogressbar=silent))
+        assert progress.tqdm.silent is silent
 
 
 def test_run_options_that_were_not_given_change_nothing():
