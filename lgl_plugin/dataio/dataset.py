@@ -7,6 +7,7 @@ next utterance takes its place, and either way `BadFiles` names it.
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
@@ -15,6 +16,10 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 
 from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.manifest import Manifest
+
+# A loader's time limit for a batch: one process on the slowest disk. Without a
+# limit a loader waits for ever for a process that hangs.
+SECONDS_PER_BATCH = 600
 
 
 class UtteranceDataset(DynamicItemDataset):
@@ -32,7 +37,7 @@ class UtteranceDataset(DynamicItemDataset):
         first = int(rows[0])
         # SpeechBrain would make a list of a million Python objects, copied by
         # every loader process. One row tells it the keys; the attributes then
-        # point to the manifest, whose arrays the processes share.
+        # point to the manifest, whose arrays forked processes share.
         super().__init__({first: {"row": first, **manifest[first]}})
         self.data, self.data_ids = manifest, rows
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -115,26 +120,33 @@ def crop_dataset(
     >>> data[0]["sig"].shape, data[0]["label"]
     (torch.Size([1, 8000]), 3)
     """
-
-    def read(utterance, wav, offset, duration, *source):
-        rng = random.Random(f"{seed} {dataset.epoch.item()} {utterance}")
-        return read_crops(
-            wav, offset, duration, crop, n_crops, sample_rate, rng, *source
-        )
-
     if labels is not None:
         rows = rows[labels[rows] >= 0]
     dataset = UtteranceDataset(manifest, rows)
+    # No closures: loaders that spawn their processes pickle the dataset.
     dataset.add_dynamic_item(
-        read,
+        functools.partial(
+            _read, dataset.epoch, seed, (crop, n_crops, sample_rate)
+        ),
         takes=["id", "wav", "offset", "duration", "place", "channel"],
         provides="sig",
     )
     keys = ["id", "sig"]
     if labels is not None:
         dataset.add_dynamic_item(
-            lambda row: int(labels[row]), takes="row", provides="label"
+            functools.partial(_label, labels), takes="row", provides="label"
         )
         keys.extend(["label", "row"])
     dataset.set_output_keys(keys)
     return dataset
+
+
+def _read(epoch, seed, size, utterance, wav, offset, duration, *source):
+    """Reads an utterance's crops, drawn by seed, epoch and utterance."""
+    rng = random.Random(f"{seed} {epoch.item()} {utterance}")
+    return read_crops(wav, offset, duration, *size, rng, *source)
+
+
+def _label(labels, row):
+    """Returns a row's label as Python's int, of which batches are made."""
+    return int(labels[row])

@@ -11,16 +11,13 @@ import numpy as np
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from lgl_plugin.dataio.dataset import crop_dataset
+from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH, crop_dataset
 from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
 from lgl_plugin.training.session import Session
 from lgl_plugin.utils.signals import own_process_group
-
-# Of one worker, to read a batch from the slowest disk.
-SECONDS_PER_BATCH = 600
 
 
 def fit(
@@ -136,7 +133,6 @@ def fit(
         **loader,
     }
     if loader["num_workers"]:
-        # A worker that died without a word would be waited for, for ever.
         options.setdefault("timeout", SECONDS_PER_BATCH)
     brain.fit(
         counter,

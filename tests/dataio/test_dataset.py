@@ -1,16 +1,19 @@
 """Manifests to datasets: crops, labels and replacements of bad audio."""
 
+import pickle
 import random
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from speechbrain.dataio.dataloader import make_dataloader
 
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.dataset import UtteranceDataset, crop_dataset
 from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.utils.signals import own_process_group
 
 
 @pytest.fixture
@@ -131,6 +134,46 @@ def test_crops_do_not_depend_on_who_reads(noise, persistent):
         data.set_epoch(epoch)
         for here, there in zip(data, loader):
             assert torch.equal(here["sig"], there["sig"])
+
+
+def test_a_pickled_dataset_gives_the_same_items(noise):
+    """With crops of an epoch that is set after the copy was made."""
+    manifest = manifest_of(a=noise[0], b=noise[0])
+    data = crop_dataset(
+        manifest, np.arange(2), 0.25, labels=np.array([4, 5]), seed=3
+    )
+    copy = pickle.loads(pickle.dumps(data))
+    for epoch in (0, 2):
+        data.set_epoch(epoch)
+        copy.set_epoch(epoch)
+        for here, there in zip(data, copy, strict=True):
+            assert torch.equal(here.pop("sig"), there.pop("sig"))
+            assert here == there and type(there["label"]) is int
+
+
+def test_spawned_loaders_read_the_same_batch(noise):
+    """As on macOS and Windows, whose processes get a pickled dataset."""
+    manifest = manifest_of(a=noise[0], b=noise[0])
+    data = crop_dataset(
+        manifest, np.arange(2), 0.25, labels=np.array([4, 5]), seed=3
+    )
+    options = {"batch_size": 2, "worker_init_fn": own_process_group}
+    loaders = [
+        make_dataloader(data, **options),
+        make_dataloader(
+            data,
+            **options,
+            num_workers=1,
+            multiprocessing_context="spawn",
+            persistent_workers=True,
+        ),
+    ]
+    for epoch in (1, 2):  # the process of epoch 1 reads epoch 2, too
+        data.set_epoch(epoch)
+        here, there = (next(iter(loader)) for loader in loaders)
+        assert torch.equal(here.sig.data, there.sig.data)
+        assert here.label.tolist() == there.label.tolist() == [4, 5]
+        assert here.id == there.id == ["a", "b"]
 
 
 def test_a_file_that_turns_bad_stops_no_epoch(tmp_path, noise):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import datetime
 import os
+import pickle
 import signal
 
 import numpy as np
@@ -129,6 +130,20 @@ def test_workers_agree_with_the_main_process(speech, encoder):
     alone, _ = Extractor(encoder)(speech, np.arange(6))
     together, _ = Extractor(encoder, num_workers=1)(speech, np.arange(6))
     np.testing.assert_array_equal(alone.vectors, together.vectors)
+
+
+def test_what_spawned_workers_get_can_be_pickled(speech):
+    whole = extractor._Waveforms(
+        *(speech, np.arange(6), speech.durations),
+        *(np.arange(6), np.array([2, 6]), RATE, 1),
+    )
+    copied = pickle.loads(pickle.dumps(whole))
+    for batch in (0, 1):
+        rows, wavs, n_samples, bad = whole[batch]
+        again = copied[batch]
+        assert rows.tolist() == again[0].tolist() and bad == again[3] == []
+        assert torch.equal(wavs, again[1])
+        assert torch.equal(n_samples, again[2])
 
 
 def test_the_encoder_is_in_evaluation_mode_without_graph(speech, encoder):
