@@ -123,12 +123,17 @@ class Stop:
         of them call it at the same step: a process that stopped alone would
         leave the others waiting for its gradients.
         """
-        if world_size() == 1:
-            return self.requested is not None
-        if not collective:
-            return False
-        requested = torch.tensor(self.requested is not None)
-        return bool(sum_over_ranks({"requested": requested})["requested"])
+        now = self.requested is not None
+        if world_size() > 1:
+            if not collective:
+                return False
+            total = sum_over_ranks({"requested": torch.tensor(now)})
+            now = bool(total["requested"])
+        if now and self._timer is not None:
+            # The step has not hung, and a checkpoint on a slow disk may take
+            # longer than the time that is left.
+            self._timer.cancel()
+        return now
 
     def leave(self, number: int | None = None) -> NoReturn:
         """Logs how to go on; raises SystemExit with a shell's status."""

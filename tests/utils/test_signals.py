@@ -103,6 +103,19 @@ def test_a_step_that_hangs_is_left_after_a_while(monkeypatch):
     assert not waits.is_set()
 
 
+def test_a_checkpoint_may_take_longer_than_a_step(monkeypatch):
+    monkeypatch.setattr(signals, "SECONDS_TO_FINISH", 0.2)
+    stop, written = Stop(), False
+    with pytest.raises(SystemExit) as left, stop.on_signals():
+        stop.deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.should_stop(collective=True)
+        threading.Event().wait(0.6)
+        written = True
+        stop.leave()
+    assert written and left.value.code == 128 + signal.SIGTERM
+
+
 def test_a_block_within_another_deferral_may_not_leave():
     stop = Stop()
     with pytest.raises(SystemExit), stop.on_signals():
