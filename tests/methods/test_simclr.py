@@ -40,6 +40,20 @@ def test_discriminator_step_changes_only_the_discriminator(simclr):
     assert all(p.grad is None for p in simclr.modules.encoder.parameters())
 
 
+def test_vectors_without_weight_decay_on_request(tmp_path):
+    options = {"remove_vector_weight_decay": True}
+    plain = begin(make_brain("simclr", tmp_path / "plain"))
+    brain = begin(make_brain("simclr", tmp_path / "own", run_opts=options))
+    for name, optimizer in brain.optimizers_dict.items():
+        vectors, others = optimizer.param_groups
+        assert vectors["weight_decay"] == 0
+        assert all(p.ndim == 1 for p in vectors["params"])
+        assert all(p.ndim != 1 for p in others["params"])
+        (whole,) = plain.optimizers_dict[name].param_groups
+        both = len(vectors["params"]) + len(others["params"])
+        assert both == len(whole["params"])
+
+
 def test_main_step_leaves_the_discriminator(simclr, monkeypatch):
     monkeypatch.setattr(simclr, "train_discriminator", lambda embeddings: None)
     before = weights(simclr)
