@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -113,6 +114,12 @@ class SpeakerBrain(HookedBrain):
         super().on_fit_start()
         if self.optimizer_step == 0:
             self.anneal(1)
+        counter = self.checkpointer.recoverables.get("counter")
+        limit = self.optimizer_step_limit or math.inf
+        if counter and self.step == 0 and self.optimizer_step >= limit:
+            # A run killed behind its last step: SpeechBrain would begin
+            # another epoch, of no step, which has no figures.
+            counter.current = counter.limit
         before = self.tally.processes_before
         if before != world_size():
             # They read on from where the epoch was, rounded down to batches.

@@ -336,6 +336,25 @@ def test_fewer_processes_read_on_from_where_the_epoch_was(
     assert [int(item) for item in loader] == [6, 7]
 
 
+@KINDS
+def test_no_epoch_is_begun_behind_the_limit_of_steps(kind, tmp_path):
+    """The fit is over, and the run was killed before its step was done."""
+    for first in (True, False):
+        counter = sb.utils.epoch_loop.EpochCounter(3)
+        checkpointer = Checkpointer(tmp_path / "c", {"counter": counter})
+        brain = make_brain(
+            kind,
+            tmp_path,
+            run_opts={"optimizer_step_limit": 4, "noprogressbar": True},
+            modules={"memory": LossMemory(10, 0.0)} if kind == "gated" else {},
+            checkpointer=checkpointer,
+        )
+        options = {"collate_fn": PaddedBatch, "batch_size": 5}
+        brain.fit(counter, Crops(), Crops(), None, options, options)
+        epochs = [record["epoch"] for record in brain.records]
+        assert epochs == ([1, 2] if first else [])
+
+
 class Killed(BaseException):
     """Nothing that the code under test would catch."""
 
