@@ -84,11 +84,12 @@ def parse(
     output_folder: str | pathlib.Path,
     given: list[str],
 ) -> list[tuple]:
-    """Returns each stage's yaml, run options and overrides, all checked."""
+    """Returns the arguments of the recipe's `train` for each stage, checked."""
     import difflib
 
     import speechbrain as sb
 
+    from lgl_plugin.runs.run import planned_steps
     from lgl_plugin.runs.settings import load_settings, plain_settings
 
     known = set().union(*keys(choices["preset"]))
@@ -102,9 +103,12 @@ def parse(
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"there is no setting {name!r}{hint}")
         parsed.append((str(path), run_opts, overrides))
+    settings = {}
     for path, run_opts, overrides in parsed:
-        load_settings(path, overrides, run_opts)
-    return parsed
+        checked, _ = load_settings(path, overrides, run_opts)
+        settings[f"stage {checked.stage}"] = dict(checked)
+    plan = planned_steps(settings)
+    return [(*arguments, plan) for arguments in parsed]
 
 
 def choose(audio: str, run: pathlib.Path, preset: str | None) -> dict:

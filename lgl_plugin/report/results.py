@@ -23,6 +23,7 @@ from lgl_plugin.evaluation.verification import bootstrap_eer
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.provenance import read_starts
+from lgl_plugin.runs.run import planned_steps
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.files import is_outside, load_arrays
 
@@ -87,18 +88,9 @@ class Results:
 
     @property
     def steps(self) -> list[str]:
-        """Lists all steps that the settings ask for, in order."""
-        steps = ["baselines", "stage1"] if "stage 1" in self.settings else []
-        settings = self.settings.get("stage 2", {})
-        n_iterations = settings.get("n_iterations", 0)
-        steps += [
-            f"iter{number}/{step}"
-            for number in range(1, n_iterations + 1)
-            for step in ("embeddings", "labels", "classifier", "gated")
-        ]
-        if n_iterations and settings.get("large_margin_epochs"):
-            steps.append(f"iter{n_iterations}/large_margin")
-        return steps
+        """Lists all steps that the settings ask for, in order, but exports."""
+        steps = planned_steps(self.settings)
+        return [step for step in steps if not step.startswith("export/")]
 
     def setting(self, name: str) -> str:
         """Returns a setting of the later stage as text; empty for none."""

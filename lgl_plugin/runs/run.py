@@ -59,6 +59,12 @@ class Run:
     settings : dict
         The stage's settings, see `plain_settings`.
 
+    Attributes
+    ---------
+    plan : list of str
+        All steps in their order, also those of the other stage as far as its
+        settings are known; the screen counts by it.
+
     Raises
     ------
     ValueError
@@ -94,6 +100,7 @@ class Run:
         self.failed = state["failed"]
         self._check_settings(settings)
         self._check_metrics(state.get("metrics"))
+        self.plan = planned_steps(self.settings)
 
     def _read(self):
         """Reads the folder's state; that of a new one is empty."""
@@ -220,7 +227,11 @@ class Run:
             logger.warning(
                 "%s is done again: what it was made from has changed", name
             )
-        logger.info("%s begins", name)
+        if name in self.plan:
+            number = self.plan.index(name) + 1
+            logger.info("step %d of %d: %s", number, len(self.plan), name)
+        else:  # of a recipe that has other steps
+            logger.info("%s begins", name)
         from_main(self._clear, folder, renewed)
         self.sources[name] = source
         for record in (self.done, self.files, self.failed):
@@ -289,6 +300,22 @@ class Run:
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
         append_line(self.folder / METRICS, json.dumps(record))
+
+
+def planned_steps(settings: dict[str, dict]) -> list[str]:
+    """Lists the steps that settings, by "stage 1" and "stage 2", ask for."""
+    steps = []
+    if "stage 1" in settings:
+        steps += ["baselines", "stage1", "export/stage1"]
+    stage2 = settings.get("stage 2", {})
+    n_rounds = stage2.get("n_iterations", 0)
+    for number in range(1, n_rounds + 1):
+        names = ["embeddings", "labels", "classifier", "gated"]
+        if number == n_rounds and stage2.get("large_margin_epochs"):
+            names.append("large_margin")
+        steps += [f"iter{number}/{name}" for name in names]
+        steps.append(f"export/iter{number}")
+    return steps
 
 
 def step_of(record: dict) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH, crop_dataset
 from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
@@ -19,6 +20,8 @@ from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
 from lgl_plugin.training.session import Session
 from lgl_plugin.utils.signals import own_process_group
 
+logger = get_logger(__name__)
+
 
 def fit(
     session: Session,
@@ -26,6 +29,8 @@ def fit(
     modules: dict[str, torch.nn.Module],
     folder: pathlib.Path,
     epochs: int,
+    *,
+    phase: str,
     labels: np.ndarray | None = None,
     rows: np.ndarray | None = None,
     crop_seconds: float | None = None,
@@ -45,9 +50,11 @@ def fit(
         Its modules, apart from augmentation. The checkpoint of `encoder` is
         that of its network, so that SpeechBrain loads it.
     folder : pathlib.Path
-        For checkpoints.
+        The step's, below the run folder; the checkpoints lie in there.
     epochs : int
         How many.
+    phase : str
+        The name of this training in metrics.jsonl.
     labels : numpy.ndarray, optional
         Pseudo-labels by row of the manifest, int64, -1 where there is none.
         With labels the training data has one crop of an utterance, else two.
@@ -57,33 +64,36 @@ def fit(
     crop_seconds : float, optional
         Length of a crop, the yaml's if not given.
     epochs_before : int
-        Epochs of the phase that this one goes on from.
+        Epochs of the phases before, at whose learning rate this one goes on.
     remark : callable, optional
         Takes the brain after an epoch, returns more for its record.
     **context
-        What each record of metrics.jsonl says beside the figures.
+        Further entries of each record of metrics.jsonl, such as the stage.
 
     Returns
     -------
     SpeakerBrain
         After the fit.
+
+    Raises
+    ------
+    ValueError
+        If the utterances make no batch.
     """
     settings = session.settings
     modules = {"augment": settings.augment, **modules}
     counter = EpochCounter(epochs)
     figures = ClusterFigures(session.device)
-    kept = {**modules, "embedding_model": modules["encoder"].network}
-    del kept["encoder"]
-    kept = {name: part for name, part in kept.items() if part.state_dict()}
-    checkpointer = WholeCheckpointer(
+    checkpointer = _checkpointer(
         folder / "checkpoints",
-        {**kept, "counter": counter, "clusters": figures},
+        modules,
+        counter=counter,
+        clusters=figures,
     )
     crop = crop_seconds or settings.crop_seconds
     seed = int(os.environ["SB_GLOBAL_SEED"])  # which SpeechBrain's samplers use
-    data = session.manifest
     train = crop_dataset(
-        data,
+        session.manifest,
         session.train_rows if rows is None else rows,
         crop,
         2 if labels is None else 1,
@@ -93,23 +103,34 @@ def fit(
     )
     if len(train) < session.batch_size:  # the last, smaller batch is left out
         raise ValueError(
-            f"{context['phase']}: {len(train)} utterances make no batch of "
+            f"{phase}: {len(train)} utterances make no batch of "
             f"{session.batch_size}, so nothing would be trained. Lower "
             "batch_size."
         )
+    # The same crops at every epoch of every phase: set_epoch is never called.
+    valid = crop_dataset(
+        session.manifest,
+        session.held_out_rows,
+        crop,
+        2,
+        None,
+        settings.sample_rate,
+    )
     order, sampler = {"shuffle": True}, None
-    if data.places is not None:
-        sampler = ShardSampler(
-            shard_numbers(data.wavs)[train.data_ids], seed=seed
-        )
+    if session.manifest.places is not None:
+        shards = shard_numbers(session.manifest.wavs)
+        sampler = ShardSampler(shards[train.data_ids], seed=seed)
         order = {"sampler": sampler}
 
     def log(record):
         if remark is not None:
             record = {**record, **remark(brain)}
-        session.log(**context, **record)
-        phase = folder.relative_to(session.run.folder).as_posix()
-        session.show(phase, record)
+        session.log(**context, phase=phase, **record)
+        step = folder.relative_to(session.run.folder).as_posix()
+        session.show(step, record)
+        # The held-out crops count, too: they have been embedded by now.
+        left = brain.tally.seconds * (epochs - record["epoch"])
+        logger.info(epoch_line(step, record, epochs, left))
 
     brain = brain_class(
         modules,
@@ -125,22 +146,11 @@ def fit(
         epochs_before=epochs_before,
         seed=seed,
     )
-    loader = dict(settings.dataloader_options)
-    options = {
-        # From pinned memory the GPU fetches a batch while it still computes.
-        "pin_memory": torch.device(session.device).type == "cuda",
-        "worker_init_fn": own_process_group,
-        **loader,
-    }
-    if loader["num_workers"]:
-        options.setdefault("timeout", SECONDS_PER_BATCH)
+    options = _loader_options(session)
     brain.fit(
         counter,
         train,
-        # The same crops at every epoch of every phase.
-        crop_dataset(
-            data, session.held_out_rows, crop, 2, None, settings.sample_rate
-        ),
+        valid,
         train_loader_kwargs={**options, **order, "drop_last": True},
         valid_loader_kwargs=options,
     )
@@ -148,7 +158,54 @@ def fit(
     return brain
 
 
-def _examiner(session, figures):
+def epoch_line(step: str, record: dict, epochs: int, left: float) -> str:
+    """Returns an epoch's line for the screen, without true labels' figures.
+
+    `left` is the time in seconds that the phase still needs.
+    """
+    figures = {
+        "loss": "loss {:.3f}",
+        "accuracy": "accuracy {:.3f}",
+        "lr": "lr {:.2g}",
+        "pseudo_eer": "pseudo-EER {:.1f} %",
+        "utterances_per_second": "{:.0f} utterances/s",
+    }
+    parts = [
+        text.format(record[name])
+        for name, text in figures.items()
+        if record.get(name) is not None
+    ]
+    if record["epoch"] < epochs:
+        size, unit = (3600, "h") if left >= 7200 else (60, "min")
+        if left < 120:
+            size, unit = 1, "s"
+        parts.append(f"{left / size:.0f} {unit} left")
+    return f"{step}: epoch {record['epoch']} of {epochs}, {', '.join(parts)}"
+
+
+def _checkpointer(folder, modules, **further):
+    """Makes a checkpointer of modules that have weights, and of others."""
+    # By the name under which SpeechBrain's own yamls load an encoder's network.
+    kept = {**modules, "embedding_model": modules["encoder"].network}
+    del kept["encoder"]
+    kept = {name: part for name, part in kept.items() if part.state_dict()}
+    return WholeCheckpointer(folder, {**kept, **further})
+
+
+def _loader_options(session):
+    """Returns the yaml's options of loaders, with defaults for the others."""
+    given = dict(session.settings.dataloader_options)
+    options = {
+        # From pinned memory the GPU fetches a batch while it still computes.
+        "pin_memory": torch.device(session.device).type == "cuda",
+        "worker_init_fn": own_process_group,
+    }
+    if given["num_workers"]:
+        options["timeout"] = SECONDS_PER_BATCH
+    return {**options, **given}
+
+
+def _examiner(session, cluster_figures):
     """Makes what measures an epoch's encoder, as `selection` asks."""
     settings = session.settings
     study = settings.selection_study
@@ -158,12 +215,12 @@ def _examiner(session, figures):
     rows = rng.permutation(session.rows)[:SAMPLE]
 
     def examine(encoder):
-        found = {}
+        measured = {}
         if clusters:
             vectors = session.embed(encoder, rows).vectors
-            found.update(figures(np.array(vectors)))
+            measured.update(cluster_figures(np.array(vectors)))
         if study:
-            found.update(session.score(encoder))
-        return found
+            measured.update(session.score(encoder))
+        return measured
 
     return examine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -128,6 +129,9 @@ class Session:
         """Begins the stage's log, and keeps the yaml as it is used."""
         folder = self.run.folder / f"stage{self.settings.stage}"
         sb.create_experiment_directory(folder)  # all ranks meet in there
+        # Each epoch's line has the learning rate: a line for each optimiser
+        # would come on top.
+        logging.getLogger("speechbrain.nnet.schedulers").setLevel("WARNING")
         if sb.utils.distributed.if_main_process():
             with atomic_write(folder / "hyperparams.yaml") as out:
                 out.write(without_helpers(text))

@@ -8,7 +8,7 @@ import pytest
 
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.provenance import record_start
-from lgl_plugin.runs.run import Run, fork
+from lgl_plugin.runs.run import Run, fork, planned_steps
 from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.utils.files import write_json
 
@@ -26,6 +26,34 @@ def test_step_that_fails_is_not_done(tmp_path):
         run.step("stage1", fail)
     done = Run(tmp_path, 1, {}).step("stage1", lambda folder: {"n": 1})
     assert done == {"n": 1}
+
+
+def test_each_step_says_where_it_is(tmp_path, caplog):
+    """Of the stage's own steps; of both stages' once the second is known."""
+    caplog.set_level("INFO")
+    Run(tmp_path, 1, {"lr": 1}).step("stage1", lambda folder: None)
+    assert caplog.messages[0] == "step 2 of 3: stage1"
+    options = {"n_iterations": 2, "large_margin_epochs": 1}
+    run = Run(tmp_path, 2, options)
+    for name in ("iter1/embeddings", "iter2/large_margin", "export/iter2"):
+        run.step(name, lambda folder: None)
+    said = [line for line in caplog.messages if line.startswith("step ")]
+    assert said[1:] == [
+        "step 4 of 14: iter1/embeddings",
+        "step 13 of 14: iter2/large_margin",
+        "step 14 of 14: export/iter2",
+    ]
+    run.plan = ["mine"]  # a recipe may have others
+    run.step("mine", lambda folder: None)
+    assert "step 1 of 1: mine" in caplog.messages
+    run.step("unplanned", lambda folder: None)
+    assert "unplanned begins" in caplog.messages
+
+
+def test_stage2_alone_has_four_or_five_steps_a_round_and_an_export():
+    for margin, n_steps in ((0, 10), (1, 11)):
+        settings = {"n_iterations": 2, "large_margin_epochs": margin}
+        assert len(planned_steps({"stage 2": settings})) == n_steps
 
 
 def test_stages_share_a_folder_with_settings_of_their_own(tmp_path):

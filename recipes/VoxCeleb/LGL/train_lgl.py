@@ -126,13 +126,18 @@ def train_round(this):
     session.publish(this.name, this.made_from)
 
 
-def train(hparams_file, run_opts, overrides):
-    """Trains the stage that a yaml names; takes what SpeechBrain parsed."""
+def train(hparams_file, run_opts, overrides, plan=None):
+    """Trains the stage that a yaml names; takes what SpeechBrain parsed.
+
+    `plan` lists the steps of a job that has further stages; the screen counts
+    by it.
+    """
     debug = bool(run_opts.get("debug"))
     with stop.on_signals():
         with explained_errors(2, debug):
             settings, text = load_settings(hparams_file, overrides, run_opts)
             session = Session(settings, text, run_opts, observer_of)
+            session.run.plan = plan or session.run.plan
         with explained_errors(1, debug):
             stages = {1: train_stage1, 2: train_stage2}
             stages[settings.stage](session)
