@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +19,14 @@ from lgl_plugin.inference.export import CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 from lgl_plugin.runs.state import check_artefact
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.session import Session
+from lgl_plugin.utils.distributed import launch_command
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
@@ -306,10 +309,8 @@ def find_encoder(session: Session) -> pathlib.Path:
         key = f"pretrained_encoder: {given}" if given else "Stage II"
         raise FileNotFoundError(
             f"{key}: there is no encoder at {path}. Train one with "
-            f"`python train_lgl.py {settings.stage1_yaml} "
-            f"--output_folder={settings.output_folder} "
-            f"--data_folder={settings.data_folder}`, or set "
-            "pretrained_encoder to a SpeechBrain checkpoint."
+            f"`{stage1_command(settings)}`, or set pretrained_encoder to a "
+            "SpeechBrain checkpoint."
         )
     check_artefact(path)
     load_weights(settings.new_encoder().network, path)
@@ -324,3 +325,27 @@ def find_encoder(session: Session) -> pathlib.Path:
     if given or name in known:
         run.given(name, path)
     return path
+
+
+def stage1_command(settings: Stage2Settings) -> str:
+    """Returns the command of Stage I for the user's command of Stage II.
+
+    Options that are settings of Stage II alone are left out.
+    """
+    foreign = {*Stage2Settings.model_fields} - {*Stage1Settings.model_fields}
+    words, name, names = [], "", set()
+    for word in shlex.split(launch_command()):
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0]
+            names.add(name)
+        elif word.endswith(".yaml") and name != "stage1_yaml":
+            word, name = settings.stage1_yaml, ""
+        if name not in foreign:  # also a value behind its option and a space
+            words.append(word)
+    if settings.stage1_yaml not in words:  # not the recipe's own script
+        words = ["python", "train_lgl.py", settings.stage1_yaml]
+        names = set()
+    for name in ("output_folder", "data_folder"):
+        if name not in names:
+            words.append(f"--{name}={getattr(settings, name)}")
+    return shlex.join(words)

@@ -1,6 +1,7 @@
 """A session's log, curves and seeds, and data too small to train on."""
 
 import logging
+import shlex
 import sys
 import types
 
@@ -19,11 +20,16 @@ from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.weights import save_weights
-from lgl_plugin.training.fit import fit
+from lgl_plugin.training.fit import epoch_line, fit
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.observer import Observer
 from lgl_plugin.training.session import Session
-from lgl_plugin.training.stage2 import Round, find_encoder, start_from
+from lgl_plugin.training.stage2 import (
+    Round,
+    find_encoder,
+    stage1_command,
+    start_from,
+)
 from lgl_plugin.utils.files import checksum
 
 GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
@@ -75,6 +81,31 @@ def test_tensorboard_has_a_curve_for_each_figure(
 def test_without_a_train_logger_nothing_is_shown(session):
     session.settings.train_logger = None
     session.show("iter1/gated", {"epoch": 1, "loss": 3.0})
+
+
+@pytest.mark.parametrize(
+    "left, words", [(0, "0 s"), (119, "119 s"), (180, "3 min"), (9000, "2 h")]
+)
+def test_an_epoch_is_a_line(left, words):
+    record = {
+        "epoch": 3,
+        "loss": 3.21456,
+        "accuracy": 0.3123,
+        "lr": 0.00095,
+        "pseudo_eer": 21.345,
+        "utterances_per_second": 153.4,
+        "nmi": 0.5,  # of true labels, which the line leaves out
+    }
+    figures = (
+        "loss 3.215, accuracy 0.312, lr 0.00095, pseudo-EER 21.3 %, "
+        "153 utterances/s"
+    )
+    line = epoch_line("iter1/gated", record, 60, left)
+    assert line == f"iter1/gated: epoch 3 of 60, {figures}, {words} left"
+    line = epoch_line("stage1", {**record, "accuracy": None}, 3, 0.0)
+    assert line == f"stage1: epoch 3 of 3, {figures}".replace(
+        "accuracy 0.312, ", ""
+    )
 
 
 def test_every_step_has_seeds_of_its_own(session):
@@ -198,6 +229,31 @@ def test_no_encoder_to_start_from_is_an_error_that_says_how(session):
     session.settings.pretrained_encoder = "nowhere"
     with pytest.raises(FileNotFoundError, match="^pretrained_encoder: nowhere"):
         find_encoder(session)
+
+
+@pytest.mark.parametrize(
+    "typed, advised",
+    [
+        (
+            "s2.yaml --lr=0.1 --n_clusters=9 --data_folder 'my data' --debug",
+            "s1.yaml --lr=0.1 --data_folder 'my data' --debug "
+            "--output_folder=out",
+        ),
+        (
+            "--gated_epochs 3 --noprogressbar s2.yaml --stage1_yaml s1.yaml "
+            "--dataloader_options='{num_workers: 2}' --output_folder=mine",
+            "--noprogressbar s1.yaml '--dataloader_options={num_workers: 2}' "
+            "--output_folder=mine --data_folder=in",
+        ),
+    ],
+)
+def test_the_advised_command_has_the_options_of_the_typed_one(
+    session, monkeypatch, typed, advised
+):
+    monkeypatch.setattr("sys.argv", ["train_lgl.py", *shlex.split(typed)])
+    options = {"stage1_yaml": "s1.yaml", "output_folder": "out"}
+    settings = types.SimpleNamespace(**options, data_folder="in")
+    assert stage1_command(settings) == f"python train_lgl.py {advised}"
 
 
 def test_another_encoder_does_not_take_the_place_of_rounds(session, tmp_path):
