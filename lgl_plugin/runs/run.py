@@ -21,7 +21,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.settings import changes, identity
+from lgl_plugin.runs.settings import changes, flatten, identity
 from lgl_plugin.runs.state import (
     damage,
     describe,
@@ -232,7 +232,8 @@ class Run:
             logger.info("step %d of %d: %s", number, len(self.plan), name)
         else:  # of a recipe that has other steps
             logger.info("%s begins", name)
-        from_main(self._clear, folder, renewed)
+        old = self.files.get(name, {}) if renewed else {}
+        from_main(self._clear, folder, renewed, old)
         self.sources[name] = source
         for record in (self.done, self.files, self.failed):
             record.pop(name, None)
@@ -256,9 +257,11 @@ class Run:
         return result
 
     @staticmethod
-    def _clear(folder, renewed):
-        """Makes a step's folder; what was trained on another source goes."""
+    def _clear(folder, renewed, old):
+        """Makes a step's folder; what was made of another source goes."""
         folder.mkdir(parents=True, exist_ok=True)
+        for name in old:  # a step that now leaves less would seem to have it
+            (folder / name).unlink(missing_ok=True)
         for part in folder.glob(".*.part"):  # of a process that was killed
             part.unlink()
         checkpoints = folder / "checkpoints"
@@ -277,7 +280,8 @@ class Run:
     def identity(self) -> str:
         """Returns one checksum over what changes the stage's result."""
         stage = f"stage {self.stage}"
-        return digest([identity(self.settings[stage]), self.inputs.get(stage)])
+        settings = sorted(flatten(identity(self.settings[stage])))
+        return digest([settings, self.inputs.get(stage)])
 
     @main_process_only
     def save(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -142,21 +143,21 @@ class Session:
         path = pathlib.Path(settings.manifest or "")
         if not settings.manifest:
             path = self.run.folder / "manifest.csv"
-            sb.utils.distributed.run_on_main(
+            # What it raises is raised on every rank: none waits for it.
+            prepare = functools.partial(
                 prepare_manifest,
-                kwargs=dict(
-                    train_folder=settings.train_folder,
-                    manifest=path,
-                    data_root=settings.data_folder,
-                    speaker_folder=settings.speaker_folder,
-                    trials=settings.verification_file,
-                    trial_folder=settings.trial_folder,
-                    max_bad_share=settings.max_bad_share,
-                    sample_rate=settings.sample_rate,
-                    channel=settings.channel,
-                    accept=self._accept_manifest,
-                ),
+                train_folder=settings.train_folder,
+                manifest=path,
+                data_root=settings.data_folder,
+                speaker_folder=settings.speaker_folder,
+                trials=settings.verification_file,
+                trial_folder=settings.trial_folder,
+                max_bad_share=settings.max_bad_share,
+                sample_rate=settings.sample_rate,
+                channel=settings.channel,
+                accept=self._accept_manifest,
             )
+            from_main(prepare)
         self.run.given("manifest", path)
         self.manifest = load_manifest(
             path, settings.data_folder, settings.allow_outside_data_folder
@@ -213,7 +214,9 @@ class Session:
             samples = int(settings.crop_seconds * settings.sample_rate)
             batch = 4 * 2 * samples * options.batch_size  # two float32 crops
             held = dict(options).get("prefetch_factor") or 2
-            check_shared_memory(options.num_workers * held * batch)
+            # Of all processes of this machine, which share that memory.
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            check_shared_memory(here * options.num_workers * held * batch)
 
     @main_process_only
     def log(self, **record: Any) -> None:

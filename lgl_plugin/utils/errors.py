@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.utils.distributed import rank
+
 logger = get_logger(__name__)
 
 # Their messages say what is wrong and what to do.
@@ -22,8 +24,12 @@ def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
     try:
         yield
     except EXPLAINED as error:
-        if debug:
+        # log.txt is the main process's: an error of another rank alone, such
+        # as memory that ran out there, would leave nothing to find it by.
+        if debug or rank() > 0:
             raise
         logger.debug("The error in full:", exc_info=True)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, RuntimeError):  # perhaps a fault of the program
+            print("log.txt of the run has the traceback.", file=sys.stderr)
         raise SystemExit(status) from None

@@ -10,7 +10,7 @@ from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run, fork, planned_steps
 from lgl_plugin.runs.settings import plain_settings
-from lgl_plugin.utils.files import write_json
+from lgl_plugin.utils.files import atomic_write, write_json
 
 # The name tells whose step it is: those of Stage II lie in a round's folder.
 LABELS, GATED = "iter1/labels", "iter1/gated"
@@ -552,3 +552,18 @@ def test_other_inputs_are_taken_while_nothing_is_made_of_them(tmp_path):
     audio.write_text("wrong")
     with pytest.raises(ValueError, match="is not what it was when stage 1"):
         Run(tmp_path / "run", 1, {}).given("manifest", audio)
+
+
+def test_a_step_made_of_another_source_leaves_nothing_of_the_old_one(tmp_path):
+    """Fine-tuning that now has too few utterances leaves no encoder."""
+
+    def fine_tune(folder):
+        with atomic_write(folder / "encoder.ckpt") as out:
+            out.write("old")
+
+    run = Run(tmp_path, 2, {})
+    run.step("iter1/large_margin", fine_tune, source="one")
+    encoder = tmp_path / "iter1/large_margin/encoder.ckpt"
+    assert encoder.exists()
+    run.step("iter1/large_margin", lambda folder: None, source="other")
+    assert not encoder.exists()

@@ -18,3 +18,16 @@ def test_debug_and_faults_of_the_program_keep_their_traceback():
         raise ValueError
     with pytest.raises(KeyError), explained_errors(1):
         raise KeyError
+
+
+def test_an_error_of_one_rank_alone_keeps_its_traceback(monkeypatch):
+    """Only the main process has a log file to keep it in."""
+    monkeypatch.setattr("lgl_plugin.utils.errors.rank", lambda: 1)
+    with pytest.raises(ValueError, match="here"), explained_errors(1):
+        raise ValueError("here")
+
+
+def test_a_runtime_error_names_the_log(capsys):
+    with pytest.raises(SystemExit), explained_errors(1):
+        raise RuntimeError("out of memory")
+    assert "log.txt of the run has the traceback" in capsys.readouterr().err
