@@ -190,7 +190,8 @@ class SpeakerBrain(HookedBrain):
             self.guard.count(skipped)
             self.tally.add(skipped=skipped)
         self._leave_if_asked(self.step % STEPS_PER_READING == 0)
-        if self.step % self.steps_per_reading:
+        # At the first step, too: the bar of a short epoch would show 0.
+        if self.step > 1 and self.step % self.steps_per_reading:
             return avg_loss
         self.guard.check(self)
         return float(self.tally.average)

@@ -50,6 +50,13 @@ def test_what_is_given_replaces_what_is_usual():
     assert second["n_clusters"] == "50"
 
 
+def test_the_screen_counts_the_steps_of_both_stages(tmp_path):
+    choices = {"preset": "small", "n_clusters": 7}
+    first, second = train.parse(choices, tmp_path, tmp_path / "run", [])
+    assert first[-1] == second[-1]
+    assert first[-1][0] == "baselines" and first[-1][-1] == "export/iter2"
+
+
 @pytest.fixture
 def hour(tmp_path):
     """Files that claim ten minutes each, though they are small."""

@@ -43,6 +43,13 @@ def test_one_job_is_the_two_commands(run, corpus, tmp_path):
     status, printed = lgl_train(corpus, tmp_path / "run")
     assert status == 0, printed[-3000:]
     assert figures(tmp_path / "run") == figures(run)
+    for line in (
+        "step 1 of 13: baselines",
+        "stage1: epoch 1 of 2, loss ",
+        "step 13 of 13: export/iter2",
+    ):
+        assert printed.count(line) == 1
+    assert "%|" not in printed  # no bar, as --noprogressbar asks
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     status, printed = lgl_train(corpus, tmp_path / "run")
     assert status == 0, printed[-3000:]

@@ -136,6 +136,7 @@ def test_no_step_waits_for_the_gpu(kind, make):
     brain = make(kind, run_opts={"device": "cuda"}, **further)
     given = batch(n_crops(brain)).pin_memory()
     brain.fit_batch(given)
+    brain.step = 2  # of the first one the loss is read
     torch.cuda.set_sync_debug_mode("error")
     try:
         brain.update_average(brain.fit_batch(given), 0.0)
@@ -155,6 +156,17 @@ def test_mean_loss_is_speechbrains(gated):
             assert average == pytest.approx(expected)
     assert type(average) is float
     assert float(brain.tally.average) == pytest.approx(expected)
+
+
+def test_the_bar_shows_a_loss_from_the_first_step_on(gated):
+    """On a GPU, too, where an epoch may be shorter than the next reading."""
+    brain = gated()
+    brain.steps_per_reading = STEPS_PER_READING
+    average = 0.0
+    for brain.step in (1, 2, 3):
+        average = brain.update_average(torch.tensor(6.0 / brain.step), average)
+        assert average == 6.0
+    assert float(brain.tally.average) == pytest.approx((6 + 3 + 2) / 3)
 
 
 def test_bad_utterances_are_counted_from_the_batch(simclr):
