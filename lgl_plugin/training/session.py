@@ -91,8 +91,8 @@ class Session:
         self.settings = settings
         self.debug = bool(run_opts.get("debug"))
         self.device = check_device(run_opts.get("device"))
-        # SpeechBrain's Brain takes its run options from here, too: one of None
-        # would hide its default.
+        # SpeechBrain's Brain looks for run options in here, too, where a None
+        # would hide the option's default.
         self.brain_settings = {
             name: value
             for name, value in dict(settings).items()
@@ -106,7 +106,8 @@ class Session:
                 os.path.abspath(settings.train_folder),
                 os.path.abspath(settings.data_folder),
             )
-        # After the folders: in a wrong one the trial list would be missed.
+        # After the folders: of a wrong data_folder the error would otherwise
+        # be that it lacks the trial list.
         observe = observer_of(settings) if observer_of else _no_labels
         folder = pathlib.Path(settings.output_folder)
         if self.debug:
@@ -223,16 +224,17 @@ class Session:
         """Adds a record to the run's metrics, and warns of what it shows."""
         self.run.log(**record)
         try:
-            found = findings(read_metrics(self.run.folder))
+            warnings = findings(read_metrics(self.run.folder))
         except Exception as error:  # the file was altered by someone
             logger.warning("The run's health cannot be judged: %s", error)
             return
-        for where, words in found:
-            if record_key(where) == record_key(record):
-                logger.warning(words)
+        # Of all warnings of the run, only the new record's: each is said once.
+        for shown_by, warning in warnings:
+            if record_key(shown_by) == record_key(record):
+                logger.warning(warning)
 
     def show(self, phase: str, record: dict) -> None:
-        """Hands an epoch's figures to the yaml's train_logger."""
+        """Hands an epoch's figures to the yaml's train_logger, if any."""
         if self.settings.train_logger is None:
             return
         stats = {

@@ -88,7 +88,8 @@ class Round:
 
     def extract(self, folder: pathlib.Path) -> dict:
         """Embeds all utterances by the encoder of the round before."""
-        # That one is never the wide one, which only the last round trains.
+        # `self.new_encoder` may be the last round's wider one, which these
+        # weights do not fit.
         encoder = self.settings.new_encoder()
         load_weights(encoder.network, self.source)
         embeddings = self.session.embed(encoder, folder=folder)
@@ -126,9 +127,10 @@ class Round:
         return {"n_clusters": n_clusters}
 
     def _agreement(self):
-        """Compares the pseudo-labels with those of the round before, by AMI.
+        """Returns the AMI of the pseudo-labels and those of the round before.
 
-        Once that no longer grows, further rounds train on what is known.
+        None in the first round. Once it no longer grows, further rounds train
+        on the same labels.
         """
         if self.number == 1:
             return None
@@ -150,7 +152,11 @@ class Round:
         return labels
 
     def start(self) -> tuple[Encoder, torch.nn.Module]:
-        """Makes an encoder and a classifier as `*_init` of the yaml say."""
+        """Makes an encoder and a classifier.
+
+        The yaml's `encoder_init` and `classifier_init` say with what weights;
+        a wide encoder has none that fit, and begins at random.
+        """
         encoder, classifier = self._new_modules()
         if not self.is_wide:
             warm = self.settings.encoder_init == "previous"
@@ -237,11 +243,12 @@ class Round:
         }
         if correction is not None:
             modules["correction"] = correction
-        losses = observer.epoch_losses(labels)
+        # Figures of true labels, for the record alone; None without any.
+        judge_losses = observer.epoch_losses(labels)
 
         def remark(brain):
             last = brain.tally.last
-            return losses(last["rows"], last["losses"])
+            return judge_losses(last["rows"], last["losses"])
 
         brain = fit(
             self.session,
@@ -249,7 +256,7 @@ class Round:
             modules,
             folder,
             labels=labels,
-            remark=remark if losses else None,
+            remark=remark if judge_losses else None,
             stage=2,
             iteration=self.number,
             phase=folder.name,
