@@ -42,7 +42,7 @@ from lgl_plugin.utils.device import (
     keep_freed_memory,
 )
 from lgl_plugin.utils.distributed import from_main, world_size
-from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.files import atomic_write, explain_full_disk
 
 logger = get_logger(__name__)
 
@@ -130,7 +130,8 @@ class Session:
     def _begin_log(self, text):
         """Begins the stage's log, and keeps the yaml as it is used."""
         folder = self.run.folder / f"stage{self.settings.stage}"
-        sb.create_experiment_directory(folder)  # all ranks meet in there
+        with explain_full_disk(folder):  # log.txt is begun in there
+            sb.create_experiment_directory(folder)
         # Each epoch's line has the learning rate: a line for each optimiser
         # would come on top.
         logging.getLogger("speechbrain.nnet.schedulers").setLevel("WARNING")
