@@ -25,11 +25,7 @@ from lgl_plugin.cli.main import VERBS, build_parser
 from lgl_plugin.cli.train import as_pairs, key_of, keys
 from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.nnet.gates import Gate
-from lgl_plugin.runs.settings import (
-    load_settings,
-    plain_settings,
-    read_preset,
-)
+from lgl_plugin.runs.settings import load_settings, plain_settings, read_preset
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
