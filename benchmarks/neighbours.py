@@ -2,11 +2,11 @@
 
 > python benchmarks/neighbours.py --neighbours=0,1,2,8
 
-OpenMP reads OMP_WAIT_POLICY once, when torch is loaded: each variant is a
-process of its own, which trains the small preset's encoder on noise. Without
-the policy, threads that wait for each other spin, and take the time that a
-neighbour, or their own other thread, would need. The floor is the step on an
-idle machine.
+OpenMP reads how its threads wait once, when torch is loaded: each variant is a
+process of its own, which trains the small preset's encoder on noise. By
+default, threads that wait for each other spin, and take the time that a
+neighbour, or their own other thread, would need. `lgl` and train_lgl.py set
+GOMP_SPINCOUNT=1000. The floor is the step on an idle machine.
 """
 
 import json
@@ -16,6 +16,13 @@ import sys
 
 from common import arguments, report
 
+from lgl_plugin.utils.threads import SPINS
+
+POLICIES = {
+    "default": {},
+    "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": SPINS},
+}
 STEP = """
 import json, sys, time
 import torch
@@ -39,12 +46,12 @@ print(json.dumps(sorted(seconds[1:])))
 
 def seconds_per_step(policy, options):
     """Runs steps in a process of its own; returns each one's seconds."""
-    others = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    given = {} if policy == "unset" else {"OMP_WAIT_POLICY": policy}
+    set_here = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    others = {k: v for k, v in os.environ.items() if k not in set_here}
     sizes = (options.steps, options.batch, options.threads)
     done = subprocess.run(
         [sys.executable, "-c", STEP, *map(str, sizes)],
-        env={**others, **given},
+        env={**others, **POLICIES[policy]},
         check=True,
         capture_output=True,
         text=True,
@@ -62,7 +69,7 @@ def main(options):
         ]
         try:
             for _ in range(options.repeats):
-                for policy in ("unset", "passive"):
+                for policy in POLICIES:
                     seconds = seconds_per_step(policy, options)
                     found.setdefault((n_neighbours, policy), []).extend(seconds)
         finally:
@@ -74,7 +81,7 @@ def main(options):
         rows.append(
             {
                 "neighbours": n_neighbours,
-                "OMP_WAIT_POLICY": policy,
+                "waiting": policy,
                 "median s": f"{seconds[len(seconds) // 2]:.2f}",
                 "lowest s": f"{seconds[0]:.2f}",
                 "highest s": f"{seconds[-1]:.2f}",

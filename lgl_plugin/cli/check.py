@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,6 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
 def check_audio(audio: str, folder: pathlib.Path) -> dict:
     """Prints what a folder holds; returns what `prepare_manifest` does."""
     import collections
-    import os
 
     import numpy as np
 
@@ -111,7 +111,6 @@ def check_audio(audio: str, folder: pathlib.Path) -> dict:
 
 def check_machine() -> list[str]:
     """Prints what the machine has; returns what will not do."""
-    import os
     import shutil
 
     import torch
@@ -122,8 +121,8 @@ def check_machine() -> list[str]:
     problems = []
     print(
         f"CPU        {device_name('cpu')}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY "
-        f"{os.environ.get('OMP_WAIT_POLICY', 'not set')}"
+        f"{torch.get_num_threads()} threads, waiting by "
+        f"{_waiting_policy()}"
     )
     gpus = [device_name(f"cuda:{n}") for n in range(torch.cuda.device_count())]
     print(f"GPU        {', '.join(gpus) or 'none that torch sees'}")
@@ -278,3 +277,11 @@ def sample_of(manifest: pathlib.Path, n_rows: int) -> pathlib.Path:
     path = manifest.with_name(f"sample{n_rows}.csv")
     path.write_text(head + "".join(sorted(lines)), encoding="utf-8")
     return path
+
+
+def _waiting_policy():
+    """Names the variable that tells OpenMP's threads how to wait."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        if name in os.environ:
+            return f"{name}={os.environ[name]}"
+    return "OpenMP's default"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from typing import NoReturn
 
 from lgl_plugin import __version__
+from lgl_plugin.utils.threads import spin_briefly
 
 # Each is a module of this folder with `add_arguments` and `run`. torch and
 # SpeechBrain are imported in `run` only, so that help comes at once.
@@ -49,9 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     >>> main(["recipe", str(getfixture("tmp_path") / "mine")])
     11 files are in ...
     """
-    # On a machine that others use, waiting threads that spin make a step many
-    # times slower. OpenMP reads this once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    spin_briefly()  # OpenMP reads that once, when torch is loaded
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     options = vars(options)

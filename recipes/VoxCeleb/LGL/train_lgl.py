@@ -12,12 +12,11 @@ The same command after an interruption goes on where it stopped: each step below
 is done once, and its files are in the folder of its name.
 """
 
-import os
 import sys
 
-# Read once, when torch is loaded: threads that spin while they wait make a step
-# many times slower beside other busy processes.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from lgl_plugin.utils.threads import spin_briefly
+
+spin_briefly()  # OpenMP reads that once, when torch is loaded
 
 import speechbrain as sb
 
