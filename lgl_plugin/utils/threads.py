@@ -14,6 +14,12 @@ def spin_briefly() -> None:
     processes; threads that sleep at once (OMP_WAIT_POLICY=passive) make a
     small step nearly twice as slow on an idle machine
     (benchmarks/neighbours.py).
+
+    Example
+    -------
+    >>> spin_briefly()
+    >>> "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
+    True
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS
