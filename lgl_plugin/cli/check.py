@@ -234,16 +234,17 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
 
     settings = session.settings
     n_rounds, wide = settings.n_iterations, settings.new_last_encoder
-    labels = np.arange(len(session.rows)) % settings.n_clusters
+    # How many an estimate gives hardly changes the time.
+    auto = settings.n_clusters == "auto"
+    n_clusters = len(session.rows) // 10 + 2 if auto else settings.n_clusters
+    labels = np.arange(len(session.rows)) % n_clusters
     epochs = settings.classifier_epochs + settings.gated_epochs
     steps = epochs * made["kept"] // session.batch_size
 
     def seconds_of(encoder, words):
         modules = {
             "encoder": encoder,
-            "classifier": settings.new_classifier(
-                out_neurons=settings.n_clusters
-            ),
+            "classifier": settings.new_classifier(out_neurons=n_clusters),
             "aam": settings.aam,
             "gate": settings.no_gate,
             "memory": settings.new_memory(len(session.rows)),

@@ -142,12 +142,14 @@ def suggest(n_files: int, hours: float, preset: str | None = None) -> dict:
     if preset is None:
         preset = "small" if hours < LARGE else "paper"
     stage2 = RECIPE / "hparams" / PRESETS[preset][1]
-    usual = int(read_preset(stage2)["n_clusters"])
-    n_clusters = max(2, min(usual, n_files // FILES_A_CLUSTER))
+    n_clusters = read_preset(stage2)["n_clusters"]
+    words = "an estimated number of clusters"
+    if n_clusters != "auto":
+        n_clusters = max(2, min(n_clusters, n_files // FILES_A_CLUSTER))
+        words = f"{n_clusters:,} clusters, a guess of the number of speakers"
     print(
         f"{n_files:,} files, about {hours:.1f} hours: the preset {preset} with "
-        f"{n_clusters:,} clusters, a guess of the number of speakers. Others: "
-        "--preset, --n_clusters"
+        f"{words}. Others: --preset, --n_clusters"
     )
     return {"preset": preset, "n_clusters": n_clusters}
 

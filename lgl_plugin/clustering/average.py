@@ -5,14 +5,78 @@ The number of clusters follows from the threshold and need not be known.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
+from lgl_plugin.clustering.first_step import means_of, parts
+from lgl_plugin.clustering.kmeans import Clustering, KMeans
 from lgl_plugin.clustering.vectors import exact_matmul, normalised
 
 # Cosines held at once, in bytes. Each block reads all means again: smaller ones
 # were slower on a CPU.
 COSINES = {"cpu": 64 * 2**20, "cuda": 2**30}
+
+
+@dataclasses.dataclass(eq=False)
+class AverageLinkage:
+    """Agglomerative clustering by a threshold, for the yaml's `cluster`.
+
+    The average cosine of two clusters is that of all pairs of their members,
+    also where these are clusters of the first step.
+
+    Arguments
+    ---------
+    kmeans : KMeans
+        First step, skipped where it has at least as many clusters as there
+        are utterances.
+    threshold : float
+        Average cosine from which on two clusters are one.
+
+    Raises
+    ------
+    ValueError
+        If the threshold is no cosine between -1 and 1; in a call, as
+        `kmeans` does.
+
+    Example
+    -------
+    >>> from lgl_plugin.clustering.kmeans import TorchKMeans
+    >>> cluster = AverageLinkage(TorchKMeans(50_000), threshold=0.8)
+    >>> found = cluster(np.float32([[1, 0], [0, 1], [5, 1], [0, 2]]))
+    >>> found.labels.tolist(), found.n_clusters
+    ([0, 1, 0, 1], 2)
+    """
+
+    kmeans: KMeans
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if not -1 < self.threshold < 1:
+            raise ValueError(
+                "threshold must be a cosine between -1 and 1, got "
+                f"{self.threshold}"
+            )
+
+    def check(self, n_embeddings: int) -> None:
+        """Accepts any number of embeddings: a first step is made to fit."""
+
+    def __call__(self, embeddings: np.ndarray) -> Clustering:
+        """Clusters embeddings (N, D): an array, a list or a memory map."""
+        embeddings = np.asarray(embeddings)
+        first = parts(self.kmeans, embeddings)
+        labels = _join(first.means, first.sizes, self.threshold)[first.labels]
+        means, sizes = means_of(embeddings, labels)
+        squares = (sizes * means.double().square().sum(dim=1)).sum()
+        return Clustering(
+            labels=labels,
+            centroids=normalised(means.numpy()),
+            inertia=np.array([len(labels) - float(squares)]),
+            n_clusters=len(sizes),
+            n_empty=0,
+            points_used=len(embeddings),
+        )
 
 
 def average_linkage(
@@ -48,8 +112,14 @@ def average_linkage(
     [0, 1, 0, 1]
     """
     means = torch.from_numpy(normalised(np.asarray(embeddings))).to(device)
-    sizes = torch.ones(len(means), dtype=means.dtype, device=device)
-    # The cluster that each embedding is in, as a row of `means`.
+    return _join(means, torch.ones(len(means)), threshold)
+
+
+def _join(means, sizes, threshold):
+    """Joins clusters by their means (N, D) and sizes (N,); returns labels."""
+    means, sizes = means.clone(), sizes.to(means, copy=True)
+    weights, device = sizes.clone(), means.device
+    # The cluster that each of them is in, as a row of `means`.
     member_of = torch.arange(len(means), device=device)
     nearest = torch.zeros_like(member_of)
     cosines = torch.zeros_like(sizes)
@@ -86,7 +156,8 @@ def average_linkage(
                 of_each[left] for of_each in (means, sizes, nearest, cosines)
             )
     labels = member_of.cpu().numpy()
-    largest_first = np.argsort(-np.bincount(labels), kind="stable")
+    members = np.bincount(labels, weights.cpu().numpy())
+    largest_first = np.argsort(-members, kind="stable")
     return np.argsort(largest_first)[labels]
 
 

@@ -15,6 +15,8 @@ import torch
 
 from lgl_plugin.clustering.kmeans_plus_plus import draw, kmeans_plus_plus
 from lgl_plugin.clustering.vectors import (
+    check_embeddings,
+    check_number,
     chunks,
     exact_matmul,
     normalised,
@@ -120,6 +122,11 @@ class KMeans(abc.ABC):
         numbers = ("n_clusters", "n_iterations", "n_redo")
         for name in (*numbers, "max_points_per_centroid"):
             value = getattr(self, name)
+            if value == "auto":
+                raise ValueError(
+                    f"{name}: auto is for TwoStepKMeans, whose second step "
+                    "tells the number; k-means must be given one"
+                )
             if not (value >= 1 and value % 1 == 0):
                 raise ValueError(
                     f"{name} must be whole and at least 1, got {value}"
@@ -128,7 +135,7 @@ class KMeans(abc.ABC):
 
     def check(self, n_embeddings: int) -> None:
         """Raises ValueError if K is larger than the number of embeddings."""
-        _check_number(self.n_clusters, n_embeddings)
+        check_number(self.n_clusters, n_embeddings)
 
     def __call__(self, embeddings: np.ndarray) -> Clustering:
         """Clusters embeddings (N, D)."""
@@ -166,14 +173,9 @@ class KMeans(abc.ABC):
 
     def _training_points(self, embeddings, n_clusters):
         """Returns the normalised sample to train on, or raises ValueError."""
-        if embeddings.ndim != 2:
-            raise ValueError(
-                "embeddings must be (utterances, dimensions), got shape "
-                f"{embeddings.shape}"
-            )
         n = len(embeddings)
-        _check_number(n_clusters, n)
-        _check_directions(embeddings)
+        check_number(n_clusters, n)
+        check_embeddings(embeddings)
         size = n_clusters * self.max_points_per_centroid
         if size < n:
             rng = np.random.default_rng(self.seed)
@@ -408,32 +410,6 @@ def _nearest(points, centroids):
         )
         torch.max(some, dim=1, out=(cosines[now], labels[now]))
     return cosines, labels
-
-
-def _check_directions(embeddings):
-    """Raises ValueError if an embedding is NaN, infinite or zero."""
-    norms = np.concatenate(
-        [
-            np.linalg.norm(np.asarray(embeddings[rows], np.float32), axis=1)
-            for rows in chunks(len(embeddings))
-        ]
-    )
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(embeddings)} embeddings are NaN, infinite or "
-            f"zero, the first at row {bad[0]}: the encoder may have diverged, "
-            "or its input is broken there"
-        )
-
-
-def _check_number(n_clusters, n_embeddings):
-    """Raises ValueError if there are more clusters than utterances."""
-    if n_clusters > n_embeddings:
-        raise ValueError(
-            f"n_clusters={n_clusters} is more than the {n_embeddings} "
-            "utterances to cluster; lower n_clusters"
-        )
 
 
 def _check_gpu(device, library, n_gpus):

@@ -1,18 +1,21 @@
 """Two-step clustering: k-means to many clusters, then Ward's method.
 
 k-means alone splits large speakers and joins small ones; many small clusters
-do neither, and Ward's method puts them together.
+do neither, and Ward's method puts them together. Where the utterances are few
+enough, Ward's method starts from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
-import torch
 
+from lgl_plugin.clustering.first_step import means_of, parts
 from lgl_plugin.clustering.kmeans import Clustering, KMeans
-from lgl_plugin.clustering.vectors import chunks, normalised, sum_by_label
+from lgl_plugin.clustering.number import Estimate, check_enough, estimate
+from lgl_plugin.clustering.vectors import check_number, normalised
 from lgl_plugin.clustering.ward import ward
 
 
@@ -25,20 +28,24 @@ class TwoStepKMeans:
     step the two clusters that add least to the sum of squares. In the
     resulting `Clustering` the centroids are the means of the members at length
     1, so a label is not always that of the nearest centroid; the inertia is
-    that of the k-means.
+    the one sum of squared distances to the means of the result.
 
     Arguments
     ---------
     kmeans : KMeans
-        First step; 50,000 clusters for VoxCeleb2's million utterances.
-    n_clusters : int
-        Clusters after the second step.
+        First step, skipped where it has at least as many clusters as there
+        are utterances. Its number is a matter of time and memory alone: with
+        50,000, two minutes of a CPU core and VoxCeleb2's million utterances
+        on a GPU.
+    n_clusters : int or "auto"
+        Clusters after the second step; "auto" is an estimate, which the
+        attribute `estimate` holds after a call (`clustering.number.Estimate`).
 
     Raises
     ------
     ValueError
         If `n_clusters` is below 1 or more than those of `kmeans`; in a call,
-        as `kmeans` does.
+        as `kmeans` and `clustering.number.estimate` do.
 
     Example
     -------
@@ -46,50 +53,56 @@ class TwoStepKMeans:
     >>> rng = np.random.default_rng(0)
     >>> embeddings = np.repeat(np.eye(3), 50, axis=0)
     >>> embeddings += rng.normal(scale=0.05, size=embeddings.shape)
-    >>> cluster = TwoStepKMeans(TorchKMeans(n_clusters=20), n_clusters=3)
+    >>> cluster = TwoStepKMeans(TorchKMeans(50_000), n_clusters="auto")
     >>> np.bincount(cluster(embeddings).labels).tolist()
     [50, 50, 50]
     """
 
     kmeans: KMeans
-    n_clusters: int
+    n_clusters: int | Literal["auto"]
+    estimate: Estimate | None = dataclasses.field(
+        default=None, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         n_clusters, most = self.n_clusters, self.kmeans.n_clusters
-        if not 1 <= n_clusters <= most or n_clusters % 1:
+        if n_clusters == "auto":
+            return
+        if (
+            isinstance(n_clusters, str)
+            or not 1 <= n_clusters <= most
+            or n_clusters % 1
+        ):
             raise ValueError(
-                f"n_clusters must be whole and from 1 to the {most} of the "
-                f"first step, got {n_clusters}"
+                f"n_clusters must be auto, or whole and from 1 to the {most} "
+                f"of the first step, got {n_clusters}"
             )
 
     def check(self, n_embeddings: int) -> None:
-        """Raises ValueError if the first step has more clusters than that."""
-        self.kmeans.check(n_embeddings)
+        """Raises ValueError if there are too few embeddings."""
+        if self.n_clusters == "auto":
+            check_enough(min(n_embeddings, self.kmeans.n_clusters))
+        else:
+            check_number(self.n_clusters, n_embeddings)
 
     def __call__(self, embeddings: np.ndarray) -> Clustering:
         """Clusters embeddings (N, D): an array, a list or a memory map."""
         embeddings = np.asarray(embeddings)
-        first = self.kmeans(embeddings)
-        n_clusters = min(self.n_clusters, first.n_clusters)
-        sizes = torch.from_numpy(np.bincount(first.labels))
-        sums = _sums(embeddings, first.labels, first.n_clusters)
-        merged = ward(
-            (sums / sizes[:, None]).to(self.kmeans.device), sizes, n_clusters
-        ).cpu()
-        centroids = sum_by_label(sums, merged, n_clusters)
-        return dataclasses.replace(
-            first,
-            labels=merged.numpy()[first.labels],
-            centroids=normalised(centroids.numpy()),
+        self.check(len(embeddings))
+        first = parts(self.kmeans, embeddings)
+        tree = ward(first.means, first.sizes)
+        wanted = self.n_clusters
+        if wanted == "auto":
+            self.estimate = estimate(self.kmeans, embeddings, first, tree)
+            wanted = self.estimate.n_clusters
+        n_clusters = min(wanted, len(first.sizes))
+        labels = tree.cut(n_clusters)[first.labels]
+        inertia = first.within + tree.within()[n_clusters - 1]
+        return Clustering(
+            labels=labels,
+            centroids=normalised(means_of(embeddings, labels)[0].numpy()),
+            inertia=np.array([inertia]),
             n_clusters=n_clusters,
-            n_empty=self.n_clusters - n_clusters,
+            n_empty=wanted - n_clusters,
+            points_used=len(embeddings),
         )
-
-
-def _sums(embeddings, labels, n_labels):
-    """Returns the sum of the normalised embeddings of each label."""
-    sums = torch.zeros(n_labels, embeddings.shape[1])
-    for rows in chunks(len(embeddings)):
-        points = torch.from_numpy(normalised(embeddings[rows]))
-        sums += sum_by_label(points, torch.from_numpy(labels[rows]), n_labels)
-    return sums

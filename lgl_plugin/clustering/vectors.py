@@ -18,11 +18,58 @@ def chunks(n: int) -> Iterator[slice]:
         yield slice(start, start + CHUNK)
 
 
+def check_embeddings(embeddings: np.ndarray) -> None:
+    """Raises ValueError unless embeddings are (N, D), finite and not zero."""
+    if embeddings.ndim != 2:
+        raise ValueError(
+            "embeddings must be (utterances, dimensions), got shape "
+            f"{embeddings.shape}"
+        )
+    norms = np.concatenate(
+        [
+            np.linalg.norm(np.asarray(embeddings[rows], np.float32), axis=1)
+            for rows in chunks(len(embeddings))
+        ]
+    )
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(embeddings)} embeddings are NaN, infinite or "
+            f"zero, the first at row {bad[0]}: the encoder may have diverged, "
+            "or its input is broken there"
+        )
+
+
+def check_number(n_clusters: int, n_embeddings: int) -> None:
+    """Raises ValueError if there are more clusters than utterances."""
+    if n_clusters > n_embeddings:
+        raise ValueError(
+            f"n_clusters={n_clusters} is more than the {n_embeddings} "
+            "utterances to cluster; lower n_clusters"
+        )
+
+
 def normalised(embeddings: np.ndarray) -> np.ndarray:
     """Returns embeddings (N, D), none of length 0, as float32 unit vectors."""
     points = np.array(embeddings, dtype=np.float32, order="C")
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     return points
+
+
+def without_small(labels: np.ndarray, least: int) -> np.ndarray:
+    """Returns labels (N,) with -1 in clusters of fewer than `least` members.
+
+    The others are numbered anew, from 0 without gaps. Raises ValueError if no
+    cluster is left.
+    """
+    sizes = np.bincount(labels)
+    if sizes.max() < least:
+        raise ValueError(
+            f"min_cluster_size: no cluster has {least} utterances, the largest "
+            f"has {sizes.max()}; lower it, or n_clusters"
+        )
+    large = sizes >= least
+    return np.where(large, np.cumsum(large) - 1, -1)[labels]
 
 
 def sum_by_label(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -14,42 +16,61 @@ from lgl_plugin.utils.progress import tqdm
 DISTANCES = {"cpu": 16 * 2**20, "cuda": 2**30}
 
 
-def ward(
-    points: torch.Tensor, weights: torch.Tensor, n_clusters: int
-) -> torch.Tensor:
-    """Joins weighted points to clusters by Ward's method.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tree:
+    """All joins of N points, from the lowest to that of the last two clusters.
+
+    Arguments
+    ---------
+    joins : numpy.ndarray
+        Points, int64 (N - 1, 2); a join is of the clusters that hold them.
+    rises : numpy.ndarray
+        By how much each join raises the sum of squares within the clusters,
+        float64 (N - 1,), ascending.
+    """
+
+    joins: np.ndarray
+    rises: np.ndarray
+
+    def cut(self, n_clusters: int) -> np.ndarray:
+        """Returns the cluster of each point, int64 (N,), numbered from 0."""
+        n_points = len(self.joins) + 1
+        kept, dropped = self.joins[: n_points - n_clusters].T
+        joined = sparse.coo_matrix(
+            (np.ones(len(kept)), (kept, dropped)), shape=(n_points, n_points)
+        )
+        labels = sparse.csgraph.connected_components(joined, directed=False)[1]
+        return labels.astype(np.int64)
+
+    def within(self) -> np.ndarray:
+        """Returns the sum of squares within 1, 2, … N clusters, float64."""
+        return np.concatenate([[0.0], np.cumsum(self.rises)])[::-1]
+
+
+def ward(points: torch.Tensor, weights: torch.Tensor) -> Tree:
+    """Joins weighted points by Ward's method, until all are one cluster.
 
     Each round joins all reciprocal nearest neighbours (Murtagh 1983). Ward's
     distance is reducible: a union is no nearer to a third cluster than the
     nearer of its parts was. So the rounds find the joins of one at a time in
-    another order, and the lowest N - n_clusters of them are the result.
-    Distances are computed in blocks and never kept.
+    another order, and sorting them puts that right. Distances are computed in
+    blocks and never kept. 20,000 points of 192 dimensions take 10 s on a CPU
+    core, and the time grows with their square.
 
     The points (N, D) are float32 or float64, on any device; one of weight w,
-    above 0, counts as w equal ones. Returns the cluster of each (N,), int64,
-    from 0 to `n_clusters` - 1, on their device.
+    above 0, counts as w equal ones.
     """
-    if len(points) == n_clusters:
-        return torch.arange(n_clusters, device=points.device)
     means, weights = points, weights.to(points, copy=True)
     names = torch.arange(len(points), device=points.device)
     heights = torch.zeros_like(weights)  # of the last join in each cluster
     nearest, gaps = torch.zeros_like(names), torch.zeros_like(weights)
     stale = names  # clusters whose nearest neighbour must be looked up
     # Of each round: names kept, names dropped, heights.
-    joins: list[tuple[torch.Tensor, ...]] = []
-    n_joins = len(points) - n_clusters
-    n_sure = 0  # joins that are lower than all to come
+    joins = [(names[:0], names[:0], heights[:0])]
+    n_joins = len(points) - 1
     with exact_matmul(), tqdm(total=n_joins, desc="Ward", unit="join") as bar:
-        while True:
+        while len(means) > 1:
             nearest[stale], gaps[stale] = _neighbours(means, weights, stale)
-            lowest = gaps.min()
-            below = [int((rise <= lowest).sum()) for *_, rise in joins]
-            bar.update(min(sum(below), n_joins) - n_sure)
-            n_sure = min(sum(below), n_joins)
-            if n_sure == n_joins:
-                break
-
             order = torch.arange(len(nearest), device=points.device)
             mutual = (nearest[nearest] == order) & (order < nearest)
             kept = mutual.nonzero()[:, 0]
@@ -61,6 +82,7 @@ def ward(
             # Rounding must not put a join below one that it builds on.
             height = gaps[kept].maximum(heights[kept]).maximum(heights[dropped])
             joins.append((names[kept], names[dropped], height))
+            bar.update(len(kept))
 
             weight = weights[kept] + weights[dropped]
             share = (weights[dropped] / weight)[:, None]
@@ -79,14 +101,10 @@ def ward(
                 of_each[left]
                 for of_each in (means, weights, heights, names, nearest, gaps)
             )
-    kept, dropped, height = (torch.cat(parts) for parts in zip(*joins))
-    first = height.argsort(stable=True)[:n_joins].cpu()
-    joined = sparse.coo_matrix(
-        (np.ones(n_joins), (kept.cpu()[first], dropped.cpu()[first])),
-        shape=(len(points), len(points)),
-    )
-    labels = sparse.csgraph.connected_components(joined, directed=False)[1]
-    return torch.from_numpy(labels).to(points.device, torch.int64)
+    kept, dropped, height = (torch.cat(parts).cpu() for parts in zip(*joins))
+    order = height.argsort(stable=True)
+    pairs = torch.stack([kept, dropped], dim=1)[order]
+    return Tree(pairs.numpy(), height[order].double().numpy())
 
 
 def _neighbours(means, weights, rows):

@@ -116,7 +116,7 @@ def find_speakers(
             )
         points = torch.from_numpy(vectors).to(device)
         weights = torch.ones(len(points), device=device)
-        labels = _largest_first(ward(points, weights, n_speakers).cpu().numpy())
+        labels = _largest_first(ward(points, weights).cut(n_speakers))
         rule, limit = f"Ward's method to {n_speakers} speakers", None
     else:
         limit, origin = threshold, "given"

@@ -356,11 +356,10 @@ def embedding_map(results: Results) -> Iterator[Block]:
     utterances, labels = labelled
     if len(labels) < 5:
         return  # t-SNE needs neighbours
-    if utterances != store.utterances:
-        raise ValueError("the pseudo-labels are of other utterances")
     largest = np.argsort(-np.bincount(labels), kind="stable")[:MAP_GROUPS]
     chosen = projection.sample(labels, largest)
-    points, spread = projection.project(store.vectors[chosen])
+    shown = [utterances[n] for n in chosen]
+    points, spread = projection.project(store.rows(shown))
     order = {cluster: index for index, cluster in enumerate(largest)}
     groups = np.array([order.get(label, -1) for label in labels[chosen]])
     names = [f"cluster {cluster}" for cluster in largest]
@@ -375,7 +374,7 @@ def embedding_map(results: Results) -> Iterator[Block]:
         raster=True,
     )
     if results.speakers_known:
-        rows = find(results.manifest.ids, [utterances[n] for n in chosen])
+        rows = find(results.manifest.ids, shown)
         speakers = results.manifest.speakers[rows]
         colours = {}
         for index in range(len(names)):

@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    WrapValidator,
     model_validator,
 )
 
@@ -41,6 +42,12 @@ Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Epochs = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+# A union of types would name the error of each.
+Clusters = Annotated[
+    int,
+    Field(ge=2),
+    WrapValidator(lambda x, check: x if x == "auto" else check(x)),
+]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 # Settings that only other entries of a yaml refer to: no code reads them.
@@ -152,7 +159,8 @@ class Stage2Settings(Settings):
     encoder_init: Literal["first", "previous"]
     classifier_init: Literal["random", "centroids"]
     n_iterations: Count
-    n_clusters: Annotated[int, Field(ge=2)]
+    n_clusters: Clusters
+    min_cluster_size: Count
     classifier_epochs: Count
     gated_epochs: Epochs
     large_margin_epochs: Epochs
@@ -162,6 +170,7 @@ class Stage2Settings(Settings):
     scale: Above0
     new_last_encoder: Factory | None
     cluster: Made
+    cluster_backend: Made | None
     new_classifier: Factory
     aam: Made
     large_margin: Made

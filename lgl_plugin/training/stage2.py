@@ -14,7 +14,10 @@ import torch
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.clustering.first_step import means_of
+from lgl_plugin.clustering.vectors import normalised, without_small
 from lgl_plugin.dataio.labels import read_labels, write_labels
+from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.export import CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
@@ -98,17 +101,26 @@ class Round:
     @main_process_only
     def cluster(self, folder: pathlib.Path) -> dict:
         """Makes pseudo-labels of the embeddings (paper, section 2.2)."""
+        settings = self.settings
         embeddings = Embeddings.load(self.folder / "embeddings")
         started = time.perf_counter()
-        clusters = self.settings.cluster(np.array(embeddings.vectors))
+        points = vectors = np.array(embeddings.vectors)
+        if settings.cluster_backend is not None:
+            points = settings.cluster_backend.fit(vectors)(vectors)
+        clusters = settings.cluster(points)
+        labels = without_small(clusters.labels, settings.min_cluster_size)
+        # Of the embeddings as they are, for the classifier is to work on them.
+        means, _ = means_of(vectors, labels)
         with atomic_write(folder / "centroids.npy", "wb") as out:
-            np.save(out, clusters.centroids)
-        names = embeddings.utterances
-        write_labels(folder / "labels.csv", names, clusters.labels)
-        n_clusters = int(clusters.n_clusters)
+            np.save(out, normalised(means.numpy()))
+        kept = np.flatnonzero(labels >= 0)
+        names = Strings(embeddings.utterances[row] for row in kept)
+        labels = labels[kept]
+        write_labels(folder / "labels.csv", names, labels)
+        n_clusters = len(means)
         facts = {
             "n_clusters": n_clusters,
-            "seed": self.settings.seed,
+            "seed": settings.seed,
             "encoder": checksum(self.source),
             "inertia": [float(value) for value in clusters.inertia],
             "points_used": int(clusters.points_used),
@@ -121,8 +133,9 @@ class Round:
             n_clusters=n_clusters,
             agreement=self._agreement(),
             seconds=seconds,
-            **cluster_sizes(clusters.labels, n_clusters),
-            **self.session.observer.clusters(rows, clusters.labels),
+            labelled_share=len(labels) / len(vectors),
+            **cluster_sizes(labels, n_clusters),
+            **self.session.observer.clusters(rows, labels),
         )
         return {"n_clusters": n_clusters}
 

@@ -70,13 +70,15 @@ def hour(tmp_path):
 def test_the_preset_follows_from_the_hours(hour, tmp_path, capsys, monkeypatch):
     assert train.survey(hour) == (30, pytest.approx(5.0))
     chosen = train.choose(hour, tmp_path / "run", None)
-    assert chosen == {"preset": "small", "n_clusters": 3}
-    assert "about 5.0 hours: the preset small" in capsys.readouterr().out
+    assert chosen == {"preset": "small", "n_clusters": "auto"}
+    assert (
+        "the preset small with an estimated number" in capsys.readouterr().out
+    )
     # A run that was begun keeps its own, whatever the folder holds by now.
     monkeypatch.setattr(train, "LARGE", 1.0)
     assert train.choose(hour, tmp_path / "run", None) == chosen
     again = train.choose(hour, tmp_path / "other", None)
-    assert again["preset"] == "paper"
+    assert again == {"preset": "paper", "n_clusters": 3}
     saved = json.loads((tmp_path / "run" / train.CHOICES).read_text())
     assert saved == chosen
 

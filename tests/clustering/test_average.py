@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from blobs import blobs, unit
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
-from lgl_plugin.clustering.average import average_linkage
+from lgl_plugin.clustering.average import AverageLinkage, average_linkage
+from lgl_plugin.clustering.kmeans import TorchKMeans
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.2, 0.5, 0.8, 0.99])
@@ -36,3 +38,33 @@ def test_copies_are_one_cluster():
 
 def test_a_single_embedding():
     assert average_linkage(np.ones((1, 4), np.float32), 0.5).tolist() == [0]
+
+
+def test_for_the_yaml():
+    points, speakers = blobs(spread=0.05, dimensions=32)
+    found = AverageLinkage(TorchKMeans(50_000), 0.5)(points)
+    assert (found.labels == average_linkage(points, 0.5)).all()
+    assert adjusted_rand_score(speakers, found.labels) == 1
+    means = [unit(points)[found.labels == k].mean(axis=0) for k in range(20)]
+    np.testing.assert_allclose(
+        found.centroids, unit(np.array(means)), atol=1e-5
+    )
+
+
+def test_members_of_the_first_step_count():
+    """As pairs do: against the average cosine of all pairs of the result."""
+    points, _ = blobs(6, 200, spread=0.5)
+    found = AverageLinkage(TorchKMeans(40), 0.2)(points)
+    cosines = unit(points) @ unit(points).T
+    member = np.eye(found.n_clusters)[found.labels]
+    sizes = member.sum(axis=0)
+    between = member.T @ cosines @ member / np.outer(sizes, sizes)
+    np.fill_diagonal(between, -1)
+    assert 1 < found.n_clusters < 40 and between.max() < 0.2
+    assert (np.diff(sizes) <= 0).all()
+
+
+@pytest.mark.parametrize("threshold", [-1, 1.5])
+def test_a_threshold_is_a_cosine(threshold):
+    with pytest.raises(ValueError, match="a cosine between"):
+        AverageLinkage(TorchKMeans(9), threshold)

@@ -20,6 +20,13 @@ def test_two_steps(backend):
     assert found.centroids.dtype == np.float32
     assert (found.n_clusters, found.n_empty) == (20, 0)
     assert found.points_used == 800
+    assert found.inertia == pytest.approx(
+        sum(
+            np.square(part - part.mean(0)).sum()
+            for part in (unit(points)[found.labels == k] for k in range(20))
+        ),
+        abs=1e-2,
+    )
     means = [unit(points)[found.labels == k].mean(axis=0) for k in range(20)]
     np.testing.assert_allclose(
         found.centroids, unit(np.array(means)), atol=1e-5
@@ -47,7 +54,21 @@ def test_fewer_distinct_points_than_clusters():
     assert sorted(np.bincount(found.labels)) == [5, 5, 5, 5]
 
 
-@pytest.mark.parametrize("n_clusters", [0, 2.5, 101])
+def test_few_utterances_are_joined_without_a_first_step():
+    points, _ = blobs(spread=0.3)
+    labels = TwoStepKMeans(TorchKMeans(800), 20)(points).labels
+    assert adjusted_rand_score(labels, ward_by_scipy(unit(points), 20)) == 1
+
+
+def test_an_estimated_number():
+    points, speakers = blobs(30, 20, spread=0.05, dimensions=32)
+    cluster = TwoStepKMeans(TorchKMeans(50_000), "auto")
+    found = cluster(points)
+    assert found.n_clusters == cluster.estimate.n_clusters == 30
+    assert adjusted_rand_score(speakers, found.labels) == 1
+
+
+@pytest.mark.parametrize("n_clusters", [0, 2.5, 101, "many"])
 def test_numbers_of_clusters_out_of_range_are_an_error(n_clusters):
     with pytest.raises(ValueError, match="from 1 to the 100 of the first"):
         TwoStepKMeans(TorchKMeans(100), n_clusters)
@@ -55,4 +76,12 @@ def test_numbers_of_clusters_out_of_range_are_an_error(n_clusters):
 
 def test_more_clusters_than_utterances_is_an_error_before_any_work():
     with pytest.raises(ValueError, match="n_clusters=100 is more than the 99"):
-        TwoStepKMeans(TorchKMeans(100), 10).check(99)
+        TwoStepKMeans(TorchKMeans(200), 100).check(99)
+    with pytest.raises(ValueError, match="too few to estimate"):
+        TwoStepKMeans(TorchKMeans(200), "auto").check(7)
+    TwoStepKMeans(TorchKMeans(200), 99).check(99)
+
+
+def test_kmeans_alone_takes_no_estimate():
+    with pytest.raises(ValueError, match="auto is for TwoStepKMeans"):
+        TorchKMeans("auto")

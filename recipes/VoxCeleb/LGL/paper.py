@@ -125,6 +125,10 @@ def table2(experiment, options):
 def table3(experiment, options):
     """The number of clusters, in iteration 1."""
     standard = experiment.settings["n_clusters"]
+    if standard == "auto":  # each seed's own is an estimate
+        experiment.train([])
+        where = {"iteration": 1, "phase": "clusters"}
+        standard = np.mean(experiment.values("n_clusters", **where))
     sizes = [round(part * standard) for part in (0.5, 0.75, 1, 1.25, 1.5)]
     variants = []
     for size in sizes:

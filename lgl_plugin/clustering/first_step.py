@@ -1,0 +1,76 @@
+"""The first step of agglomerative clustering: from many points to fewer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from lgl_plugin.clustering.kmeans import KMeans
+from lgl_plugin.clustering.vectors import (
+    check_embeddings,
+    chunks,
+    normalised,
+    sum_by_label,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """Small clusters to join, and their members.
+
+    Arguments
+    ---------
+    labels : numpy.ndarray
+        Part of each embedding, int64 (N,).
+    means : torch.Tensor
+        Means of the parts' embeddings at length 1, float32 (P, D).
+    sizes : torch.Tensor
+        Numbers of members, int64 (P,).
+    within : float
+        Sum of squared distances of all members to the means.
+    """
+
+    labels: np.ndarray
+    means: torch.Tensor
+    sizes: torch.Tensor
+    within: float
+
+
+def parts(kmeans: KMeans, embeddings: np.ndarray) -> Parts:
+    """Splits embeddings (N, D) into the clusters of a k-means.
+
+    Where there are no more embeddings than clusters, each is a part. Raises
+    ValueError as `kmeans` does.
+    """
+    embeddings = np.asarray(embeddings)
+    if len(embeddings) > kmeans.n_clusters:
+        labels = kmeans(embeddings).labels
+    else:
+        check_embeddings(embeddings)
+        labels = np.arange(len(embeddings))
+    means, sizes = means_of(embeddings, labels)
+    # At length 1 the squares of a part sum to its size.
+    within = len(labels) - float((sizes * means.double().square().sum(1)).sum())
+    return Parts(labels, means.to(kmeans.device), sizes, max(within, 0.0))
+
+
+def means_of(
+    embeddings: np.ndarray, labels: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the mean of the normalised embeddings of each label from 0.
+
+    float32 (K, D), and the numbers of members, int64 (K,). Embeddings (N, D)
+    with the label -1 are left out.
+    """
+    n_labels = int(labels.max()) + 1
+    sizes = np.bincount(labels[labels >= 0], minlength=n_labels)
+    sums = torch.zeros(n_labels, embeddings.shape[1])
+    for rows in chunks(len(embeddings)):
+        some = labels[rows] >= 0
+        points = torch.from_numpy(normalised(embeddings[rows][some]))
+        members = torch.from_numpy(labels[rows][some])
+        sums += sum_by_label(points, members, n_labels)
+    counts = torch.from_numpy(sizes)
+    return sums / counts[:, None], counts

@@ -1,0 +1,67 @@
+"""The estimated number of clusters, of known corpora and of noise."""
+
+import logging
+
+import numpy as np
+import pytest
+from blobs import blobs
+
+from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans
+from lgl_plugin.clustering.number import estimate
+
+
+@pytest.mark.parametrize("n_speakers, each", [(5, 60), (20, 40), (60, 10)])
+def test_known_number_of_speakers(n_speakers, each):
+    embeddings, _ = blobs(n_speakers, each, spread=0.05, dimensions=32)
+    found = estimate(TorchKMeans(50_000), embeddings)
+    assert found.n_clusters == n_speakers
+    assert found.gap[n_speakers - 1] == found.gap.max() > 0.1
+    assert found.gap[0] == 0
+
+
+def test_explained_is_the_share_of_the_sum_of_squares():
+    """Against sums by scipy's clusters; between N clusters lies all of it."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    points = blobs(10, 12, spread=0.3)[0]
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    found = estimate(TorchKMeans(500), points)
+    tree = linkage(points, "ward")
+    for k in (1, 4, 10, 50, 120):
+        labels = fcluster(tree, k, "maxclust")
+        means = np.array([points[labels == n].mean(0) for n in labels])
+        share = (
+            1
+            - ((points - means) ** 2).sum()
+            / ((points - points.mean(0)) ** 2).sum()
+        )
+        assert found.explained[k - 1] == pytest.approx(share, abs=1e-5)
+    assert (np.diff(found.by_chance) > -1e-9).all()
+
+
+@pytest.mark.parametrize("backend", [FaissKMeans, TorchKMeans])
+def test_a_first_step_hardly_matters(backend):
+    embeddings, _ = blobs(30, 30, spread=0.1, dimensions=32)
+    assert 27 <= estimate(backend(150), embeddings).n_clusters <= 33
+
+
+def test_a_cloud_without_clusters_is_said_to_be_one(caplog):
+    cloud = np.random.default_rng(5).normal(size=(400, 24))
+    with caplog.at_level(logging.WARNING):
+        found = estimate(TorchKMeans(500), cloud)
+    assert found.gap.max() < 0.02
+    assert "is a guess" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "embeddings, message",
+    [
+        (np.eye(7), "7 utterances.* too few"),
+        (np.ones((20, 4)), "all embeddings are equal"),
+        (np.zeros((20, 4)), "NaN, infinite or zero"),
+        (np.ones(20), "got shape"),
+    ],
+)
+def test_embeddings_without_an_estimate(embeddings, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(TorchKMeans(500), embeddings)

@@ -1,0 +1,107 @@
+"""The clustering of a round: its own back-end, clusters left out, centroids."""
+
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+from blobs import blobs, unit
+from sklearn.metrics import adjusted_rand_score
+
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.manifest import Strings
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.training.stage2 import Round
+
+
+class Stretched:
+    """A back-end that undoes what `stretched` does to the embeddings."""
+
+    def fit(self, embeddings):
+        self.scale = embeddings.std(axis=0)
+        return self
+
+    def __call__(self, embeddings):
+        return embeddings / self.scale
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Clusters embeddings in a round without run; returns what it leaves."""
+
+    def work(embeddings, clusterer, backend=None, least=1):
+        this = Round.__new__(Round)
+        this.folder, this.number = tmp_path, 1
+        this.source = tmp_path / "encoder"
+        this.source.touch()
+        this.settings = types.SimpleNamespace(
+            seed=0,
+            cluster=clusterer,
+            cluster_backend=backend,
+            min_cluster_size=least,
+        )
+        logged = {}
+        this.log = logged.update
+        this.session = types.SimpleNamespace(
+            manifest=types.SimpleNamespace(rows=lambda n: [int(x) for x in n]),
+            observer=types.SimpleNamespace(clusters=lambda rows, labels: {}),
+        )
+        names = Strings(str(n) for n in range(len(embeddings)))
+        Embeddings(names, embeddings).save(tmp_path / "embeddings")
+        facts = this.cluster(tmp_path)
+        names, labels = read_labels(tmp_path / "labels.csv")
+        by_row = np.full(len(embeddings), -1)
+        by_row[[int(name) for name in names]] = labels
+        assert json.loads((tmp_path / "labels.json").read_text())["inertia"]
+        centroids = np.load(pathlib.Path(tmp_path) / "centroids.npy")
+        assert facts["n_clusters"] == logged["n_clusters"] == len(centroids)
+        return by_row, centroids, logged
+
+    return work
+
+
+def check_centroids(centroids, embeddings, labels):
+    means = [unit(embeddings)[labels == k].mean(0) for k in set(labels) - {-1}]
+    np.testing.assert_allclose(centroids, unit(np.array(means)), atol=1e-5)
+
+
+def test_a_backend_is_for_the_clustering_alone(cluster):
+    """Its clusters are better; the centroids stay in the encoder's space."""
+    points, speakers = blobs(12, 20, spread=0.03)
+    points = unit(points).astype(np.float32)
+    points[:, 0] += 20 * np.random.default_rng(0).normal(size=len(points))
+    clusterer = TwoStepKMeans(TorchKMeans(500), 12)
+    without, _, _ = cluster(points, clusterer)
+    labels, centroids, _ = cluster(points, clusterer, Stretched())
+    assert adjusted_rand_score(speakers, without) < 0.5
+    assert adjusted_rand_score(speakers, labels) > 0.99
+    check_centroids(centroids, points, labels)
+
+
+def test_small_clusters_are_left_out(cluster):
+    points, speakers = blobs(5, 20, spread=0.03)
+    few = (speakers >= 2) | (np.cumsum(speakers < 2) <= 3)
+    points, speakers = points[few], speakers[few]
+    clusterer = TwoStepKMeans(TorchKMeans(500), len(set(speakers)))
+    labels, centroids, logged = cluster(points, clusterer, least=4)
+    assert set(labels) == {-1, 0, 1, 2} and len(centroids) == 3
+    assert (labels[speakers < 2] == -1).all()
+    assert adjusted_rand_score(speakers[labels >= 0], labels[labels >= 0]) == 1
+    assert logged["labelled_share"] == pytest.approx(60 / 63)
+    assert logged["largest_share"] == pytest.approx(20 / 60)
+    check_centroids(centroids, points, labels)
+
+
+def test_no_cluster_is_large_enough(cluster):
+    points, _ = blobs(5, 20, spread=0.03)
+    with pytest.raises(ValueError, match="no cluster has 50 .* has 20; lower"):
+        cluster(points, TwoStepKMeans(TorchKMeans(500), 5), least=50)
+
+
+def test_the_number_of_clusters_may_be_estimated(cluster):
+    points, _ = blobs(20, 20, spread=0.05, dimensions=32)
+    _, _, logged = cluster(points, TwoStepKMeans(TorchKMeans(500), "auto"))
+    assert logged["n_clusters"] == 20
