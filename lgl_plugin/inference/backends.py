@@ -1,46 +1,221 @@
-"""Back-ends: transforms of embeddings before they are compared."""
+"""Back-ends: transforms of embeddings before cosine scoring, without labels.
+
+All have one contract. A yaml makes one by `!new:`, `fit` takes embeddings
+(N, D) of utterances that nobody has named, and a call transforms others. The
+cosine ignores the length of an embedding, so a back-end does, too: it takes
+each to length 1 first, in `fit` and in a call. Then what follows is affine,
+
+    y = (x / |x| - mean) projection,
+
+and two arrays are all that it keeps: SpeechBrain's own modules can do it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lgl_plugin.utils.files import load_arrays, save_arrays
 
-def whiten(reference: ArrayLike, vectors: ArrayLike) -> np.ndarray:
-    """Transforms vectors to zero mean and unit covariance of a reference set.
+BLOCK = 16384  # rows at once: tens of megabytes, however many there are
+# Shares of the largest variance that count as none: rounding leaves 1e-16.
+NO_VARIANCE = 1e-12
+
+
+class Backend:
+    """A back-end that is fitted already; the others derive from it.
 
     Arguments
     ---------
-    reference, vectors : array-like, (n, D) and (m, D), float
-        Embeddings that give mean and covariance, without labels, and those to
-        transform.
+    mean, projection : array-like, (D,) and (D, D'), float
+        What is subtracted from embeddings of length 1, and by what the
+        difference is multiplied.
 
-    Returns
+    Example
     -------
-    numpy.ndarray, (m, D), float32
+    >>> backend = Backend(mean=[0, 0], projection=[[0, 1], [2, 0]])
+    >>> backend([[3, 4]]).round(3)
+    array([[1.6, 0.6]], dtype=float32)
+    """
 
-    Raises
-    ------
-    ValueError
-        If the reference has fewer than two vectors, or these are equal.
+    mean: np.ndarray | None = None
+    projection: np.ndarray | None = None
+
+    def __init__(self, mean: ArrayLike, projection: ArrayLike):
+        self.mean = np.asarray(mean, np.float64)
+        self.projection = np.asarray(projection, np.float64)
+        if self.projection.ndim != 2 or self.mean.shape != (
+            len(self.projection),
+        ):
+            raise ValueError(
+                "mean (D,) and projection (D, D') do not fit, got shapes "
+                f"{self.mean.shape} and {self.projection.shape}"
+            )
+
+    def fit(self, embeddings: ArrayLike) -> Backend:
+        """Keeps what it has."""
+        return self
+
+    def __call__(self, embeddings: ArrayLike) -> np.ndarray:
+        """Transforms embeddings (n, D), as of a store on disk, to (n, D').
+
+        Returns float32; computed in float64. Raises ValueError if an embedding
+        is not finite, or nothing was fitted.
+        """
+        if self.mean is None or self.projection is None:
+            raise ValueError(f"{type(self).__name__} is not fitted yet")
+        vectors = np.asarray(embeddings)  # of a memory map, no copy
+        shape = (len(vectors), self.projection.shape[1])
+        found = np.empty(shape, np.float32)
+        for rows, unit in _unit_blocks(vectors):
+            found[rows] = (unit - self.mean) @ self.projection
+        return found
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes the arrays `mean` and `projection` as an npz file."""
+        save_arrays(path, mean=self.mean, projection=self.projection)
+
+
+def load_backend(path: str | pathlib.Path) -> Backend:
+    """Reads what `Backend.save` wrote, of whichever class it was.
+
+    Raises FileNotFoundError, or ValueError if the file is damaged.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "backend.npz"
+    >>> Centring().fit([[2, 0], [0, 3]]).save(path)
+    >>> load_backend(path)([[5, 0]]).tolist()
+    [[0.5, -0.5]]
+    """
+    arrays = load_arrays(path)
+    try:
+        return Backend(arrays["mean"], arrays["projection"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} holds no back-end: {error}") from error
+
+
+class Identity(Backend):
+    """Leaves embeddings as they are, at length 1.
+
+    Example
+    -------
+    >>> Identity().fit([[1, 2], [2, 1]])([[0, 3]]).tolist()
+    [[0.0, 1.0]]
+    """
+
+    def __init__(self):
+        pass
+
+    def fit(self, embeddings: ArrayLike) -> Backend:
+        """Takes the number of dimensions from embeddings (N, D)."""
+        size = np.asarray(embeddings).shape[1]
+        self.mean, self.projection = np.zeros(size), np.eye(size)
+        return self
+
+
+class Centring(Backend):
+    """Subtracts the mean embedding.
+
+    Example
+    -------
+    >>> Centring().fit([[1, 0], [0, 2]])([[0, 3]]).tolist()
+    [[-0.5, 0.5]]
+    """
+
+    def __init__(self):
+        pass
+
+    def fit(self, embeddings: ArrayLike) -> Backend:
+        """Takes the mean from embeddings (N, D), N from 1."""
+        self.mean = _mean(embeddings)
+        self.projection = np.eye(len(self.mean))
+        return self
+
+
+class Whitening(Backend):
+    """Subtracts the mean and evens out the variance of all directions.
+
+    With the mean m and the covariance V diag(w) V' of the embeddings that it
+    is fitted on, y = (x - m) V / sqrt(w + shrinkage * mean(w)).
+
+    Arguments
+    ---------
+    shrinkage : float
+        From 0: how much of the mean variance is added to each direction's. 0
+        gives unit covariance, and amplifies the noise of directions that
+        hardly vary; a large one only centres. At 1 and the like fewer
+        embeddings than dimensions will do, from 2 on.
 
     Example
     -------
     >>> rng = np.random.default_rng(0)
-    >>> sample = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 5
-    >>> bool(np.allclose(np.cov(whiten(sample, sample).T), np.eye(3), 1e-2))
+    >>> sample = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 1
+    >>> white = Whitening(shrinkage=0.0).fit(sample)(sample)
+    >>> bool(np.allclose(np.cov(white.T), np.eye(3), atol=1e-5))
     True
     """
-    reference, vectors = np.asarray(reference), np.asarray(vectors)
-    # A mean in the float16 of a compact store would be off by 0.1 %.
-    precise = np.promote_types(reference.dtype, np.float32)
-    mean = reference.mean(axis=0, dtype=precise)
-    centred = (reference - mean).astype(np.float64)
-    if len(reference) < 2 or not centred.any():
+
+    def __init__(self, shrinkage: float = 1.0):
+        if not 0 <= shrinkage < np.inf:
+            raise ValueError(f"shrinkage must be from 0, got {shrinkage}")
+        self.shrinkage = shrinkage
+
+    def fit(self, embeddings: ArrayLike) -> Backend:
+        """Takes mean and covariance from embeddings (N, D), in blocks.
+
+        Raises ValueError if there are fewer than two, all are equal or one is
+        not finite.
+        """
+        vectors = np.asarray(embeddings)
+        n_rows, mean = len(vectors), _mean(vectors)
+        scatter = np.zeros((len(mean), len(mean)))
+        for _, unit in _unit_blocks(vectors):
+            unit -= mean
+            scatter += unit.T @ unit
+        # The trace of equal float16 rows is rounding, far below this.
+        if n_rows < 2 or not np.trace(scatter) > NO_VARIANCE * n_rows:
+            raise ValueError(
+                "whitening needs embeddings that differ, got "
+                f"{n_rows}: a collapsed encoder's do not"
+            )
+        values, axes = np.linalg.eigh(scatter / (n_rows - 1))
+        values = np.maximum(values, 0)  # rounding may leave -1e-18
+        shrunk = values + self.shrinkage * values.mean()
+        # Without shrinkage nothing is known of directions without variance.
+        known = shrunk > NO_VARIANCE * values.max()
+        shrunk[~known] = np.inf
+        self.mean, self.projection = mean, axes / np.sqrt(shrunk)
+        return self
+
+
+def _mean(embeddings: ArrayLike) -> np.ndarray:
+    """Returns the mean (D,) of embeddings (N, D) at length 1, float64."""
+    vectors = np.asarray(embeddings)
+    if vectors.ndim != 2 or not len(vectors):
         raise ValueError(
-            "whitening needs a reference of vectors that differ, got "
-            f"{len(reference)}"
+            "a back-end is fitted on embeddings (N, D), got shape "
+            f"{vectors.shape}"
         )
-    covariance = np.atleast_2d(np.cov(centred.T))
-    values, axes = np.linalg.eigh(covariance)
-    # Without the floor, axes that hardly vary would be amplified to noise.
-    scale = 1.0 / np.sqrt(np.maximum(values, 1e-3 * values.max()))
-    return ((vectors - mean) @ (axes * scale)).astype(np.float32)
+    total = np.zeros(vectors.shape[1])
+    for _, unit in _unit_blocks(vectors):
+        total += unit.sum(axis=0)
+    return total / len(vectors)
+
+
+def _unit_blocks(vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields slices of rows with these at length 1, float64, zeros left."""
+    for start in range(0, len(vectors), BLOCK):
+        where = slice(start, start + BLOCK)
+        # float16 of a compact store would be off by 0.1 % in a sum.
+        block = np.asarray(vectors[where], np.float64)
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        if not np.isfinite(norms).all():
+            raise ValueError(
+                "an embedding is not finite: look for a diverged encoder or a "
+                "damaged file"
+            )
+        yield where, block / np.maximum(norms, np.finfo(np.float64).tiny)

@@ -128,7 +128,7 @@ class LogMelStatistics(torch.nn.Module):
     """A network without weights: means and deviations of log-mel bands.
 
     The floor that any training must beat, once whitened
-    (`lgl_plugin.inference.backends.whiten`).
+    (`lgl_plugin.inference.backends.Whitening`).
 
     Example
     -------

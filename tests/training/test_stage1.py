@@ -7,7 +7,7 @@ import pytest
 import torch
 from speechbrain.lobes.features import Fbank
 
-from lgl_plugin.inference.backends import whiten
+from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.nnet.encoders import LogMelStatistics
 from lgl_plugin.training import stage1
 from lgl_plugin.training.stage1 import score_baselines
@@ -63,7 +63,8 @@ def test_the_floor_is_whitened_by_a_sample(tmp_path, monkeypatch, n_utterances):
     assert (np.diff(rows) > 0).all()  # audio is read forwards
     if n_utterances <= 50:
         assert np.array_equal(rows, corpus.rows)
-    expected = whiten(corpus.vectors[rows], corpus.vectors[:4])
+    whitening = Whitening(stage1.SHRINKAGE).fit(corpus.vectors[rows])
+    expected = whitening(corpus.vectors[:4])
     np.testing.assert_array_equal(corpus.scored["floor.npz"], expected)
     phases = [record["phase"] for record in corpus.records]
     assert phases == ["log-mel statistics", "untrained"]
