@@ -39,9 +39,10 @@ class Draw:
     response: torch.Tensor  # theirs, complex64, (n, n_fft // 2 + 1), on device
     n_fft: int  # length of the Fourier transform of the responses
     kind: torch.Tensor  # index into the kinds of noise, -1 for none, (batch,)
+    talkers: torch.Tensor  # of babble, 1 for other noise, int64, (batch,)
     source: torch.Tensor  # in [0, 1), picks the recording, (batch,)
     colour: torch.Tensor  # slope of coloured noise, dB per octave, (batch,)
-    snr: torch.Tensor  # in dB, (batch,)
+    snr: torch.Tensor  # in dB, of all talkers in sum, (batch,)
 
 
 class Augmenter(torch.nn.Module):
@@ -55,13 +56,15 @@ class Augmenter(torch.nn.Module):
         MUSAN, with its folders noise, speech and music.
     rir_folder : str, optional
         RIRS_NOISES, or any folder of impulse responses.
-    reverb_only, noise_only : float
-        Probabilities; the rest of the waveforms get both. The paper's
-        release has 1/4, 1/4 and so 1/2.
+    reverb_only, noise_only, clean : float
+        Probabilities of one of both and of neither; the rest of the waveforms
+        get both. The paper's release has 1/4, 1/4 and 0 in Stage I, and 1/4
+        each in Stage II.
     channel : float
         Probability of a random frequency response (a tilt, resonances, one in
-        three a telephone band). The paper has none; a small corpus, whose
-        sessions would otherwise be told apart by their channel, gains by it.
+        three a telephone band), for clean waveforms, too. The paper has none;
+        a small corpus, whose sessions would otherwise be told apart by their
+        channel, gains by it.
     noise_snr : list of float, optional
         Range in dB that replaces the paper's 0 to 15 for noise.
     bank_seconds : float
@@ -90,20 +93,23 @@ class Augmenter(torch.nn.Module):
         rir_folder: str | None = None,
         reverb_only: float = 0.25,
         noise_only: float = 0.25,
+        clean: float = 0.0,
         channel: float = 0.0,
         noise_snr: list[float] | None = None,
         bank_seconds: float = 3600.0,
     ):
         super().__init__()
-        shares = (reverb_only, noise_only, channel)
-        if not (min(shares) >= 0 and reverb_only + noise_only <= 1 >= channel):
+        shares = (reverb_only, noise_only, clean)
+        if not (min(*shares, channel) >= 0 and sum(shares) <= 1 >= channel):
             raise ValueError(
-                "reverb_only, noise_only and channel are probabilities, and "
-                f"the first two at most 1 in sum, got {shares}"
+                "reverb_only, noise_only, clean and channel are "
+                "probabilities, and the first three at most 1 in sum, got "
+                f"{(*shares, channel)}"
             )
         self.sample_rate = sample_rate
         self.reverb_only = reverb_only
         self.noise_only = noise_only
+        self.clean = clean
         self.channel = channel
         self.banks = torch.nn.ModuleDict()
         self.register_buffer("rooms", None, persistent=False)
@@ -130,18 +136,25 @@ class Augmenter(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
-        names = ("sample_rate", "reverb_only", "noise_only", "channel")
+        names = ("sample_rate", "reverb_only", "noise_only", "clean", "channel")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def draw(self, n_waveforms: int, n_samples: int) -> Draw:
         """Draws an augmentation for each waveform of a batch of that shape."""
         device = self.anchor.device
-        profile, channel, source, colour, level = torch.rand(5, n_waveforms)
-        noisy = profile >= self.reverb_only
-        wet = ~noisy | (profile >= self.reverb_only + self.noise_only)
+        profile, channel, source, colour = torch.rand(4, n_waveforms)
+        # In this order: a room alone, both, noise alone, neither.
+        wet = profile < 1 - self.clean - self.noise_only
+        noisy = (profile >= self.reverb_only) & (profile < 1 - self.clean)
         changed = channel < self.channel
         kind = torch.randint(len(self.kinds), (n_waveforms,))
-        low, high = self.snr_range[kind].unbind(1)
+        talkers = torch.randint(TALKERS[0], TALKERS[1] + 1, (n_waveforms,))
+        talkers = talkers.where(kind == self.kinds.index("speech"), 1)
+        # The range is that of each talker: eight are 9 dB louder than one.
+        low, high = self.snr_range[kind, :, None].unbind(1)
+        snr = low + (high - low) * torch.rand(n_waveforms, TALKERS[1])
+        talks = torch.arange(TALKERS[1]) < talkers[:, None]
+        power = (talks * 10 ** (-snr / 10)).sum(1)
         # Rooms first, channels last, so that each takes one slice.
         groups = (wet & ~changed, wet & changed, ~wet & changed)
         filtered = torch.cat([group.nonzero()[:, 0] for group in groups])
@@ -163,9 +176,10 @@ class Augmenter(torch.nn.Module):
             response=response,
             n_fft=n_fft,
             kind=torch.where(noisy, kind, -1),
+            talkers=talkers,
             source=source,
             colour=-9.0 + 12.0 * colour,
-            snr=low + (high - low) * level,
+            snr=-10 * power.log10(),
         )
 
     @fwd_default_precision
@@ -210,10 +224,10 @@ class Augmenter(torch.nn.Module):
             if not len(rows):
                 continue
             if kind in self.banks:
-                talkers = TALKERS if kind == "speech" else (1, 1)
-                noise = self.banks[kind](draw.source[rows], n_samples, talkers)
+                chosen = draw.source[rows], draw.talkers[rows]
+                noise = self.banks[kind](*chosen, n_samples)
             elif kind == "speech":
-                noise = babble(wavs, rows)
+                noise = babble(wavs, rows, draw.talkers[rows])
             else:
                 colour = send(draw.colour[rows], wavs)
                 noise = coloured_noise(colour, n_samples)

@@ -13,7 +13,8 @@ from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 
-# Signal-to-noise ratios in dB by kind of noise, as in the paper's release.
+# Signal-to-noise ratios in dB by kind of noise, as in the paper's release; of
+# babble each talker's.
 SNR = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}
 TALKERS = (3, 8)  # of babble, both ends included
 DB_PER_OCTAVE = 20 * math.log10(2)  # of an amplitude that doubles
@@ -63,19 +64,17 @@ class NoiseBank(torch.nn.Module):
         return f"{len(self.samples)} samples"
 
     def forward(
-        self, source: torch.Tensor, n_samples: int, talkers: tuple[int, int]
+        self, source: torch.Tensor, count: torch.Tensor, n_samples: int
     ) -> torch.Tensor:
         """Sums stretches of the bank to noise (batch, n_samples), float32.
 
-        `source` gives their relative places in the bank, in [0, 1), shape
-        (batch,), on the CPU; `talkers` the fewest and most that are summed.
+        `source` gives their relative places in the bank, in [0, 1), `count`
+        how many are summed, int64, both (batch,), on the CPU.
         """
-        fewest, most = talkers
         samples = self.samples
         if len(samples) < 2 * n_samples:  # a small bank is repeated
             samples = wrap(samples, 2 * n_samples)
         stretches = samples.unfold(0, n_samples, 1)
-        count = torch.randint(fewest, most + 1, (len(source),))
         row = torch.arange(len(source)).repeat_interleave(count)
         # All talkers but one of each waveform come from anywhere in the bank.
         place = torch.rand(len(row))
@@ -89,18 +88,20 @@ class NoiseBank(torch.nn.Module):
         return total.index_add_(0, send(row, samples), chosen).mul_(1 / 32767)
 
 
-def babble(wavs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Sums 3 to 8 other waveforms of the batch (batch, time), equally loud.
+def babble(
+    wavs: torch.Tensor, rows: torch.Tensor, count: torch.Tensor
+) -> torch.Tensor:
+    """Sums other waveforms of the batch (batch, time), equally loud.
 
-    `rows` (n,), int64, on the CPU, get babble (n, time).
+    `rows` (n,), int64, on the CPU, get babble (n, time) of `count` (n,)
+    talkers each, or of all others where the batch has no more.
     """
     batch = len(wavs)
     rank = torch.rand(len(rows), batch)
     rank.scatter_(1, rows[:, None], 2.0)  # nobody babbles over themselves
     rank = rank.argsort(1).argsort(1)
-    low, high = TALKERS
-    count = torch.randint(low, high + 1, (len(rows), 1)).clamp(max=batch - 1)
-    chosen = send((rank < count).float(), wavs)
+    count = count.clamp(max=batch - 1)
+    chosen = send((rank < count[:, None]).float(), wavs)
     return (chosen / mean_square(wavs).sqrt().T) @ wavs
 
 
