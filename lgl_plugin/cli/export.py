@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license", default="other", help="of the weights, such as cc-by-4.0"
     )
+    parser.add_argument(
+        "--backend",
+        choices=("fitted", "none"),
+        help="part of the model or not; as the run's yaml says",
+    )
     parser.add_argument("--device", default="cpu", help="where to embed")
 
 
@@ -37,11 +42,14 @@ def run(
     data_folder: str | None,
     threshold: float | None,
     license: str,
+    backend: str | None,
     device: str,
 ) -> None:
     """Exports a run's step, or a checkpoint with the yaml that trained it."""
     if yaml is not None and output is None:
         raise ValueError("--yaml needs --output, the folder to write")
+    if yaml is not None and backend == "fitted":
+        raise ValueError("--backend=fitted is of a run: --yaml goes without")
     import logging
 
     from lgl_plugin.inference.export import export, export_checkpoint
@@ -49,7 +57,9 @@ def run(
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     if yaml is None:
-        export(source, step, output, device, data_folder, threshold, license)
+        wanted = None if backend is None else backend == "fitted"
+        options = (data_folder, threshold, license, wanted)
+        export(source, step, output, device, *options)
     else:
         settings = read_plain(yaml)
         export_checkpoint(source, settings, output or "", threshold, license)

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output_folder", required=True, help="folder of the results"
     )
     parser.add_argument(
-        "--cohort", help="folder of unlabelled audio; with it, AS-norm"
+        "--cohort",
+        help="folder of unlabelled audio; with it, whitening and AS-norm",
     )
     parser.add_argument(
         "--top", type=int, default=300, help="nearest of the cohort that count"

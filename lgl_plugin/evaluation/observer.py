@@ -16,8 +16,16 @@ from lgl_plugin.evaluation.pseudo_labels import (
     hungarian_mapping,
     reliable,
 )
-from lgl_plugin.evaluation.verification import cosine_scores, verify
+from lgl_plugin.evaluation.verification import (
+    adaptive_s_norm,
+    cohort_statistics,
+    cosine_scores,
+    figures_of,
+)
 from lgl_plugin.utils.files import save_arrays
+
+# Nearest of the cohort that AS-norm takes, as in `lgl verify`.
+TOP = 300
 
 
 class TrueLabels:
@@ -61,21 +69,42 @@ class TrueLabels:
         self,
         embed: Callable[[Manifest], np.ndarray],
         path: str | pathlib.Path | None = None,
+        backend: Callable[[np.ndarray], np.ndarray] | None = None,
+        cohort: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Scores the trial list as `verification.verify`; {} without one.
 
         Its `eer_percent` is called `eer`, as in metrics.jsonl. `embed` takes
         the list's audio, n utterances, and returns their embeddings (n, D).
         `path` is an npz file to keep the `scores` (T,) and `labels` (T,) in.
+        A `backend`, which transforms embeddings, adds `eer_backend` and
+        `min_dcf_001_backend`; a `cohort` (M, D) of training utterances'
+        embeddings adds AS-norm's `eer_as_norm` and `min_dcf_001_as_norm`, but
+        where all of it scores alike.
         """
-        if self._trials is None:
+        trials = self._trials
+        if trials is None:
             return {}
         embeddings = embed(self._audio)
+        scores = cosine_scores(embeddings, trials)
         if path is not None:
-            scores = cosine_scores(embeddings, self._trials)
-            save_arrays(path, scores=scores, labels=self._trials.labels)
-        figures = verify(embeddings, self._trials)
-        return {"eer": figures.pop("eer_percent"), **figures}
+            save_arrays(path, scores=scores, labels=trials.labels)
+        figures = figures_of(scores, trials)
+        figures = {"eer": figures.pop("eer_percent"), **figures}
+        others = {}
+        if backend is not None:
+            others["backend"] = cosine_scores(backend(embeddings), trials)
+        if cohort is not None and len(cohort) > 1:
+            top = min(TOP, len(cohort))
+            statistics = cohort_statistics(embeddings, cohort, top)
+            if (statistics[1] > 0).all():  # else the encoder has collapsed
+                normed = adaptive_s_norm(scores, trials, *statistics)
+                others["as_norm"] = normed
+        for name, of_it in others.items():
+            found = figures_of(of_it, trials)
+            figures[f"eer_{name}"] = found["eer_percent"]
+            figures[f"min_dcf_001_{name}"] = found["min_dcf_001"]
+        return figures
 
     def clusters(
         self,

@@ -296,7 +296,11 @@ def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
     >>> figures["eer_percent"], figures["min_dcf_001"], figures["threshold"]
     (0.0, 0.0, 0.5)
     """
-    scores = cosine_scores(embeddings, trials)
+    return figures_of(cosine_scores(embeddings, trials), trials)
+
+
+def figures_of(scores: np.ndarray, trials: Trials) -> dict[str, float]:
+    """Computes the figures of `verify` from trials' scores (T,)."""
     rate, threshold = eer(scores, trials.labels)
     return {
         "eer_percent": 100 * rate,

@@ -3,11 +3,9 @@
 All have one contract. A yaml makes one by `!new:`, `fit` takes embeddings
 (N, D) of utterances that nobody has named, and a call transforms others. The
 cosine ignores the length of an embedding, so a back-end does, too: it takes
-each to length 1 first, in `fit` and in a call. Then what follows is affine,
-
-    y = (x / |x| - mean) projection,
-
-and two arrays are all that it keeps: SpeechBrain's own modules can do it.
+each to length 1 first, in `fit` and in a call. What follows is affine, a mean
+to subtract and a projection to multiply by, so that two arrays are all that is
+kept and SpeechBrain's own modules can do the same.
 """
 
 from __future__ import annotations
@@ -82,7 +80,19 @@ class Backend:
 def load_backend(path: str | pathlib.Path) -> Backend:
     """Reads what `Backend.save` wrote, of whichever class it was.
 
-    Raises FileNotFoundError, or ValueError if the file is damaged.
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Such as a run's `stage1/backend.npz`.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is damaged.
 
     Example
     -------

@@ -5,17 +5,20 @@
 > lgl export encoder.ckpt --yaml=mine.yaml --output=mine
 
 The folder holds `hyperparams.yaml`, `embedding_model.ckpt`, in Stage II the
-classifier, and a model card, `README.md`. SpeechBrain's `SpeakerRecognition`
-and `EncoderClassifier` take it as `source`, its verification script takes it
-as `pretrain_path`, and it has the form of a repository at Hugging Face.
+classifier, with a back-end `backend.ckpt` in its place, and a model card,
+`README.md`. SpeechBrain's `SpeakerRecognition` and `EncoderClassifier` take it
+as `source`, its verification script takes it as `pretrain_path`, without the
+back-end, and it has the form of a repository at Hugging Face.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 import re
 
+import numpy as np
 import torch
 import yaml
 from hyperpyyaml import load_hyperpyyaml
@@ -24,6 +27,7 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
+from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.model_card import last_name, model_card
@@ -38,6 +42,8 @@ logger = get_logger(__name__)
 
 PathLike = str | pathlib.Path
 ENCODER, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
+BACKEND = "backend.npz"  # beside a phase's weights
+AFFINE = "backend.ckpt"  # the same in an exported folder
 MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 # Prefixes that data parallelism and torch.compile give weights' names.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
@@ -76,8 +82,11 @@ class InferenceModel:
 
     `settings` are a stage's, as `plain_settings` reads them; `encoder` and,
     of Stage II, `classifier` are paths of state dicts; `kind` is the setting
-    that says how to build the encoder. Raises FileNotFoundError if there is
-    no such file, ValueError if the encoder's weights do not fit.
+    that says how to build the encoder. A `backend` becomes the last layers of
+    `embedding_model`, which cosines, threshold and mean are then those of; the
+    network's weights stay a file of their own, for Stage II to start from.
+    Raises FileNotFoundError if there is no such file, ValueError if the
+    encoder's weights do not fit.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class InferenceModel:
         encoder: PathLike,
         classifier: PathLike | None = None,
         kind: str = "new_encoder",
+        backend: Backend | None = None,
     ):
         self.settings = settings
         self.n_classes = 0
@@ -113,17 +123,32 @@ class InferenceModel:
                 COSINE_CLASSIFIER: {"input_size": 1, "out_neurons": 1}
             },
         }
-        if classifier is not None:
+        # What of the folder holds the weights of which entry.
+        self.loadables = {"embedding_model": "embedding_model"}
+        self.affine = None
+        if backend is not None:
+            self._add_backend(backend)
+        elif classifier is not None:
             self._add_classifier(read_state_dict(classifier))
         self.built = load_hyperpyyaml(_dump(self.parts))
+        network = self.built[self.loadables["embedding_model"]]
         try:
-            self.built["embedding_model"].load_state_dict(self.encoder)
+            network.load_state_dict(self.encoder)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[:2]
             raise ValueError(
                 f"{encoder} does not fit the {self.encoder_class} of "
                 f"{kind} (another width, or not an encoder): {' '.join(first)}"
             ) from error
+        if self.affine is not None:
+            self.built["backend"].load_state_dict(self.affine)
+            if "lengths" not in inspect.signature(network.forward).parameters:
+                # The frames of padding would then count.
+                raise ValueError(
+                    f"{self.encoder_class} takes no `lengths`, by which "
+                    "SpeechBrain's container of it and the back-end passes "
+                    "them on: export with --backend=none"
+                )
 
     def _add_classifier(self, weights):
         """Takes a classifier over, SpeechBrain's or one with sub-centres."""
@@ -141,6 +166,35 @@ class InferenceModel:
         outputs = len(weights["weight"])
         self.classifier = weights
         self.parts["classifier"] = {tag: {**arguments, "out_neurons": outputs}}
+
+    def _add_backend(self, backend):
+        """Puts (x / |x| - mean) projection behind the network.
+
+        By SpeechBrain's and torch's own layers: RMSNorm takes embeddings to
+        the length sqrt(D). The classifier is left out, as it tells the bare
+        embeddings apart.
+        """
+        size, size_after = backend.projection.shape
+        weight = torch.from_numpy(backend.projection.T)
+        bias = -weight @ torch.from_numpy(backend.mean)
+        self.affine = {
+            "w.weight": (weight / np.sqrt(size)).float(),
+            "w.bias": bias.float(),
+        }
+        unit = {"normalized_shape": size, "elementwise_affine": False}
+        affine = {"input_size": size, "n_neurons": size_after}
+        self.parts["network"] = self.parts.pop("embedding_model")
+        self.parts["backend"] = {"!new:speechbrain.nnet.linear.Linear": affine}
+        self.parts["embedding_model"] = {
+            "!new:speechbrain.nnet.containers.LengthsCapableSequential": {
+                "network": {"!ref": "<network>"},
+                "unit_length": {
+                    "!new:torch.nn.RMSNorm": {**unit, "eps": 1.0e-20}
+                },
+                "backend": {"!ref": "<backend>"},
+            }
+        }
+        self.loadables = {"embedding_model": "network", "backend": "backend"}
 
     def extractor(self, device: str = "cpu") -> Extractor:
         """Makes an Extractor around the encoder."""
@@ -175,16 +229,18 @@ class InferenceModel:
         # comes last, so that a crash leaves no mixture of two exports.
         (folder / "hyperparams.yaml").unlink(missing_ok=True)
         save_tensors(self.encoder, folder / ENCODER)
-        loadables = ["embedding_model"]
+        if self.affine is not None:
+            save_tensors(self.affine, folder / AFFINE)
+        loadables = dict(self.loadables)
         if mean is not None:
             # The form in which InputNormalization keeps its statistics.
             statistics = {"glob_mean": mean, "glob_std": torch.ones_like(mean)}
             save_tensors({"count": 1, **statistics}, folder / MEAN)
-            loadables.append("mean_var_norm_emb")
+            loadables["mean_var_norm_emb"] = "mean_var_norm_emb"
         text = "# A speaker encoder, see README.md.\n"
         label_encoder = ""
         if self.classifier is None:
-            text += "# The classifier has no weights, as there is none yet.\n"
+            text += "# The classifier has no weights: SpeechBrain wants one.\n"
         else:
             save_tensors(self.classifier, folder / CLASSIFIER)
             # The form in which CategoricalEncoder keeps its labels.
@@ -195,11 +251,13 @@ class InferenceModel:
             with atomic_write(folder / NAMES) as out:
                 out.write("\n".join(rows))
             label_encoder = f"\nlabel_encoder: {LABEL_ENCODER}\n"
-            loadables += ["classifier", "label_encoder"]
+            loadables |= {n: n for n in ("classifier", "label_encoder")}
         given = {} if threshold is None else {"threshold": threshold}
         text += f"\n{_dump({**given, **self.parts})}"
         text += FIXED_PART.format(label_encoder=label_encoder)
-        text += "".join(f"        {n}: !ref <{n}>\n" for n in loadables)
+        text += "".join(
+            f"        {n}: !ref <{to}>\n" for n, to in loadables.items()
+        )
         with atomic_write(folder / "README.md") as out:
             out.write(card)
         with atomic_write(folder / "hyperparams.yaml") as out:
@@ -234,6 +292,7 @@ def export(
     data_folder: str | None = None,
     threshold: float | None = None,
     licence: str = "other",
+    backend: bool | None = None,
 ) -> dict[str, float | None]:
     """Exports an encoder of a run.
 
@@ -255,6 +314,12 @@ def export(
         Of the cosine. By default found without labels.
     licence : str
         Of the weights, as Hugging Face names it.
+    backend : bool, optional
+        Whether the back-end that was fitted at the step's end becomes part of
+        the model. By default as the yaml's `backend` says: whitening lowers
+        the error of some encoders and raises that of others, and nothing
+        known without labels tells them apart. The classifier, which works on
+        the bare embeddings, is then left out.
 
     Returns
     -------
@@ -273,7 +338,7 @@ def export(
     {'threshold': 0.38}
     """
     run = pathlib.Path(run)
-    source = read_trained_step(run, step, data_folder)
+    source = read_trained_step(run, step, data_folder, backend)
     model, manifest = source.model, source.manifest
     share, seed = (model.settings[k] for k in ("held_out_share", "seed"))
     decision = None if threshold is None else (threshold, "given")
@@ -306,6 +371,7 @@ def export(
         data=data,
         rows=summarise(read_metrics(run)),
         licence=licence,
+        backend=model.affine is not None,
     )
     folder = folder or run / "export" / source.short_name
     # Of several processes all learn of a full disk: one that alone went on to
@@ -315,7 +381,10 @@ def export(
 
 
 def read_trained_step(
-    run: PathLike, step: str | None = None, data_folder: str | None = None
+    run: PathLike,
+    step: str | None = None,
+    data_folder: str | None = None,
+    backend: bool | None = False,
 ) -> TrainedStep:
     """Reads what a step of a run has left; arguments and errors as `export`."""
     run = pathlib.Path(run)
@@ -347,11 +416,22 @@ def read_trained_step(
     chosen = state["settings"][stage]
     last = iteration == chosen.get("n_iterations")
     wide = last and chosen.get("new_last_encoder")
+    fitted = None
+    if chosen.get("backend") if backend is None else backend:
+        path = encoder.with_name(BACKEND)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"there is no back-end {path}: the run could fit none. "
+                "--backend=none exports the encoder alone."
+            )
+        check_artefact(path)
+        fitted = load_backend(path)
     model = InferenceModel(
         chosen,
         encoder,
         encoder.with_name(CLASSIFIER) if iteration else None,
         "new_last_encoder" if wide else "new_encoder",
+        fitted,
     )
     manifest = load_manifest(
         chosen["manifest"] or run / "manifest.csv",

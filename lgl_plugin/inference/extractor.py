@@ -297,7 +297,12 @@ hyperparams.yaml. `lgl export RUN` writes one to RUN/export
             f"{path} cannot be loaded, or its modules lack one of "
             f"{', '.join(PARTS)}: {error!r}"
         ) from error
-    load_weights(encoder.network, folder / "embedding_model.ckpt")
+    # A back-end of ours is behind the network, whose weights are a file alone.
+    parts = getattr(hparams.get("pretrainer"), "loadables", {})
+    network = parts.get("embedding_model", encoder.network)
+    load_weights(network, folder / "embedding_model.ckpt")
+    if "backend" in parts:
+        load_weights(parts["backend"], folder / "backend.ckpt")
     sample_rate = hparams.get("sample_rate", 16000)
     return Extractor(encoder, device, sample_rate, num_workers=num_workers)
 

@@ -87,7 +87,8 @@ def embed_folder(
     manifest = load_manifest(listed, os.path.abspath(audio))
     made_from = {
         name: checksum(pathlib.Path(encoder) / name)
-        for name in ("embedding_model.ckpt", "hyperparams.yaml")
+        for name in ("embedding_model.ckpt", "backend.ckpt", "hyperparams.yaml")
+        if (pathlib.Path(encoder) / name).exists()
     }
     made_from["manifest.csv"] = checksum(listed)
     before = _read_record(folder)

@@ -37,6 +37,7 @@ def model_card(
     data: dict | None = None,
     rows: dict[str, dict] | None = None,
     licence: str = "other",
+    backend: bool = False,
 ) -> str:
     """Returns the card of an encoder that a step, as "iter2/gated", left.
 
@@ -44,7 +45,7 @@ def model_card(
     far as the model has passed them. `decision` is the threshold and its
     source: "pseudo-labels", "halves" or "given". `data` has the training set's
     "name", "utterances", "held_out" and "hours", and `rows` the run's figures
-    from `summarise`.
+    from `summarise`. `backend` says whether the model has one.
     """
     stage, chosen = max(settings.items())
     rows, own = _rows_until(rows or {}, step)
@@ -57,12 +58,13 @@ def model_card(
     # huggingface_hub renders without autoescape, and a run's text could break
     # out of the card: _code and _table escape it for Markdown.
     card = ModelCard.from_template(
-        _metadata(rows.get(own, {}), trials, licence),
+        _metadata(rows.get(own, {}), trials, licence, backend),
         template_path=str(pathlib.Path(__file__).with_name("model_card.md")),
         title=TITLE,
         encoder=encoder,
         rate=chosen["sample_rate"],
         decision=decision,
+        backend=backend,
         data=data,
         data_name=_code(data["name"]) if data else "",
         stage=stage,
@@ -93,10 +95,11 @@ def last_name(text: str) -> str:
     return pathlib.PureWindowsPath(text).name
 
 
-def _metadata(figures, trials, licence):
+def _metadata(figures, trials, licence, backend):
     """Returns the YAML front matter, which the Hugging Face Hub reads."""
     data = ModelCardData(license=licence, library_name="speechbrain", tags=TAGS)
-    if "eer" in figures:
+    rate = figures.get("eer_backend" if backend else "eer")
+    if rate is not None:
         data.metrics = ["eer"]
         data.model_name = TITLE
         data.eval_results = [
@@ -106,7 +109,7 @@ def _metadata(figures, trials, licence):
                 dataset_name=trials,
                 metric_type="eer",
                 metric_name="EER %",
-                metric_value=round(figures["eer"], 4),
+                metric_value=round(rate, 4),
             )
         ]
     return data

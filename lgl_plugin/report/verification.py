@@ -1,7 +1,7 @@
 """Scores encoders on trial lists: scores, error rates, DET curves.
 
-Scores are cosines or, with the audio of a cohort, AS-norm's; the first minute
-of an utterance is embedded.
+Scores are cosines and, with the audio of a cohort, those of embeddings that are
+whitened by it, and AS-norm's; the first minute of an utterance is embedded.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lgl_plugin.evaluation.verification import (
     cosine_scores,
     write_scores,
 )
+from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.metrics.error_rates import eer, min_dcf
 from lgl_plugin.report.figures import det, save
@@ -58,8 +59,9 @@ def verify_encoders(
         Where to write; files of an earlier run are replaced. Several lists
         have a folder each in there, and in it several encoders.
     cohort : str or pathlib.Path, optional
-        A folder of unlabelled audio. With it, scores are normalised by
-        AS-norm; `scores.txt` then holds these.
+        A folder of unlabelled audio. With it, embeddings are also whitened
+        (`inference.backends.Whitening`), and scores are normalised by AS-norm;
+        `scores.txt` then holds these.
     top : int
         AS-norm takes this many of the highest scores against the cohort.
     cohort_utterances : int
@@ -75,8 +77,9 @@ def verify_encoders(
     -------
     dict
         From each list's name to what its `metrics.json` holds: under "scores"
-        what `error_rates` returns, by system, which is "cosine" or "AS-norm"
-        behind the encoder's name if there are several; counts; the options.
+        what `error_rates` returns, by system, which is "cosine", "whitened" or
+        "AS-norm" behind the encoder's name if there are several; counts; the
+        options.
 
     Raises
     ------
@@ -161,6 +164,8 @@ def verify_encoders(
         if others is not None:
             near = _embed_cohort(extract, others)
             n_cohort["cohort"] = len(near)
+            whitened = Whitening().fit(near)(vectors)
+            scores["whitened"] = cosine_scores(whitened, joined)
             statistics = cohort_statistics(vectors, near, top)
             scores["AS-norm"] = adaptive_s_norm(
                 scores["cosine"], joined, *statistics

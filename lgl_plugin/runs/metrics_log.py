@@ -14,6 +14,8 @@ from lgl_plugin.utils.tables import markdown_table
 # Figures of a table: their heading, factor and number of decimals.
 COLUMNS = {
     "eer": ("EER %", 1.0, 1),
+    "eer_backend": ("EER %, back-end", 1.0, 1),
+    "eer_as_norm": ("EER %, AS-norm", 1.0, 1),
     "min_dcf_001": ("minDCF 0.01", 1.0, 3),
     "min_dcf_005": ("minDCF 0.05", 1.0, 3),
     "nmi": ("NMI", 1.0, 3),
@@ -29,6 +31,8 @@ COLUMNS = {
 LABEL_FREE = ("pseudo_eer", "mean_cosine", "effective_dimensions")
 # Further figures that `summarise` keeps.
 FURTHER = (
+    "min_dcf_001_backend",
+    "min_dcf_001_as_norm",
     "tau",
     "nmi_selected",
     "gate_precision",

@@ -128,6 +128,7 @@ class Settings(BaseModel):
     embedding_size: Count
     augment: Made
     new_encoder: Factory
+    backend: Made | None = None
     opt_class: Factory
     lr_annealing: Made
 

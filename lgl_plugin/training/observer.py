@@ -19,8 +19,14 @@ class Observer:
         self,
         embed: Callable,
         path: str | pathlib.Path | None = None,
+        backend: Callable | None = None,
+        cohort: np.ndarray | None = None,
     ) -> dict:
-        """Returns error rates of an encoder; `embed` maps audio to vectors."""
+        """Returns error rates of an encoder; `embed` maps audio to vectors.
+
+        `backend` transforms these for further figures, and `cohort` (M, D)
+        normalises scores.
+        """
         return {}
 
     def clusters(self, rows: np.ndarray, labels: np.ndarray) -> dict:

@@ -18,7 +18,7 @@ from lgl_plugin.clustering.first_step import means_of
 from lgl_plugin.clustering.vectors import normalised, without_small
 from lgl_plugin.dataio.labels import read_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
-from lgl_plugin.inference.export import CLASSIFIER, ENCODER
+from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
@@ -278,7 +278,8 @@ class Round:
         save_weights(encoder.network, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)
         save_weights(memory, folder / MEMORY)
-        figures = self.session.score(encoder, folder / SCORES)
+        places = folder / SCORES, folder / BACKEND
+        figures = self.session.score(encoder, *places)
         last = brain.tally.last
         if last:
             save_arrays(folder / GATE, **last)

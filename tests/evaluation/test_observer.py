@@ -7,7 +7,14 @@ import soundfile
 from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.evaluation.observer import TrueLabels
 from lgl_plugin.evaluation.pseudo_labels import clustering_report
-from lgl_plugin.evaluation.verification import cosine_scores, verify
+from lgl_plugin.evaluation.verification import (
+    adaptive_s_norm,
+    cohort_statistics,
+    cosine_scores,
+    verify,
+)
+from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.metrics.error_rates import eer
 
 # Row 5 has no speaker, row 6 no pseudo-label.
 SPEAKERS = np.array([0, 0, 0, 1, 1, -1, 1])
@@ -100,7 +107,19 @@ def test_trials_are_scored_and_kept(tmp_path):
         assert kept["labels"].tolist() == [True, False]
         expected = cosine_scores(vectors, trials)
         np.testing.assert_array_equal(kept["scores"], expected)
-    first, again = asked
+    backend = Whitening().fit(vectors)
+    more = observer.score_trials(embed, path, backend, vectors)
+    under = verify(backend(vectors), trials)
+    assert more["eer_backend"] == under["eer_percent"]
+    assert more["min_dcf_001_backend"] == under["min_dcf_001"]
+    statistics = cohort_statistics(vectors, vectors, 3)
+    normed = adaptive_s_norm(expected, trials, *statistics)
+    assert more["eer_as_norm"] == 100 * eer(normed, labels)[0]
+    assert figures.items() <= more.items() and len(more) == len(figures) + 4
+    # Of a collapsed encoder all of the cohort scores alike.
+    alike = observer.score_trials(embed, cohort=np.ones((9, 2), np.float32))
+    assert alike == figures
+    first, again, *_ = asked
     assert first is again  # the headers are read once
     assert list(first.ids) == names and first.durations.tolist() == [0.5] * 3
     assert first[1]["wav"] == str(tmp_path / "b.wav")

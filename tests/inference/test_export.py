@@ -17,16 +17,20 @@ from markdown_it import MarkdownIt
 from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
+from speechbrain.lobes.models.Xvector import Xvector
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import write_labels
 from lgl_plugin.inference import export as exporting
+from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import (
     InferenceModel,
     export,
     export_checkpoint,
     read_trained_step,
 )
+from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.model_card import model_card
 from lgl_plugin.metrics.error_rates import eer
 from lgl_plugin.nnet.encoders import Encoder
@@ -175,6 +179,92 @@ def test_threshold_and_mean_are_those_of_the_model(run, exported):
     wav = torch.tensor(soundfile.read(paths[0])[0])[None]
     centred = model.encode_batch(wav, normalize=True)[0]
     assert torch.allclose(centred, vectors[:1] - vectors.mean(0), atol=1e-4)
+
+
+@pytest.fixture
+def with_backend(run):
+    """The end of the first iteration, with the back-end of a phase."""
+    rng = np.random.default_rng(0)
+    backend = Whitening(0.5).fit(rng.normal(size=(40, 6)) + 0.3)
+    path = run / "iter1" / "gated" / "backend.npz"
+    backend.save(path)
+    yield backend
+    path.unlink()
+
+
+def test_speechbrain_alone_applies_the_back_end(run, with_backend, tmp_path):
+    """Network, back-end and cosine, at several lengths of speech."""
+    bare, whole = tmp_path / "bare", tmp_path / "whole"
+    export(run, "iter1/gated", bare)
+    export(run, "iter1/gated", whole, backend=True)
+    assert "lgl_plugin" not in (whole / "hyperparams.yaml").read_text()
+    paths = sorted((run / 'a: "b" | c').iterdir())
+    wavs = [torch.tensor(soundfile.read(path)[0]) for path in paths]
+    batch = torch.stack(wavs[:2])
+    batch[1, 8000:] = 0
+    lengths = torch.tensor([1.0, 0.5])
+    first, then = (
+        SpeakerRecognition.from_hparams(source=str(folder))
+        for folder in (bare, whole)
+    )
+    vectors = first.encode_batch(batch, lengths)[:, 0].numpy()
+    found = then.encode_batch(batch, lengths)[:, 0].numpy()
+    expected = with_backend(vectors)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
+
+    # The threshold is of these cosines, and ours are the same.
+    manifest = exporting.load_manifest(run / "manifest.csv", paths[0].parent)
+    ours = load_extractor(whole)(manifest, np.arange(N))[0].vectors
+    theirs = torch.stack([then.encode_batch(wav[None])[0, 0] for wav in wavs])
+    np.testing.assert_allclose(ours / scale, theirs.numpy() / scale, atol=1e-4)
+    hparams = load_hyperpyyaml((whole / "hyperparams.yaml").read_text())
+    threshold = (hparams["threshold"], "pseudo-labels")
+    pseudo = read_trained_step(run, "iter1/gated").pseudo
+    extract = load_extractor(whole)
+    again, _ = find_threshold(extract, manifest, 0.5, 1, pseudo)
+    assert again == (pytest.approx(threshold[0], abs=1e-5), threshold[1])
+
+    # Stage II starts from the bare network, and nothing is classified.
+    load_weights(ECAPA_TDNN(**WIDTH), whole / "embedding_model.ckpt")
+    assert not (whole / "classifier.ckpt").exists()
+    card = (whole / "README.md").read_text()
+    assert "a back-end, fitted without labels" in " ".join(card.split())
+    assert "back-end" not in (bare / "README.md").read_text()
+
+
+def test_the_yaml_says_whether_the_back_end_is_part(
+    run, with_backend, tmp_path
+):
+    state = (run / "state.json").read_text()
+    given = json.loads(state)
+    tag = "!new:lgl_plugin.inference.backends.Whitening"
+    given["settings"]["stage 2"]["backend"] = {tag: ""}
+    try:
+        (run / "state.json").write_text(json.dumps(given))
+        for options, there in (([], True), (["--backend=none"], False)):
+            folder = tmp_path / str(there)
+            main(
+                ["export", str(run), "iter1/gated", f"--output={folder}"]
+                + ["--threshold=0.3", *options]
+            )
+            assert (folder / "backend.ckpt").exists() is there
+        with pytest.raises(FileNotFoundError, match="--backend=none"):
+            export(run, "iter1/classifier", tmp_path / "none", threshold=0.0)
+    finally:
+        (run / "state.json").write_text(state)
+
+
+def test_a_network_without_lengths_takes_no_back_end(run, tmp_path):
+    settings = stage_settings(tmp_path, 1)
+    ((_, parts),) = settings["new_encoder"].items()
+    xvector = "!name:speechbrain.lobes.models.Xvector.Xvector"
+    options = {"in_channels": 24, "lin_neurons": 6}
+    parts["network"] = {xvector: options}
+    torch.save(Xvector(**options).state_dict(), tmp_path / "mine.ckpt")
+    backend = Whitening().fit(np.eye(6))
+    with pytest.raises(ValueError, match="Xvector takes no `lengths`"):
+        InferenceModel(settings, tmp_path / "mine.ckpt", backend=backend)
 
 
 def test_card_holds_no_path_and_parses(run, exported):

@@ -16,6 +16,7 @@ from tiny import STAGE1, STAGE2, train, train_here
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio import labels, manifest
 from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.run import fork
@@ -25,7 +26,14 @@ from lgl_plugin.training.health import findings
 
 def test_rows_of_the_run(run):
     """Every phase is scored, in the pipeline's order."""
-    assert list(summarise(read_metrics(run))) == [
+    rows = summarise(read_metrics(run))
+    for row in rows.values():
+        assert {"eer", "eer_backend", "eer_as_norm"} <= row.keys()
+        assert {"min_dcf_001_backend", "min_dcf_001_as_norm"} <= row.keys()
+    for place in ("stage1", "iter1/classifier", "iter2/gated"):
+        backend = load_backend(run / place / "backend.npz")
+        assert backend.projection.shape == (192, 192)
+    assert list(rows) == [
         "log-mel statistics",
         "untrained",
         "Stage I",

@@ -261,6 +261,14 @@ def test_warnings_are_raised(run, tmp_path):
     text = parts(folder, "warnings")
     assert "7 training steps were skipped" in text
     assert "an EER of 26.0 % is above the floor of 25.0 %" in text
+    of_floor = {"stage": 0, "phase": "log-mel statistics", "eer": 25.0}
+    of_floor["eer_backend"] = 27.0
+    after = {**records[1], "eer_backend": 26.5}
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.writelines(json.dumps(r) + "\n" for r in (of_floor, after))
+    page = parts(folder, "overview")  # under the same back-end, it is below
+    assert "is above the floor" not in page
+    assert "below the 27.0 % of log-mel statistics, both under" in page
     assert "the gate lets only 0.2 % through" in text
     assert "2 utterances could not be used" in text
     assert "<td>cut short</td>" in text

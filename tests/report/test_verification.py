@@ -13,7 +13,9 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.trials import Trials
+from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.export import export_checkpoint
+from lgl_plugin.metrics.error_rates import eer
 from lgl_plugin.report.verification import error_rates, table
 from lgl_plugin.runs.settings import plain_settings
 
@@ -112,6 +114,12 @@ def test_scores_and_error_rates(encoder, corpus, tmp_path, capsys, with_cohort):
     if with_cohort:
         paths = [corpus / s / f"{n}.wav" for s in OTHERS for n in range(EACH)]
         cohort = unit(encoder, paths)
+        white = Whitening().fit(cohort)(vectors).astype(np.float64)
+        white /= np.linalg.norm(white, axis=1, keepdims=True)
+        white = dict(zip(NAMES, white))
+        same = np.array([row[2] == "1" for row in rows])
+        rate = eer([white[a] @ white[b] for a, b, *_ in rows], same)[0]
+        assert metrics["scores"]["whitened"]["eer"] == pytest.approx(100 * rate)
         best = {n: np.sort(cohort @ v)[-5:] for n, v in vector.items()}
         mean = {name: top.mean() for name, top in best.items()}
         spread = {name: top.std(ddof=1) for name, top in best.items()}
@@ -126,7 +134,9 @@ def test_scores_and_error_rates(encoder, corpus, tmp_path, capsys, with_cohort):
     assert [f"{same} {a} {b}" for a, b, same, _ in rows] == lines
     scores = np.array([float(row[3]) for row in rows])
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
-    assert list(metrics["scores"]) == ["cosine", "AS-norm"][: 1 + with_cohort]
+    assert list(metrics["scores"]) == (
+        ["cosine", "whitened", "AS-norm"] if with_cohort else ["cosine"]
+    )
     final = metrics["scores"]["AS-norm"] if with_cohort else cosine
     same = np.array([row[2] == "1" for row in rows])
     assert (metrics["trials"], metrics["targets"]) == (len(same), same.sum())
@@ -146,6 +156,7 @@ def test_figures_and_table(encoder, corpus, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "9 target and 27 non-target trials" in printed
     assert "\n| cosine | " in printed and "\n| AS-norm | " in printed
+    assert "\n| whitened | " in printed
 
 
 def test_several_lists_and_encoders(encoder, corpus, tmp_path, capsys):
@@ -184,7 +195,7 @@ def test_several_lists_and_encoders(encoder, corpus, tmp_path, capsys):
             np.testing.assert_allclose(found, expected, atol=2e-5)
             metrics = json.loads((out / trials / "metrics.json").read_text())
             alone = json.loads((alone / "metrics.json").read_text())
-            for kind in ("cosine", "AS-norm"):
+            for kind in ("cosine", "whitened", "AS-norm"):
                 rates = metrics["scores"][f"{name}, {kind}"]
                 assert rates["eer"] == alone["scores"][kind]["eer"]
             assert f"| {trials} | {name}, cosine | " in printed

@@ -15,6 +15,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.inference.backends import Centring, Whitening, load_backend
 from lgl_plugin.inference.export import ENCODER
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
@@ -138,6 +139,72 @@ def test_metrics_that_were_altered_do_not_end_a_run(session, caplog):
 
 def test_without_trials_there_are_no_scores(session):
     assert session.score(torch.nn.Identity()) == {}
+
+
+class Watcher(Observer):
+    """Notes what it is asked to score."""
+
+    def score_trials(self, embed, path=None, backend=None, cohort=None):
+        self.asked = path, backend, cohort
+        return {"eer": 40.0}
+
+
+@pytest.fixture
+def scored(session, monkeypatch):
+    """The session, with 2,500 utterances and one of each trial."""
+    session.rows = np.arange(2500)
+    session.vectors = np.random.default_rng(0).normal(size=(2500, 6)) + 1
+    session.settings.backend = None
+    session.settings.verification_file = "trials.txt"
+    session.observer = Watcher()
+    session.embedded = []
+
+    def embed(encoder, rows):
+        session.embedded.append(rows)
+        return types.SimpleNamespace(vectors=session.vectors[rows])
+
+    session.embed = embed
+    return session
+
+
+@pytest.mark.parametrize("backend", [None, Centring(), Whitening(0.1)])
+def test_a_phase_has_a_back_end_fitted_on_a_sample(scored, tmp_path, backend):
+    scored.settings.backend = backend
+    places = tmp_path / "scores.npz", tmp_path / "backend.npz"
+    assert scored.score(None, *places) == {"eer": 40.0}
+    scored.score(None, *places)
+    rows, again = scored.embedded
+    assert rows.tolist() == again.tolist() == sorted({*rows.tolist()})
+    assert len(rows) == 2000
+    sample = scored.vectors[rows]
+    path, fitted, cohort = scored.observer.asked
+    assert path == places[0] and np.array_equal(cohort, sample)
+    expected = (backend or Whitening()).fit(sample)(scored.vectors)
+    for found in (fitted, load_backend(places[1])):
+        np.testing.assert_array_equal(found(scored.vectors), expected)
+    assert fitted is not backend  # which the next phase fits anew
+
+
+def test_an_epoch_is_scored_by_the_cosine_alone(scored):
+    assert scored.score(None) == {"eer": 40.0}
+    assert scored.observer.asked == (None, None, None) and not scored.embedded
+
+
+def test_without_trials_a_back_end_is_kept_for_the_export(scored, tmp_path):
+    scored.settings.verification_file = None
+    scored.observer = Observer()
+    path = tmp_path / "scores.npz"
+    assert scored.score(None, path) == {} and not scored.embedded
+    assert scored.score(None, path, tmp_path / "backend.npz") == {}
+    assert (tmp_path / "backend.npz").exists()
+
+
+def test_a_collapsed_encoder_has_no_back_end(scored, tmp_path, caplog):
+    scored.vectors = np.ones((2500, 6))
+    places = tmp_path / "scores.npz", tmp_path / "backend.npz"
+    scored.score(None, *places)
+    assert scored.observer.asked[1] is None and not places[1].exists()
+    assert caplog.messages[0].startswith("No back-end for this phase: whiten")
 
 
 def test_fewer_utterances_than_a_batch_are_an_error(session, monkeypatch):

@@ -22,7 +22,7 @@ import speechbrain as sb
 
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.observer import TrueLabels
-from lgl_plugin.inference.export import ENCODER
+from lgl_plugin.inference.export import BACKEND, ENCODER
 from lgl_plugin.methods.simclr import SimCLRBrain
 from lgl_plugin.report.build import try_to_write_report
 from lgl_plugin.runs.settings import load_settings
@@ -55,7 +55,8 @@ def train_stage1(session):
         context = {"stage": 1, "phase": "simclr"}
         fit(session, SimCLRBrain, modules, folder, epochs, **context)
         save_weights(encoder.network, folder / ENCODER)
-        figures = session.score(encoder, folder / SCORES)
+        places = folder / SCORES, folder / BACKEND
+        figures = session.score(encoder, *places)
         run.log(stage=1, phase="after simclr", **figures)
 
     run.step("baselines", baselines, run.identity())
