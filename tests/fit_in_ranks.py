@@ -10,6 +10,7 @@ import pathlib
 import sys
 import types
 
+import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -23,6 +24,14 @@ from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.utils.distributed import rank, world_size
 
 GLOBAL_BATCH, UTTERANCES = 8, 40
+# Neighbours have one utterance: each process draws for itself, and one
+# process would draw others. The first twenty are pairs, of both processes.
+ROWS = np.arange(UTTERANCES)
+GROUPS = (
+    np.where(ROWS < 20, ROWS // 2, ROWS),
+    20 + (ROWS + 7) % 20,
+    ROWS,
+)
 
 
 class Same(torch.nn.Module):
@@ -62,7 +71,10 @@ def main(kind, output):
     encoder = tiny_encoder()
     modules = {"encoder": encoder, "augment": Same()}
     modules.update(method_modules(kind, UTTERANCES))
-    if kind == "simclr":
+    options = {}
+    if kind == "ssps":
+        options["group"] = lambda encoder: GROUPS
+    if kind in ("simclr", "ssps"):
         for name, part in modules["discriminator"].named_children():
             if isinstance(part, torch.nn.BatchNorm1d):
                 modules["discriminator"][int(name)] = torch.nn.Identity()
@@ -83,6 +95,7 @@ def main(kind, output):
         ),
         bad_files=types.SimpleNamespace(add=list),
         log=records.append,
+        **options,
     )
     # In order, and so that all together have a global batch at a time:
     # SpeechBrain shuffles otherwise in several processes than in one.

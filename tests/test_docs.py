@@ -50,12 +50,16 @@ PAGES["docs/tutorial.ipynb"] = "\n".join(
 # Shown in the reference without an example: each needs a run.
 NO_EXAMPLE = {
     "methods.simclr.SimCLRBrain",
+    "methods.ssps.SSPSBrain",
     "report.build.try_to_write_report",
     "training.brain.SpeakerBrain",
     "training.fit.fit",
     "training.loss_gated.LossGatedBrain",
     "training.session.Session",
+    "training.stage1.grouping",
     "training.stage1.score_baselines",
+    "training.stage1.simclr_modules",
+    "training.stage1.train_simclr",
     "training.stage2.Round",
     "training.stage2.find_encoder",
 }

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 
+import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -16,17 +17,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.methods.ssps import SSPSBrain
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import LossMemory, NoGate
 from lgl_plugin.nnet.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
+from lgl_plugin.nnet.pseudo_positives import (
+    PseudoPositives,
+    neighbouring_clusters,
+)
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.loss_gated import LossGatedBrain
 
 BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
-BRAINS = {"simclr": SimCLRBrain, "gated": LossGatedBrain}
+BRAINS = {"simclr": SimCLRBrain, "ssps": SSPSBrain, "gated": LossGatedBrain}
 
 
 class Frames(torch.nn.Module):
@@ -60,11 +66,15 @@ def tiny_encoder():
 
 def method_modules(kind, n_utterances=BATCH):
     """The modules that a Brain needs beside encoder and augmentation."""
-    if kind == "simclr":
-        return {
+    if kind in ("simclr", "ssps"):
+        modules = {
             "contrastive": NTXent(),
             "discriminator": AugmentationDiscriminator(DIM, 16),
         }
+        if kind == "ssps":
+            n_utterances = max(n_utterances, len(Crops()))
+            modules["positives"] = PseudoPositives(n_utterances, DIM)
+        return modules
     return {
         "classifier": Classifier(DIM, out_neurons=CLASSES),
         "aam": AAMSoftmax(0.2, 30.0),
@@ -85,6 +95,8 @@ def make_brain(
 ):
     """A Brain on the CPU; `records` holds what it logs."""
     records = []
+    if kind == "ssps":
+        options = {"group": group_crops, **options}
     given = {"bad_files": BadFiles(folder / "bad_files.txt", 1)}
     brain = BRAINS[kind](
         {
@@ -229,6 +241,15 @@ class Crops(torch.utils.data.Dataset):
         wavs = torch.randn(2, TIME, generator=generator)
         item = {"id": str(index), "sig": wavs, "row": index, "bad": ""}
         return {**item, "label": index % CLASSES}
+
+
+@torch.no_grad()
+def group_crops(encoder):
+    """Groups the utterances of `Crops` for SSPS."""
+    data, encoder = Crops(), encoder.eval()
+    wavs = torch.stack([data[row]["sig"][0] for row in range(len(data))])
+    groups = neighbouring_clusters(encoder(wavs).numpy(), 3)
+    return *groups, np.arange(len(data))
 
 
 class NothingReadByTheHost(TorchDispatchMode):

@@ -64,6 +64,7 @@ def progress(results: Results, step: str) -> str:
         return ""
     key = {
         "stage1": "number_of_epochs",
+        "ssps": "ssps_epochs",
         "classifier": "classifier_epochs",
         "gated": "gated_epochs",
         "large_margin": "large_margin_epochs",
@@ -116,6 +117,8 @@ def next_command(
     results: Results, run_folder: str, holder: str | None, begun: list[str]
 ) -> str:
     """Returns a line that says what to do now."""
+    from lgl_plugin.runs.run import planned_steps
+
     if holder:
         return f"Being written by {holder}: wait for its end"
     command = results.starts[-1].get("command") if results.starts else None
@@ -124,10 +127,13 @@ def next_command(
         if begun or "train" in shlex.split(command):
             return f"Go on with: {command}"
         return f"Stage I is done. Go on with Stage II, after: {command}"
-    exported = sorted((results.folder / "export").glob("*/hyperparams.yaml"))
-    exported = [path.parent for path in exported]
-    latest = [path for path in exported if path.name.startswith("iter")]
-    encoder = (latest or exported or [None])[-1]
+    exported = [
+        results.folder / step
+        for step in planned_steps(results.settings)
+        if (results.folder / step / "hyperparams.yaml").exists()
+        and step.startswith("export/")
+    ]
+    encoder = exported[-1] if exported else None
     if encoder is None:
         return f"Next: lgl export {run_folder}"
     return (

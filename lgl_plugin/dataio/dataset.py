@@ -107,8 +107,7 @@ def crop_dataset(
     Returns
     -------
     UtteranceDataset
-        With the keys id, sig (n_crops, time) and, given labels, label and
-        row.
+        With the keys id, sig (n_crops, time), row and, given labels, label.
 
     Example
     -------
@@ -131,12 +130,12 @@ def crop_dataset(
         takes=["id", "wav", "offset", "duration", "place", "channel"],
         provides="sig",
     )
-    keys = ["id", "sig"]
+    keys = ["id", "sig", "row"]
     if labels is not None:
         dataset.add_dynamic_item(
             functools.partial(_label, labels), takes="row", provides="label"
         )
-        keys.extend(["label", "row"])
+        keys.append("label")
     dataset.set_output_keys(keys)
     return dataset
 

@@ -151,6 +151,21 @@ class TrueLabels:
             figures["correction_precision"] = float(precision)
         return figures
 
+    def positives(self, rows: np.ndarray, positives: np.ndarray) -> dict:
+        """Measures positives that come from other utterances.
+
+        Of the anchors' `rows` (n,) and those of their `positives` (n,), -1
+        where an anchor kept its own, returns `same_speaker_share`: that of
+        replaced positives whose speaker is the anchor's. It is left out where
+        no such pair's speakers are known.
+        """
+        one, other = self._speakers[rows], self._speakers[positives]
+        known = (positives >= 0) & (one >= 0) & (other >= 0)
+        if not known.any():
+            return {}
+        share = np.mean(one[known] == other[known])
+        return {"same_speaker_share": float(share)}
+
     def epoch_losses(
         self, labels: np.ndarray
     ) -> Callable[[np.ndarray, np.ndarray], dict] | None:

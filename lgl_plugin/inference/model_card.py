@@ -118,7 +118,7 @@ def _metadata(figures, trials, licence, backend):
 def _rows_until(rows, step):
     """Returns a run's rows up to that of a step, and the name of that row."""
     place, *phase = step.split("/")
-    own = "Stage I"
+    own = "Stage I, SSPS" if place == "ssps" else "Stage I"
     if place.startswith("iter"):
         own = f"iteration {place.removeprefix('iter')}, {'/'.join(phase)}"
     if own in rows:

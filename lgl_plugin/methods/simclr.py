@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.optimizers import rm_vector_weight_decay
 
 from lgl_plugin.nnet.losses import (
@@ -57,7 +58,7 @@ class SimCLRBrain(SpeakerBrain):
 
     def compute_objectives(self, embeddings, batch, stage):
         """Returns the contrastive loss and the adversarial one, added."""
-        loss, accuracy = self.modules.contrastive(embeddings[0], embeddings[-1])
+        loss, accuracy = self.contrast(embeddings, batch)
         self.train_discriminator(embeddings.detach())
         adversarial, confusion = augmentation_adversarial_loss(
             self.modules.discriminator,
@@ -65,6 +66,12 @@ class SimCLRBrain(SpeakerBrain):
         )
         self.tally.add(accuracy=accuracy, discriminator=confusion)
         return loss + adversarial
+
+    def contrast(
+        self, embeddings: torch.Tensor, batch: PaddedBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the contrastive loss of A(a) and B(b), and its accuracy."""
+        return self.modules.contrastive(embeddings[0], embeddings[-1])
 
     def train_discriminator(self, embeddings: torch.Tensor) -> None:
         """Does the discriminator's own step, before the encoder's."""

@@ -16,7 +16,7 @@ import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import nn
 
-from lgl_plugin.utils.distributed import world_size
+from lgl_plugin.utils.distributed import concatenated, world_size
 
 
 class NTXent(nn.Module):
@@ -73,9 +73,16 @@ class NTXent(nn.Module):
         return f"scale={self.scale.item():.4g}"
 
     def forward(
-        self, anchor: torch.Tensor, positive: torch.Tensor
+        self,
+        anchor: torch.Tensor,
+        positive: torch.Tensor,
+        groups: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the mean loss of the process's 2B segments, and accuracy."""
+        """Returns the mean loss of the process's 2B segments, and accuracy.
+
+        With the group of each segment (2B,), int64, anchors first, those of
+        one group are no negatives of each other; -1 is no group.
+        """
         if anchor.ndim != 2 or anchor.shape != positive.shape:
             raise ValueError(
                 "anchor and positive must both be (batch, dimension), got "
@@ -84,13 +91,15 @@ class NTXent(nn.Module):
         with torch.autocast(anchor.device.type, enabled=False):
             segments = torch.cat([anchor, positive]).float()
             segments = F.normalize(segments, dim=1)
-            candidates, first = segments, 0
+            candidates, others, first = segments, groups, 0
             if self.training and world_size() > 1:
                 # The differentiable gather sums the gradients of all
                 # processes, and DDP then takes their mean: together that is
                 # the gradient of the mean loss over all segments.
                 candidates = torch.cat(dist.nn.functional.all_gather(segments))
                 first = dist.get_rank() * len(segments)
+                if groups is not None:
+                    others = concatenated(groups)
             if len(candidates) < 4:
                 raise ValueError(
                     "NT-Xent contrasts an utterance with others: a batch needs "
@@ -99,6 +108,10 @@ class NTXent(nn.Module):
             itself = first + torch.arange(len(segments), device=segments.device)
             partner = itself.roll(len(anchor))
             logits = self.scale * segments @ candidates.T
+            if groups is not None and others is not None:
+                alike = (groups[:, None] == others) & (groups[:, None] >= 0)
+                alike.scatter_(1, partner[:, None], False)
+                logits = logits.masked_fill(alike, -math.inf)
             logits = logits.scatter(1, itself[:, None], -math.inf)
             loss = F.cross_entropy(logits, partner)
         accuracy = (logits.detach().argmax(dim=1) == partner).float().mean()

@@ -40,7 +40,7 @@ LINES = ("-", "--", "-.", ":")
 GREY = "#8C8C8C"
 # Rows of the table that are no phase of the pipeline.
 REFERENCES = ("log-mel statistics", "true labels")
-PHASES = ("simclr", "classifier", "gated", "large_margin")
+PHASES = ("simclr", "ssps", "classifier", "gated", "large_margin")
 BINS = 60  # of the loss histogram
 
 

@@ -170,6 +170,7 @@ class Results:
             "log-mel statistics": "baselines/floor.npz",
             "untrained": "baselines/untrained.npz",
             "Stage I": "stage1/scores.npz",
+            "Stage I, SSPS": "ssps/scores.npz",
         }
         for number in self.iterations:
             for phase in PHASES:

@@ -145,22 +145,25 @@ def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
     """
     rows = {}
     for record in records:
-        phase = record["phase"].removeprefix("after ")
-        if record["stage"] == 0:
-            name = phase
-        elif record["stage"] == 1:
-            name = "Stage I"
-        else:
-            # The clusters are the classes that the classifier is trained on.
-            phase = "classifier" if phase == "clusters" else phase
-            name = f"iteration {record['iteration']}, {phase}"
-        row = rows.setdefault(name, {})
+        row = rows.setdefault(row_name(record), {})
         for key in (*COLUMNS, *FURTHER):
             if key == "seconds" and record.get(key) is not None:
                 row[key] = record[key] + row.get(key, 0.0)
             elif record.get(key) is not None:
                 row[key] = record[key]
     return rows
+
+
+def row_name(record: dict) -> str:
+    """Returns the name of a record's row in tables."""
+    phase = record["phase"].removeprefix("after ")
+    if record["stage"] == 0:
+        return phase
+    if record["stage"] == 1:
+        return "Stage I, SSPS" if phase == "ssps" else "Stage I"
+    # The clusters are the classes that the classifier is trained on.
+    phase = "classifier" if phase == "clusters" else phase
+    return f"iteration {record['iteration']}, {phase}"
 
 
 def table(runs: list[dict]) -> str:

@@ -310,7 +310,9 @@ def planned_steps(settings: dict[str, dict]) -> list[str]:
     """Lists the steps that settings, by "stage 1" and "stage 2", ask for."""
     steps = []
     if "stage 1" in settings:
-        steps += ["baselines", "stage1", "export/stage1"]
+        steps += ["baselines"]
+        for name in stage1_steps(settings):
+            steps += [name, f"export/{name}"]
     stage2 = settings.get("stage 2", {})
     n_rounds = stage2.get("n_iterations", 0)
     for number in range(1, n_rounds + 1):
@@ -322,11 +324,18 @@ def planned_steps(settings: dict[str, dict]) -> list[str]:
     return steps
 
 
+def stage1_steps(settings: dict[str, dict]) -> list[str]:
+    """Lists Stage I's steps that train; Stage II starts from the last one."""
+    ssps = settings.get("stage 1", {}).get("ssps_epochs")
+    return ["stage1", "ssps"] if ssps else ["stage1"]
+
+
 def step_of(record: dict) -> str:
     """Returns the step of the run that a record of metrics.jsonl belongs to."""
-    if record["stage"] < 2:
-        return ("baselines", "stage1")[record["stage"]]
     phase = record["phase"].removeprefix("after ")
+    if record["stage"] < 2:
+        names = {0: "baselines", 1: "ssps" if phase == "ssps" else "stage1"}
+        return names[record["stage"]]
     phase = "labels" if phase == "clusters" else phase
     return f"iter{record['iteration']}/{phase}"
 

@@ -150,6 +150,9 @@ class Stage1Settings(Settings):
     adversarial_weight: From0
     contrastive: Made
     discriminator: Made
+    ssps_epochs: Epochs
+    ssps_cluster_size: Annotated[int, Field(ge=2)]
+    ssps_source: Literal["own", "nearest"]
 
 
 class Stage2Settings(Settings):

@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 def fit(
     session: Session,
-    brain_class: type[SpeakerBrain],
+    brain_class: Callable[..., SpeakerBrain],
     modules: dict[str, torch.nn.Module],
     folder: pathlib.Path,
     epochs: int,
@@ -44,8 +44,9 @@ def fit(
     ---------
     session : Session
         Settings, data and run folder.
-    brain_class : type
-        SimCLRBrain or LossGatedBrain.
+    brain_class : callable
+        Makes the Brain: SimCLRBrain, SSPSBrain or LossGatedBrain, further
+        arguments bound.
     modules : dict
         Its modules, apart from augmentation. The checkpoint of `encoder` is
         that of its network, so that SpeechBrain loads it.

@@ -11,6 +11,8 @@ import statistics
 
 import numpy as np
 
+from lgl_plugin.runs.metrics_log import row_name
+
 # An untrained ECAPA-TDNN has 0.97 to 0.99, a trained one far less.
 COLLAPSED_COSINE = 0.995
 # A line has 1. Trained encoders have 7 and more, or 2.3 where they are judged
@@ -116,7 +118,7 @@ def findings(records: list[dict]) -> list[tuple[dict, str]]:
 
 def _place(record):
     """Names the phase and the epoch of a record."""
-    name = "Stage I"
+    name = row_name(record)
     if record["stage"] == 2:
         name = f"iteration {record['iteration']}, {record['phase']}"
     epoch = record.get("epoch")

@@ -43,6 +43,10 @@ class Observer:
         """Returns how well a gate and a label correction did."""
         return {}
 
+    def positives(self, rows: np.ndarray, positives: np.ndarray) -> dict:
+        """Returns how often a contrastive pair was of one speaker."""
+        return {}
+
     def epoch_losses(self, labels: np.ndarray) -> Callable | None:
         """Returns what makes figures of an epoch's rows and losses."""
         return None

@@ -1,13 +1,28 @@
-"""Figures that Stage I must beat."""
+"""Stage I: figures that it must beat, its phases, its clusters."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
 
 from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.export import BACKEND, ENCODER
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
+from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.training.brain import SpeakerBrain
+from lgl_plugin.training.fit import fit
 from lgl_plugin.training.held_out import separate_generator
 from lgl_plugin.training.session import Session
+from lgl_plugin.training.stage2 import SCORES
+from lgl_plugin.utils.distributed import from_main
+
+# Of the contrastive loss and the discriminator, for who goes on from them.
+LOSSES = "losses.ckpt"
 
 # Of the floor's whitening, which no network should find easy to beat: the least
 # EER on two corpora, 20.7 and 20.6 %, where 0.01 and 0.3 give 22, 1 gives 25.
@@ -41,3 +56,78 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
         figures = session.score(make(), path, whitening=whitening)
         if figures:
             session.run.log(stage=0, phase=phase, **figures)
+
+
+def simclr_modules(
+    session: Session, source: pathlib.Path | None = None
+) -> dict[str, torch.nn.Module]:
+    """Makes SimCLR's modules; with the weights of a step's folder, if given."""
+    settings = session.settings
+    modules = {
+        "encoder": settings.new_encoder(),
+        "contrastive": settings.contrastive,
+        "discriminator": settings.discriminator,
+    }
+    if source is not None:
+        load_weights(modules["encoder"].network, source / ENCODER)
+        load_weights(_losses(modules), source / LOSSES)
+    return modules
+
+
+def train_simclr(
+    session: Session,
+    brain_class: Callable[..., SpeakerBrain],
+    modules: dict[str, torch.nn.Module],
+    folder: pathlib.Path,
+    phase: str,
+    **options: Any,
+) -> None:
+    """Trains a phase of Stage I, leaves its weights in `folder`, scores it.
+
+    Takes what `training.fit.fit` takes.
+    """
+
+    def remark(brain):
+        last = brain.tally.last  # of SSPS alone
+        return session.observer.positives(**last) if last else {}
+
+    encoder = modules["encoder"]
+    options.update(stage=1, phase=phase, remark=remark)
+    fit(session, brain_class, modules, folder, **options)
+    save_weights(encoder.network, folder / ENCODER)
+    save_weights(_losses(modules), folder / LOSSES)
+    figures = session.score(encoder, folder / SCORES, folder / BACKEND)
+    session.run.log(stage=1, phase=f"after {phase}", **figures)
+
+
+def _losses(modules):
+    """Returns the modules that a phase leaves beside the encoder."""
+    names = ("contrastive", "discriminator")
+    return torch.nn.ModuleDict({name: modules[name] for name in names})
+
+
+def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
+    """Makes what clusters the training utterances by an encoder, for SSPS.
+
+    Raises ValueError if they make no two clusters of `ssps_cluster_size`.
+    """
+    size, rows = session.settings.ssps_cluster_size, session.train_rows
+    n_clusters = len(rows) // size
+    if n_clusters < 2:
+        raise ValueError(
+            f"ssps_cluster_size: {len(rows)} utterances to train on make no "
+            f"two clusters of {size}. Lower it, or set ssps_epochs to 0."
+        )
+
+    def group(encoder):
+        with separate_generator(session.device):
+            found = session.embed(encoder, rows)
+        clusters, nearest = from_main(
+            neighbouring_clusters,
+            *(np.array(found.vectors), n_clusters, session.device),
+        )
+        own = session.settings.ssps_source == "own"
+        sources = clusters if own else nearest
+        return clusters, sources, session.manifest.rows(found.utterances)
+
+    return group

@@ -22,6 +22,7 @@ from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 from lgl_plugin.runs.state import check_artefact
 from lgl_plugin.runs.weights import load_weights, save_weights
@@ -316,7 +317,8 @@ def find_encoder(session: Session) -> pathlib.Path:
     """
     settings, folder = session.settings, session.run.folder
     given = settings.pretrained_encoder
-    path = pathlib.Path(given) if given else folder / "stage1" / ENCODER
+    last = stage1_steps(session.run.settings)[-1]
+    path = pathlib.Path(given) if given else folder / last / ENCODER
     if path.is_dir():
         path = path / ENCODER
     if not path.exists() and session.debug:

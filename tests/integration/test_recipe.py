@@ -22,6 +22,7 @@ from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.run import fork
 from lgl_plugin.training.epoch_selection import CRITERIA
 from lgl_plugin.training.health import findings
+from lgl_plugin.utils.files import checksum
 
 
 def test_rows_of_the_run(run):
@@ -329,6 +330,38 @@ def test_pseudo_trials_may_choose_the_epoch(corpus, tmp_path):
     assert len(rates) == 2 and min(kept) == min(rates)
     lines = log.read_text().splitlines()
     assert len(lines) == 2 and "train stage1/loss" in lines[1]
+
+
+def test_stage2_starts_from_positives_of_other_utterances(
+    corpus, tmp_path, capsys
+):
+    """SSPS is a step of its own; the report, the status, the export know it."""
+    options = [*STAGE1, "--ssps_epochs=2", "--ssps_cluster_size=4"]
+    train_here("small_stage1.yaml", corpus, tmp_path, *options)
+    records = read_metrics(tmp_path)
+    assert list(summarise(records))[-2:] == ["Stage I", "Stage I, SSPS"]
+    first, second = (r for r in records if r["phase"] == "ssps")
+    assert second["substituted_share"] > max(0.5, first["substituted_share"])
+    assert 0 <= second["same_speaker_share"] <= 1
+    assert second["lr"] < first["lr"] < records[2]["lr"]
+    main(["status", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "3 of 3 steps are done" in printed and "ssps: EER" in printed
+    card = (tmp_path / "export" / "ssps" / "README.md").read_text()
+    assert "Stage I, SSPS" in card
+    options = [*STAGE2, "--n_iterations=1"]
+    train_here("small_stage2.yaml", corpus, tmp_path, *options)
+    state = json.loads((tmp_path / "state.json").read_text())
+    weights = checksum(tmp_path / "ssps" / "embedding_model.ckpt")
+    assert state["sources"]["iter1/embeddings"] == weights
+    assert "SSPS" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_too_few_utterances_for_clusters_are_refused_at_once(corpus, tmp_path):
+    options = ["--ssps_epochs=1", "--ssps_cluster_size=1000"]
+    with pytest.raises(ValueError, match="ssps_cluster_size: .* no two clus"):
+        train_here("small_stage1.yaml", corpus, tmp_path, *options)
+    assert not (tmp_path / "stage1" / "embedding_model.ckpt").exists()
 
 
 def test_files_are_parsed_once(stage1_run, corpus, tmp_path, monkeypatch):

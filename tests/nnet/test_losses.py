@@ -50,6 +50,40 @@ def test_ntxent_is_the_papers_formula(batch, scale):
     assert loss.dtype == torch.float32
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.integers(-1, 2), min_size=12, max_size=12),
+    st.integers(0, 99),
+)
+def test_ntxent_leaves_out_negatives_of_a_group(groups, seed):
+    """Against a loop over segments, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    anchor, positive = torch.randn(2, 6, 5, generator=generator)
+    segments = torch.cat([anchor, positive]).double()
+    total, hits = 0.0, 0
+    for i, segment in enumerate(segments):
+        partner = (i + 6) % 12
+        cosines = {
+            k: F.cosine_similarity(segment, other, dim=0).item()
+            for k, other in enumerate(segments)
+            if k == partner or (k != i and not groups[k] == groups[i] >= 0)
+        }
+        denominator = sum(math.exp(10 * c) for c in cosines.values())
+        total -= math.log(math.exp(10 * cosines[partner]) / denominator)
+        hits += max(cosines, key=cosines.get) == partner
+    loss, accuracy = NTXent()(anchor, positive, torch.tensor(groups))
+    assert loss.item() == pytest.approx(total / 12, rel=1e-4, abs=1e-5)
+    assert accuracy.item() == pytest.approx(hits / 12)
+
+
+def test_ntxent_without_a_negative_is_0_with_a_gradient():
+    anchor = torch.randn(4, 3, requires_grad=True)
+    loss, accuracy = NTXent()(anchor, anchor + 1, torch.zeros(8).long())
+    loss.backward()
+    assert (loss.item(), accuracy.item()) == (0, 1)
+    assert not anchor.grad.any()
+
+
 def test_ntxent_by_hand():
     # Two utterances at right angles, partners identical: each segment sees
     # its partner at cosine 1 and two others at 0.

@@ -8,12 +8,23 @@ import pytest
 
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.provenance import record_start
-from lgl_plugin.runs.run import Run, fork, planned_steps
+from lgl_plugin.runs.run import Run, fork, planned_steps, step_of
 from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 
 # The name tells whose step it is: those of Stage II lie in a round's folder.
 LABELS, GATED = "iter1/labels", "iter1/gated"
+
+
+def test_ssps_is_a_step_of_stage1_behind_simclr():
+    settings = {"stage 1": {"ssps_epochs": 2}, "stage 2": {"n_iterations": 0}}
+    ssps = ["ssps", "export/ssps"]
+    simclr = ["baselines", "stage1", "export/stage1"]
+    assert planned_steps(settings) == [*simclr, *ssps]
+    settings["stage 1"]["ssps_epochs"] = 0
+    assert planned_steps(settings) == simclr
+    assert step_of({"stage": 1, "phase": "after ssps"}) == "ssps"
+    assert step_of({"stage": 1, "phase": "simclr"}) == "stage1"
 
 
 def test_step_that_fails_is_not_done(tmp_path):

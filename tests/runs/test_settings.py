@@ -221,6 +221,14 @@ def test_no_epochs_of_stage1():
     assert line == "number_of_epochs: 0 should be greater than or equal to 1"
 
 
+def test_settings_of_ssps():
+    (line,) = refusal("small_stage1", ssps_source="nearby")
+    assert line.startswith("ssps_source: 'nearby' should be 'own' or 'near")
+    assert line.endswith("did you mean 'nearest'?")
+    (line,) = refusal("small_stage1", ssps_cluster_size=1)
+    assert line.startswith("ssps_cluster_size: 1 should be")
+
+
 def test_a_wrong_argument_inside_an_entry_is_named_by_its_place():
     (line,) = refusal(dataloader_options="{num_workers: -1}")
     assert line.startswith("dataloader_options.num_workers: -1 should be")

@@ -72,6 +72,8 @@ def test_fit_sets_nothing_that_the_constructor_did_not(kind, tmp_path):
 @pytest.mark.parametrize("missing", ["bad_files", "log"])
 def test_a_brain_without_its_parts_is_an_error(kind, missing, tmp_path):
     given = {"bad_files": None, "log": print}
+    if kind == "ssps":
+        given["group"] = print
     del given[missing]
     with pytest.raises(TypeError, match=missing):
         BRAINS[kind]({}, None, {}, {}, Checkpointer(tmp_path), **given)
@@ -441,8 +443,12 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
 
     records = []
     whole = fit(tmp_path / "whole", records)
-    names = {"rows", "losses", "selected", "corrected", "tau"}
-    assert whole.tally.last.keys() == (names if kind == "gated" else set())
+    names = {
+        "simclr": set(),
+        "ssps": {"rows", "positives"},
+        "gated": {"rows", "losses", "selected", "corrected", "tau"},
+    }
+    assert whole.tally.last.keys() == names[kind]
     for dies in (1, 2, 4, 5, 6, 7, 9, 11, 12):
         folder, again = tmp_path / str(dies), []
         with pytest.raises(Killed):

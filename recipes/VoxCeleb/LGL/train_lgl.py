@@ -12,6 +12,7 @@ The same command after an interruption goes on where it stopped: each step below
 is done once, and its files are in the folder of its name.
 """
 
+import functools
 import sys
 
 from lgl_plugin.utils.threads import spin_briefly
@@ -22,15 +23,19 @@ import speechbrain as sb
 
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.observer import TrueLabels
-from lgl_plugin.inference.export import BACKEND, ENCODER
 from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.methods.ssps import SSPSBrain
+from lgl_plugin.nnet.pseudo_positives import PseudoPositives
 from lgl_plugin.report.build import try_to_write_report
 from lgl_plugin.runs.settings import load_settings
-from lgl_plugin.runs.weights import save_weights
-from lgl_plugin.training.fit import fit
 from lgl_plugin.training.session import Session
-from lgl_plugin.training.stage1 import score_baselines
-from lgl_plugin.training.stage2 import SCORES, Round, find_encoder
+from lgl_plugin.training.stage1 import (
+    grouping,
+    score_baselines,
+    simclr_modules,
+    train_simclr,
+)
+from lgl_plugin.training.stage2 import Round, find_encoder
 from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.signals import stop
 
@@ -44,24 +49,45 @@ def train_stage1(session):
         score_baselines(session, folder)
 
     def simclr(folder):
+        """Two crops of an utterance are to be alike."""
         session.seed(1)
-        encoder = settings.new_encoder()
-        modules = {
-            "encoder": encoder,
-            "contrastive": settings.contrastive,
-            "discriminator": settings.discriminator,
-        }
-        epochs = settings.number_of_epochs
-        context = {"stage": 1, "phase": "simclr"}
-        fit(session, SimCLRBrain, modules, folder, epochs, **context)
-        save_weights(encoder.network, folder / ENCODER)
-        places = folder / SCORES, folder / BACKEND
-        figures = session.score(encoder, *places)
-        run.log(stage=1, phase="after simclr", **figures)
+        modules = simclr_modules(session)
+        train_simclr(
+            session,
+            SimCLRBrain,
+            modules,
+            folder,
+            phase="simclr",
+            epochs=settings.number_of_epochs,
+        )
 
+    def ssps(folder):
+        """Those of utterances that cluster together are, too.
+
+        Self-supervised positive sampling, Lepage and Dehak 2025.
+        """
+        session.seed(2)
+        modules = simclr_modules(session, run.folder / "stage1")
+        modules["positives"] = PseudoPositives(
+            len(session.manifest), settings.embedding_size
+        )
+        train_simclr(
+            session,
+            functools.partial(SSPSBrain, group=group),
+            modules,
+            folder,
+            phase="ssps",
+            epochs=settings.ssps_epochs,
+            epochs_before=settings.number_of_epochs,
+        )
+
+    group = grouping(session) if settings.ssps_epochs else None
     run.step("baselines", baselines, run.identity())
     run.step("stage1", simclr)
     session.publish("stage1", run.checksum("stage1"))
+    if settings.ssps_epochs:
+        run.step("ssps", ssps, run.checksum("stage1"))
+        session.publish("ssps", run.checksum("ssps"))
 
 
 def train_stage2(session):

@@ -1,0 +1,158 @@
+"""Positives of other utterances, for contrastive learning."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.vectors import exact_matmul
+
+# Centroids that are compared with all others at once: 100 MB at 25,000.
+CHUNK = 1024
+
+
+class PseudoPositives(nn.Module):
+    """Self-supervised positive sampling, SSPS (Lepage and Dehak 2025).
+
+    The two crops of an utterance share speaker, room and microphone, and a
+    network may tell utterances by the latter. Here an anchor's positive comes
+    from another utterance, often of the same speaker elsewhere: one of the
+    anchor's own cluster, or of the cluster nearest to that. `regroup` gives
+    the clusters, and a queue holds the latest embeddings, whose gradient is
+    not known any more.
+
+    Maps rows (B,), int64, of a batch's utterances to those that the positives
+    are taken from (B,), -1 where none is held, and to their embeddings
+    (B, dim), float32. Of those held of the cluster each is as likely.
+
+    Arguments
+    ---------
+    n_utterances : int
+        Number of rows.
+    dim : int
+        Of an embedding.
+    capacity : int
+        Length of the queue: 25,000 for VoxCeleb2. Of a smaller corpus it is
+        an epoch's, so that nothing held is older than that.
+
+    Attributes
+    ---------
+    clusters, sources : torch.Tensor
+        Each row's cluster and the cluster that its positives come from (N,),
+        int64; -1 for none.
+
+    Example
+    -------
+    >>> positives = PseudoPositives(4, dim=2, capacity=3)
+    >>> vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]])
+    >>> positives.regroup(*neighbouring_clusters(vectors.numpy(), 2), range(4))
+    >>> positives(torch.tensor([0]))[0]  # the queue is empty
+    tensor([-1])
+    >>> positives.add(torch.tensor([1, 2]), vectors[1:3])
+    >>> positives(torch.tensor([0, 3]))
+    (tensor([2, 1]), tensor([[0.1000, 0.9000],
+            [0.9000, 0.1000]]))
+    """
+
+    clusters: torch.Tensor
+    sources: torch.Tensor
+    rows: torch.Tensor
+    vectors: torch.Tensor
+    place: torch.Tensor
+
+    def __init__(
+        self, n_utterances: int, dim: int, capacity: int = 25000
+    ) -> None:
+        super().__init__()
+        capacity = min(capacity, n_utterances)
+        none = torch.full((n_utterances,), -1)
+        self.register_buffer("clusters", none)
+        self.register_buffer("sources", none.clone())
+        self.register_buffer("rows", torch.full((capacity,), -1))
+        self.register_buffer("vectors", torch.zeros(capacity, dim))
+        self.register_buffer("place", torch.tensor(0))
+
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        capacity, dim = self.vectors.shape
+        return f"n_utterances={len(self.clusters)}, {dim=}, {capacity=}"
+
+    def regroup(
+        self, clusters: np.ndarray, sources: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Takes new clusters and sources (n,), int64, of rows (n,)."""
+        index = torch.as_tensor(rows, device=self.clusters.device)
+        for held, new in (
+            (self.clusters, clusters),
+            (self.sources, sources),
+        ):
+            held.fill_(-1)
+            held[index] = torch.from_numpy(new).to(held.device)
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws a positive for each row, without making the host wait."""
+        held = torch.where(self.rows >= 0, self.clusters[self.rows], -1)
+        wanted = self.sources[rows, None]
+        fits = (held == wanted) & (wanted >= 0) & (self.rows != rows[:, None])
+        count = fits.cumsum(1, dtype=torch.int32)
+        n_fits = count[:, -1]
+        # One draw for each row, of the number of those that fit.
+        drawn = torch.rand(len(rows), device=rows.device) * n_fits
+        index = (count <= drawn.int()[:, None]).sum(1)
+        index = index.clamp(max=len(self.rows) - 1)  # where none fits
+        chosen = torch.where(n_fits > 0, self.rows[index], -1)
+        return chosen, self.vectors[index]
+
+    def add(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
+        """Puts embeddings (n, dim) into the queue; the oldest go."""
+        rows, vectors = rows[-len(self.rows) :], vectors[-len(self.rows) :]
+        index = self.place + torch.arange(len(rows), device=rows.device)
+        index %= len(self.rows)
+        # One step that went wrong would spoil each that draws from it.
+        sound = vectors.isfinite().all(1)
+        self.rows[index] = torch.where(sound, rows, -1)
+        self.vectors[index] = vectors.detach().float()
+        self.place.copy_((self.place + len(rows)) % len(self.rows))
+
+
+def neighbouring_clusters(
+    embeddings: np.ndarray, n_clusters: int, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters embeddings by spherical k-means, for `PseudoPositives`.
+
+    Arguments
+    ---------
+    embeddings : numpy.ndarray
+        Of any length but 0, (N, dim).
+    n_clusters : int
+        K, from 2 to N.
+    device : str
+        Where it computes.
+
+    Returns
+    -------
+    clusters, neighbours : numpy.ndarray
+        The cluster of each embedding, and the other cluster whose centroid is
+        nearest to that cluster's, (N,), int64.
+
+    Example
+    -------
+    >>> clusters, neighbours = neighbouring_clusters(np.eye(3), 3)
+    >>> bool((clusters == neighbours).any())
+    False
+    """
+    found = TorchKMeans(n_clusters, n_iterations=10, device=device)(embeddings)
+    centroids = torch.from_numpy(found.centroids).to(device)
+    nearest = []
+    with exact_matmul():
+        for start in range(0, len(centroids), CHUNK):
+            cosines = centroids[start : start + CHUNK] @ centroids.T
+            itself = torch.arange(len(cosines), device=device)
+            cosines[itself, start + itself] = -math.inf
+            nearest.append(cosines.argmax(1))
+    neighbour = torch.cat(nearest).cpu().numpy()
+    return found.labels, neighbour[found.labels]
