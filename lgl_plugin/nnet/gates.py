@@ -316,48 +316,84 @@ class LabelCorrection(nn.Module):
 
     Label correction of DLG-LC (Han et al. 2022): where the softmax of the clean
     crop exceeds `confidence`, the augmented crop is trained towards the
-    predicted pseudo-speaker. Maps the cosines (batch, K) of clean crops,
-    without margin, and the gate's mask (batch,) to new labels (batch,), int64,
-    -1 for none.
+    predicted pseudo-speaker. That prediction must be the one of more than half
+    of the utterance's last epochs: a network changes its mind from step to
+    step, and a crop is not the whole utterance.
+
+    A call with rows (batch,), int64, cosines (batch, K) of clean crops, without
+    margin, and the gate's mask (batch,) returns new labels (batch,), int64, -1
+    for none. Call `end_epoch` after each epoch. The buffer `votes`, int32,
+    holds the predictions of each utterance, this epoch's first; -1 where the
+    network was not sure, -2 where it was not asked.
 
     Arguments
     ---------
-    temperature : float
-        Divisor of the cosines before the softmax, above 0. A confidence of one
-        half needs a cosine of about temperature * ln(K): at 0.1, 0.44 for 80
-        pseudo-speakers and 0.87 for 6,000.
+    n_utterances : int
+        Number of rows; a million take 20 MB.
+    scale : float
+        Factor of the cosines before the softmax, above 0: that of the training
+        loss. A confidence of one half needs a cosine of about ln(K) / scale: at
+        30, 0.15 for 80 pseudo-speakers and 0.29 for 6,000.
     confidence : float
         Probability to exceed, in [0, 1).
+    epochs : int
+        How many vote, at least 1; at 1, as in the paper, the crop at hand.
 
     Example
     -------
-    >>> correct = LabelCorrection(temperature=0.1, confidence=0.5)
+    >>> correct = LabelCorrection(3, scale=30.0, confidence=0.5)
+    >>> rows, selected = torch.arange(3), torch.tensor([True, False, False])
     >>> cosines = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
-    >>> correct(cosines, selected=torch.tensor([True, False, False]))
+    >>> correct(rows, cosines, selected)
     tensor([-1,  1, -1])
     """
 
+    votes: torch.Tensor
+
     def __init__(
-        self, temperature: float = 0.1, confidence: float = 0.5
+        self,
+        n_utterances: int,
+        scale: float = 30.0,
+        confidence: float = 0.5,
+        epochs: int = 5,
     ) -> None:
         super().__init__()
-        self.temperature = _positive("temperature", temperature)
+        self.scale = _positive("scale", scale)
         if not 0 <= confidence < 1:
             raise ValueError(f"confidence must be in [0, 1), got {confidence}")
+        if not epochs >= 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
         self.confidence = confidence
+        votes = torch.full((n_utterances, epochs), -2, dtype=torch.int32)
+        self.register_buffer("votes", votes)
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
-        return f"temperature={self.temperature}, confidence={self.confidence}"
+        shown = f"scale={self.scale}, confidence={self.confidence}"
+        n_utterances, epochs = self.votes.shape
+        return f"n_utterances={n_utterances}, {shown}, epochs={epochs}"
 
     def forward(
-        self, cosines: torch.Tensor, selected: torch.Tensor
+        self, rows: torch.Tensor, cosines: torch.Tensor, selected: torch.Tensor
     ) -> torch.Tensor:
         """Returns the new labels of a batch; what is selected gets none."""
-        scaled = cosines.float() / self.temperature
+        scaled = self.scale * cosines.float()
         probability, label = scaled.softmax(dim=1).max(dim=1)
-        sure = (probability > self.confidence) & ~selected
-        return torch.where(sure, label, -1)
+        sure = probability > self.confidence
+        self.votes[rows, 0] = torch.where(sure, label, -1).int()
+        votes = self.votes[rows]
+        alike = (votes[:, :, None] == votes[:, None]).sum(2)
+        asked = (votes > -2).sum(1, keepdim=True)
+        # One label at most has more than half of the votes.
+        elected = torch.where(2 * alike > asked, votes, -1).amax(1)
+        return torch.where(selected, -1, elected).long()
+
+    def end_epoch(self, rows: np.ndarray, votes: np.ndarray) -> None:
+        """Takes the votes (N,) of all ranks, and begins the next epoch."""
+        index = torch.from_numpy(rows).to(self.votes.device)
+        self.votes[index, 0] = torch.from_numpy(votes).to(self.votes)
+        self.votes.copy_(self.votes.roll(1, dims=1))
+        self.votes[:, 0] = -2
 
 
 def fit_mixture(

@@ -181,7 +181,7 @@ class Stage2Settings(Settings):
     new_memory: Factory
     no_gate: Made
     gate: Made
-    correct_labels: Made | None
+    correct_labels: Factory | None
 
     @model_validator(mode="after")
     def _check_together(self) -> Stage2Settings:

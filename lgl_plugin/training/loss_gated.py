@@ -66,27 +66,31 @@ class LossGatedBrain(SpeakerBrain):
         selected = self.modules.gate(remembered)
         correct = (outputs.argmax(1) == labels) & selected
         self.tally.add(correct=correct.sum(), selected=selected.sum())
-        corrected = torch.full_like(labels, -1)
+        corrected = votes = torch.full_like(labels, -1)
         counted = selected
         if "correction" in self.modules:
             clean = self.clean_cosines(batch)
-            corrected = self.modules.correction(clean, selected)
+            corrected = self.modules.correction(rows, clean, selected)
+            votes = self.modules.correction.votes[rows, 0]
             changed = corrected >= 0
             counted = selected | changed
             labels = torch.where(changed, corrected, labels)
             losses = self.modules.aam(outputs, labels)
         # A copy: a tensor that a loader's worker shares keeps a file
         # descriptor open until the epoch's end.
-        self.tally.seen.append((rows.clone(), remembered, selected, corrected))
+        kept = rows.clone(), remembered, selected, corrected, votes
+        self.tally.seen.append(kept)
         return gated_mean(losses, counted)
 
     def epoch_summary(self) -> dict[str, float]:
         """Returns accuracy over the selected, their share and the threshold."""
-        rows, losses, selected, corrected = (
+        rows, losses, selected, corrected, votes = (
             part.numpy() for part in self.tally.join_seen()
         )
         self.tally.seen = []
         self.modules.memory.overwrite(rows, losses)
+        if "correction" in self.modules:
+            self.modules.correction.end_epoch(rows, votes)
         tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(losses)
         self.tally.last = {

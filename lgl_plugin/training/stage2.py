@@ -224,7 +224,7 @@ class Round:
         gate: torch.nn.Module,
         memory: torch.nn.Module | None = None,
         aam: torch.nn.Module | None = None,
-        correction: torch.nn.Module | None = None,
+        correction: Callable[[int], torch.nn.Module] | None = None,
         **options: Any,
     ) -> None:
         """Trains a phase, leaves its weights in `folder` and scores it.
@@ -241,8 +241,9 @@ class Round:
             Losses known before; an empty one if not given.
         aam : torch.nn.Module, optional
             The loss; the yaml's `aam` if not given.
-        correction : torch.nn.Module, optional
-            Gives other labels to utterances that the gate rejects.
+        correction : callable, optional
+            Takes the number of utterances and makes a module that gives other
+            labels to those that the gate rejects.
         **options
             As for `training.fit.fit`.
         """
@@ -256,7 +257,7 @@ class Round:
             "memory": memory,
         }
         if correction is not None:
-            modules["correction"] = correction
+            modules["correction"] = correction(len(self.session.manifest))
         # Figures of true labels, for the record alone; None without any.
         judge_losses = observer.epoch_losses(labels)
 

@@ -170,7 +170,8 @@ def test_a_yaml_builds_every_piece():
     for gate in built:
         mask = gate(remembered)
         assert pieces["gated_mean"](found, mask).isfinite()
-        assert pieces["correct_labels"](cosines, mask).shape == (8,)
+        corrected = pieces["correct_labels"](torch.arange(8), cosines, mask)
+        assert corrected.shape == (8,)
     pieces["contrastive"](embeddings, pieces["gradient_reversal"](embeddings))
     pieces["adversarial_loss"](e1=embeddings, e2=embeddings, e3=embeddings)
     assert pieces["augment"](torch.randn(4, 8000)).shape == (4, 8000)

@@ -243,7 +243,7 @@ def test_dlg_lc_corrects_labels(run, corpus, tmp_path):
         *STAGE2,
         "--n_iterations=1",
         "--gate=!new:lgl_plugin.nnet.gates.FixedGate [0.01]",
-        "--correct_labels=!new:lgl_plugin.nnet.gates.LabelCorrection [0.1, 0.1]",  # noqa: E501
+        "--correct_labels={confidence: 0.1}",
     )
     last = read_metrics(tmp_path)[-1]
     assert last["selected_share"] < 0.5
@@ -262,7 +262,7 @@ def test_audio_of_unknown_speakers(corpus, stage1_run, tmp_path):
         "--speaker_folder=False",
         "--verification_file=null",
         "--gate=!new:lgl_plugin.nnet.gates.FixedGate [0.01]",
-        "--correct_labels=!new:lgl_plugin.nnet.gates.LabelCorrection [0.1, 0.1]",  # noqa: E501
+        "--correct_labels={confidence: 0.1}",
         f"--pretrained_encoder={stage1_run}/stage1",
     )
     last = read_metrics(tmp_path)[-1]

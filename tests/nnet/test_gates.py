@@ -389,8 +389,9 @@ def test_a_loss_that_is_not_finite_leaves_the_past_alone(broken, momentum):
         ),
         (LossMemory(9, 0.8), "LossMemory(n_utterances=9, momentum=0.8)"),
         (
-            LabelCorrection(0.1, 0.5),
-            "LabelCorrection(temperature=0.1, confidence=0.5)",
+            LabelCorrection(9, 30.0, 0.5),
+            "LabelCorrection(n_utterances=9, scale=30.0, confidence=0.5, "
+            "epochs=5)",
         ),
     ],
 )
@@ -401,25 +402,76 @@ def test_gates_show_their_settings(module, shown):
 # Label correction
 
 
-def test_correction_by_an_explicit_softmax():
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5])
+def test_correction_by_a_count_of_explicit_softmaxes(epochs):
+    """Held against plain Python, over more epochs than vote."""
     rng = np.random.default_rng(6)
-    cosines = rng.uniform(-1, 1, size=(200, 12))
-    selected = rng.random(200) < 0.3
-    expected = []
-    for row, kept in zip(cosines, selected):
-        exponents = [math.exp(cosine / 0.1) for cosine in row]
-        best = max(exponents) / sum(exponents)
-        sure = best > 0.5 and not kept
-        expected.append(int(np.argmax(row)) if sure else -1)
-    correct = LabelCorrection(temperature=0.1, confidence=0.5)
-    found = correct(torch.tensor(cosines), torch.tensor(selected))
-    assert found.tolist() == expected
-    assert 20 < sum(label >= 0 for label in expected) < 140
+    n, scale = 40, 10.0
+    correct = LabelCorrection(n, scale, 0.4, epochs)
+    taste = rng.uniform(-0.6, 0.6, size=(n, 12))
+    ballots = [[] for _ in range(n)]
+    corrections = 0
+    for _ in range(8):
+        rows = rng.permutation(n)[:30]  # the others are not asked
+        cosines = (taste + rng.uniform(-0.3, 0.3, taste.shape))[rows]
+        selected = rng.random(30) < 0.3
+        found = correct(*map(torch.from_numpy, (rows, cosines, selected)))
+        for ballot in ballots:
+            ballot.append(None)
+        expected = []
+        for row, values, kept in zip(rows, cosines, selected):
+            exponents = [math.exp(scale * value) for value in values]
+            best = max(exponents) / sum(exponents)
+            ballots[row][-1] = int(np.argmax(values)) if best > 0.4 else -1
+            cast = [v for v in ballots[row][-epochs:] if v is not None]
+            winner = max(cast, key=cast.count)
+            wins = winner >= 0 and cast.count(winner) > len(cast) / 2
+            expected.append(winner if wins and not kept else -1)
+        assert found.tolist() == expected and found.dtype == torch.int64
+        corrections += sum(label >= 0 for label in expected)
+        votes = np.array([ballots[row][-1] for row in rows])
+        correct.end_epoch(rows, votes)
+    assert 20 < corrections < 160
+
+
+def test_correction_at_the_scale_of_training_works_at_6000_speakers():
+    """Where cosines divided by 0.1 need 0.87, which no network reaches."""
+    generator = torch.Generator().manual_seed(0)
+    cosines = torch.randn(100, 6000, generator=generator) / 192**0.5
+    cosines[:, 7] = 0.6
+    rows, none = torch.arange(100), torch.zeros(100, dtype=torch.bool)
+    assert (LabelCorrection(100)(rows, cosines, none) == 7).all()
+    softer = LabelCorrection(100, scale=1 / 0.1)
+    assert (softer(rows, cosines, none) == -1).all()
+
+
+def test_correction_goes_on_from_a_checkpoint():
+    """In the middle of an epoch, by the state alone."""
+    generator = torch.Generator().manual_seed(0)
+    whole = LabelCorrection(6, confidence=0.1)
+    none = torch.zeros(6, dtype=torch.bool)
+    for step in range(9):
+        rows = torch.randperm(6, generator=generator)
+        cosines = torch.rand(6, 3, generator=generator)
+        resumed = LabelCorrection(6, confidence=0.1)
+        resumed.load_state_dict(whole.state_dict())
+        labels = whole(rows, cosines, none)
+        assert torch.equal(resumed(rows, cosines, none), labels)
+        if step % 2:
+            whole.end_epoch(rows.numpy(), whole.votes[rows, 0].numpy())
+
+
+def test_a_prediction_that_is_not_finite_is_no_vote():
+    correct = LabelCorrection(2)
+    rows, none = torch.arange(2), torch.zeros(2, dtype=torch.bool)
+    cosines = torch.tensor([[math.nan, 0.1], [0.9, 0.1]])
+    assert correct(rows, cosines, none).tolist() == [-1, 0]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": 0}, {"confidence": 1.0}, {"confidence": -0.1}]
+    "wrong",
+    [{"scale": 0}, {"confidence": 1.0}, {"confidence": -0.1}, {"epochs": 0}],
 )
 def test_correction_refuses(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        LabelCorrection(**wrong)
+        LabelCorrection(3, **wrong)

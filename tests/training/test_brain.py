@@ -389,7 +389,7 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
             modules["aam"] = AAMSoftmax()
             modules["gate"] = DynamicGate()
             modules["memory"] = LossMemory(10, 0.5)
-            modules["correction"] = LabelCorrection()
+            modules["correction"] = LabelCorrection(10)
         counter = sb.utils.epoch_loop.EpochCounter(2)
         checkpointer = Checkpointer(folder, {"counter": counter})
         data = Crops()

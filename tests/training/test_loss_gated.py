@@ -125,7 +125,7 @@ def test_memory_holds_the_epochs_losses_of_all_processes(gated):
     brain = gated(memory=LossMemory(BATCH + 2, 0.0))
     brain.fit_batch(batch(1))
     rows = torch.tensor([BATCH + 1])
-    others = (rows, torch.tensor([9.0]), rows > 0, torch.tensor([-1]))
+    others = (rows, torch.tensor([9.0]), rows > 0, -rows, -rows)
     brain.tally.seen.append(others)
     brain.epoch_summary()
     losses = brain.modules.memory.losses
@@ -137,7 +137,7 @@ def test_gate_losses_are_float32_under_autocast(gated):
     """bfloat16 cosines would be steps of 0.12 in a scale of 30."""
     brain = gated(run_opts={"precision": "bf16"})
     brain.fit_batch(batch(1))
-    ((_, losses, _, _),) = brain.tally.seen
+    ((_, losses, *_),) = brain.tally.seen
     assert losses.dtype == torch.float32
     with brain.training_ctx:
         cosines = brain.compute_forward(batch(1), sb.Stage.TRAIN)
@@ -168,14 +168,14 @@ def test_gate_judges_by_the_remembered_loss(gated):
     given = batch(1)
     easy = torch.nn.functional.one_hot(given.label, CLASSES).float()
     loss = brain.compute_objectives(easy, given, sb.Stage.TRAIN)
-    _, remembered, selected, _ = brain.tally.seen[-1]
+    _, remembered, selected, *_ = brain.tally.seen[-1]
     assert not selected[0] and selected[1:].all()
     assert remembered[0] > 80 and torch.isfinite(loss)
 
 
 def test_corrected_labels_are_trained_with_the_margin_on_them(gated):
     """What the gate rejects and the network is sure of counts as relabelled."""
-    correction = LabelCorrection(temperature=0.1, confidence=0.5)
+    correction = LabelCorrection(BATCH, scale=10.0, confidence=0.5)
     brain = gated(gate=FixedGate(3.0), correction=correction)
     given = batch(1)
     believed = (given.label + torch.tensor([0, 0, 1, 1, 0, 0])) % CLASSES
@@ -186,16 +186,37 @@ def test_corrected_labels_are_trained_with_the_margin_on_them(gated):
     # The fourth is rejected, and the network has no opinion of it.
     expected = brain.modules.aam(cosines, believed)[[0, 1, 2, 4, 5]].mean()
     assert loss == pytest.approx(expected.item(), rel=1e-6)
-    _, losses, selected, corrected = brain.tally.seen[-1]
+    _, losses, selected, corrected, votes = brain.tally.seen[-1]
     assert selected.tolist() == [True, True, False, False, True, True]
     assert corrected.tolist() == [-1, -1, believed[2].item(), -1, -1, -1]
+    unsure = torch.tensor([0, 0, 0, 1, 0, 0]) > 0
+    assert torch.equal(votes, believed.where(~unsure, -1))
     # The gate goes on judging the pseudo-label, not the correction.
     assert losses[2] == brain.modules.aam(cosines, given.label)[2]
 
 
+def test_the_votes_of_an_epoch_are_those_of_all_processes(gated):
+    """Another rank's utterances vote here, too; what is selected as well."""
+    correction = LabelCorrection(BATCH + 1, confidence=0.0)
+    memory = LossMemory(BATCH + 1, 0.0)
+    brain = gated(gate=NoGate(), memory=memory, correction=correction)
+    given = batch(1)
+    believed = (given.label + 1) % CLASSES
+    cosines = torch.nn.functional.one_hot(believed, CLASSES).float()
+    brain.clean_cosines = lambda batch: cosines
+    brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    row = torch.tensor([BATCH])
+    others = (row, torch.tensor([9.0]), row < 0, row - row - 1, row - row + 3)
+    brain.tally.seen.append(others)
+    brain.epoch_summary()
+    assert (correction.votes[:, 0] == -2).all()  # of the epoch to come
+    assert correction.votes[:, 1].tolist() == [*believed.tolist(), 3]
+    assert (correction.votes[:, 2:] == -2).all()
+
+
 def test_nothing_is_learnt_from_clean_crops(gated):
     """Neither gradients nor statistics, and training goes on as before."""
-    brain = gated(gate=FixedGate(0.1), correction=LabelCorrection())
+    brain = gated(gate=FixedGate(0.1), correction=LabelCorrection(BATCH))
     brain.modules.encoder.network.norm = torch.nn.BatchNorm1d(DIM)
     before = weights(brain)
     cosines = brain.clean_cosines(batch(1))

@@ -45,7 +45,7 @@ HERE = pathlib.Path(__file__).parent
 AT_HAND = "--new_memory={momentum: 0.0}"
 REMEMBERED = "--new_memory={momentum: 0.8}"
 KEEP_LABELS = "--correct_labels=null"
-CORRECT = "--correct_labels=!new:lgl_plugin.nnet.gates.LabelCorrection"
+CORRECT = "--correct_labels=!name:lgl_plugin.nnet.gates.LabelCorrection"
 NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
 SCHEDULE = "--gate=!new:lgl_plugin.nnet.gates.ScheduleGate"
 SHARE = "--gate=!new:lgl_plugin.nnet.gates.TargetShareGate [0.8]"
