@@ -15,7 +15,7 @@ from lgl_plugin.utils.threads import spin_briefly
 VERBS = (
     *("check", "train", "status", "report", "export"),
     *("embed", "compare", "who", "verify"),
-    *("elbow", "pack", "corpus", "recipe"),
+    *("count", "pack", "corpus", "recipe"),
 )
 # Errors that name an argument, or a file that it names.
 WRONG_CALL = (

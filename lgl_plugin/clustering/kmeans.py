@@ -6,7 +6,6 @@ import abc
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -141,8 +140,8 @@ class KMeans(abc.ABC):
         """Clusters embeddings (N, D)."""
         embeddings = np.asarray(embeddings)
         with exact_matmul(), self._resources():
-            points = self._training_points(embeddings, self.n_clusters)
-            ((centroids, inertia),) = self._train(points, [self.n_clusters])
+            points = self._training_points(embeddings)
+            centroids, inertia = self._train(points)
             labels = self._assign(embeddings, centroids)
         present, labels = np.unique(labels, return_inverse=True)
         return Clustering(
@@ -154,29 +153,12 @@ class KMeans(abc.ABC):
             points_used=len(points),
         )
 
-    def inertia_curve(
-        self, embeddings: np.ndarray, grid: Sequence[int]
-    ) -> np.ndarray:
-        """Returns the inertia, float64, at the last iteration for each K.
-
-        `n_clusters` is not used. Each K of the grid trains on the sample for
-        the largest and starts from the first of its first centroids. Raises
-        ValueError as a call does, or if a K is below 1.
-        """
-        if min(grid) < 1:
-            raise ValueError(f"a K of the grid is below 1: {list(grid)}")
-        embeddings = np.asarray(embeddings)
-        with exact_matmul(), self._resources():
-            points = self._training_points(embeddings, max(grid))
-            runs = self._train(points, grid)
-        return np.array([inertia[-1] for _, inertia in runs])
-
-    def _training_points(self, embeddings, n_clusters):
+    def _training_points(self, embeddings):
         """Returns the normalised sample to train on, or raises ValueError."""
         n = len(embeddings)
-        check_number(n_clusters, n)
+        self.check(n)
         check_embeddings(embeddings)
-        size = n_clusters * self.max_points_per_centroid
+        size = self.n_clusters * self.max_points_per_centroid
         if size < n:
             rng = np.random.default_rng(self.seed)
             # In ascending order, so that a memory map is read forwards.
@@ -184,31 +166,29 @@ class KMeans(abc.ABC):
             embeddings = embeddings[rows]
         return normalised(embeddings)
 
-    def _train(self, points, grid):
-        """Returns the centroids and the inertia of the best run for each K."""
-        placed = self._to_device(points)
-        best = [(None, [np.inf])] * len(grid)
-        n_iterations = len(grid) * self.n_redo * self.n_iterations
-        with tqdm(total=n_iterations, unit="iteration") as progress:
+    def _train(self, points):
+        """Returns the centroids and the inertia of the best run."""
+        placed, best = self._to_device(points), (None, [np.inf])
+        with tqdm(
+            total=self.n_redo * self.n_iterations,
+            desc=f"k-means, K={self.n_clusters}",
+            unit="iteration",
+        ) as progress:
             for seed in range(self.seed, self.seed + self.n_redo):
-                first = self._first_centroids(points, max(grid), seed)
-                for place, n_clusters in enumerate(grid):
-                    progress.set_description(f"k-means, K={n_clusters}")
-                    centroids = self._to_device(first[:n_clusters])
-                    inertia = np.zeros(self.n_iterations)
-                    for iteration in range(self.n_iterations):
-                        # With a cluster for each point the sum stays 0.
-                        if n_clusters < len(points):
-                            centroids, inertia[iteration] = self._iterate(
-                                placed, centroids
-                            )
-                        progress.update()
-                    if inertia[-1] < best[place][1][-1]:
-                        best[place] = centroids, inertia
-        return [
-            (torch.as_tensor(centroids).cpu().numpy(), inertia)
-            for centroids, inertia in best
-        ]
+                first = self._first_centroids(points, self.n_clusters, seed)
+                centroids = self._to_device(first)
+                inertia = np.zeros(self.n_iterations)
+                for iteration in range(self.n_iterations):
+                    # With a cluster for each point the sum stays 0.
+                    if self.n_clusters < len(points):
+                        centroids, inertia[iteration] = self._iterate(
+                            placed, centroids
+                        )
+                    progress.update()
+                if inertia[-1] < best[1][-1]:
+                    best = centroids, inertia
+        centroids, inertia = best
+        return torch.as_tensor(centroids).cpu().numpy(), inertia
 
     def _first_centroids(self, points, n_clusters, seed):
         """Returns greedy k-means++ on at most ten points per centroid."""

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.special import ndtri
 
-from lgl_plugin.clustering.elbow import SCALES, Estimate
+from lgl_plugin.clustering.number import Estimate
 from lgl_plugin.metrics.error_rates import eer, operating_points
 from lgl_plugin.utils.files import atomic_write
 
@@ -78,25 +78,25 @@ def save(
     return tuple(contents)
 
 
-def elbow_figure(estimate: Estimate) -> Figure:
-    """Draws the inertia by number of clusters, its chord and the elbow."""
+def count_figure(estimate: Estimate) -> Figure:
+    """Draws what clusters explain, beyond chance, by their number."""
     figure, (axes,) = _figure(4.8, 3.2)
-    grid, inertia = estimate.grid, estimate.inertia
-    forward = SCALES[estimate.scale]
-    inverse = {"root": np.square, "linear": np.asarray, "log": np.exp}
-    # The axis reaches below zero clusters, where root and logarithm are NaN.
-    to_axis = (lambda k: forward(np.maximum(k, 1e-9)), inverse[estimate.scale])
-    axes.set_xscale("function", functions=to_axis)
-    axes.plot(grid, inertia, "o-", ms=3, color=COLOURS[0])
-    ends = [0, -1]
-    chord = dict(color=COLOURS[1], label="chord")
-    axes.plot(grid[ends], inertia[ends], "--", **chord)
-    label = f"elbow: {estimate.n_clusters} clusters"
-    axes.axvline(estimate.n_clusters, color=COLOURS[2], label=label)
-    ticks = np.unique(np.linspace(0, len(grid) - 1, 5).round().astype(int))
-    axes.set_xticks(grid[ticks], [str(k) for k in grid[ticks]])
+    n_clusters = np.arange(1, len(estimate.gap) + 1)
+    lines = {
+        "embeddings": estimate.explained,
+        "normal cloud": estimate.by_chance,
+        "difference": estimate.gap,
+    }
+    for colour, (label, line) in zip(COLOURS, lines.items()):
+        axes.plot(n_clusters, line, color=colour, label=label)
+    label = f"{estimate.n_clusters} clusters"
+    axes.axvline(estimate.n_clusters, color="grey", ls="--", label=label)
+    axes.set_xscale("log")
+    # Not as powers: mathematical text is switched off.
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("number of clusters")
-    axes.set_ylabel("within-cluster sum of squares")
+    axes.set_ylabel("share of the sum of squares")
     axes.legend()
     return figure
 

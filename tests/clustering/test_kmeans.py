@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from lgl_plugin.clustering import kmeans as kmeans_module, vectors
-from lgl_plugin.clustering.elbow import ElbowKMeans
+from lgl_plugin.clustering.average import AverageLinkage
 from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans, require_faiss
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import sum_by_label
@@ -250,8 +250,6 @@ def test_an_empty_cluster_takes_from_the_one_with_most_inertia(monkeypatch):
     assert found.n_empty == 0
     assert len(np.unique(found.labels[:60])) == 2
     assert len(np.unique(found.labels[60:])) == 1
-    of_grid = TorchKMeans(1).inertia_curve(points, [3])
-    assert of_grid[0] == found.inertia[-1]
 
 
 def test_low_precision_of_the_caller_is_put_aside_and_back(
@@ -269,11 +267,10 @@ def test_low_precision_of_the_caller_is_put_aside_and_back(
     torch.set_float32_matmul_precision("medium")
     try:
         backend(5, n_iterations=1)(blobs()[0])
-        backend(5, n_iterations=1).inertia_curve(blobs()[0], [3])
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert seen == ["highest", "highest"]
+    assert seen == ["highest"]
 
 
 @pytest.mark.skipif(
@@ -290,27 +287,6 @@ def test_clustering_leaves_the_products_of_the_cpu_as_they_were(backend):
         assert torch.backends.mkldnn.matmul.fp32_precision == on_cpu
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def test_inertia_over_k(backend):
-    points, _ = blobs(spread=0.3)
-    kmeans = backend(1, n_redo=2)
-    curve = kmeans.inertia_curve(points, [5, 40, 20])
-    alone = [backend(k, n_redo=2)(points).inertia[-1] for k in (5, 40, 20)]
-    assert curve[1] == alone[1]
-    # Alone, these start from other points: seeds are drawn for their own K.
-    np.testing.assert_allclose(curve, alone, rtol=0.05)
-    up_to_n = kmeans.inertia_curve(points, [5, 800])
-    assert up_to_n[0] == pytest.approx(alone[0], rel=0.05)
-    assert up_to_n[1] == 0
-
-
-@pytest.mark.parametrize(
-    "grid, message", [([5, 0], "below 1"), ([5, 801], "more than the 800")]
-)
-def test_grids_out_of_range_are_an_error(grid, message):
-    with pytest.raises(ValueError, match=message):
-        TorchKMeans(1).inertia_curve(blobs()[0], grid)
 
 
 def test_sums_by_label():
@@ -346,8 +322,8 @@ def test_gpu_finds_what_the_cpu_finds_and_the_same_again():
 def test_a_clusterer_can_be_copied_and_pickled(backend, duplicate, used):
     points, _ = blobs()
     kmeans = backend(20, seed=3)
-    elbow = ElbowKMeans(kmeans, [5, 10, 20, 40])
-    for cluster in (kmeans, TwoStepKMeans(kmeans, 5), elbow):
+    joined = AverageLinkage(kmeans, 0.3)
+    for cluster in (kmeans, TwoStepKMeans(kmeans, "auto"), joined):
         if used:
             cluster(points)
         labels = duplicate(cluster)(points).labels
@@ -361,16 +337,14 @@ def test_a_clusterer_shows_its_settings(backend):
     assert all(f"{name}=" in repr(kmeans) for name in parameters)
     assert "n_clusters=20, n_iterations=25" in repr(kmeans)
     assert repr(kmeans) in repr(TwoStepKMeans(kmeans, 5))
-    assert repr(kmeans) in repr(ElbowKMeans(kmeans, [2, 4, 8]))
 
 
 def test_a_list_is_as_good_as_an_array(backend):
     points, _ = blobs(5, 6)
     kmeans, rows = backend(5), points.tolist()
-    for cluster in (kmeans, TwoStepKMeans(kmeans, 3), ElbowKMeans(kmeans)):
+    joined = AverageLinkage(kmeans, 0.3)
+    for cluster in (kmeans, TwoStepKMeans(kmeans, 3), joined):
         assert (cluster(rows).labels == cluster(points).labels).all()
-    curve = kmeans.inertia_curve(rows, [2, 5])
-    assert (curve == kmeans.inertia_curve(points, [2, 5])).all()
 
 
 def test_one_cluster_and_one_utterance(backend):

@@ -1,13 +1,17 @@
 """The estimated number of clusters, of known corpora and of noise."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 from blobs import blobs
 
+from lgl_plugin.cli.main import main
 from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans
 from lgl_plugin.clustering.number import estimate
+from lgl_plugin.dataio.manifest import Strings
+from lgl_plugin.inference.store import Embeddings
 
 
 @pytest.mark.parametrize("n_speakers, each", [(5, 60), (20, 40), (60, 10)])
@@ -65,3 +69,33 @@ def test_a_cloud_without_clusters_is_said_to_be_one(caplog):
 def test_embeddings_without_an_estimate(embeddings, message):
     with pytest.raises(ValueError, match=message):
         estimate(TorchKMeans(500), embeddings)
+
+
+def test_command(tmp_path, capsys):
+    embeddings, _ = blobs(20, 40, spread=0.05)
+    names = Strings([f"{n}.wav" for n in range(len(embeddings))])
+    store = tmp_path / "iter1" / "embeddings"
+    Embeddings(names, embeddings).save(store)
+    main(["count", str(store)])
+    folder = tmp_path / "iter1" / "count"
+    facts = json.loads((folder / "count.json").read_text())
+    assert facts["n_clusters"] == 20 and facts["beyond_chance"] > 0.1
+    assert (folder / "count.png").read_bytes()[1:4] == b"PNG"
+    assert b"<svg" in (folder / "count.svg").read_bytes()
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split()[1] for line in lines if line.startswith("| ")]
+    assert shown == ["clusters", "---", "5", "10", "20", "40", "80"]
+
+    main(["count", str(store), f"--output={tmp_path / 'other'}"])
+    assert (tmp_path / "other" / "count.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("nowhere", "holds no embeddings"), (".", "too few to estimate")],
+)
+def test_command_in_error(tmp_path, capsys, name, message):
+    Embeddings(Strings("abcd"), np.eye(4, dtype=np.float32)).save(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["count", str(tmp_path / name)])
+    assert message in capsys.readouterr().err

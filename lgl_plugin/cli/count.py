@@ -1,0 +1,62 @@
+"""`lgl count`: estimates the number of speakers in a store of embeddings.
+
+> lgl count results/lgl/1/iter1/embeddings
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the verb."""
+    parser.add_argument("embeddings", help="folder of a store")
+    parser.add_argument("--seed", type=int, default=0, help="of the estimate")
+    parser.add_argument("--device", default="cpu", help="where to cluster")
+    parser.add_argument(
+        "--output", help="folder of the results; none: count beside the store"
+    )
+
+
+def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
+    """Prints the estimate and writes count.json and its figure."""
+    folder = pathlib.Path(embeddings)
+    if not (folder / "vectors.npy").exists():
+        raise FileNotFoundError(
+            f"{folder} holds no embeddings: give the embeddings folder of one "
+            "of a run's iterations, such as results/lgl/1/iter1/embeddings"
+        )
+    from lgl_plugin.clustering.kmeans import TorchKMeans
+    from lgl_plugin.clustering.number import FIRST_STEP, check_enough, estimate
+    from lgl_plugin.inference.backends import Whitening
+    from lgl_plugin.inference.store import Embeddings
+    from lgl_plugin.report.figures import count_figure, save
+    from lgl_plugin.utils.files import write_json
+    from lgl_plugin.utils.tables import markdown_table
+
+    output = pathlib.Path(output or folder.resolve().parent / "count")
+    vectors = Embeddings.load(folder).vectors
+    check_enough(len(vectors))
+    kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)
+    found = estimate(kmeans, Whitening(shrinkage=1.0).fit(vectors)(vectors))
+    k = found.n_clusters
+    shown = [n for n in (k // 4, k // 2, k, 2 * k, 4 * k) if n >= 2]
+    shown = [n for n in shown if n <= len(found.gap)]
+    rows = [
+        [n, *(f"{curve[n - 1]:.3f}" for curve in (found.explained, found.gap))]
+        for n in shown
+    ]
+    print(markdown_table(["clusters", "explained", "beyond chance"], rows))
+    facts = {
+        "n_clusters": k,
+        "beyond_chance": float(found.gap[k - 1]),
+        "seed": seed,
+        "utterances": len(vectors),
+    }
+    write_json(output / "count.json", facts)
+    save(count_figure(found), output, "count")
+    print(
+        f"\n{k} clusters: {output / 'count.json'}, "
+        f"{output / 'count.png'}, {output / 'count.svg'}"
+    )
