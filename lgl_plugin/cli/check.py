@@ -221,7 +221,8 @@ def cost_of_stage1(session: Session, made: dict) -> dict[str, float]:
     context = {"stage": 1, "phase": "simclr"}
     seconds = seconds_per_step(session, SimCLRBrain, modules, **context)
     print(f"Step       {seconds:.2f} s in Stage I")
-    steps = settings.number_of_epochs * made["kept"] // session.batch_size
+    epochs = settings.number_of_epochs + settings.ssps_epochs
+    steps = epochs * made["kept"] // session.batch_size
     return {"Stage I": steps * seconds / 3600}
 
 
