@@ -18,14 +18,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import nn
 
+LOWEST = 1e-3  # loss that enters a mixture
+
 
 class Gate(nn.Module):
     """A gate that selects the utterances whose loss is at most tau.
 
     The base of all gates (paper, eq. 3) maps losses (batch,), float32, to a
-    mask (batch,), bool. Call `start_iteration` (from 1) before training on new
-    pseudo-labels, and `end_epoch` after each epoch with the losses (N,) of all
-    its utterances, rejected ones too. The buffer `tau` is part of a checkpoint;
+    mask (batch,), bool, or to weights in [0, 1], float32, of which those above
+    one half count as selected. Call `start_iteration` (from 1) before training
+    on new pseudo-labels, and `end_epoch` after each epoch with the losses (N,)
+    of all its utterances, rejected ones too. The buffer `tau` is part of a checkpoint;
     when resuming, call `start_iteration` before the checkpoint is loaded.
 
     Arguments
@@ -298,17 +301,70 @@ class DynamicGate(Gate):
 
     def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
         """Fits the mixture and moves tau to where its densities meet."""
+        self._adopt(_finite(epoch_losses))
+
+    def _adopt(self, losses):
+        """Fits the mixture to finite losses, and returns it if tau moved."""
         # A loss of 0.001 gives the label a probability of 99.9 %: fitted by
         # any measure. Lower losses, down to exact zeros, are a tail in log
         # scale that would take one of the two components for itself and put
         # tau below all other losses.
-        losses = _finite(epoch_losses)
-        logs = np.log(losses[losses > 1e-3])
+        logs = np.log(losses[losses > LOWEST])
         if len(logs) < 2:
-            return
-        crossing = density_crossing(*fit_mixture(logs))
-        if crossing is not None:
-            self.tau.fill_(math.exp(crossing))
+            return None
+        mixture = fit_mixture(logs)
+        crossing = density_crossing(*mixture)
+        if crossing is None:
+            return None
+        self.tau.fill_(math.exp(crossing))
+        return mixture
+
+
+class PosteriorGate(DynamicGate):
+    """A gate that weights by the probability that the label is reliable.
+
+    That of SSRL: the posterior of the lower hump of
+    `DynamicGate`'s mixture, which is one half at tau. The gated loss is the
+    weighted mean, sum(p * loss) / sum(p). Below the lower mean and above the
+    upper one the weight is that at the mean: further out the wider density
+    would win on both sides. A loss that is not finite has no weight; before the
+    first fit all others have weight 1.
+
+    Example
+    -------
+    >>> gate = PosteriorGate()
+    >>> rng = np.random.default_rng(0)
+    >>> logs = np.append(rng.normal(-2, 0.5, 700), rng.normal(2, 0.5, 300))
+    >>> gate.end_epoch(np.exp(logs))
+    >>> low, middle, high = gate(
+    ...     torch.stack([gate.tau / 9, gate.tau, gate.tau * 9])
+    ... )
+    >>> print(f"{low:.2f} {middle:.2f} {high:.2f}")
+    1.00 0.50 0.00
+    """
+
+    mixture: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mixture", torch.ones(3, 2))
+
+    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+        """Fits the mixture, unless its densities do not meet."""
+        mixture = self._adopt(_finite(epoch_losses))
+        if mixture is not None:
+            self.mixture.copy_(torch.from_numpy(np.stack(mixture)))
+
+    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+        """Returns the weights (batch,), float32, of losses (batch,)."""
+        losses = losses.detach().float()
+        share, means, variances = self.mixture
+        logs = losses.clamp(min=LOWEST).log().clamp(*means)[:, None]
+        density = (share / variances.sqrt()).log()
+        density = density - (logs - means).square() / (2 * variances)
+        weights = density.softmax(1)[:, 0]
+        weights = torch.where(self.tau.isinf(), 1.0, weights)
+        return torch.where(losses.isfinite(), weights, 0.0)
 
 
 class LabelCorrection(nn.Module):

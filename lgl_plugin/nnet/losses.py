@@ -381,6 +381,8 @@ class AAMSoftmax(nn.Module):
 def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Returns the gated loss: the mean over the selected (paper, eq. 3).
 
+    With weights in the place of a mask it is the weighted mean.
+
     An empty mask gives an exact zero that still has a graph, so that a process
     with nothing selected runs the same backward as the others. With several
     processes all must call this function: the divisor is the count of all of
@@ -389,8 +391,9 @@ def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     Arguments
     ---------
     losses, mask : torch.Tensor
-        Losses (B,), and the selected among them (B,), bool. Rejected ones may
-        be infinite or NaN: neither they nor their gradients enter.
+        Losses (B,), and the selected among them (B,), bool, or weights from 0
+        on, floating. Rejected ones may be infinite or NaN: neither they nor
+        their gradients enter.
 
     Returns
     -------
@@ -405,15 +408,16 @@ def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     >>> gated_mean(losses, losses < 0.0)
     tensor(0.)
     """
-    if mask.dtype != torch.bool or mask.shape != losses.shape:
+    known = mask.dtype == torch.bool or mask.is_floating_point()
+    if not known or mask.shape != losses.shape:
         raise ValueError(
-            f"mask must be bool of shape {tuple(losses.shape)}, got "
+            f"mask must be bool or floating, {tuple(losses.shape)}, got "
             f"{mask.dtype} of shape {tuple(mask.shape)}"
         )
-    count = mask.sum()
+    total = mask.sum()
     processes = world_size()  # a factor, as DDP takes the mean of gradients
     if processes > 1:
-        dist.all_reduce(count)
+        dist.all_reduce(total)
     # losses * mask would turn a rejected infinity into NaN.
-    kept = torch.where(mask, losses, torch.zeros_like(losses))
-    return kept.sum() * processes / count.clamp(min=1)
+    kept = torch.where(mask > 0, losses, torch.zeros_like(losses)) * mask
+    return kept.sum() * processes / torch.where(total > 0, total, 1)

@@ -63,24 +63,24 @@ class LossGatedBrain(SpeakerBrain):
         rows = batch.row.to(self.device, non_blocking=True)
         losses = self.modules.aam(outputs, labels)
         remembered = self.modules.memory(rows, losses)
-        selected = self.modules.gate(remembered)
+        weights = self.modules.gate(remembered)
+        selected = weights > 0.5
         correct = (outputs.argmax(1) == labels) & selected
         self.tally.add(correct=correct.sum(), selected=selected.sum())
         corrected = votes = torch.full_like(labels, -1)
-        counted = selected
         if "correction" in self.modules:
             clean = self.clean_cosines(batch)
             corrected = self.modules.correction(rows, clean, selected)
             votes = self.modules.correction.votes[rows, 0]
             changed = corrected >= 0
-            counted = selected | changed
+            weights = weights.masked_fill(changed, 1)
             labels = torch.where(changed, corrected, labels)
             losses = self.modules.aam(outputs, labels)
         # A copy: a tensor that a loader's worker shares keeps a file
         # descriptor open until the epoch's end.
         kept = rows.clone(), remembered, selected, corrected, votes
         self.tally.seen.append(kept)
-        return gated_mean(losses, counted)
+        return gated_mean(losses, weights)
 
     def epoch_summary(self) -> dict[str, float]:
         """Returns accuracy over the selected, their share and the threshold."""

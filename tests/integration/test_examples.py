@@ -166,11 +166,13 @@ def test_a_yaml_builds_every_piece():
     found = pieces["aam"](cosines, torch.arange(8))
     remembered = pieces["memory"](torch.arange(8), found)
     built = [piece for piece in pieces.values() if isinstance(piece, Gate)]
-    assert len(built) == 5
+    assert len(built) == 6
     for gate in built:
         mask = gate(remembered)
         assert pieces["gated_mean"](found, mask).isfinite()
-        corrected = pieces["correct_labels"](torch.arange(8), cosines, mask)
+        corrected = pieces["correct_labels"](
+            torch.arange(8), cosines, mask > 0.5
+        )
         assert corrected.shape == (8,)
     pieces["contrastive"](embeddings, pieces["gradient_reversal"](embeddings))
     pieces["adversarial_loss"](e1=embeddings, e2=embeddings, e3=embeddings)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings, strategies as st
 from scipy.optimize import brentq, minimize
 from scipy.stats import norm
+from sklearn.mixture import GaussianMixture
 
 from lgl_plugin.nnet.gates import (
     DynamicGate,
@@ -16,6 +17,7 @@ from lgl_plugin.nnet.gates import (
     LabelCorrection,
     LossMemory,
     NoGate,
+    PosteriorGate,
     ScheduleGate,
     TargetShareGate,
     density_crossing,
@@ -322,6 +324,45 @@ def test_base_hooks_leave_tau_alone():
     gate.start_iteration(4)
     gate.end_epoch(torch.rand(100))
     assert gate.tau == 2.0
+
+
+def test_posterior_weights_are_scikit_learns():
+    rng = np.random.default_rng(1)
+    logs = np.append(rng.normal(-1, 0.6, 900), rng.normal(1.5, 0.4, 500))
+    gate = PosteriorGate()
+    first = gate(torch.tensor([1e-9, 3.0, math.nan, math.inf]))
+    assert first.tolist() == [1, 1, 0, 0]
+    gate.end_epoch(np.exp(logs))
+    reference = GaussianMixture(2, tol=1e-7, max_iter=500, random_state=0)
+    reference.fit(logs[:, None])
+    low, high = sorted(reference.means_[:, 0])
+    x = np.linspace(low + 0.01, high - 0.01, 50)
+    column = int(np.argmin(reference.means_))
+    expected = reference.predict_proba(x[:, None])[:, column]
+    found = gate(torch.from_numpy(np.exp(x)))
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert found.dtype == torch.float32
+    assert gate(gate.tau[None]) == pytest.approx(0.5, abs=1e-4)
+    everywhere = gate(torch.logspace(-12, 12, 300))
+    assert (everywhere.diff() <= 0).all()
+    assert everywhere[0] > 0.99 and everywhere[-1] < 0.01
+    assert gate(torch.tensor([math.nan, math.inf])).tolist() == [0, 0]
+
+
+def test_posterior_gate_keeps_its_mixture_and_is_restored():
+    rng = np.random.default_rng(1)
+    logs = np.append(rng.normal(-1, 0.6, 900), rng.normal(1.5, 0.4, 500))
+    gate, other, losses = PosteriorGate(), PosteriorGate(), torch.rand(50) * 9
+    gate.end_epoch(np.exp(logs))
+    known = gate(losses)
+    for useless in ([], [math.nan], np.ones(100)):
+        gate.end_epoch(np.asarray(useless, dtype=np.float32))
+        assert torch.equal(gate(losses), known)
+    other.start_iteration(2)
+    other.load_state_dict(gate.state_dict())
+    assert torch.equal(other(losses), known)
+    gate.start_iteration(3)  # of other labels nothing is known
+    assert (gate(losses) == 1).all()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])

@@ -3,6 +3,7 @@
 import datetime
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -481,10 +482,26 @@ def test_rejected_losses_leave_no_trace(kept):
     assert torch.equal(losses.grad, mask.float())
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e-6, 0.0])
+def test_gated_mean_by_weights_is_numpys_average(factor):
+    rng = np.random.default_rng(3)
+    values, weights = rng.uniform(0, 9, 20), factor * rng.uniform(0, 1, 20)
+    weights[4] = 0.0
+    losses = torch.tensor(values)
+    losses[4] = math.nan
+    losses.requires_grad_()
+    value = gated_mean(losses, torch.tensor(weights))
+    value.backward()
+    expected = np.average(values, weights=weights) if factor else 0.0
+    assert value.item() == pytest.approx(expected)
+    total = weights.sum() or 1.0
+    np.testing.assert_allclose(losses.grad, weights / total)
+
+
 def test_gated_mean_arguments():
-    with pytest.raises(ValueError, match="mask must be bool of shape"):
-        gated_mean(torch.ones(3), torch.ones(3))
-    with pytest.raises(ValueError, match=r"shape \(3,\), got .* \(2,\)"):
+    with pytest.raises(ValueError, match="mask must be bool or floating"):
+        gated_mean(torch.ones(3), torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"floating, \(3,\), got .* \(2,\)"):
         gated_mean(torch.ones(3), torch.ones(2, dtype=torch.bool))
 
 

@@ -58,6 +58,30 @@ def test_gated_loss_is_the_mean_over_the_selected(gated):
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_gate_may_weight(gated):
+    """The weighted mean; above one half counts as selected."""
+
+    class Weights(Gate):
+        def forward(self, losses):
+            return torch.tensor([1.0, 0.6, 0.5, 0.4, 0.2, 0.0])
+
+    brain = gated(gate=Weights(1.0))
+    given = batch(1)
+    cosines = brain.compute_forward(given, sb.Stage.TRAIN)
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    losses = brain.modules.aam(cosines, given.label).detach().numpy()
+    expected = np.average(losses, weights=brain.modules.gate(None))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert brain.epoch_summary()["selected_share"] == pytest.approx(2 / 6)
+    correction = LabelCorrection(BATCH, confidence=0.5)
+    brain = gated(gate=Weights(1.0), correction=correction)
+    sure = torch.nn.functional.one_hot(given.label, CLASSES).float()
+    brain.clean_cosines = lambda batch: sure
+    loss = brain.compute_objectives(cosines, given, sb.Stage.TRAIN)
+    expected = np.average(losses, weights=[1.0, 0.6, 1, 1, 1, 1])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_rejecting_all_changes_nothing_and_is_finite(gated):
     """A first step, so that Adam has no momentum to go on with."""
     brain = gated(gate=FixedGate(1e-9))
