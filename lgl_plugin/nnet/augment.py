@@ -16,6 +16,7 @@ import pathlib
 
 import scipy.fft
 import torch
+from speechbrain.augment.time_domain import DropChunk, DropFreq
 from speechbrain.utils.autocast import fwd_default_precision
 
 from lgl_plugin.dataio.folder import EXTENSIONS, find_audio
@@ -42,6 +43,7 @@ class Draw:
     talkers: torch.Tensor  # of babble, 1 for other noise, int64, (batch,)
     source: torch.Tensor  # in [0, 1), picks the recording, (batch,)
     colour: torch.Tensor  # slope of coloured noise, dB per octave, (batch,)
+    dropped: torch.Tensor  # rows that lose bands and chunks, int64, (m,)
     snr: torch.Tensor  # in dB, of all talkers in sum, (batch,)
 
 
@@ -65,6 +67,10 @@ class Augmenter(torch.nn.Module):
         three a telephone band), for clean waveforms, too. The paper has none;
         a small corpus, whose sessions would otherwise be told apart by their
         channel, gains by it.
+    drop : float
+        Probability that SpeechBrain's DropFreq and DropChunk take bands and
+        chunks away, the same bands for all such waveforms of a batch. It makes
+        a GPU's host wait, and the paper has none.
     noise_snr : list of float, optional
         Range in dB that replaces the paper's 0 to 15 for noise.
     bank_seconds : float
@@ -95,22 +101,30 @@ class Augmenter(torch.nn.Module):
         noise_only: float = 0.25,
         clean: float = 0.0,
         channel: float = 0.0,
+        drop: float = 0.0,
         noise_snr: list[float] | None = None,
         bank_seconds: float = 3600.0,
     ):
         super().__init__()
         shares = (reverb_only, noise_only, clean)
-        if not (min(*shares, channel) >= 0 and sum(shares) <= 1 >= channel):
+        others = (channel, drop)
+        if (
+            not all(p >= 0 for p in shares)
+            or sum(shares) > 1
+            or not all(0 <= p <= 1 for p in others)
+        ):
             raise ValueError(
-                "reverb_only, noise_only, clean and channel are "
+                "reverb_only, noise_only, clean, channel and drop are "
                 "probabilities, and the first three at most 1 in sum, got "
-                f"{(*shares, channel)}"
+                f"{shares + others}"
             )
         self.sample_rate = sample_rate
         self.reverb_only = reverb_only
         self.noise_only = noise_only
         self.clean = clean
         self.channel = channel
+        self.drop = drop
+        self.drop_bands, self.drop_chunks = DropFreq(), DropChunk()
         self.banks = torch.nn.ModuleDict()
         self.register_buffer("rooms", None, persistent=False)
         if musan_folder:
@@ -136,13 +150,14 @@ class Augmenter(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
-        names = ("sample_rate", "reverb_only", "noise_only", "clean", "channel")
+        shares = ("reverb_only", "noise_only", "clean", "channel", "drop")
+        names = ("sample_rate", *shares)
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def draw(self, n_waveforms: int, n_samples: int) -> Draw:
         """Draws an augmentation for each waveform of a batch of that shape."""
         device = self.anchor.device
-        profile, channel, source, colour = torch.rand(4, n_waveforms)
+        profile, channel, source, colour, drop = torch.rand(5, n_waveforms)
         # In this order: a room alone, both, noise alone, neither.
         wet = profile < 1 - self.clean - self.noise_only
         noisy = (profile >= self.reverb_only) & (profile < 1 - self.clean)
@@ -179,6 +194,7 @@ class Augmenter(torch.nn.Module):
             talkers=talkers,
             source=source,
             colour=-9.0 + 12.0 * colour,
+            dropped=(drop < self.drop).nonzero()[:, 0],
             snr=-10 * power.log10(),
         )
 
@@ -207,6 +223,11 @@ class Augmenter(torch.nn.Module):
             rows = send(rows, wavs)
             gain = ratio * (level[rows] / mean_square(noise)).sqrt()
             mixed.index_add_(0, rows, noise.mul_(gain))
+        if len(draw.dropped):
+            rows = send(draw.dropped, wavs)
+            kept = self.drop_bands(mixed.index_select(0, rows))
+            kept = self.drop_chunks(kept, kept.new_ones(len(kept)))
+            mixed.index_copy_(0, rows, kept)
         return mixed.mul_((mean_square(wavs) / mean_square(mixed)).sqrt())
 
     def _draw_rooms(self, n_rooms: int) -> torch.Tensor:

@@ -28,8 +28,8 @@ class Gate(nn.Module):
     mask (batch,), bool, or to weights in [0, 1], float32, of which those above
     one half count as selected. Call `start_iteration` (from 1) before training
     on new pseudo-labels, and `end_epoch` after each epoch with the losses (N,)
-    of all its utterances, rejected ones too. The buffer `tau` is part of a checkpoint;
-    when resuming, call `start_iteration` before the checkpoint is loaded.
+    of all its utterances, rejected ones too. The buffer `tau` is part of a
+    checkpoint; when resuming, call `start_iteration` before it is loaded.
 
     Arguments
     ---------

@@ -232,6 +232,27 @@ def test_shares_of_reverberation_and_noise(options, neither, room, noise, both):
         assert abs(int(rows.sum()) - n * share) <= bound
 
 
+def test_bands_and_chunks_are_dropped_from_the_share_asked_for():
+    """In white noise a chunk is a run of zeros, a band a hole in the mean."""
+    augment = Augmenter(clean=1, reverb_only=0, noise_only=0, drop=0.3)
+    n = 10_000
+    dropped = len(augment.draw(n, 10).dropped)
+    assert abs(dropped - 0.3 * n) <= 4 * math.sqrt(n * 0.3 * 0.7)
+    clean = torch.randn(60, RATE)
+    draw = augment.draw(*clean.shape)
+    out = augment(clean, draw)
+    rows = torch.zeros(60, dtype=torch.bool)
+    rows[draw.dropped] = True
+    torch.testing.assert_close(out[~rows], clean[~rows])
+    lost = (out == 0).sum(1)
+    assert not lost[~rows].any()
+    assert (lost[rows] >= 100).all() and (lost[rows] <= 3003).all()
+    power = torch.fft.rfft(out[rows]).abs().square().mean(0)
+    power = decibels(power[:8000].unflatten(0, (80, 100)).mean(1))
+    assert power.min() < np.median(power) - 3
+    np.testing.assert_allclose(mean_square(out), mean_square(clean), rtol=1e-3)
+
+
 def test_a_clean_waveform_comes_out_as_it_came():
     clean = wavs()
     augment = Augmenter(clean=1.0, reverb_only=0.0, noise_only=0.0)
@@ -560,7 +581,11 @@ def test_moves_to_another_device_and_leaves_no_state(musan, rirs):
     "wrong",
     [{"reverb_only": -0.1}, {"reverb_only": 0.6, "noise_only": 0.5}]
     + [{"clean": 0.6}, {"clean": -0.1}]
-    + [{"channel": value} for value in (-0.1, 1.1, math.nan)],
+    + [
+        {name: value}
+        for name in ("channel", "drop")
+        for value in (-0.1, 1.1, math.nan)
+    ],
 )
 def test_probabilities_are_checked(wrong):
     with pytest.raises(ValueError, match="are probabilities"):
@@ -572,7 +597,7 @@ def test_an_augmenter_shows_its_settings_and_can_be_copied(musan):
     augment = Augmenter(RATE, musan, channel=0.5)
     shown = (
         f"sample_rate={RATE}, reverb_only=0.25, noise_only=0.25, "
-        "clean=0.0, channel=0.5"
+        "clean=0.0, channel=0.5, drop=0.0"
     )
     assert shown in repr(augment) and "NoiseBank(" in repr(augment)
     wavs = torch.randn(3, 4000)
