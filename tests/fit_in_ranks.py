@@ -53,10 +53,7 @@ class EverySecond(NoGate):
 
 
 class LoudCrops(Crops):
-    """Crops whose loudness tells the label; alike at every epoch."""
-
-    def set_epoch(self, epoch):
-        pass
+    """Crops whose loudness tells the label."""
 
     def __getitem__(self, index):
         item = super().__getitem__(index)

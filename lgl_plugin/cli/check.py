@@ -222,7 +222,7 @@ def cost_of_stage1(session: Session, made: dict) -> dict[str, float]:
     seconds = seconds_per_step(session, SimCLRBrain, modules, **context)
     print(f"Step       {seconds:.2f} s in Stage I")
     epochs = settings.number_of_epochs + settings.ssps_epochs
-    steps = epochs * made["kept"] // session.batch_size
+    steps = epochs * session.steps_per_epoch(made["kept"])
     return {"Stage I": steps * seconds / 3600}
 
 
@@ -240,7 +240,7 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     n_clusters = len(session.rows) // 10 + 2 if auto else settings.n_clusters
     labels = np.arange(len(session.rows)) % n_clusters
     epochs = settings.classifier_epochs + settings.gated_epochs
-    steps = epochs * made["kept"] // session.batch_size
+    steps = epochs * session.steps_per_epoch(made["kept"])
 
     def seconds_of(encoder, words):
         modules = {

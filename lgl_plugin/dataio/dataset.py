@@ -29,8 +29,11 @@ class UtteranceDataset(DynamicItemDataset):
     follows, so that batches keep their size. The bad ones' names travel with
     the item under the key `bad`, lines of `ID<TAB>reason` (text, because
     SpeechBrain's batches would transpose a list). The other keys are id, row
-    (in the manifest) and those of `Manifest`. `rows`, int64, are those of the
-    manifest to use, at least one.
+    (in the manifest), turn and those of `Manifest`. `rows`, int64, are those
+    of the manifest to use, at least one.
+
+    An index of n or more of a dataset of n is that of a later pass, as
+    `PassSampler` counts: of 2 n + 3, the item 3 in the turn 2.
     """
 
     def __init__(self, manifest: Manifest, rows: np.ndarray) -> None:
@@ -38,27 +41,34 @@ class UtteranceDataset(DynamicItemDataset):
         # SpeechBrain would make a list of a million Python objects, copied by
         # every loader process. One row tells it the keys; the attributes then
         # point to the manifest, whose arrays forked processes share.
-        super().__init__({first: {"row": first, **manifest[first]}})
+        super().__init__({first: {"row": first, "turn": 0, **manifest[first]}})
         self.data, self.data_ids = manifest, rows
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch to draw for; without, every epoch's are the same."""
+        """Sets the epoch to draw for, with a sampler that knows no passes."""
         # In place: persistent loader processes keep their own copy of this
         # object and see only what changes in the tensor's shared memory.
         self.epoch.fill_(epoch)
 
+    def __iter__(self):
+        # Without it Python would iterate until an IndexError: for ever.
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> dict:
-        if index >= len(self):
-            # Python's iteration ends at IndexError; the modulo below has none.
-            raise IndexError(f"{index} of {len(self)} utterances")
+        turn = index // len(self)
         bad = []
         for step in range(len(self)):
             row = int(self.data_ids[(index + step) % len(self)])
             utterance = self.data.ids[row]
             try:
                 item = self.pipeline.compute_outputs(
-                    {"id": utterance, "row": row, **self.data[row]}
+                    {
+                        "id": utterance,
+                        "row": row,
+                        "turn": turn,
+                        **self.data[row],
+                    }
                 )
             except BadAudio as error:
                 reason = " ".join(str(error).split())
@@ -82,9 +92,9 @@ def crop_dataset(
 ) -> UtteranceDataset:
     """Makes a dataset of random crops, with pseudo-labels if they are given.
 
-    An utterance's crops follow from the seed, the epoch (`set_epoch`) and its
-    ID alone. An interrupted epoch therefore resumes with the same crops,
-    however many processes read.
+    An utterance's crops follow from the seed, the pass over the data (or the
+    epoch, `set_epoch`) and its ID alone. An interrupted epoch therefore
+    resumes with the same crops, however many processes read.
 
     Arguments
     ---------
@@ -127,7 +137,7 @@ def crop_dataset(
         functools.partial(
             _read, dataset.epoch, seed, (crop, n_crops, sample_rate)
         ),
-        takes=["id", "wav", "offset", "duration", "place", "channel"],
+        takes=["turn", "id", "wav", "offset", "duration", "place", "channel"],
         provides="sig",
     )
     keys = ["id", "sig", "row"]
@@ -140,9 +150,9 @@ def crop_dataset(
     return dataset
 
 
-def _read(epoch, seed, size, utterance, wav, offset, duration, *source):
-    """Reads an utterance's crops, drawn by seed, epoch and utterance."""
-    rng = random.Random(f"{seed} {epoch.item()} {utterance}")
+def _read(epoch, seed, size, turn, utterance, wav, offset, duration, *source):
+    """Reads an utterance's crops, drawn by seed, pass and utterance."""
+    rng = random.Random(f"{seed} {epoch.item() + turn} {utterance}")
     return read_crops(wav, offset, duration, *size, rng, *source)
 
 

@@ -1,4 +1,4 @@
-"""A sampler for shards, the large tar files that `lgl pack` writes."""
+"""The order in which training reads its utterances."""
 
 from __future__ import annotations
 
@@ -8,59 +8,90 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-class ShardSampler(Sampler):
-    """A random order that reads only `window` shards at a time.
+class PassSampler(Sampler):
+    """An endless stream of passes over a dataset, cut into epochs.
 
-    For storage that caches the neighbourhood of recent reads. Each epoch the
-    shards are dealt into windows at random, and a window's utterances are
-    shuffled before the next window begins. Speakers must be spread over the
-    shards, as `write_shards` does, for a window to be a fair sample of the
-    corpus. `shards` is the shard of each item of the dataset, int (N,), see
-    `shard_numbers`. As in SpeechBrain's samplers, the order follows from the
-    sum of seed and epoch.
+    Each pass has every utterance once, in an order of its own. An epoch goes
+    on where the one before ended, whatever its length, so that no utterance
+    is left out for good: between any two, the number of visits differs by one
+    at most. An index is that in the dataset plus the dataset's size for each
+    pass before; `UtteranceDataset` draws other crops in each pass.
+
+    Arguments
+    ---------
+    size : int
+        Items of the dataset.
+    length : int
+        Items of an epoch.
+    seed : int
+        The orders follow from it.
+    shards : numpy.ndarray, optional
+        The shard of each item, int (size,), see `shard_numbers`. A pass then
+        reads only `window` shards at a time, for storage that caches the
+        neighbourhood of recent reads: the shards are dealt into windows at
+        random, and a window's utterances are shuffled before the next window
+        begins. Speakers must be spread over the shards, as `write_shards`
+        does, for a window to be a fair sample of the corpus.
+    window : int
+        As above.
 
     Example
     -------
-    >>> sampler = ShardSampler(np.repeat([0, 1, 2], 2), window=1, seed=3)
-    >>> order = list(sampler)
-    >>> sorted(order)
-    [0, 1, 2, 3, 4, 5]
-    >>> [index // 2 for index in order][::2]  # shard after shard
-    [2, 1, 0]
+    >>> sampler = PassSampler(size=3, length=4, seed=1)
+    >>> first = list(sampler)
+    >>> sampler.set_epoch(2)
+    >>> stream = first + list(sampler)  # two passes, and two items of a third
+    >>> sorted(stream[:3]), sorted(stream[3:6])
+    ([0, 1, 2], [3, 4, 5])
     """
 
     def __init__(
         self,
-        shards: np.ndarray,
+        size: int,
+        length: int,
+        seed: int = 0,
+        shards: np.ndarray | None = None,
         window: int = 8,
-        seed: int = 563375142,
-        epoch: int = 0,
     ) -> None:
         super().__init__()
         if window < 1:
             raise ValueError(f"window is {window}; it must be 1 or more")
-        self.shards = np.asarray(shards)
-        self.window = window
+        self.size = size
+        self.length = length
         self.seed = int(seed)
-        self.epoch = epoch
+        self.shards = None if shards is None else np.asarray(shards)
+        self.window = window
+        self.epoch = 1
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return self.length
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng(self.seed + self.epoch)
+        place = (self.epoch - 1) * self.length
+        end = place + self.length
+        while place < end:
+            turn, first = divmod(place, self.size)
+            order = self._order(turn)[first : first + end - place]
+            place += len(order)
+            # In blocks: one list of ten million ints would take 400 MB.
+            for block in range(0, len(order), 65536):
+                indices = order[block : block + 65536] + turn * self.size
+                yield from indices.tolist()
+
+    def _order(self, turn):
+        """Returns the order of a pass, int64 (size,)."""
+        rng = np.random.default_rng([self.seed, turn])
+        if self.shards is None:
+            return rng.permutation(self.size)
         n_shards = self.shards.max(initial=0) + 1
         n_windows = -(-n_shards // self.window)
         # Windows of even size: a small last window would mix few speakers.
         windows = rng.permutation(n_shards) * n_windows // n_shards
-        order = rng.permutation(len(self))
-        order = order[np.argsort(windows[self.shards[order]], kind="stable")]
-        # In blocks: one list of ten million Python ints would take 400 MB.
-        for first in range(0, len(order), 65536):
-            yield from order[first : first + 65536].tolist()
+        order = rng.permutation(self.size)
+        return order[np.argsort(windows[self.shards[order]], kind="stable")]
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch; without, every epoch has the same order."""
+        """Sets the epoch, from 1."""
         self.epoch = epoch
 
 

@@ -107,6 +107,7 @@ class Settings(BaseModel):
 
     # Batch normalisation needs two utterances.
     batch_size: Annotated[int, Field(ge=2)]
+    steps_per_epoch: Count | None
     crop_seconds: Above0
     lr: Above0
     ckpt_interval_minutes: From0

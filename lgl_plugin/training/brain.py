@@ -13,9 +13,9 @@ from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.dataset import UtteranceDataset
-from lgl_plugin.dataio.sampler import ShardSampler
+from lgl_plugin.dataio.sampler import PassSampler
 from lgl_plugin.nnet.batch_norm import finite_statistics
+from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.training.epoch_selection import criterion
 from lgl_plugin.training.epoch_tally import EpochTally
 from lgl_plugin.training.held_out import HeldOut, separate_generator
@@ -51,13 +51,15 @@ class SpeakerBrain(HookedBrain):
     examine : callable, optional
         Takes the encoder after an epoch, returns further figures of it as a
         dict of plain numbers.
-    train_data : lgl_plugin.dataio.dataset.UtteranceDataset, optional
-        The training data, which draws other crops in each epoch.
-    train_sampler : torch.utils.data.Sampler, optional
+    train_sampler : lgl_plugin.dataio.sampler.PassSampler, optional
         The training data's sampler, if it is not SpeechBrain's.
+    steps_per_epoch : int
+        Steps of an epoch, for a learning rate that moves at each step.
     epochs_before : int
         Epochs of the phase that this one goes on from: their learning rates
         are behind.
+    epochs_in_all : int
+        Epochs of all phases that share one course of the learning rate.
     seed : int
         Of the augmentations.
     """
@@ -73,18 +75,20 @@ class SpeakerBrain(HookedBrain):
         bad_files: BadFiles,
         log: Callable[[dict], None],
         examine: Callable[[torch.nn.Module], dict] = lambda encoder: {},
-        train_data: UtteranceDataset | None = None,
-        train_sampler: ShardSampler | None = None,
+        train_sampler: PassSampler | None = None,
+        steps_per_epoch: int = 1,
         epochs_before: int = 0,
+        epochs_in_all: int = 1,
         seed: int = 0,
     ):
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         self.bad_files = bad_files
         self.log = log
         self.examine = examine
-        self.train_data = train_data
         self.train_sampler = train_sampler
+        self.steps_per_epoch = steps_per_epoch
         self.epochs_before = epochs_before
+        self.epochs_in_all = epochs_in_all
         self.seed = seed
         self.tally = EpochTally(self.device)
         self.held_out = HeldOut()
@@ -103,17 +107,21 @@ class SpeakerBrain(HookedBrain):
         self.bad_files.add(line.split("\t", 1) for line in lines)
         return batch.sig.data.to(self.device, non_blocking=True)
 
-    def anneal(self, epoch: int) -> None:
-        """Sets the learning rate of an epoch."""
-        lr, _ = self.hparams.lr_annealing(self.epochs_before + epoch)
+    def anneal(self) -> None:
+        """Sets the learning rate of the step."""
+        schedule = self.hparams.lr_annealing
+        done = self.epochs_before + self.epoch - 1
+        if isinstance(schedule, WarmupCosine):
+            done += self.step / self.steps_per_epoch
+            lr = schedule(done / self.epochs_in_all)
+        else:  # SpeechBrain's StepScheduler counts epochs from 0
+            lr, _ = schedule(done)
         for optimizer in self.optimizers_dict.values():
             update_learning_rate(optimizer, lr)
 
     def on_fit_start(self) -> None:
-        """Resumes, or sets the first epoch's learning rate."""
+        """Resumes, perhaps with another number of processes."""
         super().on_fit_start()
-        if self.optimizer_step == 0:
-            self.anneal(1)
         counter = self.checkpointer.recoverables.get("counter")
         limit = self.optimizer_step_limit or math.inf
         if counter and self.step == 0 and self.optimizer_step >= limit:
@@ -141,8 +149,6 @@ class SpeakerBrain(HookedBrain):
         self.tally.start()
         self.epoch = epoch
         stop.deferred = True
-        if self.train_data is not None:
-            self.train_data.set_epoch(epoch)
 
     def fit_batch(self, batch) -> torch.Tensor:
         """Does a step without making the host wait for the device.
@@ -153,6 +159,7 @@ class SpeakerBrain(HookedBrain):
         # A run that goes on from a checkpoint draws what it would have drawn.
         key = f"{self.seed} {self.epoch} {self.step} {rank()}"
         torch.manual_seed(random.Random(key).getrandbits(63))
+        self.anneal()
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batch, should_step)
         with self.no_sync(not should_step), finite_statistics(self.modules):
@@ -221,7 +228,7 @@ class SpeakerBrain(HookedBrain):
         return torch.zeros(())
 
     def on_stage_end(self, stage, stage_loss, epoch=None) -> None:
-        """Logs the epoch, moves the learning rate, saves a checkpoint."""
+        """Logs the epoch and saves a checkpoint."""
         if stage == sb.Stage.TRAIN:
             if self.tally.average is None:  # resumed behind the last batch
                 self.tally.average = torch.tensor(stage_loss)
@@ -244,7 +251,6 @@ class SpeakerBrain(HookedBrain):
             self.record.update(self.examine(self.modules.encoder))
         cost = criterion(self.record, self.hparams.selection)
         self.log(self.record)
-        self.anneal(epoch + 1)
         self.tally.freeze(end_of_epoch=True)
         self.checkpointer.save_and_keep_only(
             meta={"criterion": float(cost), "epoch": epoch},

@@ -91,10 +91,16 @@ class EpochTally:
         return {**sum_over_ranks(own), **shared}
 
     def join_seen(self) -> list[torch.Tensor]:
-        """Returns what all processes put by, joined; all must call."""
+        """Returns what all processes put by, in its order; all must call."""
         own = [torch.cat(parts).cpu() for parts in zip(*self.seen)]
         shares = [share for share in gather(own) if share]
-        return [torch.cat(parts) for parts in zip(*shares)]
+        if not shares:
+            return []
+        # Processes step together, so the order is that from the end; the
+        # first may hold more, from before an interruption.
+        places = [torch.arange(-len(share[0]), 0) for share in shares]
+        order = torch.cat(places).argsort(stable=True)
+        return [torch.cat(parts)[order] for parts in zip(*shares)]
 
     @property
     def seconds(self) -> float:

@@ -13,7 +13,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH, crop_dataset
-from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
+from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
@@ -35,6 +35,7 @@ def fit(
     rows: np.ndarray | None = None,
     crop_seconds: float | None = None,
     epochs_before: int = 0,
+    epochs_in_all: int | None = None,
     remark: Callable[[SpeakerBrain], dict] | None = None,
     **context: Any,
 ) -> SpeakerBrain:
@@ -66,6 +67,9 @@ def fit(
         Length of a crop, the yaml's if not given.
     epochs_before : int
         Epochs of the phases before, at whose learning rate this one goes on.
+    epochs_in_all : int, optional
+        Epochs of all phases that share one course of the learning rate; to
+        this phase's end, if not given.
     remark : callable, optional
         Takes the brain after an epoch, returns more for its record.
     **context
@@ -102,13 +106,14 @@ def fit(
         settings.sample_rate,
         seed,
     )
-    if len(train) < session.batch_size:  # the last, smaller batch is left out
+    if len(train) < session.batch_size:
         raise ValueError(
             f"{phase}: {len(train)} utterances make no batch of "
             f"{session.batch_size}, so nothing would be trained. Lower "
             "batch_size."
         )
-    # The same crops at every epoch of every phase: set_epoch is never called.
+    # The same crops at every epoch of every phase: SpeechBrain reads these in
+    # order, that is the first pass.
     valid = crop_dataset(
         session.manifest,
         session.held_out_rows,
@@ -117,11 +122,12 @@ def fit(
         None,
         settings.sample_rate,
     )
-    order, sampler = {"shuffle": True}, None
+    shards = None
     if session.manifest.places is not None:
-        shards = shard_numbers(session.manifest.wavs)
-        sampler = ShardSampler(shards[train.data_ids], seed=seed)
-        order = {"sampler": sampler}
+        shards = shard_numbers(session.manifest.wavs)[train.data_ids]
+    steps = session.steps_per_epoch(len(train))
+    length = steps * session.batch_size
+    sampler = PassSampler(len(train), length, seed, shards)
 
     def log(record):
         if remark is not None:
@@ -142,9 +148,10 @@ def fit(
         bad_files=session.bad_files,
         log=log,
         examine=_examiner(session, figures),
-        train_data=train,
         train_sampler=sampler,
+        steps_per_epoch=steps,
         epochs_before=epochs_before,
+        epochs_in_all=epochs_in_all or epochs_before + epochs,
         seed=seed,
     )
     options = _loader_options(session)
@@ -152,7 +159,7 @@ def fit(
         counter,
         train,
         valid,
-        train_loader_kwargs={**options, **order, "drop_last": True},
+        train_loader_kwargs={**options, "sampler": sampler},
         valid_loader_kwargs=options,
     )
     checkpointer.recover_if_possible(min_key="criterion")

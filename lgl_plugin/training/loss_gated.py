@@ -20,9 +20,9 @@ class LossGatedBrain(SpeakerBrain):
     corrected (`gates.LabelCorrection`).
 
     After an epoch `tally.last` holds `rows`, the manifest rows of the
-    utterances in the order seen, `losses`, which the gate judged, `selected`,
-    what it let through at the threshold `tau`, and `corrected`, the labels
-    that took the place of others, -1 elsewhere.
+    utterances in the order last seen, each once, `losses`, which the gate
+    judged, `selected`, what it let through at the threshold `tau`, and
+    `corrected`, the labels that took the place of others, -1 elsewhere.
     """
 
     def compute_forward(self, batch, stage):
@@ -84,9 +84,9 @@ class LossGatedBrain(SpeakerBrain):
 
     def epoch_summary(self) -> dict[str, float]:
         """Returns accuracy over the selected, their share and the threshold."""
-        rows, losses, selected, corrected, votes = (
-            part.numpy() for part in self.tally.join_seen()
-        )
+        seen = [part.numpy() for part in self.tally.join_seen()]
+        last = last_visits(seen[0])
+        rows, losses, selected, corrected, votes = (part[last] for part in seen)
         self.tally.seen = []
         self.modules.memory.overwrite(rows, losses)
         if "correction" in self.modules:
@@ -108,3 +108,9 @@ class LossGatedBrain(SpeakerBrain):
             "corrected_share": float(np.mean(corrected >= 0)),
             "tau": tau,
         }
+
+
+def last_visits(rows: np.ndarray) -> np.ndarray:
+    """Returns the places (n,) at which each of the rows (N,) comes last."""
+    _, places = np.unique(rows[::-1], return_index=True)
+    return np.sort(len(rows) - 1 - places)

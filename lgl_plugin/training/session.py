@@ -262,6 +262,11 @@ class Session:
         """
         sb.utils.seed.seed_everything(self.settings.seed * 1000 + step)
 
+    def steps_per_epoch(self, n_utterances: int) -> int:
+        """Returns the steps of an epoch on so many utterances."""
+        whole = n_utterances // self.batch_size
+        return self.settings.steps_per_epoch or whole
+
     def extractor(self, encoder: torch.nn.Module) -> Extractor:
         """Makes the extractor of whole utterances for an encoder."""
         settings = self.settings

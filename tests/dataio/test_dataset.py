@@ -121,6 +121,12 @@ def test_crops_follow_from_seed_epoch_and_utterance(noise):
     assert not torch.equal(data[0]["sig"], first)
     again.set_epoch(1)
     assert torch.equal(data[0]["sig"], again[0]["sig"])
+    # A later pass, by an index beyond the end: the same utterance, new crops.
+    later = again[2 * 2]
+    assert later["id"] == again[0]["id"]
+    assert not torch.equal(later["sig"], again[0]["sig"])
+    again.set_epoch(3)
+    assert torch.equal(later["sig"], again[0]["sig"])
 
 
 @pytest.mark.parametrize("persistent", [False, True])

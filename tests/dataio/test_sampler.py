@@ -10,7 +10,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 
 from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import load_manifest
-from lgl_plugin.dataio.sampler import ShardSampler, shard_numbers
+from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
 from lgl_plugin.dataio.shards import write_shards
 
 
@@ -21,14 +21,17 @@ from lgl_plugin.dataio.shards import write_shards
     st.integers(0, 9),
 )
 @settings(max_examples=100, deadline=None)
-def test_each_index_once_and_few_shards_at_a_time(n, size, window, epoch):
+def test_each_index_once_and_few_shards_at_a_time(n, size, window, turn):
     numbers = np.random.default_rng(0).permutation(np.repeat(range(n), size))
     numbers = numbers.astype(int)
-    sampler = ShardSampler(numbers, window, epoch=epoch)
-    order = list(sampler)
-    assert sorted(order) == list(range(n * size))
-    assert len(sampler) == n * size
-    assert all(type(index) is int for index in order)
+    total = n * size
+    sampler = PassSampler(total, total, 1, numbers, window)
+    sampler.set_epoch(turn + 1)
+    stream = list(sampler)
+    assert all(type(index) is int for index in stream)
+    order = [index - turn * total for index in stream]
+    assert sorted(order) == list(range(total))
+    assert len(sampler) == total
     first, last = {}, {}
     for place, shard in enumerate(numbers[order]):
         first.setdefault(shard, place)
@@ -38,22 +41,47 @@ def test_each_index_once_and_few_shards_at_a_time(n, size, window, epoch):
         assert len(reading) <= window
 
 
-def test_order_follows_from_seed_and_epoch():
+@given(
+    st.integers(1, 30),
+    st.integers(1, 70),
+    st.integers(1, 6),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_epochs_of_any_length_leave_no_utterance_out(size, length, n, shards):
+    """Visits differ by one at most, and no pass repeats an index."""
+    numbers = np.arange(size) // 3 if shards else None
+    sampler = PassSampler(size, length, 5, numbers, window=2)
+    stream = []
+    for epoch in range(1, n + 1):
+        sampler.set_epoch(epoch)
+        stream += list(sampler)
+    assert len(stream) == n * length
+    assert len(set(stream)) == len(stream)
+    turns = np.array(stream) // size
+    assert (np.diff(turns) >= 0).all()  # one pass after the other
+    visits = np.bincount(np.array(stream) % size, minlength=size)
+    assert visits.max() - visits.min() <= 1
+
+
+def test_order_follows_from_seed_and_pass():
     numbers = np.repeat(np.arange(16), 25)
-    sampler = ShardSampler(numbers, window=4, seed=7)
-    zero = list(sampler)
-    assert list(sampler) == zero
-    sampler.set_epoch(1)
-    one = list(sampler)
+
+    def order(turn, seed=7):
+        sampler = PassSampler(400, 400, seed, numbers, window=4)
+        sampler.set_epoch(turn + 1)
+        return [index - 400 * turn for index in sampler]
+
+    zero, one = order(0), order(1)
+    assert zero == order(0)
     assert one != zero
-    assert one == list(ShardSampler(numbers, 4, seed=7, epoch=1))
-    # As in SpeechBrain's samplers, it is the sum that counts.
-    assert one == list(ShardSampler(numbers, 4, seed=8))
+    # Runs of neighbouring seeds share no order.
+    assert one != order(0, seed=8)
     # Other shards are together, and their utterances are mixed.
     assert set(numbers[zero[:100]]) != set(numbers[one[:100]])
     assert len(set(numbers[zero[:25]])) == 4
     with pytest.raises(ValueError, match="window is 0"):
-        ShardSampler(numbers, window=0)
+        PassSampler(400, 400, 0, numbers, window=0)
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -63,16 +91,16 @@ def test_ranks_share_without_repeats(world):
     def indices(rank, epoch):
         # As Brain.fit wraps a sampler under DDP.
         wrapped = DistributedSamplerWrapper(
-            ShardSampler(numbers, window=3),
+            PassSampler(480, 480, 0, numbers, window=3),
             num_replicas=world,
             rank=rank,
-            drop_last=True,
+            drop_last=False,
             shuffle=False,
         )
         wrapped.set_epoch(epoch)
-        return list(wrapped)
+        return [index % 480 for index in wrapped]
 
-    for epoch in (0, 1):
+    for epoch in (1, 2):
         parts = [indices(rank, epoch) for rank in range(world)]
         assert sorted(sum(parts, [])) == list(range(480))
         # Ranks read the same few shards at a time.
@@ -80,7 +108,7 @@ def test_ranks_share_without_repeats(world):
         for step in range(0, 4 * share, share):
             now = [i for part in parts for i in part[step : step + share]]
             assert len(set(numbers[now])) == 3
-    assert indices(0, 0) != indices(0, 1)
+    assert indices(0, 1) != indices(0, 2)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +132,7 @@ def corpus(tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_share_without_repeats(corpus, workers):
     data, numbers = corpus
-    sampler = ShardSampler(numbers, window=2)
+    sampler = PassSampler(24, 24, 0, numbers, window=2)
     loader = SaveableDataLoader(
         data, 4, sampler=sampler, num_workers=workers, collate_fn=list
     )
@@ -118,7 +146,7 @@ def test_resumes_in_mid_epoch(tmp_path, corpus, workers):
     data, numbers = corpus
 
     def make():
-        sampler = ShardSampler(numbers, window=2)
+        sampler = PassSampler(24, 24, 0, numbers, window=2)
         sampler.set_epoch(3)
         loader = SaveableDataLoader(
             data, 4, sampler=sampler, num_workers=workers, collate_fn=list

@@ -11,6 +11,7 @@ TINY = """
 size = dict(speakers=5, test_speakers=4, sessions=2, utterances=3)
 size |= dict(seconds=(1.0, 2.0), seed=3, workers=1)
 tiny = ["--batch_size=8", "--dataloader_options={num_workers: 0}"]
+tiny += ["--steps_per_epoch=null"]
 tiny += ["--crop_seconds=0.5", "--device=cpu"]
 tiny += ["--new_encoder={network: {channels: [16, 16, 16, 16, 48]}}"]
 stage1 = ["--number_of_epochs=1", *tiny]

@@ -153,7 +153,7 @@ def test_a_discriminator_that_nobody_answers_is_warned_of(simclr, monkeypatch):
     """The augmentation is plain to see, and the encoder does not hide it."""
     simclr.hparams.adversarial_weight = 0.0
     simclr.hparams.lr_annealing = StepScheduler(0.01, 1.0)
-    simclr.anneal(1)
+    simclr.epoch = 1
     monkeypatch.setattr(simclr.modules.augment, "draw", lambda *shape: "shared")
     monkeypatch.setattr(
         simclr.modules.augment,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import speechbrain as sb
 import torch
+from hypothesis import given, strategies as st
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
 from tiny_brains import (
     BATCH,
@@ -25,6 +26,7 @@ from lgl_plugin.nnet.gates import (
     LossMemory,
     NoGate,
 )
+from lgl_plugin.training.loss_gated import last_visits
 
 
 class Among(Gate):
@@ -132,11 +134,14 @@ def test_gate_sees_the_losses_of_the_epoch(gated, monkeypatch):
         brain.fit_batch(batch(1, number))
     summary = brain.epoch_summary()
     (losses,) = ended
-    assert losses.shape == (3 * BATCH,) and losses.dtype == np.float32
+    # Each utterance was seen three times; the last time counts.
+    assert losses.shape == (BATCH,) and losses.dtype == np.float32
     last = brain.tally.last
     assert np.array_equal(losses <= 7.0, last["selected"])
     assert np.array_equal(losses, last["losses"])
-    assert last["rows"].tolist() == 3 * list(range(BATCH))
+    assert last["rows"].tolist() == list(range(BATCH))
+    kept = brain.modules.memory.losses[:BATCH].numpy()
+    assert np.array_equal(losses, kept)
     assert summary["tau"] == last["tau"] == 7.0
     brain.on_stage_start(sb.Stage.TRAIN, 2)
     brain.fit_batch(batch(1))
@@ -266,3 +271,10 @@ def test_no_gate_selects_all_as_was_asked_for(gated):
     run_epoch(brain, 1, batch(2, seed=9))
     assert brain.record["selected_share"] == 1
     assert "through" not in warnings_of(brain)
+
+
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_the_last_visit_of_each_utterance(rows):
+    found = last_visits(np.array(rows, dtype=np.int64))
+    expected = {row: place for place, row in enumerate(rows)}
+    assert found.tolist() == sorted(expected.values())

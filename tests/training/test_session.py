@@ -250,6 +250,7 @@ def test_too_few_for_the_large_margin_leave_the_round_as_it_is(session, caplog):
     path = this.folder / "gated" / "gate.npz"
     np.savez(path, rows=np.arange(100), selected=np.arange(100) < 7)
     session.settings.large_margin_epochs = 1
+    session.settings.classifier_epochs = session.settings.gated_epochs = 1
     this.load = this.fit = pytest.fail
     session.publish = lambda name, made_from: None
 

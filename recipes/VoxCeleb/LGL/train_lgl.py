@@ -43,6 +43,7 @@ from lgl_plugin.utils.signals import stop
 def train_stage1(session):
     """Paper, section 2.1: an encoder that tells utterances apart."""
     settings, run = session.settings, session.run
+    in_all = settings.number_of_epochs + settings.ssps_epochs
 
     def baselines(folder):
         session.seed(0)
@@ -59,6 +60,7 @@ def train_stage1(session):
             folder,
             phase="simclr",
             epochs=settings.number_of_epochs,
+            epochs_in_all=in_all,
         )
 
     def ssps(folder):
@@ -79,6 +81,7 @@ def train_stage1(session):
             phase="ssps",
             epochs=settings.ssps_epochs,
             epochs_before=settings.number_of_epochs,
+            epochs_in_all=in_all,
         )
 
     group = grouping(session) if settings.ssps_epochs else None
@@ -102,12 +105,21 @@ def train_stage2(session):
 def train_round(this):
     """Extract, cluster, train on all labels, go on through the gate."""
     settings, session = this.settings, this.session
+    in_all = settings.classifier_epochs + settings.gated_epochs
+    before_margin = in_all
+    if this.is_last:
+        in_all += settings.large_margin_epochs
 
     def classifier(folder):
         """AAM-softmax on every pseudo-label."""
         parts = this.start()
-        epochs = settings.classifier_epochs
-        this.fit(folder, *parts, settings.no_gate, epochs=epochs)
+        this.fit(
+            folder,
+            *parts,
+            settings.no_gate,
+            epochs=settings.classifier_epochs,
+            epochs_in_all=in_all,
+        )
 
     def gated(folder):
         """Only utterances of low loss, whose labels are reliable (eq. 3)."""
@@ -119,6 +131,7 @@ def train_round(this):
             correction=settings.correct_labels,
             epochs=settings.gated_epochs,
             epochs_before=settings.classifier_epochs,
+            epochs_in_all=in_all,
         )
 
     def large_margin(folder):
@@ -140,7 +153,8 @@ def train_round(this):
             rows=rows,
             crop_seconds=settings.large_margin_crop_seconds,
             epochs=settings.large_margin_epochs,
-            epochs_before=settings.classifier_epochs + settings.gated_epochs,
+            epochs_before=before_margin,
+            epochs_in_all=in_all,
         )
 
     this.step("embeddings", this.extract)

@@ -1,0 +1,61 @@
+"""Learning rates over the whole of a training, whatever its length."""
+
+from __future__ import annotations
+
+import math
+
+
+class WarmupCosine:
+    """A linear rise to the peak rate, then half a cosine down to a share of it.
+
+    Called with the share of the training that is done, in [0, 1], of all its
+    phases together. It needs no number of steps, so a longer training has the
+    same shape. Goyal et al. 2017; Loshchilov and Hutter 2017.
+
+    Arguments
+    ---------
+    lr : float
+        Peak rate, above 0.
+    warmup : float
+        Share of the training at which the peak is reached, in [0, 1).
+    final : float
+        Rate at the end as a share of the peak, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> schedule = WarmupCosine(lr=0.001, warmup=0.1, final=0.01)
+    >>> [round(schedule(done), 6) for done in (0.05, 0.1, 0.55, 1.0)]
+    [0.0005, 0.001, 0.000505, 1e-05]
+    """
+
+    def __init__(
+        self, lr: float, warmup: float = 0.05, final: float = 0.01
+    ) -> None:
+        if not lr > 0:
+            raise ValueError(f"lr must be above 0, got {lr}")
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), got {warmup}")
+        if not 0 <= final <= 1:
+            raise ValueError(f"final must be in [0, 1], got {final}")
+        self.lr = float(lr)
+        self.warmup = float(warmup)
+        self.final = float(final)
+
+    def __repr__(self) -> str:
+        return (
+            f"WarmupCosine(lr={self.lr}, warmup={self.warmup}, "
+            f"final={self.final})"
+        )
+
+    def __call__(self, done: float) -> float:
+        """Returns the rate; beyond 1, that of the end."""
+        if done < self.warmup:
+            return self.lr * done / self.warmup
+        falling = min((done - self.warmup) / (1 - self.warmup), 1.0)
+        cosine = (1 + math.cos(math.pi * falling)) / 2
+        return self.lr * (self.final + (1 - self.final) * cosine)

@@ -1,0 +1,38 @@
+"""The learning rate over a training."""
+
+import numpy as np
+import pytest
+import torch
+
+from lgl_plugin.nnet.schedules import WarmupCosine
+
+
+def test_equals_schedulers_of_torch():
+    """A linear warm-up, then cosine annealing, over a thousand steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.2)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-9, 1.0, 100)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 900, 0.002)
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [100])
+    expected = []
+    for _ in range(1000):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        both.step()
+    schedule = WarmupCosine(0.2, warmup=0.1, final=0.01)
+    found = [schedule(step / 1000) for step in range(1000)]
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_stays_at_the_end_and_can_do_without_warmup():
+    schedule = WarmupCosine(1.0, warmup=0.0, final=0.1)
+    assert schedule(0.0) == 1.0
+    assert schedule(1.0) == schedule(1.5) == pytest.approx(0.1)
+    assert repr(schedule) == "WarmupCosine(lr=1.0, warmup=0.0, final=0.1)"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": 0.0}, {"warmup": 1.0}, {"final": 1.1}]
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        WarmupCosine(**{"lr": 0.1, **settings})
