@@ -24,7 +24,8 @@ WIDE = (
     "network: !name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN "
     "{input_size: 80, channels: [24, 24, 24, 24, 72], lin_neurons: 192}}"
 )
-WIDE_STAGE2 = [*STAGE2, "--classifier_init=random", WIDE]
+# A wide encoder has no centroids to begin with: the preset's random classifier.
+WIDE_STAGE2 = [*(o for o in STAGE2 if "classifier_init" not in o), WIDE]
 
 
 def paper(names, folder, corpus, *options):

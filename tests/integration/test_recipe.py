@@ -337,6 +337,7 @@ def test_stage2_starts_from_positives_of_other_utterances(
 ):
     """SSPS is a step of its own; the report, the status, the export know it."""
     options = [*STAGE1, "--ssps_epochs=2", "--ssps_cluster_size=4"]
+    options.append("--lr_annealing={warmup: 0.0}")
     train_here("small_stage1.yaml", corpus, tmp_path, *options)
     records = read_metrics(tmp_path)
     assert list(summarise(records))[-2:] == ["Stage I", "Stage I, SSPS"]

@@ -187,7 +187,7 @@ def test_many_such_steps_in_a_row_end_the_run(impatient):
     train(impatient, *((STEPS_PER_READING - 3) * [False]))
     match = (
         r"last 3 steps, up to step 20 of epoch 1, .* other steps had a mean "
-        r"loss of \d+\.\d+\. Try a lower lr, which is 0\.005 here"
+        r"loss of \d+\.\d+\. Try a lower lr, which is 0\.01 here"
     )
     with pytest.raises(ValueError, match=match):
         train(impatient, True, True, True)
