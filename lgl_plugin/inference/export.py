@@ -123,7 +123,7 @@ class InferenceModel:
                 COSINE_CLASSIFIER: {"input_size": 1, "out_neurons": 1}
             },
         }
-        # What of the folder holds the weights of which entry.
+        # The folder's file of weights for each entry of the yaml.
         self.loadables = {"embedding_model": "embedding_model"}
         self.affine = None
         if backend is not None:

@@ -50,7 +50,7 @@ def train_stage1(session):
         score_baselines(session, folder)
 
     def simclr(folder):
-        """Two crops of an utterance are to be alike."""
+        """Makes two crops of an utterance alike."""
         session.seed(1)
         modules = simclr_modules(session)
         train_simclr(
@@ -64,7 +64,7 @@ def train_stage1(session):
         )
 
     def ssps(folder):
-        """Those of utterances that cluster together are, too.
+        """Goes on with positives of other utterances of the same cluster.
 
         Self-supervised positive sampling, Lepage and Dehak 2025.
         """
