@@ -29,7 +29,7 @@ setup(
     package_data={
         "lgl_plugin": [
             "py.typed",
-            "inference/model_card.md",
+            "inference/*.md",
             "report/*.html",
             "recipe/*.py",
             "recipe/*.md",

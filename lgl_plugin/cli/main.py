@@ -13,7 +13,7 @@ from lgl_plugin.utils.threads import spin_briefly
 # Each is a module of this folder with `add_arguments` and `run`. torch and
 # SpeechBrain are imported in `run` only, so that help comes at once.
 VERBS = (
-    *("check", "train", "status", "report", "export"),
+    *("check", "train", "adapt", "status", "report", "export"),
     *("embed", "compare", "who", "verify"),
     *("count", "pack", "corpus", "recipe"),
 )

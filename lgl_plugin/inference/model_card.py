@@ -89,6 +89,34 @@ def model_card(
     return f"{card}\n"
 
 
+def adapted_card(
+    facts: dict[str, Any],
+    rungs: tuple[list[str], list[list[str]]],
+    source: str,
+    data: str,
+    licence: str = "other",
+) -> str:
+    """Returns the card of an encoder that was adapted to unlabelled audio.
+
+    `facts` are those of the template that need no escaping; `rungs` are header
+    and rows of what was tried; `source` and `data` name what it started from
+    and the audio.
+    """
+    title = "Speaker encoder adapted without labels"
+    tags = [*TAGS[:3], "domain-adaptation"]
+    card = ModelCard.from_template(
+        ModelCardData(license=licence, library_name="speechbrain", tags=tags),
+        template_path=str(pathlib.Path(__file__).with_name("adapted_card.md")),
+        title=title,
+        source=_code(last_name(source)),
+        data=_code(last_name(data)),
+        rungs=_table(*rungs),
+        licence=_code(licence),
+        **facts,
+    )
+    return f"{card}\n"
+
+
 def last_name(text: str) -> str:
     """Returns the last part of a path, and another text as it is."""
     # Windows' rules know both separators: a run may have moved between systems.

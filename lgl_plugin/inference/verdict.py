@@ -217,17 +217,17 @@ points)
         """Says -1 for better, 1 for worse, 0 if the interval holds 0."""
         return (self.low > 0) - (self.high < 0)
 
+    @property
+    def word(self) -> str:
+        """Returns the verdict in a word or two."""
+        return {-1: "better", 0: "no difference", 1: "worse"}[self.sign]
+
     def __str__(self) -> str:
-        word = {
-            -1: "better",
-            1: "worse",
-            0: f"no difference that these {self.recordings} recordings can "
-            "show",
-        }[self.sign]
+        shown = f" that these {self.recordings} recordings can show"
         return (
-            f"{word}: {self.before:.1f} % to {self.after:.1f} % on "
-            f"pseudo-trials of {self.recordings} recordings "
-            f"({self.low:+.1f} to {self.high:+.1f} points)"
+            f"{self.word}{'' if self.sign else shown}: {self.before:.1f} % to "
+            f"{self.after:.1f} % on pseudo-trials of {self.recordings} "
+            f"recordings ({self.low:+.1f} to {self.high:+.1f} points)"
         )
 
 

@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""What the verdict without labels is worth, measured where labels exist.
+
+> python benchmarks/verdict.py results/lgl/1/export/iter5 \
+    --corpora an4_sessions --musan_folder=noise --rir_folder=rir
+
+A corpus is a folder with `train`, `test` and `trials.txt`. Its audio is sent
+over each carrier: as it is, a telephone band with mu-law or GSM, Opus at
+8 kbit/s, far microphones in measured rooms, and noise at 5 to 10 dB. There
+every encoder is adapted by `inference.adapt`, which reads no label, and each
+verdict is held against the labelled trials. Two encoders are also compared
+with each other, as before and after a training. Nothing but the tables reads
+the labels.
+"""
+
+import io
+import itertools
+import pathlib
+import random
+import shutil
+
+import common
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+from lgl_plugin.dataio.audio import probe, read_audio
+from lgl_plugin.dataio.folder import find_audio
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.trials import read_trials
+from lgl_plugin.evaluation.verification import verify
+from lgl_plugin.inference.adapt import Ladder
+from lgl_plugin.inference.backends import Identity, load_backend
+from lgl_plugin.inference.export import BACKEND
+from lgl_plugin.inference.verdict import judge
+from lgl_plugin.nnet.augment import Augmenter
+
+RATE = 16000
+# libsndfile's level from 0 (256 kbit/s) to 1 (6 kbit/s).
+OPUS_8K = (256 - 8) / (256 - 6)
+
+
+def main():
+    """Prints each condition, each ladder's end, and what it amounts to."""
+    parser = common.arguments(__doc__)
+    parser.add_argument("encoders", nargs="+", type=pathlib.Path)
+    parser.add_argument("--corpora", nargs="+", type=pathlib.Path)
+    parser.add_argument("--work", type=pathlib.Path, default="results/verdict")
+    parser.add_argument("--recordings", type=int, default=800)
+    parser.add_argument("--tested", type=int, default=400)
+    parser.add_argument("--musan_folder", required=True)
+    parser.add_argument("--rir_folder", required=True)
+    parser.add_argument("--carriers", nargs="+")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    carriers = make_carriers(options)
+    verdicts, ends = [], []
+    for corpus in options.corpora:
+        for name in options.carriers or carriers:
+            folder = options.work / corpus.name / name
+            trials = send(corpus, folder, carriers[name], options)
+            condition = {"corpus": corpus.name, "carrier": name}
+            ladders = {}
+            for encoder in options.encoders:
+                run = folder / "runs" / "-".join(encoder.parts[-3:])
+                ladder = Ladder(encoder, folder / "train", run, options.device)
+                ladder.try_backends()
+                tested = manifest(folder, trials.utterances)
+                vectors = ladder.extract(tested, range(len(tested)))[0].vectors
+                what = {**condition, "encoder": run.name}
+                rows, end = examine(ladder, vectors, trials)
+                verdicts += [{**what, **row} for row in rows]
+                ends.append({**what, **end})
+                ladders[run.name] = ladder.start, verify(vectors, trials)
+            for one, other in itertools.combinations(ladders, 2):
+                before, after = ladders[one], ladders[other]
+                found = judge(before[0], after[0])
+                row = held_against(found, before[1], after[1])
+                what = {**condition, "encoder": one, "rung": f"or {other}"}
+                verdicts.append({**what, **row})
+            shutil.rmtree(folder)
+    common.report(ends, "ladders")
+    common.report(verdicts, "verdicts", options.json, options.device)
+    common.report(summary(verdicts), "what the verdict is worth")
+
+
+def make_carriers(options):
+    """Returns functions from a waveform (time,) at 16 kHz to another."""
+    rooms = Augmenter(
+        RATE, rir_folder=options.rir_folder, reverb_only=1.0, noise_only=0.0
+    )
+    noise = Augmenter(
+        RATE,
+        musan_folder=options.musan_folder,
+        reverb_only=0.0,
+        noise_only=1.0,
+        noise_snr=[5.0, 10.0],
+    )
+
+    def coded(wav, **form):
+        rate = form.pop("rate", RATE)
+        file = io.BytesIO()
+        soundfile.write(file, wav.numpy(), rate, **form)
+        file.seek(0)
+        return torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+
+    def telephone(wav, subtype):
+        wav = torchaudio.functional.resample(wav, RATE, 8000)
+        wav = torchaudio.functional.highpass_biquad(wav, 8000, 300.0)
+        wav = coded(wav, rate=8000, format="WAV", subtype=subtype)
+        return torchaudio.functional.resample(wav, 8000, RATE)
+
+    opus = {"format": "OGG", "subtype": "OPUS", "compression_level": OPUS_8K}
+    return {
+        "as it is": lambda wav: wav,
+        "mu-law": lambda wav: telephone(wav, "ULAW"),
+        "GSM": lambda wav: telephone(wav, "GSM610"),
+        "Opus 8k": lambda wav: coded(wav, **opus),
+        "far": lambda wav: rooms(wav[None])[0],
+        "noise": lambda wav: noise(wav[None])[0],
+    }
+
+
+def send(corpus, folder, carrier, options):
+    """Writes a corpus's audio, or a part of it, behind a carrier.
+
+    Returns the trials of the test utterances that were drawn.
+    """
+    train = [n for n, fault in find_audio(corpus / "train") if fault is None]
+    random.Random(0).shuffle(train)
+    trials = read_trials(corpus / "trials.txt", corpus)
+    trials = draw(trials, options.tested)
+    torch.manual_seed(0)
+    names = [f"train/{name}" for name in sorted(train[: options.recordings])]
+    for name in (*names, *trials.utterances):
+        path = folder / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, carrier(read_audio(corpus / name)).numpy(), RATE)
+    return trials
+
+
+def draw(trials, number):
+    """Returns the trials between so many utterances, drawn at random."""
+    names = list(trials.utterances)
+    kept = np.zeros(len(names), bool)
+    kept[np.random.default_rng(0).permutation(len(names))[:number]] = True
+    chosen = kept[trials.enrolment] & kept[trials.test]
+    place = np.cumsum(kept) - 1
+    return type(trials)(
+        trials.labels[chosen],
+        [name for name, there in zip(names, kept) if there],
+        place[trials.enrolment[chosen]],
+        place[trials.test[chosen]],
+    )
+
+
+def manifest(folder, utterances):
+    """Lists files for an extractor."""
+    paths = ((name, str(folder / f"{name}.wav")) for name in utterances)
+    return Manifest.of(
+        (name, path, 0.0, probe(path).seconds, "") for name, path in paths
+    )
+
+
+def examine(ladder, vectors, trials):
+    """Holds each back-end's verdict, and the ladder's end, against labels."""
+    plain = verify(Identity().fit(vectors)(vectors), trials)
+    rows, end = [], plain
+    for rung in ladder.rungs:
+        backend = load_backend(ladder.folder / rung.name / BACKEND)
+        rate = verify(backend(vectors), trials)
+        found = judge(ladder.start, ladder.start.through(backend))
+        rows.append({"rung": rung.name, **held_against(found, plain, rate)})
+        end = rate if rung.kept else end
+    kept = [rung.name for rung in ladder.rungs if rung.kept]
+    figures = {
+        "as it came": plain["eer_percent"],
+        **{row["rung"]: row["true after"] for row in rows},
+        "kept": kept[-1] if kept else "none",
+        "adapted": end["eer_percent"],
+    }
+    return rows, figures
+
+
+def held_against(found, before, after):
+    """A verdict beside the truth."""
+    return {
+        "pseudo before": found.before,
+        "pseudo after": found.after,
+        "low": found.low,
+        "high": found.high,
+        "verdict": found.word,
+        "true before": before["eer_percent"],
+        "true after": after["eer_percent"],
+    }
+
+
+def summary(verdicts):
+    """How often the verdict was right, accepted harm, and covered the truth."""
+    rows = []
+    for what, of in {
+        "back-ends": lambda row: not row["rung"].startswith("or "),
+        "another encoder": lambda row: row["rung"].startswith("or "),
+    }.items():
+        chosen = [row for row in verdicts if of(row)]
+        if not chosen:
+            continue
+        true = np.array([r["true after"] - r["true before"] for r in chosen])
+        low, high = (np.array([r[n] for r in chosen]) for n in ("low", "high"))
+        pseudo = np.array(
+            [r["pseudo after"] - r["pseudo before"] for r in chosen]
+        )
+        better, worse = high < 0, low > 0
+        clear = np.abs(true) >= 1
+        rows.append(
+            {
+                "what": what,
+                "comparisons": len(chosen),
+                "true change of 1 point or more": int(clear.sum()),
+                "of these, sign of the estimate right": int(
+                    (np.sign(pseudo) == np.sign(true))[clear].sum()
+                ),
+                "better": int(better.sum()),
+                "of these, truly worse": int((better & (true > 0)).sum()),
+                "by at most": float(true[better].max(initial=0)),
+                "worse": int(worse.sum()),
+                "of these, truly better": int((worse & (true < 0)).sum()),
+                "interval holds the true change": int(
+                    ((low <= true) & (true <= high)).sum()
+                ),
+                "correlation": float(np.corrcoef(pseudo, true)[0, 1]),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""A good encoder made better for audio that nobody has labelled.
+
+Rungs are tried, the cheapest first: the mean of the audio's embeddings is
+subtracted, then directions are evened out, then, if asked for, the whole
+network is trained on through the loss gate. A rung is kept only if the verdict
+on recordings that nothing was fitted to says that it wins. So the end may be
+that the encoder is best as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from hyperpyyaml import resolve_references
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.dataio.manifest import Manifest, load_manifest
+from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.inference.backends import (
+    Backend,
+    Centring,
+    Whitening,
+    load_backend,
+)
+from lgl_plugin.inference.calibration import find_threshold
+from lgl_plugin.inference.export import BACKEND, ENCODER, InferenceModel
+from lgl_plugin.inference.extractor import PARTS, load_extractor
+from lgl_plugin.inference.model_card import adapted_card
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.inference.verdict import (
+    FEWEST,
+    Parts,
+    Verdict,
+    embed_parts,
+    judge,
+)
+from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.utils.device import check_device
+from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
+from lgl_plugin.utils.signals import stop
+
+logger = get_logger(__name__)
+
+# Recordings that the verdict is passed on, at most and as a share of all, and
+# those that a back-end is fitted on at most.
+JUDGED, JUDGED_SHARE, FITTED = 400, 0.5, 20000
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "centring": Centring,
+    "whitening_10": functools.partial(Whitening, 10.0),
+    "whitening_1": functools.partial(Whitening, 1.0),
+}
+TRAINED = "loss_gate"
+PSEUDO_TRIALS = "pseudo_trials.npz"
+HEADER = ["rung", "before %", "after %", "change, points", "verdict", "kept"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """A rung that was tried, and the verdict on it.
+
+    Arguments
+    ---------
+    name, verdict : str, Verdict
+        It is kept if the verdict says that it wins.
+
+    Example
+    -------
+    >>> rung = Rung("centring", Verdict(200, 4.0, 2.5, -2.1, -0.8))
+    >>> rung.kept, rung.cells()
+    (True, ['centring', '4.0', '2.5', '-2.1 to -0.8', 'better', 'yes'])
+    """
+
+    name: str
+    verdict: Verdict
+
+    @property
+    def kept(self) -> bool:
+        """Says whether the adapted encoder has this rung."""
+        return self.verdict.sign < 0
+
+    def cells(self) -> list[str]:
+        """Returns the rung's line of a table under `HEADER`."""
+        found = self.verdict
+        return [
+            self.name,
+            f"{found.before:.1f}",
+            f"{found.after:.1f}",
+            f"{found.low:+.1f} to {found.high:+.1f}",
+            found.word,
+            "yes" if self.kept else "no",
+        ]
+
+
+class Ladder:
+    """An encoder, unlabelled audio, and the rungs that were tried so far.
+
+    A run folder keeps every step: the same calls after an interruption go on
+    where it stopped.
+
+    Arguments
+    ---------
+    encoder : str or pathlib.Path
+        An exported folder, or another that SpeechBrain loads. Of one that has
+        a back-end, this stays below what is added.
+    audio : str or pathlib.Path
+        A folder of wav, flac, ogg and mp3 files, at any depth.
+    folder : str or pathlib.Path
+        The run's.
+    device : str, optional
+        Where to embed; the GPU if there is one.
+    num_workers : int
+        Processes that read audio.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder is missing.
+    ValueError
+        If the encoder cannot be loaded, or there is too little audio.
+
+    Example
+    -------
+    >>> ladder = Ladder("mine", "/my/audio", "adapted")  # doctest: +SKIP
+    >>> ladder.try_backends()  # doctest: +SKIP
+    >>> [rung.name for rung in ladder.rungs if rung.kept]  # doctest: +SKIP
+    ['centring']
+    """
+
+    def __init__(
+        self,
+        encoder: str | pathlib.Path,
+        audio: str | pathlib.Path,
+        folder: str | pathlib.Path,
+        device: str | None = None,
+        num_workers: int = 0,
+    ):
+        self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
+        self.device = check_device(device)
+        # The encoder first: what is wrong with it shows before a long scan.
+        self.extract = load_extractor(encoder, self.device, num_workers)
+        self.settings = encoder_settings(encoder)
+        self.folder = pathlib.Path(folder)
+        listed = self.folder / "manifest.csv"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
+        self.manifest = load_manifest(listed, os.path.abspath(audio))
+        made_from = {
+            path.name: checksum(path)
+            for path in (*sorted(self.source.glob("*.ckpt")), listed)
+        }
+        # Not of stage 1 or 2. Steps made from another encoder or other audio
+        # are done again.
+        self.run = Run(self.folder, 0, {"made_from": made_from})
+        self.run.plan = ["start", *BACKENDS]
+        number = len(self.manifest)
+        if number < 2 * FEWEST:
+            raise ValueError(
+                f"{audio} has {number} recordings that can be used, but "
+                f"adapting and judging take {2 * FEWEST}"
+            )
+        order = np.random.default_rng(0).permutation(number)
+        n_judged = min(JUDGED, int(JUDGED_SHARE * number))
+        self.judged, self.fitted = np.split(order, [n_judged])
+        self.rungs: list[Rung] = []
+        self.backend: Backend | None = None
+        self.kind = ""
+        self._start()
+
+    @property
+    def kept(self) -> bool:
+        """Says whether any rung is kept."""
+        return any(rung.kept for rung in self.rungs)
+
+    def _start(self):
+        """Embeds by the encoder as it came."""
+
+        def hear(folder):
+            save_weights(self.extract.encoder.network, folder / ENCODER)
+            self._hear(self.extract, folder)
+
+        self.made_from = self.run.identity()
+        self._step("start", hear)
+        self._take("start")
+        self.start = self.best = self.parts
+
+    def _step(self, name, work):
+        """Does a step after the one before, unless it is done."""
+        with stop.on_signals():
+            result = self.run.step(name, work, self.made_from)
+        self.made_from = self.run.checksum(name)
+        return result
+
+    def _hear(self, extract, folder):
+        """Embeds pseudo-trials, and the recordings to fit on, into a folder."""
+        parts = embed_parts(extract, self.manifest, self.judged)
+        save_arrays(folder / PSEUDO_TRIALS, **dataclasses.asdict(parts))
+        found, _ = extract(self.manifest, self.fitted[:FITTED], folder)
+        return parts, found.vectors
+
+    def _take(self, name):
+        """Goes on from the network that a step left."""
+        self.weights = self.folder / name / ENCODER
+        self.parts = Parts(**load_arrays(self.folder / name / PSEUDO_TRIALS))
+        self.vectors = Embeddings.load(self.folder / name).vectors
+
+    def _done(self, name, result):
+        """Notes a rung that is done; says whether it is kept."""
+        rung = Rung(name, Verdict(**result))
+        self.rungs.append(rung)
+        logger.info("%s: %s", name, rung.verdict)
+        return rung.kept
+
+    def _judge(self, kind, folder, parts, vectors):
+        """Fits a back-end, or none, and judges against the best so far."""
+        if kind:
+            backend = BACKENDS[kind]().fit(vectors)
+            backend.save(folder / BACKEND)
+            parts = parts.through(backend)
+        return dataclasses.asdict(judge(self.best, parts))
+
+    def _climb(self, name, kind):
+        """Goes on from a rung that is kept."""
+        self.kind, self.best = kind, self.parts
+        if kind:
+            self.backend = load_backend(self.folder / name / BACKEND)
+            self.best = self.parts.through(self.backend)
+
+    def try_backends(self) -> None:
+        """Tries the rungs that train nothing."""
+        for name in BACKENDS:
+
+            def fit(folder, kind=name):
+                return self._judge(kind, folder, self.parts, self.vectors)
+
+            if self._done(name, self._step(name, fit)):
+                self._climb(name, name)
+
+    def try_training(self, train: Callable[[Ladder], pathlib.Path]) -> None:
+        """Tries the whole network, trained on by what is given.
+
+        `train` takes the ladder, trains on the rows `fitted` from `weights`,
+        and returns the path of the new ones.
+        """
+
+        def work(folder):
+            extract = copy.copy(self.extract)
+            extract.encoder = copy.deepcopy(self.extract.encoder)
+            load_weights(extract.encoder.network, train(self))
+            save_weights(extract.encoder.network, folder / ENCODER)
+            parts, vectors = self._hear(extract, folder)
+            return self._judge(self.kind, folder, parts, vectors)
+
+        if self._done(TRAINED, self._step(TRAINED, work)):
+            self._take(TRAINED)
+            self._climb(TRAINED, self.kind)
+
+    def export(
+        self,
+        folder: str | pathlib.Path,
+        labelled: bool = False,
+        licence: str = "other",
+    ) -> float | None:
+        """Writes what was kept as a folder that SpeechBrain alone loads.
+
+        Arguments
+        ---------
+        folder : str or pathlib.Path
+            Where to write.
+        labelled : bool
+            Whether the model card says that labels went into the encoder that
+            this began with.
+        licence : str
+            Of the weights, as Hugging Face names it.
+
+        Returns
+        -------
+        float or None
+            The decision threshold, found without labels.
+        """
+        model = InferenceModel(
+            self.settings, self.weights, backend=self.backend
+        )
+        extract = model.extractor(self.device)
+        rows = self.judged  # of which no back-end has the mean
+        decision, _ = find_threshold(extract, self._subset(rows), 0.5, 0)
+        threshold = decision[0] if decision else None
+        facts = {
+            "encoder": model.encoder_class,
+            "rate": model.settings["sample_rate"],
+            "threshold": threshold,
+            "labelled": labelled,
+            "trained": any(r.kept and r.name == TRAINED for r in self.rungs),
+            "recordings": len(self.manifest),
+            "hours": float(self.manifest.durations.sum()) / 3600,
+            "judged": len(self.best.rows),
+        }
+        rungs = HEADER, [rung.cells() for rung in self.rungs]
+        names = str(self.source.absolute()), str(self.audio.absolute())
+        card = adapted_card(facts, rungs, *names, licence)
+        model.save(folder, card, threshold)
+        return threshold
+
+    def _subset(self, rows):
+        """Returns the manifest's rows as a manifest."""
+        listed = self.manifest
+        return Manifest.of(
+            (
+                listed.ids[row],
+                item["wav"],
+                item["offset"],
+                item["duration"],
+                "",
+                item["channel"],
+                item["place"],
+            )
+            for row in rows.tolist()
+            for item in [listed[row]]
+        )
+
+
+def encoder_settings(folder: str | pathlib.Path) -> dict:
+    """Returns the settings of an exported folder in the form of a recipe's.
+
+    These are `sample_rate` and `new_encoder`, as plain data.
+    """
+    path = pathlib.Path(folder) / "hyperparams.yaml"
+    text = resolve_references(path.read_text(encoding="utf-8")).getvalue()
+    settings = plain_settings(text)
+    features, normalise, network = (settings["modules"][n] for n in PARTS)
+    parts = {"features": features, "network": network, "normalise": normalise}
+    factories = {
+        name: {tag.replace("!new:", "!name:"): arguments}
+        for name, part in parts.items()
+        if part
+        for tag, arguments in part.items()
+    }
+    return {
+        "sample_rate": settings.get("sample_rate", 16000),
+        "new_encoder": {"!name:lgl_plugin.nnet.encoders.Encoder": factories},
+    }

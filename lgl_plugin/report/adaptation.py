@@ -1,0 +1,84 @@
+"""The page of `lgl adapt`: before and after each rung, with intervals."""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from lgl_plugin.inference.adapt import HEADER, Ladder, Rung
+from lgl_plugin.report.page import Block, Command, Page, Table, Verdict
+
+
+def conclusion(rungs: Sequence[Rung]) -> str:
+    """Returns the outcome of all rungs in a sentence."""
+    kept = [rung for rung in rungs if rung.kept]
+    if not kept:
+        return (
+            "Your encoder is best as it is: no rung wins on pseudo-trials of "
+            f"{rungs[0].verdict.recordings} recordings. Nothing was changed."
+        )
+    first, last = rungs[0].verdict, kept[-1].verdict
+    return (
+        f"Better with {' and '.join(rung.name for rung in kept)}: the equal "
+        f"error rate on pseudo-trials of {first.recordings} recordings falls "
+        f"from {first.before:.1f} % to {last.after:.1f} %."
+    )
+
+
+def write_page(ladder: Ladder, exported: pathlib.Path) -> pathlib.Path:
+    """Writes a ladder's page into its folder, and returns the path."""
+    page = Page(ladder.folder / "report", f"{ladder.source.name}, adapted")
+    introduction = page.collect(_introduction, ladder, exported)
+    sections = {
+        "Rungs": page.collect(_rungs, ladder),
+        "How far to trust this": page.collect(_limits, ladder),
+    }
+    now = datetime.datetime.now().astimezone()
+    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z} by lgl adapt"
+    return page.write(introduction, sections, footer)
+
+
+def _introduction(ladder, exported) -> Iterator[Block]:
+    """Yields the outcome and the facts."""
+    yield Verdict(True, conclusion(ladder.rungs))
+    yield {
+        "encoder": str(ladder.source),
+        "audio": str(ladder.audio),
+        "recordings": f"{len(ladder.manifest):,}",
+        "minutes": f"{ladder.manifest.durations.sum() / 60:,.0f}",
+        "judged on": f"{len(ladder.best.rows):,}",
+        "fitted on": f"{len(ladder.vectors):,}",
+    }
+    if ladder.kept:
+        command = f"lgl compare {exported} one.wav other.wav"
+        yield Command("To use the adapted encoder:", command)
+
+
+def _rungs(ladder) -> Iterator[Block]:
+    """Yields the table of rungs."""
+    yield Table(
+        "Equal error rates on pseudo-trials; before is the best rung so far",
+        HEADER,
+        [rung.cells() for rung in ladder.rungs],
+    )
+    yield (
+        "The change has a 95 % interval, from drawing recordings. A rung is "
+        "kept if the whole interval is below 0. AS-norm is no part of an "
+        "encoder's folder: `lgl verify --cohort` applies it to trials."
+    )
+
+
+def _limits(ladder) -> Iterator[Block]:
+    """Yields what can mislead."""
+    yield [
+        "No labels were read. Targets are two parts of one recording, of "
+        "which one is heard through another channel; non-targets are parts "
+        "of two recordings.",
+        "Some non-targets are of one speaker. The nearest few of each "
+        "recording are left out, but nobody can know which they are.",
+        "What the parts of a recording share beside the voice, such as its "
+        "background, counts as voice here.",
+        "These error rates are not those of real trials. docs/adapt.md says "
+        "how often the verdict was right where labels exist.",
+    ]

@@ -1,0 +1,184 @@
+"""lgl adapt: what wins is kept, and what does not changes nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.speaker import SpeakerRecognition
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.inference import adapt as module
+from lgl_plugin.inference.adapt import Ladder
+from lgl_plugin.inference.backends import load_backend
+from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.verdict import Verdict
+
+BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """Forty recordings of 1.2 s, as many voices, and a file of 0.1 s."""
+    folder = tmp_path_factory.mktemp("calls")
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        wav = np.convolve(rng.normal(size=19200), rng.normal(size=24))
+        soundfile.write(folder / f"{n}.wav", 0.05 * wav / wav.std(), 16000)
+    soundfile.write(folder / "short.wav", np.ones(1600) / 9, 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ecapa(tmp_path_factory):
+    """An untrained encoder as SpeechBrain's own folders have it."""
+    folder = tmp_path_factory.mktemp("ecapa")
+    (folder / "hyperparams.yaml").write_text(
+        """
+n_mels: 24
+sample_rate: 16000
+compute_features: !new:speechbrain.lobes.features.Fbank
+    n_mels: !ref <n_mels>
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+    std_norm: False
+embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    input_size: !ref <n_mels>
+    channels: [8, 8, 8, 8, 24]
+    attention_channels: 8
+    lin_neurons: 16
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        embedding_model: !ref <embedding_model>
+    paths:
+        embedding_model: !ref nowhere/embedding_model.ckpt
+"""
+    )
+    torch.manual_seed(0)
+    network = ECAPA_TDNN(
+        24,
+        lin_neurons=16,
+        channels=[8, 8, 8, 8, 24],
+        attention_channels=8,
+    )
+    torch.save(network.state_dict(), folder / "embedding_model.ckpt")
+    return folder
+
+
+def adapt(encoder, audio, folder, *options):
+    main(
+        [
+            "adapt",
+            *map(str, (encoder, audio)),
+            f"--output_folder={folder}",
+            "--device=cpu",
+            *options,
+        ]
+    )
+
+
+def say(monkeypatch, *verdicts):
+    """Lets the judge say this, one after the other."""
+    left = list(verdicts)
+    monkeypatch.setattr(module, "judge", lambda *parts: left.pop(0))
+
+
+def test_speechbrain_loads_what_is_kept(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    """The network as it came, and behind it the last back-end that won."""
+    say(monkeypatch, BETTER, WORSE, BETTER)
+    adapt(ecapa, calls, tmp_path / "run", "--labelled", "--license=mit")
+    said = capsys.readouterr().out
+    assert "Better with centring and whitening_1" in said
+    exported = tmp_path / "run" / "export" / "adapted"
+    model = SpeakerRecognition.from_hparams(
+        source=str(exported), savedir=str(tmp_path / "savedir")
+    )
+    wav, _ = soundfile.read(calls / "0.wav", dtype="float32")
+    wav = torch.from_numpy(wav)[None]
+    with torch.no_grad():
+        bare = load_extractor(ecapa).encoder.eval()(wav)
+    backend = load_backend(tmp_path / "run" / "whitening_1" / "backend.npz")
+    np.testing.assert_allclose(
+        model.encode_batch(wav)[0].numpy(), backend(bare), atol=1e-4
+    )
+    assert -1 < model.hparams.threshold < 1
+    card = (exported / "README.md").read_text()
+    assert "trained with speakers' labels" in card and "license: mit" in card
+    assert "| whitening_10 | 4.0 | 5.0 | +0.5 to +2.0 | worse | no |" in card
+    assert str(tmp_path) not in card
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "Better with centring and whitening_1" in page
+
+
+def test_an_encoder_that_is_best_as_it_is_stays(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    say(monkeypatch, WORSE, Verdict(20, 4.0, 3.9, -1.0, 0.5), WORSE)
+    adapt(ecapa, calls, tmp_path)
+    assert "Your encoder is best as it is" in capsys.readouterr().out
+    assert not (tmp_path / "export").exists()
+    assert "best as it is" in (tmp_path / "report/index.html").read_text()
+
+
+def test_it_goes_on_where_it_was_interrupted(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    """Nothing is embedded again, and the verdicts are those of before."""
+
+    def fail(*parts):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "judge", fail)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(ecapa, calls, tmp_path)
+    with monkeypatch.context() as patch:
+        say(patch, WORSE, BETTER, WORSE)
+        patch.setattr(module, "embed_parts", fail)
+        adapt(ecapa, calls, tmp_path)
+    adapt(ecapa, calls, tmp_path)  # whose judge would fail
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["done"]["whitening_10"]["high"] == -4.0
+
+
+def test_another_encoder_is_another_run(ecapa, calls, tmp_path, encoder):
+    one = Ladder(ecapa, calls, tmp_path, "cpu")
+    two = Ladder(encoder, calls, tmp_path, "cpu")
+    assert one.parts.first.shape[2] == 16 and two.parts.first.shape[2] == 80
+
+
+def test_nothing_is_fitted_on_what_is_judged(ecapa, calls, tmp_path):
+    ladder = Ladder(ecapa, calls, tmp_path, "cpu")
+    assert len(ladder.manifest) == 40 and len(ladder.judged) == 20
+    assert not {*ladder.judged} & {*ladder.fitted}
+    ladder.try_backends()
+    assert [rung.name for rung in ladder.rungs] == list(module.BACKENDS)
+    assert len(ladder.vectors) == 20
+
+
+def test_an_adapted_encoder_can_be_adapted(ecapa, calls, tmp_path, monkeypatch):
+    """Its back-end stays below what is added."""
+    say(monkeypatch, BETTER, WORSE, WORSE, WORSE, WORSE, BETTER)
+    adapt(ecapa, calls, tmp_path / "one")
+    first = tmp_path / "one" / "export" / "adapted"
+    adapt(first, calls, tmp_path / "two")
+    second = load_extractor(tmp_path / "two" / "export" / "adapted")
+    wav = torch.randn(1, 16000) / 9
+    with torch.no_grad():
+        before = load_extractor(first).encoder.eval()(wav).numpy()
+        after = second.encoder.eval()(wav).numpy()
+    backend = load_backend(tmp_path / "two" / "whitening_1" / "backend.npz")
+    np.testing.assert_allclose(after, backend(before), atol=1e-4)
+
+
+def test_too_little_audio_is_said_at_once(ecapa, audio, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, audio, tmp_path)
+    assert "16 recordings that can be used" in capsys.readouterr().err
