@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ Part = torch.nn.Module | Callable[[], torch.nn.Module]
 
 
 class Encoder(torch.nn.Module):
-    """A front end and a network of SpeechBrain's, from waveform to embedding.
+    """A front end and a network, from waveform to embedding.
 
     All that trains, extracts or exports knows an encoder by this alone:
     `encoder(waveforms, lengths)`, its `network`, whose state dict is the
@@ -30,12 +31,12 @@ class Encoder(torch.nn.Module):
     ---------
     features : torch.nn.Module or callable
         Waveforms (batch, samples) to features (batch, frames, bands), such as
-        SpeechBrain's Fbank; without weights, and with its
-        `get_filter_properties`. As with the other parts, a callable that makes
-        the module, what a yaml's `!name:` is, gives each encoder its own.
+        SpeechBrain's Fbank or `KaldiFbank`; without weights. As with the other
+        parts, a callable that makes the module, what a yaml's `!name:` is,
+        gives each encoder its own.
     network : torch.nn.Module or callable
-        Features and relative lengths to embeddings (batch, 1, dim), such as
-        SpeechBrain's ECAPA_TDNN, Xvector or ResNet.
+        Features to embeddings (batch, dim) or (batch, 1, dim): SpeechBrain's
+        ECAPA_TDNN, Xvector or ResNet, `CAMPPlus`, any other.
     normalise : torch.nn.Module or callable, optional
         Features and relative lengths to features, such as SpeechBrain's
         InputNormalization; without weights.
@@ -46,7 +47,9 @@ class Encoder(torch.nn.Module):
         A shorter utterance cannot be embedded.
     one_by_one : bool
         True for networks that padding would disturb, such as ResNet: a padded
-        batch is then embedded one waveform at a time.
+        batch is then embedded one waveform at a time. False for SpeechBrain's
+        one-dimensional ones and for those whose class says
+        `masks_padding = True`; they are given `lengths`, shares of the frames.
 
     Example
     -------
@@ -70,14 +73,19 @@ class Encoder(torch.nn.Module):
         self.features = _built(features)
         self.normalise = _built(normalise)
         self.network = _built(network)
-        self.hop = self.features.get_filter_properties().stride
+        filters = getattr(self.features, "get_filter_properties", None)
+        shape = None if filters is None else filters()
+        self.hop = 1 if shape is None else shape.stride
+        # SpeechBrain's frames are centred, the first at the first sample.
+        within = getattr(self.features, "snip_edges", False)
+        self.window = shape.window_size if shape and within else 0
         # A network that reflects more frames than there are would fail.
-        self.min_samples = reflected_frames(self.network) * self.hop
-        # SpeechBrain's ResNet, the network with two-dimensional convolutions,
-        # ignores lengths: frames of padding would count like speech.
-        self.one_by_one = any(
-            isinstance(part, torch.nn.Conv2d) for part in self.network.modules()
+        frames = max(
+            reflected_frames(self.network),
+            getattr(self.network, "min_frames", 1) - 1,
         )
+        self.min_samples = self.window + frames * self.hop
+        self.one_by_one = shape is None or not _masks_padding(self.network)
 
     def forward(
         self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
@@ -108,7 +116,7 @@ class Encoder(torch.nn.Module):
         if self.one_by_one:
             alone = zip(waveforms, n_samples.tolist())
             return torch.cat([self(wav[None, :size]) for wav, size in alone])
-        n_frames = 1 + n_samples // self.hop
+        n_frames = 1 + (n_samples - self.window) // self.hop
         with (
             padding_invariant(self.features, self.network, n_frames),
             lean_pooling(self.network),
@@ -136,6 +144,8 @@ class LogMelStatistics(torch.nn.Module):
     torch.Size([2, 1, 160])
     """
 
+    masks_padding = True
+
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -156,6 +166,20 @@ class LogMelStatistics(torch.nn.Module):
         variance = ((features - mean[:, None]).square() * weight).sum(1)
         deviation = variance.clamp(min=1e-10).sqrt()
         return torch.cat([mean, deviation], dim=1)[:, None]
+
+
+def _masks_padding(network):
+    """Says whether a network, given lengths, leaves padding out."""
+    parts = list(network.modules())
+    if any(getattr(part, "masks_padding", False) for part in parts):
+        return True
+    # Of others nobody knows. SpeechBrain's ResNet, its network with
+    # two-dimensional convolutions, ignores lengths.
+    return "lengths" in inspect.signature(network.forward).parameters and all(
+        type(part).__module__.startswith(("speechbrain.", "torch."))
+        and not isinstance(part, torch.nn.Conv2d)
+        for part in parts
+    )
 
 
 def _built(part):

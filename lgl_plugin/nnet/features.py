@@ -1,0 +1,62 @@
+"""Features as Kaldi computes them, for networks that were trained on these."""
+
+import torch
+from speechbrain.utils.autocast import fwd_default_precision
+from speechbrain.utils.filter_analysis import FilterProperties
+from torchaudio.compliance.kaldi import get_mel_banks
+
+
+class KaldiFbank(torch.nn.Module):
+    """Log mel bands by Kaldi's recipe, of a whole batch, without dither.
+
+    Frames of 25 ms, each 10 ms, lie within the waveform (`snip_edges`), lose
+    their mean, are pre-emphasised by 0.97 and weighted by Povey's window.
+    Equal to `torchaudio.compliance.kaldi.fbank` of one waveform after another.
+
+    Arguments
+    ---------
+    n_mels : int
+        Number of bands, from 20 Hz to half the sampling rate.
+    sample_rate : int
+        In Hz.
+
+    Example
+    -------
+    >>> KaldiFbank()(torch.randn(2, 16000)).shape
+    torch.Size([2, 98, 80])
+    """
+
+    snip_edges = True  # not as SpeechBrain, whose frames are centred
+
+    def __init__(self, n_mels: int = 80, sample_rate: int = 16000):
+        super().__init__()
+        self.window_size = sample_rate * 25 // 1000
+        self.stride = sample_rate * 10 // 1000
+        self.n_fft = 1 << (self.window_size - 1).bit_length()
+        mel = (n_mels, self.n_fft, sample_rate, 20.0, 0.0, 100.0, -500.0, 1.0)
+        banks, _ = get_mel_banks(*mel)
+        banks = torch.nn.functional.pad(banks.T, (0, 0, 0, 1))
+        window = torch.hann_window(self.window_size, periodic=False) ** 0.85
+        self.window: torch.Tensor
+        self.banks: torch.Tensor
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("banks", banks, persistent=False)
+
+    def get_filter_properties(self) -> FilterProperties:
+        """Says how many samples a frame takes and is apart from the next."""
+        return FilterProperties(self.window_size, self.stride)
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Turns waveforms (batch, samples) into (batch, frames, bands).
+
+        Float32, under autocast too. Raises RuntimeError if they are shorter
+        than a frame.
+        """
+        frames = waveforms.unfold(1, self.window_size, self.stride)
+        frames = frames - frames.mean(dim=2, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        frames = (frames - 0.97 * before) * self.window
+        power = torch.fft.rfft(frames, self.n_fft).abs().square()
+        floor = torch.finfo(torch.float32).eps
+        return (power @ self.banks).clamp(min=floor).log()
