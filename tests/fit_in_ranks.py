@@ -16,9 +16,11 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.nnet.schedulers import StepScheduler
 from speechbrain.utils.epoch_loop import EpochCounter
-from tiny_brains import BRAINS, CLASSES, Crops, method_modules, tiny_encoder
+from tiny_brains import BRAINS, CLASSES, Crops, method_modules
 from torch.utils.data import DataLoader
 
+from lgl_plugin.methods.dino import DINO
+from lgl_plugin.methods.sdpn import SDPN
 from lgl_plugin.nnet.gates import NoGate
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.utils.distributed import rank, world_size
@@ -60,30 +62,47 @@ class LoudCrops(Crops):
         return {**item, "sig": item["sig"] * (1 + index % CLASSES)}
 
 
-def main(kind, output):
-    sb.utils.seed.seed_everything(7)
+def without_what_differs_by_process(method):
+    """Takes away batch normalisation, random views, and KoLeo's neighbours."""
+    for part in list(method.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, torch.nn.BatchNorm1d):
+                setattr(part, name, torch.nn.Identity())
+    if isinstance(method, DINO):
+        method.n_local = 0
+    if isinstance(method, SDPN):
+        method.weights["koleo"] = 0.0
+        method.views = lambda crops, augment: (
+            [crops.transpose(0, 1)],
+            [crops[None, :, 0]],
+        )
+
+
+def main(kinds, output):
     run_opts = {"device": "cpu", "distributed_backend": "gloo"}
     run_opts["noprogressbar"] = True
     sb.utils.distributed.ddp_init_group(run_opts)
-    encoder = tiny_encoder()
-    modules = {"encoder": encoder, "augment": Same()}
-    modules.update(method_modules(kind, UTTERANCES))
+    for kind in kinds:
+        fit(kind, output / kind, run_opts)
+
+
+def fit(kind, output, run_opts):
+    sb.utils.seed.seed_everything(7)
+    modules = {"augment": Same(), **method_modules(kind, UTTERANCES)}
+    encoder = modules["encoder"]
     options = {}
     if kind == "ssps":
         options["group"] = lambda encoder: GROUPS
-    if kind in ("simclr", "ssps"):
-        for name, part in modules["discriminator"].named_children():
-            if isinstance(part, torch.nn.BatchNorm1d):
-                modules["discriminator"][int(name)] = torch.nn.Identity()
-    else:
+    if kind == "gated":
         modules["gate"] = EverySecond()
+    else:
+        without_what_differs_by_process(modules["method"])
     records = []
     brain = BRAINS[kind](
         modules,
         functools.partial(torch.optim.SGD, lr=0.05),
         {
             "selection": "last",
-            "adversarial_weight": 1.0,
             "lr_annealing": StepScheduler(0.05, 0.5, 1),
         },
         run_opts,
@@ -118,4 +137,4 @@ def main(kind, output):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], pathlib.Path(sys.argv[2]))
+    main(sys.argv[2:], pathlib.Path(sys.argv[1]))

@@ -49,7 +49,7 @@ PAGES["docs/tutorial.ipynb"] = "\n".join(
 
 # Shown in the reference without an example: each needs a run.
 NO_EXAMPLE = {
-    "methods.simclr.SimCLRBrain",
+    "methods.stage1.Stage1Brain",
     "methods.ssps.SSPSBrain",
     "report.build.try_to_write_report",
     "training.brain.SpeakerBrain",
@@ -58,8 +58,8 @@ NO_EXAMPLE = {
     "training.session.Session",
     "training.stage1.grouping",
     "training.stage1.score_baselines",
-    "training.stage1.simclr_modules",
-    "training.stage1.train_simclr",
+    "training.stage1.stage1_modules",
+    "training.stage1.train_stage1_phase",
     "training.stage2.Round",
     "training.stage2.find_encoder",
 }

@@ -16,12 +16,18 @@ from speechbrain.utils.filter_analysis import FilterProperties
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.methods.dino import DINO
+from lgl_plugin.methods.moco import MoCo
+from lgl_plugin.methods.sdpn import SDPN
+from lgl_plugin.methods.simclr import SimCLR
+from lgl_plugin.methods.simsiam import SimSiam
 from lgl_plugin.methods.ssps import SSPSBrain
+from lgl_plugin.methods.stage1 import Stage1Brain
+from lgl_plugin.methods.vicreg import BarlowTwins, VICReg
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import LossMemory, NoGate
-from lgl_plugin.nnet.losses import AAMSoftmax, AugmentationDiscriminator, NTXent
+from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.nnet.pseudo_positives import (
     PseudoPositives,
     neighbouring_clusters,
@@ -32,7 +38,24 @@ from lgl_plugin.training.health import findings
 from lgl_plugin.training.loss_gated import LossGatedBrain
 
 BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
-BRAINS = {"simclr": SimCLRBrain, "ssps": SSPSBrain, "gated": LossGatedBrain}
+SMALL = {"hidden_size": 16}
+HEAD = {**SMALL, "bottleneck_size": 8, "n_prototypes": 6}
+METHODS = {
+    "simclr": SimCLR,
+    "plain_simclr": functools.partial(SimCLR, adversarial_weight=0.0),
+    "moco": functools.partial(MoCo, queue_size=16),
+    "vicreg": functools.partial(VICReg, output_size=12, **SMALL),
+    "barlowtwins": functools.partial(BarlowTwins, output_size=12, **SMALL),
+    "simsiam": functools.partial(SimSiam, predictor_size=4, **SMALL),
+    "dino": functools.partial(DINO, **HEAD),
+    "rdino": functools.partial(DINO, regularisation=0.2, **HEAD),
+    "sdpn": functools.partial(SDPN, queue_size=16, dimension=0.1, **HEAD),
+}
+BRAINS = {
+    **dict.fromkeys(METHODS, Stage1Brain),
+    "ssps": SSPSBrain,
+    "gated": LossGatedBrain,
+}
 
 
 class Frames(torch.nn.Module):
@@ -65,17 +88,18 @@ def tiny_encoder():
 
 
 def method_modules(kind, n_utterances=BATCH):
-    """The modules that a Brain needs beside encoder and augmentation."""
-    if kind in ("simclr", "ssps"):
-        modules = {
-            "contrastive": NTXent(),
-            "discriminator": AugmentationDiscriminator(DIM, 16),
-        }
+    """A Brain's modules but augmentation."""
+    encoder = tiny_encoder()
+    modules = {"encoder": encoder}
+    if kind != "gated":
+        n_utterances = max(n_utterances, len(Crops()))
+        make = METHODS["simclr" if kind == "ssps" else kind]
+        modules["method"] = make(encoder, DIM, n_utterances)
         if kind == "ssps":
-            n_utterances = max(n_utterances, len(Crops()))
             modules["positives"] = PseudoPositives(n_utterances, DIM)
         return modules
     return {
+        **modules,
         "classifier": Classifier(DIM, out_neurons=CLASSES),
         "aam": AAMSoftmax(0.2, 30.0),
         "gate": NoGate(),
@@ -100,7 +124,6 @@ def make_brain(
     given = {"bad_files": BadFiles(folder / "bad_files.txt", 1)}
     brain = BRAINS[kind](
         {
-            "encoder": tiny_encoder(),
             "augment": Augmenter(),
             **method_modules(kind),
             **dict(modules),
@@ -108,7 +131,6 @@ def make_brain(
         functools.partial(torch.optim.Adam, lr=0.01, fused=fused),
         {
             "selection": selection,
-            "adversarial_weight": 3.0,
             "lr_annealing": StepScheduler(0.01, 0.5, 1),
         },
         {"device": "cpu", **dict(run_opts)},
@@ -154,7 +176,7 @@ def broken(n_crops):
 
 def n_crops(brain):
     """How many crops of an utterance a Brain trains on."""
-    return 2 if isinstance(brain, SimCLRBrain) else 1
+    return 2 if isinstance(brain, Stage1Brain) else 1
 
 
 def add_batch_norm(brain):
@@ -214,7 +236,7 @@ def run_epoch(brain, number, held_out):
 def warnings_of(brain):
     """What health.py finds in a Brain's records, as one text."""
     place = {"stage": 2, "iteration": 1, "phase": "gated"}
-    if isinstance(brain, SimCLRBrain):
+    if isinstance(brain, Stage1Brain):
         place = {"stage": 1, "phase": "simclr"}
     run = Run(brain.checkpointer.checkpoints_dir / "run", 2, {})
     for record in brain.records:

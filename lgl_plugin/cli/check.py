@@ -209,17 +209,14 @@ def open_session(
 
 def cost_of_stage1(session: Session, made: dict) -> dict[str, float]:
     """Times Stage I; returns its hours."""
-    from lgl_plugin.methods.simclr import SimCLRBrain
+    from lgl_plugin.methods.stage1 import Stage1Brain
     from lgl_plugin.training.estimate import seconds_per_step
+    from lgl_plugin.training.stage1 import stage1_modules
 
     settings = session.settings
-    modules = {
-        "encoder": settings.new_encoder(),
-        "contrastive": settings.contrastive,
-        "discriminator": settings.discriminator,
-    }
-    context = {"stage": 1, "phase": "simclr"}
-    seconds = seconds_per_step(session, SimCLRBrain, modules, **context)
+    modules = stage1_modules(session)
+    context = {"stage": 1, "phase": modules["method"].name}
+    seconds = seconds_per_step(session, Stage1Brain, modules, **context)
     print(f"Step       {seconds:.2f} s in Stage I")
     epochs = settings.number_of_epochs + settings.ssps_epochs
     steps = epochs * session.steps_per_epoch(made["kept"])

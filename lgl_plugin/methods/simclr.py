@@ -3,91 +3,104 @@
 from __future__ import annotations
 
 import torch
-from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.utils.optimizers import rm_vector_weight_decay
+from torch import nn
 
+from lgl_plugin.methods.method import Loss, Method
 from lgl_plugin.nnet.losses import (
+    AugmentationDiscriminator,
+    NTXent,
     augmentation_adversarial_loss,
     gradient_reversal,
 )
-from lgl_plugin.training.brain import SpeakerBrain
-from lgl_plugin.utils.distributed import synchronised
 
 
-class SimCLRBrain(SpeakerBrain):
-    """Stage I: contrastive learning with augmentation adversarial training.
+class SimCLR(Method):
+    """Contrastive learning with augmentation adversarial training.
 
-    Paper, sections 2.1 and 4; Huh et al. 2020. Further modules: contrastive
-    (`losses.NTXent`) and discriminator (`losses.AugmentationDiscriminator`).
-    The batch's `sig` holds two disjoint crops a, b; with two augmentations A
-    and B the views are A(a), A(b), B(b).
+    Paper, sections 2.1 and 4; Huh et al. 2020. Two disjoint crops a, b of an
+    utterance are to be alike, and unlike those of all others of the batch.
+    With two augmentations A and B the views are A(a), A(b), B(b): the
+    adversary tells whether two had the same, and the encoder is to hide that.
+
+    Arguments
+    ---------
+    encoder, embedding_size, n_utterances
+        As for each method.
+    adversarial_weight : float
+        Of the adversary's reversed gradient, from 0. With 0 there is no
+        adversary, and no third view: plain SimCLR.
+    scale_init : float
+        First value of the scale that cosines are multiplied by.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
     """
 
-    def init_optimizers(self):
-        """Makes one optimiser for the encoder, one for the discriminator."""
-        rest = torch.nn.ModuleDict(self.modules)
-        discriminator = rest.pop("discriminator")
-        parameters = (
-            rm_vector_weight_decay
-            if self.remove_vector_weight_decay
-            else torch.nn.Module.parameters
-        )
-        self.optimizer = self.opt_class(parameters(rest))
-        self.discriminator_optimizer = self.opt_class(parameters(discriminator))
-        self.optimizers_dict = {
-            "encoder": self.optimizer,
-            "discriminator": self.discriminator_optimizer,
-        }
-        for name, optimizer in self.optimizers_dict.items():
-            self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
-
-    def freeze_optimizers(self, optimizers):
-        """Leaves the discriminator to its own step."""
-        return {"encoder": optimizers["encoder"]}
-
-    def compute_forward(self, batch, stage):
-        """Returns embeddings of the views, (3, batch, dim)."""
-        first, second = self.crops(batch).unbind(1)
-        shared = self.modules.augment.draw(*first.shape)
-        views = [
-            self.modules.augment(first, shared),
-            self.modules.augment(second, shared),
-            self.modules.augment(second),
-        ]
-        return self.modules.encoder(torch.cat(views)).unflatten(0, (3, -1))
-
-    def compute_objectives(self, embeddings, batch, stage):
-        """Returns the contrastive loss and the adversarial one, added."""
-        loss, accuracy = self.contrast(embeddings, batch)
-        self.train_discriminator(embeddings.detach())
-        adversarial, confusion = augmentation_adversarial_loss(
-            self.modules.discriminator,
-            *gradient_reversal(embeddings, self.hparams.adversarial_weight),
-        )
-        self.tally.add(accuracy=accuracy, discriminator=confusion)
-        return loss + adversarial
-
-    def contrast(
-        self, embeddings: torch.Tensor, batch: PaddedBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the contrastive loss of A(a) and B(b), and its accuracy."""
-        return self.modules.contrastive(embeddings[0], embeddings[-1])
-
-    def train_discriminator(self, embeddings: torch.Tensor) -> None:
-        """Does the discriminator's own step, before the encoder's."""
-        self.discriminator_optimizer.zero_grad()
-        with synchronised(self.modules.discriminator):
-            loss, _ = augmentation_adversarial_loss(
-                self.modules.discriminator, *embeddings
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embedding_size: int,
+        n_utterances: int,
+        adversarial_weight: float = 3.0,
+        scale_init: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if not adversarial_weight >= 0:
+            raise ValueError(
+                f"adversarial_weight must be 0 or more, got "
+                f"{adversarial_weight}"
             )
-            loss.backward()
-        self.guard.step(self.discriminator_optimizer)
+        self.adversarial_weight = adversarial_weight
+        self.contrastive = NTXent(scale_init)
+        if adversarial_weight:
+            self.adversary = AugmentationDiscriminator(embedding_size)
 
-    def epoch_summary(self) -> dict[str, float]:
-        """Returns both accuracies: contrastive and the discriminator's."""
-        counts = self.tally.total()
-        batches = counts["batches"]
-        return {
-            "accuracy": float(counts["accuracy"] / batches),
-            "discriminator_accuracy": float(counts["discriminator"] / batches),
-        }
+    def views(
+        self, crops: torch.Tensor, augment: nn.Module
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Makes A(a), A(b), B(b); without an adversary A(a), B(b)."""
+        if self.adversary is None:
+            return super().views(crops, augment)
+        first, second = crops.unbind(1)
+        shared = augment.draw(*first.shape)
+        views = [
+            augment(first, shared),
+            augment(second, shared),
+            augment(second),
+        ]
+        return [torch.stack(views)], []
+
+    def forward(
+        self,
+        embeddings: list[torch.Tensor],
+        targets: list[torch.Tensor],
+        rows: torch.Tensor,
+        done: float,
+        positive: torch.Tensor | None = None,
+        clusters: torch.Tensor | None = None,
+    ) -> Loss:
+        """Returns the contrastive loss and the adversarial one, added.
+
+        Another `positive` (batch, dim) may take the place of B(b), and
+        `clusters` (2 * batch,) of anchors and positives say which are no
+        negatives of each other.
+        """
+        views = embeddings[0]
+        if positive is None:
+            positive = views[-1]
+        loss, accuracy = self.contrastive(views[0], positive, clusters)
+        figures = {"accuracy": accuracy}
+        if self.adversary is not None:
+            adversarial, right = augmentation_adversarial_loss(
+                self.adversary,
+                *gradient_reversal(views, self.adversarial_weight),
+            )
+            loss = loss + adversarial
+            figures["discriminator_accuracy"] = right
+        return loss, figures
+
+    def adversary_loss(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
+        """Returns the discriminator's loss of the three views."""
+        return augmentation_adversarial_loss(self.adversary, *embeddings[0])[0]

@@ -7,13 +7,12 @@ from typing import Any
 
 import speechbrain as sb
 import torch
-from speechbrain.dataio.batch import PaddedBatch
 
-from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.utils.distributed import concatenated
 
 
-class SSPSBrain(SimCLRBrain):
+class SSPSBrain(Stage1Brain):
     """Stage I: SimCLR with self-supervised positive sampling.
 
     Lepage and Dehak 2025. A further module, positives
@@ -30,7 +29,7 @@ class SSPSBrain(SimCLRBrain):
     Arguments
     ---------
     *args, **kwargs
-        Those of `SimCLRBrain`.
+        Those of `Stage1Brain`, of the method `SimCLR`.
     group : callable
         Takes the encoder at an epoch's start; on every process it returns
         clusters, sources and rows as `PseudoPositives.regroup` takes them.
@@ -53,27 +52,24 @@ class SSPSBrain(SimCLRBrain):
             self.modules.positives.regroup(*self.group(self.modules.encoder))
         super().on_stage_start(stage, epoch)
 
-    def contrast(
-        self, embeddings: torch.Tensor, batch: PaddedBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Contrasts the first view with what took the third's place."""
-        positives = self.modules.positives
-        anchor, positive = embeddings[0], embeddings[-1]
-        # A copy: a tensor that a loader's worker shares keeps a file
-        # descriptor open until the epoch's end.
-        rows = batch.row.to(self.device, copy=True)
+    def substitutes(
+        self, embeddings: list[torch.Tensor], rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Returns what takes the place of B(b), and clusters of both."""
+        positives, own = self.modules.positives, embeddings[0][-1]
         chosen, vectors = positives(rows)
         found = chosen >= 0
-        positives.add(concatenated(rows), concatenated(positive.detach()))
+        positives.queue.add(concatenated(rows), concatenated(own.detach()))
         sources = torch.cat([rows, torch.where(found, chosen, rows)])
         clusters = positives.clusters[sources]
-        own = clusters[: len(rows)]
-        alike = (own[:, None] == own) & (own >= 0)
+        anchors = clusters[: len(rows)]
+        alike = (anchors[:, None] == anchors) & (anchors >= 0)
         others = len(rows) * (len(rows) - 1)
-        self.tally.add(alike=(alike.sum() - (own >= 0).sum()) / others)
+        share = (alike.sum() - (anchors >= 0).sum()) / others
+        self.tally.add(alike_share=share)
         self.tally.seen.append((rows, chosen))
-        positive = torch.where(found[:, None], vectors, positive)
-        return self.modules.contrastive(anchor, positive, clusters)
+        positive = torch.where(found[:, None], vectors, own)
+        return {"positive": positive, "clusters": clusters}
 
     def epoch_summary(self) -> dict[str, float]:
         """Returns SimCLR's figures and what the clusters did.
@@ -84,9 +80,5 @@ class SSPSBrain(SimCLRBrain):
         rows, chosen = (part.numpy() for part in self.tally.join_seen())
         self.tally.seen = []
         self.tally.last = {"rows": rows, "positives": chosen}
-        counts = self.tally.total()
-        return {
-            **super().epoch_summary(),
-            "substituted_share": float((chosen >= 0).mean()),
-            "alike_share": float(counts["alike"] / counts["batches"]),
-        }
+        share = float((chosen >= 0).mean())
+        return {**super().epoch_summary(), "substituted_share": share}

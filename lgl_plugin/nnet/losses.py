@@ -12,11 +12,15 @@ import math
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import nn
 
-from lgl_plugin.utils.distributed import concatenated, world_size
+from lgl_plugin.utils.distributed import (
+    concatenated,
+    gathered,
+    rank,
+    world_size,
+)
 
 
 class NTXent(nn.Module):
@@ -93,11 +97,8 @@ class NTXent(nn.Module):
             segments = F.normalize(segments, dim=1)
             candidates, others, first = segments, groups, 0
             if self.training and world_size() > 1:
-                # The differentiable gather sums the gradients of all
-                # processes, and DDP then takes their mean: together that is
-                # the gradient of the mean loss over all segments.
-                candidates = torch.cat(dist.nn.functional.all_gather(segments))
-                first = dist.get_rank() * len(segments)
+                candidates = gathered(segments)
+                first = rank() * len(segments)
                 if groups is not None:
                     others = concatenated(groups)
             if len(candidates) < 4:

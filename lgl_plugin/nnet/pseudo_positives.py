@@ -10,6 +10,7 @@ from torch import nn
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.vectors import exact_matmul
+from lgl_plugin.nnet.queue import EmbeddingQueue
 
 # Centroids that are compared with all others at once: 100 MB at 25,000.
 CHUNK = 1024
@@ -44,6 +45,8 @@ class PseudoPositives(nn.Module):
     clusters, sources : torch.Tensor
         Each row's cluster and the cluster that its positives come from (N,),
         int64; -1 for none.
+    queue : lgl_plugin.nnet.queue.EmbeddingQueue
+        What positives are drawn from.
 
     Example
     -------
@@ -52,7 +55,7 @@ class PseudoPositives(nn.Module):
     >>> positives.regroup(*neighbouring_clusters(vectors.numpy(), 2), range(4))
     >>> positives(torch.tensor([0]))[0]  # the queue is empty
     tensor([-1])
-    >>> positives.add(torch.tensor([1, 2]), vectors[1:3])
+    >>> positives.queue.add(torch.tensor([1, 2]), vectors[1:3])
     >>> positives(torch.tensor([0, 3]))
     (tensor([2, 1]), tensor([[0.1000, 0.9000],
             [0.9000, 0.1000]]))
@@ -60,9 +63,6 @@ class PseudoPositives(nn.Module):
 
     clusters: torch.Tensor
     sources: torch.Tensor
-    rows: torch.Tensor
-    vectors: torch.Tensor
-    place: torch.Tensor
 
     def __init__(
         self, n_utterances: int, dim: int, capacity: int = 25000
@@ -72,14 +72,11 @@ class PseudoPositives(nn.Module):
         none = torch.full((n_utterances,), -1)
         self.register_buffer("clusters", none)
         self.register_buffer("sources", none.clone())
-        self.register_buffer("rows", torch.full((capacity,), -1))
-        self.register_buffer("vectors", torch.zeros(capacity, dim))
-        self.register_buffer("place", torch.tensor(0))
+        self.queue = EmbeddingQueue(capacity, dim)
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
-        capacity, dim = self.vectors.shape
-        return f"n_utterances={len(self.clusters)}, {dim=}, {capacity=}"
+        return f"n_utterances={len(self.clusters)}"
 
     def regroup(
         self, clusters: np.ndarray, sources: np.ndarray, rows: np.ndarray
@@ -95,28 +92,18 @@ class PseudoPositives(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws a positive for each row, without making the host wait."""
-        held = torch.where(self.rows >= 0, self.clusters[self.rows], -1)
+        known = self.queue.rows
+        held = torch.where(known >= 0, self.clusters[known], -1)
         wanted = self.sources[rows, None]
-        fits = (held == wanted) & (wanted >= 0) & (self.rows != rows[:, None])
+        fits = (held == wanted) & (wanted >= 0) & (known != rows[:, None])
         count = fits.cumsum(1, dtype=torch.int32)
         n_fits = count[:, -1]
         # One draw for each row, of the number of those that fit.
         drawn = torch.rand(len(rows), device=rows.device) * n_fits
         index = (count <= drawn.int()[:, None]).sum(1)
-        index = index.clamp(max=len(self.rows) - 1)  # where none fits
-        chosen = torch.where(n_fits > 0, self.rows[index], -1)
-        return chosen, self.vectors[index]
-
-    def add(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
-        """Puts embeddings (n, dim) into the queue; the oldest go."""
-        rows, vectors = rows[-len(self.rows) :], vectors[-len(self.rows) :]
-        index = self.place + torch.arange(len(rows), device=rows.device)
-        index %= len(self.rows)
-        # One step that went wrong would spoil each that draws from it.
-        sound = vectors.isfinite().all(1)
-        self.rows[index] = torch.where(sound, rows, -1)
-        self.vectors[index] = vectors.detach().float()
-        self.place.copy_((self.place + len(rows)) % len(self.rows))
+        index = index.clamp(max=len(known) - 1)  # where none fits
+        chosen = torch.where(n_fits > 0, known[index], -1)
+        return chosen, self.queue.vectors[index]
 
 
 def neighbouring_clusters(

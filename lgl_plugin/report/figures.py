@@ -40,7 +40,7 @@ LINES = ("-", "--", "-.", ":")
 GREY = "#8C8C8C"
 # Rows of the table that are no phase of the pipeline.
 REFERENCES = ("log-mel statistics", "true labels")
-PHASES = ("simclr", "ssps", "classifier", "gated", "large_margin")
+PHASES = ("Stage I", "ssps", "classifier", "gated", "large_margin")
 BINS = 60  # of the loss histogram
 
 
@@ -183,7 +183,10 @@ def epochs(
             if record.get(key) is None:
                 continue
             if len(keys) == 1:
-                index, name = PHASES.index(phase), phase.replace("_", " ")
+                # Stage I's phase has the name of its method.
+                known = phase in PHASES
+                index = PHASES.index(phase) if known else 0
+                name = phase.replace("_", " ")
             # A line is broken between phases: another loss, another level.
             line = lines.setdefault((index, name), {})
             part = line.setdefault((record.get("iteration"), phase), [])

@@ -148,9 +148,7 @@ class Stage1Settings(Settings):
     """The settings of Stage I."""
 
     number_of_epochs: Count
-    adversarial_weight: From0
-    contrastive: Made
-    discriminator: Made
+    method: Factory
     ssps_epochs: Epochs
     ssps_cluster_size: Annotated[int, Field(ge=2)]
     ssps_source: Literal["own", "nearest"]

@@ -90,6 +90,7 @@ class SpeakerBrain(HookedBrain):
         self.epochs_before = epochs_before
         self.epochs_in_all = epochs_in_all
         self.seed = seed
+        self.done = 0.0
         self.tally = EpochTally(self.device)
         self.held_out = HeldOut()
         self.guard = NonFiniteGuard(self.nonfinite_patience)
@@ -108,14 +109,15 @@ class SpeakerBrain(HookedBrain):
         return batch.sig.data.to(self.device, non_blocking=True)
 
     def anneal(self) -> None:
-        """Sets the learning rate of the step."""
+        """Sets the learning rate of the step, and `done`, the share of all."""
         schedule = self.hparams.lr_annealing
-        done = self.epochs_before + self.epoch - 1
+        epochs = self.epochs_before + self.epoch - 1
+        self.done = epochs + self.step / self.steps_per_epoch
+        self.done /= self.epochs_in_all
         if isinstance(schedule, WarmupCosine):
-            done += self.step / self.steps_per_epoch
-            lr = schedule(done / self.epochs_in_all)
+            lr = schedule(self.done)
         else:  # SpeechBrain's StepScheduler counts epochs from 0
-            lr, _ = schedule(done)
+            lr, _ = schedule(epochs)
         for optimizer in self.optimizers_dict.values():
             update_learning_rate(optimizer, lr)
 

@@ -46,7 +46,7 @@ def fit(
     session : Session
         Settings, data and run folder.
     brain_class : callable
-        Makes the Brain: SimCLRBrain, SSPSBrain or LossGatedBrain, further
+        Makes the Brain: Stage1Brain, SSPSBrain or LossGatedBrain, further
         arguments bound.
     modules : dict
         Its modules, apart from augmentation. The checkpoint of `encoder` is

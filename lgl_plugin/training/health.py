@@ -21,6 +21,10 @@ FEWEST_DIMENSIONS = 1.5
 # Chance is 0.5, and runs that went well stay under 0.6. From 0.95 on the
 # cross entropy, whose reversed gradient teaches the encoder, is about spent.
 DISCRIMINATOR_WON = 0.95
+# DINO's and SDPN's targets: a share of the largest entropy, and how many
+# prototypes are used. Runs had 0.05 to 0.6, and 20 and more.
+TEACHER_SAYS_NOTHING = 0.98
+FEWEST_PROTOTYPES = 2.0
 # A discriminator may win for an epoch, until the encoder answers.
 DISCRIMINATOR_EPOCHS = 3
 # Under 1 % a class of 100 utterances trains on one. Runs had 11 to 83 %.
@@ -51,12 +55,21 @@ def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     each utterance. Returns `mean_cosine` between crops of different
     utterances, NaN for a single utterance, and `effective_dimensions`, the
     participation ratio (sum of v)^2 / sum of v^2 of the variances v along the
-    principal axes at unit length: from 1 to dim, and 0 for a single point.
+    principal axes at unit length: from 1 to dim, and 0 for a single point. Of
+    Wang and Isola 2020 are `alignment`, the mean squared distance of two crops
+    of an utterance, from 0 to 4, and `uniformity`, the log of the mean of
+    exp(-2 d^2) over the distances d of two utterances, from -8 to 0, the lower
+    the more even.
     """
     crops = np.float64([first, second])
     crops /= np.linalg.norm(crops, axis=2, keepdims=True)
     (first, second), n = crops, len(first)
-    between = first.sum(0) @ second.sum(0) - (first * second).sum()
+    cosines = first @ second.T
+    within = np.trace(cosines)
+    between = cosines.sum() - within
+    # d^2 = 2 - 2 cos; two crops of one utterance do not count.
+    apart = np.exp(4 * (cosines - 1))
+    evenness = (apart.sum() - np.trace(apart)) / max(n * (n - 1), 1)
     crops = np.concatenate(crops)
     crops -= crops.mean(axis=0)
     covariance = crops.T @ crops / len(crops)
@@ -66,6 +79,8 @@ def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     return {
         "mean_cosine": float(between / (n * (n - 1))) if n > 1 else np.nan,
         "effective_dimensions": float(variance**2 / squares) if spread else 0.0,
+        "alignment": float(2 - 2 * within / n),
+        "uniformity": float(np.log(evenness)) if n > 1 else np.nan,
     }
 
 
@@ -153,13 +168,31 @@ def _collapse(record, before):
         )
     else:
         return None
-    further = "gate that selects more"
+    further = "a gate that selects more"
     if record["stage"] == 1:
-        further = "lower adversarial_weight"
+        further = "another method"
+        if record["phase"] == "simclr":
+            further = "a lower adversarial_weight"
     return (
-        f"the embeddings have collapsed: {seen}. Try a lower lr, or a "
-        f"{further}."
+        f"the embeddings have collapsed: {seen}. Try a lower lr, or {further}."
     )
+
+
+def _prototypes(record, before):
+    entropy = record.get("teacher_entropy")
+    used = record.get("prototypes_used")
+    if entropy is not None and entropy > TEACHER_SAYS_NOTHING:
+        return (
+            "the teacher has collapsed: it finds all prototypes alike, at "
+            f"{entropy:.3f} of the largest entropy (teacher_entropy). Try a "
+            "lower temperature of the teacher, or a lower lr."
+        )
+    if used is not None and used < FEWEST_PROTOTYPES:
+        return (
+            "the teacher has collapsed: it gives nearly all utterances one "
+            f"prototype ({used:.1f} used, prototypes_used). Try a lower lr, a "
+            "teacher_momentum nearer to 1, or a higher weight of mean_entropy."
+        )
 
 
 def _discriminator(record, before):
@@ -273,6 +306,7 @@ RULES = (
     _no_learning_rate,
     _skipped,
     _collapse,
+    _prototypes,
     _discriminator,
     _gate,
     _giant_cluster,

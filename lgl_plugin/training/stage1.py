@@ -21,8 +21,8 @@ from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import SCORES
 from lgl_plugin.utils.distributed import from_main
 
-# Of the contrastive loss and the discriminator, for who goes on from them.
-LOSSES = "losses.ckpt"
+# Of the method's weights, for who goes on from them.
+METHOD = "method.ckpt"
 
 # Of the floor's whitening, which no network should find easy to beat: the least
 # EER on two corpora, 20.7 and 20.6 %, where 0.01 and 0.3 give 22, 1 gives 25.
@@ -58,23 +58,24 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
             session.run.log(stage=0, phase=phase, **figures)
 
 
-def simclr_modules(
+def stage1_modules(
     session: Session, source: pathlib.Path | None = None
 ) -> dict[str, torch.nn.Module]:
-    """Makes SimCLR's modules; with the weights of a step's folder, if given."""
+    """Makes an encoder and the method that trains it.
+
+    With the weights of a step's folder, if one is given.
+    """
     settings = session.settings
-    modules = {
-        "encoder": settings.new_encoder(),
-        "contrastive": settings.contrastive,
-        "discriminator": settings.discriminator,
-    }
+    encoder = settings.new_encoder()
+    n_utterances = len(session.manifest)
+    method = settings.method(encoder, settings.embedding_size, n_utterances)
     if source is not None:
-        load_weights(modules["encoder"].network, source / ENCODER)
-        load_weights(_losses(modules), source / LOSSES)
-    return modules
+        load_weights(encoder.network, source / ENCODER)
+        load_weights(method, source / METHOD)
+    return {"encoder": encoder, "method": method}
 
 
-def train_simclr(
+def train_stage1_phase(
     session: Session,
     brain_class: Callable[..., SpeakerBrain],
     modules: dict[str, torch.nn.Module],
@@ -95,15 +96,9 @@ def train_simclr(
     options.update(stage=1, phase=phase, remark=remark)
     fit(session, brain_class, modules, folder, **options)
     save_weights(encoder.network, folder / ENCODER)
-    save_weights(_losses(modules), folder / LOSSES)
+    save_weights(modules["method"], folder / METHOD)
     figures = session.score(encoder, folder / SCORES, folder / BACKEND)
     session.run.log(stage=1, phase=f"after {phase}", **figures)
-
-
-def _losses(modules):
-    """Returns the modules that a phase leaves beside the encoder."""
-    names = ("contrastive", "discriminator")
-    return torch.nn.ModuleDict({name: modules[name] for name in names})
 
 
 def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:

@@ -4,15 +4,15 @@ Work for one process only, such as writing a file, takes SpeechBrain's
 `main_process_only`. Outside torch.distributed there is one process, rank 0.
 """
 
-import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
 
 
 def launch_command() -> str:
@@ -98,21 +98,29 @@ def sum_over_ranks(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     return dict(zip(names, total))
 
 
-@contextlib.contextmanager
-def synchronised(module: torch.nn.Module) -> Iterator[None]:
-    """Averages a module's gradients over ranks, also within `no_sync`.
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """Joins the tensors, of one shape, of all ranks, with their gradients.
 
-    For a module that steps by itself while others accumulate gradients: its
-    copies on the ranks would drift apart.
+    The gradients of all ranks are summed, and data parallelism then takes
+    their mean: together that is the gradient of a loss of the whole batch.
     """
-    before = getattr(module, "require_backward_grad_sync", None)
-    if before is not None:
-        module.require_backward_grad_sync = True  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if before is not None:
-            module.require_backward_grad_sync = before
+    if world_size() == 1:
+        return tensor
+    return torch.cat(dist.nn.functional.all_gather(tensor.contiguous()))
+
+
+def average_gradients(module: torch.nn.Module) -> None:
+    """Averages a module's gradients over ranks.
+
+    For a module that steps by itself, past data parallelism: its copies on the
+    ranks would drift apart.
+    """
+    if world_size() == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad.div_(world_size())
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:

@@ -1,5 +1,7 @@
 """Stage I's Brain: contrastive and adversarial, on a tiny encoder."""
 
+import copy
+
 import numpy as np
 import pytest
 import speechbrain as sb
@@ -8,16 +10,19 @@ from speechbrain.nnet.schedulers import StepScheduler
 from tiny_brains import (
     BATCH,
     DIM,
+    TIME,
     batch,
     begin,
-    changed,
     make_brain,
     run_epoch,
+    tiny_encoder,
     warnings_of,
     weights,
 )
 
-from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.methods.simclr import SimCLR
+from lgl_plugin.methods.stage1 import Stage1Brain
+from lgl_plugin.nnet.augment import Augmenter
 
 
 @pytest.fixture
@@ -32,12 +37,18 @@ def adversarial_pairs(first, second, third):
     return torch.cat(pairs), torch.tensor([1] * BATCH + [0] * BATCH)
 
 
-def test_discriminator_step_changes_only_the_discriminator(simclr):
-    before = weights(simclr)
-    embeddings = simclr.compute_forward(batch(2), sb.Stage.TRAIN)
-    simclr.train_discriminator(embeddings.detach())
-    assert changed(simclr, before) == {"discriminator"}
+def test_the_adversarys_step_changes_the_adversary_alone(simclr):
+    encoder = weights(simclr)["encoder"]
+    scale = simclr.method.contrastive.raw_scale.clone()
+    adversary = copy.deepcopy(list(simclr.method.adversary.parameters()))
+    embeddings, _ = simclr.compute_forward(batch(2), sb.Stage.TRAIN)
+    simclr.train_adversary([group.detach() for group in embeddings])
+    pairs = zip(simclr.modules.encoder.parameters(), encoder)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert all(p.grad is None for p in simclr.modules.encoder.parameters())
+    assert torch.equal(simclr.method.contrastive.raw_scale, scale)
+    pairs = zip(simclr.method.adversary.parameters(), adversary)
+    assert not any(torch.equal(a, b) for a, b in pairs)
 
 
 def test_vectors_without_weight_decay_on_request(tmp_path):
@@ -54,21 +65,24 @@ def test_vectors_without_weight_decay_on_request(tmp_path):
         assert both == len(whole["params"])
 
 
-def test_main_step_leaves_the_discriminator(simclr, monkeypatch):
-    monkeypatch.setattr(simclr, "train_discriminator", lambda embeddings: None)
-    before = weights(simclr)
+def test_main_step_leaves_the_adversary(simclr, monkeypatch):
+    monkeypatch.setattr(simclr, "train_adversary", lambda embeddings: None)
+    before = copy.deepcopy(list(simclr.method.adversary.parameters()))
+    scale = simclr.method.contrastive.raw_scale.clone()
     simclr.fit_batch(batch(2))
-    assert changed(simclr, before) == {"encoder", "contrastive"}
+    pairs = zip(simclr.method.adversary.parameters(), before)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(simclr.method.contrastive.raw_scale, scale)
 
 
-def test_discriminator_learns_from_its_own_gradient_alone(simclr, monkeypatch):
+def test_adversary_learns_from_its_own_gradient_alone(simclr, monkeypatch):
     """The adversarial pass's gradients are cleared before the next step."""
     seen = []
-    optimizer = simclr.discriminator_optimizer
+    optimizer = simclr.optimizers_dict["adversary"]
     step = optimizer.step
 
     def spy():
-        parameters = list(simclr.modules.discriminator.parameters())
+        parameters = list(simclr.method.adversary.parameters())
         seen.append([p.grad.clone() for p in parameters])
         expected = torch.autograd.grad(spy.loss(), parameters)
         for grad, other in zip(seen[-1], expected):
@@ -76,51 +90,52 @@ def test_discriminator_learns_from_its_own_gradient_alone(simclr, monkeypatch):
         step()
 
     def own(embeddings):
-        pairs, target = adversarial_pairs(*embeddings)
+        pairs, target = adversarial_pairs(*embeddings[0])
         spy.loss = lambda: torch.nn.functional.cross_entropy(
-            simclr.modules.discriminator(pairs), target
+            simclr.method.adversary(pairs), target
         )
-        SimCLRBrain.train_discriminator(simclr, embeddings)
+        Stage1Brain.train_adversary(simclr, embeddings)
 
     monkeypatch.setattr(optimizer, "step", spy)
-    monkeypatch.setattr(simclr, "train_discriminator", own)
+    monkeypatch.setattr(simclr, "train_adversary", own)
     for number in range(3):
         simclr.fit_batch(batch(2, number))
     assert len(seen) == 3
 
 
-def test_discriminators_of_all_processes_step_alike(simclr):
-    """Its own step averages gradients over processes even where the encoder's
-    gradients are still accumulated."""
-    discriminator, seen = simclr.modules.discriminator, []
-    # As DistributedDataParallel's `no_sync` leaves it.
-    discriminator.require_backward_grad_sync = False
-    discriminator.register_forward_pre_hook(
-        lambda module, args: seen.append(module.require_backward_grad_sync)
-    )
-    embeddings = torch.randn(3, BATCH, DIM)
-    simclr.train_discriminator(embeddings)
-    assert seen and all(seen)
-    assert discriminator.require_backward_grad_sync is False
-
-
-def test_encoder_gets_the_reversed_gradient_by_its_weight(simclr, monkeypatch):
+def test_encoder_gets_the_reversed_gradient_by_its_weight():
     """g(w) = contrastive - w * adversarial: linear in w, and against it."""
-    monkeypatch.setattr(simclr, "train_discriminator", lambda embeddings: None)
-    embeddings = torch.randn(3, BATCH, DIM, requires_grad=True)
+    torch.manual_seed(1)
+    method = SimCLR(tiny_encoder(), DIM, BATCH)
+    views = torch.randn(3, BATCH, DIM, requires_grad=True)
     gradients = {}
     for weight in (0.0, 1.0, 3.0):
-        simclr.hparams.adversarial_weight = weight
-        loss = simclr.compute_objectives(embeddings, batch(2), sb.Stage.TRAIN)
-        (gradients[weight],) = torch.autograd.grad(loss, embeddings)
-    pairs, target = adversarial_pairs(*embeddings)
-    logits = simclr.modules.discriminator(pairs)
-    loss = torch.nn.functional.cross_entropy(logits, target)
-    (plain,) = torch.autograd.grad(loss, embeddings)
+        method.adversarial_weight = weight
+        loss, _ = method([views], [], torch.arange(BATCH), 0.0)
+        (gradients[weight],) = torch.autograd.grad(loss, views)
+    pairs, target = adversarial_pairs(*views)
+    loss = torch.nn.functional.cross_entropy(method.adversary(pairs), target)
+    (plain,) = torch.autograd.grad(loss, views)
     for weight in (1.0, 3.0):
         difference = gradients[weight] - gradients[0.0]
         torch.testing.assert_close(difference, -weight * plain)
     assert plain.abs().max() > 1e-4
+
+
+def test_without_an_adversary_there_are_two_views():
+    method = SimCLR(tiny_encoder(), DIM, BATCH, adversarial_weight=0.0)
+    (views,), taught = method.views(batch(2).sig.data, Augmenter())
+    assert views.shape == (2, BATCH, TIME) and not taught
+    assert method.adversary is None
+    embeddings = torch.randn(2, BATCH, DIM)
+    loss, figures = method([embeddings], [], torch.arange(BATCH), 0.0)
+    assert torch.equal(loss, method.contrastive(*embeddings)[0])
+    assert list(figures) == ["accuracy"]
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="adversarial_weight must be 0 or"):
+        SimCLR(tiny_encoder(), DIM, BATCH, adversarial_weight=-1.0)
 
 
 def test_views_share_augmentations_as_the_paper_has_it(simclr, monkeypatch):
@@ -151,7 +166,7 @@ def test_simclr_learns_a_batch_by_heart(simclr):
 
 def test_a_discriminator_that_nobody_answers_is_warned_of(simclr, monkeypatch):
     """The augmentation is plain to see, and the encoder does not hide it."""
-    simclr.hparams.adversarial_weight = 0.0
+    simclr.method.adversarial_weight = 0.0
     simclr.hparams.lr_annealing = StepScheduler(0.01, 1.0)
     simclr.epoch = 1
     monkeypatch.setattr(simclr.modules.augment, "draw", lambda *shape: "shared")

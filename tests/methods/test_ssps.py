@@ -20,15 +20,29 @@ def ssps(tmp_path):
     return make_brain("ssps", tmp_path, group=lambda encoder: HALVES)
 
 
+def objectives(brain, views):
+    """The loss of views of one batch."""
+    brain.done = 0.0
+    return brain.compute_objectives(([views], []), batch(2), sb.Stage.TRAIN)
+
+
+def contrast(brain, views):
+    """The contrastive loss alone, and its accuracy."""
+    given = brain.substitutes([views], batch(2).row)
+    positive, clusters = given["positive"], given["clusters"]
+    return brain.method.contrastive(views[0], positive, clusters)
+
+
 def contrasted(brain, monkeypatch):
     """Notes what the contrastive loss is called with."""
-    calls, forward = [], brain.modules.contrastive.forward
+    contrastive = brain.method.contrastive
+    calls, forward = [], contrastive.forward
 
     def spy(*args):
         calls.append(args)
         return forward(*args)
 
-    monkeypatch.setattr(brain.modules.contrastive, "forward", spy)
+    monkeypatch.setattr(contrastive, "forward", spy)
     return calls
 
 
@@ -36,12 +50,12 @@ def test_an_anchor_keeps_its_own_positive_until_one_is_held(ssps, monkeypatch):
     begin(ssps)
     calls = contrasted(ssps, monkeypatch)
     views = torch.randn(3, BATCH, DIM)
-    ssps.compute_objectives(views, batch(2), sb.Stage.TRAIN)
+    objectives(ssps, views)
     anchor, positive, groups = calls[0]
     assert torch.equal(anchor, views[0]) and torch.equal(positive, views[2])
     assert groups.tolist() == 2 * HALVES[0].tolist()
     later = torch.randn(3, BATCH, DIM)
-    ssps.compute_objectives(later, batch(2), sb.Stage.TRAIN)
+    objectives(ssps, later)
     _, positive, groups = calls[1]
     # The positives of the step before, of the other half.
     rows = [
@@ -55,23 +69,20 @@ def test_an_anchor_keeps_its_own_positive_until_one_is_held(ssps, monkeypatch):
 
 def test_the_adversarial_part_has_the_utterances_own_views(ssps, monkeypatch):
     begin(ssps)
-    ssps.compute_objectives(
-        torch.randn(3, BATCH, DIM), batch(2), sb.Stage.TRAIN
-    )
+    objectives(ssps, torch.randn(3, BATCH, DIM))
     seen = []
-    monkeypatch.setattr(ssps, "train_discriminator", seen.append)
+    monkeypatch.setattr(ssps, "train_adversary", seen.append)
     views = torch.randn(3, BATCH, DIM)
-    ssps.compute_objectives(views, batch(2), sb.Stage.TRAIN)
-    assert torch.equal(seen[0], views)
+    objectives(ssps, views)
+    assert torch.equal(seen[0][0], views)
 
 
 def test_a_held_embedding_takes_no_gradient_and_gives_one(ssps):
     begin(ssps)
     first = torch.randn(3, BATCH, DIM, requires_grad=True)
-    ssps.compute_objectives(first, batch(2), sb.Stage.TRAIN)
+    objectives(ssps, first)
     second = torch.randn(3, BATCH, DIM, requires_grad=True)
-    loss, _ = ssps.contrast(second, batch(2))
-    loss.backward()
+    contrast(ssps, second)[0].backward()
     assert first.grad is None
     assert second.grad[0].abs().sum() > 0
     assert not second.grad[1:].any()
@@ -98,8 +109,8 @@ def test_utterances_without_a_cluster_are_contrasted_as_ever(tmp_path):
     begin(ssps)
     views = torch.randn(3, BATCH, DIM)
     for _ in range(2):
-        loss, _ = ssps.contrast(views, batch(2))
-    expected, _ = ssps.modules.contrastive(views[0], views[2])
+        loss, _ = contrast(ssps, views)
+    expected, _ = ssps.method.contrastive(views[0], views[2])
     assert torch.equal(loss, expected)
     run_epoch(ssps, 1, batch(2))
     assert ssps.records[0]["alike_share"] == 0

@@ -43,9 +43,15 @@ def test_geometry_is_that_of_all_pairs_and_of_the_spectrum(seed, n, dim):
     variances = np.linalg.eigvalsh(np.cov(np.concatenate(unit).T))
     expected = variances.sum() ** 2 / np.square(variances).sum()
     found = geometry(first, second)
-    between = cosines[~np.eye(n, dtype=bool)].mean()
+    others = ~np.eye(n, dtype=bool)
+    between = cosines[others].mean()
+    distances = np.linalg.norm(unit[0][:, None] - unit[1], axis=2)
+    spread = np.log(np.exp(-2 * distances[others] ** 2).mean())
+    alignment = np.mean(distances[~others] ** 2)
     assert found["mean_cosine"] == pytest.approx(between, abs=1e-5)
     assert found["effective_dimensions"] == pytest.approx(expected, rel=1e-4)
+    assert found["alignment"] == pytest.approx(alignment, abs=1e-4)
+    assert found["uniformity"] == pytest.approx(spread, abs=1e-4)
 
 
 def test_geometry_of_a_single_utterance():

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Recipe for self-supervised speaker recognition with loss-gated learning.
 
-Stage I trains an encoder by SimCLR with augmentation adversarial training;
+Stage I trains an encoder by SimCLR with augmentation adversarial training, or
+by another method;
 Stage II clusters its embeddings into pseudo-speakers and trains on these,
 first on all, then on those that a loss gate lets through, and does so again.
 
@@ -23,8 +24,8 @@ import speechbrain as sb
 
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.observer import TrueLabels
-from lgl_plugin.methods.simclr import SimCLRBrain
 from lgl_plugin.methods.ssps import SSPSBrain
+from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.nnet.pseudo_positives import PseudoPositives
 from lgl_plugin.report.build import try_to_write_report
 from lgl_plugin.runs.settings import load_settings
@@ -32,8 +33,8 @@ from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage1 import (
     grouping,
     score_baselines,
-    simclr_modules,
-    train_simclr,
+    stage1_modules,
+    train_stage1_phase,
 )
 from lgl_plugin.training.stage2 import Round, find_encoder
 from lgl_plugin.utils.errors import explained_errors
@@ -49,16 +50,16 @@ def train_stage1(session):
         session.seed(0)
         score_baselines(session, folder)
 
-    def simclr(folder):
-        """Makes two crops of an utterance alike."""
+    def stage1(folder):
+        """Makes two crops of an utterance alike, by the yaml's method."""
         session.seed(1)
-        modules = simclr_modules(session)
-        train_simclr(
+        modules = stage1_modules(session)
+        train_stage1_phase(
             session,
-            SimCLRBrain,
+            Stage1Brain,
             modules,
             folder,
-            phase="simclr",
+            phase=modules["method"].name,
             epochs=settings.number_of_epochs,
             epochs_in_all=in_all,
         )
@@ -69,11 +70,11 @@ def train_stage1(session):
         Self-supervised positive sampling, Lepage and Dehak 2025.
         """
         session.seed(2)
-        modules = simclr_modules(session, run.folder / "stage1")
+        modules = stage1_modules(session, run.folder / "stage1")
         modules["positives"] = PseudoPositives(
             len(session.manifest), settings.embedding_size
         )
-        train_simclr(
+        train_stage1_phase(
             session,
             functools.partial(SSPSBrain, group=group),
             modules,
@@ -86,7 +87,7 @@ def train_stage1(session):
 
     group = grouping(session) if settings.ssps_epochs else None
     run.step("baselines", baselines, run.identity())
-    run.step("stage1", simclr)
+    run.step("stage1", stage1)
     session.publish("stage1", run.checksum("stage1"))
     if settings.ssps_epochs:
         run.step("ssps", ssps, run.checksum("stage1"))

@@ -1,0 +1,170 @@
+"""Stage I by DINO and RDINO: self-distillation with a momentum teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lgl_plugin.methods.method import Loss, Method, augmented, local_views
+from lgl_plugin.nnet.distillation import dino_loss, entropy
+from lgl_plugin.nnet.heads import DistillationHead, Prototypes
+from lgl_plugin.nnet.momentum import MomentumCopy, cosine_ramp
+from lgl_plugin.nnet.redundancy import spread_terms
+from lgl_plugin.utils.distributed import concatenated
+
+# Share of the training after which the teacher's temperature is the last one.
+WARM = 0.2
+# Share of the training in which prototypes do not move: an epoch of the
+# source's 150. The teacher's first guesses would pull them together.
+FROZEN = 1 / 150
+# Weight of RDINO's variance beside its covariance: 10, of which half is the
+# teacher's share, which has no gradient.
+VARIANCE = 5.0
+# Of the centre of the teacher's logits, at each step.
+CENTRE_MOMENTUM = 0.9
+
+
+class DINO(Method):
+    """Self-distillation without labels (Caron et al. 2021), and RDINO.
+
+    Each augmented view is to have the teacher's distribution over prototypes
+    of the other global view. Both crops of an utterance are global views;
+    local views are half as long, cut from them in turn. Centring and
+    sharpening of the teacher's logits keep it from collapse.
+
+    The encoder and the head have a teacher each; prototypes, too. The teacher
+    normalises by its own batch.
+
+    Arguments
+    ---------
+    encoder, embedding_size, n_utterances
+        As for each method.
+    n_prototypes : int
+        65,536 in wespeaker and 3D-Speaker, for VoxCeleb2.
+    hidden_size, bottleneck_size : int
+        Of the head; 2,048 and 256 there.
+    n_local : int
+        Local views of an utterance.
+    temperature : float
+        Of the student.
+    teacher_temperatures : list of float
+        At first, and from a fifth of the training on.
+    teacher_momentum : float
+        How much of the teacher a step keeps, rising to 1 by a cosine. 0.996 in
+        the sources, whose training has a hundred times the steps of an hour's.
+    regularisation : float
+        Weight of RDINO's variance and covariance of the mean global embedding;
+        0 for DINO, 0.2 in 3D-Speaker.
+    clip_each : float, optional
+        Longest gradient of each parameter.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+
+    centre: torch.Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embedding_size: int,
+        n_utterances: int,
+        n_prototypes: int = 1024,
+        hidden_size: int = 512,
+        bottleneck_size: int = 256,
+        n_local: int = 4,
+        temperature: float = 0.1,
+        teacher_temperatures: Sequence[float] = (0.04, 0.07),
+        teacher_momentum: float = 0.99,
+        regularisation: float = 0.0,
+        clip_each: float | None = 3.0,
+    ) -> None:
+        super().__init__()
+        for value in (temperature, *teacher_temperatures):
+            if not value > 0:
+                raise ValueError(f"a temperature must be above 0, got {value}")
+        self.head = DistillationHead(
+            embedding_size, hidden_size, bottleneck_size
+        )
+        self.prototypes = Prototypes(bottleneck_size, n_prototypes)
+        self.teacher = MomentumCopy(encoder)
+        self.teacher_head = MomentumCopy(self.head)
+        self.teacher_prototypes = MomentumCopy(self.prototypes)
+        self.register_buffer("centre", torch.zeros(n_prototypes))
+        self.n_local = n_local
+        self.temperature = temperature
+        self.teacher_temperatures = teacher_temperatures
+        self.teacher_momentum = teacher_momentum
+        self.regularisation = regularisation
+        self.clip_each = clip_each
+
+    def momentum(self, done: float) -> float:
+        """Returns how much of the teacher a step keeps."""
+        return cosine_ramp(self.teacher_momentum, 1.0, done)
+
+    def end_step(self, encoder: nn.Module, done: float) -> None:
+        """Moves the teacher, its head and its prototypes after a step."""
+        super().end_step(encoder, done)
+        momentum = self.momentum(done)
+        self.teacher_head.follow(self.head, momentum)
+        self.teacher_prototypes.follow(self.prototypes, momentum)
+
+    def views(
+        self, crops: torch.Tensor, augment: nn.Module
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Makes two global views, for the teacher too, and the local ones."""
+        views = [augmented(crops, augment)]
+        if self.n_local:
+            views.append(local_views(crops, self.n_local, augment))
+        return views, views[:1]
+
+    def forward(
+        self,
+        embeddings: list[torch.Tensor],
+        targets: list[torch.Tensor],
+        rows: torch.Tensor,
+        done: float,
+    ) -> Loss:
+        """Returns the loss, and how the teacher uses the prototypes."""
+        wanted = self.targets(targets[0], done)
+        views = torch.cat(embeddings)
+        logits = self.prototypes(self.head(views), frozen=done < FROZEN)
+        loss = dino_loss(wanted, logits, self.temperature)
+        if self.regularisation:
+            variance, covariance = spread_terms(embeddings[0].mean(0))
+            extra = VARIANCE * variance + covariance
+            loss = loss + self.regularisation * extra
+        return loss, prototype_figures(wanted)
+
+    @torch.no_grad()
+    def targets(self, embeddings: torch.Tensor, done: float) -> torch.Tensor:
+        """Returns probabilities (2, batch, K), and moves the centre."""
+        logits = self.teacher_prototypes(self.teacher_head(embeddings))
+        first, last = self.teacher_temperatures
+        temperature = first + (last - first) * min(done / WARM, 1.0)
+        wanted = F.softmax((logits - self.centre) / temperature, dim=-1)
+        mean = concatenated(logits.flatten(0, 1)).mean(0)
+        self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
+        return wanted
+
+
+@torch.no_grad()
+def prototype_figures(targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Measures how targets (..., K) use the prototypes.
+
+    `teacher_entropy` is that of a target in the mean, as a share of log K: 1
+    where the teacher says nothing, 0 where it names one prototype.
+    `prototypes_used` is the exponential of the entropy of the mean target.
+    """
+    targets = targets.flatten(0, -2)
+    most = math.log(targets.shape[1])
+    return {
+        "teacher_entropy": entropy(targets).mean() / most,
+        "prototypes_used": entropy(targets.mean(0)).exp(),
+    }

@@ -1,0 +1,145 @@
+"""What a Stage I method is: views, a loss, and the state that it keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lgl_plugin.nnet.heads import Prototypes
+
+Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+class Method(nn.Module):
+    """Base of Stage I's methods, which one Brain trains: `Stage1Brain`.
+
+    A subclass is made with the encoder that it is to train, the size of its
+    embeddings and the number of utterances, then by the yaml's arguments. It
+    gives `forward`, and `views` where two augmented ones will not do. All its
+    weights, those of a teacher and a queue included, are in its state dict, so
+    that a checkpoint has them.
+
+    Attributes
+    ---------
+    name : str
+        Of the phase in metrics.jsonl: that of the class in lower case.
+    teacher : lgl_plugin.nnet.momentum.MomentumCopy or None
+        A copy of the encoder that follows it, by the momentum of `momentum`.
+    adversary : torch.nn.Module or None
+        A part that has an optimiser of its own, and its step before the
+        encoder's, by the loss of `adversary_loss`.
+    clip_each : float or None
+        Longest gradient of each parameter; the yaml's `max_grad_norm` comes on
+        top, for all together.
+    """
+
+    name: str
+    teacher: Any
+    adversary: Any
+    clip_each: float | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = type(self).__name__.lower()
+        self.teacher = self.adversary = self.clip_each = None
+
+    def views(
+        self, crops: torch.Tensor, augment: nn.Module
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Makes views of crops (batch, 2, samples), disjoint if they can be.
+
+        Returns those for the encoder and those for the teacher: lists of
+        (n_views, batch, samples), an entry for each length. Here an augmented
+        view of each crop, and none for a teacher.
+        """
+        return [augmented(crops, augment)], []
+
+    @torch.no_grad()
+    def teach(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Embeds the teacher's views: a list of (n_views, batch, dim)."""
+        return [embedded(self.teacher, group) for group in views]
+
+    def forward(
+        self,
+        embeddings: list[torch.Tensor],
+        targets: list[torch.Tensor],
+        rows: torch.Tensor,
+        done: float,
+    ) -> Loss:
+        """Returns the loss and figures of a step.
+
+        Arguments
+        ---------
+        embeddings, targets : list of torch.Tensor
+            Of the encoder's and of the teacher's views, (n_views, batch, dim).
+        rows : torch.Tensor
+            The utterances' rows in the manifest, int64, (batch,).
+        done : float
+            Share of the training that is done, from 0 to 1.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar with a graph.
+        dict of torch.Tensor
+            Scalars, detached, whose means over an epoch are logged.
+        """
+        raise NotImplementedError
+
+    def adversary_loss(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
+        """Returns the loss of `adversary`, of detached embeddings."""
+        raise NotImplementedError
+
+    def momentum(self, done: float) -> float:
+        """Returns how much of the teacher a step keeps."""
+        raise NotImplementedError
+
+    def end_step(self, encoder: nn.Module, done: float) -> None:
+        """Moves the teacher after a step of the encoder."""
+        if self.teacher is not None:
+            self.teacher.follow(encoder, self.momentum(done))
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Lists weights that weight decay would harm.
+
+        Prototypes count by their direction alone: decay would shorten them,
+        and so raise their learning rate.
+        """
+        return [
+            module.weight
+            for module in self.modules()
+            if isinstance(module, Prototypes) and module.weight.requires_grad
+        ]
+
+
+def embedded(encoder: nn.Module, views: torch.Tensor) -> torch.Tensor:
+    """Embeds views (n_views, batch, samples) in one pass."""
+    return encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+
+
+def augmented(crops: torch.Tensor, augment: nn.Module) -> torch.Tensor:
+    """Returns two views of crops (batch, 2, samples), each augmented anew."""
+    # A view at a time: in one batch, the babble over a crop could be made of
+    # the other crop of its utterance.
+    return torch.stack([augment(crop) for crop in crops.unbind(1)])
+
+
+def local_views(
+    crops: torch.Tensor, n_views: int, augment: nn.Module
+) -> torch.Tensor:
+    """Cuts views of half a crop's length, and augments each.
+
+    The crops (batch, 2, samples) are drawn from in turn, at a place of its own
+    for each utterance. Returns (n_views, batch, samples // 2).
+    """
+    n_utterances, _, n_samples = crops.shape
+    length = n_samples // 2
+    places = torch.arange(length, device=crops.device)
+    views = []
+    for number in range(n_views):
+        start = torch.randint(n_samples - length + 1, (n_utterances, 1))
+        index = start.to(crops.device, non_blocking=True) + places
+        views.append(augment(crops[:, number % 2].gather(1, index)))
+    return torch.stack(views)

@@ -1,0 +1,100 @@
+"""Stage I by MoCo: contrastive learning with a queue of negatives."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lgl_plugin.methods.method import Loss, Method, augmented
+from lgl_plugin.nnet.momentum import MomentumCopy
+from lgl_plugin.nnet.queue import EmbeddingQueue
+from lgl_plugin.utils.distributed import concatenated
+
+
+class MoCo(Method):
+    """Momentum contrast (He et al. 2020; Chen et al. 2020).
+
+    A view is to be like the teacher's embedding of the other view of its
+    utterance, and unlike those that a queue holds of other utterances. Each
+    view is the anchor in turn; there is no projector, as in wespeaker.
+
+    The teacher normalises by running statistics, which follow the encoder's:
+    by those of a batch it would give away which views are of one batch.
+
+    Arguments
+    ---------
+    encoder, embedding_size, n_utterances
+        As for each method.
+    queue_size : int
+        Negatives; 65,536 in wespeaker. It is never longer than the corpus,
+        and an utterance is no negative of its own.
+    temperature : float
+        What cosines are divided by.
+    teacher_momentum : float
+        How much of the teacher a step keeps, in [0, 1); 0.999 in the source,
+        whose training has a hundred times the steps of an hour's.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embedding_size: int,
+        n_utterances: int,
+        queue_size: int = 65536,
+        temperature: float = 0.07,
+        teacher_momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        if not queue_size >= 1:
+            raise ValueError(f"queue_size must be 1 or more, got {queue_size}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+        self.teacher_momentum = teacher_momentum
+        self.teacher = MomentumCopy(encoder, buffers=True)
+        self.queue = EmbeddingQueue(
+            min(queue_size, n_utterances), embedding_size
+        )
+
+    def momentum(self, done: float) -> float:
+        """Returns how much of the teacher a step keeps."""
+        return self.teacher_momentum
+
+    def views(
+        self, crops: torch.Tensor, augment: nn.Module
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Makes two views, for the encoder and the teacher alike."""
+        views = [augmented(crops, augment)]
+        return views, views
+
+    def forward(
+        self,
+        embeddings: list[torch.Tensor],
+        targets: list[torch.Tensor],
+        rows: torch.Tensor,
+        done: float,
+    ) -> Loss:
+        """Returns the loss of both views, and how often it chose rightly."""
+        anchors = F.normalize(embeddings[0].float(), dim=-1)
+        keys = F.normalize(targets[0].float(), dim=-1).flip(0)
+        with torch.autocast(anchors.device.type, enabled=False):
+            own = (anchors * keys).sum(-1, keepdim=True)
+            # A copy: the queue changes before the gradient is computed.
+            others = anchors @ self.queue.vectors.T.clone()
+        held = self.queue.rows
+        unfit = (held < 0) | (held == rows[:, None])
+        others = others.masked_fill(unfit, -math.inf)
+        logits = torch.cat([own, others], -1).flatten(0, 1) / self.temperature
+        first = torch.zeros(len(logits), dtype=torch.long, device=rows.device)
+        loss = F.cross_entropy(logits, first)
+        accuracy = (logits.detach().argmax(1) == 0).float().mean()
+        self.queue.add(concatenated(rows), concatenated(keys[0]))
+        return loss, {"accuracy": accuracy}

@@ -1,0 +1,58 @@
+"""Stage I by SimSiam, to compare with: it hardly works for speakers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lgl_plugin.methods.method import Loss, Method
+from lgl_plugin.nnet.heads import projector
+from lgl_plugin.nnet.redundancy import negative_cosine
+
+
+class SimSiam(Method):
+    """A view predicts the other view's projection (Chen and He 2021).
+
+    Neither negatives nor a teacher keep it from collapse, only that the
+    predicted projection takes no gradient. Elsewhere it scored 28.9 % on
+    Vox1-O where SimCLR scored 9.1 %: take another method, and this one to
+    compare with. As there, the projector is of three layers, the last one's
+    normalisation without weights; the predictor's learning rate is not held
+    constant here.
+
+    Arguments
+    ---------
+    encoder, embedding_size, n_utterances
+        As for each method.
+    hidden_size, predictor_size : int
+        Of the projector and of the predictor's hidden layer; 2,048 and 512 in
+        sslsv, for VoxCeleb2.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embedding_size: int,
+        n_utterances: int,
+        hidden_size: int = 512,
+        predictor_size: int = 128,
+    ) -> None:
+        super().__init__()
+        sizes = 3 * (hidden_size,)
+        self.projector = projector(embedding_size, *sizes, last_norm=True)
+        self.predictor = projector(hidden_size, predictor_size, hidden_size)
+
+    def forward(
+        self,
+        embeddings: list[torch.Tensor],
+        targets: list[torch.Tensor],
+        rows: torch.Tensor,
+        done: float,
+    ) -> Loss:
+        """Returns the mean of both directions."""
+        projected = self.projector(embeddings[0].flatten(0, 1))
+        predicted = self.predictor(projected).unflatten(0, (2, -1))
+        others = projected.unflatten(0, (2, -1)).flip(0)
+        return negative_cosine(
+            predicted.flatten(0, 1), others.flatten(0, 1)
+        ), {}

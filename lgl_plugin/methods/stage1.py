@@ -1,0 +1,123 @@
+"""The Brain of Stage I: it trains an encoder by any method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lgl_plugin.methods.method import embedded
+from lgl_plugin.training.brain import SpeakerBrain
+from lgl_plugin.utils.distributed import average_gradients, unwrapped
+
+# What the base Brain counts, beside a method's figures.
+COUNTS = ("utterances", "batches", "skipped")
+
+
+class Stage1Brain(SpeakerBrain):
+    """Trains an encoder by the module `method`, a `methods.method.Method`.
+
+    The batch's `sig` holds two crops of each utterance, (batch, 2, samples).
+    """
+
+    @property
+    def method(self) -> Any:
+        """The method, without what data parallelism put around it."""
+        return unwrapped(self.modules.method)
+
+    def init_optimizers(self):
+        """Makes an optimiser; one more for an adversary, if there is one."""
+        method = self.method
+        adversary = []
+        if method.adversary is not None:
+            adversary = list(method.adversary.parameters())
+        apart = {id(p) for p in (*adversary, *method.undecayed())}
+        rest = [
+            p
+            for module in (self.modules.encoder, method)
+            for p in module.parameters()
+            if p.requires_grad and id(p) not in apart
+        ]
+        groups = self._groups(rest)
+        if method.undecayed():
+            own = {"weight_decay": 0.0, "clip_each": None}
+            groups.append({"params": method.undecayed(), **own})
+        self.optimizers_dict = {"encoder": self.opt_class(groups)}
+        if adversary:
+            optimizer = self.opt_class(self._groups(adversary))
+            self.optimizers_dict["adversary"] = optimizer
+        self.optimizer = self.optimizers_dict["encoder"]
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
+
+    def _groups(self, parameters):
+        """Groups parameters by SpeechBrain's option on vectors' decay."""
+        if not self.remove_vector_weight_decay:
+            return [{"params": parameters}]
+        vectors = [p for p in parameters if p.ndim == 1]
+        others = [p for p in parameters if p.ndim != 1]
+        return [{"params": vectors, "weight_decay": 0.0}, {"params": others}]
+
+    def freeze_optimizers(self, optimizers):
+        """Leaves an adversary to its own step."""
+        return {"encoder": optimizers["encoder"]}
+
+    def compute_forward(self, batch, stage):
+        """Returns embeddings of the encoder's and of the teacher's views."""
+        views, taught = self.method.views(
+            self.crops(batch), self.modules.augment
+        )
+        embeddings = [embedded(self.modules.encoder, group) for group in views]
+        return embeddings, self.method.teach(taught)
+
+    def compute_objectives(self, outputs, batch, stage):
+        """Returns the method's loss, after its adversary's own step."""
+        embeddings, targets = outputs
+        if self.method.adversary is not None:
+            self.train_adversary([group.detach() for group in embeddings])
+        # A copy: a tensor that a loader's worker shares keeps a file
+        # descriptor open until the epoch's end.
+        rows = batch.row.to(self.device, copy=True)
+        loss, figures = self.modules.method(
+            embeddings,
+            targets,
+            rows,
+            self.done,
+            **self.substitutes(embeddings, rows),
+        )
+        self.tally.add(**figures)
+        return loss
+
+    def substitutes(
+        self, embeddings: list[torch.Tensor], rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Returns further arguments of the method's forward pass: none."""
+        return {}
+
+    def train_adversary(self, embeddings: list[torch.Tensor]) -> None:
+        """Does the adversary's own step, before the encoder's."""
+        optimizer = self.optimizers_dict["adversary"]
+        optimizer.zero_grad()
+        self.method.adversary_loss(embeddings).backward()
+        average_gradients(self.method.adversary)
+        self.guard.step(optimizer)
+
+    def optimizers_step(self) -> None:
+        """Clips each parameter's gradient, steps, moves the teacher."""
+        # float16's gradients are scaled; the scale is 1 otherwise.
+        scale = self.scaler.get_scale()
+        for group in self.optimizer.param_groups:
+            limit = group.get("clip_each", self.method.clip_each)
+            for parameter in group["params"] if limit else ():
+                torch.nn.utils.clip_grad_norm_(parameter, scale * limit)
+        super().optimizers_step()
+        encoder = unwrapped(self.modules.encoder)
+        self.method.end_step(encoder, self.done)
+
+    def epoch_summary(self) -> dict[str, float]:
+        """Returns the means of the method's figures."""
+        counts = self.tally.total()
+        figures = [name for name in counts if name not in COUNTS]
+        return {
+            name: float(counts[name] / counts["batches"]) for name in figures
+        }

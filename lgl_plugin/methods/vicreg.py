@@ -1,0 +1,104 @@
+"""Stage I by VICReg and Barlow Twins: no negatives, decorrelated dimensions."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lgl_plugin.methods.method import Loss, Method
+from lgl_plugin.nnet.heads import projector
+from lgl_plugin.nnet.redundancy import barlow_twins_loss, vicreg_terms
+
+
+class VICReg(Method):
+    """Variance, invariance and covariance (Bardes et al. 2022).
+
+    Two views of an utterance are to be alike behind a projector, while each
+    dimension varies over the batch and no two vary together.
+
+    Arguments
+    ---------
+    encoder, embedding_size, n_utterances
+        As for each method.
+    hidden_size, output_size : int
+        Of the projector; 2,048 and 512 in sslsv, for VoxCeleb2.
+    invariance, variance, covariance : float
+        Weights of the terms, as in sslsv.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embedding_size: int,
+        n_utterances: int,
+        hidden_size: int = 512,
+        output_size: int = 512,
+        invariance: float = 1.0,
+        variance: float = 1.0,
+        covariance: float = 0.1,
+    ) -> None:
+        super().__init__()
+        sizes = hidden_size, hidden_size, output_size
+        self.projector = projector(embedding_size, *sizes)
+        self.weights = invariance, variance, covariance
+
+    def forward(
+        self,
+        embeddings: list[torch.Tensor],
+        targets: list[torch.Tensor],
+        rows: torch.Tensor,
+        done: float,
+    ) -> Loss:
+        """Returns the weighted sum of the terms, and each term."""
+        projected = self.projector(embeddings[0].flatten(0, 1))
+        terms = vicreg_terms(*projected.unflatten(0, (2, -1)))
+        weighted = [w * term for w, term in zip(self.weights, terms)]
+        loss = torch.stack(weighted).sum()
+        names = ("invariance", "variance", "covariance")
+        return loss, {name: term.detach() for name, term in zip(names, terms)}
+
+
+class BarlowTwins(Method):
+    """Barlow Twins (Zbontar et al. 2021).
+
+    The correlation of two views' projections over the batch is to be the
+    identity: each dimension alike in both, and no two dimensions alike.
+
+    Arguments
+    ---------
+    encoder, embedding_size, n_utterances
+        As for each method.
+    hidden_size, output_size : int
+        Of the projector; 2,048 and 512 in sslsv, for VoxCeleb2.
+    redundancy, weight : float
+        Of the correlations of two dimensions, and of the whole loss.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embedding_size: int,
+        n_utterances: int,
+        hidden_size: int = 512,
+        output_size: int = 512,
+        redundancy: float = 0.005,
+        weight: float = 0.025,
+    ) -> None:
+        super().__init__()
+        sizes = hidden_size, hidden_size, output_size
+        self.projector = projector(embedding_size, *sizes)
+        self.redundancy = redundancy
+        self.weight = weight
+
+    def forward(
+        self,
+        embeddings: list[torch.Tensor],
+        targets: list[torch.Tensor],
+        rows: torch.Tensor,
+        done: float,
+    ) -> Loss:
+        """Returns the weighted loss."""
+        projected = self.projector(embeddings[0].flatten(0, 1))
+        first, second = projected.unflatten(0, (2, -1))
+        loss = barlow_twins_loss(first, second, self.redundancy)
+        return self.weight * loss, {}

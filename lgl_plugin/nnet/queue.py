@@ -1,0 +1,62 @@
+"""The latest embeddings of a training, with the utterances that they are of."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class EmbeddingQueue(nn.Module):
+    """First in, first out: rows of utterances and their embeddings.
+
+    Buffers, so that a checkpoint has them; the queue takes no gradient.
+
+    Arguments
+    ---------
+    capacity : int
+        How many embeddings it holds.
+    dim : int
+        Of an embedding.
+
+    Attributes
+    ---------
+    rows : torch.Tensor
+        Of the manifest, int64, (capacity,); -1 where nothing is held.
+    vectors : torch.Tensor
+        Float32, (capacity, dim).
+
+    Example
+    -------
+    >>> queue = EmbeddingQueue(capacity=2, dim=1)
+    >>> queue.add(torch.tensor([7, 8, 9]), torch.tensor([[0.7], [0.8], [0.9]]))
+    >>> queue.rows.tolist()
+    [8, 9]
+    """
+
+    rows: torch.Tensor
+    vectors: torch.Tensor
+    place: torch.Tensor
+
+    def __init__(self, capacity: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.full((capacity,), -1))
+        self.register_buffer("vectors", torch.zeros(capacity, dim))
+        self.register_buffer("place", torch.tensor(0))
+
+    def extra_repr(self) -> str:
+        """Returns the settings that repr shows."""
+        capacity, dim = self.vectors.shape
+        return f"{capacity=}, {dim=}"
+
+    @torch.no_grad()
+    def add(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
+        """Puts embeddings (n, dim) of rows (n,) in; the oldest go."""
+        capacity = len(self.rows)
+        rows, vectors = rows[-capacity:], vectors[-capacity:]
+        index = self.place + torch.arange(len(rows), device=rows.device)
+        index %= capacity
+        # One step that went wrong would spoil each that draws from it.
+        sound = vectors.isfinite().all(1)
+        self.rows[index] = torch.where(sound, rows, -1)
+        self.vectors[index] = vectors.float()
+        self.place.copy_((self.place + len(rows)) % capacity)

@@ -1,0 +1,103 @@
+"""Losses without negatives: two views alike, and dimensions that differ.
+
+VICReg, Barlow Twins and SimSiam, computed in float32 under autocast too, over
+the batch of all processes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from lgl_plugin.utils.distributed import gathered
+
+
+def vicreg_terms(
+    first: torch.Tensor, second: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns VICReg's three terms (Bardes et al. 2022), without weights.
+
+    Arguments
+    ---------
+    first, second : torch.Tensor
+        Projections of two views of the same utterances, (batch, D).
+
+    Returns
+    -------
+    invariance : torch.Tensor
+        Mean squared difference of the views.
+    variance : torch.Tensor
+        How far deviations fall short of 1, in the mean over dimensions, of
+        both views in sum.
+    covariance : torch.Tensor
+        Squares of the covariances of each two dimensions, over D, of both
+        views in sum.
+
+    Example
+    -------
+    >>> views = torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2, -2]])
+    >>> [term.item() for term in vicreg_terms(views, views)]
+    [0.0, 0.0, 0.0]
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        one, other = gathered(first.float()), gathered(second.float())
+        variance, covariance = _spread(one)
+        further, more = _spread(other)
+        invariance = F.mse_loss(one, other)
+    return invariance, variance + further, covariance + more
+
+
+def spread_terms(view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns VICReg's variance and covariance of one view (batch, D)."""
+    with torch.autocast(view.device.type, enabled=False):
+        return _spread(gathered(view.float()))
+
+
+def _spread(view):
+    deviation = (view.var(dim=0) + 1e-4).sqrt()
+    # torch.cov would make a GPU's host wait.
+    centred = view - view.mean(0)
+    squares = (centred.T @ centred / (len(view) - 1)).square()
+    off_diagonal = squares.sum() - squares.diagonal().sum()
+    return F.relu(1 - deviation).mean(), off_diagonal / view.shape[1]
+
+
+def barlow_twins_loss(
+    first: torch.Tensor, second: torch.Tensor, redundancy: float = 0.005
+) -> torch.Tensor:
+    """Returns the loss of Barlow Twins (Zbontar et al. 2021).
+
+    The correlation of two views over the batch is to be the identity.
+
+    Arguments
+    ---------
+    first, second : torch.Tensor
+        Projections of two views of the same utterances, (batch, D).
+    redundancy : float
+        Weight of the correlations of two dimensions.
+
+    Example
+    -------
+    >>> views = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1, -1]])
+    >>> round(barlow_twins_loss(views, views).item(), 4)
+    0.0
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        views = [gathered(view.float()) for view in (first, second)]
+        # As batch normalisation without weights; 1e-5 as there.
+        a, b = (
+            (view - view.mean(0)) / (view.var(0, correction=0) + 1e-5).sqrt()
+            for view in views
+        )
+        correlation = a.T @ b / len(a)
+        on = correlation.diagonal()
+        off = correlation.square().sum() - on.square().sum()
+        return (1 - on).square().sum() + redundancy * off
+
+
+def negative_cosine(
+    predicted: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Returns minus the mean cosine; the target (batch, D) has no gradient."""
+    cosines = F.cosine_similarity(predicted.float(), target.detach().float())
+    return -cosines.mean()

@@ -1,0 +1,266 @@
+"""Each method of Stage I by what sets it apart, on a tiny encoder."""
+
+import math
+
+import numpy as np
+import pytest
+import speechbrain as sb
+import torch
+from tiny_brains import (
+    BATCH,
+    DIM,
+    METHODS,
+    TIME,
+    batch,
+    begin,
+    make_brain,
+    run_epoch,
+    tiny_encoder,
+    warnings_of,
+)
+
+from lgl_plugin.methods.dino import DINO
+from lgl_plugin.methods.method import local_views
+from lgl_plugin.methods.moco import MoCo
+from lgl_plugin.methods.sdpn import SDPN
+from lgl_plugin.nnet.augment import Augmenter
+
+WITH_TEACHER = ("moco", "dino", "rdino", "sdpn")
+
+
+class Loud(torch.nn.Module):
+    """In the place of augmentation: each call is told by its loudness."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, wavs, draw=None):
+        self.calls += 1
+        return 10**self.calls * wavs
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(1)
+
+
+@pytest.fixture(params=METHODS)
+def brain(request, tmp_path):
+    return begin(make_brain(request.param, tmp_path))
+
+
+def test_it_learns_a_batch_by_heart(brain):
+    brain.hparams.lr_annealing = sb.nnet.schedulers.StepScheduler(0.003, 1.0)
+    losses = [float(brain.fit_batch(batch(2))) for _ in range(80)]
+    assert np.isfinite(losses).all()
+    # From the tenth step on: MoCo's first losses lack negatives.
+    assert np.mean(losses[-10:]) < np.mean(losses[10:20])
+
+
+def test_its_figures_are_logged(brain):
+    run_epoch(brain, 1, batch(2))
+    figures = brain.epoch_summary()
+    assert all(math.isfinite(value) for value in figures.values())
+    assert brain.records[0].items() >= figures.items()
+
+
+def test_the_encoder_learns_and_the_teacher_follows(brain):
+    brain.fit_batch(batch(2))  # MoCo has no negatives in the first step
+    before = [p.clone() for p in brain.modules.encoder.parameters()]
+    teacher = brain.method.teacher
+    taught = [p.clone() for p in teacher.parameters()] if teacher else []
+    brain.fit_batch(batch(2))
+    now = list(brain.modules.encoder.parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(before, now))
+    assert (teacher is not None) == (brain.method.name in WITH_TEACHER)
+    if teacher is not None:
+        keeps = brain.method.momentum(brain.done)
+        for old, new, mine in zip(taught, now, teacher.parameters()):
+            expected = keeps * old + (1 - keeps) * new
+            torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("kind", WITH_TEACHER)
+def test_no_gradient_reaches_a_teacher(kind, tmp_path):
+    brain = begin(make_brain(kind, tmp_path))
+    outputs = brain.compute_forward(batch(2), sb.Stage.TRAIN)
+    assert not any(group.requires_grad for group in outputs[1])
+    brain.compute_objectives(outputs, batch(2), sb.Stage.TRAIN).backward()
+    named = brain.method.named_parameters()
+    without = {name for name, p in named if p.grad is None}
+    assert {name.split(".")[0] for name in without} == {
+        name
+        for name in ("teacher", "teacher_head", "teacher_prototypes")
+        if hasattr(brain.method, name)
+    }
+
+
+def test_local_views_are_halves_of_both_crops_in_turn():
+    crops = torch.arange(2.0 * 2 * 40).reshape(2, 2, 40)
+    views = local_views(crops, 4, torch.nn.Identity())
+    assert views.shape == (4, 2, 20)
+    for number, view in enumerate(views):
+        for utterance, cut in enumerate(view):
+            first = int(cut[0])
+            assert cut.tolist() == list(range(first, first + 20))
+            whole = crops[utterance, number % 2]
+            assert whole[0] <= cut[0] and cut[-1] <= whole[-1]
+    starts = local_views(crops, 50, torch.nn.Identity())[::2, 0, 0]
+    assert len(starts.unique()) > 10
+
+
+def test_dinos_teacher_sees_the_global_views_of_the_student():
+    method, augment = METHODS["dino"](tiny_encoder(), DIM, BATCH), Loud()
+    crops = batch(2).sig.data
+    (global_, local), taught = method.views(crops, augment)
+    assert len(taught) == 1 and taught[0] is global_
+    assert torch.equal(global_[0], 10 * crops[:, 0])
+    assert torch.equal(global_[1], 100 * crops[:, 1])
+    assert local.shape == (4, BATCH, TIME // 2) and augment.calls == 6
+
+
+def test_sdpns_teacher_sees_one_clean_view_that_the_student_does_not():
+    method, augment = METHODS["sdpn"](tiny_encoder(), DIM, BATCH), Loud()
+    crops = batch(2).sig.data
+    (local,), (taught,) = method.views(crops, augment)
+    assert torch.equal(taught[0], crops[:, 0])
+    assert local.shape == (4, BATCH, TIME // 2) and augment.calls == 4
+
+
+def test_dinos_targets_are_centred_and_sharpened():
+    method = METHODS["dino"](tiny_encoder(), DIM, BATCH)
+    embeddings = torch.randn(2, BATCH, DIM)
+    method.centre.copy_(torch.randn(len(method.centre)))
+    method.eval()
+    logits = method.teacher_prototypes(method.teacher_head(embeddings))
+    for done, temperature in ((0.0, 0.04), (0.1, 0.055), (0.5, 0.07)):
+        before = method.centre.clone()
+        found = method.targets(embeddings, done)
+        expected = ((logits - before) / temperature).softmax(-1)
+        torch.testing.assert_close(found, expected)
+        moved = 0.9 * before + 0.1 * logits.mean((0, 1))
+        torch.testing.assert_close(method.centre, moved)
+
+
+def test_prototypes_rest_at_first_and_never_decay(tmp_path):
+    brain = begin(make_brain("dino", tmp_path))
+    start = brain.method.prototypes.weight.clone()
+    brain.steps_per_epoch, brain.epochs_in_all = 1000, 1
+    brain.fit_batch(batch(2))
+    assert torch.equal(brain.method.prototypes.weight, start)
+    brain.step = 500
+    brain.fit_batch(batch(2))
+    assert not torch.equal(brain.method.prototypes.weight, start)
+    *_, group = brain.optimizer.param_groups
+    (parameter,) = group["params"]
+    assert parameter is brain.method.prototypes.weight
+    assert group["weight_decay"] == 0 and group["clip_each"] is None
+
+
+def test_each_gradient_is_clipped_but_that_of_prototypes(tmp_path):
+    brain = begin(make_brain("sdpn", tmp_path, run_opts={"max_grad_norm": 1e9}))
+    brain.method.clip_each, seen = 1e-3, {}
+
+    def note(optimizer, *_):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                norm = parameter.grad.norm().item()
+                prototypes = parameter is brain.method.prototypes.weight
+                seen.setdefault(prototypes, []).append(norm)
+
+    brain.optimizer.register_step_pre_hook(note)
+    brain.fit_batch(batch(2))
+    assert max(seen[False]) == pytest.approx(1e-3, rel=1e-3)
+    assert seen[True][0] > 2e-3
+
+
+def test_mocos_negatives_are_of_others():
+    method = MoCo(tiny_encoder(), DIM, BATCH, queue_size=100)
+    assert len(method.queue.rows) == BATCH  # the corpus's size
+    embeddings, keys = torch.randn(2, 2, 3, DIM)
+    held = torch.randn(4, DIM)
+    method.queue.add(torch.tensor([0, 5, 2, 7]), held)
+    rows = torch.tensor([0, 1, 2])
+    anchors = torch.nn.functional.normalize(embeddings, dim=-1)
+    others = torch.nn.functional.normalize(keys, dim=-1).flip(0)
+    losses = []
+    for view in range(2):
+        for row in range(3):
+            cosines = [float(anchors[view, row] @ others[view, row])] + [
+                float(anchors[view, row] @ vector)
+                for owner, vector in zip([0, 5, 2, 7], held)
+                if owner != row
+            ]
+            powers = np.exp(np.array(cosines) / 0.07)
+            losses.append(-np.log(powers[0] / powers.sum()))
+    loss, _ = method([embeddings], [keys], rows, 0.0)
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-4)
+    assert method.queue.rows.tolist() == [2, 5, 2, 7, 0, 1]
+
+
+def test_sdpns_loss_is_the_sum_of_its_parts():
+    weights = {"mean_entropy": 0.5, "koleo": 0.2, "dimension": 0.3}
+    embeddings, taught = torch.randn(4, BATCH, DIM), torch.randn(1, BATCH, DIM)
+    rows = torch.arange(BATCH)
+
+    def loss(**given):
+        torch.manual_seed(2)
+        given = {**dict.fromkeys(weights, 0.0), "n_prototypes": 5, **given}
+        method = SDPN(tiny_encoder(), DIM, BATCH, hidden_size=16, **given)
+        value, figures = method([embeddings], [taught], rows, 0.0)
+        return value.item(), figures
+
+    bare, _ = loss()
+    whole, figures = loss(**weights)
+    added = sum(w * figures[name].item() for name, w in weights.items())
+    assert whole == pytest.approx(bare + added, rel=1e-5)
+
+
+def spoil(method, how):
+    """Makes the teacher collapse in one of its two ways."""
+    if how == "it finds all prototypes alike":
+        method.teacher_temperatures = (1e3, 1e3)
+    else:  # one prototype is near to all, the others far
+        head = method.teacher_head.copy[-1]
+        weight = method.teacher_prototypes.copy.weight
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.fill_(1.0)
+            weight.fill_(-1.0)
+            weight[0] = 1.0
+
+
+@pytest.mark.parametrize(
+    "how", ["it finds all prototypes alike", "it gives nearly all utterances"]
+)
+def test_a_collapsed_teacher_is_named_after_an_epoch(how, tmp_path):
+    brain = make_brain("dino", tmp_path)
+    run_epoch(begin(brain), 1, batch(2, seed=9))
+    spoil(brain.method, how)
+    run_epoch(brain, 2, batch(2, seed=9))
+    said = [w for w in warnings_of(brain).splitlines() if "teacher" in w]
+    (warning,) = said
+    assert f"epoch 2: the teacher has collapsed: {how}" in warning
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: DINO(tiny_encoder(), DIM, 9, temperature=0), "temperature"),
+        (lambda: SDPN(tiny_encoder(), DIM, 9, n_local=0), "n_local must be"),
+        (lambda: SDPN(tiny_encoder(), DIM, 9, temperature=-1), "temperature"),
+        (lambda: MoCo(tiny_encoder(), DIM, 9, temperature=0), "temperature"),
+        (lambda: MoCo(tiny_encoder(), DIM, 9, queue_size=0), "queue_size"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_views_are_augmented_each_by_itself():
+    """As babble of one batch would be of the other crop of its utterance."""
+    method = METHODS["vicreg"](tiny_encoder(), DIM, BATCH)
+    (views,), taught = method.views(batch(2).sig.data, Augmenter())
+    assert views.shape == (2, BATCH, TIME) and not taught
