@@ -64,7 +64,7 @@ class SimCLR(Method):
         if self.adversary is None:
             return super().views(crops, augment)
         first, second = crops.unbind(1)
-        shared = augment.draw(*first.shape)
+        shared = augment.draw(*first.shape)  # type: ignore[operator]
         views = [
             augment(first, shared),
             augment(second, shared),

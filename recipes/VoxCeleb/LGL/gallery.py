@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Stage I's methods beside each other, at equal processor time.
+
+> python gallery.py hparams/small_stage1.yaml --minutes=6 --seeds=1,2,3 \
+    --data_folder=/path/to/an4_sessions --output_folder=results/gallery
+
+Each method has the same encoder, batches and augmentation, and as many steps
+as fit into the time on one thread, which a few steps of it tell. Its figures
+at six points of the training go to gallery.md, with the label-free ones that
+could choose a method beside the true error rate. Any option of the recipe may
+follow. A run that is done is not done again.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from paper import spread
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.utils.files import atomic_write, write_json
+from lgl_plugin.utils.tables import markdown_table
+
+HERE = pathlib.Path(__file__).resolve().parent
+PILOT = (4, 16)  # steps, whose difference is timed
+EPOCHS = 6  # at whose ends a method is looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A method with the arguments that it is shown with."""
+
+    title: str
+    made_by: str
+    arguments: str = ""
+
+    @property
+    def name(self):
+        """The folder's name."""
+        return self.title.lower().replace(" ", "-").replace("+", "and")
+
+    @property
+    def option(self):
+        """The override of the yaml."""
+        path = f"!name:lgl_plugin.methods.{self.made_by}"
+        return f"--method={path} {{{self.arguments}}}"
+
+
+METHODS = (
+    Entry("SimCLR + AAT", "simclr.SimCLR"),
+    Entry("SimCLR", "simclr.SimCLR", "adversarial_weight: 0.0"),
+    Entry("MoCo", "moco.MoCo"),
+    Entry("VICReg", "vicreg.VICReg"),
+    Entry("Barlow Twins", "vicreg.BarlowTwins"),
+    Entry("SimSiam", "simsiam.SimSiam"),
+    Entry("DINO", "dino.DINO"),
+    Entry("RDINO", "dino.DINO", "regularisation: 0.2"),
+    Entry("SDPN", "sdpn.SDPN"),
+)
+# By the key of a record: a title, and whether a higher value is better.
+CRITERIA = {
+    "pseudo_eer": ("pseudo-trials' EER", False),
+    "contrastive_accuracy": ("contrastive accuracy", True),
+    "effective_dimensions": ("effective dimensions", True),
+    "alignment": ("alignment", False),
+    "uniformity": ("uniformity", False),
+    "silhouette": ("silhouette", True),
+}
+
+
+def main():
+    """Trains all methods and writes down how they did."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("yaml", help="Stage I's")
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--output_folder", default="results/gallery")
+    options, overrides = parser.parse_known_args()
+    folder = pathlib.Path(options.output_folder).absolute()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    command = [sys.executable, str(HERE / "train_lgl.py"), options.yaml]
+    command += overrides
+    with (
+        tqdm(total=len(METHODS) * len(seeds), unit="run") as progress,
+        concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
+    ):
+        waiting = [
+            pool.submit(train, entry, command, folder, seed, options.minutes)
+            for seed in seeds
+            for entry in METHODS
+        ]
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                done.result()
+                progress.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    found = "\n\n".join(tables(folder, seeds))
+    with atomic_write(folder / "gallery.md") as out:
+        out.write(found + "\n")
+    print(f"\n{found}\n")
+
+
+def train(entry, command, folder, seed, minutes):
+    """Trains a method for so many minutes of processor time."""
+    run = folder / f"seed{seed}" / entry.name
+    if (run / "gallery.json").exists():
+        return
+    command = [*command, entry.option, f"--seed={seed}"]
+    step = seconds_per_step(command)
+    steps = max(1, round(60 * minutes / step / EPOCHS))
+    usage = run_recipe(
+        [
+            *command,
+            f"--output_folder={run}",
+            f"--number_of_epochs={EPOCHS}",
+            f"--steps_per_epoch={steps}",
+            "--selection_study=True",
+        ]
+    )
+    facts = {
+        "seconds_per_step": step,
+        "steps": EPOCHS * steps,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "most_bytes": 1024 * usage.ru_maxrss,
+    }
+    write_json(run / "gallery.json", facts)
+
+
+def seconds_per_step(command):
+    """Returns the processor time of a training step in seconds."""
+    times = []
+    for steps in PILOT:
+        with tempfile.TemporaryDirectory() as scratch:
+            usage = run_recipe(
+                [
+                    *command,
+                    f"--output_folder={scratch}",
+                    "--number_of_epochs=1",
+                    f"--steps_per_epoch={steps}",
+                    "--verification_file=null",
+                ]
+            )
+        times.append(usage.ru_utime + usage.ru_stime)
+    return (times[1] - times[0]) / (PILOT[1] - PILOT[0])
+
+
+def run_recipe(command):
+    """Runs the recipe on one thread; returns what it used.
+
+    RuntimeError, with the end of what it printed, if it fails.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as printed:
+        process = subprocess.Popen(
+            command,
+            cwd=HERE,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            printed.seek(0)
+            end = "\n".join(printed.read().splitlines()[-15:])
+            raise RuntimeError(f"{' '.join(command)} failed:\n{end}")
+    return usage
+
+
+def tables(folder, seeds):
+    """Yields the figures of all methods, their courses, and the criteria."""
+    rows, courses, agreement = [], [], {key: [] for key in CRITERIA}
+    found = {}  # by seed and method: facts, records of epochs, the last one
+    for seed in seeds:
+        for entry in METHODS:
+            run = folder / f"seed{seed}" / entry.name
+            records = [r for r in read_metrics(run) if r["stage"] == 1]
+            facts = json.loads((run / "gallery.json").read_text())
+            epochs = [r for r in records if "epoch" in r]
+            found[seed, entry] = facts, epochs, records[-1]
+    for entry in METHODS:
+        facts, epochs, last = zip(*(found[seed, entry] for seed in seeds))
+        eers = [
+            spread([one[n]["eer"] for one in epochs]) for n in range(EPOCHS)
+        ]
+        courses.append([entry.title, *eers])
+        rows.append(
+            [
+                entry.title,
+                spread([one["steps"] for one in facts], digits=0),
+                spread([one["seconds_per_step"] for one in facts], digits=2),
+                spread([one["most_bytes"] for one in facts], 2**-30),
+                spread([one["eer"] for one in last]),
+                spread([one["eer_backend"] for one in last]),
+                *(
+                    spread([one[-1][key] for one in epochs], digits=2)
+                    for key in CRITERIA
+                ),
+            ]
+        )
+    for seed in seeds:
+        eers = [found[seed, entry][2]["eer"] for entry in METHODS]
+        for key, (_, higher_is_better) in CRITERIA.items():
+            values = [found[seed, entry][1][-1][key] for entry in METHODS]
+            values = np.array(values, float)
+            rank = spearmanr(-values if higher_is_better else values, eers)
+            agreement[key].append(rank.statistic)
+    titles = [title for title, _ in CRITERIA.values()]
+    header = ["method", "steps", "s a step", "GiB", "EER %", "EER %, whitened"]
+    yield markdown_table([*header, *titles], rows)
+    header = [f"{n} of {EPOCHS}" for n in range(1, EPOCHS + 1)]
+    yield markdown_table(["EER % at", *header], courses)
+    yield markdown_table(
+        ["criterion", "rank correlation with EER"],
+        [[CRITERIA[key][0], spread(agreement[key], 1, 2)] for key in CRITERIA],
+    )
+
+
+if __name__ == "__main__":
+    main()
