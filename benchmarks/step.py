@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.methods.simclr import SimCLRBrain
+from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.nnet import encoders
 from lgl_plugin.nnet.losses import (
     augmentation_adversarial_loss,
@@ -195,7 +195,8 @@ class Benchmark:
             encoder.network.compile()
         modules = {"encoder": encoder, "augment": hparams["augment"]}
         if self.options.stage == 1:
-            names = ("contrastive", "discriminator")
+            make, size = hparams["method"], hparams["embedding_size"]
+            modules["method"] = make(encoder, size, len(self.labels))
         else:
             names = ("aam", "gate")
             n_clusters = self.options.clusters
@@ -203,7 +204,7 @@ class Benchmark:
                 out_neurons=n_clusters
             )
             modules["memory"] = hparams["new_memory"](len(self.labels))
-        modules.update({name: hparams[name] for name in names})
+            modules.update({name: hparams[name] for name in names})
         return torch.nn.ModuleDict(modules).to(self.options.device)
 
     def loader_options(self):
@@ -233,7 +234,8 @@ class Benchmark:
     def baseline(self, modules):
         """One epoch of the baseline; utterances per second after warming."""
         device, stage = self.options.device, self.options.stage
-        apart = set(modules.discriminator.parameters() if stage == 1 else [])
+        method = modules.method if stage == 1 else None
+        apart = set(method.adversary.parameters() if method else [])
         adam = functools.partial(torch.optim.Adam, lr=1e-3)
         optimizer = adam([p for p in modules.parameters() if p not in apart])
         second = adam(apart) if stage == 1 else None
@@ -254,17 +256,15 @@ class Benchmark:
             views = views.to(device).unbind(1)
             embeddings = torch.stack([embed(view) for view in views])
             if stage == 1:
-                loss, _ = modules.contrastive(embeddings[0], embeddings[2])
-                detached = augmentation_adversarial_loss(
-                    modules.discriminator, *embeddings.detach()
-                )[0]
+                loss, _ = method.contrastive(embeddings[0], embeddings[2])
+                detached = method.adversary_loss([embeddings.detach()])
                 second.zero_grad()
                 detached.backward()
                 second.step()
                 loss = (
                     loss
                     + augmentation_adversarial_loss(
-                        modules.discriminator,
+                        method.adversary,
                         *gradient_reversal(embeddings, 3.0),
                     )[0]
                 )
@@ -285,7 +285,7 @@ class Benchmark:
     def brain(self, modules, precision, fused):
         """The trainer of the stage, which keeps the time of its steps."""
         options = self.options
-        base = SimCLRBrain if options.stage == 1 else LossGatedBrain
+        base = Stage1Brain if options.stage == 1 else LossGatedBrain
 
         class Timed(base):
             """Keeps the time of the steps after warming."""

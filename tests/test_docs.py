@@ -24,6 +24,7 @@ import lgl_plugin
 from lgl_plugin.cli.main import VERBS, build_parser
 from lgl_plugin.cli.train import as_pairs, key_of, keys
 from lgl_plugin.inference.export import export_checkpoint
+from lgl_plugin.methods.method import Method
 from lgl_plugin.nnet.gates import Gate
 from lgl_plugin.runs.settings import load_settings, plain_settings, read_preset
 
@@ -49,7 +50,14 @@ PAGES["docs/tutorial.ipynb"] = "\n".join(
 
 # Shown in the reference without an example: each needs a run.
 NO_EXAMPLE = {
-    "methods.stage1.Stage1Brain",
+    *(
+        f"methods.{name}"
+        for name in (
+            *("method.Method", "simclr.SimCLR", "moco.MoCo", "vicreg.VICReg"),
+            *("vicreg.BarlowTwins", "simsiam.SimSiam", "dino.DINO"),
+            *("sdpn.SDPN", "stage1.Stage1Brain"),
+        )
+    ),
     "methods.ssps.SSPSBrain",
     "report.build.try_to_write_report",
     "training.brain.SpeakerBrain",
@@ -241,7 +249,7 @@ def test_options_in_commands_exist(page):
 def test_values_in_commands_are_accepted(tmp_path):
     """Those that train on one of the presets, and the recipe's table."""
     lines = [
-        f"stage2.yaml {option}"
+        f"stage{1 if option.startswith('--method') else 2}.yaml {option}"
         for option in re.findall(
             r"^\| `(--.*?)` \|", PAGES["recipes/VoxCeleb/LGL/README.md"], re.M
         )
@@ -288,7 +296,14 @@ PYTHON = [
     for number, code in enumerate(blocks(text, "python"))
 ]
 # The gate of CONTRIBUTING stands in a module that has imported these.
-ALREADY = {"CONTRIBUTING.md": {"Gate": Gate, "math": math, "np": np}}
+ALREADY = {
+    "CONTRIBUTING.md": {
+        "Gate": Gate,
+        "Method": Method,
+        "math": math,
+        "np": np,
+    }
+}
 # A narrow encoder of the recipe's kind.
 SETTINGS = """
 stage: 1
@@ -337,7 +352,12 @@ def test_every_block_of_python_runs(page, code, readers_folder, capsys):
         assert names["loss"] < 3.0
     if page == "docs/healthy.md":
         assert "collapsed" in capsys.readouterr().out
-    if page == "CONTRIBUTING.md":
+    if "Together" in names:
+        views = torch.randn(2, 3, 4)
+        method = names["Together"](None, 4, 3)
+        loss, _ = method([views], [], torch.arange(3), 0.0)
+        torch.testing.assert_close(loss, (views[0] - views[1]).pow(2).mean())
+    if "MedianGate" in names:
         gate = names["MedianGate"]()
         gate.end_epoch(torch.arange(9.0))
         assert gate(torch.arange(9.0)).sum() == 5

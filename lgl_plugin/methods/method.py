@@ -1,4 +1,4 @@
-"""What a Stage I method is: views, a loss, and the state that it keeps."""
+"""The base of Stage I methods: views, a loss, and the state that it keeps."""
 
 from __future__ import annotations
 
