@@ -81,11 +81,11 @@ class Experiment:
     >>> folder = getfixture("tmp_path")
     >>> yamls = [folder / "stage1.yaml", folder / "stage2.yaml"]
     >>> for yaml in yamls:
-    ...     _ = yaml.write_text("n_iterations: 5")
-    >>> options = ["--n_iterations=2"]
+    ...     _ = yaml.write_text("crop_seconds: 3.0")
+    >>> options = ["--crop_seconds=2.0"]
     >>> runs = Experiment("train_lgl.py", yamls, folder, [1, 2], 2, options)
     >>> runs.settings
-    {'n_iterations': 2}
+    {'crop_seconds': 2.0}
     >>> runs.run_folder(seed=2, name="without-gate").parts[-2:]
     ('seed2', 'without-gate')
     """
