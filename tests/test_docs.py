@@ -398,7 +398,9 @@ def parse_lgl(arguments):
     """Parses a command as `lgl` does; an unknown option or key fails."""
     options, rest = build_parser().parse_known_args(arguments)
     if "settings" in vars(options):
-        known = set().union(*keys(options.preset or "small"))
+        # `lgl adapt` has no choice of presets.
+        preset = vars(options).get("preset") or "small"
+        known = set().union(*keys(preset))
         known |= {field.name for field in dataclasses.fields(RunOptions)}
         assert {key_of(pair) for pair in as_pairs(rest)} <= known, rest
     else:

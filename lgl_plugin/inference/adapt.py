@@ -10,6 +10,7 @@ that the encoder is best as it is.
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import functools
 import os
@@ -44,7 +45,12 @@ from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
+from lgl_plugin.utils.files import (
+    atomic_write,
+    checksum,
+    load_arrays,
+    save_arrays,
+)
 from lgl_plugin.utils.signals import stop
 
 logger = get_logger(__name__)
@@ -307,6 +313,20 @@ class Ladder:
         card = adapted_card(facts, rungs, *names, licence)
         model.save(folder, card, threshold)
         return threshold
+
+    def list_fitted(self, path: pathlib.Path) -> None:
+        """Writes the manifest of the recordings to fit on, and of no other."""
+        names = {self.manifest.ids[row] for row in self.fitted}
+        listed = self.folder / "manifest.csv"
+        with (
+            open(listed, newline="", encoding="utf-8") as source,
+            atomic_write(path) as out,
+        ):
+            header, *rows = csv.reader(source)
+            place = header.index("ID")
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(row for row in rows if row[place] in names)
 
     def _subset(self, rows):
         """Returns the manifest's rows as a manifest."""

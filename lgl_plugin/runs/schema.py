@@ -168,6 +168,7 @@ class Stage2Settings(Settings):
     gated_epochs: Epochs
     large_margin_epochs: Epochs
 
+    anchor: From0
     large_margin_crop_seconds: Above0
     margin: From0
     scale: Above0
@@ -189,6 +190,11 @@ class Stage2Settings(Settings):
             raise ValueError(
                 "large_margin_epochs trains on what the gate selected: set "
                 "gated_epochs to 1 or more, or large_margin_epochs to 0"
+            )
+        if self.anchor and self.new_last_encoder is not None:
+            raise ValueError(
+                "anchor holds an encoder near its start, and new_last_encoder "
+                "has none: set one of them to 0 or null"
             )
         if self.classifier_init == "centroids":
             # The centroids lie in the space of the encoder that was clustered.

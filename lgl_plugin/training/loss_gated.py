@@ -16,8 +16,9 @@ class LossGatedBrain(SpeakerBrain):
 
     Paper, sections 2.2 and 3, equation 3. Further modules: classifier
     (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate and
-    memory (both of `nnet.gates`), and correction if labels are to be
-    corrected (`gates.LabelCorrection`).
+    memory (both of `nnet.gates`), correction if labels are to be corrected
+    (`gates.LabelCorrection`), and anchor if the encoder is to stay near its
+    start (`nnet.anchor.Anchor`).
 
     After an epoch `tally.last` holds `rows`, the manifest rows of the
     utterances in the order last seen, each once, `losses`, which the gate
@@ -80,7 +81,11 @@ class LossGatedBrain(SpeakerBrain):
         # descriptor open until the epoch's end.
         kept = rows.clone(), remembered, selected, corrected, votes
         self.tally.seen.append(kept)
-        return gated_mean(losses, weights)
+        loss = gated_mean(losses, weights)
+        if "anchor" in self.modules:
+            encoder = unwrapped(self.modules.encoder)
+            loss = loss + self.modules.anchor(encoder.network)
+        return loss
 
     def epoch_summary(self) -> dict[str, float]:
         """Returns accuracy over the selected, their share and the threshold."""

@@ -21,11 +21,12 @@ from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
+from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 from lgl_plugin.runs.state import check_artefact
-from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.runs.weights import load_weights, read_tensors, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
@@ -165,6 +166,12 @@ class Round:
         labels[manifest.rows(names)] = pseudo
         return labels
 
+    @property
+    def start_of_encoder(self) -> pathlib.Path:
+        """The weights that the round's encoder begins with."""
+        warm = self.settings.encoder_init == "previous"
+        return self.source if warm else self.first
+
     def start(self) -> tuple[Encoder, torch.nn.Module]:
         """Makes an encoder and a classifier.
 
@@ -173,8 +180,7 @@ class Round:
         """
         encoder, classifier = self._new_modules()
         if not self.is_wide:
-            warm = self.settings.encoder_init == "previous"
-            load_weights(encoder.network, self.source if warm else self.first)
+            load_weights(encoder.network, self.start_of_encoder)
         if self.settings.classifier_init == "centroids":
             centroids = np.load(self.folder / "labels" / "centroids.npy")
             start_from(classifier, torch.from_numpy(centroids))
@@ -256,6 +262,9 @@ class Round:
             "gate": gate,
             "memory": memory,
         }
+        if self.settings.anchor:
+            start = read_tensors(self.start_of_encoder)
+            modules["anchor"] = Anchor(start, self.settings.anchor)
         if correction is not None:
             modules["correction"] = correction(len(self.session.manifest))
         # Figures of true labels, for the record alone; None without any.

@@ -1,5 +1,7 @@
 """lgl adapt: what wins is kept, and what does not changes nothing."""
 
+import csv
+import functools
 import json
 
 import numpy as np
@@ -182,3 +184,40 @@ def test_too_little_audio_is_said_at_once(ecapa, audio, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, audio, tmp_path)
     assert "16 recordings that can be used" in capsys.readouterr().err
+
+
+def test_the_network_is_trained_and_judged(ecapa, calls, tmp_path, monkeypatch):
+    """On what nothing is judged by; its own back-end goes behind it."""
+    say(monkeypatch, BETTER, WORSE, WORSE, BETTER)
+    options = ["--steps_per_epoch=2", "--n_clusters=4", "--gated_epochs=1"]
+    options += ["--crop_seconds=0.5", "--batch_size=8", "--noprogressbar"]
+    adapt(ecapa, calls, tmp_path, "--train", *options)
+    read = functools.partial(torch.load, weights_only=True)
+    before, after = (
+        read(tmp_path / name / "embedding_model.ckpt")
+        for name in ("start", "loss_gate")
+    )
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    with open(tmp_path / "fitted.csv", newline="", encoding="utf-8") as source:
+        rows = list(csv.DictReader(source))
+    assert len(rows) == 20 and not any(row["spk_id"] for row in rows)
+    exported = tmp_path / "export" / "adapted"
+    card = (exported / "README.md").read_text()
+    assert "trained on by loss-gated learning" in card
+    wav = torch.randn(1, 16000) / 9
+    found = load_extractor(exported)
+    with torch.no_grad():
+        vectors = found.encoder.eval()(wav)
+        bare = load_extractor(ecapa).encoder.eval()
+        bare.network.load_state_dict(after)
+        backend = load_backend(tmp_path / "loss_gate" / "backend.npz")
+        np.testing.assert_allclose(vectors, backend(bare(wav)), atol=1e-4)
+
+
+def test_settings_of_training_are_refused_without_it(
+    ecapa, calls, tmp_path, capsys
+):
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--lr=0.1")
+    assert "--lr=0.1 is a setting of training" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

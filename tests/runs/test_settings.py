@@ -257,6 +257,12 @@ def test_centroids_of_another_space():
     assert "set classifier_init to random, or new_last_encoder to null" in line
 
 
+def test_an_anchor_for_an_encoder_that_has_no_start():
+    (line,) = refusal("stage2", anchor=0.1)
+    assert "anchor holds an encoder near its start" in line
+    assert load("small_stage2", anchor=0.1)
+
+
 def test_large_margin_without_a_gated_phase():
     (line,) = refusal(large_margin_epochs=2, gated_epochs=0)
     assert line.startswith("large_margin_epochs trains on what the gate")

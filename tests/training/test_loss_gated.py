@@ -19,6 +19,7 @@ from tiny_brains import (
     weights,
 )
 
+from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.nnet.gates import (
     FixedGate,
     Gate,
@@ -58,6 +59,25 @@ def test_gated_loss_is_the_mean_over_the_selected(gated):
     reference = LogSoftmaxWrapper(AdditiveAngularMargin(0.2, 30.0))
     expected = reference(cosines[:2, None], given.label[:2, None])
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_anchor_adds_to_the_loss_and_pulls_back(gated):
+    """With no utterance selected the anchor is all that trains."""
+    brain = gated(gate=FixedGate(1e-9))
+    network = brain.modules.encoder.network
+    start = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    anchored = gated(
+        gate=FixedGate(1e-9),
+        encoder=brain.modules.encoder,
+        anchor=Anchor(start, 2.0),
+    )
+    expected = anchored.modules.anchor(network).item()
+    loss = anchored.fit_batch(batch(1))
+    assert expected > 0 and float(loss) == pytest.approx(expected, rel=1e-5)
+    assert anchored.modules.anchor(network).item() < expected
 
 
 def test_a_gate_may_weight(gated):
