@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
-        "encoder", help="exported folder, or another that SpeechBrain loads"
+        "encoder",
+        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
     )
     parser.add_argument("audio", help="folder of audio, one speaker a file")
     parser.add_argument(

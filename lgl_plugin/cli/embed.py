@@ -11,7 +11,8 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
-        "encoder", help="exported folder, or another that SpeechBrain loads"
+        "encoder",
+        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
     )
     parser.add_argument("audio", help="folder of wav, flac, ogg and mp3 files")
     parser.add_argument("output", help="folder of the vectors")

@@ -2,6 +2,7 @@
 
 > lgl export results/lgl/1  # its latest step, to results/lgl/1/export/…
 > lgl export model.ckpt --yaml=stage2.yaml --output=exported
+> lgl export campplus.pt --output=exported  # CAM++'s weights
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
-        "source", help="output_folder of a run; or a checkpoint"
+        "source", help="output_folder of a run; or a file of weights"
     )
     parser.add_argument(
         "step", nargs="?", help="stage1, iter1, iter1/gated; none: the latest"
     )
     parser.add_argument("--output", help="folder to write; RUN/export/STEP")
-    parser.add_argument("--yaml", help="of a checkpoint that is of no run")
+    parser.add_argument("--yaml", help="of weights that are of no run")
     parser.add_argument("--data_folder", help="where the audio is now")
     parser.add_argument(
         "--threshold", type=float, help="of the cosine; found without labels"
@@ -46,20 +47,29 @@ def run(
     device: str,
 ) -> None:
     """Exports a run's step, or a checkpoint with the yaml that trained it."""
-    if yaml is not None and output is None:
-        raise ValueError("--yaml needs --output, the folder to write")
-    if yaml is not None and backend == "fitted":
-        raise ValueError("--backend=fitted is of a run: --yaml goes without")
+    import pathlib
+
+    alone = yaml is not None or pathlib.Path(source).is_file()
+    if alone and output is None:
+        raise ValueError("a file of weights needs --output, where to write")
+    if alone and backend == "fitted":
+        raise ValueError("--backend=fitted is of a run: weights go without")
     import logging
 
     from lgl_plugin.inference.export import export, export_checkpoint
+    from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_plain
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    if yaml is None:
+    if not alone:
         wanted = None if backend is None else backend == "fitted"
         options = (data_folder, threshold, license, wanted)
         export(source, step, output, device, *options)
-    else:
-        settings = read_plain(yaml)
-        export_checkpoint(source, settings, output or "", threshold, license)
+        return
+    settings = read_plain(yaml) if yaml else encoder_settings(source)
+    if settings is None:
+        raise ValueError(
+            f"{source} does not say what encoder it is of: name the --yaml "
+            "that it was trained with"
+        )
+    export_checkpoint(source, settings, output or "", threshold, license)

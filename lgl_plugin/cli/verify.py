@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "encoders",
         nargs="+",
         metavar="encoder",
-        help="exported folder, or another that SpeechBrain loads",
+        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
     )
     parser.add_argument("audio", help="folder where the lists' paths begin")
     parser.add_argument(

@@ -13,7 +13,8 @@ from lgl_plugin.cli.embed import add_machine
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.add_argument(
-        "encoder", help="exported folder, or another that SpeechBrain loads"
+        "encoder",
+        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
     )
     parser.add_argument(
         "audio", help="folder of audio files, each of one speaker"

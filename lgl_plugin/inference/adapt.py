@@ -18,7 +18,6 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from hyperpyyaml import resolve_references
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.manifest import Manifest, load_manifest
@@ -31,7 +30,7 @@ from lgl_plugin.inference.backends import (
 )
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import BACKEND, ENCODER, InferenceModel
-from lgl_plugin.inference.extractor import PARTS, load_extractor
+from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.model_card import adapted_card
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.inference.verdict import (
@@ -41,8 +40,8 @@ from lgl_plugin.inference.verdict import (
     embed_parts,
     judge,
 )
+from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.run import Run
-from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import (
@@ -114,8 +113,8 @@ class Ladder:
     Arguments
     ---------
     encoder : str or pathlib.Path
-        An exported folder, or another that SpeechBrain loads. Of one that has
-        a back-end, this stays below what is added.
+        As of `load_extractor`. Of a folder with a back-end, this stays below
+        what is added.
     audio : str or pathlib.Path
         A folder of wav, flac, ogg and mp3 files, at any depth.
     folder : str or pathlib.Path
@@ -152,16 +151,14 @@ class Ladder:
         self.device = check_device(device)
         # The encoder first: what is wrong with it shows before a long scan.
         self.extract = load_extractor(encoder, self.device, num_workers)
-        self.settings = encoder_settings(encoder)
+        self.settings = encoder_settings(encoder) or {}
         self.folder = pathlib.Path(folder)
         listed = self.folder / "manifest.csv"
         self.folder.mkdir(parents=True, exist_ok=True)
         prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
         self.manifest = load_manifest(listed, os.path.abspath(audio))
-        made_from = {
-            path.name: checksum(path)
-            for path in (*sorted(self.source.glob("*.ckpt")), listed)
-        }
+        files = {**encoder_files(encoder), listed.name: listed}
+        made_from = {name: checksum(path) for name, path in files.items()}
         # Not of stage 1 or 2. Steps made from another encoder or other audio
         # are done again.
         self.run = Run(self.folder, 0, {"made_from": made_from})
@@ -300,6 +297,7 @@ class Ladder:
         threshold = decision[0] if decision else None
         facts = {
             "encoder": model.encoder_class,
+            "package": model.package,
             "rate": model.settings["sample_rate"],
             "threshold": threshold,
             "labelled": labelled,
@@ -344,25 +342,3 @@ class Ladder:
             for row in rows.tolist()
             for item in [listed[row]]
         )
-
-
-def encoder_settings(folder: str | pathlib.Path) -> dict:
-    """Returns the settings of an exported folder in the form of a recipe's.
-
-    These are `sample_rate` and `new_encoder`, as plain data.
-    """
-    path = pathlib.Path(folder) / "hyperparams.yaml"
-    text = resolve_references(path.read_text(encoding="utf-8")).getvalue()
-    settings = plain_settings(text)
-    features, normalise, network = (settings["modules"][n] for n in PARTS)
-    parts = {"features": features, "network": network, "normalise": normalise}
-    factories = {
-        name: {tag.replace("!new:", "!name:"): arguments}
-        for name, part in parts.items()
-        if part
-        for tag, arguments in part.items()
-    }
-    return {
-        "sample_rate": settings.get("sample_rate", 16000),
-        "new_encoder": {"!name:lgl_plugin.nnet.encoders.Encoder": factories},
-    }

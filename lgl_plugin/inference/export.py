@@ -20,7 +20,6 @@ import re
 
 import numpy as np
 import torch
-import yaml
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 
@@ -30,9 +29,14 @@ from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.extractor import Extractor
-from lgl_plugin.inference.model_card import last_name, model_card
+from lgl_plugin.inference.model_card import (
+    last_name,
+    model_card,
+    pretrained_card,
+)
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
+from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.state import check_artefact, read_state
 from lgl_plugin.runs.weights import read_tensors, save_tensors
 from lgl_plugin.utils.distributed import from_main
@@ -130,7 +134,11 @@ class InferenceModel:
             self._add_backend(backend)
         elif classifier is not None:
             self._add_classifier(read_state_dict(classifier))
-        self.built = load_hyperpyyaml(_dump(self.parts))
+        text = dump_settings(self.parts)
+        packages = {*re.findall(r"!(?:new|name|apply):(\w+)", text)}
+        # Whose classes SpeechBrain needs beside its own to load the folder.
+        self.package = min(packages - {"speechbrain", "torch"}, default="")
+        self.built = load_hyperpyyaml(text)
         network = self.built[self.loadables["embedding_model"]]
         try:
             network.load_state_dict(self.encoder)
@@ -253,7 +261,7 @@ class InferenceModel:
             label_encoder = f"\nlabel_encoder: {LABEL_ENCODER}\n"
             loadables |= {n: n for n in ("classifier", "label_encoder")}
         given = {} if threshold is None else {"threshold": threshold}
-        text += f"\n{_dump({**given, **self.parts})}"
+        text += f"\n{dump_settings({**given, **self.parts})}"
         text += FIXED_PART.format(label_encoder=label_encoder)
         text += "".join(
             f"        {n}: !ref <{to}>\n" for n, to in loadables.items()
@@ -372,6 +380,7 @@ def export(
         rows=summarise(read_metrics(run)),
         licence=licence,
         backend=model.affine is not None,
+        package=model.package,
     )
     folder = folder or run / "export" / source.short_name
     # Of several processes all learn of a full disk: one that alone went on to
@@ -466,7 +475,8 @@ def export_checkpoint(
         A state dict, also of a module within data parallelism or
         torch.compile.
     settings : dict
-        A yaml of the recipe, as `plain_settings` reads it.
+        A yaml of the recipe, as `plain_settings` reads it; or, of weights
+        that say what they are of, what `encoder_settings` returns.
     folder, threshold, licence
         As of `export`; without a threshold the folder has none.
 
@@ -505,12 +515,22 @@ def export_checkpoint(
             if kind == kinds[-1]:
                 raise
     decision = None if threshold is None else (threshold, "given")
-    card = model_card(
-        {f"stage {settings['stage']}": settings},
-        model.encoder_class,
-        decision=decision,
-        licence=licence,
-    )
+    if "stage" in settings:
+        card = model_card(
+            {f"stage {settings['stage']}": settings},
+            model.encoder_class,
+            decision=decision,
+            licence=licence,
+            package=model.package,
+        )
+    else:
+        facts = {
+            "encoder": model.encoder_class,
+            "package": model.package,
+            "rate": settings["sample_rate"],
+            "threshold": threshold,
+        }
+        card = pretrained_card(facts, str(encoder), licence)
     model.save(folder, card, threshold)
 
 
@@ -533,38 +553,3 @@ def _instance(setting):
     """Returns tag and arguments of the instance that a `!name:` makes."""
     ((tag, arguments),) = setting.items()
     return tag.replace("!name:", "!new:", 1), arguments or {}
-
-
-class _Dumper(yaml.SafeDumper):
-    """A dumper of {tag: value} as `plain_settings` reads tags."""
-
-    def ignore_aliases(self, data):
-        return True
-
-    def represent_settings(self, settings):
-        """Represents a dict, or the value under its only key if a tag."""
-        tag = str(next(iter(settings), ""))
-        if len(settings) > 1 or not tag.startswith("!"):
-            return self.represent_dict(settings)
-        value = settings[tag]
-        plain = isinstance(value, dict | list)
-        node = self.represent_data(value if plain else str(value))
-        node.tag = tag
-        return node
-
-    def represent_short_list(self, values):
-        """Represents a list in one line."""
-        tag = "tag:yaml.org,2002:seq"
-        return self.represent_sequence(tag, values, flow_style=True)
-
-
-_Dumper.add_representer(dict, _Dumper.represent_settings)
-_Dumper.add_representer(list, _Dumper.represent_short_list)
-
-
-def _dump(parts):
-    """Returns settings as a HyperPyYAML text, in their order."""
-    return "\n".join(
-        yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, indent=4)
-        for key, value in parts.items()
-    )

@@ -21,13 +21,18 @@ from lgl_plugin.inference.shares import (
 )
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.runs.pretrained import (
+    PARTS,
+    WEIGHTS,
+    YAML,
+    build_encoder,
+    encoder_settings,
+)
 from lgl_plugin.runs.weights import load_weights
 from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
 from lgl_plugin.utils.files import explain_full_disk
 from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.signals import own_process_group, stop
-
-PARTS = ("compute_features", "mean_var_norm", "embedding_model")
 
 logger = get_logger(__name__)
 
@@ -243,20 +248,22 @@ class Extractor:
 
 
 def load_extractor(
-    folder: str | pathlib.Path, device: str = "cpu", num_workers: int = 0
+    source: str | pathlib.Path, device: str = "cpu", num_workers: int = 0
 ) -> Extractor:
-    """Makes an Extractor of the encoder of a SpeechBrain inference folder.
+    """Makes an Extractor of an encoder on disk.
 
     SpeechBrain's own loader lets weights pass that fit no module, with a
-    warning, and the encoder then stays random; here all must fit. The folder
+    warning, and the encoder then stays random; here all must fit. The source
     is all that is read: the paths of the yaml's `pretrainer`, which may lead
     to the Hugging Face Hub, are not followed.
 
     Arguments
     ---------
-    folder : str or pathlib.Path
-        With `hyperparams.yaml`, whose `modules` name compute_features,
-        mean_var_norm and embedding_model, and `embedding_model.ckpt`.
+    source : str or pathlib.Path
+        A SpeechBrain inference folder, with `embedding_model.ckpt` and
+        `hyperparams.yaml`, whose `modules` name compute_features,
+        embedding_model and, if there is one, mean_var_norm, of whatever
+        classes; or a file with CAM++'s weights.
     device : str
         Where the encoder runs.
     num_workers : int
@@ -269,9 +276,10 @@ def load_extractor(
     Raises
     ------
     FileNotFoundError
-        If the folder or one of the files is missing.
+        If the source or one of its files is missing.
     ValueError
-        If the yaml cannot be loaded or the weights do not fit it.
+        If the yaml cannot be loaded, the weights do not fit it, or a file has
+        other weights.
 
     Example
     -------
@@ -280,31 +288,51 @@ def load_extractor(
     FileNotFoundError: results/lgl/1 is no exported encoder: it holds no \
 hyperparams.yaml. `lgl export RUN` writes one to RUN/export
     """
-    folder = pathlib.Path(folder)
-    for name in ("hyperparams.yaml", "embedding_model.ckpt"):
+    source = pathlib.Path(source)
+    load = _load_file if source.is_file() else _load_folder
+    encoder, sample_rate = load(source)
+    return Extractor(encoder, device, sample_rate, num_workers=num_workers)
+
+
+def _load_file(path):
+    """Returns the encoder of a file of weights and its sampling rate."""
+    settings = encoder_settings(path)
+    if settings is None:
+        raise ValueError(
+            f"{path} does not say of what network it holds the weights, and "
+            "they are not CAM++'s: `lgl export` makes a folder of them and "
+            "of the --yaml that they were trained with"
+        )
+    encoder = build_encoder(settings)
+    load_weights(encoder.network, path)
+    return encoder, settings["sample_rate"]
+
+
+def _load_folder(folder):
+    """Returns the encoder of a folder and its sampling rate."""
+    for name in (YAML, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} is no exported encoder: it holds no {name}. "
                 "`lgl export RUN` writes one to RUN/export"
             )
-    path = folder / "hyperparams.yaml"
+    path = folder / YAML
     try:
         hparams = load_hyperpyyaml(path.read_text(encoding="utf-8"))
-        features, normalise, network = (hparams["modules"][n] for n in PARTS)
+        modules = {PARTS[1]: None, **hparams["modules"]}
+        features, normalise, network = (modules[name] for name in PARTS)
         encoder = Encoder(features, network, normalise)
     except Exception as error:  # the classes that it names raise anything
         raise ValueError(
             f"{path} cannot be loaded, or its modules lack one of "
-            f"{', '.join(PARTS)}: {error!r}"
+            f"{PARTS[0]} and {PARTS[2]}: {error!r}"
         ) from error
     # A back-end of ours is behind the network, whose weights are a file alone.
     parts = getattr(hparams.get("pretrainer"), "loadables", {})
-    network = parts.get("embedding_model", encoder.network)
-    load_weights(network, folder / "embedding_model.ckpt")
+    load_weights(parts.get(PARTS[2], encoder.network), folder / WEIGHTS)
     if "backend" in parts:
         load_weights(parts["backend"], folder / "backend.ckpt")
-    sample_rate = hparams.get("sample_rate", 16000)
-    return Extractor(encoder, device, sample_rate, num_workers=num_workers)
+    return encoder, hparams.get("sample_rate", 16000)
 
 
 class _Waveforms(torch.utils.data.Dataset):

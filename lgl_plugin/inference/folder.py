@@ -16,7 +16,8 @@ from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.plain import plain_settings
+from lgl_plugin.runs.pretrained import WEIGHTS, YAML, encoder_files
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import atomic_write, checksum, write_json
 from lgl_plugin.utils.signals import stop
@@ -42,7 +43,7 @@ def embed_folder(
     Arguments
     ---------
     encoder : str or pathlib.Path
-        An exported folder, or another that SpeechBrain loads.
+        As of `load_extractor`.
     audio : str or pathlib.Path
         A folder of wav, flac, ogg and mp3 files, at any depth.
     folder : str or pathlib.Path
@@ -85,18 +86,13 @@ def embed_folder(
     # Files that cannot be read are counted and named; no limit ends the work.
     prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
     manifest = load_manifest(listed, os.path.abspath(audio))
-    made_from = {
-        name: checksum(pathlib.Path(encoder) / name)
-        for name in ("embedding_model.ckpt", "backend.ckpt", "hyperparams.yaml")
-        if (pathlib.Path(encoder) / name).exists()
-    }
+    made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
     made_from["manifest.csv"] = checksum(listed)
     before = _read_record(folder)
     if before == made_from:
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
-    name = "embedding_model.ckpt"
-    if before.get(name, made_from[name]) != made_from[name]:
+    if before.get(WEIGHTS, made_from[WEIGHTS]) != made_from[WEIGHTS]:
         raise ValueError(
             f"{folder} holds embeddings by another encoder: name another "
             "folder, or delete that one"
@@ -125,6 +121,8 @@ def _read_record(folder):
 
 def read_threshold(encoder: str | pathlib.Path) -> float | None:
     """Reads the cosine threshold of an exported folder; None without one."""
-    path = pathlib.Path(encoder) / "hyperparams.yaml"
+    path = encoder_files(encoder).get(YAML)
+    if path is None:
+        return None
     threshold = plain_settings(path.read_text("utf-8")).get("threshold")
     return float(threshold) if isinstance(threshold, int | float) else None

@@ -38,6 +38,7 @@ def model_card(
     rows: dict[str, dict] | None = None,
     licence: str = "other",
     backend: bool = False,
+    package: str = "",
 ) -> str:
     """Returns the card of an encoder that a step, as "iter2/gated", left.
 
@@ -45,7 +46,8 @@ def model_card(
     far as the model has passed them. `decision` is the threshold and its
     source: "pseudo-labels", "halves" or "given". `data` has the training set's
     "name", "utterances", "held_out" and "hours", and `rows` the run's figures
-    from `summarise`. `backend` says whether the model has one.
+    from `summarise`. `backend` says whether the model has one, `package` which
+    other classes than SpeechBrain's the folder names.
     """
     stage, chosen = max(settings.items())
     rows, own = _rows_until(rows or {}, step)
@@ -65,6 +67,7 @@ def model_card(
         rate=chosen["sample_rate"],
         decision=decision,
         backend=backend,
+        package=package,
         data=data,
         data_name=_code(data["name"]) if data else "",
         stage=stage,
@@ -111,6 +114,28 @@ def adapted_card(
         source=_code(last_name(source)),
         data=_code(last_name(data)),
         rungs=_table(*rungs),
+        licence=_code(licence),
+        **facts,
+    )
+    return f"{card}\n"
+
+
+def pretrained_card(
+    facts: dict[str, Any], source: str, licence: str = "other"
+) -> str:
+    """Returns the card of an encoder that is exported as it came.
+
+    `facts` are those of the template that need no escaping; `source` names the
+    file.
+    """
+    data = ModelCardData(
+        license=licence, library_name="speechbrain", tags=TAGS[:3]
+    )
+    path = pathlib.Path(__file__).with_name("pretrained_card.md")
+    card = ModelCard.from_template(
+        data,
+        template_path=str(path),
+        source=_code(last_name(source)),
         licence=_code(licence),
         **facts,
     )

@@ -12,7 +12,6 @@ import functools
 import inspect
 import io
 import json
-import math
 import os
 import pathlib
 import re
@@ -26,6 +25,13 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.run_opts import RunOptions
 
+from lgl_plugin.runs.plain import dump_settings, parsed, plain_settings
+from lgl_plugin.runs.pretrained import (
+    WEIGHTS,
+    embedding_size,
+    encoder_files,
+    encoder_settings,
+)
 from lgl_plugin.runs.schema import (
     REFERRED_TO,
     LoaderOptions,
@@ -33,6 +39,7 @@ from lgl_plugin.runs.schema import (
     Stage1Settings,
     Stage2Settings,
 )
+from lgl_plugin.runs.weights import load_weights
 from lgl_plugin.utils.progress import silence_bars
 
 # SpeechBrain's run options that are settings, too: a command line gives them
@@ -137,6 +144,11 @@ def load_settings(
         raise ValueError(f"{path}: {said}") from error
     for name in known:
         _check_arguments(f"{path}: {name}", hparams[name])
+    if given := checked.get("pretrained_encoder"):
+        weights = encoder_files(given).get(WEIGHTS)
+        if weights is not None:
+            with torch.random.fork_rng():
+                load_weights(hparams["new_encoder"]().network, weights)
     values = {key: hparams[key] for key in known}
     # Of plain values those that were checked: a folder's number is a text.
     values.update(
@@ -171,13 +183,39 @@ def resolve(
             raise ValueError(f"--{name} is not taken here: {instead}")
     referred = set()
     tree = read_preset(path, referred)
-    changes = _parsed(_yaml(), overrides, "the options") or {}
+    changes = parsed(_yaml(), overrides, "the options") or {}
     changes.update(_given(run_opts, SETTINGS_TOO))
     _merge(tree, changes)
     _check_names(path, tree, referred | _referred(tree))
     _check_effect(path, tree, changes)
     _expand_home(tree)
+    _take_pretrained(path, tree, changes)
     return _resolved(tree)
+
+
+def _take_pretrained(path, tree, changes):
+    """Lets a pretrained encoder that describes itself be the new_encoder."""
+    if not tree.get("pretrained_encoder"):
+        return
+    source = plain_settings(_resolved(tree))["pretrained_encoder"]
+    described = encoder_settings(str(source), bare=True)
+    if described is None:
+        return
+    try:
+        described["embedding_size"] = embedding_size(described)
+    except Exception as error:  # the classes that it names raise anything
+        raise ValueError(
+            f"{path}: pretrained_encoder: {source} describes an encoder that "
+            f"embeds nothing: {error!r}"
+        ) from error
+    for name, value in described.items():
+        if name in changes and changes[name] != value:
+            said = f" ({value})" if isinstance(value, int) else ""
+            raise ValueError(
+                f"{path}: {name}: {source}, the pretrained_encoder, says that "
+                f"itself{said}: leave {name} out"
+            )
+    _merge(tree, _yaml().load(dump_settings(described)))
 
 
 def without_helpers(text: str) -> str:
@@ -216,7 +254,7 @@ def read_preset(
     `referred`, a set, takes the names that entries of any of them refer to.
     """
     path = pathlib.Path(path)
-    tree = _parsed(_yaml(), path.read_text(encoding="utf-8"), path)
+    tree = parsed(_yaml(), path.read_text(encoding="utf-8"), path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds no settings, lines of `name: value`")
     if referred is not None:
@@ -227,55 +265,6 @@ def read_preset(
         _merge(whole, read_preset(path.parent / base, referred))
     _merge(whole, tree)
     return whole
-
-
-def plain_settings(text: str) -> dict:
-    """Reads a resolved HyperPyYAML text as plain data, making no object.
-
-    Arguments
-    ---------
-    text : str
-        Without references.
-
-    Returns
-    -------
-    dict
-        A tagged entry is a dict of its tag, exclamation mark included, and
-        its arguments.
-
-    Example
-    -------
-    >>> plain_settings("gate: !new:lgl_plugin.nnet.gates.FixedGate {tau: 1}")
-    {'gate': {'!new:lgl_plugin.nnet.gates.FixedGate': {'tau': 1}}}
-    """
-
-    class Constructor(ruamel.yaml.constructor.SafeConstructor):
-        """Reads a tagged node as {tag: value}."""
-
-    def construct(constructor, tag, node):
-        if isinstance(node, ruamel.yaml.MappingNode):
-            value = constructor.construct_mapping(node, deep=True)
-        elif isinstance(node, ruamel.yaml.SequenceNode):
-            value = constructor.construct_sequence(node, deep=True)
-        else:
-            value = constructor.construct_scalar(node)
-        return {"!" + tag: value}
-
-    def number(constructor, node):
-        value = constructor.construct_yaml_float(node)
-        # state.json keeps settings, and JSON has no infinity.
-        return value if math.isfinite(value) else node.value
-
-    Constructor.add_multi_constructor("!", construct)
-    Constructor.add_constructor("tag:yaml.org,2002:float", number)
-    # JSON has no dates, either; here 2026-11-27 is the name of a folder.
-    Constructor.add_constructor(
-        "tag:yaml.org,2002:timestamp", lambda _, node: node.value
-    )
-    # PyYAML reads 1e-3 as text: HyperPyYAML parses by ruamel, too.
-    parser = ruamel.yaml.YAML(typ="safe", pure=True)
-    parser.Constructor = Constructor
-    return _parsed(parser, text, "the settings") or {}
 
 
 def identity(settings: Any) -> Any:
@@ -338,14 +327,6 @@ def flatten(settings: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
         else:
             plain = isinstance(value, str)
             yield name, value if plain else json.dumps(value, default=str)
-
-
-def _parsed(parser, text, name):
-    """Parses a yaml text; ValueError, with its name, if it is none."""
-    try:
-        return parser.load(text)
-    except ruamel.yaml.error.YAMLError as error:
-        raise ValueError(f"{name}: this is no yaml: {error}") from error
 
 
 def _yaml():

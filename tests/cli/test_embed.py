@@ -11,6 +11,7 @@ from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.audio import read_audio
 from lgl_plugin.inference.extractor import Extractor, load_extractor
 from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.nnet.campplus import CAMPPlus
 
 
 def embed(encoder, audio, output):
@@ -68,3 +69,34 @@ def test_no_audio(encoder, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         embed(encoder, tmp_path / "empty", tmp_path / "out")
     assert "no audio below" in capsys.readouterr().err
+
+
+def test_weights_of_campplus_are_an_encoder(audio, tmp_path, capsys):
+    network = CAMPPlus(80, 12, growth_rate=2, init_channels=4)
+    path = tmp_path / "mine.pt"
+    torch.save(network.state_dict(), path)
+    embed(path, audio, tmp_path / "out")
+    vectors = np.load(tmp_path / "out" / "vectors.npy")
+    assert vectors.shape == (16, 12) and np.isfinite(vectors).all()
+    files = [str(audio / "ann" / f"{n}.wav") for n in range(2)]
+    main(["compare", str(path), *files])
+    assert "say yours by --threshold" in capsys.readouterr().out
+    main(["export", str(path), f"--output={tmp_path}/mine", "--threshold=0.5"])
+    embed(tmp_path / "mine", audio, tmp_path / "again")
+    again = np.load(tmp_path / "again" / "vectors.npy")
+    np.testing.assert_array_equal(again, vectors)
+    main(["compare", str(tmp_path / "mine"), *files])
+    assert "threshold  0.500" in capsys.readouterr().out
+
+
+def test_other_weights_are_refused_in_words(audio, tmp_path, capsys):
+    path = tmp_path / "mine.pt"
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    for command in (
+        ["embed", str(path), str(audio), str(tmp_path / "out")],
+        ["export", str(path), f"--output={tmp_path}/mine"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        assert "--yaml" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.pt"]

@@ -35,7 +35,8 @@ from lgl_plugin.inference.model_card import model_card
 from lgl_plugin.metrics.error_rates import eer
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.losses import SubCentreClassifier
-from lgl_plugin.runs.settings import load_settings, plain_settings
+from lgl_plugin.runs.plain import dump_settings, plain_settings
+from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.runs.weights import load_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -334,7 +335,7 @@ def test_checkpoint_of_no_run_loses_its_wrappers(run, tmp_path):
     wrapped = {f"module._orig_mod.{n}": v for n, v in weights.items()}
     torch.save(wrapped, tmp_path / "wrapped.ckpt")
     source = tmp_path / "mine.yaml"
-    source.write_text(exporting._dump(stage_settings(tmp_path, 2)))
+    source.write_text(dump_settings(stage_settings(tmp_path, 2)))
     folder = tmp_path / "out"
     main(
         [
@@ -392,7 +393,7 @@ PRESETS = sorted((ROOT / "hparams").glob("*stage[12].yaml"))
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_settings_survive_as_yaml(path):
     settings = plain_settings(load_settings(path, "data_folder: x")[1])
-    assert plain_settings(exporting._dump(settings)) == settings
+    assert plain_settings(dump_settings(settings)) == settings
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""Encoders that say what they are: folders of SpeechBrain's form, and CAM++.
+
+Their settings are plain data, in the form that a recipe's yaml gives them:
+`new_encoder`, an `Encoder` by `!name:`, and `sample_rate`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+
+from lgl_plugin.runs.plain import dump_settings, plain_settings
+from lgl_plugin.runs.weights import read_tensors
+
+PathLike = str | pathlib.Path
+PARTS = ("compute_features", "mean_var_norm", "embedding_model")
+YAML, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
+ENCODER = "!name:lgl_plugin.nnet.encoders.Encoder"
+
+CAMPPLUS = """
+compute_features: !new:lgl_plugin.nnet.features.KaldiFbank
+    n_mels: {bands}
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+    std_norm: false
+embedding_model: !new:lgl_plugin.nnet.campplus.CAMPPlus
+    feat_dim: {bands}
+    embedding_size: {size}
+    growth_rate: {growth}
+    bn_size: {inside}
+    init_channels: {channels}
+"""
+
+
+def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
+    """Returns the settings of an encoder that describes itself.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        A folder with `hyperparams.yaml`, whose `modules` name
+        compute_features, embedding_model and, if there is one, mean_var_norm;
+        or a file with a state dict of CAM++.
+    bare : bool
+        Whether to leave out the back-end that an exported folder may have, so
+        that `embedding_model.ckpt` has the weights of all.
+
+    Returns
+    -------
+    dict or None
+        `sample_rate` and `new_encoder`, as `plain_settings` reads them; None
+        of a file or folder that has weights alone.
+
+    Raises
+    ------
+    ValueError
+        If the yaml is none.
+
+    Example
+    -------
+    >>> from lgl_plugin.nnet.campplus import CAMPPlus
+    >>> path = getfixture("tmp_path") / "campplus.pt"
+    >>> torch.save(CAMPPlus(80, 512).state_dict(), path)
+    >>> encoder = build_encoder(encoder_settings(path))
+    >>> encoder.network.load_state_dict(torch.load(path))
+    <All keys matched successfully>
+    """
+    source = pathlib.Path(source)
+    rate, loadables = 16000, {}
+    if source.is_dir() and (source / YAML).is_file():
+        text = (source / YAML).read_text(encoding="utf-8")
+        try:
+            settings = plain_settings(resolve_references(text).getvalue())
+        except Exception as error:  # of a yaml, anything
+            raise ValueError(f"{source / YAML}: {error}") from error
+        modules = settings.get("modules")
+        # A recipe's own yaml, as a run keeps it, has none of these.
+        if not isinstance(modules, dict) or not {*PARTS[::2]} <= {*modules}:
+            return None
+        rate = settings.get("sample_rate", rate)
+        for arguments in (settings.get("pretrainer") or {}).values():
+            loadables = arguments.get("loadables", {})
+    elif source.is_file() and (sizes := _campplus_sizes(source)):
+        modules = plain_settings(CAMPPLUS.format(**sizes))
+    else:
+        return None
+    features, normalise, network = (modules.get(name) for name in PARTS)
+    if bare:
+        network = loadables.get(PARTS[2], network)
+    parts = {"features": features, "normalise": normalise, "network": network}
+    factories = {
+        name: {tag.replace("!new:", "!name:", 1): arguments}
+        for name, part in parts.items()
+        if part
+        for tag, arguments in part.items()
+    }
+    return {"sample_rate": rate, "new_encoder": {ENCODER: factories}}
+
+
+def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:
+    """Returns the files that an encoder is made of, by their part in it."""
+    source = pathlib.Path(source)
+    if source.is_file():
+        return {WEIGHTS: source}
+    names = (WEIGHTS, "backend.ckpt", YAML)
+    return {n: source / n for n in names if (source / n).exists()}
+
+
+def build_encoder(settings: dict) -> torch.nn.Module:
+    """Makes an encoder, of random weights, by its settings."""
+    new = {"new_encoder": settings["new_encoder"]}
+    return load_hyperpyyaml(dump_settings(new))["new_encoder"]()
+
+
+@torch.no_grad()
+def embedding_size(settings: dict) -> int:
+    """Returns how many dimensions an encoder's embeddings have."""
+    second = torch.randn(1, settings["sample_rate"]) / 9
+    return build_encoder(settings).eval()(second).shape[1]
+
+
+def _campplus_sizes(path):
+    """Returns the sizes of a CAM++ by its weights; None of other files."""
+    try:
+        weights = read_tensors(path)
+        entry = weights["xvector.tdnn.linear.weight"]
+        layer = "xvector.block1.tdnnd1."
+        local = weights[f"{layer}cam_layer.linear_local.weight"]
+        return {
+            "bands": entry.shape[1] // 4,  # 32 channels of an eighth of these
+            "channels": entry.shape[0],
+            "growth": local.shape[0],
+            "inside": local.shape[1] // local.shape[0],
+            "size": weights["xvector.dense.linear.weight"].shape[0],
+        }
+    except Exception:  # torch raises what its unpickler does
+        return None
