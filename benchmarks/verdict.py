@@ -42,7 +42,7 @@ OPUS_8K = (256 - 8) / (256 - 6)
 
 
 def main():
-    """Prints each condition, each ladder's end, and what it amounts to."""
+    """Prints each verdict, each ladder's end, and what that amounts to."""
     parser = common.arguments(__doc__)
     parser.add_argument("encoders", nargs="+", type=pathlib.Path)
     parser.add_argument("--corpora", nargs="+", type=pathlib.Path)
@@ -60,29 +60,36 @@ def main():
         for name in options.carriers or carriers:
             folder = options.work / corpus.name / name
             trials = send(corpus, folder, carriers[name], options)
-            condition = {"corpus": corpus.name, "carrier": name}
-            ladders = {}
-            for encoder in options.encoders:
-                run = folder / "runs" / "-".join(encoder.parts[-3:])
-                ladder = Ladder(encoder, folder / "train", run, options.device)
-                ladder.try_backends()
-                tested = manifest(folder, trials.utterances)
-                vectors = ladder.extract(tested, range(len(tested)))[0].vectors
-                what = {**condition, "encoder": run.name}
-                rows, end = examine(ladder, vectors, trials)
-                verdicts += [{**what, **row} for row in rows]
-                ends.append({**what, **end})
-                ladders[run.name] = ladder.start, verify(vectors, trials)
-            for one, other in itertools.combinations(ladders, 2):
-                before, after = ladders[one], ladders[other]
-                found = judge(before[0], after[0])
-                row = held_against(found, before[1], after[1])
-                what = {**condition, "encoder": one, "rung": f"or {other}"}
-                verdicts.append({**what, **row})
+            rows, adapted = examine_all(options, folder, trials)
+            what = {"corpus": corpus.name, "carrier": name}
+            verdicts += [{**what, **row} for row in rows]
+            ends += [{**what, **end} for end in adapted]
             shutil.rmtree(folder)
+            # Of hours of work that may be cut short.
+            common.report(verdicts, "verdicts", options.json, options.device)
     common.report(ends, "ladders")
-    common.report(verdicts, "verdicts", options.json, options.device)
     common.report(summary(verdicts), "what the verdict is worth")
+
+
+def examine_all(options, folder, trials):
+    """Adapts each encoder, and compares it with those after it."""
+    rows, ends, ladders = [], [], {}
+    tested = manifest(folder, trials.utterances)
+    for encoder in options.encoders:
+        run = folder / "runs" / "-".join(encoder.parts[-3:])
+        ladder = Ladder(encoder, folder / "train", run, options.device)
+        ladder.try_backends()
+        vectors = ladder.extract(tested, range(len(tested)))[0].vectors
+        found, end = examine(ladder, vectors, trials)
+        rows += [{"encoder": run.name, **row} for row in found]
+        ends.append({"encoder": run.name, **end})
+        ladders[run.name] = ladder.start, verify(vectors, trials)
+    for one, other in itertools.combinations(ladders, 2):
+        before, after = ladders[one], ladders[other]
+        found = judge(before[0], after[0])
+        row = held_against(found, before[1], after[1])
+        rows.append({"encoder": one, "rung": f"or {other}", **row})
+    return rows, ends
 
 
 def make_carriers(options):
