@@ -12,9 +12,11 @@ same one, and nothing here can know which. The nearest few of each recording
 are therefore left out, by both encoders' scores alike. What two parts share
 beside the voice stays a cue: the noise behind it, the words' style, the mood
 of the day. An encoder that drops such a cue may look worse than it is, one
-that learns it better. Recordings of few speakers are fewer witnesses than they
-seem, and the interval is then too narrow. `benchmarks/verdict.py` measures all
-this where labels exist.
+that learns it, or that was trained on these recordings, better. Parts are
+short: what amplifies the noise of short speech, as whitening does, looks worse
+than it is. Recordings of few speakers are fewer witnesses than they seem, and
+the interval is then too narrow. `benchmarks/verdict.py` measures all this
+where labels exist.
 """
 
 from __future__ import annotations
