@@ -67,6 +67,8 @@ setup(
         # The faiss project's own wheels: CUDA 12, its runtime included. The
         # older ones of this name (1.7) are others' and stop at Python 3.10.
         "gpu": ["faiss-gpu>=1.14"],
+        # `lgl export --onnx` writes by the first and checks by the second.
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "demo": ["espeakng-loader>=0.2.4"],
         "docs": DOCS,
         "test": [

@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fitted", "none"),
         help="part of the model or not; as the run's yaml says",
     )
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="add encoder.onnx, waveform to embedding, to the folder",
+    )
     parser.add_argument("--device", default="cpu", help="where to embed")
 
 
@@ -44,6 +49,7 @@ def run(
     threshold: float | None,
     license: str,
     backend: str | None,
+    onnx: bool,
     device: str,
 ) -> None:
     """Exports a run's step, or a checkpoint with the yaml that trained it."""
@@ -57,14 +63,17 @@ def run(
     import logging
 
     from lgl_plugin.inference.export import export, export_checkpoint
+    from lgl_plugin.inference.onnx_export import ONNX, check_onnx, export_onnx
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_plain
 
+    if onnx:
+        check_onnx()  # before the search for a threshold
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     if not alone:
         wanted = None if backend is None else backend == "fitted"
         options = (data_folder, threshold, license, wanted)
-        export(source, step, output, device, *options)
+        export(source, step, output, device, *options, onnx)
         return
     settings = read_plain(yaml) if yaml else encoder_settings(source)
     if settings is None:
@@ -72,4 +81,7 @@ def run(
             f"{source} does not say what encoder it is of: name the --yaml "
             "that it was trained with"
         )
-    export_checkpoint(source, settings, output or "", threshold, license)
+    folder = pathlib.Path(output or "")
+    export_checkpoint(source, settings, folder, threshold, license)
+    if onnx:
+        export_onnx(folder, folder / ONNX)

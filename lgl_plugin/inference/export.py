@@ -34,6 +34,7 @@ from lgl_plugin.inference.model_card import (
     model_card,
     pretrained_card,
 )
+from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.plain import dump_settings
@@ -301,6 +302,7 @@ def export(
     threshold: float | None = None,
     licence: str = "other",
     backend: bool | None = None,
+    onnx: bool = False,
 ) -> dict[str, float | None]:
     """Exports an encoder of a run.
 
@@ -328,6 +330,8 @@ def export(
         the error of some encoders and raises that of others, and nothing
         known without labels tells them apart. The classifier, which works on
         the bare embeddings, is then left out.
+    onnx : bool
+        Whether the folder gets `encoder.onnx`, too.
 
     Returns
     -------
@@ -386,6 +390,8 @@ def export(
     # Of several processes all learn of a full disk: one that alone went on to
     # the next collective call would stop the training.
     from_main(model.save, folder, card, threshold, mean)
+    if onnx:
+        from_main(export_onnx, folder, pathlib.Path(folder) / ONNX)
     return {"threshold": threshold}
 
 

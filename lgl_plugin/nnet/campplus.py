@@ -274,12 +274,14 @@ def _segment_means(x, mask):
     """Returns, for each frame, the mean over its segment of a masked x."""
     frames = x.shape[2]
     counted = torch.ones_like(x[:1, :1]) if mask is None else mask
+    whole = (frames + SEGMENT - 1) // SEGMENT * SEGMENT
+    # Padding by a number that depends on the length would be traced as fixed.
     sums, counts = (
-        pad(part, (0, -frames % SEGMENT)).unflatten(2, (-1, SEGMENT)).sum(3)
+        pad(part, (0, SEGMENT))[..., :whole].unflatten(2, (-1, SEGMENT)).sum(3)
         for part in (x, counted)
     )
-    means = sums / counts.clamp(min=1)
-    return means.repeat_interleave(SEGMENT, dim=2)[..., :frames]
+    means = (sums / counts.clamp(min=1))[..., None]
+    return means.expand(-1, -1, -1, SEGMENT).flatten(2)[..., :frames]
 
 
 def _statistics(x, mask):

@@ -136,15 +136,20 @@ def _lean_forward(pool, x, lengths=None):
     """Returns weighted mean and deviation over time, (batch, 2C, 1)."""
     total = x.shape[2]
     if lengths is None:
-        lengths = torch.ones(len(x), device=x.device)
-    mask = length_to_mask(lengths * total, total)[:, None]
-    context = _statistics(x, mask / mask.sum(2, keepdim=True), pool.eps)
+        # In float32: the sum over time would suffer from x's 16 bits.
+        mask, share = None, torch.ones(1, 1, 1, device=x.device) / total
+    else:
+        mask = length_to_mask(lengths * total, total)[:, None]
+        share = mask / mask.sum(2, keepdim=True)
+    context = _statistics(x, share, pool.eps)
     block, conv = pool.tdnn, pool.tdnn.conv.conv
-    own, others = conv.weight.tensor_split([x.shape[1]], dim=1)
+    own, others = conv.weight[:, : x.shape[1]], conv.weight[:, x.shape[1] :]
     shift = torch.nn.functional.linear(context, others[..., 0], conv.bias)
     hidden = torch.nn.functional.conv1d(x, own) + shift[..., None]
     hidden = block.dropout(block.norm(block.activation(hidden)))
-    scores = pool.conv(pool.tanh(hidden)).masked_fill(mask == 0, -torch.inf)
+    scores = pool.conv(pool.tanh(hidden))
+    if mask is not None:
+        scores = scores.masked_fill(mask == 0, -torch.inf)
     return _statistics(x, scores.softmax(dim=2), pool.eps)[..., None]
 
 

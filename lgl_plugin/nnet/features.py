@@ -54,9 +54,17 @@ class KaldiFbank(torch.nn.Module):
         than a frame.
         """
         frames = waveforms.unfold(1, self.window_size, self.stride)
-        frames = frames - frames.mean(dim=2, keepdim=True)
-        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        power = self.spectrum(frames).abs().square()
+        return self.logarithm(power)
+
+    def spectrum(self, frames: torch.Tensor) -> torch.Tensor:
+        """Turns frames (..., window_size) into spectra, a linear map."""
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         frames = (frames - 0.97 * before) * self.window
-        power = torch.fft.rfft(frames, self.n_fft).abs().square()
+        return torch.fft.rfft(frames, self.n_fft)
+
+    def logarithm(self, power: torch.Tensor) -> torch.Tensor:
+        """Turns power spectra into logarithms of bands."""
         floor = torch.finfo(torch.float32).eps
         return (power @ self.banks).clamp(min=floor).log()

@@ -1,0 +1,166 @@
+"""An encoder as one ONNX file, from waveform to embedding.
+
+ONNX has no Fourier transform that torch's exporter could write. A frame's
+spectrum is a linear map of its samples, so a convolution with the responses to
+single impulses takes its place.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import tempfile
+import types
+import warnings
+
+import numpy as np
+import torch
+from speechbrain.processing.features import STFT, InputNormalization
+from torch.nn.functional import conv1d, pad
+
+from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.nnet.features import KaldiFbank
+from lgl_plugin.utils.files import atomic_write
+
+ONNX = "encoder.onnx"  # in an exported folder
+TOLERANCE = 1e-4  # of the largest value, or of 1
+
+
+def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
+    """Writes an encoder as an ONNX file, which needs none of its classes.
+
+    Its input `waveform`, float32 (1, samples), is at the rate that the file's
+    metadata name `sample_rate`; its output is `embedding`, float32 (1, dim).
+    The file is run on two lengths before it is written.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        As of `load_extractor`.
+    path : str or pathlib.Path
+        The file to write.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the source is missing.
+    ValueError
+        If the encoder cannot be loaded or written, or the file's embeddings
+        are others than the encoder's; if onnx or onnxruntime is missing.
+
+    Example
+    -------
+    >>> export_onnx("results/mine/export/iter2", "mine.onnx")  # doctest: +SKIP
+    """
+    onnx, onnxruntime = check_onnx()
+    extract = load_extractor(source)
+    # Of the outermost module too: the exporter restores its flag in all parts.
+    encoder, rate = extract.encoder.eval(), extract.sample_rate
+    shortest = max(getattr(encoder, "min_samples", 1), rate // 2)
+    waveforms = [torch.randn(1, n) / 9 for n in (shortest, 3 * rate + 123)]
+    with torch.no_grad():
+        expected = [encoder(waveform).numpy() for waveform in waveforms]
+        _make_traceable(encoder)
+        try:
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                warnings.catch_warnings(),
+            ):
+                written = pathlib.Path(folder) / ONNX
+                warnings.simplefilter("ignore")  # of constants: see below
+                torch.onnx.export(
+                    encoder,
+                    (torch.randn(1, 2 * rate) / 9,),
+                    written,
+                    dynamo=False,
+                    opset_version=17,
+                    input_names=["waveform"],
+                    output_names=["embedding"],
+                    dynamic_axes={"waveform": {1: "samples"}},
+                )
+                model = onnx.load(written)
+        except Exception as error:  # the exporter raises anything
+            first = str(error).strip().splitlines()[:1]
+            raise ValueError(
+                f"{source}: this encoder cannot be written as ONNX: {first}"
+            ) from error
+    onnx.helper.set_model_props(model, {"sample_rate": str(rate)})
+    content = model.SerializeToString()
+    try:
+        session = onnxruntime.InferenceSession(content)
+        found = [
+            session.run(None, {"waveform": waveform.numpy()})[0]
+            for waveform in waveforms
+        ]
+        apart = max(
+            np.abs(one - other).max() / max(1.0, np.abs(other).max())
+            for one, other in zip(found, expected)
+        )
+    except Exception as error:  # such as of a length that was traced as fixed
+        raise ValueError(
+            f"{source}: the ONNX file of this encoder does not run on audio "
+            f"of another length: {error}"
+        ) from error
+    if not apart <= TOLERANCE:
+        raise ValueError(
+            f"{source}: embeddings of the ONNX file are {apart:.1g} from the "
+            "encoder's; nothing was written"
+        )
+    with atomic_write(path, "wb") as out:
+        out.write(content)
+
+
+def check_onnx() -> tuple[types.ModuleType, types.ModuleType]:
+    """Returns onnx and onnxruntime; ValueError if one is not installed."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(
+            f"an ONNX file takes onnx and onnxruntime ({error}): "
+            "pip install 'lgl-plugin[onnx]'"
+        ) from error
+    return onnx, onnxruntime
+
+
+def _make_traceable(encoder):
+    """Gives an encoder's parts forms that the exporter can write."""
+    for part in encoder.modules():
+        if isinstance(part, STFT):
+            part.forward = functools.partial(_stft, part)
+        elif isinstance(part, KaldiFbank):
+            part.forward = functools.partial(_kaldi_fbank, part)
+        elif isinstance(part, InputNormalization):
+            # Its mask of padding would have the traced length for good.
+            part._compute_current_stats = _whole_statistics
+
+
+def _stft(stft, waveform):
+    """Returns SpeechBrain's STFT (1, frames, bins, 2)."""
+    around = stft.n_fft - stft.win_length
+    window = pad(stft.window, (around // 2, around - around // 2))
+    kernel = torch.fft.rfft(torch.eye(stft.n_fft) * window)
+    half = stft.n_fft // 2
+    return _convolved(pad(waveform, (half, half)), kernel, stft.hop_length)
+
+
+def _kaldi_fbank(fbank, waveform):
+    """Returns Kaldi's features (1, frames, bands)."""
+    kernel = fbank.spectrum(torch.eye(fbank.window_size))
+    spectrum = _convolved(waveform, kernel, fbank.stride)
+    return fbank.logarithm(spectrum.square().sum(3))
+
+
+def _convolved(waveform, responses, stride):
+    """Returns spectra (1, frames, bins, 2) by impulses' (samples, bins)."""
+    # Not one convolution: the tracer takes frames behind a reshape as fixed.
+    parts = [
+        conv1d(waveform[:, None], kernel.T[:, None], stride=stride)
+        for kernel in (responses.real, responses.imag)
+    ]
+    return torch.stack(parts, dim=3).transpose(1, 2)
+
+
+def _whole_statistics(x, mask, dim):
+    """Returns mean and deviation of a whole utterance over its frames."""
+    return x.mean(dim), x.var(dim, unbiased=False).sqrt()

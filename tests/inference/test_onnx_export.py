@@ -1,0 +1,102 @@
+"""Encoders as ONNX files, against torch."""
+
+import functools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from speechbrain.lobes.features import Fbank
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.processing.features import STFT, InputNormalization
+
+from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.onnx_export import (
+    _kaldi_fbank,
+    _make_traceable,
+    _stft,
+    export_onnx,
+)
+from lgl_plugin.nnet.campplus import CAMPPlus
+from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.nnet.features import KaldiFbank
+
+ECAPA = """
+modules:
+    compute_features: !new:speechbrain.lobes.features.Fbank {n_mels: 24}
+    mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+        norm_type: sentence
+    embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+        input_size: 24
+        channels: [8, 8, 8, 8, 24]
+        attention_channels: 4
+        lin_neurons: 6
+"""
+
+
+@pytest.mark.parametrize("n_fft", [400, 512])
+def test_convolution_is_speechbrains_stft(n_fft):
+    stft = STFT(16000, n_fft=n_fft)
+    waveform = torch.randn(1, 5000)
+    torch.testing.assert_close(
+        _stft(stft, waveform), stft(waveform), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_convolution_is_kaldis_fbank():
+    fbank, waveform = KaldiFbank(), torch.randn(1, 5000) / 9
+    torch.testing.assert_close(
+        _kaldi_fbank(fbank, waveform), fbank(waveform), rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_what_is_traced_embeds_as_before():
+    norm = functools.partial(InputNormalization, norm_type="sentence")
+    network = ECAPA_TDNN(24, channels=[8] * 4 + [24], lin_neurons=6)
+    encoder = Encoder(Fbank(n_mels=24), network, norm).eval()
+    waveform = torch.randn(1, 9000) / 9
+    expected = encoder(waveform)
+    _make_traceable(encoder)
+    torch.testing.assert_close(encoder(waveform), expected, rtol=0, atol=1e-4)
+
+
+def test_missing_onnx_is_an_error_that_says_how(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"pip install 'lgl-plugin\[onnx\]'"):
+        export_onnx(tmp_path, tmp_path / "mine.onnx")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["ecapa", "campplus"])
+def test_a_file_embeds_as_torch_at_any_length(tmp_path, name):
+    runtime = pytest.importorskip(
+        "onnxruntime", reason="onnx and onnxruntime are an extra"
+    )
+    pytest.importorskip("onnx", reason="onnx and onnxruntime are an extra")
+    torch.manual_seed(0)
+    if name == "campplus":
+        source = tmp_path / "mine.pt"
+        network = CAMPPlus(24, 6, growth_rate=2, init_channels=4)
+        torch.save(network.state_dict(), source)
+    else:
+        source = tmp_path
+        (source / "hyperparams.yaml").write_text(ECAPA)
+        network = ECAPA_TDNN(
+            *(24, "cpu", 6), channels=[8] * 4 + [24], attention_channels=4
+        )
+        torch.save(network.state_dict(), source / "embedding_model.ckpt")
+    export_onnx(source, tmp_path / "mine.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "mine.onnx"))
+    rate = session.get_modelmeta().custom_metadata_map["sample_rate"]
+    assert rate == "16000"
+    encoder = load_extractor(source).encoder.eval()
+    # Under a segment of CAM++ (2 s), a whole one, more; and near silence.
+    for n_samples, gain in [
+        *((2000, 1), (16000, 1), (32080, 1), (32400, 1)),
+        *((70001, 1), (160000, 1e-3)),
+    ]:
+        waveform = gain * torch.randn(1, n_samples) / 9
+        found = session.run(None, {"waveform": waveform.numpy()})[0]
+        expected = encoder(waveform).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
