@@ -7,6 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import adjusted_rand_score
+from study import average_to
 from tiny import RECIPE, STAGE1, STAGE2, TINY
 
 from lgl_plugin.dataio.manifest import load_manifest
@@ -51,6 +54,7 @@ def tables(corpus, tmp_path_factory):
     """A folder with what can be had of two short runs."""
     folder = tmp_path_factory.mktemp("paper")
     names = ["table1", "table2", "figure3", "selection"]
+    names += ["study", "backends", "clusterings"]
     lists = f"--lists=own={corpus}/trials.txt@{corpus}/wav"
     done = paper(names, folder, corpus, lists)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -85,6 +89,93 @@ def test_table1_scores_the_encoders_anew(tables):
     """On the run's own list: what the run itself found."""
     shown = rows(tables, "table1")["Stage II, with the gate"][0]
     assert shown == rows(tables, "table2")["with the gate"][1]
+
+
+def logged(folder, name, **where):
+    """The one record of a run that says so."""
+    (found,) = (
+        record
+        for record in read_metrics(folder / "seed1" / name)
+        if where.items() <= record.items()
+    )
+    return found
+
+
+def test_the_study_is_what_the_runs_logged(tables):
+    found = rows(tables, "study")
+    for label, name, phase in (
+        ("Stage I", "base", "after simclr"),
+        ("true labels", "ceiling", "after true labels"),
+    ):
+        record = logged(tables, name, phase=phase)
+        eers = (record["eer"], record["eer_backend"], record["eer_as_norm"])
+        assert found[label][:3] == [f"{eer:.1f}" for eer in eers]
+        assert found[label][3] == f"{record['min_dcf_001']:.3f}"
+
+
+def test_a_ceiling_starts_at_stage_one_and_takes_all_rounds_steps(tables):
+    run = tables / "seed1" / "ceiling"
+    epochs = [r for r in read_metrics(run) if r["phase"] == "true labels"]
+    assert [r["epoch"] for r in epochs] == [1, 2, 3, 4]  # 2 rounds of 1 + 1
+    of_rounds = [r for r in read_metrics(tables / "seed1/base") if "lr" in r]
+    assert len(epochs) == sum(r["stage"] == 2 for r in of_rounds)
+    start, end = (
+        load_state(run / step / "embedding_model.ckpt")
+        for step in ("stage1", "ceiling")
+    )
+    base = load_state(tables / "seed1/base/stage1/embedding_model.ckpt")
+    assert all(start[key].equal(base[key]) for key in base)
+    moved = [
+        (end[key] - start[key]).norm() / start[key].norm()
+        for key in start
+        if key.endswith("conv.weight")
+    ]
+    assert 0 < max(moved) < 1  # from other random weights: about 1.4
+
+
+def test_backends_are_those_of_the_records(tables):
+    first, *_ = (tables / "backends.md").read_text().split("\n\n")
+    found = {
+        row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]]
+        for row in first.splitlines()
+    }
+    header = found["EER %"]
+    record = logged(tables, "base", phase="after simclr")
+    own = dict(zip(header, found["stage1"]))
+    assert own["cosine"] == f"{record['eer']:.1f}"
+    assert own["whitened, 1"] == f"{record['eer_backend']:.1f}"
+    assert own["AS-norm"] == f"{record['eer_as_norm']:.1f}"
+    assert {"log-mel statistics", "untrained", "iter2/gated"} <= found.keys()
+    floor = dict(zip(header, found["log-mel statistics"]))
+    record = logged(tables, "base", phase="log-mel statistics")
+    assert floor["whitened, 0.1"] == f"{record['eer']:.1f}"
+
+
+def test_clusterings_of_each_encoder(tables):
+    text = (tables / "clusterings.md").read_text()
+    told = [row for row in text.splitlines() if "| yes |" in row]
+    assert len(told) == 2 * 7  # raw and whitened; floor, untrained and five
+    assert all(row.split("|")[4].strip() == "5" for row in told)
+    assert "estimate / speakers" in text
+
+
+@pytest.mark.parametrize("n_clusters", [1, 3, 10, 40])
+def test_average_linkage_to_a_number(n_clusters):
+    points = np.random.default_rng(0).normal(size=(40, 8))
+    found = average_to(points, n_clusters)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    expected = AgglomerativeClustering(
+        n_clusters, metric="cosine", linkage="average"
+    ).fit_predict(unit)
+    assert adjusted_rand_score(expected, found) == 1.0
+
+
+def test_finished_runs_need_no_experiment(tables, corpus, tmp_path):
+    run = tables / "seed1" / "base"
+    done = paper(["backends"], tmp_path, corpus, f"--runs={run}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = (tables / "backends.md").read_text()
+    assert (tmp_path / "backends.md").read_text() == expected
 
 
 def test_runs_with_and_without_the_gate_share_what_came_before(tables):
@@ -128,7 +219,14 @@ def test_one_round_of_a_base_with_a_wide_last_encoder(tables, corpus):
         assert value.shape == after[name].shape, name
 
 
-@pytest.mark.parametrize("function", script.ALL, ids=lambda f: f.__name__)
+REUSED = (script.backends, script.clusterings)  # they train nothing
+
+
+@pytest.mark.parametrize(
+    "function",
+    sorted({*script.ALL} - {*REUSED}, key=str),
+    ids=lambda f: f.__name__,
+)
 def test_fewer_rounds_take_no_wide_encoder(function, tmp_path, monkeypatch):
     """Else a round that was kept, or is compared, would be of another width."""
     yamls = [RECIPE / f"hparams/stage{stage}.yaml" for stage in (1, 2)]

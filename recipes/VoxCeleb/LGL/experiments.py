@@ -26,6 +26,9 @@ EMBEDDED = (*STAGE1, "iter1/embeddings")
 CLUSTERED = (*EMBEDDED, "iter1/labels")
 CLASSIFIED = (*CLUSTERED, "iter1/classifier")
 
+KEEP_LABELS = "--correct_labels=null"
+NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -43,6 +46,8 @@ class Variant:
     parent : str
         The variant that it parts from; "base" has no options of its own,
         trains Stage I too, where it logs every criterion of selection.
+    script : str, optional
+        What is run in the place of the recipe, from the same folder.
 
     Example
     -------
@@ -55,6 +60,11 @@ class Variant:
     options: tuple = ()
     keep: tuple = STAGE1
     parent: str = "base"
+    script: str | None = None
+
+
+WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
+CEILING = Variant("ceiling", (), STAGE1, script="ceiling.py")
 
 
 class Experiment:
@@ -220,18 +230,19 @@ class Experiment:
                 state = json.loads((parent / "state.json").read_text())
                 keep = list(state["done"])
             fork(parent, folder, keep)
+        recipe = self.recipe.with_name(variant.script or self.recipe.name)
         for command in commands:
-            self._start(folder, command)
+            self._start(recipe, folder, command)
         write_json(mark, commands)
 
-    def _start(self, folder, command):
-        """Runs the recipe; what it prints goes to a file of the run."""
+    def _start(self, recipe, folder, command):
+        """Runs a script of the recipe; a file of the run has what it prints."""
         folder.mkdir(parents=True, exist_ok=True)
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         printed = folder / "printed.txt"
         with open(printed, "ab") as out:
             done = subprocess.run(
-                [sys.executable, self.recipe, *command],
+                [sys.executable, recipe, *command],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={"OMP_NUM_THREADS": threads, **os.environ},
@@ -239,7 +250,7 @@ class Experiment:
         if done.returncode:
             lines = printed.read_text("utf-8", "replace").splitlines()[-15:]
             raise RuntimeError(
-                f"{self.recipe.name} {' '.join(command)} failed; the end of "
+                f"{recipe.name} {' '.join(command)} failed; the end of "
                 f"{printed}:\n" + "\n".join(lines)
             )
 

@@ -19,6 +19,11 @@ figure3    NMI and AMI of each iteration; all against selected
 gates      every gate in iteration 1: EER, selection, precision, recall
 selection  how well each label-free criterion picks the epoch
 steps      larger steps: what each gains or costs
+study      floor, both stages, true labels: cosine, back-end, AS-norm
+backends   EER and minDCF of each encoder by back-end, without training
+clusterings  labels of each encoder by clustering, without training
+
+The last two also take finished runs: --runs RUN …, a run for each seed.
 """
 
 import argparse
@@ -26,15 +31,21 @@ import csv
 import pathlib
 
 import numpy as np
-import torch
-from experiments import CLASSIFIED, CLUSTERED, EMBEDDED, Experiment, Variant
+from experiments import (
+    CLASSIFIED,
+    CLUSTERED,
+    EMBEDDED,
+    KEEP_LABELS,
+    NO_GATE,
+    WITHOUT,
+    Experiment,
+    Variant,
+)
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
+from study import Embedder, after, backends, clusterings, spread, study
 
-from lgl_plugin.dataio.trials import read_trials, trial_audio
-from lgl_plugin.evaluation import verification
-from lgl_plugin.inference.export import read_trained_step
-from lgl_plugin.metrics.error_rates import eer
+from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.report.figures import save, style
 from lgl_plugin.training.epoch_selection import CRITERIA, criterion
 from lgl_plugin.utils.files import atomic_write
@@ -44,16 +55,13 @@ HERE = pathlib.Path(__file__).parent
 # The paper's gate sees the loss at hand, not a mean over epochs.
 AT_HAND = "--new_memory={momentum: 0.0}"
 REMEMBERED = "--new_memory={momentum: 0.8}"
-KEEP_LABELS = "--correct_labels=null"
 CORRECT = "--correct_labels=!name:lgl_plugin.nnet.gates.LabelCorrection"
-NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
 SCHEDULE = "--gate=!new:lgl_plugin.nnet.gates.ScheduleGate"
 SHARE = "--gate=!new:lgl_plugin.nnet.gates.TargetShareGate [0.8]"
 DYNAMIC = "--gate=!new:lgl_plugin.nnet.gates.DynamicGate"
 # Iteration 1 is to be the first of several: as the last it would take the
 # wider encoder, which starts from scratch and is not the one kept before.
 FIRST = ("--n_iterations=1", "--new_last_encoder=null")
-WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
 
 GATES = {
     "schedule": (SCHEDULE, AT_HAND, KEEP_LABELS),
@@ -414,62 +422,20 @@ def steps(experiment, options):
         phase = "large_margin" if variant.keep is None else "gated"
         found = after(experiment, variant.name, iteration, phase=phase)
         compare(label, found, iteration)
-    cohort, top = 2000, 300
+    settings = experiment.settings
+    trials = read_trials(
+        settings["verification_file"], settings["trial_folder"]
+    )
     found = []
     for seed in experiment.seeds:
-        run = experiment.run_folder(seed)
-        settings = experiment.settings
-        trials = read_trials(
-            settings["verification_file"], settings["trial_folder"]
-        )
-        embedder = Embedder(run, f"iter{last}/gated")
+        embedder = Embedder(experiment.run_folder(seed), f"iter{last}/gated")
         found.append(
-            embedder.eer(trials, settings["trial_folder"], cohort, top)
+            embedder.eer(trials, settings["trial_folder"], normed=True)
         )
     compare("AS-norm", found, last)
     return markdown_table(
         ["step", "base, EER %", "with it", "difference"], rows
     )
-
-
-class Embedder:
-    """A run's encoder, ready to score trial lists.
-
-    Arguments
-    ---------
-    run : pathlib.Path
-        The run folder.
-    step : str
-        The step that left the encoder.
-    """
-
-    def __init__(self, run, step):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        # Knows which encoder that step has: the last one may be wider.
-        self.step = read_trained_step(run, step)
-        self.extract = self.step.model.extractor(device)
-
-    def eer(self, trials, folder, cohort=0, top=300):
-        """EER in percent, by AS-norm if a size of the cohort is given."""
-        vectors = self.vectors(trial_audio(trials, folder))
-        scores = verification.cosine_scores(vectors, trials)
-        if cohort:
-            manifest = self.step.manifest
-            rng = np.random.default_rng(self.step.model.settings["seed"])
-            rows = rng.permutation(len(manifest))[:cohort]
-            speech, _ = self.extract(manifest, np.sort(rows))
-            statistics = verification.cohort_statistics(
-                vectors, speech.vectors, min(top, len(rows))
-            )
-            scores = verification.adaptive_s_norm(scores, trials, *statistics)
-        return 100 * eer(scores, trials.labels)[0]
-
-    def vectors(self, audio):
-        """Embeddings of all of a manifest."""
-        found, bad = self.extract(audio, np.arange(len(audio)))
-        if bad:
-            raise ValueError(f"cannot be embedded: {bad[0]}")
-        return found.vectors
 
 
 def ten_speakers(run):
@@ -499,24 +465,6 @@ def ten_speakers(run):
                 writer.writerow(of_one[n])
 
 
-def after(experiment, name, iteration=1, figure="eer", phase="gated"):
-    """A figure at a phase's end, one value for each seed."""
-    where = {"iteration": iteration, "phase": f"after {phase}"}
-    return experiment.values(figure, name, **where)
-
-
-def spread(values, factor=1, digits=1):
-    """Mean (lowest to highest); nothing where there are no values."""
-    values = [factor * value for value in values if value is not None]
-    values = [value for value in values if np.isfinite(value)]
-    if not values:
-        return ""
-    shown = (np.mean(values), min(values), max(values))
-    # Adding zero turns -0.0 into 0.0.
-    mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in shown)
-    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
-
-
 ALL = (
     table1,
     table2,
@@ -527,6 +475,9 @@ ALL = (
     gates,
     selection,
     steps,
+    study,
+    backends,
+    clusterings,
 )
 
 
@@ -543,6 +494,7 @@ def main():
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--lists", nargs="*", default=[], help="of table1")
+    parser.add_argument("--runs", nargs="*", default=[], help="see above")
     options, overrides = parser.parse_known_args()
     size = "small_" if options.small else ""
     experiment = Experiment(

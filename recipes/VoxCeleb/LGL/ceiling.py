@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""The ceiling: Stage II's training on the true labels, from the same start.
+
+> python ceiling.py hparams/small_stage2.yaml --data_folder=/path/to/corpus \
+    --pretrained_encoder=results/mine/stage1 --output_folder=results/ceiling
+
+It takes Stage II's yaml and all its overrides, and the encoder that Stage II
+would start from. It trains for as many steps as all rounds together, in one
+course of the learning rate. No training of the recipe calls it: true labels
+are what that does without. `paper.py study` does.
+"""
+
+import sys
+
+import speechbrain as sb
+from train_lgl import observer_of
+
+from lgl_plugin.inference.export import BACKEND, ENCODER
+from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.training.fit import fit
+from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.training.session import Session
+from lgl_plugin.training.stage2 import SCORES, find_encoder
+from lgl_plugin.utils.files import checksum
+
+
+def train_ceiling(session):
+    """Trains on the true labels, as a step of the run; those must be known."""
+    settings, speakers = session.settings, session.manifest.speakers
+    if not (speakers >= 0).all():
+        raise ValueError(
+            "ceiling: the manifest must name each utterance's speaker, set "
+            "--speaker_folder=True"
+        )
+    first = find_encoder(session)
+    epochs = settings.classifier_epochs + settings.gated_epochs
+
+    def ceiling(folder):
+        session.seed(10)  # as the first step of the first round
+        encoder = settings.new_encoder()
+        load_weights(encoder.network, first)
+        n_speakers = int(speakers.max()) + 1
+        modules = {
+            "encoder": encoder,
+            "classifier": settings.new_classifier(out_neurons=n_speakers),
+            "aam": settings.aam,
+            "gate": settings.no_gate,
+            "memory": settings.new_memory(len(speakers)),
+        }
+        fit(
+            session,
+            LossGatedBrain,
+            modules,
+            folder,
+            settings.n_iterations * epochs,
+            labels=speakers,
+            stage=0,
+            phase="true labels",
+        )
+        save_weights(encoder.network, folder / ENCODER)
+        figures = session.score(encoder, folder / SCORES, folder / BACKEND)
+        session.log(stage=0, phase="after true labels", **figures)
+
+    session.run.step("ceiling", ceiling, checksum(first))
+
+
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    settings, text = load_settings(hparams_file, overrides, run_opts)
+    train_ceiling(Session(settings, text, run_opts, observer_of))

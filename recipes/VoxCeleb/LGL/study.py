@@ -1,0 +1,340 @@
+"""Tables of `paper.py` that set encoders beside each other.
+
+They are compared by the same back-ends and the same clusterings, and what is
+chosen without labels stands beside the best.
+"""
+
+import functools
+import pathlib
+
+import numpy as np
+import speechbrain as sb
+import torch
+from experiments import CEILING, WITHOUT
+
+from lgl_plugin.clustering.average import average_linkage
+from lgl_plugin.clustering.kmeans import FaissKMeans
+from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.dataio.trials import read_trials, trial_audio
+from lgl_plugin.evaluation.pseudo_labels import clustering_report
+from lgl_plugin.evaluation.verification import (
+    adaptive_s_norm,
+    cohort_statistics,
+    cosine_scores,
+    figures_of,
+)
+from lgl_plugin.inference.backends import Centring, Identity, Whitening
+from lgl_plugin.inference.export import ENCODER, read_trained_step
+from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.runs.state import read_state
+from lgl_plugin.utils.tables import markdown_table
+
+FLOOR, UNTRAINED = "log-mel statistics", "untrained"
+COHORT, TOP = 2000, 300  # of AS-norm
+# What a run takes that is told nothing.
+CHOSEN = "whitened, 1"
+BACKENDS = {
+    "cosine": Identity,
+    "centred": Centring,
+    **{
+        f"whitened, {shrinkage:g}": functools.partial(Whitening, shrinkage)
+        for shrinkage in (0.01, 0.1, 0.3, 1, 3, 10)
+    },
+}
+FIRST_STEP = 50_000  # Ward's method begins with so many clusters of k-means
+
+
+def study(experiment, options):
+    """Stages, floor and ceiling: EER and minDCF by the same back-ends."""
+    experiment.train([WITHOUT, CEILING])
+    last = {"stage": 2, "iteration": experiment.settings["n_iterations"]}
+    phases = {
+        FLOOR: ("base", {"stage": 0, "phase": FLOOR}),
+        UNTRAINED: ("base", {"stage": 0, "phase": UNTRAINED}),
+        "Stage I": ("base", {"stage": 1, "epoch": None}),
+        "after the classifier": ("base", {"phase": "after classifier", **last}),
+        "without the gate": (WITHOUT.name, {"phase": "after gated", **last}),
+        "with the gate": ("base", {"phase": "after gated", **last}),
+        "true labels": (CEILING.name, {"phase": "after true labels"}),
+    }
+    kinds = {"cosine": "", "back-end": "_backend", "AS-norm": "_as_norm"}
+    rows = []
+    for label, (name, where) in phases.items():
+        eers, costs = (
+            [
+                spread(experiment.values(figure + kind, name, **where), 1, n)
+                for kind in kinds.values()
+            ]
+            for figure, n in (("eer", 1), ("min_dcf_001", 3))
+        )
+        rows.append([label, *eers, *costs])
+    header = [f"EER %, {kind}" for kind in kinds]
+    header += [f"minDCF, {kind}" for kind in kinds]
+    return markdown_table(["", *header], rows)
+
+
+def backends(experiment, options):
+    """Encoders by back-end, each fitted on unlabelled training embeddings."""
+    eers, costs = {}, {}
+    for embedder in embedders(experiment, options):
+        figures = by_backend(embedder)
+        for table, key in ((eers, "eer_percent"), (costs, "min_dcf_001")):
+            row = table.setdefault(embedder.name, {})
+            for backend, found in figures.items():
+                row.setdefault(backend, []).append(found[key])
+    tables = []
+    for title, table, digits in (("EER %", eers, 1), ("minDCF", costs, 3)):
+        names, rows = [*BACKENDS, "AS-norm"], []
+        for encoder, found in table.items():
+            means = {name: np.mean(found[name]) for name in BACKENDS}
+            best = min(means, key=means.get)
+            rows.append(
+                [
+                    encoder,
+                    *(spread(found[name], 1, digits) for name in names),
+                    best,
+                    f"{means[CHOSEN] - means[best]:.{digits}f}",
+                ]
+            )
+        header = [title, *names, "best", f"'{CHOSEN}' above it"]
+        tables.append(markdown_table(header, rows))
+    return "\n\n".join(tables)
+
+
+def by_backend(embedder):
+    """Figures of `figures_of` by back-end, AS-norm being of the cosine."""
+    trials, vectors = embedder.trials, embedder.of_trials
+    sample = embedder.sample
+    figures = {
+        name: figures_of(
+            cosine_scores(make().fit(sample)(vectors), trials), trials
+        )
+        for name, make in BACKENDS.items()
+    }
+    scores = as_norm(vectors, trials, sample)
+    return {**figures, "AS-norm": figures_of(scores, trials)}
+
+
+def clusterings(experiment, options):
+    """Pseudo-labels by clustering, told the number of speakers or not."""
+    cells = {}
+    for embedder in embedders(experiment, options):
+        for key, report in by_clustering(embedder).items():
+            cells.setdefault((embedder.name, *key), []).append(report)
+    methods = ("k-means", "Ward", "average linkage")
+    header = ["encoder", "points", "K told", "K"]
+    header += [f"{of}, {m}" for of in ("AMI", "purity") for m in methods]
+    table = []
+    for key in dict.fromkeys(key[:-1] for key in cells):
+        found = [cells[(*key, method)] for method in methods]
+        row = [*key, spread([r["K"] for r in found[0]], 1, 0)]
+        for of in ("ami", "purity"):
+            row += [spread([r[of] for r in each], 1, 3) for each in found]
+        table.append(row)
+    choices = []
+    for encoder in dict.fromkeys(key[0] for key in cells):
+        means = {
+            ", ".join(key[1:]): np.mean([report["ami"] for report in found])
+            for key, found in cells.items()
+            if key[0] == encoder
+        }
+        best = max(means, key=means.get)
+        chosen = cells[encoder, "whitened", "no", "Ward"]
+        ratios = [report["K"] / report["speakers"] for report in chosen]
+        choices.append(
+            [
+                encoder,
+                spread(ratios, 1, 2),
+                spread([report["ami"] for report in chosen], 1, 3),
+                f"{means[best]:.3f}",
+                best,
+            ]
+        )
+    header_of_choices = ["encoder", "estimate / speakers", "AMI", "best AMI"]
+    return (
+        markdown_table(header, table)
+        + "\n\nWhitened, by Ward's method, the number estimated, and the best "
+        "(points, K told, method):\n\n"
+        + markdown_table([*header_of_choices, "of"], choices)
+    )
+
+
+def by_clustering(embedder):
+    """Reports by points, "yes" where K was told, and method.
+
+    Those of `clustering_report`, with K and the number of speakers.
+    """
+    speakers = embedder.step.manifest.speakers
+    n_speakers = len(np.unique(speakers[speakers >= 0]))
+    if not n_speakers:
+        raise ValueError(
+            f"clusterings needs true speakers, the manifest of {embedder.run} "
+            "names none: train with --speaker_folder=True"
+        )
+    names = np.where(speakers >= 0, speakers.astype(str), "")
+    seed = embedder.step.model.settings["seed"]
+    first = FaissKMeans(FIRST_STEP, seed=seed)
+    raw, reports = embedder.of_corpus, {}
+    for points, vectors in (("raw", raw), ("whitened", embedder.whitened)):
+        auto = TwoStepKMeans(first, "auto")(vectors)
+        for told in ("yes", "no"):
+            size = n_speakers if told == "yes" else auto.n_clusters
+            labels = {
+                "k-means": FaissKMeans(size, seed=seed)(vectors).labels,
+                "Ward": auto.labels
+                if told == "no"
+                else TwoStepKMeans(first, size)(vectors).labels,
+                "average linkage": average_to(vectors, size),
+            }
+            for method, found in labels.items():
+                report = clustering_report(names, found)
+                report |= {"K": size, "speakers": n_speakers}
+                reports[points, told, method] = report
+    return reports
+
+
+def average_to(vectors, n_clusters):
+    """Average linkage to a number of clusters: bisects the threshold.
+
+    The nearest number where equal cosines leave none that is right.
+    """
+    low, high, best = -1.0, 1.0, None
+    for _ in range(20):
+        middle = (low + high) / 2
+        labels = average_linkage(vectors, middle)
+        off = int(labels.max()) + 1 - n_clusters
+        if best is None or abs(off) < best[0]:
+            best = abs(off), labels
+        if off == 0:
+            break
+        low, high = (middle, high) if off < 0 else (low, middle)
+    return best[1]
+
+
+def embedders(experiment, options):
+    """The floor, an untrained encoder and all encoders of finished runs."""
+    runs = [pathlib.Path(run) for run in options.runs]
+    if not runs:
+        experiment.train([])
+        runs = [experiment.run_folder(seed) for seed in experiment.seeds]
+    for run in runs:
+        steps = [
+            step
+            for step in read_state(run)["done"]
+            if not step.startswith("export") and (run / step / ENCODER).exists()
+        ]
+        for name in (FLOOR, UNTRAINED, *steps):
+            yield embedder_of(run, name)
+
+
+@functools.lru_cache(maxsize=64)  # `clusterings` takes those of `backends`
+def embedder_of(run, name):
+    """Returns an Embedder, the same each time."""
+    return Embedder(run, name)
+
+
+class Embedder:
+    """An encoder of a run, ready to embed corpus and trial list.
+
+    Arguments
+    ---------
+    run : pathlib.Path
+        The run folder.
+    name : str
+        The step that left the encoder, or `FLOOR` or `UNTRAINED`.
+    """
+
+    def __init__(self, run, name):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.run, self.name = run, name
+        # Knows which encoder that step has: the last one may be wider.
+        step = None if name in (FLOOR, UNTRAINED) else name
+        self.step = read_trained_step(run, step)
+        self.extract = self.step.model.extractor(device)
+        encoder = self.extract.encoder
+        if name == FLOOR:
+            floor = Encoder(encoder.features, LogMelStatistics())
+            self.extract.encoder = floor.to(device).eval()
+        elif name == UNTRAINED:
+            sb.utils.seed.seed_everything(self.step.model.settings["seed"])
+            for layer in encoder.network.modules():
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
+
+    @functools.cached_property
+    def trials(self):
+        """The run's own trial list."""
+        settings = self.step.model.settings
+        if not settings["verification_file"]:
+            raise ValueError(f"{self.run} was trained without a trial list")
+        return read_trials(
+            settings["verification_file"],
+            settings["trial_folder"],
+            settings.get("allow_outside_data_folder", False),
+        )
+
+    @functools.cached_property
+    def of_trials(self):
+        """Embeddings of the run's own trial list."""
+        folder = self.step.model.settings["trial_folder"]
+        return self.vectors(trial_audio(self.trials, folder))
+
+    @functools.cached_property
+    def of_corpus(self):
+        """Embeddings of all utterances that the encoder was trained on."""
+        return np.array(self.vectors(self.step.manifest))
+
+    @functools.cached_property
+    def sample(self):
+        """Embeddings of up to 2,000 of these: for back-ends, and a cohort."""
+        manifest = self.step.manifest
+        rng = np.random.default_rng(self.step.model.settings["seed"])
+        rows = np.sort(rng.permutation(len(manifest))[:COHORT])
+        if "of_corpus" in vars(self) or len(rows) == len(manifest):
+            return self.of_corpus[rows]
+        return self.vectors(manifest, rows)
+
+    @property
+    def whitened(self):
+        """The corpus's embeddings as the small preset clusters them."""
+        return Whitening().fit(self.of_corpus)(self.of_corpus)
+
+    def eer(self, trials, folder, normed=False):
+        """EER in percent on any trial list, by AS-norm if asked for."""
+        vectors = self.vectors(trial_audio(trials, folder))
+        scores = cosine_scores(vectors, trials)
+        if normed:
+            scores = as_norm(vectors, trials, self.sample)
+        return figures_of(scores, trials)["eer_percent"]
+
+    def vectors(self, audio, rows=None):
+        """Embeddings of a manifest, of all of it if no rows are given."""
+        rows = np.arange(len(audio)) if rows is None else rows
+        found, bad = self.extract(audio, rows)
+        if bad:
+            raise ValueError(f"cannot be embedded: {bad[0]}")
+        return found.vectors
+
+
+def as_norm(vectors, trials, cohort):
+    """Cosine scores of trials, normalised by unlabelled training speech."""
+    statistics = cohort_statistics(vectors, cohort, min(TOP, len(cohort)))
+    return adaptive_s_norm(cosine_scores(vectors, trials), trials, *statistics)
+
+
+def after(experiment, name, iteration=1, figure="eer", phase="gated"):
+    """A figure at a phase's end, one value for each seed."""
+    where = {"iteration": iteration, "phase": f"after {phase}"}
+    return experiment.values(figure, name, **where)
+
+
+def spread(values, factor=1, digits=1):
+    """Mean (lowest to highest); nothing where there are no values."""
+    values = [factor * value for value in values if value is not None]
+    values = [value for value in values if np.isfinite(value)]
+    if not values:
+        return ""
+    shown = (np.mean(values), min(values), max(values))
+    # Adding zero turns -0.0 into 0.0.
+    mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in shown)
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
