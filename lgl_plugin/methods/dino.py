@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lgl_plugin.methods.method import Loss, Method, augmented, local_views
+from lgl_plugin.methods.method import (
+    Loss,
+    Method,
+    augmented,
+    check_above0,
+    check_from,
+    check_momentum,
+    local_views,
+)
 from lgl_plugin.nnet.distillation import dino_loss, entropy
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
 from lgl_plugin.nnet.momentum import MomentumCopy, cosine_ramp
@@ -24,6 +33,8 @@ FROZEN = 1 / 150
 # Weight of RDINO's variance beside its covariance: 10, of which half is the
 # teacher's share, which has no gradient.
 VARIANCE = 5.0
+# Share of the training in which RDINO's regularisation rises from a quarter.
+REGULARISED = 1 / 7
 # Of the centre of the teacher's logits, at each step.
 CENTRE_MOMENTUM = 0.9
 
@@ -58,7 +69,8 @@ class DINO(Method):
         the sources, whose training has a hundred times the steps of an hour's.
     regularisation : float
         Weight of RDINO's variance and covariance of the mean global embedding;
-        0 for DINO, 0.2 in 3D-Speaker.
+        0 for DINO, 0.2 in 3D-Speaker. As there, the covariance is divided by
+        the number of prototypes, which leaves little of it.
     clip_each : float, optional
         Longest gradient of each parameter.
 
@@ -86,9 +98,18 @@ class DINO(Method):
         clip_each: float | None = 3.0,
     ) -> None:
         super().__init__()
-        for value in (temperature, *teacher_temperatures):
-            if not value > 0:
-                raise ValueError(f"a temperature must be above 0, got {value}")
+        first, last = teacher_temperatures
+        check_above0(
+            temperature=temperature,
+            first_teacher_temperature=first,
+            last_teacher_temperature=last,
+            hidden_size=hidden_size,
+            bottleneck_size=bottleneck_size,
+            clip_each=1.0 if clip_each is None else clip_each,
+        )
+        check_from(2, n_prototypes=n_prototypes)
+        check_from(0, n_local=n_local, regularisation=regularisation)
+        check_momentum(teacher_momentum)
         self.head = DistillationHead(
             embedding_size, hidden_size, bottleneck_size
         )
@@ -108,12 +129,13 @@ class DINO(Method):
         """Returns how much of the teacher a step keeps."""
         return cosine_ramp(self.teacher_momentum, 1.0, done)
 
-    def end_step(self, encoder: nn.Module, done: float) -> None:
-        """Moves the teacher, its head and its prototypes after a step."""
-        super().end_step(encoder, done)
-        momentum = self.momentum(done)
-        self.teacher_head.follow(self.head, momentum)
-        self.teacher_prototypes.follow(self.prototypes, momentum)
+    def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
+        """Pairs the teacher, its head and its prototypes with the student's."""
+        return [
+            *super().followers(encoder),
+            (self.teacher_head, self.head),
+            (self.teacher_prototypes, self.prototypes),
+        ]
 
     def views(
         self, crops: torch.Tensor, augment: nn.Module
@@ -138,8 +160,10 @@ class DINO(Method):
         loss = dino_loss(wanted, logits, self.temperature)
         if self.regularisation:
             variance, covariance = spread_terms(embeddings[0].mean(0))
-            extra = VARIANCE * variance + covariance
-            loss = loss + self.regularisation * extra
+            dim, n_prototypes = views.shape[-1], logits.shape[-1]
+            extra = VARIANCE * variance + covariance * dim / n_prototypes
+            ramp = 0.25 + 0.75 * min(done / REGULARISED, 1.0)
+            loss = loss + ramp * self.regularisation * extra
         return loss, prototype_figures(wanted)
 
     @torch.no_grad()
@@ -150,6 +174,8 @@ class DINO(Method):
         temperature = first + (last - first) * min(done / WARM, 1.0)
         wanted = F.softmax((logits - self.centre) / temperature, dim=-1)
         mean = concatenated(logits.flatten(0, 1)).mean(0)
+        # One step that went wrong would spoil all that follow.
+        mean = torch.where(mean.isfinite().all(), mean, self.centre)
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
         return wanted
 
@@ -160,11 +186,13 @@ def prototype_figures(targets: torch.Tensor) -> dict[str, torch.Tensor]:
 
     `teacher_entropy` is that of a target in the mean, as a share of log K: 1
     where the teacher says nothing, 0 where it names one prototype.
-    `prototypes_used` is the exponential of the entropy of the mean target.
+    `prototypes_used` is the exponential of the entropy of the mean target of
+    all processes.
     """
     targets = targets.flatten(0, -2)
     most = math.log(targets.shape[1])
+    mean = concatenated(targets.mean(0, keepdim=True)).mean(0)
     return {
         "teacher_entropy": entropy(targets).mean() / most,
-        "prototypes_used": entropy(targets.mean(0)).exp(),
+        "prototypes_used": entropy(mean).exp(),
     }

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lgl_plugin.nnet.heads import Prototypes
-
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -33,7 +31,11 @@ class Method(nn.Module):
     clip_each : float or None
         Longest gradient of each parameter; the yaml's `max_grad_norm` comes on
         top, for all together.
+    takes_positives : bool
+        Whether `forward` takes what SSPS puts in the place of a view.
     """
+
+    takes_positives = False
 
     name: str
     teacher: Any
@@ -96,22 +98,40 @@ class Method(nn.Module):
         """Returns how much of the teacher a step keeps."""
         raise NotImplementedError
 
-    def end_step(self, encoder: nn.Module, done: float) -> None:
-        """Moves the teacher after a step of the encoder."""
-        if self.teacher is not None:
-            self.teacher.follow(encoder, self.momentum(done))
+    def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
+        """Pairs each `MomentumCopy` with the module that it follows."""
+        return [] if self.teacher is None else [(self.teacher, encoder)]
 
-    def undecayed(self) -> list[nn.Parameter]:
-        """Lists weights that weight decay would harm.
+    def end_step(
+        self, encoder: nn.Module, done: float, skipped: torch.Tensor
+    ) -> None:
+        """Moves the teacher after a step, unless that was skipped."""
+        for teacher, student in self.followers(encoder):
+            teacher.follow(student, self.momentum(done), skipped)
 
-        Prototypes count by their direction alone: decay would shorten them,
-        and so raise their learning rate.
-        """
-        return [
-            module.weight
-            for module in self.modules()
-            if isinstance(module, Prototypes) and module.weight.requires_grad
-        ]
+    def free(self) -> list[nn.Parameter]:
+        """Lists weights without weight decay and without `clip_each`."""
+        return []
+
+
+def check_above0(**values: float) -> None:
+    """Raises ValueError for the first value that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def check_from(least: float, **values: float) -> None:
+    """Raises ValueError for the first value under `least`."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
+def check_momentum(value: float) -> None:
+    """Raises ValueError if a teacher would not follow, or not keep."""
+    if not 0 <= value < 1:
+        raise ValueError(f"teacher_momentum must be in [0, 1), got {value}")
 
 
 def embedded(encoder: nn.Module, views: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lgl_plugin.methods.method import Loss, Method, augmented
+from lgl_plugin.methods.method import (
+    Loss,
+    Method,
+    augmented,
+    check_above0,
+    check_from,
+    check_momentum,
+)
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
 from lgl_plugin.utils.distributed import concatenated
@@ -53,10 +60,9 @@ class MoCo(Method):
         teacher_momentum: float = 0.99,
     ) -> None:
         super().__init__()
-        if not queue_size >= 1:
-            raise ValueError(f"queue_size must be 1 or more, got {queue_size}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_from(1, queue_size=queue_size)
+        check_above0(temperature=temperature)
+        check_momentum(teacher_momentum)
         self.temperature = temperature
         self.teacher_momentum = teacher_momentum
         self.teacher = MomentumCopy(encoder, buffers=True)

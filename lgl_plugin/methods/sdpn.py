@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from lgl_plugin.methods.dino import prototype_figures
-from lgl_plugin.methods.method import Loss, Method, local_views
+from lgl_plugin.methods.method import (
+    Loss,
+    Method,
+    check_above0,
+    check_from,
+    check_momentum,
+    local_views,
+)
 from lgl_plugin.nnet.distillation import (
     cross_entropy,
     dimension_regularisation,
@@ -41,6 +50,7 @@ class SDPN(Method):
     encoder, embedding_size, n_utterances
         As for each method.
     n_prototypes : int
+        Their gradient is the mean over processes, where 3D-Speaker has the sum.
         1,024 in 3D-Speaker, for VoxCeleb2. No more than utterances in a batch
         can be used at a time: take fewer, or a queue.
     hidden_size, bottleneck_size : int
@@ -84,10 +94,17 @@ class SDPN(Method):
         clip_each: float | None = 3.0,
     ) -> None:
         super().__init__()
-        if not n_local >= 1:
-            raise ValueError(f"n_local must be 1 or more, got {n_local}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_above0(
+            temperature=temperature,
+            hidden_size=hidden_size,
+            bottleneck_size=bottleneck_size,
+            clip_each=1.0 if clip_each is None else clip_each,
+        )
+        check_from(2, n_prototypes=n_prototypes)
+        check_from(1, n_local=n_local)
+        check_from(0, mean_entropy=mean_entropy, koleo=koleo)
+        check_from(0, dimension=dimension, queue_size=queue_size)
+        check_momentum(teacher_momentum)
         self.head = DistillationHead(
             embedding_size, hidden_size, bottleneck_size
         )
@@ -111,10 +128,17 @@ class SDPN(Method):
         """Returns how much of the teacher a step keeps."""
         return cosine_ramp(self.teacher_momentum, 1.0, done)
 
-    def end_step(self, encoder: nn.Module, done: float) -> None:
-        """Moves the teacher and its head after a step."""
-        super().end_step(encoder, done)
-        self.teacher_head.follow(self.head, self.momentum(done))
+    def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
+        """Pairs the teacher and its head with the student's."""
+        return [*super().followers(encoder), (self.teacher_head, self.head)]
+
+    def free(self) -> list[nn.Parameter]:
+        """Lists the prototypes.
+
+        They count by their direction alone: decay would shorten them, and so
+        raise their learning rate.
+        """
+        return [self.prototypes.weight]
 
     def views(
         self, crops: torch.Tensor, augment: nn.Module
@@ -131,7 +155,7 @@ class SDPN(Method):
         done: float,
     ) -> Loss:
         """Returns the loss, its parts and how the prototypes are used."""
-        wanted = self.targets(targets[0][0], rows)
+        wanted, figures = self.targets(targets[0][0], rows)
         views = embeddings[0]
         logits = self.prototypes(self.head(views))
         found = F.softmax(logits / self.temperature, dim=-1)
@@ -144,14 +168,18 @@ class SDPN(Method):
         loss = cross_entropy(wanted, logits, self.temperature)
         for name, part in parts.items():
             loss = loss + self.weights[name] * part
-        figures = {name: part.detach() for name, part in parts.items()}
-        return loss, {**figures, **prototype_figures(wanted)}
+        figures.update((name, part.detach()) for name, part in parts.items())
+        return loss, figures
 
     @torch.no_grad()
     def targets(
         self, embeddings: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Returns the teacher's probabilities (batch, K), spread evenly."""
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns the teacher's probabilities (batch, K), spread evenly.
+
+        The figures are of those before: Sinkhorn's iterations would hide that
+        the teacher names one prototype for all.
+        """
         vectors = self.teacher_head(embeddings)
         others = None
         if self.queue is not None:
@@ -159,7 +187,8 @@ class SDPN(Method):
             # A place that is empty counts for nothing.
             others = held * (self.queue.rows >= 0)[:, None]
             self.queue.add(concatenated(rows), concatenated(vectors))
-        return sinkhorn(self._probabilities(vectors), others)
+        own = self._probabilities(vectors)
+        return sinkhorn(own, others), prototype_figures(own)
 
     def _probabilities(self, vectors):
         """Returns the sharpened softmax of the teacher's vectors."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lgl_plugin.methods.method import Loss, Method
+from lgl_plugin.methods.method import Loss, Method, check_from
 from lgl_plugin.nnet.losses import (
     AugmentationDiscriminator,
     NTXent,
@@ -38,6 +38,8 @@ class SimCLR(Method):
         If an argument is out of range.
     """
 
+    takes_positives = True
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -47,11 +49,7 @@ class SimCLR(Method):
         scale_init: float = 10.0,
     ) -> None:
         super().__init__()
-        if not adversarial_weight >= 0:
-            raise ValueError(
-                f"adversarial_weight must be 0 or more, got "
-                f"{adversarial_weight}"
-            )
+        check_from(0, adversarial_weight=adversarial_weight)
         self.adversarial_weight = adversarial_weight
         self.contrastive = NTXent(scale_init)
         if adversarial_weight:

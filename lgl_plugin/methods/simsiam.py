@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lgl_plugin.methods.method import Loss, Method
+from lgl_plugin.methods.method import Loss, Method, check_from
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import negative_cosine
 
@@ -38,6 +38,7 @@ class SimSiam(Method):
         predictor_size: int = 128,
     ) -> None:
         super().__init__()
+        check_from(1, hidden_size=hidden_size, predictor_size=predictor_size)
         sizes = 3 * (hidden_size,)
         self.projector = projector(embedding_size, *sizes, last_norm=True)
         self.predictor = projector(hidden_size, predictor_size, hidden_size)

@@ -19,8 +19,9 @@ class SSPSBrain(Stage1Brain):
     (`pseudo_positives.PseudoPositives`), gives an anchor the embedding of
     another utterance, of a cluster that they may share a speaker in, in the
     place of its own B(b), if it holds one. Utterances of one cluster are no
-    negatives of each other. The adversarial part keeps the utterance's own
-    views: its pairs are to differ in nothing but their augmentation.
+    negatives of each other; in sslsv they stay, at a cosine of 0. The
+    adversarial part keeps the utterance's own views: its pairs are to differ
+    in nothing but their augmentation.
 
     After an epoch `tally.last` holds `rows`, the manifest rows of the anchors
     in the order seen, and `positives`, those that took the place of their

@@ -8,7 +8,11 @@ import torch
 
 from lgl_plugin.methods.method import embedded
 from lgl_plugin.training.brain import SpeakerBrain
-from lgl_plugin.utils.distributed import average_gradients, unwrapped
+from lgl_plugin.utils.distributed import (
+    average_gradients,
+    unwrapped,
+    world_size,
+)
 
 # What the base Brain counts, beside a method's figures.
 COUNTS = ("utterances", "batches", "skipped")
@@ -31,7 +35,7 @@ class Stage1Brain(SpeakerBrain):
         adversary = []
         if method.adversary is not None:
             adversary = list(method.adversary.parameters())
-        apart = {id(p) for p in (*adversary, *method.undecayed())}
+        apart = {id(p) for p in (*adversary, *method.free())}
         rest = [
             p
             for module in (self.modules.encoder, method)
@@ -39,9 +43,9 @@ class Stage1Brain(SpeakerBrain):
             if p.requires_grad and id(p) not in apart
         ]
         groups = self._groups(rest)
-        if method.undecayed():
-            own = {"weight_decay": 0.0, "clip_each": None}
-            groups.append({"params": method.undecayed(), **own})
+        if method.free():
+            own = {"weight_decay": 0.0, "clip_each": False}
+            groups.append({"params": method.free(), **own})
         self.optimizers_dict = {"encoder": self.opt_class(groups)}
         if adversary:
             optimizer = self.opt_class(self._groups(adversary))
@@ -85,7 +89,8 @@ class Stage1Brain(SpeakerBrain):
             self.done,
             **self.substitutes(embeddings, rows),
         )
-        self.tally.add(**figures)
+        finite = {n: value.nan_to_num(0, 0, 0) for n, value in figures.items()}
+        self.tally.add(**finite)
         return loss
 
     def substitutes(
@@ -104,20 +109,23 @@ class Stage1Brain(SpeakerBrain):
 
     def optimizers_step(self) -> None:
         """Clips each parameter's gradient, steps, moves the teacher."""
-        # float16's gradients are scaled; the scale is 1 otherwise.
-        scale = self.scaler.get_scale()
-        for group in self.optimizer.param_groups:
-            limit = group.get("clip_each", self.method.clip_each)
-            for parameter in group["params"] if limit else ():
-                torch.nn.utils.clip_grad_norm_(parameter, scale * limit)
+        limit = self.method.clip_each
+        if limit is not None:
+            if self.scaler.is_enabled():  # float16's gradients are scaled
+                limit *= self.scaler.get_scale()
+            for group in self.optimizer.param_groups:
+                if "clip_each" not in group:
+                    for parameter in group["params"]:
+                        torch.nn.utils.clip_grad_norm_(parameter, limit)
         super().optimizers_step()
         encoder = unwrapped(self.modules.encoder)
-        self.method.end_step(encoder, self.done)
+        self.method.end_step(encoder, self.done, self.skipped)
 
     def epoch_summary(self) -> dict[str, float]:
         """Returns the means of the method's figures."""
         counts = self.tally.total()
+        # A skipped step has no figures.
+        skipped = world_size() * counts.get("skipped", 0)
+        steps = max(float(counts["batches"] - skipped), 1.0)
         figures = [name for name in counts if name not in COUNTS]
-        return {
-            name: float(counts[name] / counts["batches"]) for name in figures
-        }
+        return {name: float(counts[name]) / steps for name in figures}

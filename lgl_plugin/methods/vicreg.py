@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lgl_plugin.methods.method import Loss, Method
+from lgl_plugin.methods.method import Loss, Method, check_from
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import barlow_twins_loss, vicreg_terms
 
@@ -38,6 +38,9 @@ class VICReg(Method):
         covariance: float = 0.1,
     ) -> None:
         super().__init__()
+        check_from(1, hidden_size=hidden_size, output_size=output_size)
+        check_from(0, invariance=invariance, variance=variance)
+        check_from(0, covariance=covariance)
         sizes = hidden_size, hidden_size, output_size
         self.projector = projector(embedding_size, *sizes)
         self.weights = invariance, variance, covariance
@@ -85,6 +88,8 @@ class BarlowTwins(Method):
         weight: float = 0.025,
     ) -> None:
         super().__init__()
+        check_from(1, hidden_size=hidden_size, output_size=output_size)
+        check_from(0, redundancy=redundancy, weight=weight)
         sizes = hidden_size, hidden_size, output_size
         self.projector = projector(embedding_size, *sizes)
         self.redundancy = redundancy

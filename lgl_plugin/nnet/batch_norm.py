@@ -9,19 +9,16 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lgl_plugin.utils.distributed import world_size
 
 
 @contextlib.contextmanager
 def finite_statistics(model: torch.nn.Module) -> Iterator[None]:
     """Restores a model's running statistics if a training step spoils one."""
-    statistics = [
-        statistic
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
-        for statistic in (module.running_mean, module.running_var)
-        if statistic is not None
-    ]
+    statistics = _statistics(model)
     if not statistics:
         yield
         return
@@ -33,3 +30,24 @@ def finite_statistics(model: torch.nn.Module) -> Iterator[None]:
     sizes = [len(statistic) for statistic in statistics]
     for statistic, part in zip(statistics, kept.split(sizes)):
         statistic.copy_(part)
+
+
+def share_statistics(model: torch.nn.Module) -> None:
+    """Gives all processes the running statistics of the first.
+
+    On CPUs each keeps its own, by which each would embed otherwise.
+    """
+    if world_size() > 1:
+        for statistic in _statistics(model):
+            dist.broadcast(statistic, 0)
+
+
+def _statistics(model):
+    """Lists the running means and variances of a model."""
+    return [
+        statistic
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]

@@ -61,9 +61,10 @@ def dino_loss(
     0.0
     """
     logs = F.log_softmax(logits.float() / temperature, dim=-1)
-    pairs = -torch.einsum("gbk,vbk->gvb", targets, logs).mean(-1)
-    itself = torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
-    return pairs[~itself].mean()
+    with torch.autocast(logs.device.type, enabled=False):
+        pairs = -torch.einsum("gbk,vbk->gv", targets, logs) / logs.shape[1]
+    others = pairs.numel() - min(pairs.shape)
+    return (pairs.sum() - pairs.diagonal().sum()) / others
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ class Prototypes(nn.Module):
     def forward(
         self, vectors: torch.Tensor, frozen: bool = False
     ) -> torch.Tensor:
-        """Returns cosines (..., n_prototypes) of unit vectors (..., size).
+        """Returns cosines (..., n_prototypes), float32, of unit vectors.
 
         `frozen` prototypes get a gradient of zero: without any, data
         parallelism would wait for one.
@@ -120,4 +120,7 @@ class Prototypes(nn.Module):
         weight = self.weight
         if frozen:
             weight = weight.detach() + 0 * weight
-        return F.linear(vectors, F.normalize(weight, dim=-1))
+        # Half precision's rounding is as large as what tells two prototypes
+        # apart at a temperature of 0.025.
+        with torch.autocast(vectors.device.type, enabled=False):
+            return F.linear(vectors.float(), F.normalize(weight, dim=-1))

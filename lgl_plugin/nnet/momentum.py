@@ -30,7 +30,7 @@ class MomentumCopy(nn.Module):
     >>> teacher = MomentumCopy(student)
     >>> _ = torch.nn.init.zeros_(teacher.copy.weight)
     >>> _ = torch.nn.init.ones_(student.weight)
-    >>> teacher.follow(student, momentum=0.9)
+    >>> teacher.follow(student, momentum=0.9, skipped=torch.tensor(0.0))
     >>> round(teacher(torch.ones(1, 1)).item(), 3)
     0.1
     """
@@ -49,19 +49,27 @@ class MomentumCopy(nn.Module):
         return self.copy(*args, **kwargs)
 
     @torch.no_grad()
-    def follow(self, module: nn.Module, momentum: float) -> None:
-        """Keeps the share `momentum`, and takes the rest from the module."""
-        own, new = list(self.copy.parameters()), list(module.parameters())
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = list(zip(own, new))
+    def follow(
+        self, module: nn.Module, momentum: float, skipped: torch.Tensor
+    ) -> None:
+        """Keeps the share `momentum`, and takes the rest from the module.
+
+        `skipped`, a scalar on the device, is 1 where the step was skipped: the
+        teacher then stays, too.
+        """
+        pairs = zip(self.copy.parameters(), module.parameters(), strict=True)
+        own, new = (list(tensors) for tensors in zip(*pairs))
         if self.buffers_follow:
-            pairs += zip(self.copy.buffers(), module.buffers())
-        # Counters, such as that of batches, are copied.
-        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        mine, others = (list(tensors) for tensors in zip(*averaged))
-        torch._foreach_lerp_(mine, others, 1 - momentum)
-        for held, other in pairs:
-            if not held.is_floating_point():
-                held.copy_(other)
+            mine, others = self.copy.buffers(), module.buffers()
+            for held, other in zip(mine, others, strict=True):
+                if held.is_floating_point():
+                    own.append(held)
+                    new.append(other)
+                else:  # a counter, such as that of batches
+                    held.copy_(other)
+        change = torch._foreach_sub(new, own)
+        torch._foreach_mul_(change, (1 - momentum) * (1 - skipped))
+        torch._foreach_add_(own, change)
 
 
 def cosine_ramp(start: float, end: float, done: float) -> float:

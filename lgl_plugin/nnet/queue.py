@@ -58,5 +58,5 @@ class EmbeddingQueue(nn.Module):
         # One step that went wrong would spoil each that draws from it.
         sound = vectors.isfinite().all(1)
         self.rows[index] = torch.where(sound, rows, -1)
-        self.vectors[index] = vectors.float()
+        self.vectors[index] = torch.where(sound[:, None], vectors.float(), 0.0)
         self.place.copy_((self.place + len(rows)) % capacity)

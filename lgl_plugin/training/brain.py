@@ -14,7 +14,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.sampler import PassSampler
-from lgl_plugin.nnet.batch_norm import finite_statistics
+from lgl_plugin.nnet.batch_norm import finite_statistics, share_statistics
 from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.training.epoch_selection import criterion
 from lgl_plugin.training.epoch_tally import EpochTally
@@ -91,6 +91,7 @@ class SpeakerBrain(HookedBrain):
         self.epochs_in_all = epochs_in_all
         self.seed = seed
         self.done = 0.0
+        self.skipped = torch.zeros((), device=self.device)
         self.tally = EpochTally(self.device)
         self.held_out = HeldOut()
         self.guard = NonFiniteGuard(self.nonfinite_patience)
@@ -180,9 +181,9 @@ class SpeakerBrain(HookedBrain):
         if self.scaler.is_enabled():  # float16, whose scaler skips such steps
             super().optimizers_step()
             return
-        skipped = self.guard.step(self.optimizer, self.max_grad_norm)
-        self.guard.count(skipped)
-        self.tally.add(skipped=skipped)
+        self.skipped = self.guard.step(self.optimizer, self.max_grad_norm)
+        self.guard.count(self.skipped)
+        self.tally.add(skipped=self.skipped)
         self.optimizer_step += 1
 
     def update_average(self, loss, avg_loss) -> float:
@@ -232,6 +233,7 @@ class SpeakerBrain(HookedBrain):
     def on_stage_end(self, stage, stage_loss, epoch=None) -> None:
         """Logs the epoch and saves a checkpoint."""
         if stage == sb.Stage.TRAIN:
+            share_statistics(self.modules)
             if self.tally.average is None:  # resumed behind the last batch
                 self.tally.average = torch.tensor(stage_loss)
             self._leave_if_asked(collective=True)

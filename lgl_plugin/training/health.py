@@ -171,7 +171,7 @@ def _collapse(record, before):
     further = "a gate that selects more"
     if record["stage"] == 1:
         further = "another method"
-        if record["phase"] == "simclr":
+        if record.get("discriminator_accuracy") is not None:
             further = "a lower adversarial_weight"
     return (
         f"the embeddings have collapsed: {seen}. Try a lower lr, or {further}."
@@ -190,8 +190,8 @@ def _prototypes(record, before):
     if used is not None and used < FEWEST_PROTOTYPES:
         return (
             "the teacher has collapsed: it gives nearly all utterances one "
-            f"prototype ({used:.1f} used, prototypes_used). Try a lower lr, a "
-            "teacher_momentum nearer to 1, or a higher weight of mean_entropy."
+            f"prototype ({used:.1f} used, prototypes_used). Try a lower lr, or "
+            "a teacher_momentum nearer to 1."
         )
 
 

@@ -6,7 +6,7 @@ import math
 
 import speechbrain as sb
 import torch
-from torch.optim import Adam
+from torch.optim import SGD, Adam
 
 
 class NonFiniteGuard:
@@ -32,9 +32,9 @@ class NonFiniteGuard:
     ) -> torch.Tensor:
         """Clips the gradient and steps, unless the gradient is not finite.
 
-        torch's fused Adam decides that on the device. For others the host
-        waits for the gradient's norm. Returns 1 if the step was skipped, or
-        0, as a scalar on the device.
+        torch's fused Adam and SGD decide that on the device. For others the
+        host waits for the gradient's norm. Returns 1 if the step was skipped,
+        or 0, as a scalar on the device.
         """
         parameters = [
             parameter
@@ -43,7 +43,9 @@ class NonFiniteGuard:
         ]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         skipped = (~norm.isfinite()).float()
-        if isinstance(optimizer, Adam) and optimizer.defaults.get("fused"):
+        if isinstance(optimizer, Adam | SGD) and optimizer.defaults.get(
+            "fused"
+        ):
             optimizer.found_inf = skipped
             optimizer.step()
         elif not skipped:

@@ -104,8 +104,15 @@ def train_stage1_phase(
 def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
     """Makes what clusters the training utterances by an encoder, for SSPS.
 
-    Raises ValueError if they make no two clusters of `ssps_cluster_size`.
+    Raises ValueError if they make no two clusters of `ssps_cluster_size`, or
+    the method has no use for them.
     """
+    method = session.settings.method
+    if not getattr(method, "func", method).takes_positives:
+        raise ValueError(
+            "ssps_epochs: only SimCLR goes on with positives of other "
+            "utterances. Set it to 0, or take that method."
+        )
     size, rows = session.settings.ssps_cluster_size, session.train_rows
     n_clusters = len(rows) // size
     if n_clusters < 2:

@@ -46,7 +46,10 @@ class HookedBrain(sb.Brain):
             super()._wrap_distributed()
             return
         # torch has no synchronised batch statistics for CPUs, and converting
-        # to them raises: each process keeps its own.
+        # to them raises: each process keeps its own. Sending them at each
+        # forward pass would spoil the gradient of an earlier one of the step.
         for name, module in self.modules.items():
             if any(p.requires_grad for p in module.parameters()):
-                self.modules[name] = DistributedDataParallel(module)
+                self.modules[name] = DistributedDataParallel(
+                    module, broadcast_buffers=False
+                )

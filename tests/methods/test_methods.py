@@ -23,7 +23,8 @@ from lgl_plugin.methods.dino import DINO
 from lgl_plugin.methods.method import local_views
 from lgl_plugin.methods.moco import MoCo
 from lgl_plugin.methods.sdpn import SDPN
-from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.nnet.distillation import koleo
+from lgl_plugin.nnet.redundancy import spread_terms
 
 WITH_TEACHER = ("moco", "dino", "rdino", "sdpn")
 
@@ -52,7 +53,9 @@ def brain(request, tmp_path):
 
 def test_it_learns_a_batch_by_heart(brain):
     brain.hparams.lr_annealing = sb.nnet.schedulers.StepScheduler(0.003, 1.0)
-    losses = [float(brain.fit_batch(batch(2))) for _ in range(80)]
+    brain.steps_per_epoch, losses = 80, []
+    for brain.step in range(80):
+        losses.append(float(brain.fit_batch(batch(2))))
     assert np.isfinite(losses).all()
     # From the tenth step on: MoCo's first losses lack negatives.
     assert np.mean(losses[-10:]) < np.mean(losses[10:20])
@@ -143,7 +146,7 @@ def test_dinos_targets_are_centred_and_sharpened():
         torch.testing.assert_close(method.centre, moved)
 
 
-def test_prototypes_rest_at_first_and_never_decay(tmp_path):
+def test_dinos_prototypes_rest_at_first(tmp_path):
     brain = begin(make_brain("dino", tmp_path))
     start = brain.method.prototypes.weight.clone()
     brain.steps_per_epoch, brain.epochs_in_all = 1000, 1
@@ -152,13 +155,9 @@ def test_prototypes_rest_at_first_and_never_decay(tmp_path):
     brain.step = 500
     brain.fit_batch(batch(2))
     assert not torch.equal(brain.method.prototypes.weight, start)
-    *_, group = brain.optimizer.param_groups
-    (parameter,) = group["params"]
-    assert parameter is brain.method.prototypes.weight
-    assert group["weight_decay"] == 0 and group["clip_each"] is None
 
 
-def test_each_gradient_is_clipped_but_that_of_prototypes(tmp_path):
+def test_sdpns_prototypes_are_neither_clipped_nor_decayed(tmp_path):
     brain = begin(make_brain("sdpn", tmp_path, run_opts={"max_grad_norm": 1e9}))
     brain.method.clip_each, seen = 1e-3, {}
 
@@ -173,6 +172,10 @@ def test_each_gradient_is_clipped_but_that_of_prototypes(tmp_path):
     brain.fit_batch(batch(2))
     assert max(seen[False]) == pytest.approx(1e-3, rel=1e-3)
     assert seen[True][0] > 2e-3
+    *_, group = brain.optimizer.param_groups
+    (parameter,) = group["params"]
+    assert parameter is brain.method.prototypes.weight
+    assert group["weight_decay"] == 0
 
 
 def test_mocos_negatives_are_of_others():
@@ -215,15 +218,20 @@ def test_sdpns_loss_is_the_sum_of_its_parts():
     whole, figures = loss(**weights)
     added = sum(w * figures[name].item() for name, w in weights.items())
     assert whole == pytest.approx(bare + added, rel=1e-5)
+    each = [koleo(view).item() for view in embeddings]
+    assert figures["koleo"].item() == pytest.approx(sum(each), rel=1e-5)
 
 
 def spoil(method, how):
     """Makes the teacher collapse in one of its two ways."""
     if how == "it finds all prototypes alike":
         method.teacher_temperatures = (1e3, 1e3)
+        method.temperature = 1e4
     else:  # one prototype is near to all, the others far
         head = method.teacher_head.copy[-1]
-        weight = method.teacher_prototypes.copy.weight
+        weight = method.prototypes.weight
+        if method.name == "dino":
+            weight = method.teacher_prototypes.copy.weight
         with torch.no_grad():
             head.weight.zero_()
             head.bias.fill_(1.0)
@@ -234,8 +242,9 @@ def spoil(method, how):
 @pytest.mark.parametrize(
     "how", ["it finds all prototypes alike", "it gives nearly all utterances"]
 )
-def test_a_collapsed_teacher_is_named_after_an_epoch(how, tmp_path):
-    brain = make_brain("dino", tmp_path)
+@pytest.mark.parametrize("kind", ["dino", "sdpn"])
+def test_a_collapsed_teacher_is_named_after_an_epoch(kind, how, tmp_path):
+    brain = make_brain(kind, tmp_path)
     run_epoch(begin(brain), 1, batch(2, seed=9))
     spoil(brain.method, how)
     run_epoch(brain, 2, batch(2, seed=9))
@@ -252,6 +261,18 @@ def test_a_collapsed_teacher_is_named_after_an_epoch(how, tmp_path):
         (lambda: SDPN(tiny_encoder(), DIM, 9, temperature=-1), "temperature"),
         (lambda: MoCo(tiny_encoder(), DIM, 9, temperature=0), "temperature"),
         (lambda: MoCo(tiny_encoder(), DIM, 9, queue_size=0), "queue_size"),
+        (lambda: DINO(tiny_encoder(), DIM, 9, n_local=-1), "n_local"),
+        (lambda: DINO(tiny_encoder(), DIM, 9, n_prototypes=1), "n_prototypes"),
+        (
+            lambda: DINO(tiny_encoder(), DIM, 9, teacher_momentum=1.0),
+            "teacher_momentum must be in",
+        ),
+        (lambda: SDPN(tiny_encoder(), DIM, 9, clip_each=0.0), "clip_each"),
+        (lambda: SDPN(tiny_encoder(), DIM, 9, queue_size=-1), "queue_size"),
+        (
+            lambda: METHODS["vicreg"](tiny_encoder(), DIM, 9, variance=-1.0),
+            "variance",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(make, said):
@@ -262,5 +283,35 @@ def test_arguments_out_of_range_are_refused(make, said):
 def test_views_are_augmented_each_by_itself():
     """As babble of one batch would be of the other crop of its utterance."""
     method = METHODS["vicreg"](tiny_encoder(), DIM, BATCH)
-    (views,), taught = method.views(batch(2).sig.data, Augmenter())
-    assert views.shape == (2, BATCH, TIME) and not taught
+    crops, augment = batch(2).sig.data, Loud()
+    (views,), taught = method.views(crops, augment)
+    assert torch.equal(views[0], 10 * crops[:, 0])
+    assert torch.equal(views[1], 100 * crops[:, 1]) and not taught
+
+
+@pytest.mark.parametrize("done", [0.0, 0.07, 0.5])
+def test_rdinos_regularisation_rises_and_is_of_the_mean_global_view(done):
+    embeddings, taught = torch.randn(2, BATCH, DIM), torch.randn(2, BATCH, DIM)
+    losses = []
+    for weight in (0.0, 0.2):
+        torch.manual_seed(2)
+        method = DINO(
+            tiny_encoder(), DIM, BATCH, n_prototypes=6, regularisation=weight
+        )
+        rows = torch.arange(BATCH)
+        losses.append(method([embeddings], [taught], rows, done)[0].item())
+    variance, covariance = spread_terms(embeddings.mean(0))
+    share = min(0.25 + 0.75 * 7 * done, 1)
+    expected = 0.2 * share * (5 * variance + covariance * DIM / 6)
+    assert losses[1] - losses[0] == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_step_under_autocast(kind, precision, tmp_path):
+    options = {"precision": precision}
+    brain = begin(make_brain(kind, tmp_path, run_opts=options))
+    for _ in range(2):
+        loss = brain.fit_batch(batch(2))
+        assert loss.dtype == torch.float32 and loss.isfinite()
+    assert brain.skipped == 0

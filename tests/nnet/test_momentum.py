@@ -22,7 +22,11 @@ def test_it_keeps_its_share_and_takes_the_rest(student, buffers):
         for parameter in student.parameters():
             parameter.add_(torch.randn_like(parameter))
     student(torch.randn(5, 3))  # moves the running statistics
-    teacher.follow(student, 0.9)
+    teacher.follow(student, 0.9, torch.tensor(1.0))
+    for name, held in teacher.copy.state_dict().items():
+        if held.is_floating_point():
+            assert torch.equal(held, before[name])  # the step was skipped
+    teacher.follow(student, 0.9, torch.tensor(0.0))
     for name, new in student.state_dict().items():
         follows = buffers or name.split(".")[1] in ("weight", "bias")
         expected = before[name]

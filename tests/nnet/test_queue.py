@@ -30,3 +30,4 @@ def test_an_embedding_that_is_not_finite_is_not_held():
     vectors[0, 1] = torch.nan
     queue.add(torch.tensor([4, 5]), vectors)
     assert queue.rows.tolist() == [-1, 5, -1]
+    assert queue.vectors.tolist() == [[0, 0], [1, 1], [0, 0]]

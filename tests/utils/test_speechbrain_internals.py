@@ -128,8 +128,9 @@ def test_on_cpus_each_process_keeps_its_batch_statistics(brain, monkeypatch):
     wrapped = []
 
     class Wrapper(torch.nn.Module):
-        def __init__(self, module):
+        def __init__(self, module, broadcast_buffers):
             super().__init__()
+            assert not broadcast_buffers
             self.module = module
             wrapped.append(module)
 

@@ -121,23 +121,24 @@ def train(entry, command, folder, seed, minutes):
     if (run / "gallery.json").exists():
         return
     command = [*command, entry.option, f"--seed={seed}"]
-    step = seconds_per_step(command)
-    steps = max(1, round(60 * minutes / step / EPOCHS))
+    length = run / "length.json"
+    # An interrupted run goes on with as many steps as it began with.
+    if not length.exists():
+        step = seconds_per_step(command)
+        steps = max(1, round(60 * minutes / step / EPOCHS))
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(length, {"seconds_per_step": step, "steps": EPOCHS * steps})
+    facts = json.loads(length.read_text())
     usage = run_recipe(
         [
             *command,
             f"--output_folder={run}",
             f"--number_of_epochs={EPOCHS}",
-            f"--steps_per_epoch={steps}",
+            f"--steps_per_epoch={facts['steps'] // EPOCHS}",
             "--selection_study=True",
         ]
     )
-    facts = {
-        "seconds_per_step": step,
-        "steps": EPOCHS * steps,
-        "processor_seconds": usage.ru_utime + usage.ru_stime,
-        "most_bytes": 1024 * usage.ru_maxrss,
-    }
+    facts["most_bytes"] = 1024 * usage.ru_maxrss
     write_json(run / "gallery.json", facts)
 
 
@@ -156,7 +157,10 @@ def seconds_per_step(command):
                 ]
             )
         times.append(usage.ru_utime + usage.ru_stime)
-    return (times[1] - times[0]) / (PILOT[1] - PILOT[0])
+    step = (times[1] - times[0]) / (PILOT[1] - PILOT[0])
+    if step <= 0:
+        raise RuntimeError("steps cannot be timed: the machine is too busy")
+    return step
 
 
 def run_recipe(command):
