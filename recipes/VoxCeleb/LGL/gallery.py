@@ -22,8 +22,8 @@ import sys
 import tempfile
 
 import numpy as np
-from paper import spread
 from scipy.stats import spearmanr
+from study import spread
 from tqdm import tqdm
 
 from lgl_plugin.runs.metrics_log import read_metrics
