@@ -75,6 +75,12 @@ def stage1_modules(
     return {"encoder": encoder, "method": method}
 
 
+def check_method(session: Session) -> None:
+    """Makes the method once: a wrong argument shows before any training."""
+    with separate_generator("cpu"):
+        stage1_modules(session)
+
+
 def train_stage1_phase(
     session: Session,
     brain_class: Callable[..., SpeakerBrain],

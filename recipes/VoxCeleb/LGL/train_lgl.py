@@ -29,9 +29,9 @@ from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.nnet.pseudo_positives import PseudoPositives
 from lgl_plugin.report.build import try_to_write_report
 from lgl_plugin.runs.settings import load_settings
-from lgl_plugin.training.held_out import separate_generator
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage1 import (
+    check_method,
     grouping,
     score_baselines,
     stage1_modules,
@@ -86,8 +86,7 @@ def train_stage1(session):
             epochs_in_all=in_all,
         )
 
-    with separate_generator("cpu"):
-        stage1_modules(session)  # a wrong argument shows before any training
+    check_method(session)
     group = grouping(session) if settings.ssps_epochs else None
     run.step("baselines", baselines, run.identity())
     run.step("stage1", stage1)
