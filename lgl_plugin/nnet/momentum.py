@@ -68,7 +68,8 @@ class MomentumCopy(nn.Module):
                 else:  # a counter, such as that of batches
                     held.copy_(other)
         change = torch._foreach_sub(new, own)
-        torch._foreach_mul_(change, (1 - momentum) * (1 - skipped))
+        kept = (1 - momentum) * (1 - skipped)
+        torch._foreach_mul_(change, len(change) * [kept])
         torch._foreach_add_(own, change)
 
 

@@ -245,6 +245,8 @@ def test_a_model_without_convolutions_takes_short_utterances(tmp_path):
 
 def test_embeddings_that_are_not_finite_are_bad(speech, encoder):
     class Diverged(torch.nn.Module):
+        masks_padding = True
+
         def forward(self, features, lengths):
             vectors = torch.ones(len(features), 1, 3)
             vectors[lengths < 0.5, :, 1] = torch.nan

@@ -26,7 +26,7 @@ def filled(clusters, sources, added, capacity=5):
     positives.regroup(np.array(clusters), np.array(sources), np.arange(N))
     for number, row in enumerate(added):
         vector = torch.full((1, DIM), float(number))
-        positives.add(torch.tensor([row]), vector)
+        positives.queue.add(torch.tensor([row]), vector)
     return positives
 
 
@@ -77,10 +77,10 @@ def test_the_queue_keeps_the_latest(batches, capacity):
     expected, number = collections.deque(maxlen=capacity), 0
     for size in batches:
         rows = torch.arange(number, number + size) % N
-        positives.add(rows, torch.randn(size, DIM))
+        positives.queue.add(rows, torch.randn(size, DIM))
         expected.extend(rows.tolist())
         number += size
-    held = positives.rows[positives.rows >= 0].tolist()
+    held = positives.queue.rows[positives.queue.rows >= 0].tolist()
     assert sorted(held) == sorted(expected)
 
 
@@ -88,7 +88,7 @@ def test_an_empty_queue_or_no_clusters_gives_no_positive():
     empty = filled([0, 1] * 6, [1, 0] * 6, [])
     assert (empty(torch.arange(N))[0] == -1).all()
     unknown = PseudoPositives(N, DIM)
-    unknown.add(torch.arange(N), torch.randn(N, DIM))
+    unknown.queue.add(torch.arange(N), torch.randn(N, DIM))
     assert (unknown(torch.arange(N))[0] == -1).all()
 
 
@@ -106,14 +106,14 @@ def test_an_embedding_that_is_not_finite_is_never_drawn():
     positives = filled([0, 1] * 6, [1, 0] * 6, [])
     vectors = torch.ones(4, DIM)
     vectors[1, 2] = torch.nan
-    positives.add(torch.arange(4), vectors)
+    positives.queue.add(torch.arange(4), vectors)
     chosen, found = positives(torch.zeros(200, dtype=torch.int64))
     assert (chosen == 3).all() and found.isfinite().all()
 
 
 def test_the_queue_is_no_longer_than_the_utterances_are_many():
-    assert PseudoPositives(N, DIM).vectors.shape == (N, DIM)
-    assert len(PseudoPositives(30000, DIM).vectors) == 25000
+    assert PseudoPositives(N, DIM).queue.vectors.shape == (N, DIM)
+    assert len(PseudoPositives(30000, DIM).queue.vectors) == 25000
 
 
 def test_a_checkpoint_holds_queue_and_clusters():
@@ -123,10 +123,10 @@ def test_a_checkpoint_holds_queue_and_clusters():
     for positives in (before, after):
         torch.manual_seed(3)
         positives.draws = positives(torch.arange(N))
-        positives.add(torch.tensor([9]), torch.ones(1, DIM))
+        positives.queue.add(torch.tensor([9]), torch.ones(1, DIM))
     assert torch.equal(before.draws[0], after.draws[0])
     assert torch.equal(before.draws[1], after.draws[1])
-    assert torch.equal(before.rows, after.rows)
+    assert torch.equal(before.queue.rows, after.queue.rows)
 
 
 def test_the_host_waits_for_nothing_and_no_gradient_is_kept():
@@ -135,9 +135,9 @@ def test_the_host_waits_for_nothing_and_no_gradient_is_kept():
     vectors = torch.randn(4, DIM, dtype=torch.bfloat16, requires_grad=True)
     with NothingReadByTheHost():
         chosen, found = positives(rows)
-        positives.add(rows, vectors)
+        positives.queue.add(rows, vectors)
     assert found.dtype == torch.float32 and chosen.dtype == torch.int64
-    assert not positives.vectors.requires_grad
+    assert not positives.queue.vectors.requires_grad
 
 
 @pytest.mark.parametrize("chunk", [2, 1024])

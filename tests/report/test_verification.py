@@ -253,7 +253,7 @@ def write(path, text=""):
         ),
         (
             lambda at: write(at["encoder"] / "hyperparams.yaml", "modules: {}"),
-            "its modules lack one of compute_features, mean_var_norm",
+            "its modules lack one of compute_features and embedding_model",
         ),
         (
             lambda at: torch.save({}, at["encoder"] / "embedding_model.ckpt"),
