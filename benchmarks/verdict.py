@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the verdict without labels is worth, measured where labels exist.
+"""Measures the verdict without labels, where labels exist.
 
 > python benchmarks/verdict.py results/lgl/1/export/iter5 \
     --corpora an4_sessions --musan_folder=noise --rir_folder=rir

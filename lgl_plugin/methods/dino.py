@@ -21,7 +21,7 @@ from lgl_plugin.methods.method import (
 )
 from lgl_plugin.nnet.distillation import dino_loss, entropy
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
-from lgl_plugin.nnet.momentum import MomentumCopy, cosine_ramp
+from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.redundancy import spread_terms
 from lgl_plugin.utils.distributed import concatenated
 
@@ -98,6 +98,11 @@ class DINO(Method):
         clip_each: float | None = 3.0,
     ) -> None:
         super().__init__()
+        if len(teacher_temperatures) != 2:
+            raise ValueError(
+                "teacher_temperatures must be two, the first and the last, got "
+                f"{teacher_temperatures}"
+            )
         first, last = teacher_temperatures
         check_above0(
             temperature=temperature,
@@ -124,10 +129,6 @@ class DINO(Method):
         self.teacher_momentum = teacher_momentum
         self.regularisation = regularisation
         self.clip_each = clip_each
-
-    def momentum(self, done: float) -> float:
-        """Returns how much of the teacher a step keeps."""
-        return cosine_ramp(self.teacher_momentum, 1.0, done)
 
     def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
         """Pairs the teacher, its head and its prototypes with the student's."""

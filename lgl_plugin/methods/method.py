@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lgl_plugin.nnet.momentum import cosine_ramp
+
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -24,7 +26,9 @@ class Method(nn.Module):
     name : str
         Of the phase in metrics.jsonl: that of the class in lower case.
     teacher : lgl_plugin.nnet.momentum.MomentumCopy or None
-        A copy of the encoder that follows it, by the momentum of `momentum`.
+        A copy of the encoder that follows it.
+    teacher_momentum : float
+        How much of the teacher a step keeps at first; of methods with one.
     adversary : torch.nn.Module or None
         A part that has an optimiser of its own, and its step before the
         encoder's, by the loss of `adversary_loss`.
@@ -39,6 +43,7 @@ class Method(nn.Module):
 
     name: str
     teacher: Any
+    teacher_momentum: float
     adversary: Any
     clip_each: float | None
 
@@ -95,8 +100,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def momentum(self, done: float) -> float:
-        """Returns how much of the teacher a step keeps."""
-        raise NotImplementedError
+        """Returns how much of the teacher a step keeps, rising to all."""
+        return cosine_ramp(self.teacher_momentum, 1.0, done)
 
     def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
         """Pairs each `MomentumCopy` with the module that it follows."""

@@ -71,7 +71,7 @@ class MoCo(Method):
         )
 
     def momentum(self, done: float) -> float:
-        """Returns how much of the teacher a step keeps."""
+        """Returns how much of the teacher each step keeps alike."""
         return self.teacher_momentum
 
     def views(

@@ -25,11 +25,11 @@ from lgl_plugin.nnet.distillation import (
     sinkhorn,
 )
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
-from lgl_plugin.nnet.momentum import MomentumCopy, cosine_ramp
+from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
 from lgl_plugin.utils.distributed import concatenated
 
-# What the teacher's logits are divided by, beside the temperature.
+# Divisor of the teacher's logits, beside the temperature.
 SHARPENING = 0.25
 
 
@@ -50,9 +50,9 @@ class SDPN(Method):
     encoder, embedding_size, n_utterances
         As for each method.
     n_prototypes : int
-        Their gradient is the mean over processes, where 3D-Speaker has the sum.
         1,024 in 3D-Speaker, for VoxCeleb2. No more than utterances in a batch
-        can be used at a time: take fewer, or a queue.
+        can be used at a time: take fewer, or a queue. Their gradient is the
+        mean over processes, where 3D-Speaker has the sum.
     hidden_size, bottleneck_size : int
         Of the head; 2,048 and 256 in 3D-Speaker.
     n_local : int
@@ -123,10 +123,6 @@ class SDPN(Method):
             "dimension": dimension,
         }
         self.clip_each = clip_each
-
-    def momentum(self, done: float) -> float:
-        """Returns how much of the teacher a step keeps."""
-        return cosine_ramp(self.teacher_momentum, 1.0, done)
 
     def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
         """Pairs the teacher and its head with the student's."""

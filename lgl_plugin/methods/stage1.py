@@ -14,7 +14,7 @@ from lgl_plugin.utils.distributed import (
     world_size,
 )
 
-# What the base Brain counts, beside a method's figures.
+# Names that the base Brain counts under, beside a method's figures.
 COUNTS = ("utterances", "batches", "skipped")
 
 

@@ -68,8 +68,8 @@ class MomentumCopy(nn.Module):
                 else:  # a counter, such as that of batches
                     held.copy_(other)
         change = torch._foreach_sub(new, own)
-        kept = (1 - momentum) * (1 - skipped)
-        torch._foreach_mul_(change, len(change) * [kept])
+        taken = (1 - momentum) * (1 - skipped)
+        torch._foreach_mul_(change, len(change) * [taken])
         torch._foreach_add_(own, change)
 
 

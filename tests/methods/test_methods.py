@@ -262,6 +262,10 @@ def test_a_collapsed_teacher_is_named_after_an_epoch(kind, how, tmp_path):
         (lambda: MoCo(tiny_encoder(), DIM, 9, temperature=0), "temperature"),
         (lambda: MoCo(tiny_encoder(), DIM, 9, queue_size=0), "queue_size"),
         (lambda: DINO(tiny_encoder(), DIM, 9, n_local=-1), "n_local"),
+        (
+            lambda: DINO(tiny_encoder(), DIM, 9, teacher_temperatures=[0.04]),
+            "teacher_temperatures must be two",
+        ),
         (lambda: DINO(tiny_encoder(), DIM, 9, n_prototypes=1), "n_prototypes"),
         (
             lambda: DINO(tiny_encoder(), DIM, 9, teacher_momentum=1.0),

@@ -22,11 +22,13 @@ import sys
 import tempfile
 
 import numpy as np
+import speechbrain as sb
 from scipy.stats import spearmanr
 from study import spread
 from tqdm import tqdm
 
 from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.tables import markdown_table
 
@@ -89,6 +91,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output_folder", default="results/gallery")
     options, overrides = parser.parse_known_args()
+    # A mistyped option shows here, and not after the first runs.
+    parsed = sb.parse_arguments([options.yaml, *overrides])
+    settings, _ = load_settings(parsed[0], parsed[2], parsed[1])
+    if not settings.verification_file:
+        parser.error("verification_file: a gallery needs a trial list")
     folder = pathlib.Path(options.output_folder).absolute()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     command = [sys.executable, str(HERE / "train_lgl.py"), options.yaml]
@@ -171,7 +178,6 @@ def run_recipe(command):
     with tempfile.TemporaryFile("w+", errors="replace") as printed:
         process = subprocess.Popen(
             command,
-            cwd=HERE,
             stdout=printed,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -31,7 +31,7 @@ from lgl_plugin.utils.tables import markdown_table
 
 FLOOR, UNTRAINED = "log-mel statistics", "untrained"
 COHORT, TOP = 2000, 300  # of AS-norm
-# What a run takes that is told nothing.
+# The choice of a run that is told nothing.
 CHOSEN = "whitened, 1"
 BACKENDS = {
     "cosine": Identity,

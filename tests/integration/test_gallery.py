@@ -1,0 +1,56 @@
+"""The gallery's refusals, and its tables of runs that are made up."""
+
+import json
+import sys
+
+import gallery  # of the recipe's folder
+import pytest
+from tiny import RECIPE
+
+
+def write(folder, entry, eers):
+    """A run of a method as the gallery leaves it."""
+    run = folder / "seed1" / entry.name
+    run.mkdir(parents=True)
+    records = []
+    for epoch, eer in enumerate(eers, 1):
+        figures = dict.fromkeys(gallery.CRITERIA, eer)
+        record = {"stage": 1, "phase": "x", "epoch": epoch, "eer": eer}
+        records.append({**figures, **record})
+    records.append(
+        {"stage": 1, "phase": "after x", "eer": eers[-1], "eer_backend": 1.0}
+    )
+    lines = [json.dumps(record) for record in records]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    facts = {"steps": 60, "seconds_per_step": 0.5, "most_bytes": 2**30}
+    (run / "gallery.json").write_text(json.dumps(facts))
+
+
+def test_tables(tmp_path):
+    for number, entry in enumerate(gallery.METHODS):
+        write(tmp_path, entry, [50 - n - number for n in range(6)])
+    figures, courses, criteria = gallery.tables(tmp_path, [1])
+    line = "| SimCLR + AAT | 60 | 0.50 | 1.0 | 45.0 | 1.0 | 45.00 |"
+    assert line in figures
+    assert "| SimCLR | 49.0 | 48.0 | 47.0 | 46.0 | 45.0 | 44.0 |" in courses
+    # Each figure is the error rate here: those to be high rank it upside down.
+    assert "| pseudo-trials' EER | 1.00 |" in criteria
+    assert "| silhouette | -1.00 |" in criteria
+
+
+def run(monkeypatch, *options):
+    yaml = str(RECIPE / "hparams" / "small_stage1.yaml")
+    typed = ["gallery.py", yaml, "--data_folder=/audio", *options]
+    monkeypatch.setattr(sys, "argv", typed)
+    gallery.main()
+
+
+def test_without_a_trial_list_nothing_is_trained(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--verification_file=null")
+    assert "a gallery needs a trial list" in capsys.readouterr().err
+
+
+def test_a_mistyped_option_is_refused_at_once(monkeypatch):
+    with pytest.raises(ValueError, match="'batchsize'; did you mean"):
+        run(monkeypatch, "--batchsize=4")
