@@ -69,10 +69,15 @@ setup(
         "gpu": ["faiss-gpu>=1.14"],
         # `lgl export --onnx` writes by the first and checks by the second.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
+        # WavLM, HuBERT and wav2vec 2.0, by SpeechBrain's wrappers.
+        "ssl": ["transformers>=4.50"],
         "demo": ["espeakng-loader>=0.2.4"],
         "docs": DOCS,
         "test": [
             *DOCS,  # built by the tests
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
+            "transformers>=4.50",
             "setuptools>=70.1",  # from then on a wheel needs nothing else
             "pytest>=8",
             "pytest-timeout>=2.3",
