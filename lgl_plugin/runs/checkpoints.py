@@ -129,6 +129,13 @@ class WholeCheckpointer(Checkpointer):
         files = {k: target / f.name for k, f in saved.paramfiles.items()}
         return saved._replace(path=target, paramfiles=files)
 
+    def save_and_keep_only(self, *args: Any, **kwargs: Any) -> None:
+        """Saves a checkpoint, then deletes those that are not to be kept."""
+        # SpeechBrain adds to its default list at each call, and reads all
+        # checkpoints for each entry: a run's saves would become ever slower.
+        kwargs.setdefault("importance_keys", [])
+        super().save_and_keep_only(*args, **kwargs)
+
     @staticmethod
     def _seal(folder: pathlib.Path) -> None:
         """Writes the checksums of a checkpoint's files and syncs them all."""

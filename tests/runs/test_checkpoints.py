@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import torch
+from speechbrain.utils.checkpoints import Checkpointer
 
 from lgl_plugin.runs import checkpoints
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
@@ -33,6 +34,21 @@ def test_checkpoint_torn_by_a_full_disk_is_never_loaded(tmp_path):
     assert [c.path for c in checkpointer.list_checkpoints()] == [first.path]
     checkpointer.recover_if_possible()
     assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize(
+    "kind, grows", [(WholeCheckpointer, False), (Checkpointer, True)]
+)
+def test_a_later_save_reads_no_more_than_the_first(kind, grows, tmp_path):
+    """As SpeechBrain's does, from call to call."""
+    checkpointer = kind(tmp_path, {"a": torch.nn.Linear(2, 3)})
+    whole, reads, counts = checkpointer.list_checkpoints, [], []
+    checkpointer.list_checkpoints = lambda: reads.append(1) or whole()
+    for _ in range(3):
+        reads.clear()
+        checkpointer.save_and_keep_only()
+        counts.append(len(reads))
+    assert counts[0] > 0 and (counts[0] < counts[2]) == grows
 
 
 def test_checkpoint_torn_by_a_kill_is_never_loaded(tmp_path):
