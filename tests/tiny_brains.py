@@ -11,7 +11,6 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.nnet.schedulers import StepScheduler
 from speechbrain.processing.features import InputNormalization
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.filter_analysis import FilterProperties
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,6 +31,7 @@ from lgl_plugin.nnet.pseudo_positives import (
     PseudoPositives,
     neighbouring_clusters,
 )
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
 from lgl_plugin.training.health import findings
@@ -134,7 +134,7 @@ def make_brain(
             "lr_annealing": StepScheduler(0.01, 0.5, 1),
         },
         {"device": "cpu", **dict(run_opts)},
-        checkpointer or Checkpointer(folder / "checkpoints"),
+        checkpointer or WholeCheckpointer(folder / "checkpoints"),
         **{**given, "log": records.append, **options},
     )
     brain.records = records

@@ -1,6 +1,7 @@
 """Brains that are ready for their first batch."""
 
 import functools
+import os
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ from tiny_brains import begin, make_brain
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(1)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """No test pulls the plug."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.nnet.schedulers import StepScheduler
-from speechbrain.utils.checkpoints import Checkpointer
 from tiny_brains import (
     BATCH,
     BRAINS,
@@ -39,6 +38,7 @@ from lgl_plugin.nnet.gates import (
 )
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.nnet.schedules import WarmupCosine
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.training import epoch_tally
 from lgl_plugin.training.brain import STEPS_PER_READING, SpeakerBrain
 from lgl_plugin.utils import signals
@@ -76,7 +76,7 @@ def test_a_brain_without_its_parts_is_an_error(kind, missing, tmp_path):
         given["group"] = print
     del given[missing]
     with pytest.raises(TypeError, match=missing):
-        BRAINS[kind]({}, None, {}, {}, Checkpointer(tmp_path), **given)
+        BRAINS[kind]({}, None, {}, {}, WholeCheckpointer(tmp_path), **given)
 
 
 def test_learning_rates_of_the_epochs_before_are_behind(tmp_path):
@@ -361,7 +361,7 @@ def test_fewer_processes_read_on_from_where_the_epoch_was(
     with monkeypatch.context() as patch:
         patch.setattr(epoch_tally, "world_size", lambda: 2)
         brain.save_in_epoch()
-    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer = WholeCheckpointer(tmp_path / "checkpoints")
     loader = SaveableDataLoader(range(8), batch_size=1)
     checkpointer.add_recoverable("dataloader-TRAIN", loader, optional_load=True)
     brain = make_brain("gated", tmp_path, checkpointer=checkpointer)
@@ -375,7 +375,7 @@ def test_no_epoch_is_begun_behind_the_limit_of_steps(kind, tmp_path):
     """The fit is over, and the run was killed before its step was done."""
     for first in (True, False):
         counter = sb.utils.epoch_loop.EpochCounter(3)
-        checkpointer = Checkpointer(tmp_path / "c", {"counter": counter})
+        checkpointer = WholeCheckpointer(tmp_path / "c", {"counter": counter})
         brain = make_brain(
             kind,
             tmp_path,
@@ -399,7 +399,9 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
 ):
     """Weights, figures and what the gate saw; a checkpoint every second step.
 
-    An epoch has 5 steps, validation after each counts as a step here.
+    An epoch has 5 steps, validation after each counts as a step here. Methods
+    differ in what they keep from step to step, not in when that is saved: of
+    most it is tried in either epoch's middle and between them.
     """
 
     def fit(folder, records, dies=None):
@@ -411,7 +413,7 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
             modules["memory"] = LossMemory(10, 0.5)
             modules["correction"] = LabelCorrection(10)
         counter = sb.utils.epoch_loop.EpochCounter(2)
-        checkpointer = Checkpointer(folder, {"counter": counter})
+        checkpointer = WholeCheckpointer(folder, {"counter": counter})
         data = Crops(7)
         sampler = PassSampler(len(data), 10, seed=7)
         brain = make_brain(
@@ -477,7 +479,8 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
         "gated": {"rows", "losses", "selected", "corrected", "tau"},
     }
     assert whole.tally.last.keys() == names.get(kind, set())
-    for dies in (1, 2, 4, 5, 6, 7, 9, 11, 12):
+    few = kind not in ("simclr", "ssps", "gated")
+    for dies in (4, 7, 9) if few else (1, 2, 4, 5, 6, 7, 9, 11, 12):
         folder, again = tmp_path / str(dies), []
         with pytest.raises(Killed):
             fit(folder, again, dies)
