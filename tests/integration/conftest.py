@@ -2,7 +2,7 @@
 
 import pytest
 from kill import tiny_corpus  # of tests/
-from tiny import STAGE1, STAGE2, train
+from tiny import STAGE1, STAGE2, train_here
 
 
 @pytest.fixture(scope="session")
@@ -17,12 +17,12 @@ def corpus(tmp_path_factory):
 def stage1_run(corpus, tmp_path_factory):
     """A finished Stage I."""
     output = tmp_path_factory.mktemp("run")
-    train("small_stage1.yaml", corpus, output, *STAGE1)
+    train_here("small_stage1.yaml", corpus, output, *STAGE1)
     return output
 
 
 @pytest.fixture(scope="session")
 def run(corpus, stage1_run):
     """A finished run of both stages."""
-    train("small_stage2.yaml", corpus, stage1_run, *STAGE2)
+    train_here("small_stage2.yaml", corpus, stage1_run, *STAGE2)
     return stage1_run

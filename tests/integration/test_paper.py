@@ -1,8 +1,9 @@
 """The paper's tables by the recipe's own command, on a tiny corpus."""
 
+import functools
 import importlib.util
-import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 from study import average_to
-from tiny import RECIPE, STAGE1, STAGE2, TINY
+from tiny import RECIPE, STAGE1, STAGE2, TINY, run_script
 
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.runs.metrics_log import read_metrics
@@ -32,9 +33,9 @@ WIDE_STAGE2 = [*(o for o in STAGE2 if "classifier_init" not in o), WIDE]
 
 
 def paper(names, folder, corpus, *options):
-    """Runs paper.py as a user does, with one seed."""
-    command = [
-        *(sys.executable, "paper.py", *names),
+    """Runs paper.py with one seed."""
+    typed = [
+        *("paper.py", *names),
         *("--small", "--seeds=1", f"--output_folder={folder}"),
         *TINY,
         *STAGE1,
@@ -44,20 +45,44 @@ def paper(names, folder, corpus, *options):
         f"--trial_folder={corpus}/wav",
         *options,
     ]
-    return subprocess.run(
-        command, cwd=RECIPE, capture_output=True, text=True, timeout=600
-    )
+    with mock.patch.object(sys, "argv", typed):
+        script.main()
+
+
+@pytest.fixture
+def in_processes(monkeypatch):
+    """Each run has a process of its own, as a user's."""
+    monkeypatch.setattr(script.Experiment, "_start", START)
+
+
+START = script.Experiment._start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started():
+    """Runs are in this process and without a page; the list of them."""
+    runs = []
+
+    def start(self, recipe, folder, command):
+        runs.append(folder.name)
+        run_script(recipe, *command)
+
+    page = "lgl_plugin.report.build.try_to_write_report"
+    with (
+        mock.patch.object(script.Experiment, "_start", start),
+        mock.patch(page, id),
+    ):
+        yield runs
 
 
 @pytest.fixture(scope="module")
-def tables(corpus, tmp_path_factory):
+def tables(corpus, tmp_path_factory, started):
     """A folder with what can be had of two short runs."""
     folder = tmp_path_factory.mktemp("paper")
     names = ["table1", "table2", "figure3", "selection"]
     names += ["study", "backends", "clusterings"]
     lists = f"--lists=own={corpus}/trials.txt@{corpus}/wav"
-    done = paper(names, folder, corpus, lists)
-    assert done.returncode == 0, done.stderr[-3000:]
+    paper(names, folder, corpus, lists)
     return folder
 
 
@@ -172,8 +197,7 @@ def test_average_linkage_to_a_number(n_clusters):
 
 def test_finished_runs_need_no_experiment(tables, corpus, tmp_path):
     run = tables / "seed1" / "base"
-    done = paper(["backends"], tmp_path, corpus, f"--runs={run}")
-    assert done.returncode == 0, done.stderr[-3000:]
+    paper(["backends"], tmp_path, corpus, f"--runs={run}")
     expected = (tables / "backends.md").read_text()
     assert (tmp_path / "backends.md").read_text() == expected
 
@@ -265,17 +289,38 @@ def test_figures_are_drawn(tables):
     assert (tables / "figure3.svg").stat().st_size > 1000
 
 
-def test_what_is_done_is_not_done_again(tables, corpus):
-    before = (tables / "seed1" / "base" / "printed.txt").read_bytes()
-    done = paper(["table2"], tables, corpus)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tables / "seed1" / "base" / "printed.txt").read_bytes() == before
+def test_what_is_done_is_not_done_again(tables, corpus, started):
+    before = started.copy()
+    assert before.count("base") == 2 and before.count("without-gate") == 1
+    paper(["table2"], tables, corpus)
+    assert started == before
 
 
+@pytest.mark.usefixtures("in_processes")
 def test_a_failing_run_says_why(corpus, tmp_path):
-    done = paper(["table2"], tmp_path, corpus, "--selection=eer")
-    assert done.returncode != 0
-    assert "selection: 'eer' should be 'last'" in done.stderr
+    with pytest.raises(RuntimeError, match="selection: 'eer' should be 'last'"):
+        paper(["table2"], tmp_path, corpus, "--selection=eer")
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_a_run_prints_into_its_folder(tmp_path):
+    recipe, yamls = tmp_path / "recipe.py", []
+    recipe.write_text("import sys; print(*sys.argv[1:])")
+    for name in ("stage1.yaml", "stage2.yaml"):
+        yamls.append(tmp_path / name)
+        yamls[-1].write_text("crop_seconds: 3.0")
+    options = ["--crop_seconds=2.0"]
+    make = functools.partial(
+        script.Experiment, recipe, yamls, tmp_path / "runs", [1, 2], 2, options
+    )
+    for experiment in (make(), make()):  # the second finds all done
+        experiment.train([])
+        for seed in experiment.seeds:
+            folder = experiment.run_folder(seed)
+            first, second = (folder / "printed.txt").read_text().splitlines()
+            end = f"--output_folder={folder} --seed={seed}"
+            assert first.startswith(f"{yamls[0]} {end} --selection_study=True")
+            assert second == f"{yamls[1]} {end} --crop_seconds=2.0"
 
 
 def test_mean_and_range():

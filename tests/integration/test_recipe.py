@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -113,7 +111,7 @@ def test_training_moved_the_encoder_and_left_it_finite(run):
 def test_finished_run_is_not_repeated(run, corpus):
     """The same command again trains nothing."""
     before = (run / "metrics.jsonl").read_bytes()
-    train("small_stage2.yaml", corpus, run, *STAGE2)
+    train_here("small_stage2.yaml", corpus, run, *STAGE2)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -126,7 +124,7 @@ def test_interrupted_run_repeats_only_the_lost_step(run, corpus, tmp_path):
     (copy / "state.json").write_text(json.dumps(state))
     shutil.rmtree(copy / "iter2" / "gated")
     before = read_metrics(run)
-    train("small_stage2.yaml", corpus, copy, *STAGE2)
+    train_here("small_stage2.yaml", corpus, copy, *STAGE2)
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     again = [json.loads(line) for line in lines[len(before) :]]
     assert {r["phase"] for r in again} == {"gated", "after gated"}
@@ -134,7 +132,7 @@ def test_interrupted_run_repeats_only_the_lost_step(run, corpus, tmp_path):
 
 
 def test_same_seed_same_run(run, corpus, tmp_path):
-    """Stage I again, elsewhere, gives the same weights bit for bit."""
+    """Stage I in another process gives the same weights bit for bit."""
     train("small_stage1.yaml", corpus, tmp_path, *STAGE1)
     first, second = (
         torch.load(f / "stage1" / "embedding_model.ckpt", weights_only=True)
@@ -155,7 +153,7 @@ def test_debug_leaves_no_trace_in_the_run(run, corpus):
     """--debug neither counts as done nor adds to the metrics."""
     before = (run / "metrics.jsonl").read_bytes()
     state = (run / "state.json").read_bytes()
-    train("small_stage1.yaml", corpus, run, *STAGE1, "--debug")
+    train_here("small_stage1.yaml", corpus, run, *STAGE1, "--debug")
     assert (run / "metrics.jsonl").read_bytes() == before
     assert (run / "state.json").read_bytes() == state
 
@@ -165,14 +163,14 @@ def test_selected_share_falls_with_the_threshold(run, corpus, tmp_path):
     shares = []
     for tau in (5.0, 50.0):
         output = tmp_path / str(tau)
-        train(
+        fork(run, output, CLASSIFIED)
+        train_here(
             "small_stage2.yaml",
             corpus,
             output,
             *STAGE2,
             "--n_iterations=1",
             f"--gate=!new:lgl_plugin.nnet.gates.FixedGate [{tau}]",
-            f"--pretrained_encoder={run}/stage1",
         )
         last = read_metrics(output)[-1]
         shares.append(last["selected_share"])
@@ -182,17 +180,9 @@ def test_selected_share_falls_with_the_threshold(run, corpus, tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused(run, corpus):
     """Results of one gate must not pass for those of another."""
-    done = train(
-        "small_stage2.yaml",
-        corpus,
-        run,
-        *STAGE2,
-        "--gate=!new:lgl_plugin.nnet.gates.NoGate",
-        check=False,
-    )
-    assert done.returncode != 0
-    message = done.stdout + done.stderr
-    assert "with other settings" in message and "NoGate" in message
+    gate = "--gate=!new:lgl_plugin.nnet.gates.NoGate"
+    with pytest.raises(ValueError, match=r"with other settings[\s\S]*NoGate"):
+        train_here("small_stage2.yaml", corpus, run, *STAGE2, gate)
 
 
 def test_gate_and_scores_are_kept(run):
@@ -214,7 +204,7 @@ def test_fork_trains_only_what_differs(run, corpus, tmp_path):
     steps += ["iter2/classifier", "iter2/gated"]
     fork(run, tmp_path, steps)
     assert read_metrics(tmp_path) == read_metrics(run)
-    train(
+    train_here(
         "small_stage2.yaml",
         corpus,
         tmp_path,
@@ -236,7 +226,7 @@ def test_fork_trains_only_what_differs(run, corpus, tmp_path):
 def test_dlg_lc_corrects_labels(run, corpus, tmp_path):
     """The dynamic gate with label correction, by overrides."""
     fork(run, tmp_path, CLASSIFIED)
-    train(
+    train_here(
         "small_stage2.yaml",
         corpus,
         tmp_path,
@@ -253,7 +243,7 @@ def test_dlg_lc_corrects_labels(run, corpus, tmp_path):
 
 def test_audio_of_unknown_speakers(corpus, stage1_run, tmp_path):
     """Nothing asks for labels that are not there, corrected ones neither."""
-    train(
+    train_here(
         "small_stage2.yaml",
         corpus,
         tmp_path,
@@ -264,6 +254,7 @@ def test_audio_of_unknown_speakers(corpus, stage1_run, tmp_path):
         "--gate=!new:lgl_plugin.nnet.gates.FixedGate [0.01]",
         "--correct_labels={confidence: 0.1}",
         f"--pretrained_encoder={stage1_run}/stage1",
+        page=True,
     )
     last = read_metrics(tmp_path)[-1]
     assert last["corrected_share"] > 0
@@ -275,7 +266,7 @@ def test_audio_of_unknown_speakers(corpus, stage1_run, tmp_path):
 def test_every_criterion_is_logged_for_the_study(corpus, stage1_run, tmp_path):
     """And the run goes the same way as without looking."""
     options = ["--number_of_epochs=2", "--selection_study=True"]
-    train("small_stage1.yaml", corpus, tmp_path, *options)
+    train_here("small_stage1.yaml", corpus, tmp_path, *options)
     epochs = [r for r in read_metrics(tmp_path) if r["phase"] == "simclr"]
     for figure, _ in CRITERIA.values():
         assert figure in epochs[1]
@@ -288,11 +279,10 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
     """The same utterances are read: alike in what no order of them changes."""
     manifest = stage1_run / "manifest.csv"
     shards = tmp_path / "shards"
-    command = [sys.executable, "-m", "lgl_plugin", "pack", manifest, shards]
     options = [f"--data_root={corpus}", "--shard_mb=0.2", "--num_workers=1"]
-    subprocess.run([*command, *options], check=True, capture_output=True)
+    main(["pack", str(manifest), str(shards), *options])
     assert len(list(shards.glob("*.tar"))) > 3
-    train(
+    train_here(
         "small_stage1.yaml",
         corpus,
         tmp_path / "run",
@@ -320,7 +310,7 @@ def test_pseudo_trials_may_choose_the_epoch(corpus, tmp_path):
         "--train_logger=!new:speechbrain.utils.train_logger.FileTrainLogger "
         f"[{log}]",
     ]
-    train("small_stage1.yaml", corpus, tmp_path, *options)
+    train_here("small_stage1.yaml", corpus, tmp_path, *options)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     rates = [r["pseudo_eer"] for r in records if r["phase"] == "simclr"]
     kept = [
@@ -351,7 +341,7 @@ def test_stage2_starts_from_positives_of_other_utterances(
     card = (tmp_path / "export" / "ssps" / "README.md").read_text()
     assert "Stage I, SSPS" in card
     options = [*STAGE2, "--n_iterations=1"]
-    train_here("small_stage2.yaml", corpus, tmp_path, *options)
+    train_here("small_stage2.yaml", corpus, tmp_path, *options, page=True)
     state = json.loads((tmp_path / "state.json").read_text())
     weights = checksum(tmp_path / "ssps" / "embedding_model.ckpt")
     assert state["sources"]["iter1/embeddings"] == weights
@@ -370,7 +360,7 @@ def test_files_are_parsed_once(stage1_run, corpus, tmp_path, monkeypatch):
     manifest._parse.cache_clear()
     labels._parse.cache_clear()
     given = f"--pretrained_encoder={stage1_run}/stage1"
-    train_here("small_stage2.yaml", corpus, tmp_path, *STAGE2, given)
+    train_here("small_stage2.yaml", corpus, tmp_path, *STAGE2, given, page=True)
     assert (tmp_path / "report" / "index.html").exists()
     assert manifest._parse.cache_info().misses == 1
     # Of two rounds, and read again by reports and by the round after.

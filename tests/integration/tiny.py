@@ -1,6 +1,9 @@
 """Runs the real recipe at a tiny size, for the integration tests."""
 
+import contextlib
+import io
 import pathlib
+import runpy
 import subprocess
 import sys
 from unittest import mock
@@ -58,12 +61,30 @@ def train(yaml, corpus, output, *options, check=True, timeout=300):
     return done
 
 
-def train_here(yaml, corpus, output, *options):
-    """Runs the recipe in this process, whose current folder stays."""
+def train_here(yaml, corpus, output, *options, page=False):
+    """Runs the recipe in this process, whose current folder stays.
+
+    Without the page, which takes longer than all of a tiny run.
+    """
     script, _, *rest = words(yaml, corpus, output, *options)
     typed = [script, str(RECIPE / "hparams" / yaml), *rest]
-    with mock.patch.object(sys, "argv", typed):
+    write = train_lgl.try_to_write_report if page else id
+    with (
+        mock.patch.object(sys, "argv", typed),
+        mock.patch.object(train_lgl, "try_to_write_report", write),
+    ):
         try:
             train_lgl.main()
         except SystemExit as end:  # what the user is told of is an error
             raise end.__context__ or end from None
+
+
+def run_script(path, *arguments):
+    """Runs a script in this process; returns what it printed."""
+    printed = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [str(path), *map(str, arguments)]),
+        contextlib.redirect_stdout(printed),
+    ):
+        runpy.run_path(str(path), run_name="__main__")
+    return printed.getvalue()

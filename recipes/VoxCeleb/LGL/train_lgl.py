@@ -94,6 +94,7 @@ def train_stage1(session):
     if settings.ssps_epochs:
         run.step("ssps", ssps, run.checksum("stage1"))
         session.publish("ssps", run.checksum("ssps"))
+    try_to_write_report(run.folder)
 
 
 def train_stage2(session):
@@ -184,7 +185,6 @@ def train(hparams_file, run_opts, overrides, plan=None):
         with explained_errors(1, debug):
             stages = {1: train_stage1, 2: train_stage2}
             stages[settings.stage](session)
-        try_to_write_report(session.run.folder)
 
 
 def observer_of(settings):
