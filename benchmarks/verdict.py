@@ -10,14 +10,14 @@ over each carrier: as it is, a telephone band with mu-law or GSM, Opus at
 every encoder is adapted by `inference.adapt`, which reads no label, and each
 verdict is held against the labelled trials. Two encoders are also compared
 with each other, as before and after a training. Nothing but the tables reads
-the labels.
+the labels. The same command goes on where it was interrupted; audio and
+embeddings stay in `--work`.
 """
 
 import io
 import itertools
 import pathlib
 import random
-import shutil
 
 import common
 import numpy as np
@@ -56,15 +56,14 @@ def main():
     torch.set_num_threads(options.threads)
     carriers = make_carriers(options)
     verdicts, ends = [], []
-    for corpus in options.corpora:
-        for name in options.carriers or carriers:
+    for name in options.carriers or carriers:
+        for corpus in options.corpora:
             folder = options.work / corpus.name / name
             trials = send(corpus, folder, carriers[name], options)
             rows, adapted = examine_all(options, folder, trials)
             what = {"corpus": corpus.name, "carrier": name}
             verdicts += [{**what, **row} for row in rows]
             ends += [{**what, **end} for end in adapted]
-            shutil.rmtree(folder)
             # Of hours of work that may be cut short.
             common.report(verdicts, "verdicts", options.json, options.device)
     common.report(ends, "ladders")
@@ -79,7 +78,8 @@ def examine_all(options, folder, trials):
         run = folder / "runs" / "-".join(encoder.parts[-3:])
         ladder = Ladder(encoder, folder / "train", run, options.device)
         ladder.try_backends()
-        vectors = ladder.extract(tested, range(len(tested)))[0].vectors
+        every = range(len(tested))
+        vectors = ladder.extract(tested, every, run / "tested")[0].vectors
         found, end = examine(ladder, vectors, trials)
         rows += [{"encoder": run.name, **row} for row in found]
         ends.append({"encoder": run.name, **end})
@@ -138,11 +138,13 @@ def send(corpus, folder, carrier, options):
     random.Random(0).shuffle(train)
     trials = read_trials(corpus / "trials.txt", corpus)
     trials = draw(trials, options.tested)
-    torch.manual_seed(0)
     names = [f"train/{name}" for name in sorted(train[: options.recordings])]
-    for name in (*names, *trials.utterances):
+    for seed, name in enumerate((*names, *trials.utterances)):
         path = folder / f"{name}.wav"
+        if path.exists():  # the run goes on after an interruption
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(seed)
         soundfile.write(path, carrier(read_audio(corpus / name)).numpy(), RATE)
     return trials
 

@@ -71,6 +71,7 @@ NO_EXAMPLE = {
     "training.stage1.train_stage1_phase",
     "training.stage2.Round",
     "training.stage2.find_encoder",
+    "training.stage2.find_given",
 }
 # Methods that SpeechBrain or torch calls, with arguments of its own.
 HOOKS = {

@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tries the whole network, too, trained on through the loss gate",
     )
     parser.add_argument(
+        "--labels",
+        help="with --train: csv of utterance,speaker that you give for some "
+        "of the recordings, to be trained on",
+    )
+    parser.add_argument(
         "--labelled",
         action="store_true",
         help="the model card says that labels went into the encoder",
@@ -57,6 +62,7 @@ def run(
     audio: str,
     output_folder: str,
     train: bool,
+    labels: str | None,
     labelled: bool,
     license: str,
     device: str | None,
@@ -71,11 +77,15 @@ def run(
     given = [word for word in as_pairs(settings) if word != "--debug"]
     if given and not train:
         raise ValueError(f"{given[0]} is a setting of training: add --train")
+    if labels and not train:
+        raise ValueError("--labels are for training alone: add --train")
     show_notices()
     folder = pathlib.Path(output_folder)
-    ladder = Ladder(encoder, audio, folder, device, num_workers or 0)
+    ladder = Ladder(encoder, audio, folder, device, num_workers or 0, labels)
     ladder.try_backends()
     if train:
+        if labels:
+            given.append(f"--labels_file={labels}")
         ladder.try_training(functools.partial(train_network, given=given))
     exported = folder / "export" / "adapted"
     if ladder.kept:

@@ -9,7 +9,7 @@ import argparse
 import pathlib
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lgl_plugin.report.results import Results
@@ -23,8 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(run_folder: str) -> None:
     """Prints steps, last figures, warnings and the next command."""
     from lgl_plugin.report.results import Results
+    from lgl_plugin.runs.state import read_state
     from lgl_plugin.training.health import findings
 
+    folder = pathlib.Path(run_folder)
+    if (folder / "state.json").exists():
+        state = read_state(folder)
+        if "stage 0" in state["settings"]:
+            print("\n".join(adaptation(folder, state)))
+            return
     results = Results(run_folder)
     holder = writer_of(results.folder)
     steps = results.steps
@@ -49,6 +56,54 @@ def run(run_folder: str) -> None:
     for _, text in findings(results.records):
         print(f"Warning: {text}")
     print(next_command(results, run_folder, holder, begun))
+
+
+def adaptation(folder: pathlib.Path, state: dict[str, Any]) -> Iterator[str]:
+    """Yields lines on the folder of an `lgl adapt`, each rung with its verdict.
+
+    Training in there is a run of its own, whose steps follow.
+    """
+    from lgl_plugin.inference.adapt import BACKENDS, TRAINED, Rung
+    from lgl_plugin.inference.verdict import Verdict
+    from lgl_plugin.report.results import Results
+    from lgl_plugin.runs.provenance import read_starts
+
+    holder, done = writer_of(folder), state["done"]
+    starts = read_starts(folder)
+    command = starts[-1].get("command") if starts else None
+    steps = ["start", *BACKENDS]
+    if TRAINED in done or "--train" in shlex.split(command or ""):
+        steps.append(TRAINED)
+    missing = [step for step in steps if step not in done]
+    n_done = len(steps) - len(missing)
+    yield f"{folder}: {n_done} of {len(steps)} steps are done"
+    for step in steps:
+        remark, line = "", "to come"
+        if step in done:
+            line = "done"
+            if step != "start":
+                rung = Rung(step, Verdict(**done[step]))
+                kept = "kept" if rung.kept else "not kept"
+                remark = f"{kept}, {rung.verdict}"
+        elif step == missing[0]:
+            line = "under way" if holder else "stopped"
+        yield f"  {line:<10} {step:<20} {remark}".rstrip()
+    training = folder / "training"
+    if missing == [TRAINED] and (training / "metrics.jsonl").exists():
+        results = Results(training)
+        left = [s for s in results.steps if s not in results.done]
+        for step in left[:1]:
+            yield f"  {training}: {step} {progress(results, step)}".rstrip()
+    exported = folder / "export" / "adapted"
+    if holder:
+        yield f"Being written by {holder}: wait for its end"
+    elif missing:
+        yield f"Go on with: {command or 'the same command'}"
+    elif (exported / "hyperparams.yaml").exists():
+        page = folder / "report" / "index.html"
+        yield f"Next: {page}; lgl who {exported} AUDIO OUT"
+    else:
+        yield "Your encoder is best as it is: no rung is kept"
 
 
 def progress(results: Results, step: str) -> str:

@@ -1,6 +1,7 @@
 """`lgl who`: sorts the files of a folder by who speaks in them.
 
 > lgl who results/lgl/1/export/iter5 /my/audio speakers
+> lgl who results/lgl/1/export/iter5 /my/audio speakers --labels labels.csv
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speakers", type=int, help="their number, if it is known"
     )
+    parser.add_argument(
+        "--labels",
+        help="csv of utterance,speaker: who speaks in some of the files; the "
+        "others are named, strangers told, and labels that look wrong listed",
+    )
     add_machine(parser)
 
 
@@ -38,24 +44,41 @@ def run(
     output: str,
     threshold: float | None,
     speakers: int | None,
+    labels: str | None,
     device: str | None,
     num_workers: int,
 ) -> None:
-    """Writes speakers.csv and a page that plays each speaker's files."""
+    """Writes speakers.csv and a page that plays each speaker's files.
+
+    With labels wrong_labels.csv lists those to look at again.
+    """
     import pathlib
 
     from lgl_plugin.cli.notices import show_notices
+    from lgl_plugin.dataio.given import read_given
     from lgl_plugin.inference.folder import embed_folder
-    from lgl_plugin.inference.speakers import find_speakers, write_speakers
+    from lgl_plugin.inference.speakers import (
+        find_speakers,
+        write_speakers,
+        write_wrong,
+    )
     from lgl_plugin.report.speakers import write_page
     from lgl_plugin.utils.device import check_device
 
     show_notices()
     output, device = pathlib.Path(output), check_device(device)
     store = output / "embeddings"
-    manifest, found = embed_folder(encoder, audio, store, device, num_workers)
+    given = None
+
+    def check(manifest):
+        nonlocal given
+        given = read_given(labels, manifest.ids) if labels else None
+
+    manifest, found = embed_folder(
+        encoder, audio, store, device, num_workers, check
+    )
     speech = find_speakers(
-        encoder, manifest, found, threshold, speakers, device
+        encoder, manifest, found, threshold, speakers, device, given
     )
     write_speakers(output / "speakers.csv", speech)
     page = write_page(output / "index.html", speech, audio)
@@ -64,3 +87,11 @@ def run(
         f"{speech.rule}.\nIn {output}: speakers.csv; {page.name}, which plays "
         "each speaker's files; embeddings"
     )
+    if speech.named is not None:
+        write_wrong(output / "wrong_labels.csv", speech)
+        strangers = int((speech.labels >= len(speech.names)).sum())
+        wrong = len(speech.named.wrong)
+        print(
+            f"{strangers:,} files are of strangers; {wrong:,} labels look "
+            "wrong: wrong_labels.csv"
+        )

@@ -2,9 +2,10 @@
 
 Rungs are tried, the cheapest first: the mean of the audio's embeddings is
 subtracted, then directions are evened out, then, if asked for, the whole
-network is trained on through the loss gate. A rung is kept only if the verdict
-on recordings that nothing was fitted to says that it wins. So the end may be
-that the encoder is best as it is.
+network is trained on through the loss gate, where a user may give labels of a
+few recordings. A rung is kept only if the verdict on recordings that nothing
+was fitted to says that it wins. So the end may be that the encoder is best as
+it is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.dataio.given import read_given
 from lgl_plugin.dataio.manifest import Manifest, load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.backends import (
@@ -41,6 +43,7 @@ from lgl_plugin.inference.verdict import (
     judge,
 )
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
+from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.utils.device import check_device
@@ -124,13 +127,17 @@ class Ladder:
         Where to embed; the GPU if there is one.
     num_workers : int
         Processes that read audio.
+    labels : str or pathlib.Path, optional
+        A csv of utterance and speaker that the user gives for training, see
+        `read_given`. The verdict is passed on none of these recordings.
 
     Raises
     ------
     FileNotFoundError
         If a folder is missing.
     ValueError
-        If the encoder cannot be loaded, or there is too little audio.
+        If the encoder cannot be loaded, there is too little audio, or the
+        labels do not fit.
 
     Example
     -------
@@ -147,6 +154,7 @@ class Ladder:
         folder: str | pathlib.Path,
         device: str | None = None,
         num_workers: int = 0,
+        labels: str | pathlib.Path | None = None,
     ):
         self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
         self.device = check_device(device)
@@ -159,19 +167,32 @@ class Ladder:
         prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
         self.manifest = load_manifest(listed, os.path.abspath(audio))
         files = {**encoder_files(encoder), listed.name: listed}
+        number, self.given = len(self.manifest), None
+        order, n_known = np.random.default_rng(0).permutation(number), 0
+        if labels is not None:
+            files["labels"] = pathlib.Path(labels)
+            self.given = read_given(labels, self.manifest.ids)
+            # To be trained on, not judged: they come last.
+            known = self.given.by_row[order] >= 0
+            order = order[np.argsort(known, kind="stable")]
+            n_known = int(known.sum())
         made_from = {name: checksum(path) for name, path in files.items()}
         # Not of stage 1 or 2. Steps made from another encoder or other audio
         # are done again.
         self.run = Run(self.folder, 0, {"made_from": made_from})
         self.run.plan = ["start", *BACKENDS]
-        number = len(self.manifest)
+        record_start(self.folder, 0, self.device)
         if number < 2 * FEWEST:
             raise ValueError(
                 f"{audio} has {number} recordings that can be used, but "
                 f"adapting and judging take {2 * FEWEST}"
             )
-        order = np.random.default_rng(0).permutation(number)
-        n_judged = min(JUDGED, int(JUDGED_SHARE * number))
+        n_judged = min(JUDGED, int(JUDGED_SHARE * number), number - n_known)
+        if n_judged < FEWEST:
+            raise ValueError(
+                f"{labels} leaves {number - n_known} recordings without a "
+                f"label, but judging takes {FEWEST}"
+            )
         self.judged, self.fitted = np.split(order, [n_judged])
         self.rungs: list[Rung] = []
         self.backend: Backend | None = None
@@ -306,6 +327,7 @@ class Ladder:
             "recordings": len(self.manifest),
             "hours": float(self.manifest.durations.sum()) / 3600,
             "judged": len(self.best.rows),
+            "given": self.given,
         }
         rungs = HEADER, [rung.cells() for rung in self.rungs]
         names = str(self.source.absolute()), str(self.audio.absolute())

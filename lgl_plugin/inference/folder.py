@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
@@ -33,6 +34,7 @@ def embed_folder(
     folder: str | pathlib.Path,
     device: str | None = None,
     num_workers: int | None = None,
+    check: Callable[[Manifest], object] | None = None,
 ) -> tuple[Manifest, Embeddings]:
     """Embeds every audio file of a folder and keeps the vectors on disk.
 
@@ -53,6 +55,9 @@ def embed_folder(
     num_workers : int, optional
         Processes that read audio; 0 reads in this one. By default 0 on a CPU
         and up to 8 beside a GPU.
+    check : callable, optional
+        Takes the manifest before anything is embedded, and raises if what
+        comes with the audio does not fit.
 
     Returns
     -------
@@ -86,6 +91,8 @@ def embed_folder(
     # Files that cannot be read are counted and named; no limit ends the work.
     prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
     manifest = load_manifest(listed, os.path.abspath(audio))
+    if check is not None:
+        check(manifest)
     made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
     made_from["manifest.csv"] = checksum(listed)
     before = _read_record(folder)

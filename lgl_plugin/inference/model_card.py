@@ -18,7 +18,6 @@ from lgl_plugin.runs.settings import flatten
 from lgl_plugin.utils.tables import markdown_table
 
 SPEED = ("utterances_per_second", "seconds")  # no figures of the model
-TITLE = "Speaker encoder trained without labels"
 TAGS = [
     "speechbrain",
     "speaker-verification",
@@ -50,6 +49,10 @@ def model_card(
     other classes than SpeechBrain's the folder names.
     """
     stage, chosen = max(settings.items())
+    given = chosen.get("labels_file")
+    title = (
+        f"Speaker encoder trained {'with few' if given else 'without'} labels"
+    )
     rows, own = _rows_until(rows or {}, step)
     trials = last_name(chosen.get("verification_file") or "")
     shown = {k: c for k, c in columns([rows]).items() if k not in SPEED}
@@ -60,9 +63,10 @@ def model_card(
     # huggingface_hub renders without autoescape, and a run's text could break
     # out of the card: _code and _table escape it for Markdown.
     card = ModelCard.from_template(
-        _metadata(rows.get(own, {}), trials, licence, backend),
+        _metadata(title, rows.get(own, {}), trials, licence, backend),
         template_path=str(pathlib.Path(__file__).with_name("model_card.md")),
-        title=TITLE,
+        title=title,
+        given=given,
         encoder=encoder,
         rate=chosen["sample_rate"],
         decision=decision,
@@ -105,7 +109,9 @@ def adapted_card(
     and rows of what was tried; `source` and `data` name what it started from
     and the audio.
     """
-    title = "Speaker encoder adapted without labels"
+    few = facts["given"] and facts["trained"]
+    how = "with few labels" if few else "without labels"
+    title = f"Speaker encoder adapted {how}"
     tags = [*TAGS[:3], "domain-adaptation"]
     card = ModelCard.from_template(
         ModelCardData(license=licence, library_name="speechbrain", tags=tags),
@@ -148,13 +154,13 @@ def last_name(text: str) -> str:
     return pathlib.PureWindowsPath(text).name
 
 
-def _metadata(figures, trials, licence, backend):
+def _metadata(title, figures, trials, licence, backend):
     """Returns the YAML front matter, which the Hugging Face Hub reads."""
     data = ModelCardData(license=licence, library_name="speechbrain", tags=TAGS)
     rate = figures.get("eer_backend" if backend else "eer")
     if rate is not None:
         data.metrics = ["eer"]
-        data.model_name = TITLE
+        data.model_name = title
         data.eval_results = [
             EvalResult(
                 task_type="speaker-verification",

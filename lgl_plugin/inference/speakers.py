@@ -1,4 +1,4 @@
-"""Who speaks in which file: clusters of embeddings, without labels."""
+"""Who speaks in which file: clusters of embeddings, or few labels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 from lgl_plugin.clustering.average import average_linkage
 from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.clustering.ward import ward
+from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold
+from lgl_plugin.inference.naming import Named, name_files
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.utils.files import atomic_write
 
@@ -40,6 +42,10 @@ class Speakers:
         From -1 to 1, float32 (N,), see `confidences`.
     rule : str
         How the number of speakers was found, in words.
+    names : sequence of str
+        Those of the first speakers, who are named by labels.
+    named : Named, optional
+        The evidence, where there are labels.
 
     Example
     -------
@@ -54,11 +60,20 @@ class Speakers:
     labels: np.ndarray
     confidence: np.ndarray
     rule: str
+    names: Sequence[str] = ()
+    named: Named | None = None
 
     @property
     def n_speakers(self) -> int:
         """Counts the speakers."""
         return int(self.labels.max()) + 1
+
+    def name(self, label: int) -> str:
+        """Returns what a speaker is called: a name, or a number from 1."""
+        if self.named is None:
+            return str(label + 1)
+        strange = label - len(self.names)
+        return self.names[label] if strange < 0 else f"stranger {strange + 1}"
 
 
 def find_speakers(
@@ -68,11 +83,13 @@ def find_speakers(
     threshold: float | None = None,
     n_speakers: int | None = None,
     device: str = "cpu",
+    given: GivenLabels | None = None,
 ) -> Speakers:
     """Clusters files by speaker; the number of speakers follows.
 
     Average linkage on the cosine, cut at the encoder's threshold; or, for a
-    given number of speakers, Ward's method on unit vectors.
+    given number of speakers, Ward's method on unit vectors. With labels of
+    some files `name_files` names the others by that threshold.
 
     Arguments
     ---------
@@ -88,6 +105,8 @@ def find_speakers(
         The number of speakers, if it is known.
     device : str
         Where to cluster.
+    given : GivenLabels, optional
+        The speakers of some files, by the manifest's rows.
 
     Returns
     -------
@@ -96,7 +115,8 @@ def find_speakers(
     Raises
     ------
     ValueError
-        If there are fewer files than speakers, or no threshold can be found.
+        If there are fewer files than speakers, no threshold can be found, or
+        labels come with a number of speakers.
 
     Example
     -------
@@ -108,7 +128,14 @@ def find_speakers(
     {'a': 0, 'b': 1, 'c': 0, 'd': 0}
     """
     vectors = normalised(embeddings.vectors)
+    rows = manifest.rows(embeddings.utterances)
+    named = None
     if n_speakers is not None:
+        if given is not None:
+            raise ValueError(
+                f"--speakers={n_speakers} does not go with --labels, where the "
+                "threshold tells who is none of the labelled: leave one out"
+            )
         if not 1 <= n_speakers <= len(vectors):
             raise ValueError(
                 f"--speakers={n_speakers} must be from 1 to {len(vectors)}, "
@@ -125,14 +152,21 @@ def find_speakers(
         if limit is None:
             limit = _threshold_by_halves(encoder, manifest, device)
             origin = "found by halves of these files"
-        labels = average_linkage(vectors, limit, device)
         rule = f"average linkage at a cosine of {limit:.3f} ({origin})"
+        if given is None:
+            labels = average_linkage(vectors, limit, device)
+        else:
+            named = name_files(vectors, given.of(rows), limit, device)
+            labels = named.labels
+            rule = f"labels, and {rule}"
     return Speakers(
         list(embeddings.utterances),
-        manifest.durations[manifest.rows(embeddings.utterances)],
+        manifest.durations[rows],
         labels,
         confidences(vectors, labels, limit),
         rule,
+        given.speakers if given else (),
+        named,
     )
 
 
@@ -182,11 +216,43 @@ def write_speakers(path: str | pathlib.Path, speech: Speakers) -> None:
             writer.writerow(
                 [
                     speech.files[row],
-                    speech.labels[row] + 1,
+                    speech.name(speech.labels[row]),
                     f"{speech.confidence[row]:.2f}",
                     f"{speech.seconds[row]:.2f}",
                 ]
             )
+
+
+def write_wrong(path: str | pathlib.Path, speech: Speakers) -> None:
+    """Writes a csv of the labels that look wrong, the clearest case first.
+
+    The cosines are medians over the files of a label: the file's own, and the
+    nearest other one; empty where there are none.
+    """
+    found = speech.named
+    assert found is not None
+    with atomic_write(path) as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(
+            ["file", "label", "sounds_like", "cosine_label", "cosine_other"]
+        )
+        for row in found.wrong:
+            cosines = found.own[row], found.other[row]
+            writer.writerow(
+                [
+                    speech.files[row],
+                    speech.names[speech.labels[row]],
+                    sounds_like(speech, row),
+                    *("" if np.isnan(c) else f"{c:.3f}" for c in cosines),
+                ]
+            )
+
+
+def sounds_like(speech: Speakers, row: int) -> str:
+    """Returns the labelled speaker that a file sounds like."""
+    assert speech.named is not None
+    heard = speech.named.heard[row]
+    return "a stranger" if heard < 0 else speech.names[heard]
 
 
 def by_speaker(speech: Speakers) -> np.ndarray:

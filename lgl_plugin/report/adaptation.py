@@ -49,10 +49,20 @@ def _introduction(ladder, exported) -> Iterator[Block]:
         "minutes": f"{ladder.manifest.durations.sum() / 60:,.0f}",
         "judged on": f"{len(ladder.best.rows):,}",
         "fitted on": f"{len(ladder.vectors):,}",
+        **_given(ladder),
     }
     if ladder.kept:
         command = f"lgl compare {exported} one.wav other.wav"
         yield Command("To use the adapted encoder:", command)
+
+
+def _given(ladder):
+    """Returns the fact of the labels that the user gave, if any."""
+    if ladder.given is None:
+        return {}
+    number = int((ladder.given.by_row >= 0).sum())
+    speakers = len(ladder.given.speakers)
+    return {"labels given": f"{number:,} of {speakers:,} speakers"}
 
 
 def _rungs(ladder) -> Iterator[Block]:
@@ -71,8 +81,11 @@ def _rungs(ladder) -> Iterator[Block]:
 
 def _limits(ladder) -> Iterator[Block]:
     """Yields what can mislead."""
+    known = "No labels were read."
+    if ladder.given is not None:
+        known = "The labels that you gave were trained on, never judged by."
     yield [
-        "No labels were read. Targets are two parts of one recording, of "
+        f"{known} Targets are two parts of one recording, of "
         "which one is heard through another channel; non-targets are parts "
         "of two recordings.",
         "Some non-targets are of one speaker. The nearest few of each "

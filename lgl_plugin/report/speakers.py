@@ -9,12 +9,13 @@ import urllib.parse
 import jinja2
 import numpy as np
 
-from lgl_plugin.inference.speakers import Speakers, by_speaker
+from lgl_plugin.inference.speakers import Speakers, by_speaker, sounds_like
 from lgl_plugin.utils.files import atomic_write
 
 # A browser is slow with more players than these; speakers.csv has all files.
 PLAYERS_A_SPEAKER = 12
 PLAYERS = 3000
+PLAYERS_WRONG = 100
 
 
 def write_page(
@@ -31,7 +32,7 @@ def write_page(
     starts = np.flatnonzero(np.diff(speech.labels[rows], prepend=-1))
     shown = 0
     groups = []
-    for number, members in enumerate(np.split(rows, starts[1:]), 1):
+    for members in np.split(rows, starts[1:]):
         if shown >= PLAYERS:
             break
         chosen = members
@@ -41,20 +42,14 @@ def write_page(
         shown += len(chosen)
         groups.append(
             {
-                "number": number,
+                "name": speech.name(speech.labels[members[0]]),
                 "files": len(members),
                 "minutes": speech.seconds[members].sum() / 60,
                 "hidden": len(members) - len(chosen),
-                "players": [
-                    {
-                        "name": speech.files[row],
-                        "address": _address(here, speech.files[row]),
-                        "confidence": float(speech.confidence[row]),
-                    }
-                    for row in chosen
-                ],
+                "players": [_player(speech, row, here) for row in chosen],
             }
         )
+    wrong = speech.named.wrong[:PLAYERS_WRONG] if speech.named else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
@@ -64,6 +59,15 @@ def write_page(
     )
     text = environment.get_template("speakers.html").render(
         groups=groups,
+        wrong=[
+            {
+                **_player(speech, row, here),
+                "label": speech.name(speech.labels[row]),
+                "heard": sounds_like(speech, row),
+            }
+            for row in wrong
+        ],
+        named=bool(speech.names),
         n_speakers=speech.n_speakers,
         n_files=len(speech.files),
         hours=float(speech.seconds.sum()) / 3600,
@@ -73,6 +77,15 @@ def write_page(
     with atomic_write(path) as out:
         out.write(text)
     return path
+
+
+def _player(speech, row, folder):
+    """Returns what the page says of a file that it plays."""
+    return {
+        "name": speech.files[row],
+        "address": _address(folder, speech.files[row]),
+        "confidence": float(speech.confidence[row]),
+    }
 
 
 def _address(folder, name):

@@ -159,6 +159,7 @@ class Stage2Settings(Settings):
 
     stage1_yaml: Text
     pretrained_encoder: Text | None
+    labels_file: Text | None
     encoder_init: Literal["first", "previous"]
     classifier_init: Literal["random", "centroids"]
     n_iterations: Count

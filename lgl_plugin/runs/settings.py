@@ -79,8 +79,8 @@ SAME_RESULT = {
     "multiprocessing_context",
     "ckpt_interval_minutes",
 }
-# Folders of which only the presence counts.
-FOLDERS = {"musan_folder", "rir_folder"}
+# Only their presence counts: the content of the file is on record.
+PRESENCE = {"musan_folder", "rir_folder", "labels_file"}
 
 
 def load_settings(
@@ -278,7 +278,7 @@ def identity(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     return {
-        key: bool(value) if key in FOLDERS else identity(value)
+        key: bool(value) if key in PRESENCE else identity(value)
         for key, value in settings.items()
         if key not in SAME_RESULT
     }

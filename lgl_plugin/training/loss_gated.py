@@ -17,8 +17,9 @@ class LossGatedBrain(SpeakerBrain):
     Paper, sections 2.2 and 3, equation 3. Further modules: classifier
     (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate and
     memory (both of `nnet.gates`), correction if labels are to be corrected
-    (`gates.LabelCorrection`), and anchor if the encoder is to stay near its
-    start (`nnet.anchor.Anchor`).
+    (`gates.LabelCorrection`), anchor if the encoder is to stay near its start
+    (`nnet.anchor.Anchor`), and given if a user has given labels
+    (`nnet.given.GivenRows`).
 
     After an epoch `tally.last` holds `rows`, the manifest rows of the
     utterances in the order last seen, each once, `losses`, which the gate
@@ -65,6 +66,8 @@ class LossGatedBrain(SpeakerBrain):
         losses = self.modules.aam(outputs, labels)
         remembered = self.modules.memory(rows, losses)
         weights = self.modules.gate(remembered)
+        if "given" in self.modules:
+            weights = self.modules.given(rows, weights)
         selected = weights > 0.5
         correct = (outputs.argmax(1) == labels) & selected
         self.tally.add(correct=correct.sum(), selected=selected.sum())

@@ -15,7 +15,9 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.clustering.first_step import means_of
+from lgl_plugin.clustering.seeding import seeded
 from lgl_plugin.clustering.vectors import normalised, without_small
+from lgl_plugin.dataio.given import GivenLabels, read_given
 from lgl_plugin.dataio.labels import read_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
@@ -23,6 +25,7 @@ from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.nnet.given import GivenRows
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 from lgl_plugin.runs.state import check_artefact
@@ -61,10 +64,19 @@ class Round:
         From 1.
     first : pathlib.Path
         Weights of the encoder that Stage II starts from.
+    given : GivenLabels, optional
+        Labels that the user gives, see `find_given`.
     """
 
-    def __init__(self, session: Session, number: int, first: pathlib.Path):
+    def __init__(
+        self,
+        session: Session,
+        number: int,
+        first: pathlib.Path,
+        given: GivenLabels | None = None,
+    ):
         self.session = session
+        self.given = given
         self.settings = session.settings
         self.number = number
         self.name = f"iter{number}"
@@ -111,6 +123,9 @@ class Round:
             points = settings.cluster_backend.fit(vectors)(vectors)
         clusters = settings.cluster(points)
         labels = without_small(clusters.labels, settings.min_cluster_size)
+        if self.given is not None:
+            rows = self.session.manifest.rows(embeddings.utterances)
+            labels = seeded(points, labels, self.given.of(rows))
         # Of the embeddings as they are, for the classifier is to work on them.
         means, _ = means_of(vectors, labels)
         with atomic_write(folder / "centroids.npy", "wb") as out:
@@ -127,6 +142,8 @@ class Round:
             "inertia": [float(value) for value in clusters.inertia],
             "points_used": int(clusters.points_used),
         }
+        if self.given is not None:  # the first labels' names
+            facts["speakers"] = [*self.given.speakers]
         write_json(folder / "labels.json", facts)
         seconds = time.perf_counter() - started
         rows = self.session.manifest.rows(names)
@@ -265,6 +282,9 @@ class Round:
         if self.settings.anchor:
             start = read_tensors(self.start_of_encoder)
             modules["anchor"] = Anchor(start, self.settings.anchor)
+        if self.given is not None:
+            known = torch.from_numpy(self.given.by_row >= 0)
+            modules["given"] = GivenRows(known)
         if correction is not None:
             modules["correction"] = correction(len(self.session.manifest))
         # Figures of true labels, for the record alone; None without any.
@@ -358,6 +378,26 @@ def find_encoder(session: Session) -> pathlib.Path:
     if given or name in known:
         run.given(name, path)
     return path
+
+
+def find_given(session: Session) -> GivenLabels | None:
+    """Reads the labels that the yaml's `labels_file` gives, if any.
+
+    These are of the user, who asks for them to be trained on; the observer's
+    true labels are not among them.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_given` does, or if they are not those that the run was begun
+        with.
+    """
+    path = session.settings.labels_file
+    if path is None:
+        return None
+    given = read_given(path, session.manifest.ids)
+    session.run.given("labels_file", path)
+    return given
 
 
 def stage1_command(settings: Stage2Settings) -> str:

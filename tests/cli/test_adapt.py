@@ -11,7 +11,9 @@ import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
+from lgl_plugin.cli import status
 from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.inference import adapt as module
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import load_backend
@@ -131,7 +133,7 @@ def test_an_encoder_that_is_best_as_it_is_stays(
 
 
 def test_it_goes_on_where_it_was_interrupted(
-    ecapa, calls, tmp_path, monkeypatch
+    ecapa, calls, tmp_path, monkeypatch, capsys
 ):
     """Nothing is embedded again, and the verdicts are those of before."""
 
@@ -141,6 +143,13 @@ def test_it_goes_on_where_it_was_interrupted(
     monkeypatch.setattr(module, "judge", fail)
     with pytest.raises(KeyboardInterrupt):
         adapt(ecapa, calls, tmp_path)
+    capsys.readouterr()
+    # This process holds the folder's lock.
+    monkeypatch.setattr(status, "writer_of", lambda folder: None)
+    main(["status", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "1 of 3 steps are done" in printed and "Go on with: " in printed
+    assert "stopped    centring" in printed
     with monkeypatch.context() as patch:
         say(patch, WORSE, BETTER)
         patch.setattr(module, "embed_parts", fail)
@@ -159,6 +168,9 @@ def test_another_encoder_is_another_run(ecapa, calls, tmp_path, encoder):
 def test_nothing_is_fitted_on_what_is_judged(ecapa, calls, tmp_path):
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     assert len(ladder.manifest) == 40 and len(ladder.judged) == 20
+    assert ladder.given is None  # so that the split is as it always was
+    order = np.random.default_rng(0).permutation(40)
+    assert ladder.judged.tolist() == order[:20].tolist()
     assert not {*ladder.judged} & {*ladder.fitted}
     ladder.try_backends()
     assert [rung.name for rung in ladder.rungs] == list(module.BACKENDS)
@@ -186,11 +198,21 @@ def test_too_little_audio_is_said_at_once(ecapa, audio, tmp_path, capsys):
     assert "16 recordings that can be used" in capsys.readouterr().err
 
 
-def test_the_network_is_trained_and_judged(ecapa, calls, tmp_path, monkeypatch):
-    """On what nothing is judged by; its own back-end goes behind it."""
+def test_the_network_is_trained_and_judged(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    """On what nothing is judged by; its own back-end goes behind it.
+
+    A few labels are given: they are trained on, in clusters of their own.
+    """
     say(monkeypatch, BETTER, WORSE, BETTER)
+    named = {f"{n}.wav": "ann" if n < 3 else "bob" for n in range(6)}
+    lines = [f"{name},{speaker}" for name, speaker in named.items()]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["utterance,speaker", *lines]))
     options = ["--steps_per_epoch=2", "--n_clusters=4", "--gated_epochs=1"]
     options += ["--crop_seconds=0.5", "--batch_size=8", "--noprogressbar"]
+    options += [f"--labels={labels}"]
     adapt(ecapa, calls, tmp_path, "--train", *options)
     read = functools.partial(torch.load, weights_only=True)
     before, after = (
@@ -201,9 +223,30 @@ def test_the_network_is_trained_and_judged(ecapa, calls, tmp_path, monkeypatch):
     with open(tmp_path / "fitted.csv", newline="", encoding="utf-8") as source:
         rows = list(csv.DictReader(source))
     assert len(rows) == 20 and not any(row["spk_id"] for row in rows)
+    assert {*named} <= {row["ID"] for row in rows}
+    pseudo = tmp_path / "training" / "iter1" / "labels"
+    found = dict(zip(*read_labels(pseudo / "labels.csv")))
+    assert {found[name] for name in named} == {0, 1}
+    assert all(found[n] == ["ann", "bob"].index(s) for n, s in named.items())
+    assert json.loads((pseudo / "labels.json").read_text())["speakers"] == [
+        "ann",
+        "bob",
+    ]
     exported = tmp_path / "export" / "adapted"
     card = (exported / "README.md").read_text()
     assert "trained on by loss-gated learning" in card
+    assert "6 have labels of 2 speakers that the training read" in card
+    assert "# Speaker encoder adapted with few labels" in card
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "6 of 2 speakers" in page
+    capsys.readouterr()
+    # This process holds the folder's lock.
+    monkeypatch.setattr(status, "writer_of", lambda folder: None)
+    main(["status", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "4 of 4 steps are done" in printed
+    assert "done       loss_gate            kept, better: 9.0" in printed
+    assert f"lgl who {exported} AUDIO OUT" in printed
     wav = torch.randn(1, 16000) / 9
     found = load_extractor(exported)
     with torch.no_grad():
@@ -214,9 +257,21 @@ def test_the_network_is_trained_and_judged(ecapa, calls, tmp_path, monkeypatch):
         np.testing.assert_allclose(vectors, backend(bare(wav)), atol=1e-4)
 
 
+def test_labels_must_leave_enough_to_judge_on(ecapa, calls, tmp_path, capsys):
+    labels = tmp_path / "labels.csv"
+    lines = [f"{n}.wav,ann" for n in range(31)]
+    labels.write_text("\n".join(["utterance,speaker", *lines]))
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--train", f"--labels={labels}")
+    assert "leaves 9 recordings without a label" in capsys.readouterr().err
+
+
 def test_settings_of_training_are_refused_without_it(
     ecapa, calls, tmp_path, capsys
 ):
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--labels=labels.csv")
+    assert "--labels are for training alone" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--lr=0.1")
     assert "--lr=0.1 is a setting of training" in capsys.readouterr().err

@@ -80,6 +80,49 @@ def test_a_known_number_must_be_possible(encoder, audio, tmp_path, capsys):
     assert "--speakers=17 must be from 1 to 16" in capsys.readouterr().err
 
 
+def test_labels_name_people_and_strangers_stay_strangers(
+    encoder, audio, tmp_path, capsys
+):
+    """One label is wrong on purpose, and is found."""
+    named = {f"{who}/{n}.wav": who for who in ("ann", "bob") for n in range(3)}
+    named["cat/0.wav"] = "bob"
+    path = tmp_path / "labels.csv"
+    lines = [f"{name},{who}" for name, who in named.items()]
+    path.write_text("\n".join(["utterance,speaker", *lines]))
+    rows = who(encoder, audio, tmp_path / "out", f"--labels={path}")
+    found = {row["file"]: row["speaker"] for row in rows}
+    assert found["ann/3.wav"] == "ann" and found["bob/3.wav"] == "bob"
+    assert found["cat/0.wav"] == "bob"  # what was given stays
+    strangers = {n: s for n, s in found.items() if s.startswith("stranger")}
+    assert {*strangers.values()} == {"stranger 1", "stranger 2"}
+    assert len(strangers) == 7
+    with open(tmp_path / "out" / "wrong_labels.csv", newline="") as source:
+        (wrong,) = csv.DictReader(source)
+    assert wrong["file"] == "cat/0.wav" and wrong["label"] == "bob"
+    assert wrong["sounds_like"] == "a stranger"
+    assert float(wrong["cosine_label"]) < 0.9
+    printed = capsys.readouterr().out
+    assert "7 files are of strangers; 1 labels look wrong" in printed
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "is labelled bob and sounds like a stranger" in page
+    assert ">ann <small>4 files" in page
+
+
+def test_labels_that_cannot_be_used_are_said_before_the_work(
+    encoder, audio, tmp_path, capsys
+):
+    path = tmp_path / "labels.csv"
+    path.write_text("utterance,speaker\nnobody.wav,ann\n")
+    with pytest.raises(SystemExit, match="2"):
+        who(encoder, audio, tmp_path / "out", f"--labels={path}")
+    assert "such as 'nobody.wav'" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "embeddings" / "vectors.npy").exists()
+    path.write_text("utterance,speaker\nann/0.wav,ann\n")
+    with pytest.raises(SystemExit, match="2"):
+        who(encoder, audio, tmp_path, f"--labels={path}", "--speakers=4")
+    assert "--speakers=4 does not go with --labels" in capsys.readouterr().err
+
+
 def test_confidence_is_the_silhouette():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [20, 10, 5])

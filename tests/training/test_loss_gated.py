@@ -27,6 +27,7 @@ from lgl_plugin.nnet.gates import (
     LossMemory,
     NoGate,
 )
+from lgl_plugin.nnet.given import GivenRows
 from lgl_plugin.training.loss_gated import last_visits
 
 
@@ -242,6 +243,33 @@ def test_corrected_labels_are_trained_with_the_margin_on_them(gated):
     assert torch.equal(votes, believed.where(~unsure, -1))
     # The gate goes on judging the pseudo-label, not the correction.
     assert losses[2] == brain.modules.aam(cosines, given.label)[2]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_given_labels_pass_every_gate_and_stay(gated, share):
+    """By a mask or weights; the correction would change the rejected."""
+
+    class Low(Gate):
+        def forward(self, losses):
+            return losses > 1e9 if not share else 0 * losses + share
+
+    known = torch.tensor([True, False] * (BATCH // 2))
+    brain = gated(
+        gate=Low(1.0),
+        given=GivenRows(known),
+        correction=LabelCorrection(BATCH, confidence=0.0),
+    )
+    given = batch(1)
+    believed = torch.nn.functional.one_hot((given.label + 1) % CLASSES, CLASSES)
+    brain.clean_cosines = lambda batch: believed.float()
+    loss = brain.compute_objectives(believed.float(), given, sb.Stage.TRAIN)
+    brain.epoch_summary()
+    last = brain.tally.last
+    assert last["selected"].tolist() == known.tolist()
+    assert ((last["corrected"] < 0) == known.numpy()).all()
+    labels = torch.where(known, given.label, (given.label + 1) % CLASSES)
+    expected = brain.modules.aam(believed.float(), labels).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_votes_of_an_epoch_are_those_of_all_processes(gated):

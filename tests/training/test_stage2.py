@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.store import Embeddings
@@ -32,9 +33,9 @@ class Stretched:
 def cluster(tmp_path):
     """Clusters embeddings in a round without run; returns what it leaves."""
 
-    def work(embeddings, clusterer, backend=None, least=1):
+    def work(embeddings, clusterer, backend=None, least=1, given=None):
         this = Round.__new__(Round)
-        this.folder, this.number = tmp_path, 1
+        this.folder, this.number, this.given = tmp_path, 1, given
         this.source = tmp_path / "encoder"
         this.source.touch()
         this.settings = types.SimpleNamespace(
@@ -55,7 +56,9 @@ def cluster(tmp_path):
         names, labels = read_labels(tmp_path / "labels.csv")
         by_row = np.full(len(embeddings), -1)
         by_row[[int(name) for name in names]] = labels
-        assert json.loads((tmp_path / "labels.json").read_text())["inertia"]
+        left = json.loads((tmp_path / "labels.json").read_text())
+        assert left["inertia"]
+        assert left.get("speakers") == (given and [*given.speakers])
         centroids = np.load(pathlib.Path(tmp_path) / "centroids.npy")
         assert facts["n_clusters"] == logged["n_clusters"] == len(centroids)
         return by_row, centroids, logged
@@ -105,3 +108,24 @@ def test_the_number_of_clusters_may_be_estimated(cluster):
     points, _ = blobs(20, 20, spread=0.05, dimensions=32)
     _, _, logged = cluster(points, TwoStepKMeans(TorchKMeans(500), "auto"))
     assert logged["n_clusters"] == 20
+
+
+def test_given_labels_are_the_first_clusters(cluster):
+    """However small, and wherever their utterances were put."""
+    points, speakers = blobs(6, 20, spread=0.03)
+    by_row = np.full(len(points), -1)
+    by_row[np.flatnonzero(speakers == 4)[:2]] = 0
+    far = np.flatnonzero(speakers == 5)
+    by_row[far[0]] = 1
+    few = ~np.isin(np.arange(len(points)), far[1:])  # too small a cluster
+    points, by_row, speakers = points[few], by_row[few], speakers[few]
+    given = GivenLabels(("ann", "bob"), by_row)
+    clusterer = TwoStepKMeans(TorchKMeans(500), 6)
+    plain, _, _ = cluster(points, clusterer, least=4)
+    assert plain[by_row == 1].tolist() == [-1]
+    labels, centroids, logged = cluster(points, clusterer, least=4, given=given)
+    assert (labels[speakers == 4] == 0).all() and (labels == 1).sum() == 1
+    assert (labels[by_row >= 0] == by_row[by_row >= 0]).all()
+    assert len(centroids) == 6 and logged["labelled_share"] == 1
+    assert adjusted_rand_score(speakers, labels) == 1
+    check_centroids(centroids, points, labels)

@@ -37,7 +37,7 @@ from lgl_plugin.training.stage1 import (
     stage1_modules,
     train_stage1_phase,
 )
-from lgl_plugin.training.stage2 import Round, find_encoder
+from lgl_plugin.training.stage2 import Round, find_encoder, find_given
 from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.signals import stop
 
@@ -99,10 +99,10 @@ def train_stage1(session):
 
 def train_stage2(session):
     """Paper, sections 2.2 and 3: rounds of clustering and training."""
-    first = find_encoder(session)
+    first, given = find_encoder(session), find_given(session)
     session.settings.cluster.check(len(session.rows))
     for number in range(1, session.settings.n_iterations + 1):
-        train_round(Round(session, number, first))
+        train_round(Round(session, number, first, given))
         try_to_write_report(session.run.folder)
 
 

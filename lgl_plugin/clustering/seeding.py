@@ -1,0 +1,62 @@
+"""Clusters that know the speakers of a few utterances."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lgl_plugin.clustering.first_step import means_of
+from lgl_plugin.clustering.vectors import normalised
+
+
+def seeded(
+    embeddings: np.ndarray, labels: np.ndarray, given: np.ndarray
+) -> np.ndarray:
+    """Makes the speakers of labelled utterances the first clusters.
+
+    A speaker's cluster holds its labelled utterances and takes over the
+    cluster that held most of them. Where two speakers would take over the
+    same, each utterance goes to the one whose labelled utterances are nearer,
+    by the cosine with their mean. All other clusters stay as they are, less
+    the labelled utterances in them.
+
+    Arguments
+    ---------
+    embeddings : numpy.ndarray
+        Those that were clustered, float (N, D).
+    labels : numpy.ndarray
+        Clusters from 0, int64 (N,), -1 for none.
+    given : numpy.ndarray
+        Speakers from 0, each with an utterance, int64 (N,), -1 where unknown.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 (N,), -1 for none: `given` where it is known, other clusters
+        after the speakers, without gaps.
+
+    Example
+    -------
+    >>> points = np.float32([[1, 0], [2, 1], [0, 1], [1, 4], [-1, 0]])
+    >>> clusters, speakers = np.array([0, 0, 1, 1, 2]), -np.ones(5, np.int64)
+    >>> speakers[3] = 0
+    >>> seeded(points, clusters, speakers).tolist()
+    [1, 1, 0, 0, 2]
+    """
+    known = given >= 0
+    n_speakers = int(given.max()) + 1
+    means = normalised(means_of(embeddings, given)[0].numpy())
+    counts = np.zeros((n_speakers, int(labels.max()) + 1), np.int64)
+    seeds = known & (labels >= 0)
+    np.add.at(counts, (given[seeds], labels[seeds]), 1)
+    home = np.where(counts.any(axis=1), counts.argmax(axis=1), -1)
+    found = np.full(len(labels), -1)
+    for cluster in np.unique(home[home >= 0]):
+        owners = np.flatnonzero(home == cluster)
+        members = np.flatnonzero(labels == cluster)
+        cosines = normalised(embeddings[members]) @ means[owners].T
+        found[members] = owners[cosines.argmax(axis=1)]
+    found[known] = given[known]
+    left = (found < 0) & (labels >= 0)
+    _, numbers = np.unique(labels[left], return_inverse=True)
+    found[left] = n_speakers + numbers
+    return found

@@ -1,0 +1,152 @@
+"""Labels that a user gives for a few utterances: a csv of utterance, speaker.
+
+They may enter training, for whoever trains has asked for that. The speakers in
+a manifest and the trial lists are something else: these are true labels for
+figures after the fact, and no training reads them.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+COLUMNS = ("utterance", "speaker")
+SHOWN = 3  # names in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenLabels:
+    """The speakers that a user names, and their utterances.
+
+    Arguments
+    ---------
+    speakers : sequence of str
+        In the order of the file.
+    by_row : numpy.ndarray
+        The speaker of each utterance of a manifest as a number from 0, int64
+        (N,), -1 where none is given.
+
+    Example
+    -------
+    >>> given = GivenLabels(["ann", "bob"], np.array([0, -1, 1, 0]))
+    >>> given.of([2, 0, 1]).tolist()
+    [1, 0, -1]
+    """
+
+    speakers: tuple[str, ...]
+    by_row: np.ndarray
+
+    def of(self, rows: ArrayLike) -> np.ndarray:
+        """Returns the labels of those rows that can be read, int64 (n,).
+
+        Raises ValueError if a speaker has none of them.
+        """
+        found = self.by_row[np.asarray(rows, np.int64)]
+        lost = sorted({*range(len(self.speakers))} - {*found.tolist()})
+        if lost:
+            names = _some(self.speakers[number] for number in lost)
+            raise ValueError(
+                f"no utterance that is labelled {names} can be read: see "
+                "bad_files.txt, and take the speaker out of the labels"
+            )
+        return found
+
+
+def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
+    """Reads a csv with the columns `utterance` and `speaker`.
+
+    Warns of speakers with a single utterance: no other one can show that its
+    label is wrong.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file; a name that a manifest gives to an utterance is, for a folder
+        of audio, the file's path in there.
+    ids : iterable of str
+        The N utterances of the manifest.
+
+    Returns
+    -------
+    GivenLabels
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a column is missing, a row is empty or names an utterance for the
+        second time, or no utterance has that name.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "labels.csv"
+    >>> _ = path.write_text("utterance,speaker\\nb.wav,bob\\nc.wav,bob\\n")
+    >>> given = read_given(path, ["a.wav", "b.wav", "c.wav"])
+    >>> given.speakers, given.by_row.tolist()
+    (('bob',), [-1, 0, 0])
+    """
+    named = _read(path)
+    numbers: dict[str, int] = {}
+    labels = [
+        numbers.setdefault(named.pop(name), len(numbers))
+        if name in named
+        else -1
+        for name in ids
+    ]
+    if named:
+        raise ValueError(
+            f"{path} labels {len(named)} utterances that are not there, such "
+            f"as {_some(named)}. Name files by their path in the folder of "
+            "audio; those that cannot be used are in bad_files.txt"
+        )
+    by_row = np.array(labels, np.int64)
+    sizes = np.bincount(by_row[by_row >= 0])
+    alone = [name for name, number in numbers.items() if sizes[number] == 1]
+    if alone:
+        logger.warning(
+            "%s: %d speakers have a single utterance (%s), so nothing can "
+            "show that its label is wrong",
+            *(path, len(alone), _some(alone)),
+        )
+    return GivenLabels(tuple(numbers), by_row)
+
+
+def _read(path):
+    """Returns the speaker of each utterance that a file names."""
+    named = {}
+    # utf-8-sig: spreadsheets begin a csv with a byte-order mark.
+    with open(path, newline="", encoding="utf-8-sig") as source:
+        reader = csv.DictReader(source, skipinitialspace=True)
+        missing = {*COLUMNS} - {*(reader.fieldnames or ())}
+        if missing:
+            raise ValueError(
+                f"{path} lacks {' and '.join(sorted(missing))}: the first "
+                f"line must name the columns {','.join(COLUMNS)}"
+            )
+        for row in reader:
+            name, speaker = (row[column] for column in COLUMNS)
+            place = f"{path}, line {reader.line_num}"
+            if not name or not speaker:
+                raise ValueError(f"{place}: utterance or speaker is empty")
+            if name in named:
+                raise ValueError(f"{place}: {name!r} occurs a second time")
+            named[name] = speaker
+    if not named:
+        raise ValueError(f"{path} labels no utterance")
+    return named
+
+
+def _some(names):
+    """Returns the first few names as a text."""
+    names = [*names]
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    return shown + (", …" if len(names) > SHOWN else "")

@@ -1,0 +1,115 @@
+"""Who speaks, where a user has named the speakers of a few files."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from lgl_plugin.clustering.average import average_linkage
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Files sorted by the speakers of those that are labelled.
+
+    Arguments
+    ---------
+    labels : numpy.ndarray
+        The speaker of each file, int64 (N,): the given one, else the nearest
+        one, else a stranger, numbered after them.
+    heard : numpy.ndarray
+        The labelled speaker that each file sounds like, its own label not
+        counted, int64 (N,), -1 for a stranger.
+    own, other : numpy.ndarray
+        The median cosine with the other files that are labelled as the file
+        is, and that with the nearest other speaker's, float32 (N,), NaN where
+        there is none.
+    wrong : numpy.ndarray
+        Files whose label looks wrong, int64 (n,), the clearest case first.
+
+    Example
+    -------
+    >>> vectors = np.float32([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
+    >>> found = name_files(vectors, np.array([0, 0, 1, 1, 1]), 0.5)
+    >>> found.wrong.tolist(), found.heard.tolist()
+    ([4], [0, 0, 1, 1, 0])
+    """
+
+    labels: np.ndarray
+    heard: np.ndarray
+    own: np.ndarray
+    other: np.ndarray
+    wrong: np.ndarray
+
+
+def name_files(
+    vectors: np.ndarray,
+    given: np.ndarray,
+    threshold: float,
+    device: str = "cpu",
+) -> Named:
+    """Names files by the speaker whose labelled files are nearest.
+
+    A file is a speaker's from a median cosine of `threshold` with the files
+    that are labelled so: a mean would follow wrong labels. Strangers are
+    joined among themselves by average linkage. A label looks wrong if the file
+    would get another name without it. The only file of a speaker sounds like
+    nobody, so it is doubted only where it sounds like another speaker.
+
+    Arguments
+    ---------
+    vectors : numpy.ndarray
+        Unit vectors (N, D), float32.
+    given : numpy.ndarray
+        Speakers from 0, each with a file, int64 (N,), -1 where unknown.
+    threshold : float
+        Cosine from which on two files are one speaker's.
+    device : str
+        Where strangers are joined.
+
+    Returns
+    -------
+    Named
+
+    Example
+    -------
+    >>> vectors = np.float32([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [0, -1]])
+    >>> found = name_files(vectors, np.array([0, 0, -1, 1, -1]), 0.75)
+    >>> found.labels.tolist(), found.wrong.tolist()
+    ([0, 0, 1, 1, 2], [])
+    """
+    known = np.flatnonzero(given >= 0)
+    n_speakers = int(given.max()) + 1
+    cosines = np.empty((len(vectors), n_speakers), np.float32)
+    for speaker in range(n_speakers):
+        members = np.flatnonzero(given == speaker)
+        each = vectors @ vectors[members].T
+        cosines[:, speaker] = np.median(each, axis=1)
+        for place, row in enumerate(members):  # without itself
+            rest = np.delete(each[row], place)
+            cosines[row, speaker] = np.median(rest) if len(rest) else -np.inf
+    heard = cosines.argmax(axis=1)
+    heard[cosines.max(axis=1) < threshold] = -1
+    labels = np.where(given >= 0, given, heard)
+    strangers = np.flatnonzero(labels < 0)
+    if len(strangers):
+        joined = average_linkage(vectors[strangers], threshold, device)
+        labels[strangers] = n_speakers + joined
+    own = np.full(len(vectors), np.nan, np.float32)
+    own[known] = cosines[known, given[known]]
+    cosines[known, given[known]] = -np.inf
+    other = cosines.max(axis=1)
+    alone = np.isinf(own)
+    wrong = known[heard[known] != given[known]]
+    wrong = wrong[~(alone[wrong] & (heard[wrong] < 0))]
+    rival = np.where(heard < 0, np.float32(threshold), other)
+    least = np.nan_to_num(own, neginf=-1) - rival
+    own[alone] = np.nan
+    return Named(
+        labels,
+        heard,
+        own,
+        np.where(np.isinf(other), np.float32(np.nan), other),
+        wrong[np.argsort(least[wrong], kind="stable")],
+    )
