@@ -7,12 +7,12 @@ import math
 import numpy as np
 import speechbrain as sb
 import torch
+from pretended_device import nothing_waits
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.nnet.schedulers import StepScheduler
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.filter_analysis import FilterProperties
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.methods.dino import DINO
@@ -34,6 +34,7 @@ from lgl_plugin.nnet.pseudo_positives import (
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
+from lgl_plugin.training.brain import STEPS_PER_READING
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.loss_gated import LossGatedBrain
 
@@ -87,9 +88,9 @@ def tiny_encoder():
     return Encoder(Frames(), Network(), normalise)
 
 
-def method_modules(kind, n_utterances=BATCH):
+def method_modules(kind, n_utterances=BATCH, encoder=None):
     """A Brain's modules but augmentation."""
-    encoder = tiny_encoder()
+    encoder = encoder or tiny_encoder()
     modules = {"encoder": encoder}
     if kind != "gated":
         n_utterances = max(n_utterances, len(Crops()))
@@ -115,6 +116,7 @@ def make_brain(
     fused=True,
     selection="last",
     checkpointer=None,
+    encoder=None,
     **options,
 ):
     """A Brain on the CPU; `records` holds what it logs."""
@@ -125,7 +127,7 @@ def make_brain(
     brain = BRAINS[kind](
         {
             "augment": Augmenter(),
-            **method_modules(kind),
+            **method_modules(kind, encoder=encoder),
             **dict(modules),
         },
         functools.partial(torch.optim.Adam, lr=0.01, fused=fused),
@@ -217,6 +219,21 @@ def train(brain, *kinds):
     return average
 
 
+def watch_step(brain):
+    """Does a step, and one more in which the host may wait for nothing."""
+    given = batch(n_crops(brain))
+    on_gpu = brain.device_type == "cuda"
+    given = given.pin_memory() if on_gpu else given
+    brain.steps_per_reading = STEPS_PER_READING
+    brain.step = 1
+    brain.fit_batch(given)  # AAMSoftmax reads its first batch, once
+    brain.step = 2
+    with nothing_waits(brain.device, given.sig.data):
+        loss = brain.fit_batch(given)
+        brain.update_average(loss, 0.0)
+    return loss
+
+
 def run_epoch(brain, number, held_out):
     """One epoch of one batch, as `fit` runs it."""
     brain.on_stage_start(sb.Stage.TRAIN, number)
@@ -266,21 +283,6 @@ def group_crops(encoder):
     """Groups the utterances of `Crops` for SSPS."""
     data, encoder = Crops(), encoder.eval()
     wavs = torch.stack([data[row]["sig"][0] for row in range(len(data))])
-    groups = neighbouring_clusters(encoder(wavs).numpy(), 3)
+    wavs = wavs.to(next(encoder.parameters()).device)
+    groups = neighbouring_clusters(encoder(wavs).cpu().numpy(), 3)
     return *groups, np.arange(len(data))
-
-
-class NothingReadByTheHost(TorchDispatchMode):
-    """Raises where a GPU's host would have to wait for a result."""
-
-    waits = (
-        torch.ops.aten._local_scalar_dense.default,
-        torch.ops.aten.nonzero.default,
-        torch.ops.aten.masked_select.default,
-        torch.ops.aten.equal.default,
-    )
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation in self.waits:
-            raise AssertionError(f"the host reads a tensor: {operation}")
-        return operation(*args, **(kwargs or {}))

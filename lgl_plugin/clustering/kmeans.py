@@ -95,7 +95,8 @@ class KMeans(abc.ABC):
     seed : int
         Seed of the sample and of the first centroids.
     device : str
-        "cpu" (with OMP_NUM_THREADS threads), "cuda" or "cuda:<index>".
+        "cpu" (with OMP_NUM_THREADS threads), "cuda", "cuda:<index>", or
+        "auto": a GPU if torch sees one, otherwise the CPU.
 
     Raises
     ------
@@ -130,6 +131,8 @@ class KMeans(abc.ABC):
                 raise ValueError(
                     f"{name} must be whole and at least 1, got {value}"
                 )
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._check_device(torch.device(self.device))
 
     def check(self, n_embeddings: int) -> None:
@@ -297,9 +300,9 @@ class FaissKMeans(KMeans):
 class TorchKMeans(KMeans):
     """Spherical k-means by torch, with the arguments of `KMeans`.
 
-    For GPUs where faiss-gpu cannot be installed. The points lie on the device
-    once, in float32: 840 MB for VoxCeleb2. ValueError if torch does not see
-    the GPU.
+    For GPUs: faiss-gpu 1.15 is built for CUDA 12 and x86-64 alone, while torch
+    brings CUDA 13. The points lie on the device once, in float32: 840 MB for
+    VoxCeleb2. ValueError if torch does not see the GPU.
 
     Example
     -------

@@ -13,6 +13,7 @@ from lgl_plugin.nnet.ecapa_patches import (
     reflected_frames,
     relative_lengths,
 )
+from lgl_plugin.nnet.fbank_patches import keep_on_device
 
 # SpeechBrain's cosine classifier, which its inference classes load.
 COSINE_CLASSIFIER = "!new:speechbrain.lobes.models.ECAPA_TDNN.Classifier"
@@ -71,6 +72,7 @@ class Encoder(torch.nn.Module):
     ):
         super().__init__()
         self.features = _built(features)
+        keep_on_device(self.features)
         self.normalise = _built(normalise)
         self.network = _built(network)
         filters = getattr(self.features, "get_filter_properties", None)

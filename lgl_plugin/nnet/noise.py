@@ -97,11 +97,12 @@ def babble(
     talkers each, or of all others where the batch has no more.
     """
     batch = len(wavs)
-    rank = torch.rand(len(rows), batch)
-    rank.scatter_(1, rows[:, None], 2.0)  # nobody babbles over themselves
+    rank = torch.rand(len(rows), batch, device=wavs.device)
+    # Nobody babbles over themselves.
+    rank.scatter_(1, send(rows, wavs)[:, None], 2.0)
     rank = rank.argsort(1).argsort(1)
-    count = count.clamp(max=batch - 1)
-    chosen = send((rank < count[:, None]).float(), wavs)
+    count = send(count.clamp(max=batch - 1), wavs)
+    chosen = (rank < count[:, None]).float()
     return (chosen / mean_square(wavs).sqrt().T) @ wavs
 
 

@@ -75,7 +75,7 @@ class EpochTally:
         After an interruption SpeechBrain hands over the mean so far.
         """
         if self.average is None:
-            self.average = torch.tensor(before, device=loss.device)
+            self.average = torch.full((), before, device=loss.device)
         change = (loss - self.average) / step
         self.average += torch.where(loss.isfinite(), change, 0.0)
 

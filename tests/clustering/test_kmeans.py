@@ -300,6 +300,10 @@ def test_sums_by_label():
 def test_gpu_that_torch_does_not_see_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert TorchKMeans(2, device="cuda").device == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert TorchKMeans(2, device="auto").device == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert TorchKMeans(2, device="auto").device == "cpu"
     with pytest.raises(ValueError, match=r"torch sees 1 GPU\(s\)"):
         TorchKMeans(2, device="cuda:1")
 

@@ -9,8 +9,8 @@ import pytest
 import scipy.signal
 import soundfile
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from devices import DEVICES
+from pretended_device import nothing_waits, present
 
 from lgl_plugin.nnet.augment import Augmenter, audio_files
 from lgl_plugin.nnet.noise import (
@@ -465,81 +465,21 @@ def test_bank_speech_is_babble(musan):
 # No waiting for the device
 
 
-class NothingWaits(TorchDispatchMode):
-    """Fails where the CPU would wait for a device, of which meta is one.
-
-    Meta tensors have no content, so torch itself refuses to read one, be it
-    for a shape. Left are copies that wait, and indices that are copied.
-    """
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        tensors = [
-            leaf
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, torch.Tensor) and leaf.ndim > 0
-        ]
-        devices = {tensor.device.type for tensor in tensors}
-        if function is torch.ops.aten._to_copy.default:
-            if kwargs.get("device") is not None:
-                devices.add(torch.device(kwargs["device"]).type)
-            assert len(devices) == 1 or kwargs.get("non_blocking"), function
-        else:
-            assert len(devices) <= 1, function
-        return function(*args, **kwargs)
-
-
-def test_the_judge_of_waiting_can_fail():
-    device, mask = torch.empty(3, device="meta"), torch.ones(3) > 0
-    with NothingWaits():
-        torch.ones(3).to("meta", non_blocking=True)
-        for waits in (
-            lambda: torch.ones(3).to("meta"),
-            lambda: device[torch.tensor([1])],
-            lambda: device[mask],
-            lambda: device.cpu(),
-        ):
-            with pytest.raises(AssertionError):
-                waits()
-        for reads in (
-            lambda: device[device > 0],
-            lambda: device.sum().item(),
-        ):
-            with pytest.raises(RuntimeError):
-                reads()
-
-
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("folders", [False, True])
-def test_nothing_waits_for_the_device(folders, musan, rirs):
+def test_nothing_waits_for_the_device(folders, device, musan, rirs):
     augment = Augmenter(
         musan_folder=musan if folders else None,
         rir_folder=rirs if folders else None,
         channel=0.5,
-    ).to("meta")
-    clean = torch.empty(32, 4000, device="meta")
-    with NothingWaits():
-        draw = augment.draw(*clean.shape)
-        # The wrapper that leaves autocast does not know meta.
-        out = augment(clean, draw, force_allow_autocast=True)
-    assert out.device.type == "meta" and out.shape == clean.shape
-    assert draw.response.device.type == "meta"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("folders", [False, True])
-def test_cuda_is_never_waited_for(folders, musan, rirs):
-    augment = Augmenter(
-        musan_folder=musan if folders else None,
-        rir_folder=rirs if folders else None,
-        channel=0.5,
-    ).to("cuda")
-    clean = wavs(32).to("cuda")
-    augment(clean)  # plans and libraries may be loaded at first
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        out = augment(clean)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    )
+    with present(device):
+        augment.to(device)
+        clean = wavs(32).to(device)
+        augment(clean)  # plans and libraries may be loaded at first
+        with nothing_waits(device):
+            out = augment(clean)
+        out, clean = out.cpu(), clean.cpu()
     assert out.isfinite().all()
     torch.testing.assert_close(mean_square(out), mean_square(clean))
 

@@ -8,32 +8,14 @@ import pytest
 import torch
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-from speechbrain.lobes.models.ResNet import ResNet
-from speechbrain.lobes.models.Xvector import Xvector
 from speechbrain.processing.features import InputNormalization
+from tiny_brains import DIM
+from tiny_encoders import ECAPA, FBANK, MEAN_NORM, NETWORKS
 
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
 from lgl_plugin.runs.weights import load_weights, save_weights
 
-DIM, SIZES = 12, [24000, 16000, 9000, 8999]
-WIDTHS = [16, 16, 16, 16, 48]
-
-FBANK = functools.partial(Fbank, n_mels=80)
-MEAN_NORM = functools.partial(
-    InputNormalization, norm_type="sentence", std_norm=False
-)
-ECAPA = functools.partial(
-    *(ECAPA_TDNN, 80), channels=WIDTHS, attention_channels=8, lin_neurons=DIM
-)
-NETWORKS = {
-    "ecapa": ECAPA,
-    "xvector": functools.partial(
-        Xvector, in_channels=80, tdnn_channels=WIDTHS, lin_neurons=DIM
-    ),
-    "resnet": functools.partial(
-        *(ResNet, 80), channels=[8, 8, 16, 16], lin_neurons=DIM
-    ),
-}
+SIZES = [24000, 16000, 9000, 8999]
 # SpeechBrain's statistics pooling adds noise of 1e-5 to an x-vector.
 TOLERANCE = {"ecapa": 1e-5, "xvector": 1e-4, "resnet": 1e-5}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from tiny_brains import NothingReadByTheHost
+from pretended_device import NothingReadByTheHost
 
 from lgl_plugin.nnet.losses import (
     AAMSoftmax,

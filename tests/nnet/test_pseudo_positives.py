@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tiny_brains import NothingReadByTheHost
+from pretended_device import NothingReadByTheHost
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.nnet import pseudo_positives

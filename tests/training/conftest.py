@@ -23,8 +23,16 @@ def no_waiting_for_the_disk(monkeypatch):
 def make(tmp_path):
     """Makes a Brain by its kind, with other modules if they are given."""
 
-    def make(kind, run_opts=(), fused=True, selection="last", **modules):
+    def make(
+        kind,
+        run_opts=(),
+        fused=True,
+        selection="last",
+        encoder=None,
+        **modules,
+    ):
         options = {"run_opts": run_opts, "fused": fused, "selection": selection}
+        options["encoder"] = encoder
         return begin(make_brain(kind, tmp_path, modules, **options))
 
     return make

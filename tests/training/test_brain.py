@@ -8,16 +8,19 @@ import types
 import numpy as np
 import pytest
 import speechbrain as sb
+import tiny_brains
 import torch
+from devices import DEVICES
+from pretended_device import present
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.lobes.features import Fbank
 from speechbrain.nnet.schedulers import StepScheduler
 from tiny_brains import (
     BATCH,
     BRAINS,
     Crops,
-    NothingReadByTheHost,
-    add_batch_norm,
+    Network,
     batch,
     begin,
     changed,
@@ -26,10 +29,13 @@ from tiny_brains import (
     run_epoch,
     train,
     warnings_of,
+    watch_step,
     weights,
 )
+from tiny_encoders import ENCODERS
 
 from lgl_plugin.dataio.sampler import PassSampler
+from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import (
     DynamicGate,
     FixedGate,
@@ -109,42 +115,28 @@ def test_a_step_draws_by_seed_epoch_and_step_alone(kind, tmp_path):
 # Steps
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @KINDS
-def test_no_step_waits_for_the_device(kind, make, monkeypatch):
-    further = {"gate": FixedGate(7.0)} if kind == "gated" else {}
-    brain = make(kind, **further)
-    brain.steps_per_reading = STEPS_PER_READING  # as on a GPU
-    if kind == "gated" or brain.method.teacher is None:  # which is a copy
-        add_batch_norm(brain)
-    # The augmenter, part of which runs on the host, has a test of its own.
-    monkeypatch.setattr(
-        brain.modules.augment, "forward", lambda wavs, draw=None: wavs
-    )
-    monkeypatch.setattr(brain.modules.augment, "draw", lambda *shape: None)
-    given = batch(n_crops(brain))
-    brain.step = 1
-    brain.fit_batch(given)  # AAMSoftmax reads its first batch, once
-    for brain.step in (2, 3):
-        with NothingReadByTheHost():
-            loss = brain.fit_batch(given)
-            brain.update_average(loss, 0.0)
-    with NothingReadByTheHost(), pytest.raises(AssertionError, match="host"):
-        loss.item()
+def test_no_step_waits_for_the_device(kind, device, make, monkeypatch):
+    """With the features and the augmentation of a run."""
+    monkeypatch.setattr(tiny_brains, "TIME", 3200)
+    given = {}
+    if kind == "gated":
+        given = {"gate": FixedGate(7.0), "correction": LabelCorrection(BATCH)}
+    features = Fbank(n_mels=20)
+    with present(device):
+        opts = {"device": device}
+        encoder = Encoder(features, Network())
+        watch_step(make(kind, run_opts=opts, encoder=encoder, **given))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@KINDS
-def test_no_step_waits_for_the_gpu(kind, make):
-    further = {"gate": FixedGate(7.0)} if kind == "gated" else {}
-    brain = make(kind, run_opts={"device": "cuda"}, **further)
-    given = batch(n_crops(brain)).pin_memory()
-    brain.fit_batch(given)
-    brain.step = 2  # of the first one the loss is read
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        brain.update_average(brain.fit_batch(given), 0.0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_no_encoder_waits_for_the_device(name, device, make, monkeypatch):
+    monkeypatch.setattr(tiny_brains, "TIME", 3200)
+    with present(device):
+        opts = {"device": device}
+        watch_step(make("simsiam", run_opts=opts, encoder=ENCODERS[name]()))
 
 
 def test_mean_loss_is_speechbrains(gated):

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from pretended_device import NothingReadByTheHost
 from speechbrain.utils.checkpoints import Checkpointer
-from tiny_brains import NothingReadByTheHost
 
 from lgl_plugin.training import epoch_tally
 from lgl_plugin.training.epoch_tally import EpochTally
@@ -75,7 +75,6 @@ def test_mean_goes_on_from_the_one_before():
 
 
 def test_no_step_reads_from_the_device():
-    """Beside the first of a start, which has a number from the host."""
     with NothingReadByTheHost():
         tally = counted()
     assert float(tally.average) == 4.0

@@ -8,9 +8,9 @@ import types
 import pytest
 import speechbrain as sb
 import torch
+from pretended_device import NothingReadByTheHost
 from tiny_brains import (
     BRAINS,
-    NothingReadByTheHost,
     add_batch_norm,
     batch,
     broken,
