@@ -32,6 +32,7 @@ setup(
             "inference/*.md",
             "report/*.html",
             "recipe/*.py",
+            "recipe/*.sh",
             "recipe/*.md",
             "recipe/*/*.yaml",
         ]

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RECIPE_FILES = {
     "README.md",
     *(path.name for path in RECIPE.glob("*.py")),
+    *(path.name for path in RECIPE.glob("*.sh")),
     *(str(path.relative_to(RECIPE)) for path in RECIPE.glob("*/*.yaml")),
 }
 YAMLS = {f"hparams/{path.name}" for path in (ROOT / "hparams").iterdir()}

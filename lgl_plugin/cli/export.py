@@ -1,6 +1,7 @@
 """`lgl export`: writes a folder that SpeechBrain loads from a checkpoint.
 
 > lgl export results/lgl/1  # its latest step, to results/lgl/1/export/…
+> lgl export results/lgl/1 stage1 --average=10  # the mean of ten epochs
 > lgl export model.ckpt --yaml=stage2.yaml --output=exported
 > lgl export campplus.pt --output=exported  # CAM++'s weights
 """
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="add encoder.onnx, waveform to embedding, to the folder",
     )
+    parser.add_argument(
+        "--average",
+        metavar="N",
+        type=int,
+        help="the mean of the weights of N epochs, see keep_checkpoints",
+    )
     parser.add_argument("--device", default="cpu", help="where to embed")
 
 
@@ -50,6 +57,7 @@ def run(
     license: str,
     backend: str | None,
     onnx: bool,
+    average: int | None,
     device: str,
 ) -> None:
     """Exports a run's step, or a checkpoint with the yaml that trained it."""
@@ -60,8 +68,14 @@ def run(
         raise ValueError("a file of weights needs --output, where to write")
     if alone and backend == "fitted":
         raise ValueError("--backend=fitted is of a run: weights go without")
+    if average is not None and (alone or step is None or average < 2):
+        raise ValueError(
+            "--average takes 2 epochs or more of a step of a run: name both, "
+            "such as results/lgl/1 stage1"
+        )
     import logging
 
+    from lgl_plugin.inference.average import average_step
     from lgl_plugin.inference.export import export, export_checkpoint
     from lgl_plugin.inference.onnx_export import ONNX, check_onnx, export_onnx
     from lgl_plugin.runs.pretrained import encoder_settings
@@ -72,6 +86,8 @@ def run(
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     if not alone:
         wanted = None if backend is None else backend == "fitted"
+        if average is not None:
+            step = average_step(source, step, average)
         options = (data_folder, threshold, license, wanted)
         export(source, step, output, device, *options, onnx)
         return

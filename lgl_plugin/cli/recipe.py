@@ -13,7 +13,7 @@ import shutil
 
 # In a checkout a link to recipes/VoxCeleb/LGL; a wheel holds the files.
 RECIPE = pathlib.Path(__file__).parents[1] / "recipe"
-PATTERNS = ("*.py", "*.md", "*/*.yaml")
+PATTERNS = ("*.py", "*.sh", "*.md", "*/*.yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -111,6 +111,7 @@ class Settings(BaseModel):
     crop_seconds: Above0
     lr: Above0
     ckpt_interval_minutes: From0
+    keep_checkpoints: Count
     train_logger: Made | None
     precision: Precision
     eval_precision: Precision

@@ -78,6 +78,7 @@ SAME_RESULT = {
     "timeout",
     "multiprocessing_context",
     "ckpt_interval_minutes",
+    "keep_checkpoints",
 }
 # Only their presence counts: the content of the file is on record.
 PRESENCE = {"musan_folder", "rir_folder", "labels_file"}

@@ -60,6 +60,8 @@ class SpeakerBrain(HookedBrain):
         are behind.
     epochs_in_all : int
         Epochs of all phases that share one course of the learning rate.
+    keep_checkpoints : int
+        How many epochs' checkpoints stay.
     seed : int
         Of the augmentations.
     """
@@ -79,6 +81,7 @@ class SpeakerBrain(HookedBrain):
         steps_per_epoch: int = 1,
         epochs_before: int = 0,
         epochs_in_all: int = 1,
+        keep_checkpoints: int = 1,
         seed: int = 0,
     ):
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
@@ -89,6 +92,7 @@ class SpeakerBrain(HookedBrain):
         self.steps_per_epoch = steps_per_epoch
         self.epochs_before = epochs_before
         self.epochs_in_all = epochs_in_all
+        self.keep_checkpoints = keep_checkpoints
         self.seed = seed
         self.done = 0.0
         self.skipped = torch.zeros((), device=self.device)
@@ -259,6 +263,7 @@ class SpeakerBrain(HookedBrain):
         self.checkpointer.save_and_keep_only(
             meta={"criterion": float(cost), "epoch": epoch},
             min_keys=["criterion"],
+            num_to_keep=self.keep_checkpoints,
         )
         # A signal that came during the held-out crops has waited until here:
         # without the checkpoint above the epoch would be lost.

@@ -152,6 +152,7 @@ def fit(
         steps_per_epoch=steps,
         epochs_before=epochs_before,
         epochs_in_all=epochs_in_all or epochs_before + epochs,
+        keep_checkpoints=settings.keep_checkpoints,
         seed=seed,
     )
     options = _loader_options(session)

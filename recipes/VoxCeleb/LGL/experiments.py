@@ -85,6 +85,8 @@ class Experiment:
     options : list of str
         Overrides for every run, `--key=value`; a key that only one of the
         yamls has goes to that stage only.
+    nproc : int
+        Processes of each run, by torchrun.
 
     Example
     -------
@@ -100,12 +102,18 @@ class Experiment:
     ('seed2', 'without-gate')
     """
 
-    def __init__(self, recipe, yamls, folder, seeds, jobs=1, options=()):
+    def __init__(
+        self, recipe, yamls, folder, seeds, jobs=1, options=(), nproc=1
+    ):
         self.recipe = pathlib.Path(recipe)
         self.yamls = [str(yaml) for yaml in yamls]
         self.folder = pathlib.Path(folder)
         self.seeds = seeds
         self.jobs = jobs
+        self.launch = [sys.executable]
+        if nproc > 1:
+            self.launch += ["-m", "torch.distributed.run", "--standalone"]
+            self.launch += [f"--nproc_per_node={nproc}"]
         self.keys = [set(read_preset(yaml)) for yaml in yamls]
         self.options = [
             [
@@ -242,7 +250,7 @@ class Experiment:
         printed = folder / "printed.txt"
         with open(printed, "ab") as out:
             done = subprocess.run(
-                [sys.executable, recipe, *command],
+                [*self.launch, recipe, *command],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={"OMP_NUM_THREADS": threads, **os.environ},

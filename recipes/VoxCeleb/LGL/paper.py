@@ -491,19 +491,24 @@ def main():
     parser.add_argument("name", nargs="+", choices=made)
     parser.add_argument("--small", action="store_true", help="presets for CPUs")
     parser.add_argument("--output_folder", default="results/paper")
+    parser.add_argument(
+        "--hparams", type=pathlib.Path, default=HERE / "hparams"
+    )
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--nproc", type=int, default=1, help="GPUs of a run")
     parser.add_argument("--lists", nargs="*", default=[], help="of table1")
     parser.add_argument("--runs", nargs="*", default=[], help="see above")
     options, overrides = parser.parse_known_args()
     size = "small_" if options.small else ""
     experiment = Experiment(
         HERE / "train_lgl.py",
-        [HERE / "hparams" / f"{size}stage{stage}.yaml" for stage in (1, 2)],
+        [options.hparams / f"{size}stage{stage}.yaml" for stage in (1, 2)],
         options.output_folder,
         [int(seed) for seed in options.seeds.split(",")],
         options.jobs,
         overrides,
+        options.nproc,
     )
     for name in options.name:
         found = made[name](experiment, options)

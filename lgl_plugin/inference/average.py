@@ -1,0 +1,44 @@
+"""The mean of a step's last checkpoints, as an encoder of its own."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import torch
+from speechbrain.utils.checkpoints import average_checkpoints
+
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.weights import save_tensors
+
+NAMES = ("embedding_model", "classifier")
+
+
+def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
+    """Averages the weights of a step's last epochs, by SpeechBrain's function.
+
+    Of those that `selection` put first, which by default are the last; means
+    and variances of batch normalisation are averaged like weights. Returns the
+    name of the folder below the run's, which `export` takes for a step.
+    ValueError if fewer epochs were kept.
+    """
+    run = pathlib.Path(run)
+    folder = run / step / "checkpoints"
+    found = []
+    if folder.is_dir():
+        found = WholeCheckpointer(folder).find_checkpoints(
+            min_key="criterion", max_num_checkpoints=n_epochs
+        )
+    if len(found) < n_epochs:
+        raise ValueError(
+            f"{run / step} has checkpoints of {len(found)} epochs, and "
+            f"--average={n_epochs} asks for more: train with "
+            f"--keep_checkpoints={n_epochs}"
+        )
+    load = functools.partial(torch.load, weights_only=True)
+    name = f"{step}/average{n_epochs}"
+    for part in NAMES:
+        if part in found[0].paramfiles:
+            mean = average_checkpoints(found, part, load)
+            save_tensors(mean, run / name / f"{part}.ckpt")
+    return name

@@ -1,0 +1,44 @@
+"""The mean of a step's last checkpoints."""
+
+import pytest
+import torch
+from tiny_brains import batch, begin, make_brain, run_epoch
+
+from lgl_plugin.inference.average import average_step
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
+
+
+def test_the_mean_of_the_last_epochs_that_were_kept(tmp_path):
+    """Of encoder and classifier, which a brain keeps as it is told to."""
+    folder = tmp_path / "iter1" / "gated"
+    checkpointer = WholeCheckpointer(folder / "checkpoints")
+    brain = make_brain(
+        "gated", folder, checkpointer=checkpointer, keep_checkpoints=2
+    )
+    parts = {
+        "embedding_model": brain.modules.encoder.network,
+        "classifier": brain.modules.classifier,
+    }
+    checkpointer.add_recoverables(parts)
+    begin(brain)
+    passed = []
+    for epoch in (1, 2, 3):
+        run_epoch(brain, epoch, batch(2))
+        passed.append(
+            {
+                name: {k: v.clone() for k, v in part.state_dict().items()}
+                for name, part in parts.items()
+            }
+        )
+    assert len(checkpointer.list_checkpoints()) == 2
+    name = average_step(tmp_path, "iter1/gated", 2)
+    assert name == "iter1/gated/average2"
+    for part in parts:
+        found = torch.load(tmp_path / name / f"{part}.ckpt", weights_only=True)
+        for key, value in found.items():
+            expected = (passed[1][part][key] + passed[2][part][key]) / 2
+            torch.testing.assert_close(value, expected)
+    with pytest.raises(ValueError, match="of 2 epochs.*keep_checkpoints=3"):
+        average_step(tmp_path, "iter1/gated", 3)
+    with pytest.raises(ValueError, match="of 0 epochs"):
+        average_step(tmp_path, "iter1/labels", 2)

@@ -1,0 +1,248 @@
+"""reproduce.sh: stages by number, resuming, estimates; the archives.
+
+All of it on a tiny VoxCeleb, killed in each stage, is in
+tests/fake_voxceleb.py.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fake_voxceleb import make_archives
+from tiny import RECIPE
+
+spec = importlib.util.spec_from_file_location(
+    "reproduce", RECIPE / "reproduce.py"
+)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+COSTS = {
+    "kept": 1000,
+    "hours": 10.0,
+    "speech_per_hour": 100.0,
+    "processes": 2,
+    "device": "a GPU",
+    "stages": {
+        "stage1": {"Stage I": 4.0},
+        "stage2": {"Stage II without clustering": 5.0, "embedding": 1.0},
+        "moco": {"Stage I": 2.0},
+        "dino": {"Stage I": 3.0},
+    },
+}
+# Stands for python: does what is cheap, and notes the rest.
+PYTHON = """\
+#!/bin/bash
+set -eu
+work=${{2:-}}
+case "$1 $work" in
+*reproduce.py\\ hours) exec {python} "$@" ;;
+*reproduce.py\\ batch) echo 8; exit ;;
+*reproduce.py\\ last) echo iter5/gated; exit ;;
+*reproduce.py\\ unpack) mkdir "$DATA/lists"
+    for name in veri_test2 list_test_all2 list_test_hard2; do
+        echo "1 a/b/c.wav a/b/d.wav" >"$DATA/lists/$name.txt"; done ;;
+*reproduce.py\\ check) echo '{costs}' >"$EXP/costs.json" ;;
+esac
+for word; do
+    [[ $word != --output_folder=* ]] || mkdir -p "${{word#*=}}"
+done
+echo "$@" | sed "s#[^ ]*/##" >>"$LOG"
+[[ -z ${{FAIL:-}} || ! "$*" =~ $FAIL ]]
+"""
+
+
+@pytest.fixture
+def reproduce(tmp_path):
+    """Runs reproduce.sh with a stub; returns status, screen and commands."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text(
+        PYTHON.format(python=sys.executable, costs=json.dumps(COSTS))
+    )
+    stub.chmod(0o755)
+    folders = {"DATA": tmp_path / "data", "EXP": tmp_path / "exp"}
+    log = tmp_path / "log"
+
+    def run(*options, fail=""):
+        log.write_text("")
+        command = ["bash", RECIPE / "reproduce.sh", "--archives", tmp_path]
+        command += ["--data", folders["DATA"], f"--exp={folders['EXP']}"]
+        done = subprocess.run(
+            [*command, "--methods", "moco dino", *options],
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                **{name: str(path) for name, path in folders.items()},
+                "LOG": str(log),
+                "FAIL": fail,
+                "PATH": f"{stub.parent}:{os.environ['PATH']}",
+            },
+        )
+        return done.returncode, done.stdout + done.stderr, log.read_text()
+
+    return run
+
+
+def test_a_failure_in_a_stage_costs_what_that_stage_had_not_done(reproduce):
+    status, screen, log = reproduce("--jobs=1", fail="dino.yaml")
+    assert status == 1
+    assert "stage 6, Stage I by other methods: not known before" in screen
+    # Before each stage what it takes, of two processes as the check said.
+    assert "-- stage 4, Stage I: about 2.0 h\n" in screen
+    assert "-- stage 5, Stage II: about 3.0 h\n" in screen
+    assert "-- stage 6, Stage I by other methods: about 2.5 h\n" in screen
+    assert log.splitlines()[-1].startswith("train_lgl.py")
+    status, screen, log = reproduce("--jobs=1")
+    assert status == 0, screen
+    assert "stage 5, stage2: done" in screen and "stage1.yaml" not in log
+    # 1,002 utterances of 36 s by four encoders, each twice.
+    assert "-- stage 7, scores: about 0.8 h\n" in screen
+    assert "-- stage 8, the paper's tables: about 9.0 h\n" in screen
+    verbs = re.findall(
+        r"^(?:-m lgl_plugin|paper\.py|reproduce\.py) \w+", log, re.M
+    )
+    of_one = ["export", "export", "verify"]  # the last epoch's, and the mean
+    assert verbs == [
+        *(f"-m lgl_plugin {verb}" for verb in 4 * of_one),
+        "paper.py table1",
+        "reproduce.py results",
+    ]
+    (line,) = (x for x in log.splitlines() if "verify" in x and "dino" in x)
+    lists = re.findall(r"lists/(\w+)\.txt", line)
+    assert lists == ["veri_test2", "list_test_all2", "list_test_hard2"]
+    assert "--cohort=" in line
+    status, screen, log = reproduce()
+    assert (status, log) == (0, "")
+    # Other methods are other work; the paper's stages are none of it.
+    status, screen, log = reproduce("--methods=moco", "--stop_stage=6")
+    trained = [line for line in log.splitlines() if "train_lgl" in line]
+    assert len(trained) == 1 and "moco.yaml" in trained[0]
+
+
+def test_stages_by_number_and_options_of_the_recipe(reproduce):
+    status, screen, log = reproduce(
+        "--stage", "4", "--stop_stage", "5", "--", "--precision=fp32"
+    )
+    assert status == 0, screen
+    first, second = log.splitlines()
+    assert "stage1.yaml" in first and "stage2.yaml" in second
+    for line in (first, second):
+        assert " --precision=fp32 " in line and "--batch_size=8" in line
+        assert "--output_folder=" in line and "/paper/seed1/base" in line
+    status, screen, log = reproduce("--stop_stagee=5")
+    assert status == 2 and "no option --stop_stagee" in screen
+
+
+def options(folder):
+    """What the script's work takes."""
+    return script.argparse.Namespace(
+        archives=folder / "downloads", data=folder, exp=folder
+    )
+
+
+def test_archives_are_unpacked_and_what_is_whole_is_left(tmp_path):
+    written = make_archives(
+        tmp_path / "downloads", speakers=1, encode=lambda wav: wav
+    )
+    script.unpack(options(tmp_path), [])
+    found = {
+        str(path.relative_to(tmp_path))
+        for path in tmp_path.rglob("*.[wm][a4][va]")
+    }
+    own = [n for n in written if n.startswith(("musan", "RIRS"))]
+    assert found >= set(own) and len(found) == len(written)
+    utterance = tmp_path / "vox2/aac/id00012/v0000000002/00005.m4a"
+    whole = utterance.read_bytes()
+    assert whole[:4] == b"RIFF" and len(whole) > 16000
+    other = tmp_path / "vox1/wav/id10273/v0000000001/00003.wav"
+    utterance.write_bytes(whole[:99])  # torn by a power cut
+    before = other.stat().st_mtime_ns
+    script.unpack(options(tmp_path), [])
+    assert utterance.read_bytes() == whole
+    assert other.stat().st_mtime_ns == before
+    (tmp_path / "downloads" / "vox2_dev_aac_partac").unlink()
+    with pytest.raises(FileNotFoundError, match="no vox2_dev_aac_partac"):
+        script.unpack(options(tmp_path), [])
+    for part in (tmp_path / "downloads").glob("vox2_dev_aac_parta[d-h]"):
+        part.unlink()
+    with pytest.raises(ValueError, match="is a part missing"):
+        script.unpack(options(tmp_path), [])
+    (tmp_path / "downloads" / "musan.tar.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="no musan.tar.gz"):
+        script.unpack(options(tmp_path), [])
+
+
+def test_results_and_model_cards(tmp_path, capsys):
+    """From what `lgl verify` leaves, twice: a card has one table."""
+    (tmp_path / "costs.json").write_text(json.dumps(COSTS))
+    rate = {"eer": 1.834, "min_dcf_001": 0.2}
+    for name in script.LISTS:
+        path = tmp_path / "scores" / "sdpn" / name / "metrics.json"
+        path.parent.mkdir(parents=True)
+        scores = {
+            f"{model}, {kind}": rate
+            for model in ("sdpn", "sdpn-average")
+            for kind in ("cosine", "AS-norm")
+        }
+        path.write_text(json.dumps({"scores": scores}))
+    for model in ("sdpn", "sdpn-average"):
+        card = tmp_path / "models" / model / "README.md"
+        card.parent.mkdir(parents=True)
+        card.write_text("# A model\n")
+    given = options(tmp_path)
+    given.methods = ["sdpn"]
+    script.results(given, [])
+    script.results(given, [])
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| sdpn, average | sdpn.yaml | 1.83 | 1.83 |" in text
+    assert "1.80 to 1.88, 1.99, 3.62 (3D-Speaker)" in text
+    assert card.read_text().count("## Results on VoxCeleb1") == 1
+    assert "| Vox1-H, AS-norm | 1.83 | 0.200 |" in card.read_text()
+
+
+SLURM = {
+    "srun": 'echo "$@" >srun; shift; echo $$ >pid; exec sleep 60',
+    "scancel": 'kill -TERM "$(<pid)"',
+    "scontrol": '[[ $1 == show ]] && echo node7 || echo "$@" >scontrol',
+}
+
+
+@pytest.mark.parametrize("number, restarted", [("USR1", True), ("TERM", False)])
+def test_a_slurm_job_whose_time_is_up_is_put_back(tmp_path, number, restarted):
+    """USR1 comes first; a step that fails in its first minutes stays."""
+    (tmp_path / "bin").mkdir()
+    for name, text in SLURM.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    job |= {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_GPUS_ON_NODE": "8"}
+    path = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        ["bash", RECIPE / "slurm.sh", "train_lgl.py", "hparams/stage1.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, **job, **path},
+    )
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text().endswith("\n")):
+        time.sleep(0.02)
+    if restarted:
+        process.send_signal(signal.SIGUSR1)
+    else:
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+    status = process.wait(30)
+    words = (tmp_path / "srun").read_text()
+    assert "--nnodes=2 --nproc_per_node=8" in words
+    assert "--rdzv_endpoint=node7:10007 train_lgl.py" in words
+    called = tmp_path / "scontrol"
+    if restarted:
+        assert status == 0 and called.read_text() == "requeue 7\n"
+    else:
+        assert status == 143 and not called.exists()
