@@ -135,7 +135,10 @@ def commands(page):
         for line in block.replace("\\\n", " ").splitlines():
             found = re.search(r"(\w+)\.py (?:\w+/)*(\w+\.yaml)(.*)", line)
             if found:
-                own = {"gallery": {"minutes", "seeds", "jobs"}}
+                own = {
+                    "gallery": {"minutes", "seeds", "jobs"},
+                    "pretraining_study": {"data_folder", "further", "seeds"},
+                }
                 options = re.findall(r"\s--(\w+)", found[3])
                 left = [o for o in options if o not in own.get(found[1], ())]
                 yield found[2], left

@@ -1,0 +1,411 @@
+"""Objectives that pre-train a speech model: predict what is masked.
+
+A model reads frames (batch, time, features) of which spans are masked, and
+returns hidden states (batch, time, size). An objective takes these, the frames
+as they were, and the mask, and returns a loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy.fft import dct
+from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
+from torch.nn.functional import cross_entropy, max_pool1d, normalize
+
+from lgl_plugin.clustering.kmeans import FaissKMeans
+
+Maker = Callable[[], torch.nn.Module]
+Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+def span_mask(
+    batch: int, frames: int, share: float, length: int
+) -> torch.Tensor:
+    """Draws spans of frames to mask; spans may overlap.
+
+    Arguments
+    ---------
+    batch, frames : int
+        Shape of the mask.
+    share : float
+        Probability that a frame is masked, the same for all, in (0, 1).
+    length : int
+        Frames of a span.
+
+    Returns
+    -------
+    torch.Tensor
+        Bool (batch, frames), True where masked.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> mask = span_mask(64, 100, share=0.5, length=10)
+    >>> mask.shape, 0.4 < mask.float().mean() < 0.6
+    (torch.Size([64, 100]), tensor(True))
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
+    if not 1 <= length <= frames:
+        raise ValueError(f"length must be in [1, {frames}], got {length}")
+    starts = 1 - (1 - share) ** (1 / length)
+    # Spans may begin before the first frame, or it would be masked less often.
+    begun = torch.rand(batch, frames + length - 1) < starts
+    return max_pool1d(begun[:, None].float(), length, stride=1)[:, 0] > 0
+
+
+def mix_utterances(
+    log_mels: torch.Tensor, share: float, decibels: float = 5.0
+) -> torch.Tensor:
+    """Mixes a part of another utterance of the batch into some of them.
+
+    WavLM's utterance mixing: what is predicted stays that of the first
+    speaker, so the model learns to tell speakers apart. Powers of mel bands
+    are added, which waveforms' powers do on average.
+
+    Arguments
+    ---------
+    log_mels : torch.Tensor
+        Natural logarithms of powers, (batch, time, bands), at least 2 x 2.
+    share : float
+        Probability that an utterance is mixed; 0.2 in WavLM.
+    decibels : float
+        The first speaker is louder by up to so much, or softer.
+
+    Returns
+    -------
+    torch.Tensor
+        Like `log_mels`; at most half of an utterance is mixed.
+
+    Example
+    -------
+    >>> log_mels = torch.randn(8, 100, 80)
+    >>> mixed = mix_utterances(log_mels, share=1.0)
+    >>> bool((mixed >= log_mels).all()), bool((mixed == log_mels).any())
+    (True, True)
+    """
+    batch, frames, _ = log_mels.shape
+    other = log_mels.roll(int(torch.randint(1, batch, ())), dims=0)
+    loudness = log_mels.logsumexp((1, 2)) - other.logsumexp((1, 2))
+    ratio = decibels * (2 * torch.rand(batch) - 1) * math.log(10) / 10
+    other = other + (loudness - ratio.to(other))[:, None, None]
+    length = torch.randint(1, frames // 2 + 1, (batch, 1))
+    start = (torch.rand(batch, 1) * (frames - length + 1)).long()
+    place = torch.arange(frames)
+    mixed = (start <= place) & (place < start + length)
+    mixed &= torch.rand(batch, 1) < share
+    mixed = mixed.to(log_mels.device)[..., None]
+    return torch.where(mixed, torch.logaddexp(log_mels, other), log_mels)
+
+
+class MaskedPrediction(torch.nn.Module):
+    """Predicts the codes of masked frames: HuBERT's and BEST-RQ's objective.
+
+    Which of the two it is says the quantiser, which nothing trains.
+
+    Arguments
+    ---------
+    hidden_size : int
+        Of the model's states.
+    quantiser : callable
+        Makes a module, frames (batch, time, features) to codes (batch, time),
+        int64, in [0, cb_vocab): SpeechBrain's `RandomProjectionQuantizer`
+        (BEST-RQ) or `KMeansQuantiser` (HuBERT), by a yaml's `!name:`.
+
+    Example
+    -------
+    >>> objective = MaskedPrediction(32, lambda: KMeansQuantiser(Cepstra, 26))
+    >>> objective.prepare(torch.randn(10, 20, 160))
+    >>> mask = span_mask(4, 20, 0.5, 5)
+    >>> hidden, frames = torch.randn(4, 20, 32), torch.randn(4, 20, 160)
+    >>> loss, figures = objective(hidden, frames, mask)
+    >>> loss.shape, sorted(figures)
+    (torch.Size([]), ['accuracy', 'codes'])
+    """
+
+    def __init__(self, hidden_size: int, quantiser: Maker):
+        super().__init__()
+        made: Any = quantiser()
+        self.quantiser = made
+        self.predict = torch.nn.Linear(hidden_size, made.cb_vocab)
+
+    def prepare(self, crops: torch.Tensor) -> None:
+        """Fits the quantiser to frames (n, time, features), if it learns."""
+        if isinstance(self.quantiser, KMeansQuantiser):
+            self.quantiser.fit(crops)
+
+    def forward(
+        self, hidden: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+    ) -> Result:
+        """Returns the mean cross-entropy over masked frames, and figures.
+
+        These are the `accuracy` over masked frames, and `codes`, how many
+        codes are in use (the exponential of their entropy).
+        """
+        with torch.no_grad():
+            codes = self.quantiser(frames)
+        logits, wanted = self.predict(hidden[mask]).float(), codes[mask]
+        shares = codes.flatten().bincount() / codes.numel()
+        figures = {
+            "accuracy": (logits.detach().argmax(1) == wanted).float().mean(),
+            "codes": torch.special.entr(shares).sum().exp(),
+        }
+        return cross_entropy(logits, wanted), figures
+
+
+class ContrastivePrediction(torch.nn.Module):
+    """Finds the own quantised frame among others: wav2vec 2.0's objective.
+
+    The quantiser is SpeechBrain's, of two groups, and learns with the model.
+    Negatives are all other masked frames of the utterance, where wav2vec 2.0
+    draws 100 of them, but for those of the same code.
+
+    Arguments
+    ---------
+    hidden_size : int
+        Of the model's states.
+    frame_size : int
+        Features of a frame.
+    size : int
+        Of the space in which states and quantised frames are compared.
+    n_codes : int
+        Codes of each group.
+    temperature : float
+        Of the cosines.
+    diversity_weight : float
+        Weight of the term that keeps all codes in use.
+
+    Example
+    -------
+    >>> objective = ContrastivePrediction(32, 160)
+    >>> mask = span_mask(4, 20, 0.5, 5)
+    >>> hidden, frames = torch.randn(4, 20, 32), torch.randn(4, 20, 160)
+    >>> loss, figures = objective(hidden, frames, mask)
+    >>> loss.shape, sorted(figures)
+    (torch.Size([]), ['accuracy', 'codes'])
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        frame_size: int,
+        size: int = 64,
+        n_codes: int = 32,
+        temperature: float = 0.1,
+        diversity_weight: float = 0.1,
+    ):
+        super().__init__()
+        self.temperature = temperature
+        self.diversity_weight = diversity_weight
+        # From there wav2vec 2.0's temperature falls in 400,000 steps.
+        self.quantiser = W2VTargetQuantiser(
+            frame_size, size, num_vars=n_codes, temperature_decay=(2, 2, 1)
+        )
+        self.predict = torch.nn.Linear(hidden_size, size)
+
+    def prepare(self, crops: torch.Tensor) -> None:
+        """Fits nothing: the quantiser is trained with the model."""
+
+    def forward(
+        self, hidden: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+    ) -> Result:
+        """Returns the loss, and the figures of `MaskedPrediction`.
+
+        `codes` are of both groups, in sum.
+        """
+        targets, meta = self.quantiser(frames)
+        loss, accuracy = contrastive_loss(
+            self.predict(hidden).float(),
+            targets.float(),
+            mask,
+            self.temperature,
+        )
+        figures = {"accuracy": accuracy, "codes": meta["code_perplex"]}
+        return loss + self.diversity_weight * meta["diversity_loss"], figures
+
+
+def contrastive_loss(
+    predicted: torch.Tensor,
+    targets: torch.Tensor,
+    mask: torch.Tensor,
+    temperature: float = 0.1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the cross-entropy of finding each masked frame's own target.
+
+    Arguments
+    ---------
+    predicted, targets : torch.Tensor
+        Shape (batch, time, size), float32.
+    mask : torch.Tensor
+        Bool (batch, time); negatives are masked frames of the utterance whose
+        target is another.
+    temperature : float
+        Of the cosines.
+
+    Returns
+    -------
+    torch.Tensor, torch.Tensor
+        Loss and accuracy, means over masked frames.
+
+    Example
+    -------
+    >>> targets = torch.eye(4)[None]
+    >>> mask = torch.tensor([[True, True, False, False]])
+    >>> loss, accuracy = contrastive_loss(targets, targets, mask, 1.0)
+    >>> (
+    ...     round(loss.item(), 3),
+    ...     accuracy.item(),
+    ... )  # log(1 + exp(-1)): two to choose
+    (0.313, 1.0)
+    """
+    targets = normalize(targets, dim=-1)
+    cosines = normalize(predicted, dim=-1) @ targets.mT
+    with torch.no_grad():
+        same = targets @ targets.mT > 1 - 1e-5
+        allowed = mask[:, None] & ~same
+        allowed |= torch.eye(
+            mask.shape[1], dtype=torch.bool, device=mask.device
+        )
+    logits = (cosines / temperature).masked_fill(~allowed, -math.inf)[mask]
+    own = mask.nonzero()[:, 1]
+    accuracy = (logits.detach().argmax(1) == own).float().mean()
+    return cross_entropy(logits, own), accuracy
+
+
+class KMeansQuantiser(torch.nn.Module):
+    """Codes of frames by this package's k-means: HuBERT's targets.
+
+    Arguments
+    ---------
+    transform : callable
+        Makes a module, frames (batch, time, features) to (batch, time, size),
+        which is clustered after its mean is subtracted: `Cepstra`,
+        `ModelLayer`, or `torch.nn.Identity` for the frames themselves.
+    size : int
+        Of what is clustered.
+    cb_vocab : int
+        Number of codes.
+    seed : int
+        Of the first centroids.
+
+    Example
+    -------
+    >>> quantiser = KMeansQuantiser(Cepstra, size=26, cb_vocab=5)
+    >>> crops = torch.randn(10, 20, 160)
+    >>> quantiser.fit(crops)
+    >>> quantiser(crops).shape
+    torch.Size([10, 20])
+    """
+
+    def __init__(
+        self,
+        transform: Maker,
+        size: int,
+        cb_vocab: int = 100,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.transform = transform()
+        self.cb_vocab = cb_vocab
+        self.seed = seed
+        self.mean: torch.Tensor
+        self.centroids: torch.Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("centroids", torch.zeros(cb_vocab, size))
+
+    def fit(self, crops: torch.Tensor) -> None:
+        """Finds the centroids on crops (n, time, features).
+
+        ValueError if there are fewer frames than codes.
+        """
+        points = self.transform(crops).flatten(0, 1)
+        self.mean = points.mean(0)
+        cluster = FaissKMeans(self.cb_vocab, seed=self.seed)
+        found = cluster((points - self.mean).cpu().numpy()).centroids
+        # Clusters without a member were dropped; their codes stay unused.
+        self.centroids[: len(found)] = torch.from_numpy(found)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Returns the code of the nearest centroid by cosine."""
+        points = self.transform(frames) - self.mean
+        return (points @ self.centroids.T).argmax(-1)
+
+
+class Cepstra(torch.nn.Module):
+    """Mel-frequency cepstral coefficients of stacked log-mel frames.
+
+    Arguments
+    ---------
+    n_mels : int
+        Bands of a frame.
+    n_coefficients : int
+        To keep of each frame.
+
+    Example
+    -------
+    >>> Cepstra()(torch.randn(2, 50, 160)).shape
+    torch.Size([2, 50, 26])
+    """
+
+    def __init__(self, n_mels: int = 80, n_coefficients: int = 13):
+        super().__init__()
+        self.n_mels = n_mels
+        rows = dct(torch.eye(n_mels).numpy(), norm="ortho")[:, :n_coefficients]
+        self.rows: torch.Tensor
+        self.register_buffer("rows", torch.from_numpy(rows), persistent=False)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Transforms (batch, time, k n_mels) to (batch, time, k n)."""
+        stacked = frames.unflatten(-1, (-1, self.n_mels))
+        return (stacked @ self.rows).flatten(-2)
+
+
+class ModelLayer(torch.nn.Module):
+    """States of a layer of a model that was pre-trained before.
+
+    For HuBERT's second iteration, whose targets are clusters of these.
+
+    Arguments
+    ---------
+    source : str
+        Folder of a w2v-BERT model of transformers, as pretrain.py leaves it.
+    layer : int
+        0 for what the first layer reads.
+
+    Example
+    -------
+    >>> from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
+    >>> config = Wav2Vec2BertConfig(
+    ...     hidden_size=8, num_hidden_layers=1, num_attention_heads=2
+    ... )
+    >>> folder = getfixture("tmp_path")
+    >>> Wav2Vec2BertModel(config).save_pretrained(folder)
+    >>> ModelLayer(folder, 1)(torch.randn(2, 50, 160)).shape
+    torch.Size([2, 50, 8])
+    """
+
+    def __init__(self, source: str, layer: int):
+        from transformers import Wav2Vec2BertModel  # of the extra [ssl]
+
+        super().__init__()
+        self.layer = layer
+        self.model = Wav2Vec2BertModel.from_pretrained(source)
+        self.model.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ModelLayer:
+        """Stays as it is: targets with dropout would change at each step."""
+        return super().train(False)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Transforms (batch, time, features) to (batch, time, size)."""
+        with torch.no_grad():
+            states = self.model(frames, output_hidden_states=True).hidden_states
+        return states[self.layer]

@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""Pre-trains a small speech model from nothing, without labels.
+
+> python pretrain.py hparams/small_pretrain.yaml \
+    --train_folders="[/path/to/an4_sessions/train]"
+
+Spans of frames are masked, and the model predicts what was there: by BEST-RQ's,
+HuBERT's or wav2vec 2.0's objective, with or without WavLM's mixing. The run
+leaves a folder `model`, which transformers and SpeechBrain's W2VBert load. The
+same command after an interruption goes on behind the last whole epoch, and
+ends as it would have ended.
+"""
+
+import json
+import pathlib
+import random
+import sys
+import time
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.logger import get_logger
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
+
+from lgl_plugin.dataio.audio import BadAudio, read_audio
+from lgl_plugin.dataio.folder import find_audio
+from lgl_plugin.inference.log_mels import LogMels, model_inputs, write_log_mels
+from lgl_plugin.nnet.masked_prediction import mix_utterances, span_mask
+from lgl_plugin.nnet.schedules import WarmupCosine
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.plain import plain_settings
+from lgl_plugin.runs.schema import Above0, Count, Factory, Share, Text
+from lgl_plugin.runs.settings import changes
+from lgl_plugin.utils.device import keep_freed_memory
+from lgl_plugin.utils.errors import explained_errors
+from lgl_plugin.utils.files import write_json
+from lgl_plugin.utils.progress import silence_bars, tqdm
+
+logger = get_logger(__name__)
+
+MODEL, SETTINGS = "model", "settings.json"
+RECORD = "pretrain.json"  # comes last: the run is done
+FRAMES_PER_SECOND = 100
+PREPARING = 400  # crops that a quantiser is fitted to
+PLACES = ("output_folder", "train_folders", "features_folder")
+
+
+class Settings(pydantic.BaseModel):
+    """The settings of a pre-training; any other name is an error."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    seed: Annotated[int, pydantic.Field(ge=0)]
+    output_folder: Text
+    train_folders: Annotated[list[Text], pydantic.Field(min_length=1)]
+    features_folder: Text
+    data_share: Annotated[float, pydantic.Field(gt=0, le=1)]
+    objective: Text
+    objectives: dict[str, Factory]
+    mixing_share: Share
+    crop_seconds: Above0
+    batch_size: Annotated[int, pydantic.Field(ge=2)]
+    epochs: Count
+    steps_per_epoch: Count
+    lr: Above0
+    mask_share: Annotated[float, pydantic.Field(gt=0, lt=1)]
+    mask_frames: Count
+    precision: Literal["fp32", "bf16"]
+    hidden_size: Count
+    n_layers: Count
+    new_model: Factory
+    teacher: Text | None
+    teacher_layer: Annotated[int, pydantic.Field(ge=0)]
+    n_codes: Annotated[int, pydantic.Field(ge=2)]
+
+    @pydantic.model_validator(mode="after")
+    def _check_together(self):
+        """Refuses what would fail, or do nothing, once it trains."""
+        if self.objective not in self.objectives:
+            raise ValueError(
+                f"objective: {self.objective!r} is none of the objectives "
+                f"{', '.join(self.objectives)}"
+            )
+        if (self.objective == "kmeans_layer") != (self.teacher is not None):
+            raise ValueError(
+                "teacher: objective kmeans_layer needs the folder of a model, "
+                "and no other objective takes one"
+            )
+        frames = round(self.crop_seconds * FRAMES_PER_SECOND) // 2
+        if self.mask_frames > frames:
+            raise ValueError(
+                f"mask_frames: a crop has {frames} frames, set at most that"
+            )
+        return self
+
+
+class Crops(torch.utils.data.Dataset):
+    """Random crops of log-mel frames, which follow from seed and epoch."""
+
+    def __init__(self, log_mels, rows, frames, size, seed):
+        self.log_mels, self.rows, self.frames = log_mels, rows, frames
+        self.size, self.seed, self.epoch = size, seed, 0
+        lengths = np.diff(log_mels.ends, prepend=0)[rows]
+        self.shares = lengths / lengths.sum()
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        row = rng.choice(self.rows, p=self.shares)
+        return self.log_mels.crop(row, self.frames, rng)
+
+
+class Pretraining(sb.Brain):
+    """Predicts what is masked; modules are `model` and `objective`."""
+
+    def __init__(self, settings, crops, modules, checkpointer, run_opts):
+        super().__init__(
+            modules,
+            lambda weights: torch.optim.AdamW(weights, weight_decay=0.01),
+            # Crops are drawn by epochs: within one there is no way back in.
+            {"precision": settings.precision, "ckpt_interval_minutes": 0},
+            run_opts,
+            checkpointer,
+        )
+        self.settings, self.crops, self.records = settings, crops, []
+        self.schedule = WarmupCosine(settings.lr, warmup=0.1)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Draws other crops than in the epoch before."""
+        self.crops.epoch, self.epoch = epoch, epoch
+        self.sums, self.began = {}, time.process_time()
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Draws and learns at each step as a run without a break would."""
+        settings = self.settings
+        key = f"{settings.seed} {self.epoch} {self.step}"
+        torch.manual_seed(random.Random(key).getrandbits(63))
+        done = self.epoch - 1 + self.step / settings.steps_per_epoch
+        lr = self.schedule(done / settings.epochs)
+        update_learning_rate(self.optimizer, lr)
+
+    def compute_forward(self, batch, stage):
+        """Returns states, the frames that were read, and the mask."""
+        settings = self.settings
+        log_mels = batch.to(self.device)
+        frames = model_inputs(log_mels)
+        size = settings.mask_share, settings.mask_frames
+        mask = span_mask(*frames.shape[:2], *size).to(self.device)
+        read = frames
+        if settings.mixing_share:
+            read = model_inputs(mix_utterances(log_mels, settings.mixing_share))
+        states = self.modules.model(read, mask_time_indices=mask)
+        return states.last_hidden_state, frames, mask
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Returns the loss of the yaml's objective."""
+        loss, figures = self.modules.objective(*predictions)
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        return loss
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Records the epoch and saves it."""
+        means = {name: s / self.step for name, s in self.sums.items()}
+        seconds = time.process_time() - self.began
+        record = {"epoch": epoch, "loss": stage_loss, "cpu_seconds": seconds}
+        self.records.append({**record, **means})
+        left = (self.settings.epochs - epoch) * seconds
+        logger.info(
+            "epoch %d of %d: loss %.3f, accuracy %.3f, %.0f s left",
+            *(epoch, self.settings.epochs, stage_loss, means["accuracy"], left),
+        )
+        # SpeechBrain does so behind this; a checkpoint would be within an epoch.
+        self.step, self.avg_train_loss = 0, 0.0
+        self.checkpointer.save_and_keep_only(meta={"records": self.records})
+
+
+def read_settings(path, overrides=""):
+    """Reads a yaml with its overrides; (settings, what makes a run itself)."""
+    text = pathlib.Path(path).read_text("utf-8")
+    plain = plain_settings(resolve_references(text, overrides).getvalue())
+    try:
+        Settings.model_validate(plain)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{path}: {error}") from None
+    values = load_hyperpyyaml(text, overrides)
+    itself = {k: v for k, v in plain.items() if k not in PLACES}
+    return Settings.model_construct(**values), itself
+
+
+def waveforms(folders):
+    """Yields all speech below folders, whose names are never looked at."""
+    for folder in folders:
+        paths = [path for path, problem in find_audio(folder) if not problem]
+        if not paths:
+            raise ValueError(f"train_folders: no audio below {folder}")
+        for path in tqdm(paths, folder, unit="file"):
+            try:
+                yield read_audio(pathlib.Path(folder) / path)
+            except BadAudio as error:
+                logger.warning("%s is left out: it %s", path, error)
+
+
+def read_log_mels(settings):
+    """Returns the frames of the train folders, computed if there are none."""
+    folder = pathlib.Path(settings.features_folder)
+    made_of = folder / "train_folders.json"
+    if made_of.exists():
+        folders = json.loads(made_of.read_text())
+        if folders != settings.train_folders:
+            raise ValueError(
+                f"features_folder: {folder} has those of {folders}"
+            )
+    write_log_mels(waveforms(settings.train_folders), folder)
+    write_json(made_of, settings.train_folders)
+    return LogMels(folder)
+
+
+def pretrain(settings, itself, run_opts):
+    """Trains the model and leaves it in the output folder."""
+    folder = pathlib.Path(settings.output_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / SETTINGS
+    if known.exists():
+        different = changes(json.loads(known.read_text()), itself)
+        if different:
+            raise ValueError(
+                f"{folder} holds a run of other settings, take another "
+                "output_folder:\n" + "\n".join(different)
+            )
+    write_json(known, itself)
+    if (folder / RECORD).exists():
+        logger.info("%s is done already", folder)
+        return
+    log_mels = read_log_mels(settings)
+    rows = np.random.default_rng(settings.seed).permutation(len(log_mels))
+    rows = np.sort(rows[: max(1, round(settings.data_share * len(rows)))])
+    crops = Crops(
+        log_mels,
+        rows,
+        round(settings.crop_seconds * FRAMES_PER_SECOND),
+        settings.batch_size * settings.steps_per_epoch,
+        settings.seed,
+    )
+    torch.manual_seed(settings.seed)
+    model = Wav2Vec2BertModel(settings.new_model())
+    objective = settings.objectives[settings.objective](settings.hidden_size)
+    sample = torch.stack([crops[n % len(crops)] for n in range(PREPARING)])
+    objective.prepare(model_inputs(sample))
+    counter = EpochCounter(settings.epochs)
+    modules = {"model": model, "objective": objective}
+    kept = {**modules, "counter": counter}
+    checkpointer = WholeCheckpointer(folder / "checkpoints", kept)
+    brain = Pretraining(settings, crops, modules, checkpointer, run_opts)
+    before = checkpointer.find_checkpoint()
+    if before is not None:
+        brain.records = before.meta["records"]
+    size = settings.batch_size
+    brain.fit(counter, torch.utils.data.DataLoader(crops, size))
+    # Or whoever trains it further would mask without knowing.
+    model.config.apply_spec_augment = False
+    model.save_pretrained(folder / MODEL)
+    SeamlessM4TFeatureExtractor().save_pretrained(folder / MODEL)
+    hours = np.diff(log_mels.ends, prepend=0)[rows].sum() / 360_000
+    record = {
+        "hours": float(hours),
+        "utterances": len(rows),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": brain.records,
+    }
+    write_json(folder / RECORD, record)
+
+
+def main():
+    """Trains what the command line says."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    with explained_errors(2, bool(run_opts.get("debug"))):
+        settings, itself = read_settings(hparams_file, overrides)
+    silence_bars(run_opts)
+    keep_freed_memory()
+    with explained_errors(1, bool(run_opts.get("debug"))):
+        pretrain(settings, itself, run_opts)
+
+
+if __name__ == "__main__":
+    main()

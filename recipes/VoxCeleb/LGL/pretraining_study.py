@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Why do self-supervised speech models help speaker recognition? Small.
+
+> python pretraining_study.py hparams/small_pretrain.yaml \
+    --data_folder=/path/to/so762_sessions --further=/path/to/an4_sessions \
+    --output_folder=results/pretraining
+
+The claims of "Why does Self-Supervised Learning for Speech Recognition Benefit
+Speaker Recognition?" (Chen et al. 2022), as far as minutes of a CPU core can
+show them. Models are pre-trained by three objectives, at two sizes, on two
+amounts of speech, and by further quantisers. Each is frozen under the same
+back-end, which is trained on true labels, as in the paper, and by Stage II
+without labels. The back-end's speech, and the trials, are of the data folder;
+test speakers are in no training. Any option of pretrain.py may follow. What is
+done is not done again; study.md has the tables of what is done so far.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
+import random
+
+import numpy as np
+import torch
+from frozen import Head, first_labels, label_free, statistics, train_head
+from pretrain import MODEL, RECORD, pretrain, read_settings
+from study import spread
+from transformers import Wav2Vec2BertModel
+
+from lgl_plugin.dataio.audio import probe, read_audio, read_crops
+from lgl_plugin.dataio.folder import find_audio
+from lgl_plugin.dataio.trials import read_trials
+from lgl_plugin.evaluation.verification import verify
+from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.log_mels import LogMels, write_log_mels
+from lgl_plugin.metrics.agreement import ami
+from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.utils.files import atomic_write, write_json
+from lgl_plugin.utils.progress import tqdm
+from lgl_plugin.utils.tables import markdown_table
+
+SIZES = {"small": [], "large": ["--hidden_size=128", "--n_layers=4"]}
+PART, MIXING = 0.0625, 0.2  # of the speech; of the utterances, as in WavLM
+BACKEND = "backend.json"
+UTTERANCES, SECONDS = 2000, 2.0  # of the back-end's training, in two views
+FLOOR = "log-mel statistics"
+TITLES = {
+    "untrained": "not trained",
+    "best_rq": "masked, random projection (BEST-RQ)",
+    "hubert": "masked, k-means of cepstra (HuBERT)",
+    "kmeans_log_mel": "masked, k-means of log-mel",
+    "kmeans_layer": "masked, k-means of HuBERT's layer 1",
+    "wav2vec2": "contrastive (wav2vec 2.0)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model of the study, and how pretrain.py makes it."""
+
+    objective: str
+    size: str = "small"
+    share: float = 1.0
+    mixed: bool = False
+
+    @property
+    def name(self):
+        """The folder's name."""
+        mixed = "-mixed" * self.mixed
+        return f"{self.objective}-{self.size}-{self.share:g}{mixed}"
+
+    def options(self, folder):
+        """The overrides of the yaml."""
+        found = [f"--data_share={self.share}", *SIZES[self.size]]
+        if self.objective != "untrained":
+            found.append(f"--objective={self.objective}")
+        if self.mixed:
+            found.append(f"--mixing_share={MIXING}")
+        if self.objective == "kmeans_layer":
+            teacher = folder / Model("hubert").name / MODEL
+            found.append(f"--teacher={teacher}")
+        return found
+
+
+OBJECTIVES = ("hubert", "wav2vec2", "best_rq")
+MODELS = (  # the most telling first
+    Model("untrained"),
+    *(Model(objective) for objective in OBJECTIVES),
+    *(Model(objective, "large") for objective in OBJECTIVES),
+    Model("untrained", "large"),
+    *(Model(objective, share=PART) for objective in OBJECTIVES),
+    Model("hubert", mixed=True),
+    Model("kmeans_log_mel"),
+    Model("kmeans_layer"),
+    *(Model(objective, "large", PART) for objective in OBJECTIVES),
+    Model("hubert", "large", mixed=True),
+)
+
+
+def main():
+    """Does what is left of the study, and writes its tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("yaml", help="pretrain.py's")
+    parser.add_argument("--data_folder", type=pathlib.Path, required=True)
+    parser.add_argument("--further", type=pathlib.Path, nargs="*", default=[])
+    parser.add_argument("--seeds", default="1,2,3", help="of the back-end")
+    parser.add_argument("--output_folder", default="results/pretraining")
+    options, overrides = parser.parse_known_args()
+    folder = pathlib.Path(options.output_folder).absolute()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    corpora = [*options.further, options.data_folder]
+    trains = ",".join(str(one.absolute() / "train") for one in corpora)
+    shared = [
+        f"--train_folders=[{trains}]",
+        f"--features_folder={folder / 'features'}",
+        *overrides,
+    ]
+    # A mistyped option shows here, and not after the first runs.
+    read_settings(options.yaml, as_yaml([*shared, f"--output_folder={folder}"]))
+    corpus = Corpus(options.data_folder, folder / "corpus")
+    judge(folder, None, corpus, seeds)
+    for model in tqdm(MODELS, unit="model"):
+        own = [*model.options(folder), f"--output_folder={folder / model.name}"]
+        make(folder / model.name, options.yaml, [*shared, *own], model)
+        judge(folder, model, corpus, seeds)
+        with atomic_write(folder / "study.md") as out:
+            out.write("\n\n".join(tables(folder)) + "\n")
+    print((folder / "study.md").read_text("utf-8"))
+
+
+def as_yaml(options):
+    """Turns options of a command line into overrides of a yaml."""
+    pairs = (option.removeprefix("--").split("=", 1) for option in options)
+    return "\n".join(f"{name}: {value}" for name, value in pairs)
+
+
+def make(folder, yaml, options, model):
+    """Pre-trains a model if that is not done yet."""
+    settings, itself = read_settings(yaml, as_yaml(options))
+    if model.objective != "untrained":
+        pretrain(settings, itself, {"device": "cpu", "noprogressbar": True})
+    elif not (folder / MODEL / "config.json").exists():
+        torch.manual_seed(settings.seed)
+        network = Wav2Vec2BertModel(settings.new_model())
+        network.save_pretrained(folder / MODEL)
+
+
+class Corpus:
+    """Speech of the back-end's training and of the trials, as log-mel frames.
+
+    Of each utterance of the training there are two views: a crop as it is,
+    and another one augmented.
+    """
+
+    def __init__(self, folder, features):
+        self.trials = read_trials(folder / "trials.txt", folder)
+        root = folder / "train"
+        paths = [path for path, problem in find_audio(root) if not problem]
+        random.Random(0).shuffle(paths)
+        paths = sorted(paths[:UTTERANCES])
+        # Read after the fact, and by the back-end that has labels.
+        names = [pathlib.Path(path).parts[0] for path in paths]
+        self.speakers = np.unique(names, return_inverse=True)[1]
+        write_log_mels(views(root, paths), features / "train")
+        tests = tqdm(self.trials.utterances, "test", unit="file")
+        write_log_mels(
+            (read_audio(folder / p) for p in tests), features / "test"
+        )
+        self.train, self.test = (
+            LogMels(features / part) for part in ("train", "test")
+        )
+
+    def statistics(self, model):
+        """Of all layers: (N, 2, layers, size), and (M, layers, size)."""
+        train = [
+            statistics(model, torch.stack([self.train[n] for n in some]))
+            for some in torch.arange(len(self.train)).split(64)
+        ]
+        test = [statistics(model, log_mels[None]) for log_mels in self.test]
+        return torch.cat(train).unflatten(0, (-1, 2)), torch.cat(test)
+
+
+def views(root, paths):
+    """Yields two crops of each file, the second one augmented."""
+    torch.manual_seed(0)
+    augment, rng = Augmenter(clean=0.25, channel=0.5), random.Random(0)
+    for start in tqdm(range(0, len(paths), 64), "views", unit="batch"):
+        crops = [
+            read_crops(path, 0.0, probe(path).seconds, SECONDS, 2, rng=rng)
+            for path in (root / name for name in paths[start : start + 64])
+        ]
+        crops = torch.stack(crops)
+        crops[:, 1] = augment(crops[:, 1].contiguous())
+        yield from crops.flatten(0, 1)
+
+
+def judge(folder, model, corpus, seeds):
+    """Writes the error rates of a model under the back-end."""
+    folder = folder / (FLOOR if model is None else model.name)
+    if (folder / BACKEND).exists():
+        return
+    folder.mkdir(exist_ok=True)
+    network = None
+    if model is not None:
+        network = Wav2Vec2BertModel.from_pretrained(folder / MODEL).eval()
+    train, test = corpus.statistics(network)
+
+    @torch.no_grad()
+    def eer(embed):
+        fitted = Whitening().fit(embed(train.flatten(0, 1)).numpy())
+        vectors = fitted(embed(test).numpy())
+        return verify(vectors, corpus.trials)["eer_percent"]
+
+    first = first_labels(train)
+    found = {
+        "untrained": eer(Head(train).summed),
+        "ami": [ami(corpus.speakers, first)],
+    }
+    for seed in seeds:
+        speakers = torch.from_numpy(corpus.speakers)
+        head = train_head(train, speakers, seed, gated=False)
+        found.setdefault("labels", []).append(eer(head))
+        weights = head.weights.softmax(0).tolist()
+        found.setdefault("weights", []).append(weights)
+        head, labels = label_free(train, first, seed)
+        found.setdefault("label_free", []).append(eer(head))
+        found["ami"].append(ami(speakers, labels))
+    write_json(folder / BACKEND, found)
+
+
+def tables(folder):
+    """Yields the figures of each model, and what each claim is worth."""
+    rows, found = [], {}
+    for model in (None, *MODELS):
+        place = folder / (FLOOR if model is None else model.name)
+        if not (place / BACKEND).exists():
+            continue
+        found[model] = json.loads((place / BACKEND).read_text())
+        made = {}
+        if (place / RECORD).exists():
+            made = json.loads((place / RECORD).read_text())
+        rows.append([*what(model), *costs(made), *rates(found[model])])
+    header = ["objective", "size", "mixed", "hours", "CPU minutes"]
+    header += ["loss", "accuracy %", "EER %, sum of layers"]
+    header += ["EER %, true labels", "EER %, Stage II", "AMI, first"]
+    yield markdown_table([*header, "AMI, last", "layers' weights"], rows)
+    rows = []
+    for claim, pairs in claims(found).items():
+        changes = [
+            [
+                np.mean(found[one][kind]) - np.mean(found[other][kind])
+                for one, other in pairs
+            ]
+            for kind in ("labels", "label_free")
+        ]
+        rows.append([claim, len(pairs), *map(spread, changes)])
+    header = ["one, not the other", "pairs", "change of EER, true labels"]
+    yield markdown_table([*header, "change of EER, Stage II"], rows)
+
+
+def what(model):
+    """Cells that say which model it is."""
+    if model is None:
+        return FLOOR, "", ""
+    return TITLES[model.objective], model.size, "yes" if model.mixed else ""
+
+
+def costs(record):
+    """Cells of what a pre-training took and came to."""
+    if not record:
+        return [""] * 4
+    minutes = sum(epoch["cpu_seconds"] for epoch in record["epochs"]) / 60
+    last = record["epochs"][-1]
+    figures = record["hours"], minutes, last["loss"], 100 * last["accuracy"]
+    return [f"{figure:.{n}f}" for figure, n in zip(figures, (1, 1, 2, 1))]
+
+
+def rates(found):
+    """Cells of what the back-end made of a model."""
+    weights = np.mean(found["weights"], axis=0)
+    return [
+        f"{found['sum']:.1f}",
+        spread(found["labels"]),
+        spread(found["label_free"]),
+        f"{found['ami'][0]:.2f}",
+        spread(found["ami"][1:], 1, 2),
+        ", ".join(f"{weight:.2f}" for weight in weights),
+    ]
+
+
+def claims(found):
+    """Pairs of models that differ in one thing, by what that is."""
+    pretrained = [m for m in found if m and m.objective != "untrained"]
+    changed = {
+        "pre-trained, not untrained": dict(objective="untrained"),
+        "large, not small": dict(size="small"),
+        "all speech, not a sixteenth": dict(share=PART),
+        "mixed, not": dict(mixed=False),
+    }
+    for one, other in itertools.combinations(OBJECTIVES, 2):
+        changed[f"{TITLES[one]}, not {TITLES[other]}"] = one, other
+    pairs = {}
+    for claim, change in changed.items():
+        only = None
+        if isinstance(change, tuple):
+            only, change = change[0], dict(objective=change[1])
+        pairs[claim] = [
+            (model, other)
+            for model in pretrained
+            if only in (None, model.objective)
+            and (other := dataclasses.replace(model, **change)) != model
+            and other in found
+        ]
+    return {claim: some for claim, some in pairs.items() if some}
+
+
+if __name__ == "__main__":
+    main()

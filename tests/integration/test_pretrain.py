@@ -1,0 +1,143 @@
+"""Pre-training from audio to a folder that SpeechBrain loads; the study."""
+
+import json
+
+import frozen  # of the recipe's folder
+import numpy as np
+import pretrain
+import pretraining_study as study
+import pytest
+import soundfile
+import torch
+from speechbrain.integrations.huggingface.w2v_bert import W2VBert
+from tiny import RECIPE
+
+from lgl_plugin.metrics.agreement import ami
+
+YAML = RECIPE / "hparams" / "small_pretrain.yaml"
+RUN = {"device": "cpu", "noprogressbar": True}
+TINY = """
+hidden_size: 16
+n_layers: 1
+batch_size: 4
+epochs: 2
+steps_per_epoch: 2
+n_codes: 5
+crop_seconds: 0.5
+mixing_share: 0.5
+objective: hubert
+"""
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speech")
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        noise = rng.normal(scale=0.1, size=12000)
+        soundfile.write(folder / f"{n}.wav", noise, 16000)
+    return folder
+
+
+def train(speech, folder, more=""):
+    places = f"train_folders: ['{speech}']\noutput_folder: {folder}\n"
+    places += f"features_folder: {speech.parent / 'features'}\n"
+    settings, itself = pretrain.read_settings(YAML, TINY + places + more)
+    pretrain.pretrain(settings, itself, RUN)
+    return torch.nn.ModuleDict(
+        {"model": W2VBert(str(folder / "model"), "", output_all_hiddens=True)}
+    )
+
+
+def test_an_interrupted_run_ends_as_another(speech, tmp_path, monkeypatch):
+    whole = train(speech, tmp_path / "whole")
+    states = whole["model"](torch.randn(2, 8000), torch.ones(2))
+    assert states.shape == (2, 2, 24, 16)
+    end = pretrain.Pretraining.on_stage_end
+
+    def end_and_die(brain, *args, **kwargs):
+        end(brain, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Pretraining, "on_stage_end", end_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(speech, tmp_path / "torn")
+    torn = train(speech, tmp_path / "torn")
+    for name, value in whole.state_dict().items():
+        assert torn.state_dict()[name].equal(value), name
+    records = [
+        json.loads((tmp_path / name / "pretrain.json").read_text())
+        for name in ("whole", "torn")
+    ]
+    for record in records:
+        for epoch in record["epochs"]:
+            del epoch["cpu_seconds"]
+    assert records[0] == records[1] and len(records[0]["epochs"]) == 2
+    with pytest.raises(ValueError, match="lr: was 0.003, is 0.1"):
+        train(speech, tmp_path / "whole", "lr: 0.1")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("objective: hubret", "none of the objectives best_rq, hubert"),
+        ("batch: 4", "batch"),
+        ("mask_share: 1.0", "mask_share"),
+        ("mask_frames: 101", "a crop has 100 frames"),
+        ("teacher: somewhere", "no other objective takes one"),
+    ],
+)
+def test_refusals(change, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        pretrain.read_settings(YAML, f"train_folders: [x]\n{change}")
+
+
+def test_the_back_end_learns_speakers_with_and_without_labels():
+    """Layer 0 is noise, and layer 1 has the speakers."""
+    rng = np.random.default_rng(0)
+    speakers = np.repeat(np.arange(8), 40)
+    means = np.stack([np.zeros((8, 16)), rng.normal(size=(8, 16))], 1)
+    noise = rng.normal(scale=0.3, size=(320, 2, 2, 16))
+    views = torch.from_numpy(means[speakers][:, None] + noise).float()
+    head = frozen.train_head(views, torch.from_numpy(speakers), 0, gated=False)
+    weights = head.weights.softmax(0)
+    assert weights[1] > 0.6
+    first = frozen.first_labels(views)
+    head, last = frozen.label_free(views, first, 0)
+    assert ami(speakers, first) > 0.5 and ami(speakers, last) > 0.5
+    assert head.weights.softmax(0)[1] > 0.6
+
+
+def test_statistics_are_those_of_each_layer():
+    log_mels = torch.randn(2, 30, 80)
+    (found,) = frozen.statistics(None, log_mels).unbind(1)
+    wanted = torch.cat([log_mels.mean(1), log_mels.std(1)], 1)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_tables(tmp_path):
+    """Of what is done; a claim is the mean over pairs that differ in it."""
+    eers = {
+        study.Model("untrained"): 30.0,
+        study.Model("hubert"): 20.0,
+        study.Model("hubert", share=study.PART): 25.0,
+        study.Model("wav2vec2"): 22.0,
+        study.Model("wav2vec2", share=study.PART): 24.0,
+    }
+    for model, eer in eers.items():
+        (tmp_path / model.name).mkdir()
+        found = {"sum": 40.0, "ami": [0.1, 0.2, 0.3], "weights": [[0.5, 0.5]]}
+        found |= {"labels": [eer, eer + 1], "label_free": [eer, eer]}
+        path = tmp_path / model.name / study.BACKEND
+        path.write_text(json.dumps(found))
+    record = {"hours": 4.92, "epochs": [{"cpu_seconds": 90.0, "loss": 1.0}]}
+    record["epochs"][0]["accuracy"] = 0.5
+    path = tmp_path / study.Model("hubert").name / study.RECORD
+    path.write_text(json.dumps(record))
+    models, claims = study.tables(tmp_path)
+    assert "| 4.9 | 1.5 | 1.00 | 50.0 | 40.0 | 20.5 (20.0 to 21.0) |" in models
+    assert "| all speech, not a sixteenth | 2 | -3.5 (-5.0 to -2.0) |" in claims
+    assert "| pre-trained, not untrained | 2 | -9.0 (-10.0 to -8.0) |" in claims
+    assert "not contrastive (wav2vec 2.0) | 2 | -0.5 (-2.0 to 1.0) |" in claims
+    assert "large" not in claims
