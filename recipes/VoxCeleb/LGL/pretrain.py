@@ -178,7 +178,7 @@ class Pretraining(sb.Brain):
             "epoch %d of %d: loss %.3f, accuracy %.3f, %.0f s left",
             *(epoch, self.settings.epochs, stage_loss, means["accuracy"], left),
         )
-        # SpeechBrain does so behind this; a checkpoint would be within an epoch.
+        # As SpeechBrain does, too late: a resumed epoch would begin at its end.
         self.step, self.avg_train_loss = 0, 0.0
         self.checkpointer.save_and_keep_only(meta={"records": self.records})
 
