@@ -218,7 +218,7 @@ def judge(folder, model, corpus, seeds):
 
     first = first_labels(train)
     found = {
-        "untrained": eer(Head(train).summed),
+        "sum": eer(Head(train).summed),
         "ami": [ami(corpus.speakers, first)],
     }
     for seed in seeds:
