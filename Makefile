@@ -55,9 +55,11 @@ lint: venv
 	@$(BIN)/mypy
 	@set -o pipefail; $(BIN)/lint-imports | sed -n '/^Contracts:/,$$p'
 
-# One file to a worker at a time, so that its fixtures are built once.
+# One file to a worker at a time, so that its fixtures are built once; not those
+# of many tests first, as a few of whole runs would keep one worker to the end.
 test: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	--no-loadscope-reorder
 
 # SpeechBrain's scripts are in its repository only, not in its package.
 SCRIPT := recipes/VoxCeleb/SpeakerRec/speaker_verification_cosine.py
