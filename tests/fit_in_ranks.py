@@ -1,6 +1,7 @@
-"""Fits a tiny encoder, in one process or under torchrun; see test_ranks.py.
+"""Fits tiny encoders, in one process or under torchrun; see test_ranks.py.
 
-Without batch statistics and augmentation, which differ by process, so that
+Then runs the recipe, if its command lines follow. The encoders are fitted
+without batch statistics and augmentation, which differ by process, so that
 the same global batch must give the same losses and weights.
 """
 
@@ -13,6 +14,7 @@ import types
 import numpy as np
 import speechbrain as sb
 import torch
+import train_lgl  # of the recipe's folder
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.nnet.schedulers import StepScheduler
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -78,12 +80,14 @@ def without_what_differs_by_process(method):
         )
 
 
-def main(kinds, output):
+def main(kinds, output, commands=()):
     run_opts = {"device": "cpu", "distributed_backend": "gloo"}
     run_opts["noprogressbar"] = True
     sb.utils.distributed.ddp_init_group(run_opts)
     for kind in kinds:
         fit(kind, output / kind, run_opts)
+    for command in commands:
+        train_lgl.train(*sb.parse_arguments(command))
 
 
 def fit(kind, output, run_opts):
@@ -137,4 +141,4 @@ def fit(kind, output, run_opts):
 
 
 if __name__ == "__main__":
-    main(sys.argv[2:], pathlib.Path(sys.argv[1]))
+    main(BRAINS, pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]))

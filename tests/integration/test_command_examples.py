@@ -1,13 +1,11 @@
 """The examples around `lgl`: few labels, who is who, a diarisation's cuts."""
 
 import csv
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT
+from tiny import ROOT, run_script
 
 from lgl_plugin.dataio.audio import read_audio
 from lgl_plugin.dataio.manifest import load_manifest
@@ -15,23 +13,11 @@ from lgl_plugin.dataio.manifest import load_manifest
 EXAMPLES = ROOT / "examples"
 
 
-def run_example(script, *arguments):
-    """Runs an example; what it printed."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return done.stdout
-
-
 def test_fine_tuning_on_five_speakers(run, corpus, tmp_path):
     """The loss falls; the folder loads, with other weights."""
     source = run / "export" / "iter2"
-    printed = run_example(
-        "few_labels/finetune.py",
+    printed = run_script(
+        EXAMPLES / "few_labels/finetune.py",
         EXAMPLES / "few_labels" / "finetune.yaml",
         f"--data_folder={corpus}/wav",
         f"--encoder_source={source}",
@@ -56,7 +42,9 @@ def test_fine_tuning_on_five_speakers(run, corpus, tmp_path):
 
 def test_who_is_who_links_files_by_speaker(run, corpus, tmp_path):
     source = run / "export" / "iter2"
-    run_example("who_is_who/who.py", source, corpus / "wav", tmp_path / "by")
+    run_script(
+        EXAMPLES / "who_is_who/who.py", source, corpus / "wav", tmp_path / "by"
+    )
     links = [p for p in (tmp_path / "by").rglob("*") if p.is_symlink()]
     assert links and all(link.resolve().is_file() for link in links)
     assert {link.parent.name for link in links} >= {"speaker1"}
@@ -74,7 +62,9 @@ def test_cuts_of_a_diarisation(corpus, tmp_path):
         f"{head} {seconds - 0.05:.3f} 0.050 <NA> <NA> B <NA> <NA>\n"
     )
     output = tmp_path / "segments.csv"
-    printed = run_example("diarisation/cut.py", audio.parent, turns, output)
+    printed = run_script(
+        EXAMPLES / "diarisation/cut.py", audio.parent, turns, output
+    )
     assert "1 utterances" in printed
     manifest = load_manifest(output, audio.parent)
     assert manifest.durations[0] == pytest.approx(seconds - 0.05, abs=2e-3)

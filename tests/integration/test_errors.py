@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from planted import not_finite, outcomes, plant, prepare_and_spoil
-from tiny import STAGE1, STAGE2, train, train_here
+from tiny import STAGE1, STAGE2, train_here
 
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.runs.metrics_log import read_metrics
@@ -129,13 +129,13 @@ def test_batch_larger_than_the_corpus(start):
         start(1, batch_size=512)
 
 
-def test_a_wrong_setting_leaves_no_folder(corpus, tmp_path):
+def test_a_wrong_setting_leaves_no_folder(corpus, tmp_path, capsys):
     """All problems are named at once, before anything is written."""
     output = tmp_path / "new" / "run"
     wrong = ["--lr=-1", "--selection=eer", "--crop_seconds=0"]
-    done = train("small_stage1.yaml", corpus, output, *wrong, check=False)
-    assert done.returncode != 0
-    said = done.stderr.splitlines()[-3:]
+    with pytest.raises(ValueError):
+        train_here("small_stage1.yaml", corpus, output, *wrong)
+    said = capsys.readouterr().err.splitlines()[-3:]
     assert "selection: 'eer' should be 'last', " in said[0]
     assert said[1:] == [
         "crop_seconds: 0 should be greater than 0",
@@ -175,9 +175,9 @@ def test_bad_files_are_named_and_skipped(bad_corpus, tmp_path):
     trials = folder / "trials.txt"
     prepare_and_spoil(folder, output, planted, share, trials)
     share = f"--max_bad_share={share}"
-    train("small_stage1.yaml", folder, output, *STAGE1, share)
+    train_here("small_stage1.yaml", folder, output, *STAGE1, share)
     again = [*STAGE2, "--n_iterations=1", share]
-    train("small_stage2.yaml", folder, output, *again)
+    train_here("small_stage2.yaml", folder, output, *again)
     found = outcomes(output, planted)
     wrong = [name for name, c in found.items() if c["as expected"] < 1]
     assert wrong == []
@@ -199,16 +199,8 @@ def test_too_many_bad_files(bad_corpus, tmp_path):
             os.unlink(folder / "wav" / path)
     planted = [p for p in planted if os.path.lexists(folder / "wav" / p[1])]
     prepare_and_spoil(folder, output, planted, 0.05, trials)
+    options = [*STAGE1, "--max_bad_share=0.05"]
     for _ in range(2):
-        done = train(
-            "small_stage1.yaml",
-            folder,
-            output,
-            *STAGE1,
-            "--max_bad_share=0.05",
-            check=False,
-        )
-        assert done.returncode != 0
-        message = done.stdout + done.stderr
-        assert "or raise max_bad_share" in message
-        assert "silent.wav: is silent from end to end" in message
+        with pytest.raises(ValueError, match="or raise max_bad_share") as error:
+            train_here("small_stage1.yaml", folder, output, *options)
+        assert "silent.wav: is silent from end to end" in str(error.value)

@@ -3,14 +3,12 @@
 import csv
 import inspect
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
-from tiny import ROOT
+from tiny import ROOT, run_script
 
 from lgl_plugin.clustering import average, kmeans, two_step
 from lgl_plugin.nnet import gates, losses
@@ -45,22 +43,13 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 def run_example(script, output, *options):
     """Runs an example as its first lines say; what it printed."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            EXAMPLES / script,
-            (EXAMPLES / script).with_suffix(".yaml"),
-            f"--output_folder={output}",
-            "--device=cpu",
-            *options,
-        ],
-        cwd=output,
-        capture_output=True,
-        text=True,
-        timeout=240,
+    return run_script(
+        EXAMPLES / script,
+        (EXAMPLES / script).with_suffix(".yaml"),
+        f"--output_folder={output}",
+        "--device=cpu",
+        *options,
     )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -33,44 +33,62 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 
-folder, wav, card = sys.argv[1:]
-found = {}
-for kind in (SpeakerRecognition, EncoderClassifier):
-    model = kind.from_hparams(source=folder)
-    embedding = model.encode_batch(model.load_audio(wav)[None])
-    found[kind.__name__] = embedding[0, 0].tolist()
-if hasattr(model.hparams, "label_encoder"):
-    found["class"] = model.classify_file(wav)[3]
-place = {}
-exec(card, place)
-found["score"], found["same"] = place["score"].item(), place["same"].item()
-found["threshold"] = place["model"].hparams.threshold
-found["plugin"] = [n for n in sys.modules if n.split(".")[0] == "lgl_plugin"]
-print(json.dumps(found))
+wav, *rest = sys.argv[1:]
+for folder, card in zip(rest[::2], rest[1::2]):
+    found = {}
+    for kind in (SpeakerRecognition, EncoderClassifier):
+        model = kind.from_hparams(source=folder, savedir=folder + "_loaded")
+        embedding = model.encode_batch(model.load_audio(wav)[None])
+        found[kind.__name__] = embedding[0, 0].tolist()
+    if hasattr(model.hparams, "label_encoder"):
+        found["class"] = model.classify_file(wav)[3]
+    place = {}
+    exec(card, place)
+    found["score"], found["same"] = place["score"].item(), place["same"].item()
+    found["threshold"] = place["model"].hparams.threshold
+    names = [name for name in sys.modules if name.split(".")[0] == "lgl_plugin"]
+    found["plugin"] = names
+    print(json.dumps(found))
 """
+STEPS = ("stage1", "iter2/gated")
 
 
-@pytest.mark.parametrize("step", ["stage1", "iter2/gated"])
-def test_folder_loads_without_the_plugin(run, corpus, tmp_path, step):
-    folder = tmp_path / "exported"
-    main(["export", str(run), step, f"--output={folder}"])
-    paths = sorted(map(str, (corpus / "wav").rglob("*.wav")))[:2]
-    card = (folder / "README.md").read_text()
-    code = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
-    assert len([line for line in code.splitlines() if line]) == 5
-    # As a reader would fill it in.
-    code = code.replace("path/of/this/folder", str(folder))
-    for name, path in zip(("1.wav", "2.wav"), paths):
-        code = code.replace(f'"{name}"', repr(path))
+@pytest.fixture(scope="module")
+def paths(corpus):
+    """Two files."""
+    return sorted(map(str, (corpus / "wav").rglob("*.wav")))[:2]
+
+
+@pytest.fixture(scope="module")
+def loaded(run, paths, tmp_path_factory):
+    """What SpeechBrain alone makes of the two files, by step."""
+    top, given = tmp_path_factory.mktemp("exported"), []
+    for step in STEPS:
+        folder = top / step.replace("/", "_")
+        main(["export", str(run), step, f"--output={folder}"])
+        card = (folder / "README.md").read_text()
+        code = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
+        assert len([line for line in code.splitlines() if line]) == 5
+        # As a reader would fill it in.
+        code = code.replace("path/of/this/folder", str(folder))
+        for name, path in zip(("1.wav", "2.wav"), paths):
+            code = code.replace(f'"{name}"', repr(path))
+        given += [str(folder), code]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD, str(folder), paths[0], code],
-        cwd=tmp_path,
+        [sys.executable, "-I", "-c", LOAD, paths[0], *given],
+        cwd=top,
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = done.stdout.splitlines()[-len(STEPS) :]
+    return dict(zip(STEPS, map(json.loads, found)))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_folder_loads_without_the_plugin(run, paths, loaded, step):
+    found = loaded[step]
     assert found["plugin"] == []
 
     # What the training process embeds with.

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 
+import fit_in_ranks  # of tests/
 import numpy as np
 import pytest
 import torch
-from tiny import RECIPE, STAGE1, STAGE2, words
+from tiny import RECIPE, STAGE1, STAGE2, train_here, words
 from tiny_brains import BRAINS
 
 from lgl_plugin.dataio.manifest import held_out, load_manifest
@@ -30,29 +31,45 @@ def gloo(yaml, corpus, output, *options):
     return words(yaml, corpus, output, *options)
 
 
-def run_to_end(command, folder=RECIPE):
-    """Returns what it printed."""
+def run_to_end(command, environment):
+    """Runs a command in the recipe's folder."""
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=250
+        command,
+        cwd=RECIPE,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
-    printed = done.stdout + done.stderr
-    assert done.returncode == 0, printed[-3000:]
-    return printed
-
-
-def launch(yaml, corpus, output, *options):
-    """Starts the recipe in two processes."""
-    run_to_end([*TORCHRUN, *gloo(yaml, corpus, output, *options)])
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
 @pytest.fixture(scope="module")
-def ranks(corpus, stage1_run, tmp_path_factory):
-    """Both stages; Stage II from the encoder of a single process."""
-    output = tmp_path_factory.mktemp("ranks")
-    launch("small_stage1.yaml", corpus, output, *STAGE1)
-    options = [*STAGE2, f"--pretrained_encoder={stage1_run}/stage1"]
-    launch("small_stage2.yaml", corpus, output, *options)
-    return output
+def fitted(corpus, stage1_run, tmp_path_factory):
+    """Folders of all kinds of fits, by one process and by two.
+
+    The two then run both stages; Stage II from the encoder of one process.
+    """
+    folder = tmp_path_factory.mktemp("fitted")
+    for name in ("one", "two"):
+        for kind in BRAINS:
+            (folder / name / kind).mkdir(parents=True)
+    fit_in_ranks.main(BRAINS, folder / "one")
+    given = f"--pretrained_encoder={stage1_run}/stage1"
+    commands = [
+        gloo(f"small_stage{stage}.yaml", corpus, folder / "run", *options)[1:]
+        for stage, options in ((1, STAGE1), (2, [*STAGE2, given]))
+    ]
+    script = [fit_in_ranks.__file__, str(folder / "two"), json.dumps(commands)]
+    found = os.pathsep.join([str(RECIPE), os.environ.get("PYTHONPATH", "")])
+    run_to_end([*TORCHRUN, *script], {**os.environ, "PYTHONPATH": found})
+    return folder
+
+
+@pytest.fixture
+def ranks(fitted):
+    """A run of both stages in two processes."""
+    return fitted / "run"
 
 
 def test_each_epoch_is_logged_once(ranks):
@@ -99,19 +116,6 @@ def test_trained_weights_load_in_one_process(ranks):
     assert not any(key.startswith("module.") for key in weights)
 
 
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """Folders of all kinds of fits, by one process and by two."""
-    folder = tmp_path_factory.mktemp("fitted")
-    script = pathlib.Path(__file__).parents[1] / "fit_in_ranks.py"
-    for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
-        for kind in BRAINS:
-            (folder / name / kind).mkdir(parents=True)
-        command = [*start, str(script), str(folder / name), *BRAINS]
-        run_to_end(command, folder)
-    return folder
-
-
 @pytest.mark.parametrize("kind", list(BRAINS))
 def test_losses_and_weights_are_those_of_one_process(kind, fitted):
     """At the same global batch: negatives of all, and the selected of all.
@@ -137,7 +141,9 @@ def test_losses_and_weights_are_those_of_one_process(kind, fitted):
                 assert record[name] == pytest.approx(other[name], rel=1e-5)
 
 
-def test_killed_process_ends_the_job_and_one_process_goes_on(corpus, tmp_path):
+def test_killed_process_ends_the_job_and_one_process_goes_on(
+    corpus, tmp_path, capsys
+):
     options = (
         "--number_of_epochs=3",
         "--ckpt_interval_minutes=0",
@@ -161,7 +167,9 @@ def test_killed_process_ends_the_job_and_one_process_goes_on(corpus, tmp_path):
     assert job.wait() != 0
     assert time.monotonic() - killed < 60
     assert "Signal 9 (SIGKILL)" in rest  # torchrun's table of who failed
-    printed = run_to_end([sys.executable, *recipe])
+    train_here("small_stage1.yaml", corpus, tmp_path / "run", *options)
+    printed = "".join(capsys.readouterr())
+    assert "Going into epoch 3" in printed
     assert "Going into epoch 1" not in printed
     epochs = [
         record["epoch"]

@@ -5,7 +5,6 @@ import os
 import shutil
 
 import pytest
-import train_lgl  # of the recipe's folder
 from tiny import STAGE2, train, train_here
 
 from lgl_plugin.report.results import Results
@@ -35,12 +34,6 @@ def figures(run):
         {key: record[key] for key in record if key not in TIMES}
         for record in read_metrics(run)
     ]
-
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch):
-    """The page takes longer than all of a tiny run."""
-    monkeypatch.setattr(train_lgl, "try_to_write_report", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
