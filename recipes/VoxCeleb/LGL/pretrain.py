@@ -34,6 +34,7 @@ from lgl_plugin.inference.log_mels import LogMels, model_inputs, write_log_mels
 from lgl_plugin.nnet.masked_prediction import mix_utterances, span_mask
 from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.schema import Above0, Count, Factory, Share, Text
 from lgl_plugin.runs.settings import changes
@@ -193,6 +194,7 @@ def read_settings(path, overrides=""):
         raise ValueError(f"{path}: {error}") from None
     values = load_hyperpyyaml(text, overrides)
     itself = {k: v for k, v in plain.items() if k not in PLACES}
+    itself["objectives"] = plain["objectives"][plain["objective"]]
     return Settings.model_construct(**values), itself
 
 
@@ -227,7 +229,7 @@ def read_log_mels(settings):
 def pretrain(settings, itself, run_opts):
     """Trains the model and leaves it in the output folder."""
     folder = pathlib.Path(settings.output_folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    lock_folder(folder)
     known = folder / SETTINGS
     if known.exists():
         different = changes(json.loads(known.read_text()), itself)

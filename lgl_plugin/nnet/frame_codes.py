@@ -1,0 +1,143 @@
+"""Codes of frames, which masked prediction takes for its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from scipy.fft import dct
+
+from lgl_plugin.clustering.kmeans import FaissKMeans
+
+Maker = Callable[[], torch.nn.Module]
+
+
+class KMeansQuantiser(torch.nn.Module):
+    """Codes of frames by this package's k-means: HuBERT's targets.
+
+    Arguments
+    ---------
+    transform : callable
+        Makes a module, frames (batch, time, features) to (batch, time, size),
+        which is clustered after its mean is subtracted: `Cepstra`,
+        `ModelLayer`, or `torch.nn.Identity` for the frames themselves.
+    size : int
+        Of what is clustered.
+    cb_vocab : int
+        Number of codes.
+    seed : int
+        Of the first centroids.
+
+    Example
+    -------
+    >>> quantiser = KMeansQuantiser(Cepstra, size=26, cb_vocab=5)
+    >>> crops = torch.randn(10, 20, 160)
+    >>> quantiser.fit(crops)
+    >>> quantiser(crops).shape
+    torch.Size([10, 20])
+    """
+
+    def __init__(
+        self,
+        transform: Maker,
+        size: int,
+        cb_vocab: int = 100,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.transform = transform()
+        self.cb_vocab = cb_vocab
+        self.seed = seed
+        self.mean: torch.Tensor
+        self.centroids: torch.Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("centroids", torch.zeros(cb_vocab, size))
+
+    def fit(self, crops: torch.Tensor) -> None:
+        """Finds the centroids on crops (n, time, features).
+
+        ValueError if there are fewer frames than codes.
+        """
+        points = self.transform(crops).flatten(0, 1)
+        self.mean = points.mean(0)
+        cluster = FaissKMeans(self.cb_vocab, seed=self.seed)
+        found = cluster((points - self.mean).cpu().numpy()).centroids
+        # Clusters without a member were dropped; their codes stay unused.
+        self.centroids[: len(found)] = torch.from_numpy(found)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Returns the code of the nearest centroid by cosine."""
+        points = self.transform(frames) - self.mean
+        return (points @ self.centroids.T).argmax(-1)
+
+
+class Cepstra(torch.nn.Module):
+    """Mel-frequency cepstral coefficients of stacked log-mel frames.
+
+    Arguments
+    ---------
+    n_mels : int
+        Bands of a frame.
+    n_coefficients : int
+        To keep of each frame.
+
+    Example
+    -------
+    >>> Cepstra()(torch.randn(2, 50, 160)).shape
+    torch.Size([2, 50, 26])
+    """
+
+    def __init__(self, n_mels: int = 80, n_coefficients: int = 13):
+        super().__init__()
+        self.n_mels = n_mels
+        rows = dct(torch.eye(n_mels).numpy(), norm="ortho")[:, :n_coefficients]
+        self.rows: torch.Tensor
+        self.register_buffer("rows", torch.from_numpy(rows), persistent=False)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Transforms (batch, time, k n_mels) to (batch, time, k n)."""
+        stacked = frames.unflatten(-1, (-1, self.n_mels))
+        return (stacked @ self.rows).flatten(-2)
+
+
+class ModelLayer(torch.nn.Module):
+    """States of a layer of a model that was pre-trained before.
+
+    For HuBERT's second iteration, whose targets are clusters of these.
+
+    Arguments
+    ---------
+    source : str
+        Folder of a w2v-BERT model of transformers, as pretrain.py leaves it.
+    layer : int
+        0 for what the first layer reads.
+
+    Example
+    -------
+    >>> from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
+    >>> config = Wav2Vec2BertConfig(
+    ...     hidden_size=8, num_hidden_layers=1, num_attention_heads=2
+    ... )
+    >>> folder = getfixture("tmp_path")
+    >>> Wav2Vec2BertModel(config).save_pretrained(folder)
+    >>> ModelLayer(folder, 1)(torch.randn(2, 50, 160)).shape
+    torch.Size([2, 50, 8])
+    """
+
+    def __init__(self, source: str, layer: int):
+        from transformers import Wav2Vec2BertModel  # of the extra [ssl]
+
+        super().__init__()
+        self.layer = layer
+        self.model = Wav2Vec2BertModel.from_pretrained(source)
+        self.model.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ModelLayer:
+        """Stays as it is: targets with dropout would change at each step."""
+        return super().train(False)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Transforms (batch, time, features) to (batch, time, size)."""
+        with torch.no_grad():
+            states = self.model(frames, output_hidden_states=True).hidden_states
+        return states[self.layer]
