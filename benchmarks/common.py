@@ -146,16 +146,20 @@ def report(rows, title, json_path=None, device="cpu"):
         What it ran on.
     """
     facts = machine(device)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
     print(f"{title}\n\n{', '.join(f'{k} {v}' for k, v in facts.items())}\n")
-    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
-    for row in rows:
-        cells = (_cell(row.get(column, "")) for column in columns)
-        print("| " + " | ".join(cells) + " |")
+    print(table(rows))
     if json_path:
         content = {"title": title, "machine": facts, "rows": rows}
         with open(json_path, "w", encoding="utf-8") as out:
             json.dump(content, out, indent=2)
+
+
+def table(rows):
+    """A markdown table of rows, dicts of which some may lack a column."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_cell(row.get(name, "")) for name in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value):

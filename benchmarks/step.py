@@ -180,7 +180,8 @@ class Benchmark:
         }
         path = HPARAMS / f"stage{options.stage}.yaml"
         settings, self.settings = load_settings(path, json.dumps(folders))
-        self.hparams = dict(settings)
+        # A setting that is not given leaves the run option's default.
+        self.hparams = {k: v for k, v in settings if v is not None}
 
     def channels(self):
         """The encoder's width, as ECAPA-TDNN takes it."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from blobs import blobs, unit
+from devices import ON_GPU
 from hypothesis import given, settings, strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
@@ -308,7 +309,7 @@ def test_gpu_that_torch_does_not_see_is_reported(monkeypatch):
         TorchKMeans(2, device="cuda:1")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@ON_GPU
 def test_gpu_finds_what_the_cpu_finds_and_the_same_again():
     points, _ = blobs(spread=0.3)
     cpu = TorchKMeans(20)(points)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from blobs import blobs, unit, ward_by_scipy
+from devices import ON_GPU
 from hypothesis import given, settings, strategies as st
 from scipy.cluster.hierarchy import linkage
 from sklearn.metrics import adjusted_rand_score
@@ -65,7 +66,7 @@ def test_equal_points_are_joined_first():
     assert adjusted_rand_score(found, np.arange(120) // 40) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@ON_GPU
 def test_gpu_finds_what_the_cpu_finds():
     points = torch.from_numpy(unit(blobs(30, 20, spread=0.3)[0]))
     weights = torch.ones(600)

@@ -1,12 +1,12 @@
 """What several GPUs need and two processes on a CPU cannot show."""
 
-import pytest
 import torch
+from devices import ON_GPU
 
 from lgl_plugin.utils import distributed
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@ON_GPU
 def test_nccl_sums_what_lies_on_the_host_too(tmp_path, monkeypatch):
     """Counts and what processes were told are there, losses on the GPU."""
     torch.distributed.init_process_group(
