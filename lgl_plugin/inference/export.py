@@ -114,6 +114,7 @@ class InferenceModel:
                 "make it an lgl_plugin.nnet.encoders.Encoder of both"
             )
         tag, arguments = _instance(parts["network"])
+        arguments = dict(arguments)
         self.encoder_class = tag.rpartition(".")[2]
         self.parts = {
             "sample_rate": settings["sample_rate"],
@@ -141,6 +142,8 @@ class InferenceModel:
         self.package = min(packages - {"speechbrain", "torch"}, default="")
         self.built = load_hyperpyyaml(text)
         network = self.built[self.loadables["embedding_model"]]
+        if hasattr(network, "described"):  # made from files of elsewhere
+            arguments.update(network.described())
         try:
             network.load_state_dict(self.encoder)
         except RuntimeError as error:

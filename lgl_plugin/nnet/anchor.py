@@ -18,6 +18,8 @@ class Anchor(torch.nn.Module):
         The state dict of the network at its start.
     weight : float
         By which the squared distance, over all weights, is multiplied.
+    prefix : str
+        Of the names of those weights that are held; all are by default.
 
     Example
     -------
@@ -28,10 +30,13 @@ class Anchor(torch.nn.Module):
     2.0
     """
 
-    def __init__(self, start: dict[str, torch.Tensor], weight: float):
+    def __init__(
+        self, start: dict[str, torch.Tensor], weight: float, prefix: str = ""
+    ):
         super().__init__()
-        self.weight = weight
-        self.places = {name: f"start{n}" for n, name in enumerate(start)}
+        self.weight, self.prefix = weight, prefix
+        held = (name for name in start if name.startswith(prefix))
+        self.places = {name: f"start{n}" for n, name in enumerate(held)}
         for name, place in self.places.items():
             # Of no checkpoint: a run that goes on reads the same file again.
             value = start[name].detach().clone()
@@ -45,5 +50,6 @@ class Anchor(torch.nn.Module):
         distances = [
             (parameter - getattr(self, self.places[name])).square().sum()
             for name, parameter in network.named_parameters()
+            if name.startswith(self.prefix) and parameter.requires_grad
         ]
         return self.weight * torch.stack(distances).sum()

@@ -92,11 +92,22 @@ def padding_invariant(
 
 
 def _reflecting(model: torch.nn.Module) -> list[Conv1d]:
-    """Returns the convolutions that reflect, be it by no frames."""
+    """Returns the convolutions that reflect, be it by no frames.
+
+    Not those within a part that masks padding itself, whose frames may be
+    others than the model's.
+    """
+    masked = {
+        inner
+        for part in model.modules()
+        if getattr(part, "masks_padding", False)
+        for inner in part.modules()
+    }
     return [
         module
         for module in model.modules()
         if isinstance(module, Conv1d)
+        and module not in masked
         and (module.padding, module.padding_mode) == ("same", "reflect")
         and module.stride == 1
     ]

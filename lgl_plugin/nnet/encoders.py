@@ -82,10 +82,10 @@ class Encoder(torch.nn.Module):
         within = getattr(self.features, "snip_edges", False)
         self.window = shape.window_size if shape and within else 0
         # A network that reflects more frames than there are would fail.
-        frames = max(
-            reflected_frames(self.network),
-            getattr(self.network, "min_frames", 1) - 1,
-        )
+        frames = reflected_frames(self.network)
+        for part in self.network.modules():
+            if getattr(part, "masks_padding", False):
+                frames = max(frames, getattr(part, "min_frames", 1) - 1)
         self.min_samples = self.window + frames * self.hop
         self.one_by_one = shape is None or not _masks_padding(self.network)
 

@@ -1,9 +1,29 @@
-"""Features as Kaldi computes them, for networks that were trained on these."""
+"""What networks are given: features as Kaldi has them, or samples."""
 
 import torch
 from speechbrain.utils.autocast import fwd_default_precision
 from speechbrain.utils.filter_analysis import FilterProperties
 from torchaudio.compliance.kaldi import get_mel_banks
+
+
+class Waveform(torch.nn.Module):
+    """The samples themselves, for networks that begin with these.
+
+    Example
+    -------
+    >>> Waveform()(torch.zeros(2, 16000)).shape
+    torch.Size([2, 16000])
+    """
+
+    snip_edges = True
+
+    def get_filter_properties(self) -> FilterProperties:
+        """Says that each sample is a frame."""
+        return FilterProperties(1, 1)
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Returns waveforms as they are."""
+        return waveforms
 
 
 class KaldiFbank(torch.nn.Module):

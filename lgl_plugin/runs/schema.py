@@ -58,6 +58,7 @@ REFERRED_TO = (
     "lr",
     "n_mels",
     "embedding_size",
+    "speech_model",
     "n_clusters",
     "margin",
     "scale",
@@ -128,6 +129,7 @@ class Settings(BaseModel):
     sample_rate: Annotated[int, Field(ge=1000, le=10**7)]
     n_mels: Count
     embedding_size: Count
+    speech_model: Text | None = None
     augment: Made
     new_encoder: Factory
     backend: Made | None = None
@@ -174,6 +176,7 @@ class Stage2Settings(Settings):
     large_margin_crop_seconds: Above0
     margin: From0
     scale: Above0
+    new_first_encoder: Factory | None = None
     new_last_encoder: Factory | None
     cluster: Made
     cluster_backend: Made | None
@@ -198,6 +201,13 @@ class Stage2Settings(Settings):
                 "anchor holds an encoder near its start, and new_last_encoder "
                 "has none: set one of them to 0 or null"
             )
+        if self.new_first_encoder is not None:
+            if self.classifier_init == "centroids":
+                raise ValueError(
+                    "classifier_init: centroids are those of "
+                    "new_first_encoder, in whose space new_encoder does not "
+                    "begin: set classifier_init to random"
+                )
         if self.classifier_init == "centroids":
             # The centroids lie in the space of the encoder that was clustered.
             if self.encoder_init == "first" and self.n_iterations > 1:

@@ -147,9 +147,10 @@ def load_settings(
         _check_arguments(f"{path}: {name}", hparams[name])
     if given := checked.get("pretrained_encoder"):
         weights = encoder_files(given).get(WEIGHTS)
+        first = hparams.get("new_first_encoder") or hparams["new_encoder"]
         if weights is not None:
             with torch.random.fork_rng():
-                load_weights(hparams["new_encoder"]().network, weights)
+                load_weights(first().network, weights)
     values = {key: hparams[key] for key in known}
     # Of plain values those that were checked: a folder's number is a text.
     values.update(
@@ -201,6 +202,16 @@ def _take_pretrained(path, tree, changes):
     source = plain_settings(_resolved(tree))["pretrained_encoder"]
     described = encoder_settings(str(source), bare=True)
     if described is None:
+        return
+    if tree.get("new_first_encoder") is not None:
+        rate = plain_settings(_resolved(tree))["sample_rate"]
+        if described["sample_rate"] != rate:
+            raise ValueError(
+                f"{path}: pretrained_encoder: {source} hears "
+                f"{described['sample_rate']} Hz, and new_encoder {rate}"
+            )
+        first = {"new_first_encoder": described["new_encoder"]}
+        _merge(tree, _yaml().load(dump_settings(first)))
         return
     try:
         described["embedding_size"] = embedding_size(described)
@@ -427,6 +438,11 @@ def _check_arguments(name, factory):
     except TypeError as error:
         made = factory.func.__qualname__
         raise ValueError(f"{name}: {made}: {error}") from None
+    if hasattr(factory.func, "check_arguments"):
+        try:
+            factory.func.check_arguments(*factory.args, **factory.keywords)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _problem(error):

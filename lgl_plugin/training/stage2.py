@@ -34,7 +34,7 @@ from lgl_plugin.training.fit import fit
 from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.session import Session
-from lgl_plugin.utils.distributed import launch_command
+from lgl_plugin.utils.distributed import from_main, launch_command
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
@@ -48,6 +48,7 @@ logger = get_logger(__name__)
 MEMORY = "losses.ckpt"
 SCORES = "scores.npz"
 GATE = "gate.npz"
+START = "start.ckpt"  # a new_encoder's, where others' labels come first
 
 
 class Round:
@@ -88,6 +89,9 @@ class Round:
         wide = self.settings.new_last_encoder if self.is_last else None
         self.is_wide = wide is not None
         self.new_encoder = wide or self.settings.new_encoder
+        # Of the encoder that `source` has the weights of.
+        self.new_source = number == 1 and self.settings.new_first_encoder
+        self.new_source = self.new_source or self.settings.new_encoder
         self.made_from = checksum(self.source)
         self.n_steps = 0
 
@@ -105,9 +109,7 @@ class Round:
 
     def extract(self, folder: pathlib.Path) -> dict:
         """Embeds all utterances by the encoder of the round before."""
-        # `self.new_encoder` may be the last round's wider one, which these
-        # weights do not fit.
-        encoder = self.settings.new_encoder()
+        encoder = self.new_source()
         load_weights(encoder.network, self.source)
         embeddings = self.session.embed(encoder, folder=folder)
         return {"utterances": len(embeddings.utterances)}
@@ -186,8 +188,11 @@ class Round:
     @property
     def start_of_encoder(self) -> pathlib.Path:
         """The weights that the round's encoder begins with."""
-        warm = self.settings.encoder_init == "previous"
-        return self.source if warm else self.first
+        if self.settings.encoder_init == "previous" and self.number > 1:
+            return self.source
+        if self.settings.new_first_encoder is None:
+            return self.first
+        return self.session.run.folder / START
 
     def start(self) -> tuple[Encoder, torch.nn.Module]:
         """Makes an encoder and a classifier.
@@ -281,7 +286,8 @@ class Round:
         }
         if self.settings.anchor:
             start = read_tensors(self.start_of_encoder)
-            modules["anchor"] = Anchor(start, self.settings.anchor)
+            held = getattr(encoder.network, "pretrained", "")
+            modules["anchor"] = Anchor(start, self.settings.anchor, held)
         if self.given is not None:
             known = torch.from_numpy(self.given.by_row >= 0)
             modules["given"] = GivenRows(known)
@@ -346,17 +352,20 @@ def find_encoder(session: Session) -> pathlib.Path:
         that made them, or are not those that the run was begun with.
     """
     settings, folder = session.settings, session.run.folder
+    new = settings.new_first_encoder or settings.new_encoder
     given = settings.pretrained_encoder
     last = stage1_steps(session.run.settings)[-1]
     path = pathlib.Path(given) if given else folder / last / ENCODER
     if path.is_dir():
         path = path / ENCODER
+    if settings.new_first_encoder is not None:
+        from_main(_keep_start, settings, folder / START)
     if not path.exists() and session.debug:
         logger.warning(
             "--debug: no encoder at %s, an untrained one it is", path
         )
         path = folder / "untrained.ckpt"
-        save_weights(settings.new_encoder().network, path)
+        save_weights(new().network, path)
         return path
     if not path.exists():
         key = f"pretrained_encoder: {given}" if given else "Stage II"
@@ -366,7 +375,7 @@ def find_encoder(session: Session) -> pathlib.Path:
             "SpeechBrain checkpoint."
         )
     check_artefact(path)
-    load_weights(settings.new_encoder().network, path)
+    load_weights(new().network, path)
     run, name = session.run, "pretrained_encoder"
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")
@@ -398,6 +407,13 @@ def find_given(session: Session) -> GivenLabels | None:
     given = read_given(path, session.manifest.ids)
     session.run.given("labels_file", path)
     return given
+
+
+def _keep_start(settings, path):
+    """Keeps the weights that all rounds' encoders begin with."""
+    if not path.exists():
+        torch.manual_seed(settings.seed)  # of the head
+        save_weights(settings.new_encoder().network, path)
 
 
 def stage1_command(settings: Stage2Settings) -> str:

@@ -1,0 +1,203 @@
+"""Heads of pre-trained speech models: states of all layers to an embedding.
+
+A head takes states (layers, batch, frames, width), float32, and the frames of
+each utterance (batch,), int64, or None if all count. Frames behind an
+utterance's own change nothing, and embeddings are (batch, embedding_size).
+"""
+
+from __future__ import annotations
+
+import torch
+from speechbrain.lobes.models.ECAPA_TDNN import (
+    ECAPA_TDNN,
+    AttentiveStatisticsPooling,
+)
+
+from lgl_plugin.nnet.ecapa_patches import (
+    padding_invariant,
+    reflected_frames,
+    relative_lengths,
+)
+
+
+class WeightedECAPA(torch.nn.Module):
+    """A weighted sum of all layers, less its mean over time, into an ECAPA.
+
+    Chen et al., "Large-scale self-supervised speech representation learning
+    for automatic speaker verification", ICASSP 2022.
+
+    Arguments
+    ---------
+    n_states, width : int
+        Of the speech model: layers and one, and dimensions.
+    embedding_size : int
+        Dimensions of the embedding.
+    channels : list of int
+        Of the ECAPA-TDNN's blocks.
+    attention_channels : int
+        Of its pooling.
+
+    Example
+    -------
+    >>> head = WeightedECAPA(3, 16, 32, channels=[8, 8, 8, 8, 24])
+    >>> head(torch.randn(3, 2, 50, 16)).shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        n_states: int,
+        width: int,
+        embedding_size: int = 192,
+        channels: list[int] | tuple[int, ...] = (512, 512, 512, 512, 1536),
+        attention_channels: int = 128,
+    ):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.zeros(n_states))
+        self.ecapa = ECAPA_TDNN(
+            width,
+            channels=[*channels],
+            attention_channels=attention_channels,
+            lin_neurons=embedding_size,
+        )
+        self.min_frames = 1 + reflected_frames(self.ecapa)
+
+    def forward(
+        self, states: torch.Tensor, n_frames: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns embeddings."""
+        x = _weighted(states, self.weights)
+        if n_frames is None:
+            return self.ecapa(x - x.mean(1, keepdim=True))[:, 0]
+        own = counted(n_frames, x.shape[1])[..., None]
+        x = x - (x * own).sum(1, keepdim=True) / n_frames[:, None, None]
+        with padding_invariant(torch.nn.Identity(), self.ecapa, n_frames):
+            lengths = relative_lengths(n_frames, x.shape[1])
+            return self.ecapa(x, lengths)[:, 0]
+
+
+class MHFA(torch.nn.Module):
+    """Multi-head factorised attentive pooling.
+
+    Peng et al., "An attention-based backend allowing efficient fine-tuning of
+    transformer models for speaker verification", SLT 2022: one weighted sum of
+    the layers says where to look, another what is seen there.
+
+    Arguments
+    ---------
+    n_states, width : int
+        Of the speech model: layers and one, and dimensions.
+    embedding_size : int
+        Dimensions of the embedding.
+    heads : int
+        Of the attention, each of which looks elsewhere.
+    inside : int
+        Dimensions of what is looked at.
+
+    Example
+    -------
+    >>> MHFA(3, 16, 32, heads=4)(torch.randn(3, 2, 50, 16)).shape
+    torch.Size([2, 32])
+    """
+
+    min_frames = 1
+
+    def __init__(
+        self,
+        n_states: int,
+        width: int,
+        embedding_size: int = 256,
+        heads: int = 64,
+        inside: int = 128,
+    ):
+        super().__init__()
+        self.key_weights = torch.nn.Parameter(torch.ones(n_states))
+        self.value_weights = torch.nn.Parameter(torch.ones(n_states))
+        self.key = torch.nn.Linear(width, inside)
+        self.value = torch.nn.Linear(width, inside)
+        self.attention = torch.nn.Linear(inside, heads)
+        self.embedding = torch.nn.Linear(heads * inside, embedding_size)
+
+    def forward(
+        self, states: torch.Tensor, n_frames: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns embeddings."""
+        keys = self.key(_weighted(states, self.key_weights))
+        values = self.value(_weighted(states, self.value_weights))
+        scores = self.attention(keys).float()
+        if n_frames is not None:
+            own = counted(n_frames, scores.shape[1])[..., None]
+            scores = scores.masked_fill(~own, -torch.inf)
+        pooled = scores.softmax(1).transpose(1, 2) @ values.float()
+        return self.embedding(pooled.flatten(1))
+
+
+class LayerAdapters(torch.nn.Module):
+    """An adapter for each layer, side by side, and attentive statistics.
+
+    Li et al., "Enhancing speaker verification with w2v-BERT 2.0 and knowledge
+    distillation guided structured pruning", 2025.
+
+    Arguments
+    ---------
+    n_states, width : int
+        Of the speech model: layers and one, and dimensions.
+    embedding_size : int
+        Dimensions of the embedding.
+    inside : int
+        Dimensions that are left of each layer.
+    attention_channels : int
+        Of the pooling.
+
+    Example
+    -------
+    >>> head = LayerAdapters(3, 16, 32, inside=8, attention_channels=8)
+    >>> head(torch.randn(3, 2, 50, 16)).shape
+    torch.Size([2, 32])
+    """
+
+    min_frames = 2  # which have a deviation
+
+    def __init__(
+        self,
+        n_states: int,
+        width: int,
+        embedding_size: int = 256,
+        inside: int = 128,
+        attention_channels: int = 128,
+    ):
+        super().__init__()
+        self.adapters = torch.nn.ModuleList(
+            torch.nn.Sequential(
+                torch.nn.Linear(width, inside),
+                torch.nn.LayerNorm(inside),
+                torch.nn.ReLU(),
+                torch.nn.Linear(inside, inside),
+            )
+            for _ in range(n_states)
+        )
+        self.pool = AttentiveStatisticsPooling(
+            n_states * inside, attention_channels
+        )
+        self.embedding = torch.nn.Linear(2 * n_states * inside, embedding_size)
+
+    def forward(
+        self, states: torch.Tensor, n_frames: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns embeddings."""
+        each = [adapter(x) for adapter, x in zip(self.adapters, states)]
+        x = torch.cat(each, dim=2).transpose(1, 2)
+        lengths = None
+        if n_frames is not None:
+            lengths = relative_lengths(n_frames, x.shape[2])
+        return self.embedding(self.pool(x, lengths)[..., 0])
+
+
+def _weighted(states, weights):
+    """Returns the sum of the layers by weights that sum to one."""
+    return torch.einsum("s,sbtc->btc", weights.softmax(0), states)
+
+
+def counted(n_frames: torch.Tensor, total: int) -> torch.Tensor:
+    """Returns which frames are an utterance's own, bool (batch, total)."""
+    return torch.arange(total, device=n_frames.device) < n_frames[:, None]

@@ -1,0 +1,366 @@
+"""Pre-trained speech models, WavLM and its like, as a speaker network.
+
+By transformers' own classes, not by SpeechBrain's wrappers of them: those wake
+the dropout of a frozen model in training, normalise a waveform together with
+the padding behind it, let padding into group normalisation and into weighted
+sums, compute w2v-BERT's features in numpy, and want the folder of the model
+wherever their weights are loaded. SpeechBrain's LoRA replaces linear layers,
+of which WavLM reads the weights without calling them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lgl_plugin.nnet.features import KaldiFbank
+from lgl_plugin.nnet.speech_heads import counted
+
+# Whose weights LoRA changes: queries and values, as the families name them.
+LORA = ("q_proj", "v_proj", "linear_q", "linear_v")
+FAMILIES = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert")
+TRAINED = ("head", "layers", "lora")
+
+
+class SpeechModel(torch.nn.Module):
+    """WavLM, HuBERT, wav2vec 2.0 or w2v-BERT 2.0, and a head for speakers.
+
+    The network of an `Encoder` whose features are `Waveform`. All layers go to
+    the head, and padding changes no embedding. The convolutions, projections
+    and embeddings of places below the transformer's layers never move, nor
+    does any dropout or masking wake in a model of which nothing is trained.
+
+    Arguments
+    ---------
+    source : str or dict
+        A folder that `save_pretrained` wrote, or a name at Hugging Face. A
+        dict is the configuration itself: the model is then of random weights,
+        which an exported folder's own file replaces.
+    head : callable
+        Takes `n_states` and `width` and makes one of
+        `lgl_plugin.nnet.speech_heads`.
+    train : str
+        What training changes: "head" leaves the speech model as it is;
+        "layers" trains its transformer, too; "lora" adds products of thin
+        matrices to the weights of queries and values (Hu et al. 2022).
+    lr_scale : float
+        The learning rate of the topmost layer, as a share of the head's.
+    decay : float
+        That of each layer below, as a share of that above.
+    rank : int
+        Of LoRA's matrices; their product counts twice.
+    normalise : bool, optional
+        Whether a waveform is brought to mean 0 and deviation 1 beforehand. By
+        default as the source's preprocessor_config.json says, without which
+        waveforms stay as they are; w2v-BERT's never matter.
+
+    Raises
+    ------
+    ValueError
+        If transformers is not installed, the source is no such model or lacks
+        weights, or an argument would do nothing.
+
+    Example
+    -------
+    >>> import functools
+    >>> from lgl_plugin.nnet.encoders import Encoder
+    >>> from lgl_plugin.nnet.features import Waveform
+    >>> from lgl_plugin.nnet.speech_heads import MHFA
+    >>> tiny = {
+    ...     "model_type": "wavlm",
+    ...     "hidden_size": 16,
+    ...     "num_hidden_layers": 2,
+    ...     "num_attention_heads": 2,
+    ...     "intermediate_size": 16,
+    ...     "conv_dim": [8] * 7,
+    ...     "num_conv_pos_embeddings": 4,
+    ...     "num_conv_pos_embedding_groups": 2,
+    ... }
+    >>> head = functools.partial(MHFA, embedding_size=32, heads=4)
+    >>> encoder = Encoder(Waveform, SpeechModel(tiny, head)).eval()
+    >>> encoder(torch.randn(2, 16000)).shape, encoder.min_samples
+    (torch.Size([2, 32]), 400)
+    """
+
+    masks_padding = True
+    pretrained = "front."  # the weights that an anchor holds
+
+    def __init__(
+        self,
+        source: str | dict,
+        head: Callable[..., torch.nn.Module],
+        train: str = "head",
+        lr_scale: float = 1.0,
+        decay: float = 1.0,
+        rank: int = 0,
+        normalise: bool | None = None,
+    ):
+        super().__init__()
+        self.check_arguments(source, head, train, lr_scale, decay, rank)
+        self.front, told = _read_model(source)
+        self.normalise = told if normalise is None else normalise
+        self.is_frozen = train == "head"
+        self.lr_scale, self.decay = lr_scale, decay
+        self.front.requires_grad_(False)
+        layers = self.front.encoder.layers
+        if train == "layers":
+            layers.requires_grad_(True)
+        for name, part in layers.named_modules():
+            if train == "lora" and name.endswith(LORA):
+                torch.nn.utils.parametrize.register_parametrization(
+                    part, "weight", _LowRank(part.weight, rank)
+                )
+        config = self.front.config
+        # Both would draw at random, by numpy and over processes unlike.
+        config.apply_spec_augment, config.layerdrop = False, 0.0
+        is_bert = config.model_type == "wav2vec2-bert"
+        self.fbank = KaldiFbank() if is_bert else None
+        self.head = head(
+            n_states=config.num_hidden_layers + 1, width=config.hidden_size
+        )
+        # Of samples, which are this network's frames.
+        self.min_frames = self._samples_of(self.head.min_frames)
+        self.train()
+
+    @staticmethod
+    def check_arguments(
+        source: str | dict,
+        head: object = None,
+        train: str = "head",
+        lr_scale: float = 1.0,
+        decay: float = 1.0,
+        rank: int = 0,
+        normalise: bool | None = None,
+    ) -> None:
+        """Refuses what could not work, by the configuration alone."""
+        if train not in TRAINED:
+            raise ValueError(f"train: {train} is none of {', '.join(TRAINED)}")
+        if not (0 < lr_scale <= 1 and 0 < decay <= 1):
+            raise ValueError("lr_scale and decay should be above 0, at most 1")
+        if train == "head" and (lr_scale, decay) != (1.0, 1.0):
+            raise ValueError(
+                "lr_scale and decay change nothing where train: head leaves "
+                "the speech model as it is"
+            )
+        if (train == "lora") != (rank > 0):
+            raise ValueError("rank: train: lora needs one, all else has none")
+        _read_config(source)
+
+    def train(self, mode: bool = True) -> SpeechModel:
+        """Sets the mode of all that is trained; what is frozen sleeps on."""
+        super().train(mode)
+        if self.is_frozen:
+            self.front.eval()
+        return self
+
+    def lr_scales(self) -> dict[torch.nn.Parameter, float]:
+        """Returns shares of the learning rate; of others it is 1."""
+        layers = self.front.encoder.layers
+        return {
+            parameter: self.lr_scale * self.decay ** (len(layers) - 1 - i)
+            for i, layer in enumerate(layers)
+            for parameter in layer.parameters()
+        }
+
+    def described(self) -> dict[str, Any]:
+        """Returns arguments that take the place of what names a folder."""
+        config = self.front.config.to_diff_dict()
+        for name in ("_name_or_path", "transformers_version", "architectures"):
+            config.pop(name, None)
+        return {"source": config, "normalise": self.normalise}
+
+    def forward(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embeds waveforms (batch, samples) as (batch, 1, dim), float32.
+
+        `lengths` (batch,) is the share of the samples that are each
+        waveform's own; not given, all are.
+        """
+        states, n_frames = self.states(waveforms, lengths)
+        return self.head(states, n_frames)[:, None]
+
+    def states(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns all layers' states (layers, batch, frames, width).
+
+        Also how many frames each utterance has, int64 (batch,), None without
+        `lengths`; those behind them mean nothing.
+        """
+        n = None
+        if lengths is not None:
+            n = (lengths * waveforms.shape[1]).round().long()
+        if self.fbank is not None:
+            x, n = _bert_features(self.fbank, waveforms, n)
+            mask = None if n is None else counted(n, x.shape[1])
+            return self._layers(x, mask), n
+        x = waveforms
+        if self.normalise:
+            x = _normalised(x[..., None], n, 0)[..., 0]
+        if n is None:
+            return self._layers(x, None), None
+        # What transformers asks of samples, it reckons down to frames.
+        mask = counted(n, x.shape[1]).long()
+        with _padding_left_out(self.front.feature_extractor, n):
+            states = self._layers(x, mask)
+        config = self.front.config
+        return states, _frames(n, config.conv_kernel, config.conv_stride)
+
+    def _layers(self, x, mask):
+        """Runs the speech model."""
+        found = self.front(x, attention_mask=mask, output_hidden_states=True)
+        return torch.stack(found.hidden_states)
+
+    def _samples_of(self, n_frames):
+        """Returns the fewest samples that make so many frames."""
+        if self.fbank is not None:  # of which two make a frame of the model
+            window, hop = self.fbank.window_size, self.fbank.stride
+            return window + (2 * n_frames - 1) * hop
+        config = self.front.config
+        kernels, strides = config.conv_kernel, config.conv_stride
+        for kernel, stride in zip(kernels[::-1], strides[::-1]):
+            n_frames = (n_frames - 1) * stride + kernel
+        return n_frames
+
+
+class _LowRank(torch.nn.Module):
+    """Adds a product of two thin matrices to a weight; at first it is 0."""
+
+    def __init__(self, weight, rank):
+        super().__init__()
+        size_after, size = weight.shape
+        self.down = torch.nn.Parameter(torch.empty(rank, size))
+        self.up = torch.nn.Parameter(torch.zeros(size_after, rank))
+        torch.nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, weight):
+        return weight + 2 * self.up @ self.down
+
+
+def _transformers():
+    """Returns the package, or says how to install it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            f"a pre-trained speech model takes transformers ({error}): "
+            "pip install 'lgl-plugin[ssl]'"
+        ) from error
+    return transformers
+
+
+def _read_config(source):
+    """Returns a source's configuration, of a family that is known here."""
+    auto = _transformers().AutoConfig
+    try:
+        if isinstance(source, dict):
+            config = auto.for_model(**source)
+        else:
+            config = auto.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{source} is no speech model: name a folder that save_pretrained "
+            f"wrote, or a model at Hugging Face: {error}"
+        ) from error
+    if config.model_type not in FAMILIES or getattr(
+        config, "add_adapter", False
+    ):
+        raise ValueError(
+            f"{source} is a {config.model_type}, which is none of "
+            f"{', '.join(FAMILIES)}, or has an adapter behind its layers"
+        )
+    return config
+
+
+def _read_model(source):
+    """Returns a source's model, float32, and whether it was normalised for."""
+    transformers = _transformers()
+    if isinstance(source, dict):
+        config = _read_config(source)
+        return transformers.AutoModel.from_config(config).float(), False
+    try:
+        model, info = transformers.AutoModel.from_pretrained(
+            source, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{source} cannot be loaded: {error}") from error
+    # The vector for masked frames is of pre-training alone.
+    missing = {*info["missing_keys"]} - {"masked_spec_embed"}
+    if missing:
+        raise ValueError(
+            f"{source} lacks weights, such as {min(missing)}, which would "
+            "be random"
+        )
+    reader = transformers.Wav2Vec2FeatureExtractor
+    try:
+        told, _ = reader.get_feature_extractor_dict(source)
+    except OSError:  # there is no preprocessor_config.json
+        told = {}
+    return model.float(), bool(told.get("do_normalize", False))
+
+
+def _frames(n, kernels, strides):
+    """Returns how many frames convolutions make of so many."""
+    for kernel, stride in zip(kernels, strides):
+        n = (n - kernel) // stride + 1
+    return n
+
+
+def _normalised(x, n_frames, ddof):
+    """Brings x (batch, frames, bands) to mean 0 and deviation 1 over frames.
+
+    Of each utterance's own frames; those behind them become 0.
+    """
+    if n_frames is None:
+        mean = x.mean(1, keepdim=True)
+        variance = x.var(1, keepdim=True, correction=ddof)
+        return (x - mean) / (variance + 1e-7).sqrt()
+    own = counted(n_frames, x.shape[1])[..., None]
+    n = n_frames[:, None, None]
+    mean = (x * own).sum(1, keepdim=True) / n
+    x = (x - mean) * own
+    variance = x.square().sum(1, keepdim=True) / (n - ddof)
+    return x / (variance + 1e-7).sqrt()
+
+
+def _bert_features(fbank, waveforms, n_samples):
+    """Returns w2v-BERT's features (batch, frames, 160) and frames of each."""
+    x = fbank(waveforms * 2**15)  # Kaldi's samples are 16-bit numbers
+    n = n_samples
+    if n is not None:
+        n = (n - fbank.window_size) // fbank.stride + 1
+    x = _normalised(x, n, 1)
+    x = x[:, : x.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
+    return x, None if n is None else n // 2
+
+
+@contextlib.contextmanager
+def _padding_left_out(convolutions, n_samples):
+    """Lets group normalisation count each utterance's own frames alone."""
+    first = convolutions.conv_layers[0]
+    norm = getattr(first, "layer_norm", None)
+    if not isinstance(norm, torch.nn.GroupNorm):
+        yield
+        return
+    conv = first.conv
+    n = _frames(n_samples, conv.kernel_size, conv.stride)
+
+    def forward(norm, x):  # a group is a channel
+        own = counted(n, x.shape[2])[:, None]
+        mean = (x * own).sum(2, keepdim=True) / n[:, None, None]
+        x = (x - mean) * own
+        variance = x.square().sum(2, keepdim=True) / n[:, None, None]
+        x = x / (variance + norm.eps).sqrt()
+        return x * norm.weight[:, None] + norm.bias[:, None]
+
+    # On the instance, where it hides the method of the class.
+    norm.forward = types.MethodType(forward, norm)
+    try:
+        yield
+    finally:
+        del norm.forward
