@@ -1,8 +1,11 @@
-"""Learning rates over the whole of a training, whatever its length."""
+"""Learning rates: over the whole of a training, and of groups of weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
+import torch
 
 
 class WarmupCosine:
@@ -59,3 +62,39 @@ class WarmupCosine:
         falling = min((done - self.warmup) / (1 - self.warmup), 1.0)
         cosine = (1 + math.cos(math.pi * falling)) / 2
         return self.lr * (self.final + (1 - self.final) * cosine)
+
+
+def lr_groups(
+    given: Iterable[torch.nn.Parameter | dict],
+    scales: dict[torch.nn.Parameter, float],
+) -> list[dict]:
+    """Splits an optimiser's parameters by their share of the learning rate.
+
+    Arguments
+    ---------
+    given : iterable of torch.nn.Parameter or of dict
+        What the optimiser would take; of dicts, groups, all entries are kept.
+    scales : dict
+        The share of each parameter; those it does not name have 1.
+
+    Returns
+    -------
+    list of dict
+        Groups, with their share as `lr_scale`; those of a larger one first.
+
+    Example
+    -------
+    >>> head, layer = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    >>> [g["lr_scale"] for g in lr_groups([layer, head], {layer: 0.5})]
+    [1.0, 0.5]
+    """
+    groups: dict[tuple, dict] = {}
+    for number, one in enumerate(given):
+        whole = one if isinstance(one, dict) else {"params": [one]}
+        kind = number if isinstance(one, dict) else -1
+        for parameter in whole["params"]:
+            scale = scales.get(parameter, 1.0)
+            group = {**whole, "params": [], "lr_scale": scale}
+            group = groups.setdefault((-scale, kind), group)
+            group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]

@@ -280,6 +280,8 @@ def _read_config(source):
 def _read_model(source):
     """Returns a source's model, float32, and whether it was normalised for."""
     transformers = _transformers()
+    # A bar for each of many readings of one file.
+    transformers.utils.logging.disable_progress_bar()
     if isinstance(source, dict):
         config = _read_config(source)
         return transformers.AutoModel.from_config(config).float(), False

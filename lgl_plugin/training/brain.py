@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import speechbrain as sb
 import torch
@@ -20,7 +20,7 @@ from lgl_plugin.training.epoch_selection import criterion
 from lgl_plugin.training.epoch_tally import EpochTally
 from lgl_plugin.training.held_out import HeldOut, separate_generator
 from lgl_plugin.training.nonfinite import NonFiniteGuard
-from lgl_plugin.utils.distributed import rank, unwrapped, world_size
+from lgl_plugin.utils.distributed import rank, world_size
 from lgl_plugin.utils.signals import stop
 from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
@@ -112,16 +112,6 @@ class SpeakerBrain(HookedBrain):
         lines = [line for bad in batch.bad for line in bad.splitlines()]
         self.bad_files.add(line.split("\t", 1) for line in lines)
         return batch.sig.data.to(self.device, non_blocking=True)
-
-    def init_optimizers(self) -> None:
-        """Makes the optimiser, of groups where learning rates differ."""
-        network = unwrapped(self.modules.encoder).network
-        make = self.opt_class
-        if hasattr(network, "lr_scales"):
-            scales = network.lr_scales()
-            self.opt_class = lambda given: make(lr_groups(given, scales))
-        super().init_optimizers()
-        self.opt_class = make
 
     def anneal(self) -> None:
         """Sets the learning rate of the step, and `done`, the share of all."""
@@ -282,39 +272,3 @@ class SpeakerBrain(HookedBrain):
         if stop.should_stop(collective=True):
             stop.leave()
         stop.deferred = False
-
-
-def lr_groups(
-    given: Iterable[torch.nn.Parameter | dict],
-    scales: dict[torch.nn.Parameter, float],
-) -> list[dict]:
-    """Splits an optimiser's parameters by their share of the learning rate.
-
-    Arguments
-    ---------
-    given : iterable of torch.nn.Parameter or of dict
-        What the optimiser would take; of dicts, groups, all entries are kept.
-    scales : dict
-        The share of each parameter; those it does not name have 1.
-
-    Returns
-    -------
-    list of dict
-        Groups, with their share as `lr_scale`; those of a larger one first.
-
-    Example
-    -------
-    >>> head, layer = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-    >>> [g["lr_scale"] for g in lr_groups([layer, head], {layer: 0.5})]
-    [1.0, 0.5]
-    """
-    groups: dict[tuple, dict] = {}
-    for number, one in enumerate(given):
-        whole = one if isinstance(one, dict) else {"params": [one]}
-        kind = number if isinstance(one, dict) else -1
-        for parameter in whole["params"]:
-            scale = scales.get(parameter, 1.0)
-            group = {**whole, "params": [], "lr_scale": scale}
-            group = groups.setdefault((-scale, kind), group)
-            group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]

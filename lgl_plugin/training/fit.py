@@ -14,6 +14,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH, crop_dataset
 from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
+from lgl_plugin.nnet.schedules import lr_groups
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
@@ -141,7 +142,7 @@ def fit(
 
     brain = brain_class(
         modules,
-        settings.opt_class,
+        _opt_class(settings.opt_class, modules["encoder"].network),
         session.brain_settings,
         session.run_opts,
         checkpointer,
@@ -199,6 +200,14 @@ def _checkpointer(folder, modules, **further):
     del kept["encoder"]
     kept = {name: part for name, part in kept.items() if part.state_dict()}
     return WholeCheckpointer(folder, {**kept, **further})
+
+
+def _opt_class(opt_class, network):
+    """Lets an optimiser have groups, of a network with several rates."""
+    if not hasattr(network, "lr_scales"):
+        return opt_class
+    scales = network.lr_scales()
+    return lambda given: opt_class(lr_groups(given, scales))
 
 
 def _loader_options(session):

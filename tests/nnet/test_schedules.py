@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgl_plugin.nnet.schedules import WarmupCosine
+from lgl_plugin.nnet.schedules import WarmupCosine, lr_groups
 
 
 def test_equals_schedulers_of_torch():
@@ -36,3 +36,22 @@ def test_stays_at_the_end_and_can_do_without_warmup():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         WarmupCosine(**{"lr": 0.1, **settings})
+
+
+def test_groups_of_a_rate_have_each_weight_once():
+    """Those of more come first: what is logged is the first group's rate."""
+    a, b, c, d = (torch.nn.Parameter(torch.zeros(n + 1)) for n in range(4))
+    scales = {a: 0.1, c: 0.5, d: 0.1}
+    plain = lr_groups(iter([a, b, c, d]), scales)
+    assert [group["lr_scale"] for group in plain] == [1.0, 0.5, 0.1]
+    shapes = [[len(p) for p in group["params"]] for group in plain]
+    assert shapes == [[2], [3], [1, 4]]
+    # As SpeechBrain's remove_vector_weight_decay has them.
+    given = [{"params": [a, b]}, {"params": [c, d], "weight_decay": 0.0}]
+    made = torch.optim.AdamW(lr_groups(given, scales), weight_decay=0.1)
+    found = {
+        len(p): (group["lr_scale"], group["weight_decay"])
+        for group in made.param_groups
+        for p in group["params"]
+    }
+    assert found == {1: (0.1, 0.1), 2: (1, 0.1), 3: (0.5, 0), 4: (0.1, 0)}

@@ -487,3 +487,12 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
         assert brain.tally.last.keys() == whole.tally.last.keys()
         for name, value in whole.tally.last.items():
             assert np.array_equal(value, brain.tally.last[name]), (dies, name)
+
+
+def test_groups_of_weights_keep_their_share_of_the_rate(gated):
+    brain = gated()
+    group = brain.optimizer.param_groups[0]
+    group["lr_scale"] = 0.25
+    for _ in range(2):
+        brain.anneal()
+        assert group["lr"] == 0.25 * 0.01
