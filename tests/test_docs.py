@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import speechbrain
+import tiny_speech
 import torch
 import yaml
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
@@ -276,6 +277,10 @@ def test_values_in_commands_are_accepted(tmp_path):
             # Of folders and packages that are not here, and of variables.
             if not re.search(r"_folder|[$…]|^--(manifest|train_logger)", option)
         ]
+        if "speech_model" in read_preset(ROOT / "hparams" / yaml):
+            options = [o for o in options if "speech_model" not in o]
+            model = tiny_speech.save(tmp_path / "speech_model")
+            options.append(f"--speech_model={model}")
         arguments = [str(ROOT / "hparams" / yaml), *options]
         arguments += [f"--data_folder={tmp_path}", "--device=cpu"]
         path, run_opts, overrides = speechbrain.parse_arguments(arguments)

@@ -1,4 +1,4 @@
-"""What networks are given: features as Kaldi has them, or samples."""
+"""Features as Kaldi computes them, or samples: inputs of other networks."""
 
 import torch
 from speechbrain.utils.autocast import fwd_default_precision
