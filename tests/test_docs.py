@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.methods.method import Method
 from lgl_plugin.nnet.gates import Gate
 from lgl_plugin.runs.settings import load_settings, plain_settings, read_preset
+from lgl_plugin.training.session import Session
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -287,6 +289,43 @@ def test_values_in_commands_are_accepted(tmp_path):
         load_settings(path, overrides, run_opts)
         tried += 1
     assert tried > 30
+
+
+def test_the_lines_of_train_loggers_log_every_phase(tmp_path, monkeypatch):
+    """Each line of the pages, by stand-ins of the loggers' large packages."""
+    seen = []
+
+    def add_scalar(tag, value, step):
+        seen.append(tag.removesuffix("/train"))
+
+    def log(figures, step=None):
+        assert step is None  # W&B drops what is not beyond the last step
+        seen.extend({**figures.pop("train"), **figures})
+
+    def init(**options):
+        assert options == {"project": "lgl", "id": "mine", "resume": "allow"}
+        return types.SimpleNamespace(log=log)
+
+    wandb = types.ModuleType("wandb")
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    writer = types.SimpleNamespace(add_scalar=add_scalar)
+    board = types.SimpleNamespace(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    lines = re.findall(r"--train_logger='(.*)'", PAGES["docs/several_gpus.md"])
+    assert len(lines) == 2
+    for line in lines:
+        seen.clear()
+        overrides = f"data_folder: {tmp_path}\ntrain_logger: {line}"
+        path = ROOT / "hparams" / "small_stage1.yaml"
+        settings, _ = load_settings(path, overrides)
+        session = types.SimpleNamespace(settings=settings)
+        for phase in ("stage1", "iter1/gated"):
+            Session.show(session, phase, {"epoch": 1, "loss": 3.0})
+        assert sorted(seen) == [
+            *("iter1/gated/epoch", "iter1/gated/loss"),
+            *("stage1/epoch", "stage1/loss"),
+        ]
 
 
 def test_what_the_pages_name_exists():

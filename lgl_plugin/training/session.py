@@ -250,8 +250,10 @@ class Session:
             for name, value in record.items()
             if value is not None and name != "epoch"
         }
+        # Under the name "epoch", which begins anew in each phase, W&B would
+        # drop all phases but the first: its steps may only rise.
         self.settings.train_logger.log_stats(
-            {"epoch": record["epoch"]}, train_stats=stats
+            {f"{phase}/epoch": record["epoch"]}, train_stats=stats
         )
 
     def seed(self, step: int) -> None:

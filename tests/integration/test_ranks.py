@@ -1,9 +1,14 @@
-"""Two processes by torchrun, as on two GPUs, but with gloo on the CPU."""
+"""Two processes by torchrun, as on two GPUs, but with gloo on the CPU.
+
+And as on two machines: slurm.sh starts them, by a stub of srun that starts a
+torchrun for each.
+"""
 
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +34,29 @@ def gloo(yaml, corpus, output, *options):
     """The recipe with its options, for processes that meet on a CPU."""
     options = ("--distributed_backend=gloo", *options)
     return words(yaml, corpus, output, *options)
+
+
+SLURM = {
+    "srun": 'shift; "$@" & "$@" && wait $!',
+    "scontrol": "echo localhost",
+}
+
+
+def slurm_job(folder):
+    """The environment of a job on two machines, with Slurm's commands."""
+    for name, text in SLURM.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    folders = (folder, pathlib.Path(sys.executable).parent, os.environ["PATH"])
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join(map(str, folders)),
+        "SLURM_JOB_ID": str((port - 10000) % 50000),
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_JOB_NUM_NODES": "2",
+    }
 
 
 def run_to_end(command, environment):
@@ -62,7 +90,9 @@ def fitted(corpus, stage1_run, tmp_path_factory):
     ]
     script = [fit_in_ranks.__file__, str(folder / "two"), json.dumps(commands)]
     found = os.pathsep.join([str(RECIPE), os.environ.get("PYTHONPATH", "")])
-    run_to_end([*TORCHRUN, *script], {**os.environ, "PYTHONPATH": found})
+    job = slurm_job(tmp_path_factory.mktemp("bin"))
+    job["PYTHONPATH"] = found
+    run_to_end(["bash", "slurm.sh", *script], job)
     return folder
 
 

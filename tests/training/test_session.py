@@ -73,7 +73,7 @@ def test_tensorboard_has_a_curve_for_each_figure(
         record = {"epoch": epoch, "loss": 3.0 / epoch, "tau": tau}
         session.show("iter1/gated", record)
     assert curves == {
-        "epoch": [(1, 1), (2, 2)],
+        "iter1/gated/epoch": [(1, 1), (2, 2)],
         "iter1/gated/loss/train": [(1, 3.0), (2, 1.5)],
         "iter1/gated/tau/train": [(1, 0.5)],  # none before the gate
     }
