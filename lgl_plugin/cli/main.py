@@ -15,6 +15,7 @@ from lgl_plugin.utils.threads import spin_briefly
 VERBS = (
     *("check", "train", "adapt", "status", "report", "export"),
     *("embed", "compare", "who", "verify"),
+    *("attribute", "landscape"),
     *("count", "pack", "corpus", "recipe"),
 )
 # Errors that name an argument, or a file that it names.

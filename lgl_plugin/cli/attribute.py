@@ -1,0 +1,54 @@
+"""`lgl attribute`: shows which bands, moments and layers make a score.
+
+> lgl attribute results/lgl/1/export/iter5 vox1_o.txt /path/to/VoxCeleb1/wav \
+    --output_folder=results/inside
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the verb."""
+    parser.add_argument(
+        "encoder",
+        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
+    )
+    parser.add_argument("trials", help="trial list, lines of label path path")
+    parser.add_argument("audio", help="folder where the list's paths begin")
+    parser.add_argument(
+        "--output_folder", required=True, help="folder of the page"
+    )
+    parser.add_argument(
+        "--number",
+        type=int,
+        default=100,
+        help="trials that are drawn, half of them targets",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=512,
+        help="the most steps of a path; a trial takes no more than it needs",
+    )
+    parser.add_argument(
+        "--over",
+        nargs="+",
+        choices=("features", "waveform", "layers"),
+        default=("features", "waveform", "layers"),
+        help="paths to take; those that the encoder lacks are left out",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--device", help="none: the GPU if there is one")
+
+
+def run(**options: Any) -> None:
+    """Writes the page and its numbers and prints what parts add."""
+    from lgl_plugin.report.attribution import HEADER, attribute, rows_of
+    from lgl_plugin.utils.tables import markdown_table
+
+    found = attribute(**options)
+    print(f"\n{markdown_table(HEADER, rows_of(found['added']))}\n")
+    print(f"Page: {options['output_folder']}/index.html, with csv and json")

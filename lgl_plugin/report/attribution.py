@@ -1,0 +1,303 @@
+"""The page of `lgl attribute`: which bands, moments and layers make a score.
+
+A trial's score is the cosine of both recordings' embeddings; it is attributed
+to the second one, see `lgl_plugin.inference.attribution`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from lgl_plugin.dataio.audio import BadAudio, check_sound, read_audio
+from lgl_plugin.dataio.trials import read_trials
+from lgl_plugin.inference.attribution import PATHS, Explainer
+from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.report import inside_figures
+from lgl_plugin.report.attribution_numbers import (
+    HEADER,
+    KINDS,
+    MOMENTS,
+    Numbers,
+    Trial,
+)
+from lgl_plugin.report.page import Block, Figure, Page, Table
+from lgl_plugin.utils.device import check_device
+from lgl_plugin.utils.progress import tqdm
+
+EXAMPLES = 2  # that are drawn, of either kind
+MAX_SECONDS = 60.0  # as `Extractor`
+
+
+def attribute(
+    encoder: str | pathlib.Path,
+    trials: str | pathlib.Path,
+    audio: str | pathlib.Path,
+    output_folder: str | pathlib.Path,
+    number: int = 100,
+    steps: int = 512,
+    over: tuple[str, ...] = PATHS,
+    seed: int = 0,
+    device: str | None = None,
+) -> dict:
+    """Attributes scores of trials to bands, moments and layers.
+
+    Arguments
+    ---------
+    encoder : str or pathlib.Path
+        As of `load_extractor`.
+    trials : str or pathlib.Path
+        A list, see `trials.read_trials`.
+    audio : str or pathlib.Path
+        The folder that the list's paths start from.
+    output_folder : str or pathlib.Path
+        Gets `index.html` with its figures, `attribution.json`, `trials.csv`,
+        and for each kind of path `bands_<path>.csv` and `time_<path>.csv`.
+    number : int
+        Trials that are drawn, half of them targets.
+    steps : int
+        The most steps of a path.
+    over : tuple of str
+        Paths to take, of "features", "waveform" and "layers"; those that the
+        encoder does not have are left out.
+    seed : int
+        Of the draw, and of the noise that a waveform's path begins with.
+    device : str, optional
+        Where the encoder runs; the GPU if there is one.
+
+    Returns
+    -------
+    dict
+        What `attribution.json` holds: the options; the mean `score` of either
+        kind of trials; by path what ranges of frequency and layers have
+        `added` to it, with a standard error.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If an argument cannot be used, a recording cannot be embedded, or the
+        steps do not suffice.
+
+    Example
+    -------
+    >>> found = attribute(
+    ...     "results/lgl/1/export/iter5", "vox1_o.txt", "/vox1", "inside"
+    ... )  # doctest: +SKIP
+    >>> found["added"]["layers"]["layer 1"]  # doctest: +SKIP
+    {'target': [0.11, 0.02], 'non-target': [0.02, 0.03]}
+    """
+    options = {name: str(value) for name, value in locals().items()}
+    if number < 2:
+        raise ValueError(f"--number={number}: two trials are needed, or more")
+    extract = load_extractor(encoder, check_device(device))
+    listed = read_trials(trials, audio)
+    network = extract.encoder.to(extract.device)
+    rate = extract.sample_rate
+    explain = Explainer(network, rate, steps, seed, tuple(over))
+    rows = draw(listed.labels, number, seed)
+    shortest = getattr(network, "min_samples", 1)
+    done = []
+    bar = tqdm(rows, "trials", unit="trial")
+    for row in bar:
+        names = [
+            listed.utterances[s[row]] for s in (listed.enrolment, listed.test)
+        ]
+        wavs = [
+            _read(pathlib.Path(audio) / name, rate, shortest).to(extract.device)
+            for name in names
+        ]
+        try:
+            found = explain(*wavs)
+        except ValueError as error:
+            raise ValueError(f"{' '.join(names)}: {error}") from error
+        trial = Trial(bool(listed.labels[row]), *names, found)
+        done.append(trial)
+        errors = ", ".join(
+            f"{name} {path.error:.1%} off with {path.steps} steps"
+            for name, path in found.paths.items()
+        )
+        bar.write(
+            f"{trial.kind} {' '.join(names)}: score {found.score:.3f}, {errors}"
+        )
+    numbers = Numbers(done, options)
+    numbers.write(pathlib.Path(output_folder))
+    _write_page(pathlib.Path(output_folder), numbers)
+    return numbers.facts
+
+
+def draw(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Draws rows of a list, as many targets as non-targets where it can."""
+    rng = np.random.default_rng(seed)
+    halves = []
+    for kind, size in ((labels, (number + 1) // 2), (~labels, number // 2)):
+        rows = np.flatnonzero(kind)
+        size = min(size, len(rows))
+        halves.append(np.sort(rng.choice(rows, size, replace=False)))
+    return np.concatenate(halves)
+
+
+def _read(path, rate, shortest):
+    """Reads a recording, as far as it is embedded."""
+    try:
+        wav = read_audio(path, 0.0, MAX_SECONDS, rate)
+        check_sound(wav)
+    except BadAudio as error:
+        raise ValueError(f"{path} {error}") from error
+    if len(wav) < shortest:
+        raise ValueError(f"{path} has {len(wav)} samples, too few to embed")
+    return wav
+
+
+def rows_of(added: dict) -> list[list[str]]:
+    """Returns the table of what parts add, with standard errors."""
+    rows = []
+    for path, parts in added.items():
+        for part, kinds in parts.items():
+            (one, one_error), (other, other_error) = map(kinds.get, KINDS)
+            error = (one_error**2 + other_error**2) ** 0.5
+            pairs = (one, one_error), (other, other_error), (one - other, error)
+            cells = [f"{value:+.3f} ± {error:.3f}" for value, error in pairs]
+            rows.append([part, path, *cells])
+    return rows
+
+
+def _write_page(folder, numbers):
+    """Writes the page of trials."""
+    encoder = pathlib.Path(numbers.facts["options"]["encoder"])
+    page = Page(folder, f"{encoder.name}, attributed")
+    introduction = page.collect(_introduction, numbers.facts)
+    sections = {
+        "Which bands": page.collect(_bands, numbers),
+        "Which layers": page.collect(_layers, numbers.layers),
+        "When": page.collect(_time, numbers.sums),
+        "Examples": page.collect(_examples, numbers.trials),
+        "Completeness": page.collect(_completeness, numbers),
+        "How to read this": page.collect(_reading),
+    }
+    now = datetime.datetime.now().astimezone()
+    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z} by lgl attribute"
+    page.write(introduction, sections, footer)
+
+
+def _introduction(facts) -> Iterator[Block]:
+    """Yields the facts."""
+    options = facts["options"]
+    yield {
+        "encoder": options["encoder"],
+        "trials": f"{facts['trials']}, of which {facts['targets']} targets",
+        "mean score": ", ".join(
+            f"{kind} {score:.2f}" for kind, score in facts["score"].items()
+        ),
+        "largest error": f"{facts['largest_error']:.1%} of the change",
+    }
+
+
+def _bands(numbers) -> Iterator[Block]:
+    """Yields attributions by band, over features and waveform."""
+    for each in numbers.sums:
+        yield Figure(
+            f"bands_{each.name}",
+            inside_figures.profile(
+                each.hz,
+                each.bands,
+                "Hz, centre of the band",
+                "added to the score, per band",
+                hz=True,
+            ),
+            f"What each band of the {each.name} adds to the score, for target "
+            f"and non-target trials; the numbers are in bands_{each.name}.csv.",
+            f"Over the {each.name}: mean over the trials, with one standard "
+            "error; all bands sum to the change of the score.",
+        )
+    yield Table(
+        "What ranges of frequency and layers add to the score: mean over the "
+        "trials and its standard error",
+        HEADER,
+        rows_of(numbers.facts["added"]),
+    )
+
+
+def _layers(layers) -> Iterator[Block]:
+    """Yields the shares of layers, if the network joins any."""
+    means = {kind: mean for kind, (mean, _) in layers.items()}
+    if not means[KINDS[0]].size:
+        return
+    yield Figure(
+        "layers",
+        inside_figures.bars(means, "added to the score"),
+        "What the output of each layer adds to the score; the numbers are in "
+        "the table above.",
+        "Outputs of the layers that the network joins, such as the blocks of "
+        "ECAPA-TDNN, from the first to the last; mean over the trials.",
+    )
+
+
+def _time(sums) -> Iterator[Block]:
+    """Yields attributions by the part of a recording's time."""
+    share = 100 * (np.arange(MOMENTS) + 0.5) / MOMENTS
+    for each in sums:
+        yield Figure(
+            f"time_{each.name}",
+            inside_figures.profile(
+                share, each.time, "% of the recording", "added to the score"
+            ),
+            "What each twentieth of a recording adds to the score; the numbers "
+            f"are in time_{each.name}.csv.",
+            f"Over the {each.name}, by twentieths of the recordings' time.",
+        )
+
+
+def _examples(trials) -> Iterator[Block]:
+    """Yields heat maps of a few trials."""
+    shown = [
+        trial
+        for wanted in (True, False)
+        for trial in [t for t in trials if t.target == wanted][:EXAMPLES]
+    ]
+    for number, trial in enumerate(shown, 1):
+        if not trial.found.maps:
+            return
+        name = next(
+            n for n in ("features", "waveform") if n in trial.found.maps
+        )
+        yield Figure(
+            f"example_{number}",
+            inside_figures.heatmap(trial.found.maps[name]),
+            f"Log spectrogram of {trial.test}, and what each point of it adds "
+            "to the score.",
+            f"{trial.kind}: {trial.test} against "
+            f"{trial.enrolment}, score {trial.found.score:.2f}. Orange raises "
+            "the score, violet lowers it.",
+            raster=True,
+        )
+
+
+def _completeness(numbers) -> Iterator[Block]:
+    """Yields the table of trials."""
+    yield (
+        "Attributions are to sum to the score less that of the baseline. How "
+        "far they are off, as a share of that change or of 0.1 where it is "
+        "smaller, and after how many steps:"
+    )
+    yield Table("All trials", numbers.header, numbers.rows, folded=True)
+
+
+def _reading() -> Iterator[Block]:
+    """Yields what the figures mean, and do not."""
+    yield [
+        "The path over the features starts from their means over time, alike "
+        "in all frames; that over the waveform from noise of the recording's "
+        "long-term spectrum. What both keep, the mean spectrum, is explained "
+        "by neither.",
+        "The path over the layers starts from what the layers put out at "
+        "the first of these.",
+        "A band that adds nothing may still be one that other bands make "
+        "superfluous: this is what this encoder uses, not what there is.",
+        "What tells speakers apart is where targets gain and non-targets do "
+        "not.",
+        "Standard errors take trials for independent, and they share "
+        "speakers: the true ones are larger.",
+    ]

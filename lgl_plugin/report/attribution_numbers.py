@@ -1,0 +1,154 @@
+"""Numbers of attributed trials: means by band, moment and layer."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from lgl_plugin.inference.attribution import Explanation
+from lgl_plugin.utils.files import write_json
+from lgl_plugin.utils.tables import write_csv
+
+MOMENTS = 20  # parts of a recording's time
+RANGES = (0, 500, 1000, 2000, 4000, 8000, 24000)  # Hz, of the table
+KINDS = ("target", "non-target")
+HEADER = ("part", "over", *KINDS, "difference")
+
+
+@dataclass
+class Trial:
+    """A trial and what its score comes from."""
+
+    target: bool
+    enrolment: str
+    test: str
+    found: Explanation
+
+    @property
+    def kind(self) -> str:
+        """Names the kind of trial."""
+        return KINDS[not self.target]
+
+    def cells(self) -> list[str]:
+        """Returns a row of the table of trials."""
+        paths = self.found.paths.values()
+        return [
+            self.kind,
+            self.enrolment,
+            self.test,
+            f"{self.found.score:.3f}",
+            *(f"{p.baseline_score:.3f}" for p in paths),
+            *(f"{p.error:.1%} of {p.steps}" for p in paths),
+        ]
+
+
+def by_kind(trials: list[Trial], rows: np.ndarray) -> dict[str, tuple]:
+    """Returns means of rows (trials, m), and their standard errors."""
+    kinds = np.array([trial.kind for trial in trials])
+    parts = {kind: rows[kinds == kind] for kind in KINDS}
+    return {
+        kind: (part.mean(0), part.std(0) / max(len(part) - 1, 1) ** 0.5)
+        for kind, part in parts.items()
+    }
+
+
+class Sums:
+    """Means over the trials of either kind, of one path's maps."""
+
+    def __init__(self, trials: list[Trial], name: str):
+        maps = [trial.found.maps[name] for trial in trials]
+        self.name, self.hz = name, maps[0].hz
+        self.trials = trials
+        self.by_trial = np.array([part.values.sum(0) for part in maps])
+        moments = np.array([_moments(part.values.sum(1)) for part in maps])
+        self.bands = by_kind(trials, self.by_trial)
+        self.time = by_kind(trials, moments)
+
+    def ranges(self) -> dict[str, dict[str, list[float]]]:
+        """Returns what ranges of frequency add, see `means`."""
+        inside = {
+            f"{low:,} to {high:,} Hz": (self.hz >= low) & (self.hz < high)
+            for low, high in zip(RANGES, RANGES[1:])
+        }
+        found = {name: bands for name, bands in inside.items() if bands.any()}
+        rows = [self.by_trial[:, bands].sum(1) for bands in found.values()]
+        return means(self.trials, list(found), np.stack(rows, axis=1))
+
+
+def means(
+    trials: list[Trial], names: list[str], rows: np.ndarray
+) -> dict[str, dict[str, list[float]]]:
+    """Returns mean and standard error of columns (trials, m), by name, kind."""
+    kinds = by_kind(trials, rows)
+    return {
+        name: {
+            kind: [float(mean[column]), float(error[column])]
+            for kind, (mean, error) in kinds.items()
+        }
+        for column, name in enumerate(names)
+    }
+
+
+def _moments(values):
+    """Sums frames (n,) by the part of the time that they lie in."""
+    parts = np.arange(len(values)) * MOMENTS // len(values)
+    return np.bincount(parts, values, MOMENTS)
+
+
+class Numbers:
+    """All means of some trials, and the files that hold them.
+
+    `sums` has one for each path with a map; `layers` are means and standard
+    errors by kind, of no layers where there is no such path; `facts` are what
+    `attribution.json` holds.
+    """
+
+    def __init__(self, trials: list[Trial], options: dict):
+        self.trials = trials
+        first = trials[0].found
+        self.sums = [Sums(trials, name) for name in first.maps]
+        found = np.array([trial.found.layers for trial in trials])
+        self.layers = by_kind(trials, found)
+        scores = np.array([trial.found.score for trial in trials])
+        paths = [path for t in trials for path in t.found.paths.values()]
+        self.facts = {
+            "options": options,
+            "trials": len(trials),
+            "targets": sum(trial.target for trial in trials),
+            "score": {
+                kind: float(mean)
+                for kind, (mean, _) in by_kind(trials, scores).items()
+            },
+            "largest_error": max(path.error for path in paths),
+            "added": {each.name: each.ranges() for each in self.sums},
+        }
+        if found.shape[1]:
+            names = [f"layer {n + 1}" for n in range(found.shape[1])]
+            self.facts["added"]["layers"] = means(trials, names, found)
+        self.header = ["kind", "enrolment", "test", "score"]
+        self.header += [f"{name}, baseline" for name in first.paths]
+        self.header += [f"{name}, off" for name in first.paths]
+        self.rows = [trial.cells() for trial in trials]
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes the tables and the JSON."""
+        places = (np.arange(MOMENTS) + 0.5) / MOMENTS
+        for each in self.sums:
+            bands, time = (f"{n}_{each.name}.csv" for n in ("bands", "time"))
+            _write_means(folder / bands, "hz", each.hz, each.bands)
+            _write_means(folder / time, "share", places, each.time)
+        write_csv(folder / "trials.csv", [self.header, *self.rows])
+        write_json(folder / "attribution.json", self.facts)
+
+
+def _write_means(path, name, x, kinds):
+    """Writes means and standard errors of either kind over an axis."""
+    header = [name]
+    columns = [x]
+    for kind, (mean, error) in kinds.items():
+        header += [kind, f"{kind} standard error"]
+        columns += [mean, error]
+    rows = [[f"{value:.6g}" for value in row] for row in zip(*columns)]
+    write_csv(path, [header, *rows])

@@ -1,0 +1,328 @@
+"""The page of `lgl landscape`: how flat the minima of a run's steps are.
+
+The loss around a checkpoint, in directions that are normalised filter by
+filter, and on the way from each step to the next; see
+`lgl_plugin.nnet.landscape` and `lgl_plugin.report.probes`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lgl_plugin.nnet.landscape import (
+    directions,
+    line,
+    rises,
+    surface,
+    top_curvature,
+)
+from lgl_plugin.report import inside_figures
+from lgl_plugin.report.page import Block, Figure, Page, Table
+from lgl_plugin.report.probes import START, ProbedRun
+from lgl_plugin.report.verification import short_names
+from lgl_plugin.utils.device import check_device
+from lgl_plugin.utils.files import write_json
+from lgl_plugin.utils.progress import tqdm
+from lgl_plugin.utils.tables import write_csv
+
+WAYS = 10  # directions that a rise is the mean of
+RADII = (0.1, 0.3)
+BETWEEN = 8  # points of a line from a step to the next
+BEYOND = 0.5  # how far a line goes on at its ends
+LOSSES = ("all utterances", "those that counted")
+
+
+def draw_landscapes(
+    runs: Sequence[str | pathlib.Path],
+    output_folder: str | pathlib.Path | None = None,
+    only: Sequence[str] | None = None,
+    utterances: int = 128,
+    points: int = 13,
+    radius: float = 0.5,
+    batch_norm: str = "running",
+    seed: int = 0,
+    device: str | None = None,
+) -> dict:
+    """Draws the loss around the checkpoints of runs and between them.
+
+    Arguments
+    ---------
+    runs : sequence of str or pathlib.Path
+        Folders of runs with a Stage II.
+    output_folder : str or pathlib.Path, optional
+        Gets `index.html` with its figures, `landscape.json`, `surfaces.csv`
+        and `lines.csv`; `report/landscape` of the first run by default.
+    only : sequence of str, optional
+        Steps to draw, such as iter1/gated; all by default. iter1/start is
+        Stage I's encoder with the means of its clusters as the classifier.
+    utterances : int
+        Of the training part that the loss is the mean of.
+    points : int
+        Of a surface, along either direction; odd, so that one is the centre.
+    radius : float
+        To which a surface goes, in lengths of the filters.
+    batch_norm : str
+        "running" for the statistics that the checkpoint keeps, "batch" for
+        those of the batch at hand.
+    seed : int
+        Of the sample, its crops and the directions.
+    device : str, optional
+        Where to compute; the GPU if there is one.
+
+    Returns
+    -------
+    dict
+        What `landscape.json` holds: the options; by run and step the `loss`,
+        its `rise` at each radius with the deviation over the directions, both
+        for all utterances and for those that counted, and the `curvature`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If an argument cannot be used, or a run has no such step.
+
+    Example
+    -------
+    >>> found = draw_landscapes(["results/lgl/1"])  # doctest: +SKIP
+    >>> found["steps"]["1"]["iter1/gated"]["loss"]  # doctest: +SKIP
+    [1.93, 0.64]
+    """
+    options = {
+        name: value if isinstance(value, int | float) else str(value)
+        for name, value in locals().items()
+    }
+    if batch_norm not in ("running", "batch"):
+        raise ValueError(f"--batch_norm={batch_norm}: it is running or batch")
+    if points < 3 or points % 2 == 0:
+        raise ValueError(f"--points={points}: it must be odd, 3 or more")
+    device = check_device(device)
+    folders = [pathlib.Path(run) for run in runs]
+    opened = {
+        name: ProbedRun(folder, utterances, seed)
+        for name, folder in zip(short_names(folders), folders)
+    }
+    wanted = {name: _chosen(run, only) for name, run in opened.items()}
+    steps: dict[str, dict] = {}
+    planes, lines = {}, {}
+    axis = np.linspace(-radius, radius, points)
+    for name, run in opened.items():
+        steps[name] = {}
+        before = None
+        for probe in run.probes(wanted[name], device, batch_norm == "batch"):
+            key = f"{name}: {probe.name}" if len(opened) > 1 else probe.name
+            found = _look(probe, key, axis, seed)
+            planes[key] = found.pop("surface")
+            steps[name][probe.name] = found
+            state = {k: v.clone() for k, v in probe.model.state_dict().items()}
+            if before is not None and before[0] == probe.name.split("/")[0]:
+                places = np.linspace(
+                    -BEYOND, 1 + BEYOND, 1 + int(BETWEEN * (1 + 2 * BEYOND))
+                )
+                lines[key] = (
+                    before[1],
+                    places,
+                    line(
+                        probe.figures, probe.model, (before[2], state), places
+                    ),
+                )
+            before = probe.name.split("/")[0], probe.name, state
+    facts = {"options": options, "steps": steps}
+    output = pathlib.Path(output_folder or folders[0] / "report" / "landscape")
+    _write(output, facts, axis, planes, lines)
+    return facts
+
+
+def _chosen(run, only):
+    """Returns the names of a run's steps to probe."""
+    known = run.names()
+    for name in only or ():
+        if name not in known:
+            raise ValueError(
+                f"{run.folder} has no step {name}. It has "
+                f"{', '.join(known) or 'none of Stage II yet'}."
+            )
+    return [name for name in known if not only or name in only]
+
+
+def _look(probe, name, axis, seed):
+    """Computes all figures around a checkpoint."""
+    parameters = probe.parameters
+    ways = directions(parameters, WAYS, seed)
+    shown = {"leave": False, "unit": "point"}
+    plane = surface(
+        probe.figures,
+        parameters,
+        ways[:2],
+        axis,
+        lambda places: tqdm(places, f"{name}, surface", **shown),
+    )
+    rise = rises(
+        probe.figures,
+        parameters,
+        ways,
+        RADII,
+        lambda ways: tqdm(ways, f"{name}, sharpness", **shown),
+    )
+    curvature = top_curvature(
+        probe.parts(),
+        parameters,
+        seed,
+        progress=lambda turns: tqdm(turns, f"{name}, curvature", **shown),
+    )
+    middle = len(axis) // 2
+    found = {
+        "loss": plane[middle, middle].tolist(),
+        "chance": probe.chance(),
+        "utterances": len(probe.labels),
+        "counted": int(probe.counts.sum()),
+        "rise": {str(r): mean.tolist() for r, mean in zip(RADII, rise.mean(0))},
+        "rise_deviation": {
+            str(r): deviation.tolist()
+            for r, deviation in zip(RADII, rise.std(0, ddof=1))
+        },
+        "curvature": curvature,
+    }
+    print(
+        f"{name}: loss {found['loss'][1]:.3f}, rise "
+        + ", ".join(f"{v[1]:.3f} at {r}" for r, v in found["rise"].items())
+        + f", curvature {curvature:.4g}"
+    )
+    return {**found, "surface": plane}
+
+
+def _write(folder, facts, axis, planes, lines):
+    """Writes numbers and page."""
+    header = ["step", "along first", "along second", *LOSSES]
+    rows = [
+        [name, f"{a:.4g}", f"{b:.4g}", *(f"{v:.6g}" for v in plane[i, j])]
+        for name, plane in planes.items()
+        for (i, a), (j, b) in itertools.product(enumerate(axis), repeat=2)
+    ]
+    write_csv(folder / "surfaces.csv", [header, *rows])
+    rows = [
+        [source, name, f"{place:.4g}", *(f"{v:.6g}" for v in values)]
+        for name, (source, places, found) in lines.items()
+        for place, values in zip(places, found)
+    ]
+    write_csv(folder / "lines.csv", [["from", "to", "place", *LOSSES], *rows])
+    write_json(folder / "landscape.json", facts)
+    names = ", ".join(facts["steps"])
+    page = Page(folder, f"Loss landscape of {names}")
+    introduction = page.collect(_introduction, facts)
+    sections = {
+        "How sharp": page.collect(_sharpness, facts),
+        "Around each step": page.collect(_surfaces, planes, axis),
+        "From step to step": page.collect(_lines, lines),
+        "How to read this": page.collect(_reading, facts),
+    }
+    now = datetime.datetime.now().astimezone()
+    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z} by lgl landscape"
+    page.write(introduction, sections, footer)
+
+
+def _introduction(facts) -> Iterator[Block]:
+    """Yields the facts."""
+    options = facts["options"]
+    first = next(iter(next(iter(facts["steps"].values())).values()))
+    yield {
+        "runs": ", ".join(facts["steps"]),
+        "utterances": str(first["utterances"]),
+        "batch normalisation": f"{options['batch_norm']} statistics",
+        "directions": f"{WAYS}, seed {options['seed']}",
+    }
+
+
+def _sharpness(facts) -> Iterator[Block]:
+    """Yields the table of figures."""
+    header = ["step", "chance", "counted", "loss"]
+    header += [f"rise at {radius}" for radius in RADII]
+    header += ["curvature", "loss"]
+    header += [f"rise at {radius}" for radius in RADII]
+    rows = []
+    for run, steps in facts["steps"].items():
+        for name, found in steps.items():
+            row = [f"{run}: {name}", f"{found['chance']:.1f}"]
+            row.append(f"{found['counted']}")
+            for which in (1, 0):
+                row.append(f"{found['loss'][which]:.2f}")
+                row += [
+                    f"{found['rise'][r][which]:.2f} "
+                    f"± {found['rise_deviation'][r][which]:.2f}"
+                    for r in found["rise"]
+                ]
+                if which:
+                    row.append(f"{found['curvature']:.3g}")
+            rows.append(row)
+    groups = {"": 1, "those that counted": 5, "all utterances": 3}
+    yield Table("Loss and sharpness of each step", header, rows, groups)
+    yield (
+        "A rise is the mean over the directions, each way and back, with the "
+        "deviation over them. Chance is the loss of an embedding at right "
+        "angles to all classes. The curvature is the largest eigenvalue of the "
+        "Hessian, where each filter has length one."
+    )
+
+
+def _surfaces(planes, axis) -> Iterator[Block]:
+    """Yields the contours."""
+    for which in (1, 0):
+        yield Figure(
+            f"surface_{'all' if which == 0 else 'counted'}",
+            inside_figures.contours(
+                {name: plane[..., which] for name, plane in planes.items()},
+                float(axis[-1]),
+                f"loss, {LOSSES[which]}",
+            ),
+            "Contours of the loss over a plane of two random directions "
+            "around each step; the numbers are in surfaces.csv.",
+            f"Loss of {LOSSES[which]} around each step (cross), in lengths of "
+            "the filters along two random directions; one scale of colours, "
+            "evenly spaced in the logarithm.",
+            raster=True,
+        )
+
+
+def _lines(lines) -> Iterator[Block]:
+    """Yields the loss on the way from each step to the next."""
+    for which in (1, 0):
+        if lines:
+            yield Figure(
+                f"lines_{'all' if which == 0 else 'counted'}",
+                inside_figures.curves(
+                    {
+                        f"{source} to {name}": (places, found[:, which])
+                        for name, (source, places, found) in lines.items()
+                    },
+                    "0: the one, 1: the other",
+                    f"loss, {LOSSES[which]}",
+                ),
+                "Loss on the straight line from the weights of a step to "
+                "those of the next; the numbers are in lines.csv.",
+                f"Loss of {LOSSES[which]} between two steps and beyond: "
+                "encoder, classifier and running statistics lie on a "
+                "straight line.",
+            )
+
+
+def _reading(facts) -> Iterator[Block]:
+    """Yields what the figures mean, and do not."""
+    yield [
+        "The loss is AAM-softmax on the pseudo-labels of the step's own round, "
+        "without augmentation. Those that counted are utterances that the gate "
+        "let through in the last epoch, or gave another label; of a step "
+        "without a gate these are all.",
+        f"{START} is the encoder whose embeddings were clustered (of round 1 "
+        "that of Stage I), with the means of its clusters as the classifier. "
+        "It was not trained by this loss, and is no minimum of it.",
+        "The encoder alone moves around a step; the classifier stays. Biases "
+        "and the weights of normalisation stay, too.",
+        "A gate keeps easy utterances, so its own loss is low for that alone. "
+        "Compare runs by the loss of all utterances, and only where their "
+        "labels are the same: in round 1, if both began from one Stage I.",
+        "A flat minimum is not proof of a better encoder. Error rates are.",
+    ]

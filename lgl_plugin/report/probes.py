@@ -1,0 +1,255 @@
+"""Checkpoints of a run's Stage II with the loss that they were trained by.
+
+On a fixed sample: the same crops of the same utterances for all checkpoints of
+a run, and for all runs on the same manifest; without augmentation.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lgl_plugin.dataio.audio import read_crops
+from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.manifest import held_out, load_manifest
+from lgl_plugin.inference.export import CLASSIFIER, ENCODER
+from lgl_plugin.report.results import PHASES
+from lgl_plugin.runs.plain import dump_settings
+from lgl_plugin.runs.run import stage1_steps
+from lgl_plugin.runs.state import read_state
+from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.training.stage2 import GATE, start_from
+from lgl_plugin.utils.files import load_arrays
+
+BATCH = 64  # crops that are embedded at once
+START = "start"
+
+
+class Probe:
+    """An encoder and a classifier, and their loss on a fixed sample.
+
+    `crops` are (n, samples); `labels` (n,) the pseudo-labels, int64;
+    `trained_on` (n,) the labels by which an utterance counted in the step's
+    last epoch, -1 where it did not count. `model` holds both networks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: torch.nn.ModuleDict,
+        aam: torch.nn.Module,
+        crops: torch.Tensor,
+        labels: torch.Tensor,
+        trained_on: torch.Tensor,
+    ):
+        self.name = name
+        self.model = model
+        self.aam = aam
+        self.crops = crops
+        self.labels = labels
+        self.trained_on = trained_on
+        self.counts = trained_on >= 0
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The weights that the encoder was trained by."""
+        found = self.model["encoder"].parameters()
+        return [p for p in found if p.requires_grad]
+
+    def use_batch_norm(self, by_batch: bool) -> None:
+        """Normalises by each batch's own statistics, or by the kept ones."""
+        self.model.eval()
+        for part in self.model.modules():
+            if by_batch and isinstance(part, _BatchNorm):
+                part.train()
+                part.momentum = 0.0  # the kept ones stay as they are
+
+    def figures(self) -> torch.Tensor:
+        """Returns the mean loss of all, and that of those that count."""
+        cosines = torch.cat([self._cosines(c) for c in self.crops.split(BATCH)])
+        every = self.aam(cosines, self.labels).mean()
+        own = self.aam(cosines[self.counts], self.trained_on[self.counts])
+        return torch.stack([every, own.mean()])
+
+    @torch.no_grad()
+    def chance(self) -> float:
+        """Returns the loss of an embedding at right angles to all classes."""
+        n_classes = self._cosines(self.crops[:2]).shape[1]
+        label = self.labels[:1] * 0
+        zeros = torch.zeros(1, n_classes, device=label.device)
+        return float(self.aam(zeros, label))
+
+    def parts(self) -> list[Callable[[], torch.Tensor]]:
+        """Returns the loss of those that count in parts, with graphs."""
+        return [
+            functools.partial(self._part, crops, labels)
+            for crops, labels in zip(
+                self.crops.split(BATCH), self.trained_on.split(BATCH)
+            )
+        ]
+
+    def _part(self, crops, labels):
+        losses = self.aam(self._cosines(crops), labels.clamp(min=0))
+        return losses[labels >= 0].sum() / self.counts.sum()
+
+    def _cosines(self, crops):
+        embeddings = self.model["encoder"](crops)
+        return self.model["classifier"](embeddings[:, None])[:, 0]
+
+
+class ProbedRun:
+    """A run folder whose Stage II is probed.
+
+    Raises FileNotFoundError or ValueError if it has no Stage II.
+    """
+
+    def __init__(self, folder: pathlib.Path, utterances: int, seed: int):
+        self.folder = folder
+        if not (folder / "state.json").exists():
+            raise FileNotFoundError(
+                f"{folder} holds no state.json: is it the output_folder of a "
+                "run?"
+            )
+        state = read_state(folder)
+        if "stage 2" not in state["settings"]:
+            raise ValueError(
+                f"{folder} has no Stage II, whose pseudo-labels the loss needs"
+            )
+        self.all_settings = state["settings"]
+        self.done = state["done"]
+        self.settings = state["settings"]["stage 2"]
+        self.seed = seed
+        self.manifest = load_manifest(
+            self.settings["manifest"] or folder / "manifest.csv",
+            self.settings["data_folder"],
+            self.settings.get("allow_outside_data_folder", False),
+        )
+        rows, _ = held_out(
+            len(self.manifest),
+            self.settings["held_out_share"],
+            self.settings["seed"],
+        )
+        rng = np.random.default_rng(seed)
+        self.rows = np.sort(rng.permutation(rows)[:utterances])
+
+    def names(self) -> list[str]:
+        """Lists what can be probed, such as iter1/start and iter1/gated."""
+        found = []
+        for number in range(1, self.settings["n_iterations"] + 1):
+            if f"iter{number}/labels" not in self.done:
+                break
+            names = [f"iter{number}/{phase}" for phase in PHASES]
+            names = [name for name in names if name in self.done]
+            begins = not self._is_wide(number) and self._source(number).exists()
+            found += [f"iter{number}/{START}"] * begins + names
+        return found
+
+    def probes(
+        self, names: list[str], device: str, by_batch: bool
+    ) -> Iterator[Probe]:
+        """Reads probes, one after the other."""
+        crops = self._crops.to(device)
+        for name in names:
+            number, phase = int(name[4:].split("/")[0]), name.split("/")[1]
+            labels = self._labels(number)
+            kept = torch.from_numpy(labels[self.rows] >= 0)
+            trained_on = self._trained_on(name, labels)[self.rows]
+            large = phase == "large_margin"
+            probe = Probe(
+                name,
+                self._model(name, number, phase).to(device),
+                _made(self.settings["large_margin" if large else "aam"]),
+                crops[kept.to(device)],
+                *(
+                    torch.from_numpy(each)[kept].to(device)
+                    for each in (labels[self.rows], trained_on)
+                ),
+            )
+            if not probe.counts.any():
+                raise ValueError(
+                    f"{self.folder}: of {len(self.rows)} utterances none "
+                    f"counted in the last epoch of {name}: take more"
+                )
+            probe.use_batch_norm(by_batch)
+            yield probe
+
+    @functools.cached_property
+    def _crops(self):
+        """A crop of each utterance of the sample, (n, samples)."""
+        crop, rate = (
+            self.settings[key] for key in ("crop_seconds", "sample_rate")
+        )
+        crops = []
+        for row in self.rows.tolist():
+            item = self.manifest[row]
+            rng = random.Random(f"{self.seed} {self.manifest.ids[row]}")
+            span = item["wav"], item["offset"], item["duration"]
+            source = item["place"], item["channel"]
+            crops.append(read_crops(*span, crop, 1, rate, rng, *source)[0])
+        return torch.stack(crops)
+
+    def _labels(self, number):
+        """Returns a round's pseudo-labels by row, -1 for none."""
+        path = self.folder / f"iter{number}" / "labels" / "labels.csv"
+        names, pseudo = read_labels(path)
+        labels = np.full(len(self.manifest), -1)
+        labels[self.manifest.rows(names)] = pseudo
+        return labels
+
+    def _trained_on(self, name, labels):
+        """Returns the labels by which utterances counted, -1 for none."""
+        path = self.folder / name / GATE
+        if not path.exists():
+            return labels
+        last = load_arrays(path)
+        counted = np.full(len(labels), -1)
+        chosen = last["rows"][last["selected"]]
+        counted[chosen] = labels[chosen]
+        corrected = last.get("corrected", np.full(len(last["rows"]), -1))
+        changed = corrected >= 0
+        counted[last["rows"][changed]] = corrected[changed]
+        return counted
+
+    def _model(self, name, number, phase):
+        """Makes the encoder and the classifier of a probe."""
+        kind = "new_last_encoder" if self._is_wide(number) else "new_encoder"
+        encoder = _made(self.settings[kind])()
+        classifier = _made(self.settings["new_classifier"])(
+            out_neurons=self.done[f"iter{number}/labels"]["n_clusters"]
+        )
+        folder = self.folder / name
+        if phase == START:
+            load_weights(encoder.network, self._source(number))
+            means = self.folder / f"iter{number}" / "labels" / "centroids.npy"
+            start_from(classifier, torch.from_numpy(np.load(means)))
+        else:
+            load_weights(encoder.network, folder / ENCODER)
+            load_weights(classifier, folder / CLASSIFIER)
+        return torch.nn.ModuleDict(
+            {"encoder": encoder, "classifier": classifier}
+        )
+
+    def _source(self, number):
+        """Returns the weights whose embeddings a round's labels are of."""
+        if number > 1:
+            return self.folder / f"iter{number - 1}" / "gated" / ENCODER
+        given = self.settings.get("pretrained_encoder")
+        last = self.folder / stage1_steps(self.all_settings)[-1]
+        path = pathlib.Path(given or last)
+        return path / ENCODER if path.is_dir() else path
+
+    def _is_wide(self, number):
+        last = number == self.settings["n_iterations"]
+        return bool(last and self.settings.get("new_last_encoder"))
+
+
+def _made(setting):
+    """Makes what a setting names."""
+    return load_hyperpyyaml(dump_settings({"made": setting}))["made"]

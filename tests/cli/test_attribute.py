@@ -1,0 +1,67 @@
+"""lgl attribute: a page, its numbers, and the refusal of too few steps."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.report.attribution import draw
+
+
+@pytest.fixture(scope="module")
+def trials(audio, tmp_path_factory):
+    path = tmp_path_factory.mktemp("trials") / "trials.txt"
+    lines = [f"1 {s}/0.wav {s}/{n}.wav" for s in ("ann", "bob") for n in (1, 2)]
+    lines += [f"0 ann/0.wav {s}/1.wav" for s in ("bob", "cat", "dan")]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_page_and_its_numbers(encoder, audio, trials, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(encoder), str(trials), str(audio)]
+    options = [f"--output_folder={out}", "--number=5", "--device=cpu"]
+    main(["attribute", *arguments, *options])
+    printed = capsys.readouterr().out
+    assert printed.count(" off with ") == 2 * 5
+    facts = json.loads((out / "attribution.json").read_text())
+    assert facts["trials"] == 5 and facts["targets"] == 3
+    with open(out / "trials.csv", newline="") as source:
+        header, *rows = csv.reader(source)
+    assert len(rows) == 5 and rows[0][0] == "target"
+    numbers = np.genfromtxt(
+        out / "bands_features.csv", delimiter=",", names=True
+    )
+    changes = [
+        float(row[header.index("score")])
+        - float(row[header.index("features, baseline")])
+        for row in rows
+    ]
+    change = numbers["target"].sum()
+    assert change == pytest.approx(np.mean(changes[:3]), rel=0.06, abs=0.006)
+    added = facts["added"]["features"].values()
+    assert sum(a["target"][0] for a in added) == pytest.approx(change, abs=1e-4)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "could not be made" not in page
+    assert page.count("<figure>") == 2 + 2 + 4
+    for name in ("Which bands", "When", "Examples", "Completeness"):
+        assert f">{name}</h2>" in page
+    assert "Which layers" not in page
+
+
+def test_too_few_steps_are_refused(encoder, audio, trials, tmp_path, capsys):
+    arguments = [str(encoder), str(trials), str(audio), "--steps=1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["attribute", *arguments, f"--output_folder={tmp_path / 'out'}"])
+    assert "give more steps, such as 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_of_what_is_drawn_are_targets():
+    labels = np.arange(40) < 4
+    rows = draw(labels, 10, seed=1)
+    assert labels[rows].sum() == 4 and (~labels[rows]).sum() == 5
+    assert len(set(rows)) == len(rows)
+    assert np.array_equal(rows, draw(labels, 10, seed=1))

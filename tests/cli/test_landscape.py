@@ -1,0 +1,174 @@
+"""lgl landscape: the page of a small run folder, made by hand."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+
+from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.labels import write_labels
+from lgl_plugin.nnet.losses import AAMSoftmax
+from lgl_plugin.report.probes import ProbedRun
+from lgl_plugin.runs.plain import plain_settings
+from lgl_plugin.runs.pretrained import build_encoder
+from lgl_plugin.runs.weights import load_weights, save_weights
+
+SETTINGS = """
+stage: 2
+seed: 1
+sample_rate: 16000
+crop_seconds: 0.2
+held_out_share: 0.1
+n_iterations: 1
+manifest: null
+pretrained_encoder: null
+new_last_encoder: null
+new_encoder: !name:lgl_plugin.nnet.encoders.Encoder
+    features: !name:speechbrain.lobes.features.Fbank {n_mels: 8}
+    network: !name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+        input_size: 8
+        channels: [8, 8, 8, 8, 8]
+        attention_channels: 4
+        res2net_scale: 2
+        se_channels: 4
+        lin_neurons: 6
+new_classifier: !name:speechbrain.lobes.models.ECAPA_TDNN.Classifier
+    input_size: 6
+aam: !new:lgl_plugin.nnet.losses.AAMSoftmax {margin: 0.2, scale: 30}
+"""
+N, CLUSTERS = 12, 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Stage I and a round, of random weights; the gate let a half through."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    ids = [f"{n}.wav" for n in range(N)]
+    rows = ["ID,duration,wav,start,stop,spk_id"]
+    for name in ids:
+        soundfile.write(folder / name, 0.1 * rng.normal(size=8000), 16000)
+        rows.append(f"{name},0.5,$data_root/{name},0,8000,")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    settings = plain_settings(SETTINGS) | {"data_folder": str(folder)}
+    done = {name: {} for name in ("stage1", "iter1/classifier", "iter1/gated")}
+    done["iter1/labels"] = {"n_clusters": CLUSTERS}
+    state = {"settings": {"stage 1": {}, "stage 2": settings}, "done": done}
+    (folder / "state.json").write_text(json.dumps(state))
+    labels = np.arange(N) % CLUSTERS
+    write_labels(folder / "iter1" / "labels" / "labels.csv", ids, labels)
+    centroids = rng.normal(size=(CLUSTERS, 6)).astype(np.float32)
+    np.save(folder / "iter1" / "labels" / "centroids.npy", centroids)
+    torch.manual_seed(0)
+    for step in ("stage1", "iter1/classifier", "iter1/gated"):
+        encoder = build_encoder(settings)
+        save_weights(encoder.network, folder / step / "embedding_model.ckpt")
+        save_weights(
+            Classifier(6, out_neurons=CLUSTERS),
+            folder / step / "classifier.ckpt",
+        )
+    np.savez(
+        folder / "iter1" / "gated" / "gate.npz",
+        rows=np.arange(N),
+        losses=np.zeros(N),
+        selected=np.arange(N) < N // 2,
+        corrected=np.where(np.arange(N) == N - 1, 0, -1),
+        tau=1.0,
+    )
+    return folder
+
+
+def test_the_page_and_its_numbers(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = [f"--output_folder={out}", "--points=3", "--utterances=11"]
+    main(["landscape", str(run), "--device=cpu", *options])
+    assert capsys.readouterr().out.count("curvature") == 3
+    steps = json.loads((out / "landscape.json").read_text())["steps"][run.name]
+    assert list(steps) == ["iter1/start", "iter1/classifier", "iter1/gated"]
+    with open(out / "surfaces.csv", newline="") as source:
+        header, *rows = csv.reader(source)
+    assert len(rows) == 3 * 3 * 3
+    centres = {row[0]: row[3:] for row in rows if row[1:3] == ["0", "0"]}
+    for name, values in centres.items():
+        np.testing.assert_allclose(
+            np.float64(values), steps[name]["loss"], rtol=1e-4
+        )
+    with open(out / "lines.csv", newline="") as source:
+        lines = list(csv.reader(source))[1:]
+    ends = {(row[0], row[1], row[2]): float(row[3]) for row in lines}
+    for one, other in (("start", "classifier"), ("classifier", "gated")):
+        one, other = f"iter1/{one}", f"iter1/{other}"
+        end = ends[one, other, "1"]
+        assert end == pytest.approx(steps[other]["loss"][0], rel=1e-4)
+    # The classifier is another one at the start of the second line only.
+    start = ends["iter1/classifier", "iter1/gated", "0"]
+    assert start == pytest.approx(
+        steps["iter1/classifier"]["loss"][0], rel=1e-4
+    )
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "could not be made" not in page and page.count("<figure>") == 4
+
+
+def test_the_loss_is_that_of_the_encoder_and_of_what_the_gate_let_through(run):
+    """Against the modules called by hand, by the kept batch statistics."""
+    probed = ProbedRun(run, 11, seed=0)
+    (probe,) = probed.probes(["iter1/gated"], "cpu", by_batch=False)
+    encoder = build_encoder(probed.settings).eval()
+    load_weights(encoder.network, run / "iter1/gated/embedding_model.ckpt")
+    classifier = Classifier(6, out_neurons=CLUSTERS)
+    load_weights(classifier, run / "iter1/gated/classifier.ckpt")
+    rows = probed.rows
+    with torch.no_grad():
+        cosines = classifier(encoder(probe.crops)[:, None])[:, 0]
+        every, own = probe.figures().tolist()
+    labels = torch.from_numpy(rows % CLUSTERS)
+    aam = AAMSoftmax(0.2, 30.0)
+    assert every == pytest.approx(float(aam(cosines, labels).mean()), rel=1e-5)
+    labels[torch.from_numpy(rows == N - 1)] = 0  # corrected
+    counted = torch.from_numpy((rows < N // 2) | (rows == N - 1))
+    expected = aam(cosines, labels)[counted].mean()
+    assert own == pytest.approx(float(expected), rel=1e-5)
+    parts = sum(part() for part in probe.parts()).detach()
+    assert parts.item() == pytest.approx(own, rel=1e-5)
+    shift = 30 * np.sin(0.2)
+    at_chance = shift + np.log(np.exp(-shift) + CLUSTERS - 1)
+    assert probe.chance() == pytest.approx(at_chance, rel=1e-4)
+
+
+def test_batch_statistics_leave_the_kept_ones_alone(run):
+    (probe,) = ProbedRun(run, 11, 0).probes(["iter1/gated"], "cpu", True)
+    before = {k: v.clone() for k, v in probe.model.state_dict().items()}
+    with torch.no_grad():
+        by_batch = probe.figures()
+        probe.use_batch_norm(by_batch=False)
+        assert not torch.allclose(by_batch, probe.figures(), atol=1e-3)
+    for name, value in probe.model.state_dict().items():
+        assert "num_batches" in name or torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--only", "iter2/gated"], "has no step iter2/gated. It has iter1/st"),
+        (["--points=4"], "--points=4: it must be odd"),
+    ],
+)
+def test_wrong_calls_are_refused(run, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["landscape", str(run), *options])
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_stage_2_is_refused(tmp_path, capsys):
+    (tmp_path / "state.json").write_text('{"settings": {}, "done": {}}')
+    for folder, message in (
+        (tmp_path, "no Stage II"),
+        (tmp_path / "x", "no state"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["landscape", str(folder)])
+        assert message in capsys.readouterr().err
