@@ -105,7 +105,8 @@ def contours(
         axis = np.linspace(-radius, radius, len(surface))
         look = dict(levels=levels, cmap="cividis")
         drawn = panel.contourf(axis, axis, surface.T, **look)
-        panel.contour(axis, axis, surface.T, levels, colors="k", linewidths=0.3)
+        look = dict(colors="k", linewidths=0.3, linestyles="solid")
+        panel.contour(axis, axis, surface.T, levels, **look)
         panel.plot(0, 0, "+", color="white", ms=10, mew=2)
         panel.set_title(name, fontsize=9)
         panel.set_aspect("equal")
@@ -130,7 +131,7 @@ def curves(
         axes.plot(x, y, label=name, ms=3, **style(index))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(loc="outside upper center", fontsize=8)
     return figure
 
 
