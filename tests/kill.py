@@ -28,9 +28,11 @@ import torch
 from lgl_plugin.dataio.synthetic import make_corpus
 from lgl_plugin.runs.metrics_log import read_metrics
 
+SCRIPT = ["train_lgl.py"]
 RECIPE = pathlib.Path(__file__).parents[1] / "recipes" / "VoxCeleb" / "LGL"
 TINY = (
     "--batch_size=8",
+    "--steps_per_epoch=13",
     "--dataloader_options={num_workers: 1}",
     "--crop_seconds=0.5",
     "--new_encoder={network: {channels: [16, 16, 16, 16, 48], "
@@ -73,7 +75,7 @@ def command(corpus, output, stage):
     """What a user types for a stage."""
     yaml, *options = STAGES[stage]
     return [
-        *(sys.executable, "train_lgl.py", f"hparams/{yaml}"),
+        *(sys.executable, *SCRIPT, f"hparams/{yaml}"),
         *TINY,
         *options,
         f"--data_folder={corpus}",

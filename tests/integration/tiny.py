@@ -1,6 +1,7 @@
 """Runs the real recipe at a tiny size, for the integration tests."""
 
 import contextlib
+import functools
 import io
 import pathlib
 import runpy
@@ -10,8 +11,12 @@ from unittest import mock
 
 import train_lgl  # of the recipe's folder
 
+from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.training import session
+
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "LGL"
+PREPARE = functools.partial(prepare_manifest, num_workers=1)
 
 TINY = [
     "--batch_size=8",
@@ -72,6 +77,8 @@ def train_here(yaml, corpus, output, *options, page=False):
     with (
         mock.patch.object(sys, "argv", typed),
         mock.patch.object(train_lgl, "try_to_write_report", write),
+        # Eight would take half a second to start.
+        mock.patch.object(session, "prepare_manifest", PREPARE),
     ):
         try:
             train_lgl.main()
