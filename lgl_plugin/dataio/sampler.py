@@ -11,38 +11,17 @@ from torch.utils.data import Sampler
 class PassSampler(Sampler):
     """An endless stream of passes over a dataset, cut into epochs.
 
-    Each pass has every utterance once, in an order of its own. An epoch goes
-    on where the one before ended, whatever its length, so that no utterance
-    is left out for good: between any two, the number of visits differs by one
-    at most. An index is that in the dataset plus the dataset's size for each
-    pass before; `UtteranceDataset` draws other crops in each pass.
+    Each pass has every utterance once, in an order of its own. An epoch of
+    `length` items goes on where the one before ended, so that no utterance is
+    left out for good: between any two, the number of visits differs by one at
+    most. An index is that in the dataset of `size` items plus that size for
+    each pass before; `UtteranceDataset` draws other crops in each pass.
 
-    Arguments
-    ---------
-    size : int
-        Items of the dataset.
-    length : int
-        Items of an epoch.
-    seed : int
-        The orders follow from it.
-    shards : numpy.ndarray, optional
-        The shard of each item, int (size,), see `shard_numbers`. A pass then
-        reads only `window` shards at a time, for storage that caches the
-        neighbourhood of recent reads: the shards are dealt into windows at
-        random, and a window's utterances are shuffled before the next window
-        begins. Speakers must be spread over the shards, as `write_shards`
-        does, for a window to be a fair sample of the corpus.
-    window : int
-        As above.
-
-    Example
-    -------
-    >>> sampler = PassSampler(size=3, length=4, seed=1)
-    >>> first = list(sampler)
-    >>> sampler.set_epoch(2)
-    >>> stream = first + list(sampler)  # two passes, and two items of a third
-    >>> sorted(stream[:3]), sorted(stream[3:6])
-    ([0, 1, 2], [3, 4, 5])
+    With `shards`, int (size,), see `shard_numbers`, a pass reads only `window`
+    shards at a time, for storage that caches the neighbourhood of recent
+    reads: they are dealt into windows at random, and a window's utterances are
+    shuffled. Speakers must be spread over the shards, as `write_shards` does,
+    for a window to be a fair sample of the corpus.
     """
 
     def __init__(
