@@ -19,10 +19,10 @@ import torch
 
 from lgl_plugin.nnet.features import KaldiFbank
 from lgl_plugin.nnet.speech_heads import counted
+from lgl_plugin.nnet.speech_source import read_config, read_model
 
 # Whose weights LoRA changes: queries and values, as the families name them.
 LORA = ("q_proj", "v_proj", "linear_q", "linear_v")
-FAMILIES = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert")
 TRAINED = ("head", "layers", "lora")
 
 
@@ -101,7 +101,7 @@ class SpeechModel(torch.nn.Module):
     ):
         super().__init__()
         self.check_arguments(source, head, train, lr_scale, decay, rank)
-        self.front, told = _read_model(source)
+        self.front, told = read_model(source)
         self.normalise = told if normalise is None else normalise
         self.is_frozen = train == "head"
         self.lr_scale, self.decay = lr_scale, decay
@@ -148,7 +148,7 @@ class SpeechModel(torch.nn.Module):
             )
         if (train == "lora") != (rank > 0):
             raise ValueError("rank: train: lora needs one, all else has none")
-        _read_config(source)
+        read_config(source)
 
     def train(self, mode: bool = True) -> SpeechModel:
         """Sets the mode of all that is trained; what is frozen sleeps on."""
@@ -242,70 +242,6 @@ class _LowRank(torch.nn.Module):
         return weight + 2 * self.up @ self.down
 
 
-def _transformers():
-    """Returns the package, or says how to install it."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            f"a pre-trained speech model takes transformers ({error}): "
-            "pip install 'lgl-plugin[ssl]'"
-        ) from error
-    return transformers
-
-
-def _read_config(source):
-    """Returns a source's configuration, of a family that is known here."""
-    auto = _transformers().AutoConfig
-    try:
-        if isinstance(source, dict):
-            config = auto.for_model(**source)
-        else:
-            config = auto.from_pretrained(source)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{source} is no speech model: name a folder that save_pretrained "
-            f"wrote, or a model at Hugging Face: {error}"
-        ) from error
-    if config.model_type not in FAMILIES or getattr(
-        config, "add_adapter", False
-    ):
-        raise ValueError(
-            f"{source} is a {config.model_type}, which is none of "
-            f"{', '.join(FAMILIES)}, or has an adapter behind its layers"
-        )
-    return config
-
-
-def _read_model(source):
-    """Returns a source's model, float32, and whether it was normalised for."""
-    transformers = _transformers()
-    # A bar for each of many readings of one file.
-    transformers.utils.logging.disable_progress_bar()
-    if isinstance(source, dict):
-        config = _read_config(source)
-        return transformers.AutoModel.from_config(config).float(), False
-    try:
-        model, info = transformers.AutoModel.from_pretrained(
-            source, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{source} cannot be loaded: {error}") from error
-    # The vector for masked frames is of pre-training alone.
-    missing = {*info["missing_keys"]} - {"masked_spec_embed"}
-    if missing:
-        raise ValueError(
-            f"{source} lacks weights, such as {min(missing)}, which would "
-            "be random"
-        )
-    reader = transformers.Wav2Vec2FeatureExtractor
-    try:
-        told, _ = reader.get_feature_extractor_dict(source)
-    except OSError:  # there is no preprocessor_config.json
-        told = {}
-    return model.float(), bool(told.get("do_normalize", False))
-
-
 def _frames(n, kernels, strides):
     """Returns how many frames convolutions make of so many."""
     for kernel, stride in zip(kernels, strides):
@@ -353,6 +289,7 @@ def _padding_left_out(convolutions, n_samples):
     n = _frames(n_samples, conv.kernel_size, conv.stride)
 
     def forward(norm, x):  # a group is a channel
+        x = x.float()  # sums of 16 bits would be coarse
         own = counted(n, x.shape[2])[:, None]
         mean = (x * own).sum(2, keepdim=True) / n[:, None, None]
         x = (x - mean) * own

@@ -203,23 +203,23 @@ def _take_pretrained(path, tree, changes):
     described = encoder_settings(str(source), bare=True)
     if described is None:
         return
-    if tree.get("new_first_encoder") is not None:
+    try:
+        size = embedding_size(described)
+    except Exception as error:  # the classes that it names raise anything
+        raise ValueError(
+            f"{path}: pretrained_encoder: {source} describes an encoder that "
+            f"embeds nothing: {error!r}"
+        ) from error
+    if tree.get("new_first_encoder") is None:
+        described["embedding_size"] = size
+    else:  # it gives the first labels alone
         rate = plain_settings(_resolved(tree))["sample_rate"]
         if described["sample_rate"] != rate:
             raise ValueError(
                 f"{path}: pretrained_encoder: {source} hears "
                 f"{described['sample_rate']} Hz, and new_encoder {rate}"
             )
-        first = {"new_first_encoder": described["new_encoder"]}
-        _merge(tree, _yaml().load(dump_settings(first)))
-        return
-    try:
-        described["embedding_size"] = embedding_size(described)
-    except Exception as error:  # the classes that it names raise anything
-        raise ValueError(
-            f"{path}: pretrained_encoder: {source} describes an encoder that "
-            f"embeds nothing: {error!r}"
-        ) from error
+        described = {"new_first_encoder": described["new_encoder"]}
     for name, value in described.items():
         if name in changes and changes[name] != value:
             said = f" ({value})" if isinstance(value, int) else ""

@@ -2,8 +2,10 @@
 
 import functools
 import pathlib
+import sys
 
 import pytest
+import tiny_speech
 import torch
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ResNet import ResNet
@@ -15,6 +17,7 @@ from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.features import KaldiFbank
+from lgl_plugin.nnet.speech_model import SpeechModel
 from lgl_plugin.runs.pretrained import (
     build_encoder,
     embedding_size,
@@ -239,3 +242,30 @@ def test_stage2_refuses_a_folder_that_embeds_nothing(tmp_path):
     path.write_text(path.read_text().replace("Xvector.Xvector", "None.Such"))
     with pytest.raises(ValueError, match="pretrained_encoder: .*mine.*None"):
         stage2(f"pretrained_encoder: {tmp_path}/mine")
+
+
+def test_a_pretrained_encoder_may_give_the_first_labels_alone(
+    tmp_path, monkeypatch
+):
+    """That which is trained is another, of another size."""
+    module = hub_folder(tmp_path / "mine", XVECTOR)
+    source = tiny_speech.save(tmp_path / "speech")
+    given = (
+        f"pretrained_encoder: {tmp_path}/mine",
+        f"speech_model: {source}",
+    )
+    settings, _ = stage2(*given, yaml="small_ssl_stage2")
+    first = settings.new_first_encoder().network
+    first.load_state_dict(module.state_dict())
+    assert isinstance(settings.new_encoder().network, SpeechModel)
+    assert settings.new_classifier(out_neurons=3).weight.shape == (3, 192)
+    for option, said in [
+        ("sample_rate: 8000", "hears 16000 Hz, and new_encoder 8000"),
+        ("new_first_encoder: {normalise: null}", "says that itself"),
+        ("classifier_init: centroids", "set classifier_init to random"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            stage2(*given, option, yaml="small_ssl_stage2")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"new_encoder.*'lgl-plugin\[ssl\]'"):
+        stage2(*given, yaml="small_ssl_stage2")
