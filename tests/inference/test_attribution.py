@@ -1,14 +1,20 @@
 """Explanations of encoders with bands, with a waveform alone, with a freeze."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 from tiny_brains import tiny_encoder
+from tiny_speech import config
 
 from lgl_plugin.inference.attribution import Explainer, mel_bands
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.nnet.features import Waveform
+from lgl_plugin.nnet.speech_heads import MHFA
+from lgl_plugin.nnet.speech_model import SpeechModel
 
 
 class Frozen(torch.nn.Module):
@@ -82,6 +88,20 @@ def test_each_bin_of_a_spectrum_is_in_one_band():
     for band in range(len(hz)):
         inside = of_bin[bands[:, band].numpy() == 1]
         assert inside.min() - 32 < hz[band] < inside.max() + 32
+
+
+def test_layers_of_a_pre_trained_speech_model_sum_to_its_score():
+    """Frozen, of a tiny WavLM; its head weighs all three states alike."""
+    torch.manual_seed(0)
+    head = functools.partial(MHFA, embedding_size=8, heads=2)
+    encoder = Encoder(Waveform, SpeechModel(config(), head))
+    wavs = torch.randn(8000), torch.randn(6000)
+    found = Explainer(encoder, over=("waveform", "layers"))(*wavs)
+    check(found, encoder, wavs)
+    path = found.paths["layers"]
+    change = path.score - found.paths["waveform"].baseline_score
+    assert len(found.layers) == 3 and np.abs(found.layers).min() > 1e-5
+    assert found.layers.sum() == pytest.approx(change, abs=0.006)
 
 
 def test_a_path_that_an_encoder_lacks_is_refused():
