@@ -8,10 +8,11 @@ A corpus is a folder with `train`, `test` and `trials.txt`. Its audio is sent
 over each carrier: as it is, a telephone band with mu-law or GSM, Opus at
 8 kbit/s, far microphones in measured rooms, and noise at 5 to 10 dB. There
 every encoder is adapted by `inference.adapt`, which reads no label, and each
-verdict is held against the labelled trials. Two encoders are also compared
-with each other, as before and after a training. Nothing but the tables reads
-the labels. The same command goes on where it was interrupted; audio and
-embeddings stay in `--work`.
+verdict is held against the labelled trials. These are few, too: their change
+has an interval of its own, from drawing test speakers. Two encoders are also
+compared with each other, as before and after a training. Nothing but the
+tables reads the labels. The same command goes on where it was interrupted;
+audio and embeddings stay in `--work`.
 """
 
 import io
@@ -29,16 +30,27 @@ from lgl_plugin.dataio.audio import probe, read_audio
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import read_trials
-from lgl_plugin.evaluation.verification import verify
+from lgl_plugin.evaluation.verification import (
+    adaptive_s_norm,
+    cohort_statistics,
+    cosine_scores,
+)
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import Identity, load_backend
 from lgl_plugin.inference.export import BACKEND
 from lgl_plugin.inference.verdict import judge
+from lgl_plugin.metrics.error_rates import (
+    count_rejected,
+    eer,
+    equal_error_point,
+)
 from lgl_plugin.nnet.augment import Augmenter
 
 RATE = 16000
 # libsndfile's level from 0 (256 kbit/s) to 1 (6 kbit/s).
 OPUS_8K = (256 - 8) / (256 - 6)
+COHORT = 200  # nearest recordings that AS-norm takes
+DRAWS = 200  # of test speakers, for the interval of the truth
 
 
 def main():
@@ -83,11 +95,11 @@ def examine_all(options, folder, trials):
         found, end = examine(ladder, vectors, trials)
         rows += [{"encoder": run.name, **row} for row in found]
         ends.append({"encoder": run.name, **end})
-        ladders[run.name] = ladder.start, verify(vectors, trials)
+        ladders[run.name] = ladder.start, cosine_scores(vectors, trials)
     for one, other in itertools.combinations(ladders, 2):
         before, after = ladders[one], ladders[other]
         found = judge(before[0], after[0])
-        row = held_against(found, before[1], after[1])
+        row = held_against(found, before[1], after[1], trials)
         rows.append({"encoder": one, "rung": f"or {other}", **row})
     return rows, ends
 
@@ -174,35 +186,76 @@ def manifest(folder, utterances):
 
 def examine(ladder, vectors, trials):
     """Holds each back-end's verdict, and the ladder's end, against labels."""
-    plain = verify(Identity().fit(vectors)(vectors), trials)
-    rows, end = [], plain
+    best = Identity().fit(vectors)
+    plain = cosine_scores(vectors, trials)
+    rows, figures = [], {"as it came": percent(plain, trials)}
     for rung in ladder.rungs:
         backend = load_backend(ladder.folder / rung.name / BACKEND)
-        rate = verify(backend(vectors), trials)
+        scores = cosine_scores(backend(vectors), trials)
         found = judge(ladder.start, ladder.start.through(backend))
-        rows.append({"rung": rung.name, **held_against(found, plain, rate)})
-        end = rate if rung.kept else end
+        row = held_against(found, plain, scores, trials)
+        rows.append({"rung": rung.name, **row})
+        figures[rung.name] = percent(scores, trials)
+        best = backend if rung.kept else best
     kept = [rung.name for rung in ladder.rungs if rung.kept]
-    figures = {
-        "as it came": plain["eer_percent"],
-        **{row["rung"]: row["true after"] for row in rows},
-        "kept": kept[-1] if kept else "none",
-        "adapted": end["eer_percent"],
-    }
+    scores = cosine_scores(best(vectors), trials)
+    figures["kept"] = kept[-1] if kept else "none"
+    figures["adapted"] = percent(scores, trials)
+    cohort = best(ladder.vectors)
+    size = min(COHORT, len(cohort))
+    statistics = cohort_statistics(best(vectors), cohort, size)
+    scores = adaptive_s_norm(scores, trials, *statistics)
+    figures["with AS-norm"] = percent(scores, trials)
     return rows, figures
 
 
-def held_against(found, before, after):
+def percent(scores, trials):
+    """The equal error rate of trials in per cent."""
+    return 100 * eer(scores, trials.labels)[0]
+
+
+def held_against(found, before, after, trials):
     """A verdict beside the truth."""
+    low, high = true_interval(before, after, trials)
     return {
         "pseudo before": found.before,
         "pseudo after": found.after,
         "low": found.low,
         "high": found.high,
         "verdict": found.word,
-        "true before": before["eer_percent"],
-        "true after": after["eer_percent"],
+        "true before": percent(before, trials),
+        "true after": percent(after, trials),
+        "true low": low,
+        "true high": high,
     }
+
+
+def true_interval(before, after, trials):
+    """A 95 % interval of the change of the EER, by drawing test speakers."""
+    names = [name.split("/")[-3] for name in trials.utterances]
+    _, speakers = np.unique(names, return_inverse=True)
+    first, second = speakers[trials.enrolment], speakers[trials.test]
+    sorted_trials = [count_rejected(s, trials.labels) for s in (before, after)]
+    rng, changes = np.random.default_rng(0), []
+    while len(changes) < DRAWS:
+        drawn = rng.integers(speakers.max() + 1, size=speakers.max() + 1)
+        times = np.bincount(drawn, minlength=speakers.max() + 1)
+        # A trial within a speaker counts as often as that one was drawn.
+        weights = times[first] * np.where(trials.labels, 1, times[second])
+        if not (weights[trials.labels].any() and weights[~trials.labels].any()):
+            continue
+        rates = []
+        for order, _, missed, refused in sorted_trials:
+            weight, target = weights[order], trials.labels[order]
+            misses = np.append(0, np.cumsum(weight[target]))
+            refusals = np.append(0, np.cumsum(weight[~target]))
+            point = equal_error_point(
+                misses[missed] / misses[-1],
+                1 - refusals[refused] / refusals[-1],
+            )
+            rates.append(100 * point[0])
+        changes.append(rates[1] - rates[0])
+    return np.quantile(changes, [0.025, 0.975]).tolist()
 
 
 def summary(verdicts):
@@ -237,6 +290,11 @@ def summary(verdicts):
                 "of these, truly better": int((worse & (true < 0)).sum()),
                 "interval holds the true change": int(
                     ((low <= true) & (true <= high)).sum()
+                ),
+                "it meets the interval of the truth": sum(
+                    row["low"] <= row["true high"]
+                    and row["true low"] <= row["high"]
+                    for row in chosen
                 ),
                 "correlation": float(np.corrcoef(pseudo, true)[0, 1]),
             }

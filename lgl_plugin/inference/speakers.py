@@ -148,10 +148,7 @@ def find_speakers(
     else:
         limit, origin = threshold, "given"
         if limit is None:
-            limit, origin = read_threshold(encoder), "the encoder's"
-        if limit is None:
-            limit = _threshold_by_halves(encoder, manifest, device)
-            origin = "found by halves of these files"
+            limit, origin = calibrated(encoder, manifest, device)
         rule = f"average linkage at a cosine of {limit:.3f} ({origin})"
         if given is None:
             labels = average_linkage(vectors, limit, device)
@@ -260,8 +257,16 @@ def by_speaker(speech: Speakers) -> np.ndarray:
     return np.lexsort((-speech.confidence, speech.labels))
 
 
-def _threshold_by_halves(encoder, manifest, device):
-    """Finds a threshold without labels, from the files at hand."""
+def calibrated(
+    encoder: str | pathlib.Path, manifest: Manifest, device: str = "cpu"
+) -> tuple[float, str]:
+    """Returns the encoder's threshold, or else one from the files at hand.
+
+    With it comes its origin in words. Raises ValueError if none can be found.
+    """
+    known = read_threshold(encoder)
+    if known is not None:
+        return known, "the encoder's"
     extract = load_extractor(encoder, device)
     decision, _ = find_threshold(extract, manifest, share=0.5, seed=0)
     if decision is None:
@@ -269,7 +274,7 @@ def _threshold_by_halves(encoder, manifest, device):
             f"{encoder} names no threshold, and none can be found with so few "
             "files: say one by --threshold, or the number by --speakers"
         )
-    return decision[0]
+    return decision[0], "found by halves of these files"
 
 
 def _largest_first(labels):
