@@ -63,7 +63,7 @@ def adaptation(folder: pathlib.Path, state: dict[str, Any]) -> Iterator[str]:
 
     Training in there is a run of its own, whose steps follow.
     """
-    from lgl_plugin.inference.adapt import BACKENDS, TRAINED, Rung
+    from lgl_plugin.inference.rungs import BACKENDS, TRAINED, Rung
     from lgl_plugin.inference.verdict import Verdict
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.provenance import read_starts

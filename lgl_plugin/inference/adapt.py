@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable
@@ -24,16 +23,12 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin.dataio.given import read_given
 from lgl_plugin.dataio.manifest import Manifest, load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
-from lgl_plugin.inference.backends import (
-    Backend,
-    Centring,
-    Whitening,
-    load_backend,
-)
+from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import BACKEND, ENCODER, InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.model_card import adapted_card
+from lgl_plugin.inference.rungs import BACKENDS, HEADER, TRAINED, Rung
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.inference.verdict import (
     FEWEST,
@@ -60,52 +55,7 @@ logger = get_logger(__name__)
 # Recordings that the verdict is passed on, at most and as a share of all, and
 # those that a back-end is fitted on at most.
 JUDGED, JUDGED_SHARE, FITTED = 400, 0.5, 20000
-BACKENDS: dict[str, Callable[[], Backend]] = {
-    "centring": Centring,
-    # With less shrinkage labelled trials often gained more, but no verdict
-    # shows it: docs/adapt.md.
-    "whitening": functools.partial(Whitening, 10.0),
-}
-TRAINED = "loss_gate"
 PSEUDO_TRIALS = "pseudo_trials.npz"
-HEADER = ["rung", "before %", "after %", "change, points", "verdict", "kept"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rung:
-    """A rung that was tried, and the verdict on it.
-
-    Arguments
-    ---------
-    name, verdict : str, Verdict
-        It is kept if the verdict says that it wins.
-
-    Example
-    -------
-    >>> rung = Rung("centring", Verdict(200, 4.0, 2.5, -2.1, -0.8))
-    >>> rung.kept, rung.cells()
-    (True, ['centring', '4.0', '2.5', '-2.1 to -0.8', 'better', 'yes'])
-    """
-
-    name: str
-    verdict: Verdict
-
-    @property
-    def kept(self) -> bool:
-        """Says whether the adapted encoder has this rung."""
-        return self.verdict.sign < 0
-
-    def cells(self) -> list[str]:
-        """Returns the rung's line of a table under `HEADER`."""
-        found = self.verdict
-        return [
-            self.name,
-            f"{found.before:.1f}",
-            f"{found.after:.1f}",
-            f"{found.low:+.1f} to {found.high:+.1f}",
-            found.word,
-            "yes" if self.kept else "no",
-        ]
 
 
 class Ladder:
@@ -245,11 +195,18 @@ class Ladder:
 
     def _judge(self, kind, folder, parts, vectors):
         """Fits a back-end, or none, and judges against the best so far."""
+        heard = parts
         if kind:
             backend = BACKENDS[kind]().fit(vectors)
             backend.save(folder / BACKEND)
-            parts = parts.through(backend)
-        return dataclasses.asdict(judge(self.best, parts))
+            heard = parts.through(backend)
+        found = judge(self.best, heard)
+        if parts is self.parts and self.kind and not found.sign:
+            # A tie of back-ends goes to the later, if that wins over none.
+            # Whitening costs short parts more than whole recordings, and
+            # labelled trials gained by it: docs/adapt.md.
+            found = judge(self.parts, heard)
+        return dataclasses.asdict(found)
 
     def _climb(self, name, kind):
         """Goes on from a rung that is kept."""

@@ -6,7 +6,8 @@ import datetime
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from lgl_plugin.inference.adapt import HEADER, Ladder, Rung
+from lgl_plugin.inference.adapt import Ladder
+from lgl_plugin.inference.rungs import HEADER, Rung
 from lgl_plugin.report.page import Block, Command, Page, Table, Verdict
 
 
@@ -68,7 +69,8 @@ def _given(ladder):
 def _rungs(ladder) -> Iterator[Block]:
     """Yields the table of rungs."""
     yield Table(
-        "Equal error rates on pseudo-trials; before is the best rung so far",
+        "Equal error rates on pseudo-trials; before is the best rung so far, "
+        "or the encoder as it came where two back-ends are even",
         HEADER,
         [rung.cells() for rung in ladder.rungs],
     )

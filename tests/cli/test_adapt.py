@@ -122,10 +122,31 @@ def test_speechbrain_loads_what_is_kept(
     assert "Better with whitening:" in page
 
 
+TIE = Verdict(20, 4.0, 3.9, -1.0, 0.5)
+
+
+@pytest.mark.parametrize("last", [BETTER, TIE])
+def test_a_tie_of_backends_goes_to_the_one_that_wins_over_none(
+    ecapa, calls, tmp_path, monkeypatch, last
+):
+    heard, left = [], [BETTER, TIE, last]
+
+    def judge(before, after):
+        heard.append(before)
+        return left.pop(0)
+
+    monkeypatch.setattr(module, "judge", judge)
+    ladder = Ladder(ecapa, calls, tmp_path, "cpu")
+    ladder.try_backends()
+    assert [rung.kept for rung in ladder.rungs] == [True, last is BETTER]
+    assert heard[0] is heard[2] is ladder.start and heard[1] is not heard[0]
+    assert ladder.kind == ("whitening" if last is BETTER else "centring")
+
+
 def test_an_encoder_that_is_best_as_it_is_stays(
     ecapa, calls, tmp_path, monkeypatch, capsys
 ):
-    say(monkeypatch, WORSE, Verdict(20, 4.0, 3.9, -1.0, 0.5))
+    say(monkeypatch, WORSE, TIE)
     adapt(ecapa, calls, tmp_path)
     assert "Your encoder is best as it is" in capsys.readouterr().out
     assert not (tmp_path / "export").exists()

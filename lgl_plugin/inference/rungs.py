@@ -1,0 +1,56 @@
+"""The rungs of `lgl adapt`: what is tried, and the verdict on each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from lgl_plugin.inference.backends import Backend, Centring, Whitening
+from lgl_plugin.inference.verdict import Verdict
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "centring": Centring,
+    # With less shrinkage labelled trials often gained more, but no verdict
+    # shows it: docs/adapt.md.
+    "whitening": functools.partial(Whitening, 10.0),
+}
+TRAINED = "loss_gate"
+HEADER = ["rung", "before %", "after %", "change, points", "verdict", "kept"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """A rung that was tried, and the verdict on it.
+
+    Arguments
+    ---------
+    name, verdict : str, Verdict
+        It is kept if the verdict says that it wins.
+
+    Example
+    -------
+    >>> rung = Rung("centring", Verdict(200, 4.0, 2.5, -2.1, -0.8))
+    >>> rung.kept, rung.cells()
+    (True, ['centring', '4.0', '2.5', '-2.1 to -0.8', 'better', 'yes'])
+    """
+
+    name: str
+    verdict: Verdict
+
+    @property
+    def kept(self) -> bool:
+        """Says whether the adapted encoder has this rung."""
+        return self.verdict.sign < 0
+
+    def cells(self) -> list[str]:
+        """Returns the rung's line of a table under `HEADER`."""
+        found = self.verdict
+        return [
+            self.name,
+            f"{found.before:.1f}",
+            f"{found.after:.1f}",
+            f"{found.low:+.1f} to {found.high:+.1f}",
+            found.word,
+            "yes" if self.kept else "no",
+        ]
