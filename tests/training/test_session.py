@@ -46,6 +46,7 @@ def session(tmp_path, monkeypatch):
     session = Session.__new__(Session)
     session.run = Run(tmp_path, 2, {})
     session.settings = types.SimpleNamespace(stage=2, seed=3)
+    session.settings.new_encoder = session.settings.new_first_encoder = None
     session.observer, session.debug = Observer(), False
     session.batch_size, session.device = 8, "cpu"
     return session
