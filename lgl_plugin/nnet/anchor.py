@@ -45,11 +45,17 @@ class Anchor(torch.nn.Module):
     def forward(self, network: torch.nn.Module) -> torch.Tensor:
         """Returns the penalty, a scalar with a graph, float32.
 
-        Raises KeyError if the network has a weight that had no start.
+        Raises KeyError if the network has a weight that had no start, and
+        ValueError if none that is held is trained.
         """
         distances = [
             (parameter - getattr(self, self.places[name])).square().sum()
             for name, parameter in network.named_parameters()
             if name.startswith(self.prefix) and parameter.requires_grad
         ]
+        if not distances:
+            raise ValueError(
+                "anchor holds nothing, as none of the weights that it is for "
+                "is trained: set anchor to 0"
+            )
         return self.weight * torch.stack(distances).sum()

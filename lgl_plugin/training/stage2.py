@@ -286,7 +286,7 @@ class Round:
         }
         if self.settings.anchor:
             start = read_tensors(self.start_of_encoder)
-            held = getattr(encoder.network, "pretrained", "")
+            held = _held(self.settings, encoder.network)
             modules["anchor"] = Anchor(start, self.settings.anchor, held)
         if self.given is not None:
             known = torch.from_numpy(self.given.by_row >= 0)
@@ -411,9 +411,22 @@ def find_given(session: Session) -> GivenLabels | None:
 
 def _keep_start(settings, path):
     """Keeps the weights that all rounds' encoders begin with."""
+    torch.manual_seed(settings.seed)  # of the head
+    network = settings.new_encoder().network
+    if settings.anchor:  # an anchor that holds nothing is refused in time
+        held = _held(settings, network)
+        Anchor(network.state_dict(), settings.anchor, held)(network)
     if not path.exists():
-        torch.manual_seed(settings.seed)  # of the head
-        save_weights(settings.new_encoder().network, path)
+        save_weights(network, path)
+
+
+def _held(settings, network):
+    """Returns how the names begin of what an anchor is to hold.
+
+    A head that begins at random is free.
+    """
+    fresh = settings.new_first_encoder is not None
+    return getattr(network, "pretrained", "") if fresh else ""
 
 
 def stage1_command(settings: Stage2Settings) -> str:

@@ -41,3 +41,17 @@ def test_statistics_of_batches_are_free():
     anchor = Anchor(moved.state_dict(), weight=1.0)
     moved(torch.randn(8, 3))
     assert moved[1].running_mean.any() and anchor(moved) == 0
+
+
+def test_it_holds_the_named_part_of_what_is_trained():
+    moved = network()
+    anchor = Anchor(moved.state_dict(), weight=1.0, prefix="2.")
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter += 1
+    assert anchor(moved).item() == pytest.approx(10)
+    moved[2].bias.requires_grad_(False)
+    assert anchor(moved).item() == pytest.approx(8)
+    moved.requires_grad_(False)
+    with pytest.raises(ValueError, match="holds nothing"):
+        anchor(moved)
