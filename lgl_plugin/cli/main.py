@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     Example
     -------
     >>> main(["recipe", str(getfixture("tmp_path") / "mine")])
-    24 files are in ...
+    3... files are in ...
     """
     spin_briefly()  # OpenMP reads that once, when torch is loaded
     parser = build_parser()
