@@ -99,7 +99,7 @@ def fit(kind, output, run_opts):
         options["group"] = lambda encoder: GROUPS
     if kind == "gated":
         modules["gate"] = EverySecond()
-    else:
+    elif "method" in modules:
         without_what_differs_by_process(modules["method"])
     records = []
     brain = BRAINS[kind](

@@ -25,18 +25,20 @@ from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.methods.vicreg import BarlowTwins, VICReg
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.encoders import Encoder
-from lgl_plugin.nnet.gates import LossMemory, NoGate
+from lgl_plugin.nnet.gates import LossMemory, NoGate, PosteriorGate
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.nnet.pseudo_positives import (
     PseudoPositives,
     neighbouring_clusters,
 )
+from lgl_plugin.nnet.relabelling import TeacherLabels
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
 from lgl_plugin.training.brain import STEPS_PER_READING
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.training.relabelling import RelabellingBrain
 
 BATCH, TIME, DIM, CLASSES = 6, 800, 8, 4
 SMALL = {"hidden_size": 16}
@@ -56,7 +58,9 @@ BRAINS = {
     **dict.fromkeys(METHODS, Stage1Brain),
     "ssps": SSPSBrain,
     "gated": LossGatedBrain,
+    "relabelled": RelabellingBrain,
 }
+STAGE2 = ("gated", "relabelled")
 
 
 class Frames(torch.nn.Module):
@@ -94,18 +98,25 @@ def method_modules(kind, n_utterances=BATCH, encoder=None):
     modules = {"encoder": encoder}
     if kind != "gated":
         n_utterances = max(n_utterances, len(Crops()))
+    if kind not in STAGE2:
         make = METHODS["simclr" if kind == "ssps" else kind]
         modules["method"] = make(encoder, DIM, n_utterances)
         if kind == "ssps":
             modules["positives"] = PseudoPositives(n_utterances, DIM)
         return modules
-    return {
-        **modules,
-        "classifier": Classifier(DIM, out_neurons=CLASSES),
-        "aam": AAMSoftmax(0.2, 30.0),
-        "gate": NoGate(),
-        "memory": LossMemory(n_utterances, 0.0),
-    }
+    modules.update(
+        classifier=Classifier(DIM, out_neurons=CLASSES),
+        aam=AAMSoftmax(0.2, 30.0),
+        gate=NoGate(),
+        memory=LossMemory(n_utterances, 0.0),
+    )
+    if kind == "relabelled":
+        modules["gate"] = PosteriorGate()
+        labels = torch.arange(n_utterances) % CLASSES
+        parts = encoder, modules["classifier"], labels, CLASSES
+        # One vote, so that labels change after an epoch.
+        modules["correction"] = TeacherLabels(*parts, momentum=0.5, epochs=1)
+    return modules
 
 
 def make_brain(

@@ -187,6 +187,7 @@ class Stage2Settings(Settings):
     no_gate: Made
     gate: Made
     correct_labels: Factory | None
+    relabel: Factory | None
 
     @model_validator(mode="after")
     def _check_together(self) -> Stage2Settings:
@@ -195,6 +196,17 @@ class Stage2Settings(Settings):
             raise ValueError(
                 "large_margin_epochs trains on what the gate selected: set "
                 "gated_epochs to 1 or more, or large_margin_epochs to 0"
+            )
+        if self.relabel and self.correct_labels:
+            raise ValueError(
+                "relabel and correct_labels both replace labels: set one of "
+                "them to null"
+            )
+        if self.relabel and self.large_margin_epochs:
+            raise ValueError(
+                "large_margin_epochs goes on with the clusters' labels, which "
+                "relabel gives up: set large_margin_epochs to 0, or relabel "
+                "to null"
             )
         if self.anchor and self.new_last_encoder is not None:
             raise ValueError(

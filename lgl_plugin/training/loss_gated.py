@@ -63,14 +63,35 @@ class LossGatedBrain(SpeakerBrain):
         """Returns the gated mean of the losses (paper, equation 3)."""
         labels = batch.label.to(self.device, non_blocking=True)
         rows = batch.row.to(self.device, non_blocking=True)
+        losses, weights, kept = self.judge(outputs, batch, rows, labels)
+        # A copy: a tensor that a loader's worker shares keeps a file
+        # descriptor open until the epoch's end.
+        self.tally.seen.append((rows.clone(), *kept))
+        loss = gated_mean(losses, weights)
+        if "anchor" in self.modules:
+            encoder = unwrapped(self.modules.encoder)
+            loss = loss + self.modules.anchor(encoder.network)
+        return loss
+
+    def judge(
+        self,
+        outputs: torch.Tensor,
+        batch: PaddedBatch,
+        rows: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Returns losses (batch,), their weights, and what the epoch keeps.
+
+        The latter are the losses that the gate judged, what it selected, the
+        corrected labels and the votes, each (batch,).
+        """
         losses = self.modules.aam(outputs, labels)
         remembered = self.modules.memory(rows, losses)
         weights = self.modules.gate(remembered)
         if "given" in self.modules:
             weights = self.modules.given(rows, weights)
         selected = weights > 0.5
-        correct = (outputs.argmax(1) == labels) & selected
-        self.tally.add(correct=correct.sum(), selected=selected.sum())
+        self.count(outputs, labels, selected)
         corrected = votes = torch.full_like(labels, -1)
         if "correction" in self.modules:
             clean = self.clean_cosines(batch)
@@ -80,15 +101,21 @@ class LossGatedBrain(SpeakerBrain):
             weights = weights.masked_fill(changed, 1)
             labels = torch.where(changed, corrected, labels)
             losses = self.modules.aam(outputs, labels)
-        # A copy: a tensor that a loader's worker shares keeps a file
-        # descriptor open until the epoch's end.
-        kept = rows.clone(), remembered, selected, corrected, votes
-        self.tally.seen.append(kept)
-        loss = gated_mean(losses, weights)
-        if "anchor" in self.modules:
-            encoder = unwrapped(self.modules.encoder)
-            loss = loss + self.modules.anchor(encoder.network)
-        return loss
+        return losses, weights, (remembered, selected, corrected, votes)
+
+    def count(
+        self,
+        cosines: torch.Tensor,
+        labels: torch.Tensor,
+        selected: torch.Tensor,
+    ) -> None:
+        """Counts the selected of a batch, and the right ones among them."""
+        correct = (cosines.argmax(1) == labels) & selected
+        self.tally.add(correct=correct.sum(), selected=selected.sum())
+
+    def judged_labels(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the labels that the gate judges: the clusters' (N,)."""
+        return labels
 
     def epoch_summary(self) -> dict[str, float]:
         """Returns accuracy over the selected, their share and the threshold."""

@@ -33,6 +33,7 @@ from lgl_plugin.runs.weights import load_weights, read_tensors, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.training.relabelling import RelabellingBrain
 from lgl_plugin.training.session import Session
 from lgl_plugin.utils.distributed import from_main, launch_command
 from lgl_plugin.utils.files import (
@@ -217,10 +218,13 @@ class Round:
 
     def _new_modules(self):
         """Makes an encoder and a classifier with weights yet to be given."""
-        done = self.session.run.done[f"{self.name}/labels"]
-        n_clusters = done["n_clusters"]
-        classifier = self.settings.new_classifier(out_neurons=n_clusters)
+        classifier = self.settings.new_classifier(out_neurons=self.n_clusters)
         return self.new_encoder(), classifier
+
+    @property
+    def n_clusters(self) -> int:
+        """How many pseudo-speakers the round has."""
+        return self.session.run.done[f"{self.name}/labels"]["n_clusters"]
 
     def primed_gate(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         """Readies the gate and the memory of losses for the gated phase.
@@ -253,6 +257,7 @@ class Round:
         memory: torch.nn.Module | None = None,
         aam: torch.nn.Module | None = None,
         correction: Callable[[int], torch.nn.Module] | None = None,
+        relabel: Callable[..., torch.nn.Module] | None = None,
         **options: Any,
     ) -> None:
         """Trains a phase, leaves its weights in `folder` and scores it.
@@ -272,6 +277,9 @@ class Round:
         correction : callable, optional
             Takes the number of utterances and makes a module that gives other
             labels to those that the gate rejects.
+        relabel : callable, optional
+            Takes encoder, classifier, labels and how many there are, and
+            makes a teacher that gives labels: `relabelling.TeacherLabels`.
         **options
             As for `training.fit.fit`.
         """
@@ -293,20 +301,31 @@ class Round:
             modules["given"] = GivenRows(known)
         if correction is not None:
             modules["correction"] = correction(len(self.session.manifest))
-        # Figures of true labels, for the record alone; None without any.
-        judge_losses = observer.epoch_losses(labels)
+        brain_class = LossGatedBrain
+        if relabel is not None:
+            brain_class = RelabellingBrain
+            # Held-out utterances, which nobody relabels, keep none alive.
+            trained = np.full_like(labels, -1)
+            rows = self.session.train_rows
+            trained[rows] = labels[rows]
+            modules["correction"] = relabel(
+                *(encoder, classifier, torch.from_numpy(trained)),
+                n_labels=self.n_clusters,
+            )
 
         def remark(brain):
+            """Figures of true labels, for the record alone; {} without any."""
             last = brain.tally.last
-            return judge_losses(last["rows"], last["losses"])
+            judge = observer.epoch_losses(brain.judged_labels(labels))
+            return judge(last["rows"], last["losses"]) if judge else {}
 
         brain = fit(
             self.session,
-            LossGatedBrain,
+            brain_class,
             modules,
             folder,
             labels=labels,
-            remark=remark if judge_losses else None,
+            remark=remark,
             stage=2,
             iteration=self.number,
             phase=folder.name,
@@ -324,7 +343,10 @@ class Round:
             figures["selected_share"] = float(np.mean(selected))
             figures["corrected_share"] = float(np.mean(corrected >= 0))
             figures.update(
-                observer.selection(labels, last["rows"], selected, corrected)
+                observer.selection(
+                    *(brain.judged_labels(labels), last["rows"]),
+                    *(selected, corrected),
+                )
             )
         self.log(phase=f"after {folder.name}", **figures)
 

@@ -133,6 +133,7 @@ def train_round(this):
             *parts,
             *this.primed_gate(),
             correction=settings.correct_labels,
+            relabel=settings.relabel,
             epochs=settings.gated_epochs,
             epochs_before=settings.classifier_epochs,
             epochs_in_all=in_all,

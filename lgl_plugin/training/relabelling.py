@@ -1,0 +1,79 @@
+"""Stage II without rounds: a momentum teacher relabels after each epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.utils.distributed import unwrapped
+
+
+class RelabellingBrain(LossGatedBrain):
+    """Stage II on labels that a momentum teacher gives: SSRL.
+
+    Cai and Li 2024 (arXiv 2401.01473). The module correction is a
+    `nnet.relabelling.TeacherLabels`. The gate judges the teacher's loss of
+    the clean crop, and the student learns from the augmented one.
+
+    After an epoch `corrected` of `tally.last` holds the labels that the epoch
+    was trained on, -1 where it was the cluster's.
+    """
+
+    def judge(self, outputs, batch, rows, labels):
+        """Returns losses and weights by the teacher's labels, and its votes."""
+        modules, given = self.modules, labels
+        labels, outputs = modules.correction.labels[rows], self._alive(outputs)
+        clean = self.clean_cosines(batch)
+        remembered = modules.memory(rows, modules.aam(clean, labels))
+        weights = modules.gate(remembered)
+        # Of a crop that went wrong the teacher says nothing, nor of one whose
+        # label a user gives.
+        asked = clean.isfinite().all(1)
+        if "given" in modules:
+            weights = modules.given(rows, weights)
+            asked &= ~modules.given.given[rows]
+        selected = weights > 0.5
+        self.count(outputs, labels, selected)
+        corrected = torch.where(labels == given, -1, labels)
+        votes = torch.where(asked, clean.argmax(1), -1)
+        losses = modules.aam(outputs, labels)
+        return losses, weights, (remembered, selected, corrected, votes)
+
+    @torch.no_grad()
+    def clean_cosines(self, batch) -> torch.Tensor:
+        """Compares the crops as they are, by the teacher."""
+        crops = batch.sig.data.to(self.device, non_blocking=True)
+        teacher = self.modules.correction
+        parts = teacher.encoder, teacher.classifier
+        return self._alive(self.cosines(*parts, crops[:, 0]))
+
+    def _alive(self, cosines):
+        return self.modules.correction(cosines)
+
+    def optimizers_step(self) -> None:
+        """Steps, and moves the teacher."""
+        super().optimizers_step()
+        names = ("encoder", "classifier")
+        students = (unwrapped(self.modules[name]) for name in names)
+        self.modules.correction.follow(*students, self.done, self.skipped)
+
+    def judged_labels(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the labels of the last epoch, given the clusters' (N,)."""
+        last = self.tally.last
+        changed = last["corrected"] >= 0
+        labels = labels.copy()
+        labels[last["rows"][changed]] = last["corrected"][changed]
+        return labels
+
+    def epoch_summary(self) -> dict[str, float]:
+        """Adds how many labels change, and how many pseudo-speakers live."""
+        teacher = self.modules.correction
+        before = teacher.labels.clone()
+        figures = super().epoch_summary()
+        changed = int((teacher.labels != before).sum())
+        return {
+            **figures,
+            "relabelled_share": changed / int((before >= 0).sum()),
+            "pseudo_speakers": int(teacher.alive.sum()),
+        }
