@@ -52,7 +52,9 @@ METHODS = {
     "simsiam": functools.partial(SimSiam, predictor_size=4, **SMALL),
     "dino": functools.partial(DINO, **HEAD),
     "rdino": functools.partial(DINO, regularisation=0.2, **HEAD),
-    "sdpn": functools.partial(SDPN, queue_size=16, dimension=0.1, **HEAD),
+    "sdpn": functools.partial(
+        SDPN, queue_size=16, dimension=0.1, off_diagonal=0.1, **HEAD
+    ),
 }
 BRAINS = {
     **dict.fromkeys(METHODS, Stage1Brain),

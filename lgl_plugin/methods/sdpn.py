@@ -22,6 +22,7 @@ from lgl_plugin.nnet.distillation import (
     dimension_regularisation,
     koleo,
     mean_entropy_gap,
+    off_diagonal_regularisation,
     sinkhorn,
 )
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
@@ -31,6 +32,11 @@ from lgl_plugin.utils.distributed import concatenated
 
 # Divisor of the teacher's logits, beside the temperature.
 SHARPENING = 0.25
+# Forms of the dimension regularisation, by the name of their weight.
+DIMENSIONS = {
+    "dimension": dimension_regularisation,
+    "off_diagonal": off_diagonal_regularisation,
+}
 
 
 class SDPN(Method):
@@ -62,9 +68,10 @@ class SDPN(Method):
     teacher_momentum : float
         How much of the teacher a step keeps, rising to 1 by a cosine. 0.996 in
         the source, whose training has a hundred times the steps of an hour's.
-    mean_entropy, koleo, dimension : float
+    mean_entropy, koleo, dimension, off_diagonal : float
         Weights of me-max, of KoLeo over the embeddings and of their
-        dimension regularisation; the latter in arXiv 2505.13826.
+        dimension regularisation in its two forms (arXiv 2505.13826, which
+        takes one of them): Frobenius and off-diagonal.
     queue_size : int
         Teacher's outputs of earlier batches that share the prototypes.
     clip_each : float, optional
@@ -90,6 +97,7 @@ class SDPN(Method):
         mean_entropy: float = 1.0,
         koleo: float = 0.1,
         dimension: float = 0.0,
+        off_diagonal: float = 0.0,
         queue_size: int = 0,
         clip_each: float | None = 3.0,
     ) -> None:
@@ -103,7 +111,8 @@ class SDPN(Method):
         check_from(2, n_prototypes=n_prototypes)
         check_from(1, n_local=n_local)
         check_from(0, mean_entropy=mean_entropy, koleo=koleo)
-        check_from(0, dimension=dimension, queue_size=queue_size)
+        check_from(0, dimension=dimension, off_diagonal=off_diagonal)
+        check_from(0, queue_size=queue_size)
         check_momentum(teacher_momentum)
         self.head = DistillationHead(
             embedding_size, hidden_size, bottleneck_size
@@ -121,6 +130,7 @@ class SDPN(Method):
             "mean_entropy": mean_entropy,
             "koleo": koleo,
             "dimension": dimension,
+            "off_diagonal": off_diagonal,
         }
         self.clip_each = clip_each
 
@@ -159,8 +169,9 @@ class SDPN(Method):
             "mean_entropy": mean_entropy_gap(found),
             "koleo": torch.stack([koleo(view) for view in views]).sum(),
         }
-        if self.weights["dimension"]:
-            parts["dimension"] = dimension_regularisation(views.flatten(0, 1))
+        for name, term in DIMENSIONS.items():
+            if self.weights[name]:
+                parts[name] = term(views.flatten(0, 1))
         loss = cross_entropy(wanted, logits, self.temperature)
         for name, part in parts.items():
             loss = loss + self.weights[name] * part

@@ -177,6 +177,32 @@ def dimension_regularisation(vectors: torch.Tensor) -> torch.Tensor:
     >>> round(dimension_regularisation(torch.eye(64)).item(), 3)
     2.079
     """
+    return 0.5 * _squared_cosines(vectors).sum().log()
+
+
+def off_diagonal_regularisation(vectors: torch.Tensor) -> torch.Tensor:
+    """Returns the off-diagonal regulariser of SDPN's dimensions.
+
+    The squared cosines of each two dimensions in sum, over D and the vectors
+    of all processes: 0 where dimensions are uncorrelated, D - 1 where they are
+    one. Unlike the Frobenius form it pulls harder the worse they are.
+
+    Arguments
+    ---------
+    vectors : torch.Tensor
+        Not normalised, (batch, D).
+
+    Example
+    -------
+    >>> round(off_diagonal_regularisation(torch.ones(2, 64)).item(), 3)
+    63.0
+    """
+    squares = _squared_cosines(vectors)
+    return (squares.sum() - squares.diagonal().sum()) / len(squares)
+
+
+def _squared_cosines(vectors):
+    """Returns the squared cosines between dimensions, (D, D)."""
     with torch.autocast(vectors.device.type, enabled=False):
         columns = F.normalize(gathered(vectors.float()), dim=0)
-        return 0.5 * (columns.T @ columns).square().sum().log()
+        return (columns.T @ columns).square()

@@ -204,6 +204,7 @@ def test_mocos_negatives_are_of_others():
 
 def test_sdpns_loss_is_the_sum_of_its_parts():
     weights = {"mean_entropy": 0.5, "koleo": 0.2, "dimension": 0.3}
+    weights["off_diagonal"] = 0.4
     embeddings, taught = torch.randn(4, BATCH, DIM), torch.randn(1, BATCH, DIM)
     rows = torch.arange(BATCH)
 

@@ -14,6 +14,7 @@ from lgl_plugin.nnet.distillation import (
     entropy,
     koleo,
     mean_entropy_gap,
+    off_diagonal_regularisation,
     sinkhorn,
 )
 
@@ -117,3 +118,16 @@ def test_dimension_regularisation_between_its_bounds():
     rank_one = draw(200, 1) * draw(1, dim, seed=1)
     found = dimension_regularisation(rank_one).item()
     assert found == pytest.approx(math.log(dim), abs=1e-4)
+
+
+def test_off_diagonal_regularisation_by_loops():
+    vectors = draw(9, 4)
+    columns = vectors.double().numpy().T
+    expected = sum(
+        (a @ b) ** 2 / (a @ a) / (b @ b)
+        for i, a in enumerate(columns)
+        for j, b in enumerate(columns)
+        if i != j
+    )
+    found = off_diagonal_regularisation(vectors).item()
+    assert found == pytest.approx(expected / 4, rel=1e-5)
