@@ -49,9 +49,7 @@ class Case:
         width = options.channels
         given = {
             "data_folder": str(folder),
-            "new_encoder": {
-                "network": {"channels": [width] * 4 + [2 * width]}
-            },
+            "new_encoder": {"network": {"channels": [width] * 4 + [2 * width]}},
         }
         text = json.dumps(given)[:-1]
         text += f", method: !name:lgl_plugin.methods.{made_by}\n}}"

@@ -97,9 +97,9 @@ def fit(kind, output, run_opts):
     options = {}
     if kind == "ssps":
         options["group"] = lambda encoder: GROUPS
-    if kind == "gated":
+    if "gate" in modules:
         modules["gate"] = EverySecond()
-    elif "method" in modules:
+    else:
         without_what_differs_by_process(modules["method"])
     records = []
     brain = BRAINS[kind](

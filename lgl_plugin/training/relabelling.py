@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.utils.distributed import unwrapped
@@ -20,7 +21,13 @@ class RelabellingBrain(LossGatedBrain):
     was trained on, -1 where it was the cluster's.
     """
 
-    def judge(self, outputs, batch, rows, labels):
+    def judge(
+        self,
+        outputs: torch.Tensor,
+        batch: PaddedBatch,
+        rows: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
         """Returns losses and weights by the teacher's labels, and its votes."""
         modules, given = self.modules, labels
         labels, outputs = modules.correction.labels[rows], self._alive(outputs)
@@ -41,7 +48,7 @@ class RelabellingBrain(LossGatedBrain):
         return losses, weights, (remembered, selected, corrected, votes)
 
     @torch.no_grad()
-    def clean_cosines(self, batch) -> torch.Tensor:
+    def clean_cosines(self, batch: PaddedBatch) -> torch.Tensor:
         """Compares the crops as they are, by the teacher."""
         crops = batch.sig.data.to(self.device, non_blocking=True)
         teacher = self.modules.correction
