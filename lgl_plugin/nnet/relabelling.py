@@ -109,7 +109,8 @@ class TeacherLabels(nn.Module):
 
         `done` is the share of the training that is done, from 0 to 1.
         """
-        taken = (1 - self.momentum) * (1 - (1 - LAST_SHARE) * done)
+        taken = 1 - (1 - LAST_SHARE) * min(done, 1.0)
+        taken *= 1 - self.momentum
         self.encoder.follow(encoder, 1 - taken, skipped)
         self.classifier.follow(classifier, 1 - taken, skipped)
 
