@@ -64,7 +64,7 @@ class Case:
                 "method": method,
             },
             functools.partial(torch.optim.Adam, lr=1e-3, fused=True),
-            dict(settings),
+            {k: v for k, v in dict(settings).items() if v is not None},
             {"device": options.device, "noprogressbar": True},
             WholeCheckpointer(folder / "checkpoints"),
             bad_files=BadFiles(folder / "bad_files.txt", 0),
