@@ -141,3 +141,14 @@ def test_tables(tmp_path):
     assert "| pre-trained, not untrained | 2 | -9.0 (-10.0 to -8.0) |" in claims
     assert "not contrastive (wav2vec 2.0) | 2 | -0.5 (-2.0 to 1.0) |" in claims
     assert "large" not in claims
+
+
+def test_precision_is_on_record(monkeypatch):
+    """SpeechBrain keeps that option to itself, though it changes a run."""
+    found = []
+    monkeypatch.setattr(pretrain, "pretrain", lambda *run: found.extend(run))
+    typed = ["pretrain.py", str(YAML), "--train_folders=[x]"]
+    monkeypatch.setattr("sys.argv", [*typed, "--precision=bf16"])
+    pretrain.main()
+    settings, itself, _ = found
+    assert settings.precision == itself["precision"] == "bf16"

@@ -284,6 +284,8 @@ def pretrain(settings, itself, run_opts):
 def main():
     """Trains what the command line says."""
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    if "precision" in run_opts.overridden_args:  # SpeechBrain takes it away
+        overrides += f"\nprecision: {run_opts.precision}"
     with explained_errors(2, bool(run_opts.get("debug"))):
         settings, itself = read_settings(hparams_file, overrides)
     silence_bars(run_opts)
