@@ -1,5 +1,6 @@
 """Pre-training from audio to a folder that SpeechBrain loads; the study."""
 
+import functools
 import json
 
 import frozen  # of the recipe's folder
@@ -13,6 +14,10 @@ from speechbrain.integrations.huggingface.w2v_bert import W2VBert
 from tiny import RECIPE
 
 from lgl_plugin.metrics.agreement import ami
+from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.nnet.features import Waveform
+from lgl_plugin.nnet.speech_heads import MHFA
+from lgl_plugin.nnet.speech_model import SpeechModel
 
 YAML = RECIPE / "hparams" / "small_pretrain.yaml"
 RUN = {"device": "cpu", "noprogressbar": True}
@@ -53,6 +58,9 @@ def test_an_interrupted_run_ends_as_another(speech, tmp_path, monkeypatch):
     whole = train(speech, tmp_path / "whole")
     states = whole["model"](torch.randn(2, 8000), torch.ones(2))
     assert states.shape == (2, 2, 24, 16)
+    head = functools.partial(MHFA, embedding_size=8, heads=2, inside=4)
+    network = SpeechModel(str(tmp_path / "whole" / "model"), head)
+    assert Encoder(Waveform(), network)(torch.randn(2, 8000)).shape == (2, 8)
     end = pretrain.Pretraining.on_stage_end
 
     def end_and_die(brain, *args, **kwargs):
