@@ -12,6 +12,7 @@ import torch
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.export import BACKEND, ENCODER
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
@@ -42,6 +43,8 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
     new_encoder = session.settings.new_encoder
     with separate_generator("cpu"):
         features = getattr(new_encoder(), "features", None)
+    if isinstance(features, Waveform):  # which have no bands
+        features = None
 
     def floor():
         # Normalising features by their mean would take it from the statistics.

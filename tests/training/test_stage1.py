@@ -2,11 +2,13 @@
 
 import types
 
+import pytest
 import torch
 from speechbrain.lobes.features import Fbank
 
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.nnet.encoders import LogMelStatistics
+from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.training.stage1 import SHRINKAGE, score_baselines
 
 
@@ -31,8 +33,9 @@ class Corpus:
         self.records.append(record)
 
 
-def test_an_encoder_without_features_has_no_floor(tmp_path):
-    corpus = Corpus({})
+@pytest.mark.parametrize("parts", [{}, {"features": Waveform()}])
+def test_an_encoder_without_features_has_no_floor(tmp_path, parts):
+    corpus = Corpus(parts)
     score_baselines(corpus, tmp_path)
     assert [record["phase"] for record in corpus.records] == ["untrained"]
     assert corpus.scored["untrained.npz"][1] is None
