@@ -11,6 +11,8 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from speechbrain.utils.importutils import LazyModule  # noqa: E402
 
+from lgl_plugin.utils.progress import tqdm  # noqa: E402
+
 # A busy machine is no failure.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
@@ -22,15 +24,16 @@ LazyModule.__file__ = None
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
-    """Takes back what a run in a test's process does to logging.
+    """Takes back what a run in a test's process does to logging and bars.
 
-    SpeechBrain sets it up for a whole process: all later tests would go on
-    writing into that run's log.txt.
+    SpeechBrain sets logging up for a whole process: all later tests would go
+    on writing into that run's log.txt. --noprogressbar silences a process.
     """
-    root = logging.getLogger()
+    silent, root = tqdm.silent, logging.getLogger()
     level, handlers = root.level, [*root.handlers]
     try:
         return (yield)
     finally:
+        tqdm.silent = silent
         root.setLevel(level)
         root.handlers[:] = handlers
