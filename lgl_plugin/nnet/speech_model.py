@@ -118,6 +118,8 @@ class SpeechModel(torch.nn.Module):
         # Both would draw at random, by numpy and over processes unlike.
         config.apply_spec_augment, config.layerdrop = False, 0.0
         is_bert = config.model_type == "wav2vec2-bert"
+        if not is_bert:  # else training goes back through frozen convolutions
+            self.front.feature_extractor._freeze_parameters()
         self.fbank = KaldiFbank() if is_bert else None
         self.head = head(
             n_states=config.num_hidden_layers + 1, width=config.hidden_size

@@ -182,6 +182,17 @@ def test_only_what_should_is_trained(train):
         assert not [name for name in front if name.endswith("original")]
 
 
+@pytest.mark.parametrize("family", ["wavlm", "hubert", "wav2vec2"])
+def test_no_gradient_goes_back_through_frozen_convolutions(family):
+    network = model(train="layers", family=family).train()
+    found = []
+    network.front.feature_extractor.register_forward_hook(
+        lambda part, given, made: found.append(made.requires_grad)
+    )
+    assert network(torch.randn(2, 4000)).requires_grad
+    assert found == [False]
+
+
 def test_lora_begins_as_the_model_and_adds_twice_the_product():
     torch.manual_seed(1)
     plain = model()
