@@ -19,7 +19,11 @@ import torch
 
 from lgl_plugin.nnet.features import KaldiFbank
 from lgl_plugin.nnet.speech_heads import counted
-from lgl_plugin.nnet.speech_source import read_config, read_model
+from lgl_plugin.nnet.speech_source import (
+    read_config,
+    read_model,
+    read_sample_rate,
+)
 
 # Whose weights LoRA changes: queries and values, as the families name them.
 LORA = ("q_proj", "v_proj", "linear_q", "linear_v")
@@ -151,6 +155,16 @@ class SpeechModel(torch.nn.Module):
         if (train == "lora") != (rank > 0):
             raise ValueError("rank: train: lora needs one, all else has none")
         read_config(source)
+
+    @staticmethod
+    def check_sample_rate(rate: int, source: str | dict, **_: Any) -> None:
+        """Refuses waveforms of another sampling rate than the model's."""
+        own = read_sample_rate(source)
+        if rate != own:
+            raise ValueError(
+                f"sample_rate: {rate} is not the {own} Hz that {source} "
+                f"hears: set it to {own}"
+            )
 
     def train(self, mode: bool = True) -> SpeechModel:
         """Sets the mode of all that is trained; what is frozen sleeps on."""

@@ -66,9 +66,19 @@ def read_model(source: str | dict) -> tuple[Any, bool]:
             f"{source} lacks weights, such as {min(missing)}, which would "
             "be random"
         )
-    reader = transformers.Wav2Vec2FeatureExtractor
+    return model.float(), bool(_told(source).get("do_normalize", False))
+
+
+def read_sample_rate(source: str | dict) -> int:
+    """Returns the sampling rate in Hz that a source was trained with."""
+    told = {} if isinstance(source, dict) else _told(source)
+    return told.get("sampling_rate", 16000)
+
+
+def _told(source):
+    """Returns what a source's preprocessor_config.json says, if it has one."""
+    reader = _transformers().Wav2Vec2FeatureExtractor
     try:
-        told, _ = reader.get_feature_extractor_dict(source)
-    except OSError:  # there is no preprocessor_config.json
-        told = {}
-    return model.float(), bool(told.get("do_normalize", False))
+        return reader.get_feature_extractor_dict(source)[0]
+    except OSError:
+        return {}

@@ -144,7 +144,9 @@ def load_settings(
         said = ": ".join(str(part) for part in error.args)
         raise ValueError(f"{path}: {said}") from error
     for name in known:
-        _check_arguments(f"{path}: {name}", hparams[name])
+        _check_arguments(
+            f"{path}: {name}", hparams[name], checked["sample_rate"]
+        )
     if given := checked.get("pretrained_encoder"):
         weights = encoder_files(given).get(WEIGHTS)
         first = hparams.get("new_first_encoder") or hparams["new_encoder"]
@@ -419,7 +421,7 @@ def _expand_home(tree):
             tree[key] = os.path.expanduser(value)
 
 
-def _check_arguments(name, factory):
+def _check_arguments(name, factory, sample_rate=None):
     """Refuses arguments that a `!name:` entry's class does not take.
 
     Python would say so only when the object is made, which for the last
@@ -428,7 +430,7 @@ def _check_arguments(name, factory):
     if not isinstance(factory, functools.partial):
         return
     for key, value in factory.keywords.items():
-        _check_arguments(f"{name}.{key}", value)
+        _check_arguments(f"{name}.{key}", value, sample_rate)
     try:
         signature = inspect.signature(factory.func)
     except ValueError:  # some classes written in C have none
@@ -441,6 +443,7 @@ def _check_arguments(name, factory):
     if hasattr(factory.func, "check_arguments"):
         try:
             factory.func.check_arguments(*factory.args, **factory.keywords)
+            factory.func.check_sample_rate(sample_rate, **factory.keywords)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 

@@ -269,3 +269,15 @@ def test_a_pretrained_encoder_may_give_the_first_labels_alone(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"new_encoder.*'lgl-plugin\[ssl\]'"):
         stage2(*given, yaml="small_ssl_stage2")
+
+
+def test_a_speech_model_hears_its_own_sampling_rate(tmp_path):
+    source = tiny_speech.save(tmp_path)
+    option, told = f"speech_model: {source}", tmp_path / "preprocessor_config"
+    for rate in (16000, 8000):
+        for other in {16000, 8000} - {rate}:
+            said = f"new_encoder.network: sample_rate: {other} .* the {rate} Hz"
+            with pytest.raises(ValueError, match=said):
+                stage2(option, f"sample_rate: {other}", yaml="small_ssl_stage2")
+        stage2(option, f"sample_rate: {rate}", yaml="small_ssl_stage2")
+        told.with_suffix(".json").write_text('{"sampling_rate": 8000}')
