@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Parts of the loss, whose mean or sum is what `surface` and others return.
 Loss = Callable[[], torch.Tensor]
@@ -257,9 +258,14 @@ def top_curvature(
         moved = [v * scale for v, scale in zip(vector, scales)]
         product = [torch.zeros_like(v) for v in vector]
         for part in parts:
-            gradients = torch.autograd.grad(
-                part(), parameters, create_graph=True, materialize_grads=True
-            )
+            # Other kernels of attention have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                gradients = torch.autograd.grad(
+                    part(),
+                    parameters,
+                    create_graph=True,
+                    materialize_grads=True,
+                )
             slope = sum((g * m).sum() for g, m in zip(gradients, moved))
             curved = torch.autograd.grad(
                 slope, parameters, materialize_grads=True

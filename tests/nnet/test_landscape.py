@@ -122,6 +122,25 @@ def test_the_curvature_is_that_of_numpy():
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_attention_has_a_curvature():
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 1, 5, 4), torch.randn(4, 4).requires_grad_()
+
+    def fused():
+        query = x @ weight
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(query, x, x).square().sum()
+
+    def plain():
+        shares = (x @ weight @ x.mT / 2).softmax(-1)
+        return (shares @ x).square().sum()
+
+    found, expected = (
+        top_curvature([loss], [weight], 0, 5) for loss in (fused, plain)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_line_joins_weights_and_statistics_but_not_beyond():
     model = torch.nn.Sequential(
         torch.nn.Linear(2, 2, bias=False), torch.nn.BatchNorm1d(2)
