@@ -140,11 +140,12 @@ def draw_landscapes(
 def _chosen(run, only):
     """Returns the names of a run's steps to probe."""
     known = run.names()
+    if not known:
+        raise ValueError(f"{run.folder} has no step of Stage II yet")
     for name in only or ():
         if name not in known:
             raise ValueError(
-                f"{run.folder} has no step {name}. It has "
-                f"{', '.join(known) or 'none of Stage II yet'}."
+                f"{run.folder} has no step {name}. It has {', '.join(known)}."
             )
     return [name for name in known if not only or name in only]
 

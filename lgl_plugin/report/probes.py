@@ -147,7 +147,11 @@ class ProbedRun:
                 break
             names = [f"iter{number}/{phase}" for phase in PHASES]
             names = [name for name in names if name in self.done]
-            begins = not self._is_wide(number) and self._source(number).exists()
+            # An encoder of another kind has no classifier to begin with.
+            other = self._is_wide(number) or (
+                number == 1 and self.settings.get("new_first_encoder")
+            )
+            begins = not other and self._source(number).exists()
             found += [f"iter{number}/{START}"] * begins + names
         return found
 

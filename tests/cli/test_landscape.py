@@ -163,6 +163,30 @@ def test_wrong_calls_are_refused(run, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def state_of(run, folder):
+    """A run's state, to change, and its manifest, in another folder."""
+    (folder / "manifest.csv").write_text((run / "manifest.csv").read_text())
+    return json.loads((run / "state.json").read_text())
+
+
+def test_an_encoder_of_another_kind_is_no_start(run, tmp_path):
+    state = state_of(run, tmp_path)
+    stage2 = state["settings"]["stage 2"]
+    stage2["new_first_encoder"] = stage2["new_encoder"]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "stage1").symlink_to(run / "stage1")
+    names = ProbedRun(tmp_path, 11, seed=0).names()
+    assert names == ["iter1/classifier", "iter1/gated"]
+
+
+def test_a_run_without_labels_yet_is_refused(run, tmp_path, capsys):
+    state = state_of(run, tmp_path) | {"done": {"stage1": {}}}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(SystemExit, match="2"):
+        main(["landscape", str(tmp_path)])
+    assert "has no step of Stage II yet" in capsys.readouterr().err
+
+
 def test_a_folder_without_stage_2_is_refused(tmp_path, capsys):
     (tmp_path / "state.json").write_text('{"settings": {}, "done": {}}')
     for folder, message in (
