@@ -28,6 +28,7 @@ from lgl_plugin.report.page import Block, Figure, Page, Table
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.progress import tqdm
 
+MAX_LEFT_OUT = 0.1  # of the trials, whose steps do not suffice
 EXAMPLES = 2  # that are drawn, of either kind
 MAX_SECONDS = 60.0  # as `Extractor`
 
@@ -73,13 +74,13 @@ def attribute(
     dict
         What `attribution.json` holds: the options; the mean `score` of either
         kind of trials; by path what ranges of frequency and layers have
-        `added` to it, with a standard error.
+        `added` to it, with a standard error; the trials `left_out`, and why.
 
     Raises
     ------
     FileNotFoundError, ValueError
         If an argument cannot be used, a recording cannot be embedded, or the
-        steps do not suffice.
+        steps do not suffice for more than a tenth of the trials.
 
     Example
     -------
@@ -99,20 +100,33 @@ def attribute(
     explain = Explainer(network, rate, steps, seed, tuple(over))
     rows = draw(listed.labels, number, seed)
     shortest = getattr(network, "min_samples", 1)
-    done = []
+    drawn = [
+        [listed.utterances[s[row]] for s in (listed.enrolment, listed.test)]
+        for row in rows
+    ]
+    paths = {
+        name: pathlib.Path(audio) / name for pair in drawn for name in pair
+    }
+    for path in tqdm(paths.values(), "recordings", unit="recording"):
+        _read(path, rate, shortest)  # a bad one at the end would cost hours
+    done, left_out = [], {}
     bar = tqdm(rows, "trials", unit="trial")
-    for row in bar:
-        names = [
-            listed.utterances[s[row]] for s in (listed.enrolment, listed.test)
-        ]
+    for row, names in zip(bar, drawn):
         wavs = [
-            _read(pathlib.Path(audio) / name, rate, shortest).to(extract.device)
+            _read(paths[name], rate, shortest).to(extract.device)
             for name in names
         ]
         try:
             found = explain(*wavs)
         except ValueError as error:
-            raise ValueError(f"{' '.join(names)}: {error}") from error
+            left_out[" ".join(names)] = str(error)
+            if len(left_out) > MAX_LEFT_OUT * len(rows):
+                raise ValueError(
+                    f"{len(left_out)} of {len(rows)} trials, the last "
+                    f"{' '.join(names)}: {error}"
+                ) from error
+            bar.write(f"{' '.join(names)} is left out: {error}")
+            continue
         trial = Trial(bool(listed.labels[row]), *names, found)
         done.append(trial)
         errors = ", ".join(
@@ -122,7 +136,7 @@ def attribute(
         bar.write(
             f"{trial.kind} {' '.join(names)}: score {found.score:.3f}, {errors}"
         )
-    numbers = Numbers(done, options)
+    numbers = Numbers(done, options, left_out)
     numbers.write(pathlib.Path(output_folder))
     _write_page(pathlib.Path(output_folder), numbers)
     return numbers.facts
@@ -283,6 +297,9 @@ def _completeness(numbers) -> Iterator[Block]:
         "smaller, and after how many steps:"
     )
     yield Table("All trials", numbers.header, numbers.rows, folded=True)
+    if left_out := numbers.facts["left_out"]:
+        yield "The steps did not suffice for these trials, which are left out:"
+        yield [f"{names}: {why}" for names, why in left_out.items()]
 
 
 def _reading() -> Iterator[Block]:

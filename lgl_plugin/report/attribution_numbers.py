@@ -105,7 +105,7 @@ class Numbers:
     `attribution.json` holds.
     """
 
-    def __init__(self, trials: list[Trial], options: dict):
+    def __init__(self, trials: list[Trial], options: dict, left_out: dict):
         self.trials = trials
         first = trials[0].found
         self.sums = [Sums(trials, name) for name in first.maps]
@@ -116,6 +116,7 @@ class Numbers:
         self.facts = {
             "options": options,
             "trials": len(trials),
+            "left_out": left_out,
             "targets": sum(trial.target for trial in trials),
             "score": {
                 kind: float(mean)

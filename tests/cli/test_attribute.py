@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
 from lgl_plugin.cli.main import main
-from lgl_plugin.report.attribution import draw
+from lgl_plugin.inference.attribution import Explainer
+from lgl_plugin.report.attribution import attribute, draw
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,45 @@ def test_too_few_steps_are_refused(encoder, audio, trials, tmp_path, capsys):
         main(["attribute", *arguments, f"--output_folder={tmp_path / 'out'}"])
     assert "give more steps, such as 4" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_of_too_few_steps_is_left_out(
+    encoder, audio, tmp_path, monkeypatch
+):
+    people = ("ann", "bob", "cat", "dan")
+    lines = [f"1 {s}/0.wav {s}/{n}.wav" for s in people for n in (1, 2)]
+    lines += [f"0 ann/{n}.wav {s}/1.wav" for s in people[1:] for n in (0, 2)]
+    (tmp_path / "list").write_text("\n".join(lines) + "\n")
+    explain, found = Explainer.__call__, []
+
+    def second_fails(self, *wavs):
+        found.append(found[0] if found else explain(self, *wavs))
+        if len(found) == 2:
+            raise ValueError("far off")
+        return found[0]
+
+    monkeypatch.setattr(Explainer, "__call__", second_fails)
+    out = tmp_path / "out"
+    options = {"number": 10, "over": ("features",), "device": "cpu"}
+    facts = attribute(encoder, tmp_path / "list", audio, out, **options)
+    assert facts["trials"] == 9 and facts["targets"] == 4
+    assert list(facts["left_out"].values()) == ["far off"]
+    (names,) = facts["left_out"]
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert f"{names}: far off" in page and "could not be made" not in page
+
+
+def test_a_bad_recording_is_found_before_the_first_trial(
+    encoder, tmp_path, monkeypatch
+):
+    noise = 0.1 * np.random.default_rng(0).normal(size=16000)
+    soundfile.write(tmp_path / "good.wav", noise, 16000)
+    soundfile.write(tmp_path / "mute.wav", 0 * noise, 16000)
+    trials = "1 good.wav good.wav\n0 good.wav mute.wav\n"
+    (tmp_path / "list").write_text(trials)
+    monkeypatch.setattr(Explainer, "__call__", lambda *_: pytest.fail("late"))
+    with pytest.raises(ValueError, match=r"mute\.wav"):
+        attribute(encoder, tmp_path / "list", tmp_path, tmp_path / "out")
 
 
 def test_half_of_what_is_drawn_are_targets():
