@@ -23,6 +23,8 @@ spec = importlib.util.spec_from_file_location(
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 
+archives = sys.modules["archives"]
+
 COSTS = {
     "kept": 1000,
     "hours": 10.0,
@@ -43,7 +45,8 @@ set -eu
 work=${{2:-}}
 case "$1 $work" in
 *reproduce.py\\ hours) exec {python} "$@" ;;
-*reproduce.py\\ batch) echo 8; exit ;;
+*reproduce.py\\ batch) [[ "$*" != *mocoo* ]] || exec {python} "$@"
+    echo 8; exit ;;
 *reproduce.py\\ last) echo iter5/gated; exit ;;
 *reproduce.py\\ unpack) mkdir "$DATA/lists"
     for name in veri_test2 list_test_all2 list_test_hard2; do
@@ -67,6 +70,7 @@ def reproduce(tmp_path):
         PYTHON.format(python=sys.executable, costs=json.dumps(COSTS))
     )
     stub.chmod(0o755)
+    (stub.parent / "ffmpeg").symlink_to("/bin/true")
     folders = {"DATA": tmp_path / "data", "EXP": tmp_path / "exp"}
     log = tmp_path / "log"
 
@@ -121,6 +125,10 @@ def test_a_failure_in_a_stage_costs_what_that_stage_had_not_done(reproduce):
     assert "--cohort=" in line
     status, screen, log = reproduce()
     assert (status, log) == (0, "")
+    # Another cohort is another score, and no other training.
+    status, screen, log = reproduce("--top=99")
+    assert status == 0 and "train_lgl" not in log
+    assert log.count("--top=99") == 4 and "reproduce.py results" in log
     # Other methods are other work; the paper's stages are none of it.
     status, screen, log = reproduce("--methods=moco", "--stop_stage=6")
     trained = [line for line in log.splitlines() if "train_lgl" in line]
@@ -137,6 +145,8 @@ def test_stages_by_number_and_options_of_the_recipe(reproduce):
     for line in (first, second):
         assert " --precision=fp32 " in line and "--batch_size=8" in line
         assert "--output_folder=" in line and "/paper/seed1/base" in line
+    status, screen, log = reproduce("--methods=mocoo")
+    assert (status, log) == (1, "") and "mocoo.yaml" in screen
     status, screen, log = reproduce("--stop_stagee=5")
     assert status == 2 and "no option --stop_stagee" in screen
 
@@ -144,7 +154,11 @@ def test_stages_by_number_and_options_of_the_recipe(reproduce):
 def options(folder):
     """What the script's work takes."""
     return script.argparse.Namespace(
-        archives=folder / "downloads", data=folder, exp=folder
+        archives=folder / "downloads",
+        data=folder,
+        exp=folder,
+        average=10,
+        jobs=1,
     )
 
 
@@ -206,6 +220,54 @@ def test_results_and_model_cards(tmp_path, capsys):
     assert "1.80 to 1.88, 1.99, 3.62 (3D-Speaker)" in text
     assert card.read_text().count("## Results on VoxCeleb1") == 1
     assert "| Vox1-H, AS-norm | 1.83 | 0.200 |" in card.read_text()
+    given.average = 1  # its mean is of earlier settings
+    script.results(given, [])
+    assert "sdpn, average" not in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_a_few_files_that_cannot_be_read_do_not_stop_a_second_start(
+    tmp_path, monkeypatch
+):
+    """The limit is 1 % of all files, not of those that still wait."""
+    (tmp_path / "vox2" / "aac").mkdir(parents=True)
+    (tmp_path / "vox2" / "wav").mkdir()
+    for n in range(100):
+        (tmp_path / "vox2" / "aac" / f"{n}.m4a").touch()
+        if n > 1:
+            (tmp_path / "vox2" / "wav" / f"{n}.wav").touch()
+    monkeypatch.setattr(archives.shutil, "which", lambda name: name)
+    monkeypatch.setattr(archives, "convert_one", lambda pair: "bad")
+    with pytest.raises(ValueError, match="2 of 100 files"):
+        script.convert(options(tmp_path), [])
+    (tmp_path / "vox2" / "wav" / "1.wav").touch()
+    script.convert(options(tmp_path), [])
+    assert (tmp_path / "not_converted.txt").read_text() == "bad"
+
+
+def test_a_slurm_job_has_its_cores_and_its_own_copy_of_the_shards(tmp_path):
+    (tmp_path / "srun").write_text(
+        '#!/bin/bash\necho "$SRUN_CPUS_PER_TASK" "$@" >>log\n'
+    )
+    (tmp_path / "scontrol").write_text("#!/bin/bash\necho node7\n")
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    job |= {"SLURM_JOB_NODELIST": "node7", "SLURM_CPUS_PER_TASK": "64"}
+    job |= {"SLURM_TMPDIR": "/own", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    copies = set()
+    for shards in ("/shared/one", "/shared/two"):
+        subprocess.run(
+            ["bash", RECIPE / "slurm.sh", "train_lgl.py"],
+            cwd=tmp_path,
+            env={**os.environ, **job, "SHARDS": shards},
+            check=True,
+        )
+        copy, train = (tmp_path / "log").read_text().splitlines()[-2:]
+        found = re.fullmatch(rf"64 rsync -rt {shards}/ (/own/\S+)", copy)
+        assert f"--data_folder={found[1]} " in train
+        assert train.startswith("64 ")
+        copies.add(found[1])
+    assert len(copies) == 2
 
 
 SLURM = {

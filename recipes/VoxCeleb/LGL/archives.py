@@ -170,9 +170,10 @@ def convert(options, rest):
         lines = pool.imap_unordered(convert_one, waiting, 4)
         bad = [*filter(None, tqdm(lines, "m4a to wav", len(waiting)))]
     (options.exp / "not_converted.txt").write_text("\n".join(bad))
-    if len(bad) > 0.01 * len(waiting):
+    # Of all: on a second start most of those that wait are bad ones.
+    if len(bad) > 0.01 * len(pairs):
         raise ValueError(
-            f"{len(bad)} of {len(waiting)} files cannot be converted; the "
+            f"{len(bad)} of {len(pairs)} files cannot be converted; the "
             f"first: {bad[0]}"
         )
 

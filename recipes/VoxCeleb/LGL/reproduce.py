@@ -48,8 +48,9 @@ TABLES = 3.0
 
 
 def batch(options, rest):
-    """Prints the batch of each process: the yaml's in all, as published."""
-    print(batch_of(options, rest[0]))
+    """Prints each yaml's batch of a process: in all that published."""
+    for name in rest:
+        print(batch_of(options, name))
 
 
 def batch_of(options, name):
@@ -180,7 +181,8 @@ def results(options, rest):
     rows = []
     for name in ("stage1", "stage2", *options.methods):
         *published, source = PUBLISHED.get(name, ("", "", "", ""))
-        for model in (name, f"{name}-average"):
+        models = [name, f"{name}-average"] if options.average > 1 else [name]
+        for model in models:  # another may be left from other settings
             card = options.exp / "models" / model / "README.md"
             if not card.exists():
                 continue
@@ -261,6 +263,7 @@ def main():
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--average", type=int, default=10)
     parser.add_argument("--of", type=int, help="stage of `hours`; none: all")
     options, rest = parser.parse_known_args()
     try:

@@ -59,7 +59,8 @@ mkdir -p "$data" "$exp/done"
 data=$(cd "$data" && pwd)
 exp=$(cd "$exp" && pwd)
 
-exec 9>"$exp/lock" # the trainings inherit it: none goes on unseen
+# What it starts inherits the lock, but for the workers of torchrun.
+exec 9>"$exp/lock"
 flock -n 9 || { echo "$0: another run, or what it started, is at work in $exp" >&2; exit 1; }
 
 lists=("$data"/lists/{veri_test2,list_test_all2,list_test_hard2}.txt)
@@ -74,7 +75,7 @@ common=(
 )
 mine() { python "$here/reproduce.py" "$1" --archives="$archives" --data="$data" \
     --exp="$exp" --hparams="$hparams" --methods="$methods" --seeds="$seeds" \
-    --nproc="$nproc" --jobs="$jobs" "${@:2}"; }
+    --nproc="$nproc" --jobs="$jobs" --average="$average" "${@:2}"; }
 
 train() { # yaml, run, further options
     local launch=(python) size
@@ -86,7 +87,8 @@ train() { # yaml, run, further options
 
 score() { # name, run, step
     local out=$exp/scores/$1 models=("$exp/models/$1")
-    [[ ! -e $out/done ]] || return 0
+    local settings="$2 $3 $average $top"
+    [[ ! -e $out/done || $(<"$out/done") != "$settings" ]] || return 0
     python -m lgl_plugin export "$2" "$3" --output="${models[0]}" "${on[@]}"
     if ((average > 1)); then
         models+=("$exp/models/$1-average")
@@ -96,7 +98,7 @@ score() { # name, run, step
     python -m lgl_plugin verify "${models[@]}" "$data/vox1/wav" \
         --trials "${lists[@]}" --cohort="$data/vox2/wav" --top="$top" \
         --num_workers="$workers" --output_folder="$out" "${on[@]}"
-    touch "$out/done"
+    printf '%s\n' "$settings" >"$out/done"
 }
 
 unpack() { mine unpack; }
@@ -141,6 +143,13 @@ run() { # number, command, what it depends on; done once for that
     echo "stage $number, $2: done after $(((SECONDS - started + 59) / 60)) min"
 }
 
+# What is wrong with an option shows now, and not after hours.
+mine batch stage1 stage2 $methods >/dev/null
+if ((stage <= 2 && stop_stage >= 2)) && [[ ! -e $exp/done/2 ]] &&
+    ! command -v ffmpeg >/dev/null; then
+    echo "$0: ffmpeg, which stage 2 reads m4a with, is not installed" >&2
+    exit 1
+fi
 mine hours
 run 1 unpack "$archives"
 run 2 convert ""
@@ -148,6 +157,6 @@ run 3 check "$methods $nproc"
 run 4 stage1 "$seed"
 run 5 stage2 "$seed"
 run 6 methods "$methods"
-run 7 score_all "$methods $average"
+run 7 score_all "$methods $average $seed $top"
 run 8 tables "$seeds"
-run 9 results "$methods $average $seeds"
+run 9 results "$methods $average $seeds $top"

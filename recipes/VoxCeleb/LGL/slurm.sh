@@ -16,11 +16,15 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@180
 set -euo pipefail
+# Since Slurm 22.05 srun no longer takes this from sbatch: one core for all.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 # With SHARDS, what `lgl pack` wrote, each machine reads a copy of its own.
+# rsync renames what is whole, so no torn copy of a killed job is kept.
 if [[ -n ${SHARDS:-} ]]; then
-    copy=${SLURM_TMPDIR:-/tmp}/shards
-    srun cp -ru "$SHARDS/." "$copy"
+    copy=shards-$(id -un)-$(printf %s "$SHARDS" | cksum | cut -d' ' -f1)
+    copy=${SLURM_TMPDIR:-/tmp}/$copy
+    srun rsync -rt "$SHARDS/" "$copy"
     set -- "$@" --data_folder="$copy" --manifest="$copy/manifest.csv"
 fi
 
