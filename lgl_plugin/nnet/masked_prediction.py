@@ -148,8 +148,9 @@ class MaskedPrediction(torch.nn.Module):
         These are the `accuracy` over masked frames, and `codes`, how many
         codes are in use (the exponential of their entropy).
         """
-        with torch.no_grad():
-            codes = self.quantiser(frames)
+        # In 16 bits some frames would get a neighbour's code.
+        with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+            codes = self.quantiser(frames.float())
         logits, wanted = self.predict(hidden[mask]).float(), codes[mask]
         shares = codes.flatten().bincount() / codes.numel()
         figures = {
@@ -221,10 +222,7 @@ class ContrastivePrediction(torch.nn.Module):
         """
         targets, meta = self.quantiser(frames)
         loss, accuracy = contrastive_loss(
-            self.predict(hidden).float(),
-            targets.float(),
-            mask,
-            self.temperature,
+            self.predict(hidden), targets, mask, self.temperature
         )
         figures = {"accuracy": accuracy, "codes": meta["code_perplex"]}
         return loss + self.diversity_weight * meta["diversity_loss"], figures
@@ -241,7 +239,7 @@ def contrastive_loss(
     Arguments
     ---------
     predicted, targets : torch.Tensor
-        Shape (batch, time, size), float32.
+        Shape (batch, time, size); compared in float32, under autocast, too.
     mask : torch.Tensor
         Bool (batch, time); negatives are masked frames of the utterance whose
         target is another.
@@ -264,15 +262,17 @@ def contrastive_loss(
     ... )  # log(1 + exp(-1)): two to choose
     (0.313, 1.0)
     """
-    targets = normalize(targets, dim=-1)
-    cosines = normalize(predicted, dim=-1) @ targets.mT
-    with torch.no_grad():
-        same = targets @ targets.mT > 1 - 1e-5
-        allowed = mask[:, None] & ~same
-        allowed |= torch.eye(
-            mask.shape[1], dtype=torch.bool, device=mask.device
-        )
-    logits = (cosines / temperature).masked_fill(~allowed, -math.inf)[mask]
-    own = mask.nonzero()[:, 1]
-    accuracy = (logits.detach().argmax(1) == own).float().mean()
-    return cross_entropy(logits, own), accuracy
+    # In 16 bits no cosine of equal targets would reach the limit below.
+    with torch.autocast(predicted.device.type, enabled=False):
+        targets = normalize(targets.float(), dim=-1)
+        cosines = normalize(predicted.float(), dim=-1) @ targets.mT
+        with torch.no_grad():
+            same = targets @ targets.mT > 1 - 1e-5
+            allowed = mask[:, None] & ~same
+            allowed |= torch.eye(
+                mask.shape[1], dtype=torch.bool, device=mask.device
+            )
+        logits = (cosines / temperature).masked_fill(~allowed, -math.inf)
+        logits, own = logits[mask], mask.nonzero()[:, 1]
+        accuracy = (logits.detach().argmax(1) == own).float().mean()
+        return cross_entropy(logits, own), accuracy

@@ -160,3 +160,69 @@ def test_precision_is_on_record(monkeypatch):
     pretrain.main()
     settings, itself, _ = found
     assert settings.precision == itself["precision"] == "bf16"
+
+
+def test_a_run_that_is_done_refuses_other_speech(speech, tmp_path):
+    train(speech, tmp_path / "done")
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(ValueError, match="features_folder"):
+        settings, itself = pretrain.read_settings(
+            YAML,
+            f"{TINY}train_folders: ['{other}']\n"
+            f"output_folder: {tmp_path / 'done'}\n"
+            f"features_folder: {speech.parent / 'features'}\n",
+        )
+        pretrain.pretrain(settings, itself, RUN)
+
+
+def test_a_file_of_no_frame_is_left_out(tmp_path, caplog):
+    for name, samples in (("long", 8000), ("short", 399)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(samples), 16000)
+    assert [len(w) for w in pretrain.waveforms([str(tmp_path)])] == [8000]
+    assert "short.wav is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "teacher, layer, size, message",
+    [
+        ("absent", 1, 16, "there is no"),
+        ("here", 9, 16, "layers up to 1"),
+        ("here", 1, 32, "hidden_size: set it to 16"),
+    ],
+)
+def test_a_teacher_that_does_not_fit(tmp_path, teacher, layer, size, message):
+    (tmp_path / "here").mkdir()
+    config = {"num_hidden_layers": 1, "hidden_size": 16}
+    (tmp_path / "here" / "config.json").write_text(json.dumps(config))
+    places = f"train_folders: ['x']\noutput_folder: '{tmp_path}'\n"
+    with pytest.raises(ValueError, match=message):
+        pretrain.read_settings(
+            YAML,
+            TINY.replace(
+                "objective: hubert", "objective: kmeans_layer"
+            ).replace("hidden_size: 16", f"hidden_size: {size}")
+            + f"teacher: '{tmp_path / teacher}'\nteacher_layer: {layer}\n"
+            + places,
+        )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--epochs", "3"], "--name=value"),
+        (["--seeds=5"], "holds a study of other seeds"),
+        (["--seed=5"], "holds a study of other seeds, corpora or options"),
+    ],
+)
+def test_a_study_is_of_one_kind(
+    speech, tmp_path, monkeypatch, capsys, options, message
+):
+    made = {"seeds": [1, 2, 3], "corpora": f"{speech / 'train'}", "options": []}
+    (tmp_path / "study.json").write_text(json.dumps(made))
+    words = [str(YAML), f"--data_folder={speech}", *options]
+    words.append(f"--output_folder={tmp_path}")
+    monkeypatch.setattr("sys.argv", ["pretraining_study.py", *words])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert message in capsys.readouterr().err

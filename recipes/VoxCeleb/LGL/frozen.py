@@ -71,7 +71,8 @@ def train_head(views, labels, seed, gated):
     aam, gate = AAMSoftmax(), DynamicGate()
     maps = [*head.linear.parameters(), *classifier.parameters()]
     optimizer = torch.optim.Adam([{"params": maps}, {"params": [head.weights]}])
-    steps = len(views) // BATCH_SIZE
+    batch = min(BATCH_SIZE, len(views))
+    steps = len(views) // batch
     epochs = EPOCHS + GATED_EPOCHS
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -81,8 +82,8 @@ def train_head(views, labels, seed, gated):
     )
     for epoch in range(epochs):
         seen = []
-        order = torch.randperm(len(views))[: steps * BATCH_SIZE]
-        for rows in order.split(BATCH_SIZE):
+        order = torch.randperm(len(views))[: steps * batch]
+        for rows in order.split(batch):
             drawn = torch.randint(views.shape[1], rows.shape)
             cosines = classifier(head(views[rows, drawn])[:, None])[:, 0]
             losses = aam(cosines, labels[rows])

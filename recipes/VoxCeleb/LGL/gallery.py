@@ -84,6 +84,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is the recipe's, not short for --seeds
     )
     parser.add_argument("yaml", help="Stage I's")
     parser.add_argument("--minutes", type=float, default=6.0)

@@ -487,6 +487,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is the recipe's, not short for --seeds
     )
     parser.add_argument("name", nargs="+", choices=made)
     parser.add_argument("--small", action="store_true", help="presets for CPUs")

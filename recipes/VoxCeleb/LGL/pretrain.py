@@ -48,6 +48,7 @@ logger = get_logger(__name__)
 MODEL, SETTINGS = "model", "settings.json"
 RECORD = "pretrain.json"  # comes last: the run is done
 FRAMES_PER_SECOND = 100
+SHORTEST = 560  # samples, a frame of the model
 PREPARING = 400  # crops that a quantiser is fitted to
 PLACES = ("output_folder", "train_folders", "features_folder")
 
@@ -93,6 +94,21 @@ class Settings(pydantic.BaseModel):
                 "teacher: objective kmeans_layer needs the folder of a model, "
                 "and no other objective takes one"
             )
+        if self.teacher is not None:
+            config = pathlib.Path(self.teacher) / "config.json"
+            if not config.exists():
+                raise ValueError(f"teacher: there is no {config}")
+            config = json.loads(config.read_text())
+            if self.teacher_layer > config["num_hidden_layers"]:
+                raise ValueError(
+                    f"teacher_layer: {self.teacher} has layers up to "
+                    f"{config['num_hidden_layers']}"
+                )
+            if self.hidden_size != config["hidden_size"]:
+                raise ValueError(
+                    f"hidden_size: set it to {config['hidden_size']}, the "
+                    f"teacher's, whose states are clustered"
+                )
         frames = round(self.crop_seconds * FRAMES_PER_SECOND) // 2
         if self.mask_frames > frames:
             raise ValueError(
@@ -206,13 +222,16 @@ def waveforms(folders):
             raise ValueError(f"train_folders: no audio below {folder}")
         for path in tqdm(paths, folder, unit="file"):
             try:
-                yield read_audio(pathlib.Path(folder) / path)
+                waveform = read_audio(pathlib.Path(folder) / path)
+                if len(waveform) < SHORTEST:
+                    raise BadAudio(f"is shorter than {SHORTEST} samples")
+                yield waveform
             except BadAudio as error:
                 logger.warning("%s is left out: it %s", path, error)
 
 
-def read_log_mels(settings):
-    """Returns the frames of the train folders, computed if there are none."""
+def claim_features(settings):
+    """Says on record whose frames the features folder has; or refuses."""
     folder = pathlib.Path(settings.features_folder)
     made_of = folder / "train_folders.json"
     if made_of.exists():
@@ -221,9 +240,8 @@ def read_log_mels(settings):
             raise ValueError(
                 f"features_folder: {folder} has those of {folders}"
             )
-    write_log_mels(waveforms(settings.train_folders), folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(made_of, settings.train_folders)
-    return LogMels(folder)
 
 
 def pretrain(settings, itself, run_opts):
@@ -238,11 +256,14 @@ def pretrain(settings, itself, run_opts):
                 f"{folder} holds a run of other settings, take another "
                 "output_folder:\n" + "\n".join(different)
             )
+    claim_features(settings)
     write_json(known, itself)
     if (folder / RECORD).exists():
         logger.info("%s is done already", folder)
         return
-    log_mels = read_log_mels(settings)
+    features = settings.features_folder
+    write_log_mels(waveforms(settings.train_folders), features)
+    log_mels = LogMels(features)
     rows = np.random.default_rng(settings.seed).permutation(len(log_mels))
     rows = np.sort(rows[: max(1, round(settings.data_share * len(rows)))])
     crops = Crops(

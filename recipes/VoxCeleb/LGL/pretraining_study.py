@@ -43,7 +43,7 @@ from lgl_plugin.utils.tables import markdown_table
 
 SIZES = {"small": [], "large": ["--hidden_size=128", "--n_layers=4"]}
 PART, MIXING = 0.0625, 0.2  # of the speech; of the utterances, as in WavLM
-BACKEND = "backend.json"
+BACKEND, STUDY = "backend.json", "study.json"
 UTTERANCES, SECONDS = 2000, 2.0  # of the back-end's training, in two views
 FLOOR = "log-mel statistics"
 TITLES = {
@@ -104,6 +104,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is pretrain.py's, not short for --seeds
     )
     parser.add_argument("yaml", help="pretrain.py's")
     parser.add_argument("--data_folder", type=pathlib.Path, required=True)
@@ -111,6 +112,9 @@ def main():
     parser.add_argument("--seeds", default="1,2,3", help="of the back-end")
     parser.add_argument("--output_folder", default="results/pretraining")
     options, overrides = parser.parse_known_args()
+    for option in overrides:
+        if not (option.startswith("--") and "=" in option):
+            parser.error(f"{option}: write options of pretrain.py --name=value")
     folder = pathlib.Path(options.output_folder).absolute()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     corpora = [*options.further, options.data_folder]
@@ -122,6 +126,14 @@ def main():
     ]
     # A mistyped option shows here, and not after the first runs.
     read_settings(options.yaml, as_yaml([*shared, f"--output_folder={folder}"]))
+    made_of = {"seeds": seeds, "corpora": trains, "options": sorted(overrides)}
+    known = folder / STUDY
+    if known.exists() and json.loads(known.read_text()) != made_of:
+        parser.error(
+            f"{folder} holds a study of other seeds, corpora or options (see "
+            f"{STUDY} there); take another --output_folder"
+        )
+    write_json(known, made_of)
     corpus = Corpus(options.data_folder, folder / "corpus")
     judge(folder, None, corpus, seeds)
     for model in tqdm(MODELS, unit="model"):
