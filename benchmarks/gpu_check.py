@@ -11,6 +11,7 @@ CPU's part is done, at small sizes, and the page says what a GPU would be asked.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -24,6 +25,8 @@ import traceback
 
 import torch
 from common import machine, table
+
+from lgl_plugin.utils.files import atomic_write
 
 HERE = pathlib.Path(__file__).parent
 LIMIT = 900  # seconds of a check, after which it is ended
@@ -145,8 +148,9 @@ def tests(device):
         capture_output=True,
         text=True,
     )
-    print(child.stdout, flush=True)
-    last = child.stdout.splitlines()[-1]
+    print(child.stdout, child.stderr, flush=True)
+    lines = (child.stdout or child.stderr).splitlines()
+    last = lines[-1] if lines else f"status {child.returncode}"
     return [{"tests": last, "fails": last if child.returncode else ""}]
 
 
@@ -192,7 +196,9 @@ def run(name, device, path):
     except Exception as error:
         traceback.print_exc()
         found["error"] = f"{type(error).__name__}: {error}"
-    pathlib.Path(path).write_text(json.dumps(found), encoding="utf-8")
+    # By a rename: a check that is killed leaves no half of it.
+    with atomic_write(path) as out:
+        json.dump(found, out)
 
 
 def outcome(name, device, log):
@@ -212,13 +218,18 @@ def outcome(name, device, log):
         )
         try:
             status = child.wait(LIMIT)
-            found = {"rows": [], "error": f"ended with status {status}"}
+            ended = f"ended with status {status}" if status else ""
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # and what it started
+            ended = f"took more than {LIMIT} s"
+        finally:
+            # And what it started: after Ctrl-C it would go on on the GPU.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            found = {"rows": [], "error": f"took more than {LIMIT} s"}
+        found = {"rows": [], "error": ""}
         if path.exists():
             found = json.loads(path.read_text())
+        found["error"] = found["error"] or ended
     rows = found["rows"]
     fails = [row["fails"] for row in rows if row.get("fails")]
     error = found["error"] or "; ".join(dict.fromkeys(fails))

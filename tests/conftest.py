@@ -29,11 +29,10 @@ def pytest_runtest_protocol():
     SpeechBrain sets logging up for a whole process: all later tests would go
     on writing into that run's log.txt. --noprogressbar silences a process.
     """
-    silent, root = tqdm.silent, logging.getLogger()
+    tqdm.silent, root = False, logging.getLogger()
     level, handlers = root.level, [*root.handlers]
     try:
         return (yield)
     finally:
-        tqdm.silent = silent
         root.setLevel(level)
         root.handlers[:] = handlers

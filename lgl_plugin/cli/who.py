@@ -65,6 +65,11 @@ def run(
     from lgl_plugin.report.speakers import write_page
     from lgl_plugin.utils.device import check_device
 
+    if speakers is not None and labels:
+        raise ValueError(
+            f"--speakers={speakers} does not go with --labels, where the "
+            "threshold tells who is none of the labelled: leave one out"
+        )
     show_notices()
     output, device = pathlib.Path(output), check_device(device)
     store = output / "embeddings"
@@ -73,6 +78,11 @@ def run(
     def check(manifest):
         nonlocal given
         given = read_given(labels, manifest.ids) if labels else None
+        if speakers is not None and not 1 <= speakers <= len(manifest):
+            raise ValueError(
+                f"--speakers={speakers} must be from 1 to {len(manifest)}, the "
+                "number of files"
+            )
 
     manifest, found = embed_folder(
         encoder, audio, store, device, num_workers, check

@@ -197,6 +197,11 @@ class Stage2Settings(Settings):
                 "large_margin_epochs trains on what the gate selected: set "
                 "gated_epochs to 1 or more, or large_margin_epochs to 0"
             )
+        if self.relabel and not self.gated_epochs:
+            raise ValueError(
+                "relabel works in the gated epochs: set gated_epochs to 1 or "
+                "more, or relabel to null"
+            )
         if self.relabel and self.correct_labels:
             raise ValueError(
                 "relabel and correct_labels both replace labels: set one of "

@@ -270,6 +270,11 @@ def test_large_margin_without_a_gated_phase():
     assert load(gated_epochs=0).gated_epochs == 0
 
 
+def test_relabelling_without_a_gated_phase():
+    (line,) = refusal("small_ssrl", gated_epochs=0)
+    assert "relabel works in the gated epochs" in line
+
+
 @pytest.mark.parametrize(
     "name, value, place, argument",
     [

@@ -128,7 +128,8 @@ def main():
     read_settings(options.yaml, as_yaml([*shared, f"--output_folder={folder}"]))
     made_of = {"seeds": seeds, "corpora": trains, "options": sorted(overrides)}
     known = folder / STUDY
-    if known.exists() and json.loads(known.read_text()) != made_of:
+    there = json.loads(known.read_text()) if known.exists() else None
+    if there != made_of and (there or any(folder.glob(f"*/{BACKEND}"))):
         parser.error(
             f"{folder} holds a study of other seeds, corpora or options (see "
             f"{STUDY} there); take another --output_folder"

@@ -250,6 +250,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is the recipe's, not short for --seeds
     )
     works = (unpack, convert, check, hours, batch, last, results)
     works = {work.__name__: work for work in works}
