@@ -103,7 +103,7 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     from lgl_plugin.runs.settings import read_preset
 
     yaml = RECIPE / "hparams" / "adapt.yaml"
-    folder = ladder.folder / "training"
+    folder = ladder.training
     listed = ladder.folder / "fitted.csv"
     ladder.list_fitted(listed)
     factory = as_yaml(ladder.settings["new_encoder"])

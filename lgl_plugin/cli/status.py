@@ -88,8 +88,11 @@ def adaptation(folder: pathlib.Path, state: dict[str, Any]) -> Iterator[str]:
         elif step == missing[0]:
             line = "under way" if holder else "stopped"
         yield f"  {line:<10} {step:<20} {remark}".rstrip()
-    training = folder / "training"
-    if missing == [TRAINED] and (training / "metrics.jsonl").exists():
+    begun = sorted(
+        folder.glob("training*/metrics.jsonl"), key=lambda p: p.stat().st_mtime
+    )
+    if missing == [TRAINED] and begun:
+        training = begun[-1].parent
         results = Results(training)
         left = [s for s in results.steps if s not in results.done]
         for step in left[:1]:

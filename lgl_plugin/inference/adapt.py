@@ -127,6 +127,9 @@ class Ladder:
             order = order[np.argsort(known, kind="stable")]
             n_known = int(known.sum())
         made_from = {name: checksum(path) for name, path in files.items()}
+        # One for each file of labels: a run of other labels refuses to go on.
+        labelled = f"-{made_from['labels'][:8]}" if labels else ""
+        self.training = self.folder / f"training{labelled}"
         # Not of stage 1 or 2. Steps made from another encoder or other audio
         # are done again.
         self.run = Run(self.folder, 0, {"made_from": made_from})

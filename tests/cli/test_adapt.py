@@ -245,7 +245,8 @@ def test_the_network_is_trained_and_judged(
         rows = list(csv.DictReader(source))
     assert len(rows) == 20 and not any(row["spk_id"] for row in rows)
     assert {*named} <= {row["ID"] for row in rows}
-    pseudo = tmp_path / "training" / "iter1" / "labels"
+    (trained,) = tmp_path.glob("training-*")
+    pseudo = trained / "iter1" / "labels"
     found = dict(zip(*read_labels(pseudo / "labels.csv")))
     assert {found[name] for name in named} == {0, 1}
     assert all(found[n] == ["ann", "bob"].index(s) for n, s in named.items())
@@ -276,6 +277,11 @@ def test_the_network_is_trained_and_judged(
         bare.network.load_state_dict(after)
         backend = load_backend(tmp_path / "loss_gate" / "backend.npz")
         np.testing.assert_allclose(vectors, backend(bare(wav)), atol=1e-4)
+    # A label is corrected: the same command begins a training of its own.
+    labels.write_text("\n".join(["utterance,speaker", *lines[1:]]))
+    say(monkeypatch, BETTER, WORSE, BETTER)
+    adapt(ecapa, calls, tmp_path, "--train", *options)
+    assert len([*tmp_path.glob("training-*")]) == 2
 
 
 def test_labels_must_leave_enough_to_judge_on(ecapa, calls, tmp_path, capsys):

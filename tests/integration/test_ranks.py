@@ -163,10 +163,7 @@ def test_losses_and_weights_are_those_of_one_process(kind, fitted):
     for name, value in weights.items():
         if "queue." in name:  # in another order
             continue
-        # DINO divides cosines by 0.025, and their rounding with them.
-        torch.testing.assert_close(
-            value, other_weights[name], rtol=1e-4, atol=5e-5, msg=name
-        )
+        torch.testing.assert_close(value, other_weights[name], msg=name)
     assert len(records) == 2
     for record, other in zip(records, other_records):
         for name in ("loss", "accuracy", "selected_share", "pseudo_eer"):
