@@ -150,7 +150,7 @@ class MaskedPrediction(torch.nn.Module):
         """
         # In 16 bits some frames would get a neighbour's code.
         with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
-            codes = self.quantiser(frames.float())
+            codes = self.quantiser(frames)
         logits, wanted = self.predict(hidden[mask]).float(), codes[mask]
         shares = codes.flatten().bincount() / codes.numel()
         figures = {

@@ -164,3 +164,15 @@ def test_an_encoder_without_a_threshold(encoder, audio, tmp_path, capsys):
     rows = who(tmp_path, audio, tmp_path / "out")
     assert "found by halves of these files" in capsys.readouterr().out
     assert len(rows) == 16
+
+
+@pytest.mark.parametrize("options", [["--speakers=99"], ["--speakers=0"]])
+def test_speakers_that_cannot_be_are_refused_before_the_work(
+    encoder, audio, tmp_path, capsys, options
+):
+    words = ["who", str(encoder), str(audio), str(tmp_path / "out"), *options]
+    with pytest.raises(SystemExit):
+        main([*words, "--device=cpu"])
+    assert "must be from 1 to 16" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "speakers.csv").exists()
+    assert not [*tmp_path.glob("out/embeddings/*.npy")]
