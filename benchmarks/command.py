@@ -49,7 +49,7 @@ np.save(sys.argv[3], np.stack(vectors))
 """
 IMPORT = "from speechbrain.inference.speaker import EncoderClassifier"
 BUSY = "while True: pass"
-# What each is compared with.
+# Each command, and the one that it is compared with.
 PAIRS = {
     "lgl --help": "importing SpeechBrain's inference",
     "prepare": "prepare, SpeechBrain's way",

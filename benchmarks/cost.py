@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What training on any amount of speech costs, from counted operations.
+"""Costs of training on any amount of speech, from counted operations.
 
 > python benchmarks/cost.py
 > python benchmarks/cost.py --hours=1e7 --gpus=1000 --share=0.5

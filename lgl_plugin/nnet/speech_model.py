@@ -220,7 +220,7 @@ class SpeechModel(torch.nn.Module):
             x = _normalised(x[..., None], n, 0)[..., 0]
         if n is None:
             return self._layers(x, None), None
-        # What transformers asks of samples, it reckons down to frames.
+        # transformers takes a mask of samples and reduces it to frames.
         mask = counted(n, x.shape[1]).long()
         with _padding_left_out(self.front.feature_extractor, n):
             states = self._layers(x, mask)

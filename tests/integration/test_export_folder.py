@@ -61,7 +61,7 @@ def paths(corpus):
 
 @pytest.fixture(scope="module")
 def loaded(run, paths, tmp_path_factory):
-    """What SpeechBrain alone makes of the two files, by step."""
+    """Embeddings of the two files by SpeechBrain alone, for each step."""
     top, given = tmp_path_factory.mktemp("exported"), []
     for step in STEPS:
         folder = top / step.replace("/", "_")

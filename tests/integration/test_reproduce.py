@@ -152,7 +152,7 @@ def test_stages_by_number_and_options_of_the_recipe(reproduce):
 
 
 def options(folder):
-    """What the script's work takes."""
+    """The parsed options of the script."""
     return script.argparse.Namespace(
         archives=folder / "downloads",
         data=folder,

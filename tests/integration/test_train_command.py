@@ -15,7 +15,7 @@ TIMES = ("seconds", "utterances_per_second")
 
 
 def words(corpus, output, *options):
-    """What a user types behind `lgl`."""
+    """The arguments that a user gives `lgl`."""
     options = [
         *(*TINY, *STAGE1, *STAGE2, f"--data_folder={corpus}"),
         f"--verification_file={corpus}/trials.txt",
@@ -27,7 +27,7 @@ def words(corpus, output, *options):
 
 
 def refused(capsys, *given):
-    """What is printed of a call that is wrong."""
+    """Returns the output of a call that must be refused."""
     with pytest.raises(SystemExit, match="2"):
         main(words(*given))
     return "".join(capsys.readouterr())

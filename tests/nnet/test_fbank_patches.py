@@ -49,7 +49,7 @@ def test_filters_that_change_stay_speechbrains(settings):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_host_waits_for_speechbrains_own_and_not_for_these(device):
-    """Where SpeechBrain's do not wait any more, the patch can go."""
+    """The patch can go once SpeechBrain's own features do not wait."""
     with present(device):
         wavs = torch.randn(2, 1600, device=device)
         features = kept(n_mels=20).to(device)

@@ -39,7 +39,7 @@ def test_settings_out_of_range_are_refused(settings):
 
 
 def test_groups_of_a_rate_have_each_weight_once():
-    """Those of more come first: what is logged is the first group's rate."""
+    """The largest group comes first: the logged rate is the first group's."""
     a, b, c, d = (torch.nn.Parameter(torch.zeros(n + 1)) for n in range(4))
     scales = {a: 0.1, c: 0.5, d: 0.1}
     plain = lr_groups(iter([a, b, c, d]), scales)

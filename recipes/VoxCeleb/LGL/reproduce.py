@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What reproduce.sh does beyond calling commands; see there.
+"""The steps of reproduce.sh that are more than calls of commands; see there.
 
 > python reproduce.py hours --archives=DOWNLOADS --data=DATA --exp=RESULTS
 
