@@ -33,6 +33,8 @@ def arguments(description):
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Of what is handed on, --seed would be taken for --seeds.
+        allow_abbrev=False,
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

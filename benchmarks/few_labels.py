@@ -24,6 +24,7 @@ from lgl_plugin.cli.train import load_recipe
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
+from lgl_plugin.runs.settings import load_settings
 
 
 def main():
@@ -37,6 +38,9 @@ def main():
     )
     parser.add_argument("--utterances", type=int, nargs="+", default=[2, 10])
     options, settings = parser.parse_known_args()
+    # A mistyped option shows here, and not after labels were written.
+    path, run_opts, overrides = parsed(options, options.work, settings, None)
+    load_settings(path, overrides, run_opts)
     torch.set_num_threads(options.threads)
     first, rows = None, []
     for n_speakers in options.speakers:
@@ -45,7 +49,7 @@ def main():
             if first:  # the embeddings are the same for all
                 fork(first, folder, ["iter1/embeddings"])
             labels = write_labels(options, folder, n_speakers, number)
-            train(options, folder, settings, labels)
+            load_recipe().train(*parsed(options, folder, settings, labels))
             first = first or folder
             rows.append(
                 {
@@ -78,8 +82,8 @@ def write_labels(options, folder, n_speakers, number):
     return folder / "given.csv"
 
 
-def train(options, folder, settings, labels):
-    """Trains a round of Stage II in a folder."""
+def parsed(options, folder, settings, labels):
+    """The arguments of the recipe's `train` for a round in a folder."""
     corpus = options.corpus.absolute()
     words = [
         str(RECIPE / "hparams" / "adapt.yaml"),
@@ -93,7 +97,7 @@ def train(options, folder, settings, labels):
         f"--device={options.device}",
         *settings,
     ]
-    load_recipe().train(*sb.parse_arguments(words))
+    return sb.parse_arguments(words)
 
 
 def figures(folder):

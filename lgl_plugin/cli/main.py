@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Makes the parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="lgl", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="lgl", description=__doc__, allow_abbrev=False
+    )
     version = f"lgl-plugin {__version__}"
     parser.add_argument("--version", action="version", version=version)
     verbs = parser.add_subparsers(metavar="VERB", required=True)

@@ -64,6 +64,16 @@ REFERRED_TO = (
     "scale",
 )
 
+# Settings that do nothing where another one, a number of epochs, is 0.
+ONLY_WITH = {
+    "ssps_cluster_size": "ssps_epochs",
+    "ssps_source": "ssps_epochs",
+    "gate": "gated_epochs",
+    "new_memory": "gated_epochs",
+    "large_margin": "large_margin_epochs",
+    "large_margin_crop_seconds": "large_margin_epochs",
+}
+
 
 class LoaderOptions(BaseModel):
     """The yaml's dataloader_options; others are arguments of DataLoader."""
@@ -201,6 +211,16 @@ class Stage2Settings(Settings):
             raise ValueError(
                 "relabel works in the gated epochs: set gated_epochs to 1 or "
                 "more, or relabel to null"
+            )
+        if self.correct_labels and not self.gated_epochs:
+            raise ValueError(
+                "correct_labels works in the gated epochs: set gated_epochs to "
+                "1 or more, or correct_labels to null"
+            )
+        if self.correct_labels and next(iter(self.gate)).endswith(".NoGate"):
+            raise ValueError(
+                "correct_labels relabels what the gate rejects, and NoGate "
+                "rejects nothing: set correct_labels to null, or another gate"
             )
         if self.relabel and self.correct_labels:
             raise ValueError(

@@ -33,6 +33,7 @@ from lgl_plugin.runs.pretrained import (
     encoder_settings,
 )
 from lgl_plugin.runs.schema import (
+    ONLY_WITH,
     REFERRED_TO,
     LoaderOptions,
     Settings,
@@ -381,8 +382,14 @@ def _check_names(path, tree, referred):
 
 
 def _check_effect(path, tree, changes):
-    """Refuses overrides of entries that nothing in the yaml refers to."""
+    """Refuses overrides that do nothing in this yaml."""
     for name in changes:
+        needed = ONLY_WITH.get(name)
+        if needed and not tree.get(needed):
+            raise ValueError(
+                f"{path}: {name} changes nothing where {needed} is 0: leave "
+                f"{name} out, or set {needed} to 1 or more"
+            )
         if name in REFERRED_TO and name not in _referred(tree):
             raise ValueError(
                 f"{path}: {name} changes nothing here, as no other entry of "

@@ -302,6 +302,20 @@ def test_a_failing_run_says_why(corpus, tmp_path):
         paper(["table2"], tmp_path, corpus, "--selection=eer")
 
 
+@pytest.mark.parametrize(
+    "typed, problem",
+    [
+        (["--gated_epoch=3"], "--gated_epoch; did you mean --gated_epochs?"),
+        (["--seed", "3"], "3: give settings as --key=value"),
+    ],
+)
+def test_a_mistyped_option_is_refused_at_once(tmp_path, capsys, typed, problem):
+    """Also where nothing would be trained with it."""
+    with pytest.raises(SystemExit):
+        paper(["backends"], tmp_path, "/audio", "--runs=/run", *typed)
+    assert problem in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("in_processes")
 def test_a_run_prints_into_its_folder(tmp_path):
     recipe, yamls = tmp_path / "recipe.py", []

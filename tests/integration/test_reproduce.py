@@ -45,8 +45,9 @@ set -eu
 work=${{2:-}}
 case "$1 $work" in
 *reproduce.py\\ hours) exec {python} "$@" ;;
-*reproduce.py\\ batch) [[ "$*" != *mocoo* ]] || exec {python} "$@"
-    echo 8; exit ;;
+*reproduce.py\\ settings) [[ "$*" != *mocoo* ]] || exec {python} "$@"
+    exit ;;
+*reproduce.py\\ batch) echo 8; exit ;;
 *reproduce.py\\ last) echo iter5/gated; exit ;;
 *reproduce.py\\ unpack) mkdir "$DATA/lists"
     for name in veri_test2 list_test_all2 list_test_hard2; do
@@ -149,6 +150,23 @@ def test_stages_by_number_and_options_of_the_recipe(reproduce):
     assert (status, log) == (1, "") and "mocoo.yaml" in screen
     status, screen, log = reproduce("--stop_stagee=5")
     assert status == 2 and "no option --stop_stagee" in screen
+
+
+def test_a_mistyped_option_is_refused_before_any_stage(monkeypatch, capsys):
+    """One of a training, too, which begins hours later."""
+    for work, typed, problem in (
+        ("settings", "--batchsize=8", "'batchsize'; did you mean 'batch_size'"),
+        ("hours", "--off=3", "unrecognized arguments: --off=3"),
+    ):
+        folders = ["--archives=a", "--data=d", "--exp=e", "--methods=moco"]
+        words = ["reproduce.py", work, *folders, typed]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            script.main()
+        assert problem in f"{end.value}{capsys.readouterr().err}"
+    typed = ["--data_folder=/x", "--precision=fp32", "--device=cpu"]
+    words[1:] = ["settings", *folders, *typed]
+    script.main()
 
 
 def options(folder):

@@ -28,6 +28,7 @@ from lgl_plugin.utils import progress
 
 HPARAMS = pathlib.Path(__file__).parents[2] / "hparams"
 PRESETS = ["stage1", "stage2", "small_stage1", "small_stage2"]
+MARGIN_EPOCHS = "large_margin_epochs"
 STAGES = {"stage1": Stage1Settings, "stage2": Stage2Settings}
 
 
@@ -168,7 +169,6 @@ def test_any_typo_in_a_name_is_refused(data):
         ("selection", "eer", "'eer' should be 'last', .*"),
         # A value out of its range.
         ("crop_seconds", "0", "0 should be greater than 0"),
-        ("large_margin_crop_seconds", "-1", "-1 should be greater than 0"),
         ("sample_rate", "0", "0 should be greater than or equal to 1000"),
         ("held_out_share", "1.5", "1.5 should be less than 1"),
         ("held_out_share", "0", "0 should be greater than 0"),
@@ -222,10 +222,10 @@ def test_no_epochs_of_stage1():
 
 
 def test_settings_of_ssps():
-    (line,) = refusal("small_stage1", ssps_source="nearby")
+    (line,) = refusal("small_stage1", ssps_source="nearby", ssps_epochs=1)
     assert line.startswith("ssps_source: 'nearby' should be 'own' or 'near")
     assert line.endswith("did you mean 'nearest'?")
-    (line,) = refusal("small_stage1", ssps_cluster_size=1)
+    (line,) = refusal("small_stage1", ssps_cluster_size=1, ssps_epochs=1)
     assert line.startswith("ssps_cluster_size: 1 should be")
 
 
@@ -267,12 +267,46 @@ def test_large_margin_without_a_gated_phase():
     (line,) = refusal(large_margin_epochs=2, gated_epochs=0)
     assert line.startswith("large_margin_epochs trains on what the gate")
     assert "set gated_epochs to 1 or more, or large_margin_epochs to 0" in line
-    assert load(gated_epochs=0).gated_epochs == 0
+    settings = load(gated_epochs=0, correct_labels="null")
+    assert settings.gated_epochs == 0
+
+
+def test_the_large_margins_crop_is_checked():
+    (line,) = refusal(large_margin_epochs=2, large_margin_crop_seconds=-1)
+    assert line.endswith("crop_seconds: -1 should be greater than 0")
 
 
 def test_relabelling_without_a_gated_phase():
     (line,) = refusal("small_ssrl", gated_epochs=0)
     assert "relabel works in the gated epochs" in line
+
+
+def test_correcting_labels_where_nothing_is_rejected():
+    (line,) = refusal(gated_epochs=0)
+    assert line.endswith("1 or more, or correct_labels to null")
+    gate = "!new:lgl_plugin.nnet.gates.NoGate"
+    (line,) = refusal(gate=gate)
+    assert "NoGate rejects nothing: set correct_labels to null" in line
+    assert load(gate=gate, correct_labels="null").gate is not None
+
+
+@pytest.mark.parametrize(
+    "preset, value, needed",
+    [
+        ("small_stage1", {"ssps_source": "nearest"}, "ssps_epochs"),
+        ("small_stage1", {"ssps_cluster_size": 5}, "ssps_epochs"),
+        ("small_stage2", {"large_margin": "{margin: 1}"}, MARGIN_EPOCHS),
+        ("small_stage2", {"large_margin_crop_seconds": 2}, MARGIN_EPOCHS),
+        ("stage2", {"gate": "{taus: [1]}"}, "gated_epochs"),
+        ("stage2", {"new_memory": "{momentum: 0.5}"}, "gated_epochs"),
+    ],
+)
+def test_a_setting_of_epochs_that_there_are_none_of(preset, value, needed):
+    """As the command line gives it; a preset's own is no mistake."""
+    (name,) = value
+    (line,) = refusal(preset, **value, **{needed: 0})
+    assert line.startswith(f"{name} changes nothing where {needed} is 0: ")
+    assert load(preset, **value, **{needed: 2})
 
 
 @pytest.mark.parametrize(

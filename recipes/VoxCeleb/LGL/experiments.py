@@ -6,6 +6,7 @@ over what that one has done (`fork`): only what differs is trained.
 
 import concurrent.futures
 import dataclasses
+import difflib
 import functools
 import json
 import os
@@ -13,10 +14,12 @@ import pathlib
 import subprocess
 import sys
 
+from speechbrain.utils.run_opts import RunOptions
 from tqdm import tqdm
 
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
+from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 from lgl_plugin.runs.settings import plain_settings, read_preset, resolve
 from lgl_plugin.utils.files import write_json
 
@@ -88,6 +91,11 @@ class Experiment:
     nproc : int
         Processes of each run, by torchrun.
 
+    Raises
+    ------
+    ValueError
+        If an option is no setting, nor one of SpeechBrain's.
+
     Example
     -------
     >>> folder = getfixture("tmp_path")
@@ -115,6 +123,7 @@ class Experiment:
             self.launch += ["-m", "torch.distributed.run", "--standalone"]
             self.launch += [f"--nproc_per_node={nproc}"]
         self.keys = [set(read_preset(yaml)) for yaml in yamls]
+        _check(options, self.keys)
         self.options = [
             [
                 option
@@ -261,6 +270,21 @@ class Experiment:
                 f"{recipe.name} {' '.join(command)} failed; the end of "
                 f"{printed}:\n" + "\n".join(lines)
             )
+
+
+def _check(options, keys):
+    """Refuses what the first training would refuse, perhaps hours later."""
+    known = set().union(
+        *(*keys, Stage1Settings.model_fields, Stage2Settings.model_fields),
+        (field.name for field in dataclasses.fields(RunOptions)),
+    )
+    for option in options:
+        near = difflib.get_close_matches(_key(option), known, 1, 0.5)
+        if not option.startswith("--"):
+            raise ValueError(f"{option}: give settings as --key=value")
+        if _key(option) not in known:
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            raise ValueError(f"there is no option --{_key(option)}{hint}")
 
 
 def _key(option):

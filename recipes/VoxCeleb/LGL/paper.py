@@ -502,15 +502,18 @@ def main():
     parser.add_argument("--runs", nargs="*", default=[], help="see above")
     options, overrides = parser.parse_known_args()
     size = "small_" if options.small else ""
-    experiment = Experiment(
-        HERE / "train_lgl.py",
-        [options.hparams / f"{size}stage{stage}.yaml" for stage in (1, 2)],
-        options.output_folder,
-        [int(seed) for seed in options.seeds.split(",")],
-        options.jobs,
-        overrides,
-        options.nproc,
-    )
+    try:
+        experiment = Experiment(
+            HERE / "train_lgl.py",
+            [options.hparams / f"{size}stage{stage}.yaml" for stage in (1, 2)],
+            options.output_folder,
+            [int(seed) for seed in options.seeds.split(",")],
+            options.jobs,
+            overrides,
+            options.nproc,
+        )
+    except ValueError as error:  # such as of a mistyped option
+        parser.error(str(error))
     for name in options.name:
         found = made[name](experiment, options)
         with atomic_write(experiment.folder / f"{name}.md") as out:

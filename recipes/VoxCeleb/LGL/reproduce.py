@@ -8,6 +8,7 @@ convert  m4a to wav
 check    makes the manifest and times steps of every yaml
 hours    what the stages are estimated to take
 batch    utterances of a step for each process
+settings refuses options that the trainings would, hours later
 last     the last step of Stage II
 results  RESULTS.md and a table in each model card
 """
@@ -51,6 +52,19 @@ def batch(options, rest):
     """Prints each yaml's batch of a process: in all that published."""
     for name in rest:
         print(batch_of(options, name))
+
+
+def settings(options, rest):
+    """Refuses options that the yamls of the trainings do not take."""
+    import speechbrain as sb
+
+    from lgl_plugin.runs.settings import resolve
+
+    for name in ("stage1", "stage2", *options.methods):
+        size = f"--batch_size={batch_of(options, name)}"
+        yaml = str(options.hparams / f"{name}.yaml")
+        path, run_opts, overrides = sb.parse_arguments([yaml, size, *rest])
+        resolve(path, overrides, run_opts)
 
 
 def batch_of(options, name):
@@ -252,7 +266,7 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # --seed is the recipe's, not short for --seeds
     )
-    works = (unpack, convert, check, hours, batch, last, results)
+    works = (unpack, convert, check, hours, batch, settings, last, results)
     works = {work.__name__: work for work in works}
     parser.add_argument("work", choices=works)
     path = pathlib.Path
@@ -267,6 +281,8 @@ def main():
     parser.add_argument("--average", type=int, default=10)
     parser.add_argument("--of", type=int, help="stage of `hours`; none: all")
     options, rest = parser.parse_known_args()
+    if rest and works[options.work] not in (batch, settings, check):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         works[options.work](options, rest)
     except (ValueError, OSError) as error:

@@ -144,7 +144,7 @@ run() { # number, command, what it depends on; done once for that
 }
 
 # What is wrong with an option shows now, and not after hours.
-mine batch stage1 stage2 $methods >/dev/null
+mine settings "${common[@]}"
 if ((stage <= 2 && stop_stage >= 2)) && [[ ! -e $exp/done/2 ]] &&
     ! command -v ffmpeg >/dev/null; then
     echo "$0: ffmpeg, which stage 2 reads m4a with, is not installed" >&2
