@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_bad_share", type=float, default=0.02, help="of the utterances"
     )
     parser.add_argument(
+        "--decode",
+        action="store_true",
+        help="write wav of 16 bits, which is read many times faster than ogg "
+        "and mp3",
+    )
+    parser.add_argument(
         "--allow_outside_data_folder",
         dest="allow_outside",
         action="store_true",

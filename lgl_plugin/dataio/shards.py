@@ -68,13 +68,14 @@ def write_shards(
     num_workers: int = 8,
     max_bad_share: float = 0.02,
     allow_outside: bool = False,
+    decode: bool = False,
 ) -> pathlib.Path:
     """Packs a manifest's utterances into shards, in random order.
 
     A file that is one utterance is copied byte for byte. An utterance that is
     a part of a longer file is cut out, decoded and kept with the same samples:
     as flac if they have up to 24 bits, as 32-bit floating-point wav if they
-    have more or come from mp3 or ogg.
+    have more or come from mp3 or ogg. `decode` makes wav of 16 bits of all.
 
     The folder gets `shard-000000.tar` and so on, `bad_files.txt`, `shards.json`
     (the settings) and, last, `manifest.csv`: the rows of `manifest` without
@@ -104,6 +105,10 @@ def write_shards(
         The share of the utterances that may be unreadable, between 0 and 1.
     allow_outside : bool
         True if the manifest may name audio that is not below data_root.
+    decode : bool
+        True for wav of 16 bits in the place of each file's own format: many
+        times the room of ogg and mp3, and no decoding while training. Samples
+        beyond full scale are clipped, more than 16 bits rounded.
 
     Returns
     -------
@@ -152,6 +157,7 @@ def write_shards(
         "manifest": checksum(manifest),
         "data_root": os.path.abspath(data_root),
         "shard_mb": float(shard_mb),
+        "decode": decode,
     }
     target = folder / "manifest.csv"
     record = _recorded(folder)
@@ -166,7 +172,8 @@ def write_shards(
     for part in folder.glob(".shard-*.part"):
         part.unlink()  # left by a run that was killed
     _check_room(folder, plan["bytes"] * len(missing) / len(shards))
-    _write_missing(folder, utterances, shards, missing, index, num_workers)
+    write_one = functools.partial(_write_shard, folder, decode)
+    _write_missing(utterances, shards, missing, index, num_workers, write_one)
     index.write_bad_files()
     index.write_manifest(manifest, target)
     for n in range(len(shards)):
@@ -191,7 +198,12 @@ def _index_path(folder, n):
 def _recorded(folder):
     """Returns what shards.json says of the settings; None without one."""
     path = folder / "shards.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    # Shards made before there was this setting are not to be made again.
+    record["settings"].setdefault("decode", False)
+    return record
 
 
 def _plan(folder, settings, utterances):
@@ -204,7 +216,9 @@ def _plan(folder, settings, utterances):
             f"{target} is not of shards made here. Choose another folder, "
             "empty or new."
         )
-    n_bytes = _estimated_bytes(utterances, settings["data_root"])
+    n_bytes = _estimated_bytes(
+        utterances, settings["data_root"], settings["decode"]
+    )
     n_shards = math.ceil(n_bytes / (settings["shard_mb"] * 2**20))
     new = {
         "settings": settings,
@@ -226,7 +240,7 @@ def _plan(folder, settings, utterances):
     return new
 
 
-def _estimated_bytes(utterances, data_root):
+def _estimated_bytes(utterances, data_root, decode):
     """Estimates the bytes of all utterances from the headers of some files."""
     rng = np.random.default_rng(1)
     n = len(utterances)
@@ -235,8 +249,10 @@ def _estimated_bytes(utterances, data_root):
         path = utterances.wavs[row]
         # A bad file is counted as such when its shard is written.
         with contextlib.suppress(BadAudio, OSError):
-            seconds += probe(path).seconds
-            n_bytes += os.path.getsize(path)
+            header = probe(path)
+            seconds += header.seconds
+            decoded = 2 * header.frames * header.channels
+            n_bytes += decoded if decode else os.path.getsize(path)
     if not seconds:
         raise FileNotFoundError(
             f"none of {min(n, N_SAMPLED)} audio files tried can be read, such "
@@ -269,7 +285,7 @@ def _check_room(folder, n_bytes):
         )
 
 
-def _write_missing(folder, utterances, shards, missing, index, num_workers):
+def _write_missing(utterances, shards, missing, index, num_workers, write_one):
     """Writes the missing shards in parallel and adds them to the index."""
     done = len(utterances) - sum(len(shards[n]) for n in missing)
     if done:
@@ -293,7 +309,7 @@ def _write_missing(folder, utterances, shards, missing, index, num_workers):
     ):
         try:
             for n in parallel_map(
-                functools.partial(_write_shard, folder),
+                write_one,
                 jobs,
                 chunk_size=1,
                 queue_size=num_workers + 1,
@@ -310,11 +326,11 @@ def _write_missing(folder, utterances, shards, missing, index, num_workers):
             ) from error
 
 
-def _write_shard(folder, job):
+def _write_shard(folder, decode, job):
     """Writes a shard, then its index; returns the shard's number.
 
     A line of the index is (row, first byte, bytes, frames, problem). Frames
-    are those of a part that was cut out, 0 for a file copied whole.
+    are those of an utterance that was decoded, 0 for a file copied whole.
     """
     n, utterances = job
     lines = []
@@ -324,7 +340,7 @@ def _write_shard(folder, job):
     with atomic_write(folder / _shard_name(n), "wb") as out:
         for row, name, utterance in utterances:
             try:
-                extension, audio, frames = _read_utterance(**utterance)
+                extension, audio, frames = _read_utterance(decode, **utterance)
             except BadAudio as error:
                 lines.append((row, 0, 0, 0, one_line(str(error))))
                 continue
@@ -344,8 +360,8 @@ def _write_shard(folder, job):
     return n
 
 
-def _read_utterance(wav, offset, duration, **_):
-    """Returns an utterance's extension and bytes; frames if it was cut out."""
+def _read_utterance(decode, wav, offset, duration, **_):
+    """Returns an utterance's extension and bytes; frames if it was decoded."""
     with open_audio(wav) as audio:
         rate = audio.samplerate
         first, n_frames = round(offset * rate), round(duration * rate)
@@ -353,12 +369,15 @@ def _read_utterance(wav, offset, duration, **_):
             raise BadAudio("holds no samples")
         # Durations in manifests are rounded, some to a tenth of a second:
         # an exact comparison would cut and decode every whole file.
-        if first == 0 and audio.frames - n_frames <= rate / 10:
+        whole = first == 0 and audio.frames - n_frames <= rate / 10
+        if whole and not decode:
             probe(wav)  # nothing else of the file would be decoded here
             extension = pathlib.Path(wav).suffix[1:] or audio.format
             return extension.lower(), pathlib.Path(wav).read_bytes(), 0
         audio.seek(first)
         kind, subtype = PART_FORMATS.get(audio.subtype, ("wav", "FLOAT"))
+        if decode:
+            kind, subtype = "wav", "PCM_16"
         content, n_written, channels = io.BytesIO(), 0, audio.channels
         with soundfile.SoundFile(
             content, "w", rate, channels, subtype, format=kind

@@ -5,6 +5,7 @@ import csv
 import errno
 import io
 import itertools
+import json
 import logging
 import multiprocessing
 import os
@@ -179,6 +180,45 @@ def test_parts_are_cut_out(tmp_path):
         exact = re.search("PCM_(U8|16|24)|ULAW", name)
         assert name.endswith(".flac" if exact else ".wav")
         assert soundfile.info(io.BytesIO(content)).frames <= 24000
+
+
+def test_decoded_shards_are_wav_of_16_bits(tmp_path):
+    lines = []
+    for kind, channels in itertools.product(("wav", "flac", "ogg"), (1, 2)):
+        name = f"{channels}.{kind}"
+        put(tmp_path / name, 6000, 8000, channels)
+        lines.append(row(name, name, 0, 6000, 8000))
+        lines.append(row(f"part of {name}", name, 3000, 6000, 8000))
+    make_manifest(tmp_path, lines)
+    made = write(tmp_path, decode=True)
+    expected = read_all(tmp_path / "in.csv", tmp_path)
+    found = read_all(made, made.parent)
+    assert list(found) == list(expected)
+    for name, (rate, samples) in expected.items():
+        assert found[name][0] == rate
+        # A bit by libsndfile's scale (32,767), half a bit by rounding.
+        clipped = np.clip(samples, -1, 1)
+        assert np.allclose(found[name][1], clipped, atol=2**-14), name
+    for _, name, content in members(made.parent):
+        assert name.endswith(".wav")
+        assert soundfile.info(io.BytesIO(content)).subtype == "PCM_16"
+    # The room that was asked for beforehand is about that needed.
+    record = json.loads((made.parent / "shards.json").read_text())
+    n_samples = 6000 + 3000
+    assert record["bytes"] == pytest.approx(2 * n_samples * 3 * (1 + 2))
+
+
+def test_shards_made_before_there_was_decoding_are_reused(tmp_path, logs):
+    make_corpus(tmp_path, 4)
+    made = write(tmp_path)
+    path = made.parent / "shards.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["decode"]
+    path.write_text(json.dumps(record))
+    write(tmp_path)
+    assert "Reusing" in logs.text
+    write(tmp_path, decode=True)
+    assert "Writing all shards again: other decode." in logs.text
 
 
 def test_a_rounded_duration_cuts_nothing(tmp_path):
