@@ -113,6 +113,12 @@ class Session:
                 os.path.abspath(settings.train_folder),
                 os.path.abspath(settings.data_folder),
             )
+        elif not os.path.isfile(settings.manifest):
+            raise FileNotFoundError(
+                f"manifest: {settings.manifest} is no file. Set --manifest to "
+                "the csv of your utterances, or to null for all of "
+                "train_folder."
+            )
         # After the folders: of a wrong data_folder the error would otherwise
         # be that it lacks the trial list.
         observe = observer_of(settings) if observer_of else _no_labels

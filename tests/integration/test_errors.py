@@ -59,6 +59,11 @@ def test_manifest_without_a_column(start, tmp_path):
         start(1, manifest=str(manifest))
 
 
+def test_missing_manifest(start, tmp_path):
+    with pytest.raises(FileNotFoundError, match="manifest: .*mine.csv is no f"):
+        start(1, manifest=str(tmp_path / "mine.csv"))
+
+
 def test_trial_list_names_a_missing_file(start, corpus, tmp_path):
     trials = tmp_path / "trials.txt"
     good = (corpus / "trials.txt").read_text()
