@@ -20,16 +20,9 @@ from lgl_plugin.clustering.vectors import (
 class Parts:
     """Small clusters to join, and their members.
 
-    Arguments
-    ---------
-    labels : numpy.ndarray
-        Part of each embedding, int64 (N,).
-    means : torch.Tensor
-        Means of the parts' embeddings at length 1, float32 (P, D).
-    sizes : torch.Tensor
-        Numbers of members, int64 (P,).
-    within : float
-        Sum of squared distances of all members to the means.
+    `labels` are the part of each embedding, int64 (N,), `means` those of the
+    parts' embeddings at length 1, float32 (P, D), `sizes` their numbers of
+    members, and `within` is the sum of squared distances of members to means.
     """
 
     labels: np.ndarray

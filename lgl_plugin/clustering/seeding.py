@@ -13,34 +13,13 @@ def seeded(
 ) -> np.ndarray:
     """Makes the speakers of labelled utterances the first clusters.
 
-    A speaker's cluster holds its labelled utterances and takes over the
-    cluster that held most of them. Where two speakers would take over the
+    Takes the embeddings (N, D) that were clustered, their clusters, int64 (N,),
+    -1 for none, and the given speakers from 0, each with an utterance, -1 where
+    unknown. A speaker's cluster holds its labelled utterances and takes over
+    the cluster that held most of them. Where two speakers would take over the
     same, each utterance goes to the one whose labelled utterances are nearer,
-    by the cosine with their mean. All other clusters stay as they are, less
-    the labelled utterances in them.
-
-    Arguments
-    ---------
-    embeddings : numpy.ndarray
-        Those that were clustered, float (N, D).
-    labels : numpy.ndarray
-        Clusters from 0, int64 (N,), -1 for none.
-    given : numpy.ndarray
-        Speakers from 0, each with an utterance, int64 (N,), -1 where unknown.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 (N,), -1 for none: `given` where it is known, other clusters
-        after the speakers, without gaps.
-
-    Example
-    -------
-    >>> points = np.float32([[1, 0], [2, 1], [0, 1], [1, 4], [-1, 0]])
-    >>> clusters, speakers = np.array([0, 0, 1, 1, 2]), -np.ones(5, np.int64)
-    >>> speakers[3] = 0
-    >>> seeded(points, clusters, speakers).tolist()
-    [1, 1, 0, 0, 2]
+    by the cosine with their mean. Other clusters stay, less the labelled
+    utterances in them, and are numbered after the speakers, without gaps.
     """
     known = given >= 0
     n_speakers = int(given.max()) + 1

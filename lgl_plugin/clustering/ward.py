@@ -20,13 +20,9 @@ DISTANCES = {"cpu": 16 * 2**20, "cuda": 2**30}
 class Tree:
     """All joins of N points, from the lowest to that of the last two clusters.
 
-    Arguments
-    ---------
-    joins : numpy.ndarray
-        Points, int64 (N - 1, 2); a join is of the clusters that hold them.
-    rises : numpy.ndarray
-        By how much each join raises the sum of squares within the clusters,
-        float64 (N - 1,), ascending.
+    `joins`, int64 (N - 1, 2), are points, whose clusters are joined; `rises`,
+    float64 (N - 1,), ascending, the growth of the sum of squares within
+    clusters.
     """
 
     joins: np.ndarray

@@ -85,10 +85,6 @@ def load_backend(path: str | pathlib.Path) -> Backend:
     path : str or pathlib.Path
         Such as a run's `stage1/backend.npz`.
 
-    Returns
-    -------
-    Backend
-
     Raises
     ------
     FileNotFoundError, ValueError

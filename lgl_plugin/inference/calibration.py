@@ -30,47 +30,11 @@ def find_threshold(
 ) -> tuple[tuple[float, str] | None, np.ndarray]:
     """Finds an encoder's threshold with the utterances that trained it.
 
-    By pseudo-labels where there are any, else by halves of utterances.
-
-    Arguments
-    ---------
-    extract : Extractor
-        Around the encoder: takes a manifest and rows (n,), returns
-        `Embeddings` of those that can be read, and the others.
-    manifest : Manifest
-        The run's.
-    share, seed : float, int
-        Of the utterances held out, see `manifest.held_out`.
-    pseudo : (iterable of str, iterable of int), optional
-        Utterance IDs and pseudo-labels.
-
-    Returns
-    -------
-    decision : (float, str) or None
-        The threshold and the way it was found, "pseudo-labels" or "halves".
-    vectors : numpy.ndarray, (n, D), float32
-        Embeddings of the utterances that were drawn.
-
-    Raises
-    ------
-    BadAudio
-        If none of them can be read.
-
-    Example
-    -------
-    >>> from lgl_plugin.dataio.manifest import Strings
-    >>> from lgl_plugin.inference.store import Embeddings
-    >>> def extract(manifest, rows):  # stands for an Extractor
-    ...     rng = np.random.default_rng(0)
-    ...     vectors = np.eye(2)[rows % 2] + rng.random((len(rows), 2)) / 9
-    ...     return Embeddings(
-    ...         Strings(manifest.ids[r] for r in rows), vectors
-    ...     ), []
-    >>> manifest = Manifest.of([(n, n, 0.0, 2.0, "") for n in "abcdefgh"])
-    >>> pseudo = "abcdefgh", [0, 1, 0, 1, 0, 1, 0, 1]
-    >>> decision, vectors = find_threshold(extract, manifest, 0.5, 0, pseudo)
-    >>> decision[1], 0.2 < decision[0] < 1, vectors.shape
-    ('pseudo-labels', True, (8, 2))
+    By `pseudo`, utterance IDs and pseudo-labels, if there are any, else by
+    halves of utterances; `share` and `seed` are those of the utterances held
+    out, see `manifest.held_out`. Returns the threshold with the way it was
+    found, "pseudo-labels" or "halves", or None; and embeddings, float32 (n, D),
+    of the utterances that were drawn. BadAudio if none of them can be read.
     """
     train, aside = held_out(len(manifest), share, seed)
     rng = np.random.default_rng(seed)
@@ -97,10 +61,9 @@ def threshold_by_pseudo_labels(
 
     Takes embeddings (N, D), pseudo-labels (N,) int64, -1 for none, and a mask
     (N,) of the utterances that no gradient was taken on. A pair is a target
-    trial if both have the same pseudo-label. One of each pair is held out:
-    training has pulled the others to their pseudo-speaker's centre, and pairs
-    of those would put the threshold too high. None if the pairs are all of
-    one kind.
+    trial if both have one pseudo-label. One of each pair is held out: training
+    has pulled the others to their pseudo-speaker's centre, so their pairs would
+    put the threshold too high. None if the pairs are all of one kind.
     """
     labels, held_out = np.asarray(labels), np.asarray(held_out)
     known = labels >= 0

@@ -85,13 +85,12 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 class InferenceModel:
     """Weights, with what SpeechBrain needs to build the modules around them.
 
-    `settings` are a stage's, as `plain_settings` reads them; `encoder` and,
-    of Stage II, `classifier` are paths of state dicts; `kind` is the setting
-    that says how to build the encoder. A `backend` becomes the last layers of
-    `embedding_model`, which cosines, threshold and mean are then those of; the
-    network's weights stay a file of their own, for Stage II to start from.
-    Raises FileNotFoundError if there is no such file, ValueError if the
-    encoder's weights do not fit.
+    `settings` are a stage's, as `plain_settings` reads them, of which `kind`
+    says how to build the encoder; `encoder` and, of Stage II, `classifier` are
+    paths of state dicts. A `backend` becomes the last layers of
+    `embedding_model`, but the network's weights stay a file of their own, for
+    Stage II to start from. FileNotFoundError or ValueError if there are no such
+    weights that fit.
     """
 
     def __init__(

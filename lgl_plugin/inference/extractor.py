@@ -269,10 +269,6 @@ def load_extractor(
     num_workers : int
         Processes that read audio.
 
-    Returns
-    -------
-    Extractor
-
     Raises
     ------
     FileNotFoundError

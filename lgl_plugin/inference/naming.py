@@ -13,27 +13,13 @@ from lgl_plugin.clustering.average import average_linkage
 class Named:
     """Files sorted by the speakers of those that are labelled.
 
-    Arguments
-    ---------
-    labels : numpy.ndarray
-        The speaker of each file, int64 (N,): the given one, else the nearest
-        one, else a stranger, numbered after them.
-    heard : numpy.ndarray
-        The labelled speaker that each file sounds like, its own label not
-        counted, int64 (N,), -1 for a stranger.
-    own, other : numpy.ndarray
-        The median cosine with the other files that are labelled as the file
-        is, and that with the nearest other speaker's, float32 (N,), NaN where
-        there is none.
-    wrong : numpy.ndarray
-        Files whose label looks wrong, int64 (n,), the clearest case first.
-
-    Example
-    -------
-    >>> vectors = np.float32([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
-    >>> found = name_files(vectors, np.array([0, 0, 1, 1, 1]), 0.5)
-    >>> found.wrong.tolist(), found.heard.tolist()
-    ([4], [0, 0, 1, 1, 0])
+    `labels`, int64 (N,), are the given one, else the nearest one, else a
+    stranger, numbered after them; `heard` is the labelled speaker that each
+    file sounds like, its own label not counted, -1 for a stranger. `own` is the
+    median cosine with the other files that are labelled as the file is, `other`
+    that with the nearest other speaker's, float32 (N,), NaN where there is
+    none. `wrong` are files whose label looks wrong, int64 (n,), the clearest
+    case first.
     """
 
     labels: np.ndarray
@@ -51,33 +37,13 @@ def name_files(
 ) -> Named:
     """Names files by the speaker whose labelled files are nearest.
 
-    A file is a speaker's from a median cosine of `threshold` with the files
-    that are labelled so: a mean would follow wrong labels. Strangers are
-    joined among themselves by average linkage. A label looks wrong if the file
-    would get another name without it. The only file of a speaker sounds like
-    nobody, so it is doubted only where it sounds like another speaker.
-
-    Arguments
-    ---------
-    vectors : numpy.ndarray
-        Unit vectors (N, D), float32.
-    given : numpy.ndarray
-        Speakers from 0, each with a file, int64 (N,), -1 where unknown.
-    threshold : float
-        Cosine from which on two files are one speaker's.
-    device : str
-        Where strangers are joined.
-
-    Returns
-    -------
-    Named
-
-    Example
-    -------
-    >>> vectors = np.float32([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [0, -1]])
-    >>> found = name_files(vectors, np.array([0, 0, -1, 1, -1]), 0.75)
-    >>> found.labels.tolist(), found.wrong.tolist()
-    ([0, 0, 1, 1, 2], [])
+    Takes unit vectors (N, D), float32, and speakers from 0, each with a file,
+    int64 (N,), -1 where unknown. A file is a speaker's from a median cosine of
+    `threshold` with the files that are labelled so: a mean would follow wrong
+    labels. Strangers are joined among themselves by average linkage. A label
+    looks wrong if the file would get another name without it. The only file of
+    a speaker sounds like nobody, so it is doubted only where it sounds like
+    another speaker.
     """
     known = np.flatnonzero(given >= 0)
     n_speakers = int(given.max()) + 1

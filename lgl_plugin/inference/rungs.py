@@ -21,19 +21,7 @@ HEADER = ["rung", "before %", "after %", "change, points", "verdict", "kept"]
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """A rung that was tried, and the verdict on it.
-
-    Arguments
-    ---------
-    name, verdict : str, Verdict
-        It is kept if the verdict says that it wins.
-
-    Example
-    -------
-    >>> rung = Rung("centring", Verdict(200, 4.0, 2.5, -2.1, -0.8))
-    >>> rung.kept, rung.cells()
-    (True, ['centring', '4.0', '2.5', '-2.1 to -0.8', 'better', 'yes'])
-    """
+    """A rung that was tried, and the verdict on it."""
 
     name: str
     verdict: Verdict

@@ -108,10 +108,6 @@ def find_speakers(
     given : GivenLabels, optional
         The speakers of some files, by the manifest's rows.
 
-    Returns
-    -------
-    Speakers
-
     Raises
     ------
     ValueError

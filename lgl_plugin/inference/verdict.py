@@ -243,10 +243,6 @@ def judge(before: Parts, after: Parts, seed: int = 0) -> Verdict:
     seed : int
         Of the non-target trials and of the interval.
 
-    Returns
-    -------
-    Verdict
-
     Raises
     ------
     ValueError

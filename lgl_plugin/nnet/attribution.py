@@ -61,38 +61,11 @@ def integrated_gradients(
 ) -> Attribution:
     """Attributes a score to its input, by as many steps as that takes.
 
-    The path is integrated by Gauss and Legendre's nodes, 32 at first, twice
-    as many while the values do not sum to the change of the score.
-
-    Arguments
-    ---------
-    function : callable
-        Takes inputs (n, ...), each on its own, and returns scores (n,).
-    inputs, baseline : torch.Tensor
-        Of one shape, (...).
-    steps : int
-        The most nodes.
-    limit : float
-        The largest `error`.
-    batch_size : int
-        Nodes that are evaluated at once.
-
-    Returns
-    -------
-    Attribution
-
-    Raises
-    ------
-    ValueError
-        If so many steps do not suffice, or the score has no gradient.
-
-    Example
-    -------
-    >>> weights = torch.tensor([1.0, -2.0, 0.0])
-    >>> x = torch.tensor([3.0, 1.0, 5.0])
-    >>> found = integrated_gradients(lambda x: x @ weights, x, 0 * x)
-    >>> found.values.round(decimals=3).tolist(), found.score
-    ([3.0, -2.0, 0.0], 1.0)
+    `function` takes inputs (n, ...), each on its own, `batch_size` at once, and
+    returns scores (n,); `inputs` and `baseline` have one shape (...). The path
+    is integrated by Gauss and Legendre's nodes, 32 at first, twice as many
+    while `error` is above `limit`. ValueError if `steps` do not suffice, or the
+    score has no gradient.
     """
     with torch.no_grad():
         ends = function(torch.stack([baseline, inputs])).double().tolist()

@@ -6,21 +6,9 @@ import torch
 
 
 class GivenRows(torch.nn.Module):
-    """Lets utterances with given labels through whatever gate there is.
+    """Lets utterances whose label is `given`, bool (N,), through any gate.
 
     A label correction changes rejected utterances alone, so it leaves these.
-
-    Arguments
-    ---------
-    given : torch.Tensor
-        Whether the label of each row of the manifest is given, bool (N,).
-
-    Example
-    -------
-    >>> keep = GivenRows(torch.tensor([True, False, False]))
-    >>> rows, gated = torch.tensor([2, 0, 1]), torch.tensor([False] * 3)
-    >>> keep(rows, gated)
-    tensor([False,  True, False])
     """
 
     given: torch.Tensor
@@ -33,8 +21,5 @@ class GivenRows(torch.nn.Module):
     def forward(
         self, rows: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Returns a gate's mask or weights (batch,), 1 where labels are given.
-
-        `rows` are those of the batch in the manifest, int64 (batch,).
-        """
+        """Returns a gate's mask or weights (batch,), 1 for given labels."""
         return weights.masked_fill(self.given[rows], 1)

@@ -39,26 +39,7 @@ def directions(
 ) -> list[list[torch.Tensor]]:
     """Draws normal directions, each filter as long as that of the network.
 
-    Arguments
-    ---------
-    parameters : sequence of torch.Tensor
-        Of the network, at the point to look from.
-    number : int
-        Directions to draw.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    list of list of torch.Tensor
-        A tensor for each parameter.
-
-    Example
-    -------
-    >>> weight = torch.diag(torch.tensor([3.0, 4.0]))
-    >>> ((direction, of_bias),) = directions([weight, torch.ones(2)], 1, seed=0)
-    >>> direction.norm(dim=1).round().tolist(), of_bias.norm().item()
-    ([3.0, 4.0], 0.0)
+    Each is a list of a tensor for each parameter.
     """
     generator = torch.Generator().manual_seed(seed)
     lengths = filter_lengths(parameters)
@@ -108,33 +89,12 @@ def surface(
     axis: Sequence[float],
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
-    """Evaluates a loss over a plane through the parameters.
+    """Evaluates a loss over a plane of two directions through the parameters.
 
-    Arguments
-    ---------
-    loss : callable
-        Returns figures (n,) of the network as it is.
-    parameters : sequence of torch.Tensor
-        Those that move, in place; they come back.
-    plane : sequence
-        Two directions.
-    axis : sequence of float
-        Steps along either.
-    progress : callable
-        Wraps what is iterated over, such as tqdm.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (len(axis), len(axis), n), float64.
-
-    Example
-    -------
-    >>> x = torch.tensor([[1.0, 2.0]])
-    >>> bowl = lambda: x.square().sum()[None]
-    >>> plane = [[torch.tensor([[1.0, 0.0]])], [torch.tensor([[0.0, 1.0]])]]
-    >>> surface(bowl, [x], plane, [-1, 0])[..., 0].tolist()
-    [[1.0, 4.0], [2.0, 5.0]]
+    `loss` returns figures (n,) of the network as it is, whose `parameters` move
+    in place and come back; `axis` has the steps along either direction, and
+    `progress`, such as tqdm, wraps what is iterated over. Returns float64
+    (len(axis), len(axis), n).
     """
     places = [(a, b) for a in axis for b in axis]
     with moving(parameters) as move:
@@ -216,34 +176,9 @@ def top_curvature(
 
     In coordinates in which each filter has length one, as a step of `surface`
     has: it does not change with the scale of a layer. Of the eigenvalues that
-    of the largest magnitude is found, whatever its sign.
-
-    Arguments
-    ---------
-    parts : iterable of callable
-        Each returns a part of the loss, a scalar with a graph; their sum is
-        the loss.
-    parameters : sequence of torch.Tensor
-        Those that move, with requires_grad.
-    seed : int
-        Of the first vector.
-    iterations : int
-        The most products with the Hessian.
-    tolerance : float
-        Relative change of the eigenvalue at which it ends.
-    progress : callable
-        Wraps what is iterated over, such as tqdm.
-
-    Returns
-    -------
-    float
-
-    Example
-    -------
-    >>> x = torch.tensor([[3.0, 4.0]], requires_grad=True)  # of length 5
-    >>> bowl = lambda: (torch.tensor([1.0, 6.0]) * x.square()).sum() / 2
-    >>> round(top_curvature([bowl], [x], seed=0))
-    150
+    of the largest magnitude is found, whatever its sign. `parts` return scalars
+    with a graph, whose sum is the loss. It ends after so many `iterations`, or
+    once the eigenvalue changes by less than the share `tolerance`.
     """
     parts, scales = list(parts), filter_lengths(parameters)
     generator = torch.Generator().manual_seed(seed)

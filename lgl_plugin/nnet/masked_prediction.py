@@ -234,33 +234,11 @@ def contrastive_loss(
     mask: torch.Tensor,
     temperature: float = 0.1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes the cross-entropy of finding each masked frame's own target.
+    """Returns loss and accuracy of finding each masked frame's own target.
 
-    Arguments
-    ---------
-    predicted, targets : torch.Tensor
-        Shape (batch, time, size); compared in float32, under autocast, too.
-    mask : torch.Tensor
-        Bool (batch, time); negatives are masked frames of the utterance whose
-        target is another.
-    temperature : float
-        Of the cosines.
-
-    Returns
-    -------
-    torch.Tensor, torch.Tensor
-        Loss and accuracy, means over masked frames.
-
-    Example
-    -------
-    >>> targets = torch.eye(4)[None]
-    >>> mask = torch.tensor([[True, True, False, False]])
-    >>> loss, accuracy = contrastive_loss(targets, targets, mask, 1.0)
-    >>> (
-    ...     round(loss.item(), 3),
-    ...     accuracy.item(),
-    ... )  # log(1 + exp(-1)): two to choose
-    (0.313, 1.0)
+    Compares `predicted` with `targets`, (batch, time, size), in float32 under
+    autocast too. Negatives are the frames of the utterance that `mask`, bool
+    (batch, time), holds, and whose target is another.
     """
     # In 16 bits no cosine of equal targets would reach the limit below.
     with torch.autocast(predicted.device.type, enabled=False):

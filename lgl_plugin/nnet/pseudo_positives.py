@@ -109,28 +109,10 @@ class PseudoPositives(nn.Module):
 def neighbouring_clusters(
     embeddings: np.ndarray, n_clusters: int, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters embeddings by spherical k-means, for `PseudoPositives`.
+    """Clusters embeddings (N, dim) by spherical k-means, for `PseudoPositives`.
 
-    Arguments
-    ---------
-    embeddings : numpy.ndarray
-        Of any length but 0, (N, dim).
-    n_clusters : int
-        K, from 2 to N.
-    device : str
-        Where it computes.
-
-    Returns
-    -------
-    clusters, neighbours : numpy.ndarray
-        The cluster of each embedding, and the other cluster whose centroid is
-        nearest to that cluster's, (N,), int64.
-
-    Example
-    -------
-    >>> clusters, neighbours = neighbouring_clusters(np.eye(3), 3)
-    >>> bool((clusters == neighbours).any())
-    False
+    Returns the cluster of each, and the other cluster whose centroid is nearest
+    to that cluster's, both int64 (N,).
     """
     found = TorchKMeans(n_clusters, n_iterations=10, device=device)(embeddings)
     centroids = torch.from_numpy(found.centroids).to(device)

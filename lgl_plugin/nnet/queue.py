@@ -9,28 +9,9 @@ from torch import nn
 class EmbeddingQueue(nn.Module):
     """First in, first out: rows of utterances and their embeddings.
 
-    Buffers, so that a checkpoint has them; the queue takes no gradient.
-
-    Arguments
-    ---------
-    capacity : int
-        How many embeddings it holds.
-    dim : int
-        Of an embedding.
-
-    Attributes
-    ---------
-    rows : torch.Tensor
-        Of the manifest, int64, (capacity,); -1 where nothing is held.
-    vectors : torch.Tensor
-        Float32, (capacity, dim).
-
-    Example
-    -------
-    >>> queue = EmbeddingQueue(capacity=2, dim=1)
-    >>> queue.add(torch.tensor([7, 8, 9]), torch.tensor([[0.7], [0.8], [0.9]]))
-    >>> queue.rows.tolist()
-    [8, 9]
+    Buffers, so that a checkpoint has them: `rows` of the manifest, int64
+    (capacity,), -1 where nothing is held, and `vectors`, float32 (capacity,
+    dim).
     """
 
     rows: torch.Tensor

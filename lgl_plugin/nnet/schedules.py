@@ -70,23 +70,9 @@ def lr_groups(
 ) -> list[dict]:
     """Splits an optimiser's parameters by their share of the learning rate.
 
-    Arguments
-    ---------
-    given : iterable of torch.nn.Parameter or of dict
-        What the optimiser would take; of dicts, groups, all entries are kept.
-    scales : dict
-        The share of each parameter; those it does not name have 1.
-
-    Returns
-    -------
-    list of dict
-        Groups, with their share as `lr_scale`; those of a larger one first.
-
-    Example
-    -------
-    >>> head, layer = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-    >>> [g["lr_scale"] for g in lr_groups([layer, head], {layer: 0.5})]
-    [1.0, 0.5]
+    `given` is what the optimiser would take, parameters or groups, whose other
+    entries are kept; a parameter that `scales` does not name has the share 1.
+    The groups' own is `lr_scale`; those of a larger one come first.
     """
     groups: dict[tuple, dict] = {}
     for number, one in enumerate(given):

@@ -28,20 +28,10 @@ SHARED = {"skipped"}
 class EpochTally:
     """Counts of the epoch under way, and what the last whole one left.
 
-    Counts stay on the device until the epoch's end or a checkpoint: reading
-    one at each step would make the host wait for the GPU.
-
-    Attributes
-    ---------
-    counts : dict of torch.Tensor
-        Sums over the steps of this process, by name.
-    seen : list of tuple of torch.Tensor
-        What each step has put by for the epoch's end.
-    average : torch.Tensor or None
-        Mean loss of the epoch's steps with a finite loss; None before the
-        first.
-    last : dict
-        Arrays and numbers that a Brain keeps of the last whole epoch.
+    Counts stay on the device until the epoch's end or a checkpoint: reading one
+    at each step would make the host wait for the GPU. `seen` is what each step
+    puts by for the epoch's end, `average` the mean of finite losses, and `last`
+    has arrays and numbers that a Brain keeps of the last whole epoch.
     """
 
     def __init__(self, device: str):

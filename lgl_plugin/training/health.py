@@ -51,15 +51,13 @@ SECONDS_TO_JUDGE = 10.0
 def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Measures how held-out embeddings lie: far apart, or all in one place.
 
-    `first` and `second` are embeddings (n_utterances, dim) of two crops of
-    each utterance. Returns `mean_cosine` between crops of different
-    utterances, NaN for a single utterance, and `effective_dimensions`, the
+    Of two crops' embeddings (n_utterances, dim) `mean_cosine` is that of
+    different utterances, NaN for a single one, and `effective_dimensions` the
     participation ratio (sum of v)^2 / sum of v^2 of the variances v along the
-    principal axes at unit length: from 1 to dim, and 0 for a single point. Of
-    Wang and Isola 2020 are `alignment`, the mean squared distance of two crops
-    of an utterance, from 0 to 4, and `uniformity`, the log of the mean of
-    exp(-2 d^2) over the distances d of two utterances, from -8 to 0, the lower
-    the more even.
+    principal axes at unit length, 0 for a single point. Of Wang and Isola 2020
+    are `alignment`, the mean squared distance of two crops of an utterance, and
+    `uniformity`, the log of the mean of exp(-2 d^2) over the distances d of two
+    utterances, from -8 to 0, the lower the more even.
     """
     crops = np.float64([first, second])
     crops /= np.linalg.norm(crops, axis=2, keepdims=True)

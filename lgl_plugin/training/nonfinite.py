@@ -13,12 +13,7 @@ class NonFiniteGuard:
     """Steps optimisers only on finite gradients, and ends hopeless runs.
 
     One NaN gradient would leave every weight NaN, and SpeechBrain would train
-    on to a normal end.
-
-    Arguments
-    ---------
-    patience : int
-        How many steps in a row may be skipped.
+    on to a normal end. So many steps in a row as `patience` may be skipped.
     """
 
     def __init__(self, patience: int):
