@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lgl_plugin.clustering.kmeans import KMeans
 from lgl_plugin.clustering.vectors import (
@@ -26,8 +27,8 @@ class Parts:
     """
 
     labels: np.ndarray
-    means: torch.Tensor
-    sizes: torch.Tensor
+    means: Tensor
+    sizes: Tensor
     within: float
 
 
@@ -51,7 +52,7 @@ def parts(kmeans: KMeans, embeddings: np.ndarray) -> Parts:
 
 def means_of(
     embeddings: np.ndarray, labels: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Returns the mean of the normalised embeddings of each label from 0.
 
     float32 (K, D), and the numbers of members, int64 (K,). Embeddings (N, D)

@@ -10,6 +10,7 @@ here.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from lgl_plugin.utils.progress import tqdm
 
@@ -21,9 +22,7 @@ BLOCK = 8192
 ROUNDING = 2**-20
 
 
-def kmeans_plus_plus(
-    points: torch.Tensor, n_clusters: int, seed: int
-) -> torch.Tensor:
+def kmeans_plus_plus(points: Tensor, n_clusters: int, seed: int) -> Tensor:
     """Returns the rows (n_clusters,), int64, of the points to start from.
 
     The points (N, D) are float32 of length 1, on any device, and N is at least
@@ -64,9 +63,7 @@ def kmeans_plus_plus(
     return torch.tensor(seeds)
 
 
-def draw(
-    weights: torch.Tensor, n: int, generator: torch.Generator
-) -> torch.Tensor:
+def draw(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Draws n rows, int64, with probabilities proportional to weights (N,).
 
     The generator is the CPU's. A weight below `ROUNDING` counts as 0; if all

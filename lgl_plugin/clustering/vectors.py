@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 # Rows that are normalised and assigned at once: 50 MB at 192 dimensions.
 CHUNK = 65536
@@ -72,9 +73,7 @@ def without_small(labels: np.ndarray, least: int) -> np.ndarray:
     return np.where(large, np.cumsum(large) - 1, -1)[labels]
 
 
-def sum_by_label(
-    values: torch.Tensor, labels: torch.Tensor, n_labels: int
-) -> torch.Tensor:
+def sum_by_label(values: Tensor, labels: Tensor, n_labels: int) -> Tensor:
     """Returns the sums (n_labels, ...) of the rows (N, ...) of each label."""
     sums = values.new_zeros((n_labels, *values.shape[1:]))
     if values.device.type == "cpu":

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
 from lgl_plugin.clustering.vectors import exact_matmul
 from lgl_plugin.utils.progress import tqdm
@@ -43,7 +44,7 @@ class Tree:
         return np.concatenate([[0.0], np.cumsum(self.rises)])[::-1]
 
 
-def ward(points: torch.Tensor, weights: torch.Tensor) -> Tree:
+def ward(points: Tensor, weights: Tensor) -> Tree:
     """Joins weighted points by Ward's method, until all are one cluster.
 
     Each round joins all reciprocal nearest neighbours (Murtagh 1983). Ward's

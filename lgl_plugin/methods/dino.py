@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from lgl_plugin.methods.method import (
     Loss,
     Method,
+    Views,
     augmented,
     check_above0,
     check_from,
@@ -75,14 +76,7 @@ class DINO(Method):
         the number of prototypes, which leaves little of it.
     clip_each : float, optional
         Longest gradient of each parameter.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
-
-    centre: torch.Tensor
 
     def __init__(
         self,
@@ -124,7 +118,7 @@ class DINO(Method):
         self.teacher = MomentumCopy(encoder)
         self.teacher_head = MomentumCopy(self.head)
         self.teacher_prototypes = MomentumCopy(self.prototypes)
-        self.register_buffer("centre", torch.zeros(n_prototypes))
+        self.centre = nn.Buffer(torch.zeros(n_prototypes))
         self.n_local = n_local
         self.temperature = temperature
         self.teacher_temperatures = teacher_temperatures
@@ -140,9 +134,7 @@ class DINO(Method):
             (self.teacher_prototypes, self.prototypes),
         ]
 
-    def views(
-        self, crops: torch.Tensor, augment: nn.Module
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def views(self, crops: Tensor, augment: nn.Module) -> tuple[Views, Views]:
         """Makes two global views, for the teacher too, and the local ones."""
         views = [augmented(crops, augment)]
         if self.n_local:
@@ -150,11 +142,7 @@ class DINO(Method):
         return views, views[:1]
 
     def forward(
-        self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
-        done: float,
+        self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the loss, and how the teacher uses the prototypes."""
         wanted = self.targets(targets[0], done)
@@ -170,7 +158,7 @@ class DINO(Method):
         return loss, prototype_figures(wanted)
 
     @torch.no_grad()
-    def targets(self, embeddings: torch.Tensor, done: float) -> torch.Tensor:
+    def targets(self, embeddings: Tensor, done: float) -> Tensor:
         """Returns probabilities (2, batch, K), and moves the centre."""
         logits = self.teacher_prototypes(self.teacher_head(embeddings))
         first, last = self.teacher_temperatures
@@ -184,7 +172,7 @@ class DINO(Method):
 
 
 @torch.no_grad()
-def prototype_figures(targets: torch.Tensor) -> dict[str, torch.Tensor]:
+def prototype_figures(targets: Tensor) -> dict[str, Tensor]:
     """Measures how targets (..., K) use the prototypes.
 
     `teacher_entropy` is that of a target in the mean, as a share of log K: 1

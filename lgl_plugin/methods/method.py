@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgl_plugin.nnet.momentum import cosine_ramp
 
-Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
+Loss = tuple[Tensor, dict[str, Tensor]]
+Views = list[Tensor]  # (n_views, batch, ...) of each length
 
 
 class Method(nn.Module):
@@ -17,9 +18,10 @@ class Method(nn.Module):
 
     A subclass is made with the encoder that it is to train, the size of its
     embeddings and the number of utterances, then by the yaml's arguments. It
-    gives `forward`, and `views` where two augmented ones will not do. All its
-    weights, those of a teacher and a queue included, are in its state dict, so
-    that a checkpoint has them.
+    gives `forward`, and `views` where two augmented ones will not do. An
+    argument out of its range is a ValueError. All its weights, those of a
+    teacher and a queue included, are in its state dict, so that a checkpoint
+    has them.
 
     Attributes
     ---------
@@ -52,9 +54,7 @@ class Method(nn.Module):
         self.name = type(self).__name__.lower()
         self.teacher = self.adversary = self.clip_each = None
 
-    def views(
-        self, crops: torch.Tensor, augment: nn.Module
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def views(self, crops: Tensor, augment: nn.Module) -> tuple[Views, Views]:
         """Makes views of crops (batch, 2, samples), disjoint if they can be.
 
         Returns those for the encoder and those for the teacher: lists of
@@ -64,16 +64,12 @@ class Method(nn.Module):
         return [augmented(crops, augment)], []
 
     @torch.no_grad()
-    def teach(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
+    def teach(self, views: Views) -> Views:
         """Embeds the teacher's views: a list of (n_views, batch, dim)."""
         return [embedded(self.teacher, group) for group in views]
 
     def forward(
-        self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
-        done: float,
+        self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the loss and figures of a step.
 
@@ -95,7 +91,7 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def adversary_loss(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
+    def adversary_loss(self, embeddings: Views) -> Tensor:
         """Returns the loss of `adversary`, of detached embeddings."""
         raise NotImplementedError
 
@@ -108,7 +104,7 @@ class Method(nn.Module):
         return [] if self.teacher is None else [(self.teacher, encoder)]
 
     def end_step(
-        self, encoder: nn.Module, done: float, skipped: torch.Tensor
+        self, encoder: nn.Module, done: float, skipped: Tensor
     ) -> None:
         """Moves the teacher after a step, unless that was skipped."""
         for teacher, student in self.followers(encoder):
@@ -139,21 +135,19 @@ def check_momentum(value: float) -> None:
         raise ValueError(f"teacher_momentum must be in [0, 1), got {value}")
 
 
-def embedded(encoder: nn.Module, views: torch.Tensor) -> torch.Tensor:
+def embedded(encoder: nn.Module, views: Tensor) -> Tensor:
     """Embeds views (n_views, batch, samples) in one pass."""
     return encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
-def augmented(crops: torch.Tensor, augment: nn.Module) -> torch.Tensor:
+def augmented(crops: Tensor, augment: nn.Module) -> Tensor:
     """Returns two views of crops (batch, 2, samples), each augmented anew."""
     # A view at a time: in one batch, the babble over a crop could be made of
     # the other crop of its utterance.
     return torch.stack([augment(crop) for crop in crops.unbind(1)])
 
 
-def local_views(
-    crops: torch.Tensor, n_views: int, augment: nn.Module
-) -> torch.Tensor:
+def local_views(crops: Tensor, n_views: int, augment: nn.Module) -> Tensor:
     """Cuts views of half a crop's length, and augments each.
 
     The crops (batch, 2, samples) are drawn from in turn, at a place of its own

@@ -6,11 +6,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from lgl_plugin.methods.method import (
     Loss,
     Method,
+    Views,
     augmented,
     check_above0,
     check_from,
@@ -43,11 +44,6 @@ class MoCo(Method):
     teacher_momentum : float
         How much of the teacher a step keeps, in [0, 1); 0.999 in the source,
         whose training has a hundred times the steps of an hour's.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
 
     def __init__(
@@ -74,19 +70,13 @@ class MoCo(Method):
         """Returns how much of the teacher each step keeps alike."""
         return self.teacher_momentum
 
-    def views(
-        self, crops: torch.Tensor, augment: nn.Module
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def views(self, crops: Tensor, augment: nn.Module) -> tuple[Views, Views]:
         """Makes two views, for the encoder and the teacher alike."""
         views = [augmented(crops, augment)]
         return views, views
 
     def forward(
-        self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
-        done: float,
+        self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the loss of both views, and how often it chose rightly."""
         anchors = F.normalize(embeddings[0].float(), dim=-1)

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from lgl_plugin.methods.dino import prototype_figures
 from lgl_plugin.methods.method import (
     Loss,
     Method,
+    Views,
     check_above0,
     check_from,
     check_momentum,
@@ -76,11 +77,6 @@ class SDPN(Method):
         Teacher's outputs of earlier batches that share the prototypes.
     clip_each : float, optional
         Longest gradient of each parameter but the prototypes.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
 
     def __init__(
@@ -110,9 +106,13 @@ class SDPN(Method):
         )
         check_from(2, n_prototypes=n_prototypes)
         check_from(1, n_local=n_local)
-        check_from(0, mean_entropy=mean_entropy, koleo=koleo)
-        check_from(0, dimension=dimension, off_diagonal=off_diagonal)
-        check_from(0, queue_size=queue_size)
+        self.weights = {
+            "mean_entropy": mean_entropy,
+            "koleo": koleo,
+            "dimension": dimension,
+            "off_diagonal": off_diagonal,
+        }
+        check_from(0, **self.weights, queue_size=queue_size)
         check_momentum(teacher_momentum)
         self.head = DistillationHead(
             embedding_size, hidden_size, bottleneck_size
@@ -126,12 +126,6 @@ class SDPN(Method):
         self.n_local = n_local
         self.temperature = temperature
         self.teacher_momentum = teacher_momentum
-        self.weights = {
-            "mean_entropy": mean_entropy,
-            "koleo": koleo,
-            "dimension": dimension,
-            "off_diagonal": off_diagonal,
-        }
         self.clip_each = clip_each
 
     def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
@@ -146,19 +140,13 @@ class SDPN(Method):
         """
         return [self.prototypes.weight]
 
-    def views(
-        self, crops: torch.Tensor, augment: nn.Module
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def views(self, crops: Tensor, augment: nn.Module) -> tuple[Views, Views]:
         """Makes the local views, and the clean global one for the teacher."""
         views = local_views(crops, self.n_local, augment)
         return [views], [crops[None, :, 0]]
 
     def forward(
-        self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
-        done: float,
+        self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the loss, its parts and how the prototypes are used."""
         wanted, figures = self.targets(targets[0][0], rows)
@@ -180,8 +168,8 @@ class SDPN(Method):
 
     @torch.no_grad()
     def targets(
-        self, embeddings: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self, embeddings: Tensor, rows: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the teacher's probabilities (batch, K), spread evenly.
 
         The figures are of those before: Sinkhorn's iterations would hide that

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, check_from
+from lgl_plugin.methods.method import Loss, Method, Views, check_from
 from lgl_plugin.nnet.losses import (
     AugmentationDiscriminator,
     NTXent,
@@ -31,11 +31,6 @@ class SimCLR(Method):
         adversary, and no third view: plain SimCLR.
     scale_init : float
         First value of the scale that cosines are multiplied by.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
 
     takes_positives = True
@@ -55,9 +50,7 @@ class SimCLR(Method):
         if adversarial_weight:
             self.adversary = AugmentationDiscriminator(embedding_size)
 
-    def views(
-        self, crops: torch.Tensor, augment: nn.Module
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def views(self, crops: Tensor, augment: nn.Module) -> tuple[Views, Views]:
         """Makes A(a), A(b), B(b); without an adversary A(a), B(b)."""
         if self.adversary is None:
             return super().views(crops, augment)
@@ -72,12 +65,12 @@ class SimCLR(Method):
 
     def forward(
         self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
+        embeddings: Views,
+        targets: Views,
+        rows: Tensor,
         done: float,
-        positive: torch.Tensor | None = None,
-        clusters: torch.Tensor | None = None,
+        positive: Tensor | None = None,
+        clusters: Tensor | None = None,
     ) -> Loss:
         """Returns the contrastive loss and the adversarial one, added.
 
@@ -99,6 +92,6 @@ class SimCLR(Method):
             figures["discriminator_accuracy"] = right
         return loss, figures
 
-    def adversary_loss(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
+    def adversary_loss(self, embeddings: Views) -> Tensor:
         """Returns the discriminator's loss of the three views."""
         return augmentation_adversarial_loss(self.adversary, *embeddings[0])[0]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, check_from
+from lgl_plugin.methods.method import Loss, Method, Views, check_from
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import negative_cosine
 
@@ -44,11 +43,7 @@ class SimSiam(Method):
         self.predictor = projector(hidden_size, predictor_size, hidden_size)
 
     def forward(
-        self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
-        done: float,
+        self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the mean of both directions."""
         projected = self.projector(embeddings[0].flatten(0, 1))

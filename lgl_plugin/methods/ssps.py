@@ -7,7 +7,9 @@ from typing import Any
 
 import speechbrain as sb
 import torch
+from torch import Tensor
 
+from lgl_plugin.methods.method import Views
 from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.utils.distributed import concatenated
 
@@ -53,9 +55,7 @@ class SSPSBrain(Stage1Brain):
             self.modules.positives.regroup(*self.group(self.modules.encoder))
         super().on_stage_start(stage, epoch)
 
-    def substitutes(
-        self, embeddings: list[torch.Tensor], rows: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def substitutes(self, embeddings: Views, rows: Tensor) -> dict[str, Tensor]:
         """Returns what takes the place of B(b), and clusters of both."""
         positives, own = self.modules.positives, embeddings[0][-1]
         chosen, vectors = positives(rows)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lgl_plugin.methods.method import embedded
+from lgl_plugin.methods.method import Views, embedded
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.utils.distributed import (
     average_gradients,
@@ -93,13 +94,11 @@ class Stage1Brain(SpeakerBrain):
         self.tally.add(**finite)
         return loss
 
-    def substitutes(
-        self, embeddings: list[torch.Tensor], rows: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def substitutes(self, embeddings: Views, rows: Tensor) -> dict[str, Tensor]:
         """Returns further arguments of the method's forward pass: none."""
         return {}
 
-    def train_adversary(self, embeddings: list[torch.Tensor]) -> None:
+    def train_adversary(self, embeddings: Views) -> None:
         """Does the adversary's own step, before the encoder's."""
         optimizer = self.optimizers_dict["adversary"]
         optimizer.zero_grad()

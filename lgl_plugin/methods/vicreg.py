@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, check_from
+from lgl_plugin.methods.method import Loss, Method, Views, check_from
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import barlow_twins_loss, vicreg_terms
 
@@ -46,11 +46,7 @@ class VICReg(Method):
         self.weights = invariance, variance, covariance
 
     def forward(
-        self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
-        done: float,
+        self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the weighted sum of the terms, and each term."""
         projected = self.projector(embeddings[0].flatten(0, 1))
@@ -96,11 +92,7 @@ class BarlowTwins(Method):
         self.weight = weight
 
     def forward(
-        self,
-        embeddings: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        rows: torch.Tensor,
-        done: float,
+        self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the weighted loss."""
         projected = self.projector(embeddings[0].flatten(0, 1))

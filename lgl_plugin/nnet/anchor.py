@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 class Anchor(torch.nn.Module):
@@ -31,7 +32,7 @@ class Anchor(torch.nn.Module):
     """
 
     def __init__(
-        self, start: dict[str, torch.Tensor], weight: float, prefix: str = ""
+        self, start: dict[str, Tensor], weight: float, prefix: str = ""
     ):
         super().__init__()
         self.weight, self.prefix = weight, prefix
@@ -42,7 +43,7 @@ class Anchor(torch.nn.Module):
             value = start[name].detach().clone()
             self.register_buffer(place, value, persistent=False)
 
-    def forward(self, network: torch.nn.Module) -> torch.Tensor:
+    def forward(self, network: torch.nn.Module) -> Tensor:
         """Returns the penalty, a scalar with a graph, float32.
 
         Raises KeyError if the network has a weight that had no start, and

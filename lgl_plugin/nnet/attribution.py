@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 FIRST_STEPS = 32
@@ -32,14 +33,14 @@ class Attribution:
     `gradient` and `difference`, of input and baseline, have the input's shape.
     """
 
-    gradient: torch.Tensor
-    difference: torch.Tensor
+    gradient: Tensor
+    difference: Tensor
     score: float
     baseline_score: float
     steps: int
 
     @property
-    def values(self) -> torch.Tensor:
+    def values(self) -> Tensor:
         """Returns, for each value of the input, its part of the change."""
         return self.gradient * self.difference
 
@@ -52,9 +53,9 @@ class Attribution:
 
 
 def integrated_gradients(
-    function: Callable[[torch.Tensor], torch.Tensor],
-    inputs: torch.Tensor,
-    baseline: torch.Tensor,
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    baseline: Tensor,
     steps: int = 512,
     limit: float = 0.05,
     batch_size: int = 16,
@@ -106,7 +107,7 @@ def _mean_gradient(function, inputs, baseline, steps, batch_size):
     return mean
 
 
-def shaped_noise(waveform: torch.Tensor, seed: int) -> torch.Tensor:
+def shaped_noise(waveform: Tensor, seed: int) -> Tensor:
     """Returns noise of a waveform's long-term spectrum: its phases drawn anew.
 
     The baseline of a waveform: the spectrum of the whole stays, and nothing
@@ -121,9 +122,7 @@ def shaped_noise(waveform: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.fft.irfft(turned, n=len(waveform))
 
 
-def by_frequency(
-    gradient: torch.Tensor, difference: torch.Tensor, window: int
-) -> torch.Tensor:
+def by_frequency(gradient: Tensor, difference: Tensor, window: int) -> Tensor:
     """Splits a waveform's attribution by time and frequency, exactly.
 
     A sum of products over samples is one over the bins of a Fourier transform,
@@ -202,19 +201,17 @@ class Layers:
     part: torch.nn.Module
     number: int
 
-    def outputs(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def outputs(self, run: Callable[[], Tensor]) -> Tensor:
         """Returns what the part gets in a run, the batch first."""
         found = input_of(self.part, run)
         return found if self.number else found.transpose(0, 1)
 
-    def given(
-        self, value: torch.Tensor
-    ) -> contextlib.AbstractContextManager[None]:
+    def given(self, value: Tensor) -> contextlib.AbstractContextManager[None]:
         """Gives the part other outputs, the batch first."""
         value = value if self.number else value.transpose(0, 1)
         return given_input(self.part, value)
 
-    def sums(self, values: torch.Tensor) -> list[float]:
+    def sums(self, values: Tensor) -> list[float]:
         """Sums values, of an input without the batch, by layer."""
         parts = values.chunk(self.number) if self.number else values
         return [float(part.sum()) for part in parts]
@@ -235,9 +232,7 @@ def layers_of(network: torch.nn.Module) -> Layers | None:
     return None
 
 
-def input_of(
-    part: torch.nn.Module, run: Callable[[], torch.Tensor]
-) -> torch.Tensor:
+def input_of(part: torch.nn.Module, run: Callable[[], Tensor]) -> Tensor:
     """Returns the first input that a part of a network gets in a run."""
     kept = []
     hook = part.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
@@ -249,7 +244,7 @@ def input_of(
 
 
 @contextlib.contextmanager
-def given_input(part: torch.nn.Module, value: torch.Tensor) -> Iterator[None]:
+def given_input(part: torch.nn.Module, value: Tensor) -> Iterator[None]:
     """Gives a part of a network a value in the place of its first input."""
     hook = part.register_forward_pre_hook(
         lambda _, args: (value.to(args[0]), *args[1:])

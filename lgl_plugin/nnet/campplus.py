@@ -8,6 +8,7 @@ names them, so that its public weights fit.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad, relu
 
 # Layers, and frames between the taps of a kernel, of each dense block.
@@ -73,8 +74,8 @@ class CAMPPlus(torch.nn.Module):
                     torch.nn.init.zeros_(module.bias)
 
     def forward(
-        self, features: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, features: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
         """Embeds features (batch, frames, bands) as (batch, 1, dim).
 
         `lengths` (batch,) is the share of the frames of each utterance, three

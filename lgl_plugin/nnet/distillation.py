@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lgl_plugin.utils.distributed import concatenated, gathered, rank
 
@@ -17,8 +18,8 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def cross_entropy(
-    targets: torch.Tensor, logits: torch.Tensor, temperature: float
-) -> torch.Tensor:
+    targets: Tensor, logits: Tensor, temperature: float
+) -> Tensor:
     """Returns the mean cross entropy of targets and softmax of logits.
 
     Arguments
@@ -40,9 +41,7 @@ def cross_entropy(
     return -(targets * logs).sum(-1).mean()
 
 
-def dino_loss(
-    targets: torch.Tensor, logits: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def dino_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
     """Returns DINO's loss: a view has the target of each other global view.
 
     Arguments
@@ -69,10 +68,8 @@ def dino_loss(
 
 @torch.no_grad()
 def sinkhorn(
-    probabilities: torch.Tensor,
-    others: torch.Tensor | None = None,
-    n_iterations: int = 3,
-) -> torch.Tensor:
+    probabilities: Tensor, others: Tensor | None = None, n_iterations: int = 3
+) -> Tensor:
     """Spreads a batch evenly over prototypes (Sinkhorn and Knopp 1967).
 
     Arguments
@@ -109,12 +106,12 @@ def sinkhorn(
     return shares[first : first + len(probabilities)]
 
 
-def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+def entropy(probabilities: Tensor) -> Tensor:
     """Returns the entropy of probabilities (..., K) in nats, (...)."""
     return torch.special.entr(probabilities).sum(-1)
 
 
-def mean_entropy_gap(probabilities: torch.Tensor) -> torch.Tensor:
+def mean_entropy_gap(probabilities: Tensor) -> Tensor:
     """Returns log K less the entropy of the batch's mean: me-max.
 
     Assran et al. 2022. 0 where all prototypes are used alike, log K where one
@@ -134,7 +131,7 @@ def mean_entropy_gap(probabilities: torch.Tensor) -> torch.Tensor:
     return math.log(len(mean)) - entropy(mean)
 
 
-def koleo(embeddings: torch.Tensor) -> torch.Tensor:
+def koleo(embeddings: Tensor) -> Tensor:
     """Returns the Kozachenko-Leonenko regulariser (Sablayrolles et al. 2019).
 
     The mean of -log of each embedding's distance to its nearest neighbour in
@@ -160,7 +157,7 @@ def koleo(embeddings: torch.Tensor) -> torch.Tensor:
         return -(distances + 1e-8).log().mean()
 
 
-def dimension_regularisation(vectors: torch.Tensor) -> torch.Tensor:
+def dimension_regularisation(vectors: Tensor) -> Tensor:
     """Returns the Frobenius regulariser of SDPN's dimensions.
 
     Half the log of the squared norm of the matrix of cosines between
@@ -180,7 +177,7 @@ def dimension_regularisation(vectors: torch.Tensor) -> torch.Tensor:
     return 0.5 * _squared_cosines(vectors).sum().log()
 
 
-def off_diagonal_regularisation(vectors: torch.Tensor) -> torch.Tensor:
+def off_diagonal_regularisation(vectors: Tensor) -> Tensor:
     """Returns the off-diagonal regulariser of SDPN's dimensions.
 
     The squared cosines of each two dimensions in sum, over D and the vectors

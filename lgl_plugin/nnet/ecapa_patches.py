@@ -22,6 +22,7 @@ from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from speechbrain.nnet.CNN import Conv1d
 from speechbrain.processing.features import Filterbank
+from torch import Tensor
 
 
 def reflected_frames(model: torch.nn.Module) -> int:
@@ -32,7 +33,7 @@ def reflected_frames(model: torch.nn.Module) -> int:
     return max(map(_reflected, _reflecting(model)), default=0)
 
 
-def relative_lengths(n_frames: torch.Tensor, total: int) -> torch.Tensor:
+def relative_lengths(n_frames: Tensor, total: int) -> Tensor:
     """Returns relative lengths that mean exactly `n_frames` to SpeechBrain.
 
     `total` is the number of frames of the padded batch.
@@ -47,7 +48,7 @@ def relative_lengths(n_frames: torch.Tensor, total: int) -> torch.Tensor:
 def padding_invariant(
     compute_features: torch.nn.Module,
     embedding_model: torch.nn.Module,
-    n_frames: torch.Tensor,
+    n_frames: Tensor,
 ) -> Iterator[None]:
     """Lets padded utterances come out of SpeechBrain's modules as if alone.
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from lgl_plugin.nnet.ecapa_patches import (
     lean_pooling,
@@ -90,8 +91,8 @@ class Encoder(torch.nn.Module):
         self.one_by_one = shape is None or not _masks_padding(self.network)
 
     def forward(
-        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, waveforms: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
         """Embeds a batch of waveforms.
 
         Arguments
@@ -149,8 +150,8 @@ class LogMelStatistics(torch.nn.Module):
     masks_padding = True
 
     def forward(
-        self, features: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, features: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
         """Turns features (batch, frames, bands) into (batch, 1, 2 * bands).
 
         `lengths` (batch,) is the share of the frames of each utterance; not

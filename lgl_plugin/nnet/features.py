@@ -3,6 +3,7 @@
 import torch
 from speechbrain.utils.autocast import fwd_default_precision
 from speechbrain.utils.filter_analysis import FilterProperties
+from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
 
 
@@ -21,7 +22,7 @@ class Waveform(torch.nn.Module):
         """Says that each sample is a frame."""
         return FilterProperties(1, 1)
 
-    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+    def forward(self, waveforms: Tensor) -> Tensor:
         """Returns waveforms as they are."""
         return waveforms
 
@@ -57,17 +58,15 @@ class KaldiFbank(torch.nn.Module):
         banks, _ = get_mel_banks(*mel)
         banks = torch.nn.functional.pad(banks.T, (0, 0, 0, 1))
         window = torch.hann_window(self.window_size, periodic=False) ** 0.85
-        self.window: torch.Tensor
-        self.banks: torch.Tensor
-        self.register_buffer("window", window, persistent=False)
-        self.register_buffer("banks", banks, persistent=False)
+        self.window = torch.nn.Buffer(window, persistent=False)
+        self.banks = torch.nn.Buffer(banks, persistent=False)
 
     def get_filter_properties(self) -> FilterProperties:
         """Says how many samples a frame takes and is apart from the next."""
         return FilterProperties(self.window_size, self.stride)
 
     @fwd_default_precision(cast_inputs=torch.float32)
-    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+    def forward(self, waveforms: Tensor) -> Tensor:
         """Turns waveforms (batch, samples) into (batch, frames, bands).
 
         Float32, under autocast too. Raises RuntimeError if they are shorter
@@ -77,14 +76,14 @@ class KaldiFbank(torch.nn.Module):
         power = self.spectrum(frames).abs().square()
         return self.logarithm(power)
 
-    def spectrum(self, frames: torch.Tensor) -> torch.Tensor:
+    def spectrum(self, frames: Tensor) -> Tensor:
         """Turns frames (..., window_size) into spectra, a linear map."""
         frames = frames - frames.mean(dim=-1, keepdim=True)
         before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         frames = (frames - 0.97 * before) * self.window
         return torch.fft.rfft(frames, self.n_fft)
 
-    def logarithm(self, power: torch.Tensor) -> torch.Tensor:
+    def logarithm(self, power: Tensor) -> Tensor:
         """Turns power spectra into logarithms of bands."""
         floor = torch.finfo(torch.float32).eps
         return (power @ self.banks).clamp(min=floor).log()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from scipy.fft import dct
+from torch import Tensor
 
 from lgl_plugin.clustering.kmeans import FaissKMeans
 
@@ -38,34 +39,28 @@ class KMeansQuantiser(torch.nn.Module):
     """
 
     def __init__(
-        self,
-        transform: Maker,
-        size: int,
-        cb_vocab: int = 100,
-        seed: int = 0,
+        self, transform: Maker, size: int, cb_vocab: int = 100, seed: int = 0
     ):
         super().__init__()
         self.transform = transform()
         self.cb_vocab = cb_vocab
         self.seed = seed
-        self.mean: torch.Tensor
-        self.centroids: torch.Tensor
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("centroids", torch.zeros(cb_vocab, size))
+        self.mean = torch.nn.Buffer(torch.zeros(size))
+        self.centroids = torch.nn.Buffer(torch.zeros(cb_vocab, size))
 
-    def fit(self, crops: torch.Tensor) -> None:
+    def fit(self, crops: Tensor) -> None:
         """Finds the centroids on crops (n, time, features).
 
         ValueError if there are fewer frames than codes.
         """
         points = self.transform(crops).flatten(0, 1)
-        self.mean = points.mean(0)
+        self.mean.copy_(points.mean(0))
         cluster = FaissKMeans(self.cb_vocab, seed=self.seed)
         found = cluster((points - self.mean).cpu().numpy()).centroids
         # Clusters without a member were dropped; their codes stay unused.
         self.centroids[: len(found)] = torch.from_numpy(found)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+    def forward(self, frames: Tensor) -> Tensor:
         """Returns the code of the nearest centroid by cosine."""
         points = self.transform(frames) - self.mean
         return (points @ self.centroids.T).argmax(-1)
@@ -91,10 +86,9 @@ class Cepstra(torch.nn.Module):
         super().__init__()
         self.n_mels = n_mels
         rows = dct(torch.eye(n_mels).numpy(), norm="ortho")[:, :n_coefficients]
-        self.rows: torch.Tensor
-        self.register_buffer("rows", torch.from_numpy(rows), persistent=False)
+        self.rows = torch.nn.Buffer(torch.from_numpy(rows), persistent=False)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+    def forward(self, frames: Tensor) -> Tensor:
         """Transforms (batch, time, k n_mels) to (batch, time, k n)."""
         stacked = frames.unflatten(-1, (-1, self.n_mels))
         return (stacked @ self.rows).flatten(-2)
@@ -136,7 +130,7 @@ class ModelLayer(torch.nn.Module):
         """Stays as it is: targets with dropout would change at each step."""
         return super().train(False)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+    def forward(self, frames: Tensor) -> Tensor:
         """Transforms (batch, time, features) to (batch, time, size)."""
         with torch.no_grad():
             states = self.model(frames, output_hidden_states=True).hidden_states

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from torch import nn
+from torch import Tensor, nn
 
 LOWEST = 1e-3  # loss that enters a mixture
 
@@ -43,24 +43,22 @@ class Gate(nn.Module):
     tensor([ True,  True, False])
     """
 
-    tau: torch.Tensor
-
     def __init__(self, tau: float) -> None:
         super().__init__()
-        self.register_buffer("tau", torch.tensor(float(tau)))
+        self.tau = nn.Buffer(torch.tensor(float(tau)))
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
         return f"tau={float(self.tau):.4g}"
 
-    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+    def forward(self, losses: Tensor) -> Tensor:
         """Returns the mask (batch,) of losses (batch,); rejects a NaN."""
         return losses.detach() <= self.tau
 
     def start_iteration(self, iteration: int) -> None:
         """Does nothing; a subclass sets tau for the new pseudo-labels."""
 
-    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+    def end_epoch(self, epoch_losses: np.ndarray | Tensor) -> None:
         """Does nothing; a subclass sets tau from the epoch's losses (N,)."""
 
 
@@ -89,20 +87,18 @@ class LossMemory(nn.Module):
     tensor([2., 5.])
     """
 
-    losses: torch.Tensor
-
     def __init__(self, n_utterances: int, momentum: float) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("losses", torch.full((n_utterances,), math.nan))
+        self.losses = nn.Buffer(torch.full((n_utterances,), math.nan))
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
         return f"n_utterances={len(self.losses)}, momentum={self.momentum}"
 
-    def forward(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: Tensor, losses: Tensor) -> Tensor:
         """Updates the means of a batch and returns them."""
         losses = losses.detach()
         past = self.losses[rows]
@@ -131,7 +127,7 @@ class NoGate(Gate):
     def __init__(self) -> None:
         super().__init__(math.inf)
 
-    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+    def forward(self, losses: Tensor) -> Tensor:
         """Returns a mask (batch,) that is True, for NaN losses too."""
         # Were NaN rejected, a diverged network would train on and look well.
         return torch.ones_like(losses, dtype=torch.bool)
@@ -243,7 +239,7 @@ class TargetShareGate(Gate):
         growth = f"growth={self.growth}, ceiling={self.ceiling}"
         return f"share={self.share:.4g}, {growth}, {super().extra_repr()}"
 
-    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+    def forward(self, losses: Tensor) -> Tensor:
         """Returns the mask (batch,) of losses (batch,); rejects a NaN."""
         losses = losses.detach()
         if self.share == 1 or not len(losses):
@@ -261,7 +257,7 @@ class TargetShareGate(Gate):
         self.share = min(self.ceiling, grown)
         self.tau.fill_(math.nan)
 
-    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+    def end_epoch(self, epoch_losses: np.ndarray | Tensor) -> None:
         """Sets tau to the quantile; keeps tau if no loss is finite."""
         losses = _finite(epoch_losses)
         if len(losses):
@@ -299,7 +295,7 @@ class DynamicGate(Gate):
         _check_iteration(iteration)
         self.tau.fill_(math.inf)
 
-    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+    def end_epoch(self, epoch_losses: np.ndarray | Tensor) -> None:
         """Fits the mixture and moves tau to where its densities meet."""
         self._adopt(_finite(epoch_losses))
 
@@ -343,19 +339,17 @@ class PosteriorGate(DynamicGate):
     1.00 0.50 0.00
     """
 
-    mixture: torch.Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mixture", torch.ones(3, 2))
+        self.mixture = nn.Buffer(torch.ones(3, 2))
 
-    def end_epoch(self, epoch_losses: np.ndarray | torch.Tensor) -> None:
+    def end_epoch(self, epoch_losses: np.ndarray | Tensor) -> None:
         """Fits the mixture, unless its densities do not meet."""
         mixture = self._adopt(_finite(epoch_losses))
         if mixture is not None:
             self.mixture.copy_(torch.from_numpy(np.stack(mixture)))
 
-    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+    def forward(self, losses: Tensor) -> Tensor:
         """Returns the weights (batch,), float32, of losses (batch,)."""
         losses = losses.detach().float()
         share, means, variances = self.mixture
@@ -404,8 +398,6 @@ class LabelCorrection(nn.Module):
     tensor([-1,  1, -1])
     """
 
-    votes: torch.Tensor
-
     def __init__(
         self,
         n_utterances: int,
@@ -421,7 +413,7 @@ class LabelCorrection(nn.Module):
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         self.confidence = confidence
         votes = torch.full((n_utterances, epochs), -2, dtype=torch.int32)
-        self.register_buffer("votes", votes)
+        self.votes = nn.Buffer(votes)
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
@@ -430,8 +422,8 @@ class LabelCorrection(nn.Module):
         return f"n_utterances={n_utterances}, {shown}, epochs={epochs}"
 
     def forward(
-        self, rows: torch.Tensor, cosines: torch.Tensor, selected: torch.Tensor
-    ) -> torch.Tensor:
+        self, rows: Tensor, cosines: Tensor, selected: Tensor
+    ) -> Tensor:
         """Returns the new labels of a batch; what is selected gets none."""
         scaled = self.scale * cosines.float()
         probability, label = scaled.softmax(dim=1).max(dim=1)
@@ -512,9 +504,9 @@ def density_crossing(
     return float(means[0] + 2 * c / (math.sqrt(b * b - 4 * a * c) - b))
 
 
-def _finite(losses: np.ndarray | torch.Tensor) -> np.ndarray:
+def _finite(losses: np.ndarray | Tensor) -> np.ndarray:
     """Returns the finite losses as a float64 array."""
-    if isinstance(losses, torch.Tensor):
+    if isinstance(losses, Tensor):
         losses = losses.detach().cpu().numpy()
     losses = np.asarray(losses, dtype=np.float64)
     return losses[np.isfinite(losses)]

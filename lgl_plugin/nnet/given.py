@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 class GivenRows(torch.nn.Module):
@@ -11,15 +12,11 @@ class GivenRows(torch.nn.Module):
     A label correction changes rejected utterances alone, so it leaves these.
     """
 
-    given: torch.Tensor
-
-    def __init__(self, given: torch.Tensor):
+    def __init__(self, given: Tensor):
         super().__init__()
         # Of no checkpoint: a run that goes on reads the same file again.
-        self.register_buffer("given", given, persistent=False)
+        self.given = torch.nn.Buffer(given, persistent=False)
 
-    def forward(
-        self, rows: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Returns a gate's mask or weights (batch,), 1 for given labels."""
         return weights.masked_fill(self.given[rows], 1)

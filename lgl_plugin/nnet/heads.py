@@ -6,7 +6,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
 def projector(*sizes: int, last_norm: bool = False) -> nn.Sequential:
@@ -78,7 +78,7 @@ class DistillationHead(nn.Sequential):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(self, embeddings: Tensor) -> Tensor:
         """Maps embeddings (..., input_size) to (..., output_size), float32."""
         projected = super().forward(embeddings.flatten(0, -2)).float()
         projected = F.normalize(projected, dim=-1)
@@ -109,9 +109,7 @@ class Prototypes(nn.Module):
         n_prototypes, size = self.weight.shape
         return f"{size=}, {n_prototypes=}"
 
-    def forward(
-        self, vectors: torch.Tensor, frozen: bool = False
-    ) -> torch.Tensor:
+    def forward(self, vectors: Tensor, frozen: bool = False) -> Tensor:
         """Returns cosines (..., n_prototypes), float32, of unit vectors.
 
         `frozen` prototypes get a gradient of zero: without any, data

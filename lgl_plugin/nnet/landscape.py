@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Parts of the loss, whose mean or sum is what `surface` and others return.
-Loss = Callable[[], torch.Tensor]
-Tensors = Sequence[torch.Tensor]
+Loss = Callable[[], Tensor]
+Tensors = Sequence[Tensor]
 
 
-def filter_lengths(parameters: Tensors) -> list[torch.Tensor]:
+def filter_lengths(parameters: Tensors) -> list[Tensor]:
     """Returns the length of each filter, of a shape that goes with its values.
 
     A filter is what makes one output of a layer. Vectors, such as biases and
@@ -36,7 +37,7 @@ def filter_lengths(parameters: Tensors) -> list[torch.Tensor]:
 
 def directions(
     parameters: Tensors, number: int, seed: int
-) -> list[list[torch.Tensor]]:
+) -> list[list[Tensor]]:
     """Draws normal directions, each filter as long as that of the network.
 
     Each is a list of a tensor for each parameter.
@@ -165,7 +166,7 @@ def _figures(loss):
 
 
 def top_curvature(
-    parts: Iterable[Callable[[], torch.Tensor]],
+    parts: Iterable[Callable[[], Tensor]],
     parameters: Tensors,
     seed: int,
     iterations: int = 20,

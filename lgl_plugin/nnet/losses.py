@@ -13,7 +13,7 @@ import math
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from lgl_plugin.utils.distributed import (
     concatenated,
@@ -68,7 +68,7 @@ class NTXent(nn.Module):
         self.raw_scale = nn.Parameter(torch.tensor(raw))
 
     @property
-    def scale(self) -> torch.Tensor:
+    def scale(self) -> Tensor:
         """Returns the scale w: a float32 scalar with a graph, above 0."""
         return F.softplus(self.raw_scale)
 
@@ -77,11 +77,8 @@ class NTXent(nn.Module):
         return f"scale={self.scale.item():.4g}"
 
     def forward(
-        self,
-        anchor: torch.Tensor,
-        positive: torch.Tensor,
-        groups: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, anchor: Tensor, positive: Tensor, groups: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of the process's 2B segments, and accuracy.
 
         With the group of each segment (2B,), int64, anchors first, those of
@@ -119,7 +116,7 @@ class NTXent(nn.Module):
         return loss, accuracy
 
 
-def gradient_reversal(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+def gradient_reversal(x: Tensor, weight: float = 1.0) -> Tensor:
     """Returns x, and multiplies its gradient by -weight on the way back.
 
     Arguments
@@ -177,11 +174,8 @@ class AugmentationDiscriminator(nn.Sequential):
 
 
 def augmentation_adversarial_loss(
-    discriminator: nn.Module,
-    e1: torch.Tensor,
-    e2: torch.Tensor,
-    e3: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    discriminator: nn.Module, e1: Tensor, e2: Tensor, e3: Tensor
+) -> tuple[Tensor, Tensor]:
     """Returns the loss of telling [e1, e2] (class 1) from [e1, e3] (class 0).
 
     Call it twice per step (Huh et al. 2020): on detached embeddings for the
@@ -269,7 +263,7 @@ class SubCentreClassifier(nn.Module):
         return f"input_size={size}, out_neurons={neurons}, n_centres={centres}"
 
     @torch.no_grad()
-    def start_from(self, centroids: torch.Tensor) -> None:
+    def start_from(self, centroids: Tensor) -> None:
         """Puts the centres of each class beside its centroid, of (K, D).
 
         The offsets are drawn from torch's generator; a single centre lies on
@@ -288,7 +282,7 @@ class SubCentreClassifier(nn.Module):
             offsets = F.normalize(torch.randn_like(self.weight), dim=-1)
             self.weight.add_(self.OFFSET * lengths * offsets)
 
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(self, embeddings: Tensor) -> Tensor:
         """Returns the cosines (B, 1, K), float32, of embeddings (B, 1, D)."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.float(), dim=-1)
@@ -343,9 +337,7 @@ class AAMSoftmax(nn.Module):
         """Returns the settings that repr shows."""
         return f"margin={self.margin}, scale={self.scale}"
 
-    def forward(
-        self, cosines: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
         """Returns the losses (B,) of cosines (B, K) and classes (B,)."""
         cosines = cosines.float()
         if not self._is_checked and len(cosines):
@@ -379,7 +371,7 @@ class AAMSoftmax(nn.Module):
         self._is_checked = True
 
 
-def gated_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def gated_mean(losses: Tensor, mask: Tensor) -> Tensor:
     """Returns the gated loss: the mean over the selected (paper, eq. 3).
 
     With weights in the place of a mask it is the weighted mean.

@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
+from torch import Tensor
 from torch.nn.functional import cross_entropy, max_pool1d, normalize
 
 from lgl_plugin.nnet.frame_codes import KMeansQuantiser, Maker
 
-Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
+Result = tuple[Tensor, dict[str, Tensor]]
 
 
-def span_mask(
-    batch: int, frames: int, share: float, length: int
-) -> torch.Tensor:
+def span_mask(batch: int, frames: int, share: float, length: int) -> Tensor:
     """Draws spans of frames to mask; spans may overlap.
 
     Arguments
@@ -60,8 +59,8 @@ def span_mask(
 
 
 def mix_utterances(
-    log_mels: torch.Tensor, share: float, decibels: float = 5.0
-) -> torch.Tensor:
+    log_mels: Tensor, share: float, decibels: float = 5.0
+) -> Tensor:
     """Mixes a part of another utterance of the batch into some of them.
 
     WavLM's utterance mixing: what is predicted stays that of the first
@@ -135,14 +134,12 @@ class MaskedPrediction(torch.nn.Module):
         self.quantiser = made
         self.predict = torch.nn.Linear(hidden_size, made.cb_vocab)
 
-    def prepare(self, crops: torch.Tensor) -> None:
+    def prepare(self, crops: Tensor) -> None:
         """Fits the quantiser to frames (n, time, features), if it learns."""
         if isinstance(self.quantiser, KMeansQuantiser):
             self.quantiser.fit(crops)
 
-    def forward(
-        self, hidden: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
-    ) -> Result:
+    def forward(self, hidden: Tensor, frames: Tensor, mask: Tensor) -> Result:
         """Returns the mean cross-entropy over masked frames, and figures.
 
         These are the `accuracy` over masked frames, and `codes`, how many
@@ -210,12 +207,10 @@ class ContrastivePrediction(torch.nn.Module):
         )
         self.predict = torch.nn.Linear(hidden_size, size)
 
-    def prepare(self, crops: torch.Tensor) -> None:
+    def prepare(self, crops: Tensor) -> None:
         """Fits nothing: the quantiser is trained with the model."""
 
-    def forward(
-        self, hidden: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
-    ) -> Result:
+    def forward(self, hidden: Tensor, frames: Tensor, mask: Tensor) -> Result:
         """Returns the loss, and the figures of `MaskedPrediction`.
 
         `codes` are of both groups, in sum.
@@ -229,11 +224,8 @@ class ContrastivePrediction(torch.nn.Module):
 
 
 def contrastive_loss(
-    predicted: torch.Tensor,
-    targets: torch.Tensor,
-    mask: torch.Tensor,
-    temperature: float = 0.1,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    predicted: Tensor, targets: Tensor, mask: Tensor, temperature: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """Returns loss and accuracy of finding each masked frame's own target.
 
     Compares `predicted` with `targets`, (batch, time, size), in float32 under

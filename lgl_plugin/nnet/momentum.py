@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MomentumCopy(nn.Module):
@@ -50,7 +50,7 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def follow(
-        self, module: nn.Module, momentum: float, skipped: torch.Tensor
+        self, module: nn.Module, momentum: float, skipped: Tensor
     ) -> None:
         """Keeps the share `momentum`, and takes the rest from the module.
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.vectors import exact_matmul
@@ -61,17 +61,14 @@ class PseudoPositives(nn.Module):
             [0.9000, 0.1000]]))
     """
 
-    clusters: torch.Tensor
-    sources: torch.Tensor
-
     def __init__(
         self, n_utterances: int, dim: int, capacity: int = 25000
     ) -> None:
         super().__init__()
         capacity = min(capacity, n_utterances)
         none = torch.full((n_utterances,), -1)
-        self.register_buffer("clusters", none)
-        self.register_buffer("sources", none.clone())
+        self.clusters = nn.Buffer(none)
+        self.sources = nn.Buffer(none.clone())
         self.queue = EmbeddingQueue(capacity, dim)
 
     def extra_repr(self) -> str:
@@ -83,14 +80,11 @@ class PseudoPositives(nn.Module):
     ) -> None:
         """Takes new clusters and sources (n,), int64, of rows (n,)."""
         index = torch.as_tensor(rows, device=self.clusters.device)
-        for held, new in (
-            (self.clusters, clusters),
-            (self.sources, sources),
-        ):
+        for held, new in ((self.clusters, clusters), (self.sources, sources)):
             held.fill_(-1)
             held[index] = torch.from_numpy(new).to(held.device)
 
-    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Draws a positive for each row, without making the host wait."""
         known = self.queue.rows
         held = torch.where(known >= 0, self.clusters[known], -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EmbeddingQueue(nn.Module):
@@ -14,15 +14,11 @@ class EmbeddingQueue(nn.Module):
     dim).
     """
 
-    rows: torch.Tensor
-    vectors: torch.Tensor
-    place: torch.Tensor
-
     def __init__(self, capacity: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.full((capacity,), -1))
-        self.register_buffer("vectors", torch.zeros(capacity, dim))
-        self.register_buffer("place", torch.tensor(0))
+        self.rows = nn.Buffer(torch.full((capacity,), -1))
+        self.vectors = nn.Buffer(torch.zeros(capacity, dim))
+        self.place = nn.Buffer(torch.tensor(0))
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
@@ -30,7 +26,7 @@ class EmbeddingQueue(nn.Module):
         return f"{capacity=}, {dim=}"
 
     @torch.no_grad()
-    def add(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
+    def add(self, rows: Tensor, vectors: Tensor) -> None:
         """Puts embeddings (n, dim) of rows (n,) in; the oldest go."""
         capacity = len(self.rows)
         rows, vectors = rows[-capacity:], vectors[-capacity:]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lgl_plugin.utils.distributed import gathered
 
 
 def vicreg_terms(
-    first: torch.Tensor, second: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns VICReg's three terms (Bardes et al. 2022), without weights.
 
     Arguments
@@ -47,7 +48,7 @@ def vicreg_terms(
     return invariance, variance + further, covariance + more
 
 
-def spread_terms(view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def spread_terms(view: Tensor) -> tuple[Tensor, Tensor]:
     """Returns VICReg's variance and covariance of one view (batch, D)."""
     with torch.autocast(view.device.type, enabled=False):
         return _spread(gathered(view.float()))
@@ -63,8 +64,8 @@ def _spread(view):
 
 
 def barlow_twins_loss(
-    first: torch.Tensor, second: torch.Tensor, redundancy: float = 0.005
-) -> torch.Tensor:
+    first: Tensor, second: Tensor, redundancy: float = 0.005
+) -> Tensor:
     """Returns the loss of Barlow Twins (Zbontar et al. 2021).
 
     The correlation of two views over the batch is to be the identity.
@@ -95,9 +96,7 @@ def barlow_twins_loss(
         return (1 - on).square().sum() + redundancy * off
 
 
-def negative_cosine(
-    predicted: torch.Tensor, target: torch.Tensor
-) -> torch.Tensor:
+def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     """Returns minus the mean cosine; the target (batch, D) has no gradient."""
     cosines = F.cosine_similarity(predicted.float(), target.detach().float())
     return -cosines.mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgl_plugin.nnet.momentum import MomentumCopy
 
@@ -61,15 +61,11 @@ class TeacherLabels(nn.Module):
     (tensor([1, 1, 1]), tensor([False,  True]))
     """
 
-    labels: torch.Tensor
-    votes: torch.Tensor
-    alive: torch.Tensor
-
     def __init__(
         self,
         encoder: nn.Module,
         classifier: nn.Module,
-        labels: torch.Tensor,
+        labels: Tensor,
         n_labels: int,
         momentum: float = 0.99,
         epochs: int = 5,
@@ -82,11 +78,11 @@ class TeacherLabels(nn.Module):
         self.momentum = momentum
         self.encoder = MomentumCopy(encoder, buffers=True)
         self.classifier = MomentumCopy(classifier, buffers=True)
-        self.register_buffer("labels", labels.clone())
+        self.labels = nn.Buffer(labels.clone())
         votes = torch.full((len(labels), epochs), -1, dtype=torch.int32)
         votes[:, 0] = labels
-        self.register_buffer("votes", votes)  # the newest first; -1 for none
-        self.register_buffer("alive", torch.zeros(n_labels, dtype=torch.bool))
+        self.votes = nn.Buffer(votes)  # the newest first; -1 for none
+        self.alive = nn.Buffer(torch.zeros(n_labels, dtype=torch.bool))
         self._count()
 
     def extra_repr(self) -> str:
@@ -94,7 +90,7 @@ class TeacherLabels(nn.Module):
         n_utterances, epochs = self.votes.shape
         return f"{n_utterances=}, momentum={self.momentum}, {epochs=}"
 
-    def forward(self, cosines: torch.Tensor) -> torch.Tensor:
+    def forward(self, cosines: Tensor) -> Tensor:
         """Puts dead pseudo-speakers out of reach of cosines (batch, K)."""
         return cosines.masked_fill(~self.alive, -1.0)
 
@@ -103,7 +99,7 @@ class TeacherLabels(nn.Module):
         encoder: nn.Module,
         classifier: nn.Module,
         done: float,
-        skipped: torch.Tensor,
+        skipped: Tensor,
     ) -> None:
         """Moves the teacher, as `MomentumCopy.follow` does.
 

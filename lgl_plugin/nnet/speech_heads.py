@@ -12,6 +12,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import (
     ECAPA_TDNN,
     AttentiveStatisticsPooling,
 )
+from torch import Tensor
 
 from lgl_plugin.nnet.ecapa_patches import (
     padding_invariant,
@@ -62,9 +63,7 @@ class WeightedECAPA(torch.nn.Module):
         )
         self.min_frames = 1 + reflected_frames(self.ecapa)
 
-    def forward(
-        self, states: torch.Tensor, n_frames: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, states: Tensor, n_frames: Tensor | None = None) -> Tensor:
         """Returns embeddings."""
         x = _weighted(states, self.weights)
         if n_frames is None:
@@ -118,9 +117,7 @@ class MHFA(torch.nn.Module):
         self.attention = torch.nn.Linear(inside, heads)
         self.embedding = torch.nn.Linear(heads * inside, embedding_size)
 
-    def forward(
-        self, states: torch.Tensor, n_frames: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, states: Tensor, n_frames: Tensor | None = None) -> Tensor:
         """Returns embeddings."""
         keys = self.key(_weighted(states, self.key_weights))
         values = self.value(_weighted(states, self.value_weights))
@@ -181,9 +178,7 @@ class LayerAdapters(torch.nn.Module):
         )
         self.embedding = torch.nn.Linear(2 * n_states * inside, embedding_size)
 
-    def forward(
-        self, states: torch.Tensor, n_frames: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, states: Tensor, n_frames: Tensor | None = None) -> Tensor:
         """Returns embeddings."""
         each = [adapter(x) for adapter, x in zip(self.adapters, states)]
         x = torch.cat(each, dim=2).transpose(1, 2)
@@ -198,6 +193,6 @@ def _weighted(states, weights):
     return torch.einsum("s,sbtc->btc", weights.softmax(0), states)
 
 
-def counted(n_frames: torch.Tensor, total: int) -> torch.Tensor:
+def counted(n_frames: Tensor, total: int) -> Tensor:
     """Returns which frames are an utterance's own, bool (batch, total)."""
     return torch.arange(total, device=n_frames.device) < n_frames[:, None]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lgl_plugin.nnet.features import KaldiFbank
 from lgl_plugin.nnet.speech_heads import counted
@@ -190,8 +191,8 @@ class SpeechModel(torch.nn.Module):
         return {"source": config, "normalise": self.normalise}
 
     def forward(
-        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, waveforms: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
         """Embeds waveforms (batch, samples) as (batch, 1, dim), float32.
 
         `lengths` (batch,) is the share of the samples that are each
@@ -201,8 +202,8 @@ class SpeechModel(torch.nn.Module):
         return self.head(states, n_frames)[:, None]
 
     def states(
-        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, waveforms: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Returns all layers' states (layers, batch, frames, width).
 
         Also how many frames each utterance has, int64 (batch,), None without
