@@ -158,7 +158,7 @@ def waits(device):
         row = {"method": kind, "encoder": encoder, "fails": ""}
         with present(device), brain_of(kind, encoder, device) as brain:
             try:
-                watch_step(brain)
+                row["copies"] = len(watch_step(brain))
             except (Waits, RuntimeError) as error:
                 row["fails"] = str(error).splitlines()[0]
         rows.append(row)

@@ -23,7 +23,7 @@ READS = {
     aten.nonzero.default,
     aten.masked_select.default,
     aten.equal.default,
-    aten.repeat_interleave.Tensor,
+    aten.repeat_interleave.Tensor,  # unless it is told
 }
 
 
@@ -74,6 +74,7 @@ class PretendedDevice(TorchDispatchMode):
 
     judging = False
     pinned = frozenset()  # addresses of memory on the host
+    copies: list[tuple] = []  # shapes of what was sent from the host
 
     def __enter__(self):
         # `torch.tensor` would otherwise ask for the device's own memory.
@@ -96,7 +97,9 @@ class PretendedDevice(TorchDispatchMode):
         if target is not None:
             kwargs["device"] = torch.device("cpu")
         if self.judging:
-            judge(function, args, kwargs, leaves, target, self.pinned)
+            self.copies += judge(
+                function, args, kwargs, leaves, target, self.pinned
+            )
         plain = tree_map_only(Pretended, lambda x: x.held, (args, kwargs))
         found = function(*plain[0], **plain[1])
         if target == "cpu":
@@ -114,19 +117,21 @@ class PretendedDevice(TorchDispatchMode):
 def nothing_waits(device, *pinned):
     """Raises where the host would wait for the device: this one, or a GPU.
 
-    `pinned` are tensors of the host that count as pinned here.
+    `pinned` are tensors of the host that count as pinned here. Yields a list,
+    which gets the shape of each copy to this device.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
         try:
-            yield
+            yield []
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return
     PretendedDevice.pinned = {x.data_ptr() for x in pinned}
+    PretendedDevice.copies = []
     PretendedDevice.judging = True
     try:
-        yield
+        yield PretendedDevice.copies
     finally:
         PretendedDevice.judging = False
 
@@ -141,13 +146,13 @@ class NothingReadByTheHost(TorchDispatchMode):
     """Raises Waits where a GPU's host would wait, with tensors of the CPU."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        check_reading(function, args)
+        check_reading(function, args, kwargs or {})
         return function(*args, **(kwargs or {}))
 
 
-def check_reading(function, args):
+def check_reading(function, args, kwargs):
     """Raises Waits for an operation whose result the host must know."""
-    if function in READS:
+    if function in READS and kwargs.get("output_size") is None:
         raise Waits(f"the host reads a tensor: {function}")
     if function in (aten.index.Tensor, aten.index_put_.default):
         masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
@@ -160,10 +165,11 @@ def check_reading(function, args):
 def judge(function, args, kwargs, leaves, target, pinned):
     """Raises Waits where the host would wait, or the devices do not match.
 
-    `target` is the type of the device asked for, if there is one, `pinned`
-    holds addresses of memory from which copies of any size go on their own.
+    Returns the shapes of what is sent from the host. `target` is the type of
+    the device asked for, if there is one, `pinned` holds addresses of memory
+    from which copies of any size go on their own.
     """
-    check_reading(function, args)
+    check_reading(function, args, kwargs)
     tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
     on_host = [x for x in tensors if not isinstance(x, Pretended)]
     is_copy = function in (aten._to_copy.default, aten.copy_.default)
@@ -173,7 +179,7 @@ def judge(function, args, kwargs, leaves, target, pinned):
         # Numbers go along with the operation.
         if any(x.ndim > 0 for x in on_host) and len(on_host) < len(tensors):
             raise Waits(f"tensors of two devices: {function}")
-        return
+        return []
     if function is aten.copy_.default:
         if not isinstance(args[0], Pretended):
             raise Waits("a copy to the host")
@@ -185,3 +191,4 @@ def judge(function, args, kwargs, leaves, target, pinned):
             raise Waits(f"a copy of {tuple(x.shape)} that the host waits for")
         if x.nbytes > STAGED and x.data_ptr() not in pinned:
             raise Waits(f"a copy of {x.nbytes} bytes from memory not pinned")
+    return [tuple(x.shape) for x in on_host]

@@ -26,10 +26,13 @@ def test_it_computes_gradients_and_steps_as_the_cpu_does(tensor):
 
 def test_what_waits_for_nothing_passes(tensor):
     mask = tensor > 2
-    with nothing_waits(DEVICE):
+    with nothing_waits(DEVICE) as copies:
         tensor[mask] = 0.0
         tensor.add_(torch.ones(3).to(DEVICE, non_blocking=True))
         torch.where(mask, tensor, 1.0).sum()
+        count = torch.ones_like(tensor[0]).long()
+        tensor[0].repeat_interleave(count, output_size=3)
+    assert copies == [(3,)]
 
 
 LARGE = torch.ones(2**15)
@@ -47,6 +50,7 @@ LARGE = torch.ones(2**15)
         lambda x: x.sum().item(),
         lambda x: bool(x.sum() > 0),
         lambda x: x.nonzero(),
+        lambda x: x[0].repeat_interleave(x[0].long()),
         lambda x: x[x > 2],
         lambda x: x[torch.tensor([1])],
         lambda x: x + torch.ones(3),

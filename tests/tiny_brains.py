@@ -233,18 +233,22 @@ def train(brain, *kinds):
 
 
 def watch_step(brain):
-    """Does a step, and one more in which the host may wait for nothing."""
+    """Does a step, and one more in which the host may wait for nothing.
+
+    Returns the shapes of what the latter copies to a device that is pretended.
+    """
+    brain.steps_per_reading = STEPS_PER_READING
+    brain.step = 1
+    # AAMSoftmax reads its first batch, once.
+    brain.fit_batch(batch(n_crops(brain)))
     given = batch(n_crops(brain))
     on_gpu = brain.device_type == "cuda"
     given = given.pin_memory() if on_gpu else given
-    brain.steps_per_reading = STEPS_PER_READING
-    brain.step = 1
-    brain.fit_batch(given)  # AAMSoftmax reads its first batch, once
     brain.step = 2
-    with nothing_waits(brain.device, given.sig.data):
+    with nothing_waits(brain.device, given.sig.data) as copies:
         loss = brain.fit_batch(given)
         brain.update_average(loss, 0.0)
-    return loss
+    return copies
 
 
 def run_epoch(brain, number, held_out):

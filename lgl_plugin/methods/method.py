@@ -158,7 +158,8 @@ def local_views(crops: Tensor, n_views: int, augment: nn.Module) -> Tensor:
     places = torch.arange(length, device=crops.device)
     views = []
     for number in range(n_views):
-        start = torch.randint(n_samples - length + 1, (n_utterances, 1))
-        index = start.to(crops.device, non_blocking=True) + places
-        views.append(augment(crops[:, number % 2].gather(1, index)))
+        start = torch.randint(
+            n_samples - length + 1, (n_utterances, 1), device=crops.device
+        )
+        views.append(augment(crops[:, number % 2].gather(1, start + places)))
     return torch.stack(views)

@@ -82,7 +82,7 @@ class Stage1Brain(SpeakerBrain):
             self.train_adversary([group.detach() for group in embeddings])
         # A copy: a tensor that a loader's worker shares keeps a file
         # descriptor open until the epoch's end.
-        rows = batch.row.to(self.device, non_blocking=True, copy=True)
+        rows = batch.row.clone()
         loss, figures = self.modules.method(
             embeddings,
             targets,

@@ -6,9 +6,9 @@ two crops (paper, section 2.1; Huh et al. 2020). MUSAN and RIRS_NOISES are
 used when their folders are given; without them babble is made of the batch's
 own speech, noise is coloured and rooms are simulated.
 
-Choices per waveform are drawn on the CPU and sent; signals as long as a
-waveform are drawn on the device. So nothing is read back from the device, and
-the CPU runs ahead of it.
+How many waveforms get what is drawn on the CPU and sent in one copy; all else
+is drawn on the device. So nothing is read back from the device, and the CPU
+runs ahead of it.
 """
 
 import dataclasses
@@ -27,23 +27,24 @@ from lgl_plugin.nnet.noise import (
     babble,
     coloured_noise,
     mean_square,
-    send,
+    transformed,
 )
 from lgl_plugin.nnet.rooms import draw_channels, draw_rooms, impulse_responses
 
 
 @dataclasses.dataclass
 class Draw:
-    """The random choices for a batch, all but the responses on the CPU."""
+    """The random choices for a batch, on the device."""
 
     filtered: torch.Tensor  # rows with a room or a channel, int64, (n,)
-    response: torch.Tensor  # theirs, complex64, (n, n_fft // 2 + 1), on device
+    response: torch.Tensor  # theirs, complex64, (n, n_fft // 2 + 1)
     n_fft: int  # length of the Fourier transform of the responses
-    kind: torch.Tensor  # index into the kinds of noise, -1 for none, (batch,)
+    noisy: list[torch.Tensor]  # rows with each kind of noise, int64, (m,)
+    n_talkers: list[int]  # of each kind, in all of its rows
+    dropped: torch.Tensor  # rows that lose bands and chunks, int64, (m,)
     talkers: torch.Tensor  # of babble, 1 for other noise, int64, (batch,)
     source: torch.Tensor  # in [0, 1), picks the recording, (batch,)
     colour: torch.Tensor  # slope of coloured noise, dB per octave, (batch,)
-    dropped: torch.Tensor  # rows that lose bands and chunks, int64, (m,)
     snr: torch.Tensor  # in dB, of all talkers in sum, (batch,)
 
 
@@ -172,7 +173,17 @@ class Augmenter(torch.nn.Module):
         power = (talks * 10 ** (-snr / 10)).sum(1)
         # Rooms first, channels last, so that each takes one slice.
         groups = (wet & ~changed, wet & changed, ~wet & changed)
+        kinds = [noisy & (kind == i) for i in range(len(self.kinds))]
+        rows = [mask.nonzero()[:, 0] for mask in (drop < self.drop, *kinds)]
         filtered = torch.cat([group.nonzero()[:, 0] for group in groups])
+        numbers = (source, -9.0 + 12.0 * colour, -10 * power.log10())
+        parts = [filtered, *rows, talkers, *numbers]
+        # In one copy, as float32, which holds these whole numbers exactly.
+        sent = send(torch.cat(parts), device).split([len(p) for p in parts])
+        filtered, dropped, *by_kind, talkers_sent = (
+            part.long() for part in sent[:-3]
+        )
+        source, colour, snr = sent[-3:]
         n_wet, n_changed = int(wet.sum()), int(changed.sum())
         rooms = self._draw_rooms(n_wet)
         # With a room's length to spare, so that its tail does not wrap round.
@@ -180,7 +191,7 @@ class Augmenter(torch.nn.Module):
         shape = (len(filtered), n_fft // 2 + 1)
         response = torch.empty(shape, dtype=torch.complex64, device=device)
         if n_wet:
-            torch.fft.rfft(rooms, n_fft, out=response[:n_wet])
+            response[:n_wet] = transformed(torch.fft.rfft, rooms, n_fft)
         response[n_wet:] = 1.0
         if n_changed:
             response[-n_changed:] *= draw_channels(
@@ -190,12 +201,13 @@ class Augmenter(torch.nn.Module):
             filtered=filtered,
             response=response,
             n_fft=n_fft,
-            kind=torch.where(noisy, kind, -1),
-            talkers=talkers,
+            noisy=by_kind,
+            n_talkers=[int(talkers[mask].sum()) for mask in kinds],
+            dropped=dropped,
+            talkers=talkers_sent,
             source=source,
-            colour=-9.0 + 12.0 * colour,
-            dropped=(drop < self.drop).nonzero()[:, 0],
-            snr=-10 * power.log10(),
+            colour=colour,
+            snr=snr,
         )
 
     @fwd_default_precision
@@ -212,47 +224,52 @@ class Augmenter(torch.nn.Module):
         draw = draw or self.draw(*wavs.shape)
         mixed = wavs.clone()
         if len(draw.filtered):
-            rows = send(draw.filtered, wavs)
-            spectrum = torch.fft.rfft(wavs.index_select(0, rows), draw.n_fft)
+            dry = wavs.index_select(0, draw.filtered)
+            spectrum = transformed(torch.fft.rfft, dry, draw.n_fft)
             spectrum *= draw.response
-            wet = torch.fft.irfft(spectrum, draw.n_fft)[:, :n_samples]
-            mixed.index_copy_(0, rows, wet)
+            wet = transformed(torch.fft.irfft, spectrum, draw.n_fft)
+            mixed.index_copy_(0, draw.filtered, wet[:, :n_samples])
         level = mean_square(mixed)
         for rows, noise in self._noises(wavs, draw):
-            ratio = send(10 ** (-draw.snr[rows, None] / 20), wavs)
-            rows = send(rows, wavs)
+            ratio = 10 ** (-draw.snr[rows, None] / 20)
             gain = ratio * (level[rows] / mean_square(noise)).sqrt()
             mixed.index_add_(0, rows, noise.mul_(gain))
         if len(draw.dropped):
-            rows = send(draw.dropped, wavs)
-            kept = self.drop_bands(mixed.index_select(0, rows))
+            kept = self.drop_bands(mixed.index_select(0, draw.dropped))
             kept = self.drop_chunks(kept, kept.new_ones(len(kept)))
-            mixed.index_copy_(0, rows, kept)
+            mixed.index_copy_(0, draw.dropped, kept)
         return mixed.mul_((mean_square(wavs) / mean_square(mixed)).sqrt())
 
     def _draw_rooms(self, n_rooms: int) -> torch.Tensor:
         """Returns room impulse responses, recorded or simulated."""
         if self.rooms is None:
             return draw_rooms(n_rooms, self.sample_rate, self.anchor.device)
-        chosen = torch.randint(len(self.rooms), (n_rooms,))
-        return self.rooms.index_select(0, send(chosen, self.rooms)).float()
+        chosen = torch.randint(
+            len(self.rooms), (n_rooms,), device=self.rooms.device
+        )
+        return self.rooms.index_select(0, chosen).float()
 
     def _noises(self, wavs, draw):
         """Yields the rows of each kind of noise and their noise, (n, time)."""
         n_samples = wavs.shape[1]
-        for index, kind in enumerate(self.kinds):
-            rows = (draw.kind == index).nonzero()[:, 0]
+        for kind, rows, total in zip(self.kinds, draw.noisy, draw.n_talkers):
             if not len(rows):
                 continue
             if kind in self.banks:
                 chosen = draw.source[rows], draw.talkers[rows]
-                noise = self.banks[kind](*chosen, n_samples)
+                noise = self.banks[kind](*chosen, total, n_samples)
             elif kind == "speech":
                 noise = babble(wavs, rows, draw.talkers[rows])
             else:
-                colour = send(draw.colour[rows], wavs)
-                noise = coloured_noise(colour, n_samples)
+                noise = coloured_noise(draw.colour[rows], n_samples)
             yield rows, noise
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies from the CPU to a device without waiting for it."""
+    # From other memory a GPU's driver waits for a copy of more than 64 KB.
+    values = values.pin_memory() if device.type == "cuda" else values
+    return values.to(device, non_blocking=True)
 
 
 def audio_files(folder: str | pathlib.Path, key: str) -> list[pathlib.Path]:

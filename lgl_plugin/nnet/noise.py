@@ -2,10 +2,12 @@
 
 import math
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import scipy.fft
 import torch
+import torch.nn.functional as F
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio, read_audio, wrap
@@ -19,6 +21,7 @@ SNR = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}
 TALKERS = (3, 8)  # of babble, both ends included
 DB_PER_OCTAVE = 20 * math.log10(2)  # of an amplitude that doubles
 SILENCE = 1e-10  # mean square below which a waveform counts as silent
+ROWS = 32  # of which a GPU's Fourier transforms have a multiple
 
 
 class NoiseBank(torch.nn.Module):
@@ -64,28 +67,33 @@ class NoiseBank(torch.nn.Module):
         return f"{len(self.samples)} samples"
 
     def forward(
-        self, source: torch.Tensor, count: torch.Tensor, n_samples: int
+        self,
+        source: torch.Tensor,
+        count: torch.Tensor,
+        total: int,
+        n_samples: int,
     ) -> torch.Tensor:
         """Sums stretches of the bank to noise (batch, n_samples), float32.
 
         `source` gives their relative places in the bank, in [0, 1), `count`
-        how many are summed, int64, both (batch,), on the CPU.
+        how many are summed, int64, both (batch,). `total` is the sum of
+        `count`, which the host cannot read without waiting for a GPU.
         """
-        samples = self.samples
+        samples, device = self.samples, self.samples.device
         if len(samples) < 2 * n_samples:  # a small bank is repeated
             samples = wrap(samples, 2 * n_samples)
         stretches = samples.unfold(0, n_samples, 1)
-        row = torch.arange(len(source)).repeat_interleave(count)
+        row = torch.arange(len(source), device=device)
+        row = row.repeat_interleave(count, output_size=total)
         # All talkers but one of each waveform come from anywhere in the bank.
-        place = torch.rand(len(row))
+        place = torch.rand(total, device=device)
         place[count.cumsum(0) - 1] = source
         start = (place * len(self.samples)).long()
         # Two crops that share a draw get other stretches of one recording.
-        start = start + torch.randint(n_samples, (len(row),))
-        start = send(start % len(stretches), samples)
-        total = torch.zeros(len(source), n_samples, device=samples.device)
-        chosen = stretches.index_select(0, start).float()
-        return total.index_add_(0, send(row, samples), chosen).mul_(1 / 32767)
+        start = start + torch.randint(n_samples, (total,), device=device)
+        chosen = stretches.index_select(0, start % len(stretches)).float()
+        noise = torch.zeros(len(source), n_samples, device=device)
+        return noise.index_add_(0, row, chosen).mul_(1 / 32767)
 
 
 def babble(
@@ -93,16 +101,15 @@ def babble(
 ) -> torch.Tensor:
     """Sums other waveforms of the batch (batch, time), equally loud.
 
-    `rows` (n,), int64, on the CPU, get babble (n, time) of `count` (n,)
-    talkers each, or of all others where the batch has no more.
+    `rows` (n,), int64, get babble (n, time) of `count` (n,) talkers each, or
+    of all others where the batch has no more.
     """
     batch = len(wavs)
     rank = torch.rand(len(rows), batch, device=wavs.device)
     # Nobody babbles over themselves.
-    rank.scatter_(1, send(rows, wavs)[:, None], 2.0)
+    rank.scatter_(1, rows[:, None], 2.0)
     rank = rank.argsort(1).argsort(1)
-    count = send(count.clamp(max=batch - 1), wavs)
-    chosen = (rank < count[:, None]).float()
+    chosen = (rank < count.clamp(max=batch - 1)[:, None]).float()
     return (chosen / mean_square(wavs).sqrt().T) @ wavs
 
 
@@ -119,7 +126,7 @@ def coloured_noise(slope: torch.Tensor, n_samples: int) -> torch.Tensor:
     shape = (len(slope), bins, 2)
     spectrum = torch.view_as_complex(torch.randn(shape, device=slope.device))
     spectrum *= gain
-    noise = torch.fft.irfft(spectrum, n_fft)[:, :n_samples]
+    noise = transformed(torch.fft.irfft, spectrum, n_fft)[:, :n_samples]
     return noise / mean_square(noise).sqrt()
 
 
@@ -129,6 +136,12 @@ def mean_square(wavs: torch.Tensor) -> torch.Tensor:
     return (norm.square() / wavs.shape[1]).clamp(min=SILENCE)
 
 
-def send(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Copies from the CPU to a tensor's device without waiting for it."""
-    return values.to(like.device, non_blocking=True)
+def transformed(
+    transform: Callable[..., torch.Tensor], rows: torch.Tensor, n_fft: int
+) -> torch.Tensor:
+    """Transforms rows (n, length) by `torch.fft.rfft` or `irfft`."""
+    n_rows = len(rows)
+    # cuFFT makes a plan for each number of rows, of which draws have dozens.
+    if rows.device.type != "cpu" and n_rows % ROWS:
+        rows = F.pad(rows, (0, 0, 0, -n_rows % ROWS))
+    return transform(rows, n_fft)[:n_rows]

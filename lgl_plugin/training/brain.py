@@ -105,13 +105,13 @@ class SpeakerBrain(HookedBrain):
         self.checkpointer.add_recoverable("epoch", self.tally)
 
     def crops(self, batch: PaddedBatch) -> torch.Tensor:
-        """Returns a batch's crops (batch, crops, samples) on the device.
+        """Moves a batch to the device; returns crops (batch, crops, samples).
 
         Bad utterances among the batch are counted.
         """
         lines = [line for bad in batch.bad for line in bad.splitlines()]
         self.bad_files.add(line.split("\t", 1) for line in lines)
-        return batch.sig.data.to(self.device, non_blocking=True)
+        return batch.to(self.device, non_blocking=True).sig.data
 
     def anneal(self) -> None:
         """Sets the learning rate of the step, and `done`, the share of all."""

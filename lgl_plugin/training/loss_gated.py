@@ -48,22 +48,20 @@ class LossGatedBrain(SpeakerBrain):
     @torch.no_grad()
     def clean_cosines(self, batch: PaddedBatch) -> torch.Tensor:
         """Compares the crops as they are; nothing is learnt from them."""
-        crops = batch.sig.data.to(self.device, non_blocking=True)
         self.modules.eval()
         try:
             # DistributedDataParallel's forward would overwrite what the
             # step's backward needs.
             encoder = unwrapped(self.modules.encoder)
             classifier = unwrapped(self.modules.classifier)
-            return self.cosines(encoder, classifier, crops[:, 0])
+            return self.cosines(encoder, classifier, batch.sig.data[:, 0])
         finally:
             self.modules.train()
 
     def compute_objectives(self, outputs, batch, stage):
         """Returns the gated mean of the losses (paper, equation 3)."""
-        labels = batch.label.to(self.device, non_blocking=True)
-        rows = batch.row.to(self.device, non_blocking=True)
-        losses, weights, kept = self.judge(outputs, batch, rows, labels)
+        rows = batch.row
+        losses, weights, kept = self.judge(outputs, batch, rows, batch.label)
         # A copy: a tensor that a loader's worker shares keeps a file
         # descriptor open until the epoch's end.
         self.tally.seen.append((rows.clone(), *kept))

@@ -50,10 +50,9 @@ class RelabellingBrain(LossGatedBrain):
     @torch.no_grad()
     def clean_cosines(self, batch: PaddedBatch) -> torch.Tensor:
         """Compares the crops as they are, by the teacher."""
-        crops = batch.sig.data.to(self.device, non_blocking=True)
         teacher = self.modules.correction
         parts = teacher.encoder, teacher.classifier
-        return self._alive(self.cosines(*parts, crops[:, 0]))
+        return self._alive(self.cosines(*parts, batch.sig.data[:, 0]))
 
     def _alive(self, cosines):
         return self.modules.correction(cosines)

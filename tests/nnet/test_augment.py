@@ -10,7 +10,7 @@ import scipy.signal
 import soundfile
 import torch
 from devices import DEVICES
-from pretended_device import nothing_waits, present
+from pretended_device import DEVICE, nothing_waits, present
 
 from lgl_plugin.nnet.augment import Augmenter, audio_files
 from lgl_plugin.nnet.noise import (
@@ -69,6 +69,15 @@ def noise_of(augment, clean, draw):
     return noise
 
 
+def kinds_of(draw):
+    """The kind of noise of each row, -1 for none."""
+    kinds = torch.full(draw.snr.shape, -1)
+    for index, rows in enumerate(draw.noisy):
+        kinds[rows] = index
+    assert (kinds >= 0).sum() == sum(map(len, draw.noisy))
+    return kinds
+
+
 def decibels(ratio):
     return 10 * np.log10(np.asarray(ratio, np.float64))
 
@@ -86,7 +95,7 @@ def test_measured_snr_is_the_drawn_one(folder, musan):
     )
     clean = wavs(64, RATE)
     draw = augment.draw(*clean.shape)
-    assert (draw.kind >= 0).all()
+    assert (kinds_of(draw) >= 0).all()
     # The noise again, by the same random numbers. The output must be a sum of
     # speech and noise; how much of each follows by least squares.
     noise = noise_of(augment, clean, draw)
@@ -108,7 +117,7 @@ def test_snr_lies_in_the_range_of_its_kind(musan):
         if kind == "speech":  # of several talkers: see below
             continue
         low, high = SNR[kind]
-        snr = draw.snr[draw.kind == index]
+        snr = draw.snr[draw.noisy[index]]
         assert low <= snr.min() < low + 0.3
         assert high - 0.3 < snr.max() <= high
 
@@ -133,7 +142,7 @@ def test_each_talker_of_babble_has_the_release_s_ratio(folder, musan):
         parts = torch.linalg.lstsq(basis, out.double()[:, :, None]).solution
         speech, added = (basis * parts.transpose(1, 2)).unbind(2)
         ratio = decibels(mean_square(speech) / mean_square(added))[:, 0]
-        babble = draw.kind == augment.kinds.index("speech")
+        babble = kinds_of(draw) == augment.kinds.index("speech")
         assert draw.talkers[babble].min() >= 3
         assert (draw.talkers[~babble] == 1).all()
         measured.extend(ratio[babble])
@@ -152,7 +161,7 @@ def test_each_talker_of_babble_has_the_release_s_ratio(folder, musan):
 def test_noise_snr_replaces_the_range_of_noise_alone():
     augment = Augmenter(noise_snr=[-5.0, -4.0])
     draw = augment.draw(1000, 100)
-    noise, speech = (draw.snr[draw.kind == index] for index in (0, 1))
+    noise, speech = (draw.snr[rows] for rows in draw.noisy)
     assert -5 <= noise.min() and noise.max() <= -4
     assert speech.min() >= 13 - decibels(8)
 
@@ -173,6 +182,7 @@ def test_the_batch_is_augmented_as_each_waveform_alone(
     noise = noise_of(augment, clean, draw).double().numpy()
     out = augment(clean, draw).double().numpy()
     responses = dict(zip(draw.filtered.tolist(), draw.response))
+    kinds = kinds_of(draw)
     assert len(responses) == len(draw.filtered) < 24
     for row, x in enumerate(clean.double().numpy()):
         y = x
@@ -180,7 +190,7 @@ def test_the_batch_is_augmented_as_each_waveform_alone(
             response = responses[row].to(torch.complex128).numpy()
             y = np.fft.rfft(x, draw.n_fft) * response
             y = np.fft.irfft(y, draw.n_fft)[: len(x)]
-        if draw.kind[row] >= 0:
+        if kinds[row] >= 0:
             ratio = 10 ** (draw.snr[row].item() / 10)
             power = np.mean(y**2) / np.mean(noise[row] ** 2) / ratio
             y = y + np.sqrt(power) * noise[row]
@@ -219,7 +229,7 @@ def test_shares_of_reverberation_and_noise(options, neither, room, noise, both):
     """Counted over 10,000 draws; a share is 4 deviations off at most."""
     n = 10_000
     draw = Augmenter(**options).draw(n, 10)
-    noisy = draw.kind >= 0
+    noisy = kinds_of(draw) >= 0
     dry = torch.ones(n, dtype=torch.bool)
     dry[draw.filtered] = False
     for rows, share in (
@@ -437,7 +447,7 @@ def test_bank_gives_stretches_of_its_recordings_at_one_loudness(tmp_path):
     halves = bank.samples.double().view(2, RATE).square().mean(1).sqrt()
     np.testing.assert_allclose(halves / 32767, 0.05, rtol=0.01)
     doubled = torch.cat([bank.samples, bank.samples]).numpy() / 32767
-    for row in bank(torch.rand(8), torch.ones(8).long(), 500).numpy():
+    for row in bank(torch.rand(8), torch.ones(8).long(), 8, 500).numpy():
         starts = np.flatnonzero(np.isclose(doubled, row[0], atol=1e-7))
         assert any(
             np.allclose(doubled[s : s + 500], row, atol=1e-6)
@@ -457,7 +467,8 @@ def test_bank_speech_is_babble(musan):
     """The power of a sum of independent talkers counts them."""
     bank = Augmenter(musan_folder=musan).banks["speech"]
     count = torch.arange(400) % 6 + 3
-    power = bank(torch.rand(400), count, 2000).square().mean(1) / 0.05**2
+    total = int(count.sum())
+    power = bank(torch.rand(400), count, total, 2000).square().mean(1) / 0.05**2
     assert power.mean() == pytest.approx(np.mean(TALKERS), rel=0.1)
     assert np.corrcoef(power, count)[0, 1] > 0.9
 
@@ -477,11 +488,38 @@ def test_nothing_waits_for_the_device(folders, device, musan, rirs):
         augment.to(device)
         clean = wavs(32).to(device)
         augment(clean)  # plans and libraries may be loaded at first
-        with nothing_waits(device):
+        with nothing_waits(device) as copies:
             out = augment(clean)
         out, clean = out.cpu(), clean.cpu()
+    assert len(copies) <= 1, copies
     assert out.isfinite().all()
     torch.testing.assert_close(mean_square(out), mean_square(clean))
+
+
+def test_a_gpu_needs_few_plans_for_its_transforms(monkeypatch):
+    """One for each shape; the results are those of the rows alone."""
+    shapes, outs = {}, {}
+    augment = Augmenter(sample_rate=1600, channel=0.3)
+
+    def spied(transform):
+        def call(rows, n_fft):
+            seen.add((transform, len(rows), n_fft))
+            return transform(rows, n_fft)
+
+        return call
+
+    for name in ("rfft", "irfft"):
+        monkeypatch.setattr(torch.fft, name, spied(getattr(torch.fft, name)))
+    for device in ("cpu", DEVICE):
+        seen = shapes[device] = set()
+        torch.manual_seed(0)
+        with present(device):
+            augment.to(device)
+            clean = torch.randn(128, 800).to(device)
+            outs[device] = [augment(clean).cpu() for _ in range(24)]
+    torch.testing.assert_close(outs["cpu"], outs[DEVICE])
+    assert len({n_fft for *_, n_fft in shapes[DEVICE]}) == 2
+    assert len(shapes[DEVICE]) <= 12 and len(shapes["cpu"]) > 40
 
 
 # Folders
