@@ -37,9 +37,11 @@ from lgl_plugin.inference.verdict import (
     embed_parts,
     judge,
 )
+from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.state import read_state
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import (
@@ -86,8 +88,8 @@ class Ladder:
     FileNotFoundError
         If a folder is missing.
     ValueError
-        If the encoder cannot be loaded, there is too little audio, or the
-        labels do not fit.
+        If the encoder cannot be loaded, there is too little audio, the labels
+        do not fit, or the folder was begun with another encoder or audio.
 
     Example
     -------
@@ -113,25 +115,34 @@ class Ladder:
         self.settings = encoder_settings(encoder) or {}
         self.folder = pathlib.Path(folder)
         listed = self.folder / "manifest.csv"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
+        lock_folder(self.folder)
+        files = encoder_files(encoder)
+        made_from = {name: checksum(path) for name, path in files.items()}
+        self._check_begun(made_from, f"another encoder than {encoder}")
+        prepare_manifest(
+            audio,
+            listed,
+            speaker_folder=False,
+            max_bad_share=1.0,
+            accept=lambda found: self._check_begun(
+                {listed.name: found}, f"other audio than {audio} has now"
+            ),
+        )
         self.manifest = load_manifest(listed, os.path.abspath(audio))
-        files = {**encoder_files(encoder), listed.name: listed}
+        made_from[listed.name] = checksum(listed)
         number, self.given = len(self.manifest), None
         order, n_known = np.random.default_rng(0).permutation(number), 0
         if labels is not None:
-            files["labels"] = pathlib.Path(labels)
+            made_from["labels"] = checksum(labels)
             self.given = read_given(labels, self.manifest.ids)
             # To be trained on, not judged: they come last.
             known = self.given.by_row[order] >= 0
             order = order[np.argsort(known, kind="stable")]
             n_known = int(known.sum())
-        made_from = {name: checksum(path) for name, path in files.items()}
         # One for each file of labels: a run of other labels refuses to go on.
         labelled = f"-{made_from['labels'][:8]}" if labels else ""
         self.training = self.folder / f"training{labelled}"
-        # Not of stage 1 or 2. Steps made from another encoder or other audio
-        # are done again.
+        # Not of stage 1 or 2. Steps made from other labels are done again.
         self.run = Run(self.folder, 0, {"made_from": made_from})
         self.run.plan = ["start", *BACKENDS]
         record_start(self.folder, 0, self.device)
@@ -156,6 +167,29 @@ class Ladder:
     def kept(self) -> bool:
         """Says whether any rung is kept."""
         return any(rung.kept for rung in self.rungs)
+
+    def _check_begun(self, files, otherwise):
+        """Refuses a folder that was begun with other files, by name.
+
+        Its training would refuse them, but after the other rungs.
+        """
+        try:
+            begun = read_state(self.folder)["settings"].get("stage 0")
+        except FileNotFoundError:
+            return
+        if begun is None:
+            raise ValueError(
+                f"{self.folder} holds a training, which is no folder of `lgl "
+                "adapt`: set another --output_folder"
+            )
+        known = begun["made_from"]
+        differ = [name for name in files if files[name] != known.get(name)]
+        if differ:
+            raise ValueError(
+                f"{self.folder} was begun with {otherwise} (of which these "
+                f"differ: {', '.join(differ)}). Nothing was changed. Bring "
+                "that back, or set another --output_folder."
+            )
 
     def _start(self):
         """Embeds by the encoder as it came."""

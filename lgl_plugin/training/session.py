@@ -18,6 +18,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.train_logger import TensorboardLogger
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
@@ -249,16 +250,23 @@ class Session:
 
     def show(self, phase: str, record: dict) -> None:
         """Hands an epoch's figures to the yaml's train_logger, if any."""
-        if self.settings.train_logger is None:
+        train_logger = self.settings.train_logger
+        if train_logger is None:
             return
         stats = {
             f"{phase}/{name}": value
             for name, value in record.items()
             if value is not None and name != "epoch"
         }
+        if isinstance(train_logger, TensorboardLogger):
+            # It counts its calls, from 0 at each start: of a run that goes on
+            # the curves would begin anew.
+            before = record["epoch"] - 1
+            steps = {"meta": before, "train": dict.fromkeys(stats, before)}
+            train_logger.global_step.update(steps)
         # Under the name "epoch", which begins anew in each phase, W&B would
         # drop all phases but the first: its steps may only rise.
-        self.settings.train_logger.log_stats(
+        train_logger.log_stats(
             {f"{phase}/epoch": record["epoch"]}, train_stats=stats
         )
 

@@ -19,6 +19,7 @@ from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.verdict import Verdict
+from lgl_plugin.runs.run import Run
 
 BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
 
@@ -180,10 +181,24 @@ def test_it_goes_on_where_it_was_interrupted(
     assert state["done"]["whitening"]["high"] == -4.0
 
 
-def test_another_encoder_is_another_run(ecapa, calls, tmp_path, encoder):
-    one = Ladder(ecapa, calls, tmp_path, "cpu")
-    two = Ladder(encoder, calls, tmp_path, "cpu")
-    assert one.parts.first.shape[2] == 16 and two.parts.first.shape[2] == 80
+def test_a_folder_is_of_one_encoder_and_of_one_corpus(
+    ecapa, calls, audio, tmp_path, encoder
+):
+    """Else the training in it would refuse, after all the other rungs."""
+    moved = tmp_path / "moved"
+    moved.symlink_to(calls)
+    run = tmp_path / "run"
+    Ladder(ecapa, calls, run, "cpu")
+    before = (run / "manifest.csv").read_bytes()
+    with pytest.raises(ValueError, match=f"another encoder than {encoder} .of"):
+        Ladder(encoder, calls, run, "cpu")
+    with pytest.raises(ValueError, match=f"other audio than {audio} has now"):
+        Ladder(ecapa, audio, run, "cpu")
+    assert (run / "manifest.csv").read_bytes() == before
+    Ladder(ecapa, moved, run, "cpu")
+    Run(tmp_path / "other", 1, {}).save()
+    with pytest.raises(ValueError, match="holds a training"):
+        Ladder(ecapa, calls, tmp_path / "other", "cpu")
 
 
 def test_nothing_is_fitted_on_what_is_judged(ecapa, calls, tmp_path):

@@ -69,14 +69,18 @@ def test_tensorboard_has_a_curve_for_each_figure(
 
     stand_in = types.SimpleNamespace(SummaryWriter=Writer)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
-    session.settings.train_logger = TensorboardLogger(tmp_path)
-    for epoch, tau in ((1, None), (2, 0.5)):
+    for epoch, tau in ((1, None), (2, 0.5), (3, 0.6)):
+        if epoch != 2:  # each start of a run makes a logger
+            session.settings.train_logger = TensorboardLogger(tmp_path)
         record = {"epoch": epoch, "loss": 3.0 / epoch, "tau": tau}
         session.show("iter1/gated", record)
+    session.show("iter2/classifier", {"epoch": 1, "loss": 4.0})
     assert curves == {
-        "iter1/gated/epoch": [(1, 1), (2, 2)],
-        "iter1/gated/loss/train": [(1, 3.0), (2, 1.5)],
-        "iter1/gated/tau/train": [(1, 0.5)],  # none before the gate
+        "iter1/gated/epoch": [(1, 1), (2, 2), (3, 3)],
+        "iter1/gated/loss/train": [(1, 3.0), (2, 1.5), (3, 1.0)],
+        "iter1/gated/tau/train": [(2, 0.5), (3, 0.6)],  # none before the gate
+        "iter2/classifier/epoch": [(1, 1)],
+        "iter2/classifier/loss/train": [(1, 4.0)],
     }
 
 
