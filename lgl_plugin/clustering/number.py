@@ -20,6 +20,11 @@ make it low; few speakers whose sessions lie far apart make it high. On
 embeddings as they are it was 0.38 times the number of speakers: whiten them.
 The index of Calinski and Harabasz, the largest gap of heights and the agreement
 of two halves found 2 clusters there, and the silhouette 1 to 5 times too many.
+
+Where the largest gap is next to nothing (`CHANCE`), as with one utterance of
+each speaker, its top is anywhere, mostly at 2. Then at least a tenth of the
+number of embeddings is taken: labels of made-up speakers, so noisy that the gap
+said nothing, agreed better with them than those of 2 clusters did.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ SLACK = 0.1
 # Clusters of a normal cloud explain up to that much more than another's do;
 # encoders of use had 0.1 to 0.4.
 CHANCE = 0.02
+GUESSED_SIZE = 10  # of a cluster, where nothing else tells
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,8 +101,8 @@ def estimate(
     Returns
     -------
     Estimate
-        Where the clusters explain hardly more than chance, it is a guess, and
-        a warning says so.
+        Where the clusters explain hardly more than chance, it is a guess, at
+        least a tenth of the number of embeddings, and a warning says so.
 
     Raises
     ------
@@ -129,12 +135,14 @@ def estimate(
     value[gap < (1 - SLACK) * gap.max()] = -np.inf
     n_clusters = 2 + int(np.argmax(value))
     if gap.max() < CHANCE:
+        n_clusters = max(n_clusters, n_parts // GUESSED_SIZE)
         logger.warning(
-            "the number of clusters is a guess: %d explain hardly more of the "
-            "embeddings than of a normal cloud (%.3f of the sum of squares). "
-            "Train the encoder longer, or set n_clusters",
+            "n_clusters: auto finds no recordings that belong together, so %d "
+            "is a guess. Either this encoder does not tell speakers apart: "
+            "train it longer. Or most speakers have one recording only: then "
+            "there is nothing to cluster, and the encoder is best left as it "
+            "is. If you know about how many speakers there are, set n_clusters",
             n_clusters,
-            gap.max(),
         )
     return Estimate(n_clusters, explained, by_chance)
 

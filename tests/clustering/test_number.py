@@ -54,7 +54,17 @@ def test_a_cloud_without_clusters_is_said_to_be_one(caplog):
     with caplog.at_level(logging.WARNING):
         found = estimate(TorchKMeans(500), cloud)
     assert found.gap.max() < 0.02
-    assert "is a guess" in caplog.text
+    assert found.n_clusters >= 40  # it was 2
+    assert f"so {found.n_clusters} is a guess" in caplog.text
+
+
+def test_one_recording_of_each_speaker(caplog):
+    embeddings, _ = blobs(200, 1, dimensions=32)
+    found = estimate(TorchKMeans(500), embeddings)
+    assert found.n_clusters == 20
+    assert "most speakers have one recording only" in caplog.text
+    pairs, _ = blobs(100, 2, spread=0.05, dimensions=32)
+    assert 90 <= estimate(TorchKMeans(500), pairs).n_clusters <= 100
 
 
 @pytest.mark.parametrize(
