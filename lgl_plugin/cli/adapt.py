@@ -11,7 +11,7 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from lgl_plugin.cli.embed import add_machine
+from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
 from lgl_plugin.cli.recipe import RECIPE
 from lgl_plugin.cli.train import as_pairs, key_of, load_recipe
 
@@ -21,34 +21,30 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "encoder",
-        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
-    )
-    parser.add_argument("audio", help="folder of audio, one speaker a file")
-    parser.add_argument(
+    add = parser.add_argument
+    add("encoder", help=ENCODER)
+    add("audio", help="folder of audio, one speaker a file")
+    add(
         "--output_folder",
         required=True,
         help="folder of the run; the same command again goes on there",
     )
-    parser.add_argument(
+    add(
         "--train",
         action="store_true",
         help="tries the whole network, too, trained on through the loss gate",
     )
-    parser.add_argument(
+    add(
         "--labels",
         help="with --train: csv of utterance,speaker that you give for some "
         "of the recordings, to be trained on",
     )
-    parser.add_argument(
+    add(
         "--labelled",
         action="store_true",
         help="the model card says that labels went into the encoder",
     )
-    parser.add_argument(
-        "--license", default="other", help="of the weights, such as cc-by-4.0"
-    )
+    add("--license", default="other", help="of the weights, such as cc-by-4.0")
     add_machine(parser)
     parser.epilog = (
         "With --train any key of hparams/adapt.yaml may follow as "
@@ -70,7 +66,6 @@ def run(
     settings: list[str] | None,
 ) -> None:
     """Tries the rungs, and writes what is kept and a page."""
-    from lgl_plugin.cli.notices import show_notices
     from lgl_plugin.inference.adapt import Ladder
     from lgl_plugin.report.adaptation import conclusion, write_page
 

@@ -9,39 +9,37 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lgl_plugin.cli.common import ENCODER
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "encoder",
-        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
-    )
-    parser.add_argument("trials", help="trial list, lines of label path path")
-    parser.add_argument("audio", help="folder where the list's paths begin")
-    parser.add_argument(
-        "--output_folder", required=True, help="folder of the page"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("encoder", help=ENCODER)
+    add("trials", help="trial list, lines of label path path")
+    add("audio", help="folder where the list's paths begin")
+    add("--output_folder", required=True, help="folder of the page")
+    add(
         "--number",
         type=int,
         default=100,
         help="trials that are drawn, half of them targets",
     )
-    parser.add_argument(
+    add(
         "--steps",
         type=int,
         default=512,
         help="the most steps of a path; a trial takes no more than it needs",
     )
-    parser.add_argument(
+    add(
         "--over",
         nargs="+",
         choices=("features", "waveform", "layers"),
         default=("features", "waveform", "layers"),
         help="paths to take; those that the encoder lacks are left out",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    parser.add_argument("--device", help="none: the GPU if there is one")
+    add("--seed", type=int, default=0, help="of what is drawn")
+    add("--device", help="none: the GPU if there is one")
 
 
 def run(**options: Any) -> None:

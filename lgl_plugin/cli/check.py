@@ -11,7 +11,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
-from lgl_plugin.cli.train import LARGE, PRESETS
+from lgl_plugin.cli.common import show_notices
+from lgl_plugin.cli.train import add_preset, as_pairs, stages, suggest
 
 if TYPE_CHECKING:
     from lgl_plugin.training.session import Session
@@ -23,35 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     parser.usage = "lgl check AUDIO [--preset {small,paper}] [--KEY=VALUE ...]"
     parser.add_argument("audio", help="folder of audio, one speaker a file")
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help=f"none: small for less than {LARGE:.0f} hours of audio, else "
-        "paper",
-    )
+    add_preset(parser)
     parser.epilog = "Keys and options follow as for `lgl train`."
     parser.set_defaults(settings=None)
 
 
 def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
-    """Prints counts, the machine, and an estimate by steps of the preset.
-
-    ValueError, at the end, if something will not do.
-    """
+    """Prints counts, the machine, and an estimate by steps of the preset."""
     import tempfile
-
-    from lgl_plugin.cli.notices import show_notices
-    from lgl_plugin.cli.train import as_pairs, suggest
 
     show_notices()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         made = check_audio(audio, folder)
-        problems = check_machine()
+        show_machine()
         choices = suggest(made["kept"], made["hours"], preset)
-        problems += check_cost(audio, folder, made, choices, as_pairs(settings))
-    if problems:
-        raise ValueError("this will not do yet:\n- " + "\n- ".join(problems))
+        check_cost(audio, folder, made, choices, as_pairs(settings))
     print("Train it with: lgl train", audio, "--output_folder=RUN")
 
 
@@ -82,47 +70,42 @@ def check_audio(audio: str, folder: pathlib.Path) -> dict:
         f"Durations  {middle:.1f} s in the middle, 5 % under {low:.1f} s, 5 % "
         f"over {high:.1f} s"
     )
-    passed_over = dict(made["passed_over"])
-    hidden = passed_over.pop("hidden", 0)
     if made["bad"] or made["short"]:
         lines = (folder / "bad_files.txt").read_text("utf-8").splitlines()
         print(
             f"Bad        {made['bad']:,} cannot be used, {made['short']:,} are "
             f"too short; the first: {lines[0].replace(chr(9), ': ')}"
         )
-    if hidden:
+    passed_over = dict(made["passed_over"])
+    if hidden := passed_over.pop("hidden", 0):
         print(f"Hidden     {hidden:,} files and folders are not looked at")
-    convertible = {e: n for e, n in passed_over.items() if e in UNREAD}
-    for title, kinds in (
-        ("Convert    ", convertible),
-        (
-            "Others     ",
-            {e: n for e, n in passed_over.items() if e not in UNREAD},
-        ),
-    ):
+    hint = ", left out until they are wav, flac, ogg or mp3"
+    for title, convertible in ("Convert", True), ("Others", False):
+        kinds = [
+            f"{n:,} {extension}"
+            for extension, n in passed_over.items()
+            if (extension in UNREAD) == convertible
+        ]
         if kinds:
-            print(title + ", ".join(f"{n:,} {e}" for e, n in kinds.items()))
-    if convertible:
-        print(
-            "           audio that is left out until it is wav, flac, ogg, mp3"
-        )
+            print(f"{title:<11}{', '.join(kinds)}{hint * convertible}")
     return made
 
 
-def check_machine() -> list[str]:
-    """Prints what the machine has; returns what will not do."""
+def show_machine() -> None:
+    """Prints what the machine has."""
     import shutil
 
     import torch
 
-    from lgl_plugin.clustering.kmeans import require_faiss
     from lgl_plugin.runs.provenance import device_name, versions
 
-    problems = []
+    waiting = "OpenMP's default"
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        if name in os.environ:
+            waiting = f"{name}={os.environ[name]}"
     print(
         f"CPU        {device_name('cpu')}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, waiting by "
-        f"{_waiting_policy()}"
+        f"{torch.get_num_threads()} threads, waiting by {waiting}"
     )
     gpus = [device_name(f"cuda:{n}") for n in range(torch.cuda.device_count())]
     print(f"GPU        {', '.join(gpus) or 'none that torch sees'}")
@@ -131,13 +114,8 @@ def check_machine() -> list[str]:
     except OSError:
         shared = "none on this system"
     print(f"/dev/shm   {shared}")
-    try:
-        require_faiss()
-    except ImportError as error:
-        problems.append(str(error))
     found = ", ".join(f"{name} {n}" for name, n in versions().items())
     print(f"Versions   {found}")
-    return problems
 
 
 def check_cost(
@@ -146,11 +124,13 @@ def check_cost(
     made: dict,
     choices: dict,
     given: list[str],
-) -> list[str]:
-    """Times steps of both stages and prints the cost; returns what fails."""
+) -> None:
+    """Times steps of both stages and prints the cost.
+
+    ValueError if the settings, the audio or the machine will not do.
+    """
     import logging
 
-    from lgl_plugin.cli.train import stages
     from lgl_plugin.training.estimate import peak_memory
 
     # The stages' own notices are those of the run to come.
@@ -162,8 +142,7 @@ def check_cost(
             session = open_session(folder, path, options)
             hours |= cost(session, made)
     except ValueError as error:
-        print("Steps      cannot be timed")
-        return [str(error)]
+        raise ValueError(f"this will not do yet: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
     parts = ", ".join(f"{part} {time:.1f}" for part, time in hours.items())
@@ -181,7 +160,6 @@ def check_cost(
     held += 2 * vectors  # clustering holds them and a normalised copy
     gpu = f", {on_gpu / 2**30:.1f} GiB of the GPU's" if on_gpu else ""
     print(f"Memory     about {held / 2**30:.1f} GiB{gpu}")
-    return []
 
 
 def open_session(
@@ -193,10 +171,9 @@ def open_session(
     from lgl_plugin.runs.settings import load_settings
     from lgl_plugin.training.session import Session
 
+    few = ["--debug", f"--debug_batches={STEPS + 1}", "--debug_epochs=1"]
     _, run_opts, overrides = sb.parse_arguments(
-        [str(path), *options]
-        + ["--debug", f"--debug_batches={STEPS + 1}", "--debug_epochs=1"]
-        + ["--noprogressbar"]
+        [str(path), *options, *few, "--noprogressbar"]
     )
     settings, _ = load_settings(path, overrides, run_opts)
     n_rows = (STEPS + 2) * settings.dataloader_options.batch_size
@@ -276,11 +253,3 @@ def sample_of(manifest: pathlib.Path, n_rows: int) -> pathlib.Path:
     path = manifest.with_name(f"sample{n_rows}.csv")
     path.write_text(head + "".join(sorted(lines)), encoding="utf-8")
     return path
-
-
-def _waiting_policy():
-    """Names the variable that tells OpenMP's threads how to wait."""
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        if name in os.environ:
-            return f"{name}={os.environ[name]}"
-    return "OpenMP's default"

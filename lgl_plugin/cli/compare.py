@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import argparse
 
+from lgl_plugin.cli.common import ENCODER
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "encoder",
-        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
-    )
-    parser.add_argument("first", help="an audio file")
-    parser.add_argument("second", help="another")
-    parser.add_argument(
+    add = parser.add_argument
+    add("encoder", help=ENCODER)
+    add("first", help="an audio file")
+    add("second", help="another")
+    add(
         "--threshold",
         type=float,
         help="cosine from which on two are one speaker; none: the encoder's",
     )
-    parser.add_argument("--device", default="cpu", help="where to embed")
+    add("--device", default="cpu", help="where to embed")
 
 
 def run(
-    encoder: str,
-    first: str,
-    second: str,
-    threshold: float | None,
-    device: str | None,
+    encoder: str, first: str, second: str, threshold: float | None, device: str
 ) -> None:
     """Prints the cosine, the threshold and the verdict."""
     import numpy as np
@@ -44,16 +40,15 @@ def run(
     extract = load_extractor(encoder, check_device(device))
     if threshold is None:
         threshold = read_threshold(encoder)
-    files = first, second
     rows = []
-    for side, file in enumerate(files):
+    for file in first, second:
         try:
-            rows.append((str(side), file, 0.0, probe(file).seconds, ""))
+            rows.append((file, file, 0.0, probe(file).seconds, ""))
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
     found, bad = extract(Manifest.of(rows), np.arange(2))
-    for side, reason in bad:
-        raise ValueError(f"{files[int(side)]} {reason}")
+    for file, reason in bad:
+        raise ValueError(f"{file} {reason}")
     one, other = normalised(found.vectors)
     cosine = float(one @ other)
     print(f"cosine     {cosine:.3f}")

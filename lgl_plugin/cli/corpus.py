@@ -8,18 +8,13 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument("folder", help="where to make it")
-    parser.add_argument("--speakers", type=int, default=60, help="to train on")
-    parser.add_argument(
-        "--test_speakers", type=int, default=20, help="held out, in trials.txt"
-    )
-    parser.add_argument(
-        "--sessions", type=int, default=4, help="channels of each speaker"
-    )
-    parser.add_argument(
-        "--utterances", type=int, default=5, help="of each session"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", help="where to make it")
+    add("--speakers", type=int, default=60, help="to train on")
+    add("--test_speakers", type=int, default=20, help="held out, in trials.txt")
+    add("--sessions", type=int, default=4, help="channels of each speaker")
+    add("--utterances", type=int, default=5, help="of each session")
+    add(
         "--seconds",
         type=float,
         nargs=2,
@@ -27,10 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("SHORTEST", "LONGEST"),
         help="of an utterance",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of everything")
-    parser.add_argument(
-        "--workers", type=int, help="processes; by default one per core"
-    )
+    add("--seed", type=int, default=1, help="of everything")
+    add("--workers", type=int, help="processes; by default one per core")
 
 
 def run(folder: str, **options: Any) -> None:

@@ -11,12 +11,11 @@ import pathlib
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument("embeddings", help="folder of a store")
-    parser.add_argument("--seed", type=int, default=0, help="of the estimate")
-    parser.add_argument("--device", default="cpu", help="where to cluster")
-    parser.add_argument(
-        "--output", help="folder of the results; none: count beside the store"
-    )
+    add = parser.add_argument
+    add("embeddings", help="folder of a store")
+    add("--seed", type=int, default=0, help="of the estimate")
+    add("--device", default="cpu", help="where to cluster")
+    add("--output", help="folder of the results; none: count beside the store")
 
 
 def run(embeddings: str, seed: int, device: str, output: str | None) -> None:

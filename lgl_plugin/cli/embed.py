@@ -7,37 +7,21 @@ from __future__ import annotations
 
 import argparse
 
+from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "encoder",
-        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
-    )
+    parser.add_argument("encoder", help=ENCODER)
     parser.add_argument("audio", help="folder of wav, flac, ogg and mp3 files")
     parser.add_argument("output", help="folder of the vectors")
     add_machine(parser)
 
 
-def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Declares the options that say where and how audio is embedded."""
-    parser.add_argument("--device", help="none: the GPU if there is one")
-    parser.add_argument(
-        "--num_workers",
-        type=int,
-        help="processes that read audio; none: 0 on a CPU, 8 beside a GPU",
-    )
-
-
 def run(
-    encoder: str,
-    audio: str,
-    output: str,
-    device: str | None,
-    num_workers: int,
+    encoder: str, audio: str, output: str, device: str | None, num_workers: int
 ) -> None:
     """Writes the vectors, one row per file, and the files' names."""
-    from lgl_plugin.cli.notices import show_notices
     from lgl_plugin.inference.folder import embed_folder
 
     show_notices()

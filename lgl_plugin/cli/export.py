@@ -13,38 +13,31 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "source", help="output_folder of a run; or a file of weights"
-    )
-    parser.add_argument(
-        "step", nargs="?", help="stage1, iter1, iter1/gated; none: the latest"
-    )
-    parser.add_argument("--output", help="folder to write; RUN/export/STEP")
-    parser.add_argument("--yaml", help="of weights that are of no run")
-    parser.add_argument("--data_folder", help="where the audio is now")
-    parser.add_argument(
-        "--threshold", type=float, help="of the cosine; found without labels"
-    )
-    parser.add_argument(
-        "--license", default="other", help="of the weights, such as cc-by-4.0"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", help="output_folder of a run; or a file of weights")
+    add("step", nargs="?", help="stage1, iter1, iter1/gated; none: the latest")
+    add("--output", help="folder to write; RUN/export/STEP")
+    add("--yaml", help="of weights that are of no run")
+    add("--data_folder", help="where the audio is now")
+    add("--threshold", type=float, help="of the cosine; found without labels")
+    add("--license", default="other", help="of the weights, such as cc-by-4.0")
+    add(
         "--backend",
         choices=("fitted", "none"),
         help="part of the model or not; as the run's yaml says",
     )
-    parser.add_argument(
+    add(
         "--onnx",
         action="store_true",
         help="add encoder.onnx, waveform to embedding, to the folder",
     )
-    parser.add_argument(
+    add(
         "--average",
         metavar="N",
         type=int,
         help="the mean of the weights of N epochs, see keep_checkpoints",
     )
-    parser.add_argument("--device", default="cpu", help="where to embed")
+    add("--device", default="cpu", help="where to embed")
 
 
 def run(

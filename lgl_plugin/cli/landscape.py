@@ -12,36 +12,29 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "runs", nargs="+", metavar="run", help="output_folder of a run"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="run", help="output_folder of a run")
+    add(
         "--output_folder",
         help="folder of the page; none: report/landscape of the first run",
     )
-    parser.add_argument(
+    add(
         "--only",
         nargs="+",
         metavar="STEP",
         help="steps to draw, such as iter1/start iter1/gated; none: all",
     )
-    parser.add_argument(
-        "--utterances", type=int, default=128, help="that the loss is of"
-    )
-    parser.add_argument(
-        "--points", type=int, default=13, help="of a surface, each way"
-    )
-    parser.add_argument(
-        "--radius", type=float, default=0.5, help="in lengths of the filters"
-    )
-    parser.add_argument(
+    add("--utterances", type=int, default=128, help="that the loss is of")
+    add("--points", type=int, default=13, help="of a surface, each way")
+    add("--radius", type=float, default=0.5, help="in lengths of the filters")
+    add(
         "--batch_norm",
         choices=("running", "batch"),
         default="running",
         help="statistics that the checkpoint keeps, or those of each batch",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    parser.add_argument("--device", help="none: the GPU if there is one")
+    add("--seed", type=int, default=0, help="of what is drawn")
+    add("--device", help="none: the GPU if there is one")
 
 
 def run(**options: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import NoReturn
 
 from lgl_plugin import __version__
 from lgl_plugin.utils.threads import spin_briefly
@@ -62,10 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
         verb.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         run(**options)
-    except WRONG_CALL as error:
-        leave(verb, error, 2, debug)
-    except FAILED as error:
-        leave(verb, error, 1, debug)
+    except (*WRONG_CALL, *FAILED) as error:
+        if debug:
+            raise
+        print(
+            f"{verb.prog}: {str(error) or type(error).__name__}",
+            file=sys.stderr,
+        )
+        status = 2 if isinstance(error, WRONG_CALL) else 1
+        raise SystemExit(status) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,14 +97,3 @@ def build_parser() -> argparse.ArgumentParser:
         )
         verb.set_defaults(run=module.run, parser=verb)
     return parser
-
-
-def leave(
-    verb: argparse.ArgumentParser, error: Exception, status: int, debug: bool
-) -> NoReturn:
-    """Shows an error that is the user's to mend, and ends with a status."""
-    if debug:
-        raise error
-    text = str(error) or type(error).__name__
-    print(f"{verb.prog}: {text}", file=sys.stderr)
-    raise SystemExit(status) from error

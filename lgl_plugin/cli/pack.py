@@ -8,25 +8,20 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument("manifest", help="the csv that names the utterances")
-    parser.add_argument("folder", help="where to write, empty or new")
-    parser.add_argument(
-        "--data_root", required=True, help="what $data_root stands for in it"
-    )
-    parser.add_argument("--shard_mb", type=float, default=512, help="in MiB")
-    parser.add_argument(
-        "--num_workers", type=int, default=8, help="processes that read audio"
-    )
-    parser.add_argument(
-        "--max_bad_share", type=float, default=0.02, help="of the utterances"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("manifest", help="the csv that names the utterances")
+    add("folder", help="where to write, empty or new")
+    add("--data_root", required=True, help="what $data_root stands for in it")
+    add("--shard_mb", type=float, default=512, help="in MiB")
+    add("--num_workers", type=int, default=8, help="processes that read audio")
+    add("--max_bad_share", type=float, default=0.02, help="of the utterances")
+    add(
         "--decode",
         action="store_true",
         help="write wav of 16 bits, which is read many times faster than ogg "
         "and mp3",
     )
-    parser.add_argument(
+    add(
         "--allow_outside_data_folder",
         dest="allow_outside",
         action="store_true",

@@ -30,24 +30,24 @@ def run(run_folder: str) -> None:
     if (folder / "state.json").exists():
         state = read_state(folder)
         if "stage 0" in state["settings"]:
-            print("\n".join(adaptation(folder, state)))
+            print("\n".join(adaptation(folder, state["done"])))
             return
     results = Results(run_folder)
     holder = writer_of(results.folder)
     steps = results.steps
-    done = [step for step in steps if step in results.done]
-    print(f"{run_folder}: {len(done)} of {len(steps)} steps are done")
-    begun = [step for step in steps if step not in results.done]
+    left = [step for step in steps if step not in results.done]
+    n_done = len(steps) - len(left)
+    print(f"{run_folder}: {n_done} of {len(steps)} steps are done")
     for step in steps:
-        state, remark = "done", ""
+        state, remark = "to come", ""
         if step in results.failed:
             state, remark = "failed", results.failed[step]
-        elif step not in results.done:
-            current = step == begun[0]
-            state = "under way" if current and holder else "to come"
-            remark = progress(results, step) if current else ""
-            if current and remark and not holder:
-                state = "stopped"
+        elif step not in left:
+            state = "done"
+        elif step == left[0]:
+            remark = progress(results, step)
+            if holder or remark:
+                state = "under way" if holder else "stopped"
         print(f"  {state:<10} {step:<20} {remark}".rstrip())
     if "stage 2" not in results.settings:
         print("  to come    Stage II has not begun")
@@ -55,10 +55,10 @@ def run(run_folder: str) -> None:
         print(line)
     for _, text in findings(results.records):
         print(f"Warning: {text}")
-    print(next_command(results, run_folder, holder, begun))
+    print(next_command(results, run_folder, holder, left))
 
 
-def adaptation(folder: pathlib.Path, state: dict[str, Any]) -> Iterator[str]:
+def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     """Yields lines on the folder of an `lgl adapt`, each rung with its verdict.
 
     Training in there is a run of its own, whose steps follow.
@@ -68,8 +68,7 @@ def adaptation(folder: pathlib.Path, state: dict[str, Any]) -> Iterator[str]:
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.provenance import read_starts
 
-    holder, done = writer_of(folder), state["done"]
-    starts = read_starts(folder)
+    holder, starts = writer_of(folder), read_starts(folder)
     command = starts[-1].get("command") if starts else None
     steps = ["start", *BACKENDS]
     if TRAINED in done or "--train" in shlex.split(command or ""):
@@ -78,24 +77,24 @@ def adaptation(folder: pathlib.Path, state: dict[str, Any]) -> Iterator[str]:
     n_done = len(steps) - len(missing)
     yield f"{folder}: {n_done} of {len(steps)} steps are done"
     for step in steps:
-        remark, line = "", "to come"
+        state, remark = "to come", ""
         if step in done:
-            line = "done"
+            state = "done"
             if step != "start":
                 rung = Rung(step, Verdict(**done[step]))
                 kept = "kept" if rung.kept else "not kept"
                 remark = f"{kept}, {rung.verdict}"
         elif step == missing[0]:
-            line = "under way" if holder else "stopped"
-        yield f"  {line:<10} {step:<20} {remark}".rstrip()
+            state = "under way" if holder else "stopped"
+        yield f"  {state:<10} {step:<20} {remark}".rstrip()
     begun = sorted(
         folder.glob("training*/metrics.jsonl"), key=lambda p: p.stat().st_mtime
     )
     if missing == [TRAINED] and begun:
         training = begun[-1].parent
         results = Results(training)
-        left = [s for s in results.steps if s not in results.done]
-        for step in left[:1]:
+        left = (s for s in results.steps if s not in results.done)
+        if step := next(left, None):
             yield f"  {training}: {step} {progress(results, step)}".rstrip()
     exported = folder / "export" / "adapted"
     if holder:
@@ -114,19 +113,12 @@ def progress(results: Results, step: str) -> str:
     from lgl_plugin.runs.run import step_of
 
     epochs = [
-        record
-        for record in results.records
-        if record.get("epoch") and step_of(record) == step
+        r for r in results.records if r.get("epoch") and step_of(r) == step
     ]
     if not epochs:
         return ""
-    key = {
-        "stage1": "number_of_epochs",
-        "ssps": "ssps_epochs",
-        "classifier": "classifier_epochs",
-        "gated": "gated_epochs",
-        "large_margin": "large_margin_epochs",
-    }[step.split("/")[-1]]
+    phase = step.split("/")[-1]
+    key = "number_of_epochs" if phase == "stage1" else f"{phase}_epochs"
     stage = "stage 2" if "/" in step else "stage 1"
     total = results.settings.get(stage, {}).get(key)
     last = epochs[-1]
@@ -140,6 +132,8 @@ def progress(results: Results, step: str) -> str:
 
 def last_figures(results: Results) -> Iterator[str]:
     """Yields lines of the latest epoch's figures and of the latest EER."""
+    from lgl_plugin.runs.run import step_of
+
     names = {
         "loss": "loss {:.3f}",
         "accuracy": "accuracy {:.3f}",
@@ -157,22 +151,15 @@ def last_figures(results: Results) -> Iterator[str]:
             for name, text in names.items()
             if last.get(name) is not None
         ]
-        print_of = ", ".join(figures)
-        yield f"{place(last)}, epoch {last['epoch']}: {print_of}"
+        place = f"{step_of(last)}, epoch {last['epoch']}"
+        yield f"{place}: {', '.join(figures)}"
     scored = [r for r in results.records if r.get("eer") is not None]
     if scored:
-        yield f"{place(scored[-1])}: EER {scored[-1]['eer']:.2f} %"
-
-
-def place(record: dict) -> str:
-    """Names the step that a record belongs to."""
-    from lgl_plugin.runs.run import step_of
-
-    return step_of(record)
+        yield f"{step_of(scored[-1])}: EER {scored[-1]['eer']:.2f} %"
 
 
 def next_command(
-    results: Results, run_folder: str, holder: str | None, begun: list[str]
+    results: Results, run_folder: str, holder: str | None, left: list[str]
 ) -> str:
     """Returns a line that says what to do now."""
     from lgl_plugin.runs.run import planned_steps
@@ -180,20 +167,20 @@ def next_command(
     if holder:
         return f"Being written by {holder}: wait for its end"
     command = results.starts[-1].get("command") if results.starts else None
-    if (begun or "stage 2" not in results.settings) and command:
+    if (left or "stage 2" not in results.settings) and command:
         # `lgl train` does both stages; a recipe's command names one.
-        if begun or "train" in shlex.split(command):
+        if left or "train" in shlex.split(command):
             return f"Go on with: {command}"
         return f"Stage I is done. Go on with Stage II, after: {command}"
-    exported = [
+    exports = [
         results.folder / step
         for step in planned_steps(results.settings)
-        if (results.folder / step / "hyperparams.yaml").exists()
-        and step.startswith("export/")
+        if step.startswith("export/")
     ]
-    encoder = exported[-1] if exported else None
-    if encoder is None:
+    whole = [e for e in exports if (e / "hyperparams.yaml").exists()]
+    if not whole:
         return f"Next: lgl export {run_folder}"
+    encoder = whole[-1]
     return (
         f"Next: lgl report {run_folder}; lgl who {encoder} AUDIO OUT; "
         f"lgl verify {encoder} AUDIO --trials LIST --output_folder OUT"

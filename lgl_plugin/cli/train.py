@@ -29,22 +29,18 @@ CHOICES = "train.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
+    add = parser.add_argument
     parser.usage = (
         "lgl train AUDIO --output_folder RUN [--preset {small,paper}] "
         "[--KEY=VALUE ...]"
     )
-    parser.add_argument("audio", help="folder of audio, one speaker a file")
-    parser.add_argument(
+    add("audio", help="folder of audio, one speaker a file")
+    add(
         "--output_folder",
         required=True,
         help="folder of the run; the same command again goes on there",
     )
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help=f"none: small for less than {LARGE:.0f} hours of audio, else "
-        "paper",
-    )
+    add_preset(parser)
     parser.epilog = (
         "Any key of the preset's yamls and any option of SpeechBrain may "
         "follow as --key=value, such as --n_clusters=200 or --device=cpu. A "
@@ -52,6 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "unless --speaker_folder=True says that the first folders bear them."
     )
     parser.set_defaults(settings=None)
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """Declares the option that names a preset."""
+    hours = f"{LARGE:.0f} hours"
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help=f"none: small for less than {hours} of audio, else paper",
+    )
 
 
 def run(
@@ -213,11 +219,10 @@ def keys(preset: str) -> list[set[str]]:
     from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
     from lgl_plugin.runs.settings import read_preset
 
+    schemas = Stage1Settings, Stage2Settings
     return [
         {*read_preset(RECIPE / "hparams" / name), *schema.model_fields}
-        for name, schema in zip(
-            PRESETS[preset], (Stage1Settings, Stage2Settings)
-        )
+        for name, schema in zip(PRESETS[preset], schemas)
     ]
 
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lgl_plugin.cli.common import ENCODER
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "encoders",
-        nargs="+",
-        metavar="encoder",
-        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
-    )
-    parser.add_argument("audio", help="folder where the lists' paths begin")
-    parser.add_argument(
+    add = parser.add_argument
+    add("encoders", nargs="+", metavar="encoder", help=ENCODER)
+    add("audio", help="folder where the lists' paths begin")
+    add(
         "--trials",
         dest="trial_lists",
         metavar="LIST",
@@ -28,27 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="trial lists, lines of label path path",
     )
-    parser.add_argument(
-        "--output_folder", required=True, help="folder of the results"
-    )
-    parser.add_argument(
+    add("--output_folder", required=True, help="folder of the results")
+    add(
         "--cohort",
         help="folder of unlabelled audio; with it, whitening and AS-norm",
     )
-    parser.add_argument(
-        "--top", type=int, default=300, help="nearest of the cohort that count"
-    )
-    parser.add_argument(
+    add("--top", type=int, default=300, help="nearest of the cohort that count")
+    add(
         "--cohort_utterances",
         type=int,
         default=20000,
         help="how many files of the cohort are drawn",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    parser.add_argument("--device", help="none: the GPU if there is one")
-    parser.add_argument(
-        "--num_workers", type=int, default=0, help="processes that read audio"
-    )
+    add("--seed", type=int, default=0, help="of what is drawn")
+    add("--device", help="none: the GPU if there is one")
+    add("--num_workers", type=int, default=0, help="processes that read audio")
 
 
 def run(**options: Any) -> None:

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import argparse
 
-from lgl_plugin.cli.embed import add_machine
+from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument(
-        "encoder",
-        help="exported folder, another of SpeechBrain's, or CAM++'s weights",
-    )
-    parser.add_argument(
-        "audio", help="folder of audio files, each of one speaker"
-    )
-    parser.add_argument("output", help="folder of the results")
-    parser.add_argument(
+    add = parser.add_argument
+    add("encoder", help=ENCODER)
+    add("audio", help="folder of audio files, each of one speaker")
+    add("output", help="folder of the results")
+    add(
         "--threshold",
         type=float,
         help="average cosine from which on two groups are one speaker; none: "
         "the encoder's",
     )
-    parser.add_argument(
-        "--speakers", type=int, help="their number, if it is known"
-    )
-    parser.add_argument(
+    add("--speakers", type=int, help="their number, if it is known")
+    add(
         "--labels",
         help="csv of utterance,speaker: who speaks in some of the files; the "
         "others are named, strangers told, and labels that look wrong listed",
@@ -54,7 +48,6 @@ def run(
     """
     import pathlib
 
-    from lgl_plugin.cli.notices import show_notices
     from lgl_plugin.dataio.given import read_given
     from lgl_plugin.inference.folder import embed_folder
     from lgl_plugin.inference.speakers import (

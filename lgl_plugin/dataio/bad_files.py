@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Iterable
 
 from lgl_plugin.dataio.manifest import one_line
-from lgl_plugin.utils.files import sync
+from lgl_plugin.utils.files import append_line, sync
 
 
 class BadFiles:
@@ -42,20 +41,12 @@ class BadFiles:
             self._read()  # other ranks append to the same log
         news = [name for name in bad if name not in self.reasons]
         if news:
-            with open(self.path, "a+b") as log:
-                if log.tell():
-                    log.seek(-1, os.SEEK_END)
-                    # A crash may have cut the last line off before its end:
-                    # the first new name would be glued to it.
-                    if log.read() != b"\n":
-                        log.write(b"\n")
-                for name in news:
-                    self.reasons[name] = one_line(" ".join(bad[name].split()))
-                    log.write(f"{name}\t{self.reasons[name]}\n".encode())
-                log.flush()
-                # Before the checkpoint that counts these: after a power cut
-                # the limit would be lifted.
-                os.fsync(log.fileno())
+            for name in news:
+                self.reasons[name] = one_line(" ".join(bad[name].split()))
+            lines = [f"{name}\t{self.reasons[name]}" for name in news]
+            # On disk before the checkpoint that counts these: after a power
+            # cut the limit would be lifted.
+            append_line(self.path, "\n".join(lines))
             sync(self.path.parent)
         if bad:
             self.check()

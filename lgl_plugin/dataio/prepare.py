@@ -91,8 +91,8 @@ def prepare_manifest(
     max_bad_share : float
         The share of files that may be bad, between 0 and 1.
     num_workers : int
-        Processes that read files. They wait for the disk more than they
-        compute, so more of them than cores is right.
+        The most processes that read files; no more than one for 64 files nor
+        four a core, as they wait for the disk more than they compute.
     sample_rate : int
         The rate in Hz that training will convert to.
     channel : int, optional
@@ -358,12 +358,14 @@ def _probe_all(read, folder, files, num_workers):
     # Here the batches in flight bound the memory, enough that no worker waits.
     batches = iter(lambda: list(itertools.islice(files, BATCH)), [])
     waiting = collections.deque()
+    first = [*itertools.islice(batches, min(num_workers, 4 * os.cpu_count()))]
+    workers = max(len(first), 1)
     try:
-        with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
-            for batch in batches:
+        with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
+            for batch in itertools.chain(first, batches):
                 future = pool.submit(_probe_batch, read, folder, batch)
                 waiting.append((future, batch))
-                if len(waiting) > 4 * num_workers:
+                if len(waiting) > 4 * workers:
                     yield from waiting[0][0].result()
                     waiting.popleft()
             while waiting:

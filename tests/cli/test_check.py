@@ -1,10 +1,12 @@
 """lgl check: counts, the machine, timed steps, an estimate."""
 
 import shutil
+import sys
 
 import pytest
 import soundfile
 
+from lgl_plugin.cli import check
 from lgl_plugin.cli.main import main
 
 TINY = [
@@ -15,6 +17,10 @@ TINY = [
     "--new_encoder={network: {channels: [16, 16, 16, 16, 48]}}",
     "--n_clusters=3",
 ]
+BY_TORCH = (
+    "--cluster=!new:lgl_plugin.clustering.kmeans.TorchKMeans "
+    "{n_clusters: !ref <n_clusters>}"
+)
 
 
 @pytest.fixture
@@ -31,9 +37,10 @@ def folder(audio, tmp_path):
     return folder
 
 
-def test_what_is_there_and_what_it_costs(folder, capsys):
+def test_what_is_there_and_what_it_costs(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)  # torch clusters
     before = sorted(folder.rglob("*"))
-    main(["check", str(folder), *TINY])
+    main(["check", str(folder), *TINY, BY_TORCH])
     printed = capsys.readouterr().out
     assert "17 files" in printed and "16 .wav, 1 .flac" in printed
     assert "1 cannot be used" in printed and "ann/broken.wav" in printed
@@ -56,3 +63,13 @@ def test_what_will_not_do_is_status_2(folder, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["check", str(folder), *options, "--batch_size=64"])
     assert "Lower batch_size" in capsys.readouterr().err
+
+
+def test_faiss_is_asked_for_where_the_preset_clusters_by_it(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(check, "cost_of_stage1", lambda session, made: {})
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", str(folder), *TINY])
+    assert capsys.readouterr().err.count("clustering needs faiss") == 1

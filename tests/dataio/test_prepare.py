@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import soundfile
@@ -602,6 +602,27 @@ def test_a_file_that_hangs_keeps_few_others_in_memory(tmp_path):
     assert len(taken) <= 9 * prepare.BATCH
     names = ["0.wav", *(name for name, _ in headers)]
     assert names == [f"{n}.wav" for n in taken]
+
+
+@pytest.mark.parametrize(
+    "n_files, asked, cores, started",
+    [(50, 8, 2, 1), (200, 8, 2, 4), (1000, 8, 1, 4), (1000, 3, 2, 3)],
+)
+def test_processes_are_bounded_by_the_files_and_the_cores(
+    monkeypatch, n_files, asked, cores, started
+):
+    sizes = []
+
+    def pool(size, initializer):
+        sizes.append(size)
+        return ThreadPoolExecutor(size)
+
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    files = ((f"{n}.wav", None) for n in range(n_files))
+    found = [*prepare._probe_all(os.path.basename, "corpus", files, asked)]
+    assert found == [(f"{n}.wav", f"{n}.wav") for n in range(n_files)]
+    assert sizes == [started]
 
 
 def test_workers_leave_ctrl_c_to_the_main_process():

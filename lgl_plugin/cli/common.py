@@ -1,0 +1,27 @@
+"""Options and notices that several verbs of `lgl` share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+ENCODER = "exported folder, another of SpeechBrain's, or CAM++'s weights"
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that say where and how audio is embedded."""
+    parser.add_argument("--device", help="none: the GPU if there is one")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        help="processes that read audio; none: 0 on a CPU, 8 beside a GPU",
+    )
+
+
+def show_notices() -> None:
+    """Shows the package's notices on stderr, and of others warnings alone."""
+    logging.getLogger("lgl_plugin").setLevel(logging.INFO)
+    # SpeechBrain names what it switches off in torch, each time.
+    logging.getLogger("speechbrain.utils.quirks").setLevel(logging.WARNING)
+    if logging.lastResort is not None:  # shows what no handler takes
+        logging.lastResort.setLevel(logging.INFO)
