@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lgl_plugin.dataio.manifest import CONTROL, Strings, version
+from lgl_plugin.dataio.manifest import CONTROL, Manifest, Strings, version
 from lgl_plugin.utils.files import atomic_write
 
 
@@ -38,6 +38,15 @@ def read_labels(path: str | pathlib.Path) -> tuple[Strings, np.ndarray]:
     (['a.wav', 'b.wav'], array([4, 0]))
     """
     return _parse(path, version(path))
+
+
+def labels_by_row(
+    manifest: Manifest, utterances: Strings, labels: np.ndarray
+) -> np.ndarray:
+    """Returns the label of each manifest row, int64 (N,), -1 for none."""
+    by_row = np.full(len(manifest), -1)
+    by_row[manifest.rows(utterances)] = labels
+    return by_row
 
 
 # A round's labels are read again by each of its phases and reports, and by the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -35,35 +34,28 @@ def write_page(ladder: Ladder, exported: pathlib.Path) -> pathlib.Path:
         "Rungs": page.collect(_rungs, ladder),
         "How far to trust this": page.collect(_limits, ladder),
     }
-    now = datetime.datetime.now().astimezone()
-    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z} by lgl adapt"
-    return page.write(introduction, sections, footer)
+    return page.write(introduction, sections, "lgl adapt")
 
 
 def _introduction(ladder, exported) -> Iterator[Block]:
     """Yields the outcome and the facts."""
     yield Verdict(True, conclusion(ladder.rungs))
-    yield {
+    facts = {
         "encoder": str(ladder.source),
         "audio": str(ladder.audio),
         "recordings": f"{len(ladder.manifest):,}",
         "minutes": f"{ladder.manifest.durations.sum() / 60:,.0f}",
         "judged on": f"{len(ladder.best.rows):,}",
         "fitted on": f"{len(ladder.vectors):,}",
-        **_given(ladder),
     }
+    if ladder.given is not None:
+        number = int((ladder.given.by_row >= 0).sum())
+        speakers = len(ladder.given.speakers)
+        facts["labels given"] = f"{number:,} of {speakers:,} speakers"
+    yield facts
     if ladder.kept:
         command = f"lgl compare {exported} one.wav other.wav"
         yield Command("To use the adapted encoder:", command)
-
-
-def _given(ladder):
-    """Returns the fact of the labels that the user gave, if any."""
-    if ladder.given is None:
-        return {}
-    number = int((ladder.given.by_row >= 0).sum())
-    speakers = len(ladder.given.speakers)
-    return {"labels given": f"{number:,} of {speakers:,} speakers"}
 
 
 def _rungs(ladder) -> Iterator[Block]:

@@ -6,7 +6,6 @@ to the second one, see `lgl_plugin.inference.attribution`.
 
 from __future__ import annotations
 
-import datetime
 import pathlib
 from collections.abc import Iterator
 
@@ -96,7 +95,7 @@ def attribute(
     extract = load_extractor(encoder, check_device(device))
     listed = read_trials(trials, audio)
     network = extract.encoder.to(extract.device)
-    rate = extract.sample_rate
+    rate, folder = extract.sample_rate, pathlib.Path(audio)
     explain = Explainer(network, rate, steps, seed, tuple(over))
     rows = draw(listed.labels, number, seed)
     shortest = getattr(network, "min_samples", 1)
@@ -104,16 +103,15 @@ def attribute(
         [listed.utterances[s[row]] for s in (listed.enrolment, listed.test)]
         for row in rows
     ]
-    paths = {
-        name: pathlib.Path(audio) / name for pair in drawn for name in pair
-    }
-    for path in tqdm(paths.values(), "recordings", unit="recording"):
-        _read(path, rate, shortest)  # a bad one at the end would cost hours
+    names = {name for pair in drawn for name in pair}
+    for name in tqdm(sorted(names), "recordings", unit="recording"):
+        # A bad one at the end would cost hours.
+        _read(folder / name, rate, shortest)
     done, left_out = [], {}
     bar = tqdm(rows, "trials", unit="trial")
     for row, names in zip(bar, drawn):
         wavs = [
-            _read(paths[name], rate, shortest).to(extract.device)
+            _read(folder / name, rate, shortest).to(extract.device)
             for name in names
         ]
         try:
@@ -191,9 +189,7 @@ def _write_page(folder, numbers):
         "Completeness": page.collect(_completeness, numbers),
         "How to read this": page.collect(_reading),
     }
-    now = datetime.datetime.now().astimezone()
-    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z} by lgl attribute"
-    page.write(introduction, sections, footer)
+    page.write(introduction, sections, "lgl attribute")
 
 
 def _introduction(facts) -> Iterator[Block]:
@@ -274,17 +270,15 @@ def _examples(trials) -> Iterator[Block]:
     for number, trial in enumerate(shown, 1):
         if not trial.found.maps:
             return
-        name = next(
-            n for n in ("features", "waveform") if n in trial.found.maps
-        )
+        maps = trial.found.maps
         yield Figure(
             f"example_{number}",
-            inside_figures.heatmap(trial.found.maps[name]),
+            inside_figures.heatmap(maps.get("features") or maps["waveform"]),
             f"Log spectrogram of {trial.test}, and what each point of it adds "
             "to the score.",
-            f"{trial.kind}: {trial.test} against "
-            f"{trial.enrolment}, score {trial.found.score:.2f}. Orange raises "
-            "the score, violet lowers it.",
+            f"{trial.kind}: {trial.test} against {trial.enrolment}, score "
+            f"{trial.found.score:.2f}. Orange raises the score, violet lowers "
+            "it.",
             raster=True,
         )
 

@@ -11,7 +11,6 @@ spread (lowest to highest), and the first run's folder gets another page,
 
 from __future__ import annotations
 
-import datetime
 import os
 import pathlib
 import shlex
@@ -72,10 +71,8 @@ def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
         page = Page(folder / "comparison", title)
         parts = _collect(page, comparison.SECTIONS, runs)
         introduction = page.collect(comparison.overview, runs, page.folder)
-    now = datetime.datetime.now().astimezone()
     command = shlex.join(["lgl", "report", *map(str, folders)])
-    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z}; again by: {command}"
-    return page.write(introduction, parts, footer)
+    return page.write(introduction, parts, command)
 
 
 def _collect(page, parts, data):

@@ -80,7 +80,7 @@ def save(
 
 def count_figure(estimate: Estimate) -> Figure:
     """Draws what clusters explain, beyond chance, by their number."""
-    figure, (axes,) = _figure(4.8, 3.2)
+    figure, (axes,) = panels(4.8, 3.2)
     n_clusters = np.arange(1, len(estimate.gap) + 1)
     lines = {
         "embeddings": estimate.explained,
@@ -119,7 +119,7 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
         lines = {"pseudo_eer": "EER of held-out pseudo-trials (%)"}
     if not lines:
         raise ValueError("no run has an EER or an NMI to draw")
-    figure, axes = _figure(4.8, 0.8 + 2.4 * len(lines), len(lines))
+    figure, axes = panels(4.8, 0.8 + 2.4 * len(lines), len(lines))
     for panel, (key, label) in zip(axes, lines.items()):
         panel.set_ylabel(label)
         for index, (kind, members) in enumerate(kinds.items()):
@@ -146,9 +146,9 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
 
 def _mean_line(axes, members, names, key, line_style):
     """Draws several runs' figures as thin lines, their mean with markers."""
-    points = [[rows.get(name, {}).get(key) for name in names]
-              for rows in members]  # fmt: skip
-    points = np.array(points, float)  # None becomes nan
+    cells = [rows.get(name, {}).get(key) for rows in members for name in names]
+    points = np.array(cells, float)  # None becomes nan
+    points = points.reshape(len(members), len(names))
     x = np.flatnonzero(~np.isnan(points).all(axis=0))
     if not len(x):
         return  # a kind without the figure has no place in the legend
@@ -172,7 +172,7 @@ def epochs(
     the phases in colours of their own; several are told apart by colour.
     `factor` brings the values to the unit of `label`.
     """
-    figure, (axes,) = _figure(4.8, 3.2)
+    figure, (axes,) = panels(4.8, 3.2)
     trained = [r for r in records if r.get("epoch") is not None]
     lines, starts = {}, {}
     for x, record in enumerate(trained, 1):
@@ -184,8 +184,7 @@ def epochs(
                 continue
             if len(keys) == 1:
                 # Stage I's phase has the name of its method.
-                known = phase in PHASES
-                index = PHASES.index(phase) if known else 0
+                index = PHASES.index(phase) if phase in PHASES else 0
                 name = phase.replace("_", " ")
             # A line is broken between phases: another loss, another level.
             line = lines.setdefault((index, name), {})
@@ -221,7 +220,7 @@ def losses(groups: dict[str, Sequence[float]], tau: float) -> Figure:
 
     Losses that are not finite are left out, as is such a threshold.
     """
-    figure, (axes,) = _figure(4.8, 3.2)
+    figure, (axes,) = panels(4.8, 3.2)
     groups = {name: np.asarray(group) for name, group in groups.items()}
     groups = {name: g[np.isfinite(g)] for name, g in groups.items()}
     highest = max((g.max() for g in groups.values() if len(g)), default=1.0)
@@ -246,7 +245,7 @@ def det(systems: dict[str, tuple[Sequence, Sequence]]) -> Figure:
     straight line (Martin et al., 1997); a marker shows each system's EER.
     Raises ValueError for scores that `error_rates.eer` refuses.
     """
-    figure, (axes,) = _figure(4.8, 4.7)
+    figure, (axes,) = panels(4.8, 4.7)
     percent = np.array([0.1, 1, 2, 5, 10, 20, 40, 60])
     ticks = ndtri(percent / 100)
     for index, (name, (scores, labels)) in enumerate(systems.items()):
@@ -275,7 +274,7 @@ def det(systems: dict[str, tuple[Sequence, Sequence]]) -> Figure:
 
 def cluster_sizes(sizes: dict[str, Sequence[int]]) -> Figure:
     """Draws clusterings' cluster sizes, from the largest to the smallest."""
-    figure, (axes,) = _figure(4.8, 3.2)
+    figure, (axes,) = panels(4.8, 3.2)
     for index, (name, counts) in enumerate(sizes.items()):
         counts = np.sort(counts)[::-1]
         # 400 points show all that the eye sees of thousands of clusters.
@@ -296,7 +295,7 @@ def embedding_map(
     `groups` holds each point's index into `names`, -1 for none of them; colours
     and markers tell up to seven groups apart.
     """
-    figure, (axes,) = _figure(4.8, 5.2)
+    figure, (axes,) = panels(4.8, 5.2)
     for index, name in enumerate(["others", *names], -1):
         line_style = dict(s=22, color=COLOURS[index], marker=MARKERS[index])
         if index < 0:
@@ -312,10 +311,12 @@ def embedding_map(
     return figure
 
 
-def _figure(width, height, panels=1):
+def panels(
+    width: float, height: float, number: int = 1
+) -> tuple[Figure, np.ndarray]:
     """Returns a figure, its size in inches, and its panels."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    axes = figure.subplots(number, 1, sharex=True, squeeze=False)[:, 0]
     for panel in axes:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

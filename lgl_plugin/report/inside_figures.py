@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lgl_plugin.inference.attribution import Map
-from lgl_plugin.report.figures import COLOURS, GREY, style
+from lgl_plugin.report.figures import COLOURS, GREY, panels, style
 
 TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
 
@@ -25,8 +25,7 @@ def profile(
 
     A band around each is one standard error wide to either side.
     """
-    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
-    axes = _plain(figure.subplots())
+    figure, (axes,) = panels(4.8, 3.2)
     for index, (name, (mean, error)) in enumerate(lines.items()):
         look = style(index)
         axes.fill_between(
@@ -47,8 +46,7 @@ def profile(
 
 def bars(groups: dict[str, Sequence[float]], ylabel: str) -> Figure:
     """Draws a bar for each layer, those of each group side by side."""
-    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
-    axes = _plain(figure.subplots())
+    figure, (axes,) = panels(4.8, 3.2)
     width = 0.8 / len(groups)
     for index, (name, values) in enumerate(groups.items()):
         x = np.arange(1, len(values) + 1) + width * index
@@ -98,10 +96,10 @@ def contours(
     rows = -(-len(surfaces) // columns)
     size = (1.2 + 2.6 * columns, 0.5 + 2.6 * rows)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     values = np.log10(np.maximum(list(surfaces.values()), 1e-6))
     levels = np.linspace(values.min(), values.max() + 1e-6, 15)
-    for panel, (name, surface) in zip(panels, zip(surfaces, values)):
+    for panel, (name, surface) in zip(grid, zip(surfaces, values)):
         axis = np.linspace(-radius, radius, len(surface))
         look = dict(levels=levels, cmap="cividis")
         drawn = panel.contourf(axis, axis, surface.T, **look)
@@ -110,9 +108,9 @@ def contours(
         panel.plot(0, 0, "+", color="white", ms=10, mew=2)
         panel.set_title(name, fontsize=9)
         panel.set_aspect("equal")
-    for panel in panels[len(surfaces) :]:
+    for panel in grid[len(surfaces) :]:
         panel.remove()
-    bar = figure.colorbar(drawn, ax=list(panels[: len(surfaces)]))
+    bar = figure.colorbar(drawn, ax=list(grid[: len(surfaces)]))
     ticks = np.linspace(levels[0], levels[-1], 6)
     bar.set_ticks(ticks, labels=[f"{10**tick:.2g}" for tick in ticks])
     bar.set_label(label)
@@ -120,23 +118,13 @@ def contours(
 
 
 def curves(
-    lines: dict[str, tuple[np.ndarray, np.ndarray]],
-    xlabel: str,
-    ylabel: str,
+    lines: dict[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str
 ) -> Figure:
     """Draws curves (x, y), which may have an axis of their own each."""
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
-    axes = _plain(figure.subplots())
+    figure, (axes,) = panels(4.8, 3.4)
     for index, (name, (x, y)) in enumerate(lines.items()):
         axes.plot(x, y, label=name, ms=3, **style(index))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", fontsize=8)
     return figure
-
-
-def _plain(axes):
-    """Gives axes the look of the other figures."""
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes

@@ -7,8 +7,9 @@ filter, and on the way from each step to the next; see
 
 from __future__ import annotations
 
-import datetime
+import functools
 import itertools
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -32,8 +33,8 @@ from lgl_plugin.utils.tables import write_csv
 
 WAYS = 10  # directions that a rise is the mean of
 RADII = (0.1, 0.3)
-BETWEEN = 8  # points of a line from a step to the next
-BEYOND = 0.5  # how far a line goes on at its ends
+# Of a line from a step, 0, to the next, 1, and beyond both.
+PLACES = np.linspace(-0.5, 1.5, 17)
 LOSSES = ("all utterances", "those that counted")
 
 
@@ -92,10 +93,7 @@ def draw_landscapes(
     >>> found["steps"]["1"]["iter1/gated"]["loss"]  # doctest: +SKIP
     [1.93, 0.64]
     """
-    options = {
-        name: value if isinstance(value, int | float) else str(value)
-        for name, value in locals().items()
-    }
+    options = json.loads(json.dumps(locals(), default=str))
     if batch_norm not in ("running", "batch"):
         raise ValueError(f"--batch_norm={batch_norm}: it is running or batch")
     if points < 3 or points % 2 == 0:
@@ -112,25 +110,18 @@ def draw_landscapes(
     axis = np.linspace(-radius, radius, points)
     for name, run in opened.items():
         steps[name] = {}
-        before = None
+        before, start = "", None
         for probe in run.probes(wanted[name], device, batch_norm == "batch"):
             key = f"{name}: {probe.name}" if len(opened) > 1 else probe.name
             found = _look(probe, key, axis, seed)
             planes[key] = found.pop("surface")
             steps[name][probe.name] = found
             state = {k: v.clone() for k, v in probe.model.state_dict().items()}
-            if before is not None and before[0] == probe.name.split("/")[0]:
-                places = np.linspace(
-                    -BEYOND, 1 + BEYOND, 1 + int(BETWEEN * (1 + 2 * BEYOND))
-                )
-                lines[key] = (
-                    before[1],
-                    places,
-                    line(
-                        probe.figures, probe.model, (before[2], state), places
-                    ),
-                )
-            before = probe.name.split("/")[0], probe.name, state
+            if before.split("/")[0] == probe.name.split("/")[0]:
+                ends = start, state
+                found = line(probe.figures, probe.model, ends, PLACES)
+                lines[key] = before, found
+            before, start = probe.name, state
     facts = {"options": options, "steps": steps}
     output = pathlib.Path(output_folder or folders[0] / "report" / "landscape")
     _write(output, facts, axis, planes, lines)
@@ -154,26 +145,16 @@ def _look(probe, name, axis, seed):
     """Computes all figures around a checkpoint."""
     parameters = probe.parameters
     ways = directions(parameters, WAYS, seed)
-    shown = {"leave": False, "unit": "point"}
-    plane = surface(
-        probe.figures,
-        parameters,
-        ways[:2],
-        axis,
-        lambda places: tqdm(places, f"{name}, surface", **shown),
-    )
-    rise = rises(
-        probe.figures,
-        parameters,
-        ways,
-        RADII,
-        lambda ways: tqdm(ways, f"{name}, sharpness", **shown),
-    )
+
+    def bar(work):
+        title = f"{name}, {work}"
+        return functools.partial(tqdm, desc=title, leave=False, unit="point")
+
+    around = probe.figures, parameters
+    plane = surface(*around, ways[:2], axis, bar("surface"))
+    rise = rises(*around, ways, RADII, bar("sharpness"))
     curvature = top_curvature(
-        probe.parts(),
-        parameters,
-        seed,
-        progress=lambda turns: tqdm(turns, f"{name}, curvature", **shown),
+        probe.parts(), parameters, seed, progress=bar("curvature")
     )
     middle = len(axis) // 2
     found = {
@@ -207,8 +188,8 @@ def _write(folder, facts, axis, planes, lines):
     write_csv(folder / "surfaces.csv", [header, *rows])
     rows = [
         [source, name, f"{place:.4g}", *(f"{v:.6g}" for v in values)]
-        for name, (source, places, found) in lines.items()
-        for place, values in zip(places, found)
+        for name, (source, found) in lines.items()
+        for place, values in zip(PLACES, found)
     ]
     write_csv(folder / "lines.csv", [["from", "to", "place", *LOSSES], *rows])
     write_json(folder / "landscape.json", facts)
@@ -221,9 +202,7 @@ def _write(folder, facts, axis, planes, lines):
         "From step to step": page.collect(_lines, lines),
         "How to read this": page.collect(_reading, facts),
     }
-    now = datetime.datetime.now().astimezone()
-    footer = f"Written on {now:%Y-%m-%d at %H:%M:%S %z} by lgl landscape"
-    page.write(introduction, sections, footer)
+    page.write(introduction, sections, "lgl landscape")
 
 
 def _introduction(facts) -> Iterator[Block]:
@@ -240,15 +219,13 @@ def _introduction(facts) -> Iterator[Block]:
 
 def _sharpness(facts) -> Iterator[Block]:
     """Yields the table of figures."""
-    header = ["step", "chance", "counted", "loss"]
-    header += [f"rise at {radius}" for radius in RADII]
-    header += ["curvature", "loss"]
-    header += [f"rise at {radius}" for radius in RADII]
+    losses = ["loss", *(f"rise at {radius}" for radius in RADII)]
+    header = ["step", "chance", "counted", *losses, "curvature", *losses]
     rows = []
     for run, steps in facts["steps"].items():
         for name, found in steps.items():
             row = [f"{run}: {name}", f"{found['chance']:.1f}"]
-            row.append(f"{found['counted']}")
+            row.append(found["counted"])
             for which in (1, 0):
                 row.append(f"{found['loss'][which]:.2f}")
                 row += [
@@ -296,8 +273,8 @@ def _lines(lines) -> Iterator[Block]:
                 f"lines_{'all' if which == 0 else 'counted'}",
                 inside_figures.curves(
                     {
-                        f"{source} to {name}": (places, found[:, which])
-                        for name, (source, places, found) in lines.items()
+                        f"{source} to {name}": (PLACES, found[:, which])
+                        for name, (source, found) in lines.items()
                     },
                     "0: the one, 1: the other",
                     f"loss, {LOSSES[which]}",

@@ -8,6 +8,7 @@ settings are anybody's.
 from __future__ import annotations
 
 import base64
+import datetime
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -75,8 +76,7 @@ class Links:
 class Figure:
     """A drawing to be saved as `name`; `raster` shows the PNG, not the SVG.
 
-    With thousands of points the PNG is the smaller one. `data`, which saving
-    sets, is the media type and the base64 code of the file.
+    With thousands of points the PNG is the smaller one.
     """
 
     name: str
@@ -84,7 +84,13 @@ class Figure:
     alt: str
     caption: str
     raster: bool = False
-    data: str = ""
+    data: str = ""  # media type and base64 code, set by `save`
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the drawing as PNG and SVG and embeds one of them."""
+        png, svg = figures.save(self.drawing, folder, self.name)
+        kind, data = ("png", png) if self.raster else ("svg+xml", svg)
+        self.data = f"{kind};base64,{base64.b64encode(data).decode()}"
 
 
 # A paragraph, a list, a few facts from name to value, or one of the above.
@@ -112,7 +118,7 @@ class Page:
         try:
             for block in part(*data):
                 if isinstance(block, Figure):
-                    self._save(block)
+                    block.save(self.folder)
                 blocks.append(block)
         except Exception as error:
             reason = f"{part.__name__}: {type(error).__name__}: {error}"
@@ -120,34 +126,34 @@ class Page:
             blocks.append(f"This part could not be made. {reason}")
         return blocks
 
-    def _save(self, figure):
-        """Writes a figure as PNG and SVG and embeds one of them."""
-        png, svg = figures.save(figure.drawing, self.folder, figure.name)
-        kind, data = ("png", png) if figure.raster else ("svg+xml", svg)
-        figure.data = f"{kind};base64,{base64.b64encode(data).decode()}"
-
     def write(
-        self, introduction: list, sections: dict[str, list], footer: str
+        self, introduction: list, sections: dict[str, list], command: str
     ) -> pathlib.Path:
         """Writes `index.html` from collected blocks and returns its path.
 
-        Sections without a block are left out.
+        Sections without a block are left out; `command` is the one at work.
         """
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        text = environment.get_template("page.html").render(
+        now = datetime.datetime.now().astimezone()
+        return render(
+            "page.html",
+            self.folder / "index.html",
             title=self.title,
             introduction=introduction,
             sections={title: part for title, part in sections.items() if part},
-            footer=footer,
+            footer=f"Written on {now:%Y-%m-%d at %H:%M:%S %z} by {command}",
         )
-        path = self.folder / "index.html"
-        with atomic_write(path) as out:
-            out.write(text)
-        return path
+
+
+def render(template: str, path: pathlib.Path, **values: Any) -> pathlib.Path:
+    """Writes a page from a template of this folder and returns its path."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    with atomic_write(path) as out:
+        out.write(environment.get_template(template).render(**values))
+    return path

@@ -6,6 +6,7 @@ a run, and for all runs on the same manifest; without augmentation.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import random
@@ -17,7 +18,7 @@ from hyperpyyaml import load_hyperpyyaml
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lgl_plugin.dataio.audio import read_crops
-from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.labels import labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.inference.export import CLASSIFIER, ENCODER
 from lgl_plugin.report.results import PHASES
@@ -32,30 +33,23 @@ BATCH = 64  # crops that are embedded at once
 START = "start"
 
 
+@dataclasses.dataclass(eq=False)
 class Probe:
-    """An encoder and a classifier, and their loss on a fixed sample.
+    """An encoder and a classifier, and their loss on a fixed sample."""
 
-    `crops` are (n, samples); `labels` (n,) the pseudo-labels, int64;
-    `trained_on` (n,) the labels by which an utterance counted in the step's
-    last epoch, -1 where it did not count. `model` holds both networks.
-    """
+    name: str
+    model: torch.nn.ModuleDict  # both networks
+    aam: torch.nn.Module
+    crops: torch.Tensor  # (n, samples)
+    labels: torch.Tensor  # pseudo-labels, int64 (n,)
+    # The labels by which an utterance counted in the step's last epoch, int64
+    # (n,), -1 where it did not count.
+    trained_on: torch.Tensor
 
-    def __init__(
-        self,
-        name: str,
-        model: torch.nn.ModuleDict,
-        aam: torch.nn.Module,
-        crops: torch.Tensor,
-        labels: torch.Tensor,
-        trained_on: torch.Tensor,
-    ):
-        self.name = name
-        self.model = model
-        self.aam = aam
-        self.crops = crops
-        self.labels = labels
-        self.trained_on = trained_on
-        self.counts = trained_on >= 0
+    @property
+    def counts(self) -> torch.Tensor:
+        """A mask of the utterances that counted, bool (n,)."""
+        return self.trained_on >= 0
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -126,16 +120,14 @@ class ProbedRun:
         self.done = state["done"]
         self.settings = state["settings"]["stage 2"]
         self.seed = seed
+        settings = self.settings
         self.manifest = load_manifest(
-            self.settings["manifest"] or folder / "manifest.csv",
-            self.settings["data_folder"],
-            self.settings.get("allow_outside_data_folder", False),
+            settings["manifest"] or folder / "manifest.csv",
+            settings["data_folder"],
+            settings.get("allow_outside_data_folder", False),
         )
-        rows, _ = held_out(
-            len(self.manifest),
-            self.settings["held_out_share"],
-            self.settings["seed"],
-        )
+        split = settings["held_out_share"], settings["seed"]
+        rows, _ = held_out(len(self.manifest), *split)
         rng = np.random.default_rng(seed)
         self.rows = np.sort(rng.permutation(rows)[:utterances])
 
@@ -165,16 +157,14 @@ class ProbedRun:
             labels = self._labels(number)
             kept = torch.from_numpy(labels[self.rows] >= 0)
             trained_on = self._trained_on(name, labels)[self.rows]
-            large = phase == "large_margin"
+            aam = "large_margin" if phase == "large_margin" else "aam"
             probe = Probe(
                 name,
                 self._model(name, number, phase).to(device),
-                _made(self.settings["large_margin" if large else "aam"]),
+                _made(self.settings[aam]),
                 crops[kept.to(device)],
-                *(
-                    torch.from_numpy(each)[kept].to(device)
-                    for each in (labels[self.rows], trained_on)
-                ),
+                torch.from_numpy(labels[self.rows])[kept].to(device),
+                torch.from_numpy(trained_on)[kept].to(device),
             )
             if not probe.counts.any():
                 raise ValueError(
@@ -187,25 +177,19 @@ class ProbedRun:
     @functools.cached_property
     def _crops(self):
         """A crop of each utterance of the sample, (n, samples)."""
-        crop, rate = (
-            self.settings[key] for key in ("crop_seconds", "sample_rate")
-        )
+        crop, rate = self.settings["crop_seconds"], self.settings["sample_rate"]
         crops = []
         for row in self.rows.tolist():
             item = self.manifest[row]
+            given = {"crop": crop, "sample_rate": rate, **item}
             rng = random.Random(f"{self.seed} {self.manifest.ids[row]}")
-            span = item["wav"], item["offset"], item["duration"]
-            source = item["place"], item["channel"]
-            crops.append(read_crops(*span, crop, 1, rate, rng, *source)[0])
-        return torch.stack(crops)
+            crops.append(read_crops(given.pop("wav"), rng=rng, **given))
+        return torch.cat(crops)
 
     def _labels(self, number):
         """Returns a round's pseudo-labels by row, -1 for none."""
         path = self.folder / f"iter{number}" / "labels" / "labels.csv"
-        names, pseudo = read_labels(path)
-        labels = np.full(len(self.manifest), -1)
-        labels[self.manifest.rows(names)] = pseudo
-        return labels
+        return labels_by_row(self.manifest, *read_labels(path))
 
     def _trained_on(self, name, labels):
         """Returns the labels by which utterances counted, -1 for none."""
@@ -236,9 +220,8 @@ class ProbedRun:
         else:
             load_weights(encoder.network, folder / ENCODER)
             load_weights(classifier, folder / CLASSIFIER)
-        return torch.nn.ModuleDict(
-            {"encoder": encoder, "classifier": classifier}
-        )
+        both = {"encoder": encoder, "classifier": classifier}
+        return torch.nn.ModuleDict(both)
 
     def _source(self, number):
         """Returns the weights whose embeddings a round's labels are of."""

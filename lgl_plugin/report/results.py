@@ -16,7 +16,7 @@ import urllib.parse
 import numpy as np
 
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.labels import labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import Manifest, Strings, load_manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import bootstrap_eer
@@ -142,10 +142,7 @@ class Results:
 
     def labels_by_row(self, number: int) -> np.ndarray:
         """Returns an iteration's label of each manifest row, -1 for none."""
-        names, labels = self.labels(number)
-        by_row = np.full(len(self.manifest), -1)
-        by_row[self.manifest.rows(names)] = labels
-        return by_row
+        return labels_by_row(self.manifest, *self.labels(number))
 
     def embeddings(self, number: int) -> Embeddings | None:
         """Opens an iteration's embeddings, on disk; None if incomplete."""
@@ -226,11 +223,10 @@ class Results:
                 continue
             with open(path, encoding="utf-8", errors="replace") as log:
                 for line in map(str.rstrip, log):
-                    match = ENTRY.match(line)
-                    if match:
+                    if match := ENTRY.match(line):
                         inside = match[2] in ("WARNING", "ERROR", "CRITICAL")
-                    if match and inside:
-                        entries.append((name, *match.groups()))
+                        if inside:
+                            entries.append((name, *match.groups()))
                     elif inside and line:
                         *head, message = entries[-1]
                         message = f"{message.split(' … ')[0]} … {line.strip()}"

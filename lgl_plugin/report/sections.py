@@ -71,12 +71,11 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
     doubts += [f"Could not be made: {line}" for line in failures]
     done = [step for step in results.steps if step in results.done]
     left = [step for step in results.steps if step not in results.done]
-    verdict = f"Not finished, next step: {left[0]}. " if left else ""
-    verdict += (
-        f"Look at what follows: {len(doubts)} in all."
-        if doubts
-        else "Healthy: no check finds anything wrong."
-    )
+    verdict = "Healthy: no check finds anything wrong."
+    if doubts:
+        verdict = f"Look at what follows: {len(doubts)} in all."
+    if left:
+        verdict = f"Not finished, next step: {left[0]}. {verdict}"
     yield Verdict(not doubts, verdict)
     if doubts:
         yield doubts
@@ -294,9 +293,7 @@ def _losses(results, number):
                 "speaker not known": losses[~known],
             }
             groups = {n: group for n, group in groups.items() if len(group)}
-            explained = (
-                "; reliable: the cluster's speaker is the utterance's own"
-            )
+            explained = "; reliable: the cluster's speaker is its own"
         threshold = f"τ = {tau:.2f}" if np.isfinite(tau) else "no threshold"
         share = f"{100 * gate['selected'].mean():.0f} % selected"
         medians = ", ".join(

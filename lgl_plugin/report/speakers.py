@@ -6,11 +6,10 @@ import os
 import pathlib
 import urllib.parse
 
-import jinja2
 import numpy as np
 
 from lgl_plugin.inference.speakers import Speakers, by_speaker, sounds_like
-from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.report.page import render
 
 # A browser is slow with more players than these; speakers.csv has all files.
 PLAYERS_A_SPEAKER = 12
@@ -50,14 +49,9 @@ def write_page(
             }
         )
     wrong = speech.named.wrong[:PLAYERS_WRONG] if speech.named else []
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("speakers.html").render(
+    return render(
+        "speakers.html",
+        path,
         groups=groups,
         wrong=[
             {
@@ -74,22 +68,15 @@ def write_page(
         rule=speech.rule,
         left_out=speech.n_speakers - len(groups),
     )
-    with atomic_write(path) as out:
-        out.write(text)
-    return path
 
 
 def _player(speech, row, folder):
     """Returns what the page says of a file that it plays."""
+    name = speech.files[row]
+    joined = os.path.join(folder, name).replace(os.sep, "/")
     return {
-        "name": speech.files[row],
-        "address": _address(folder, speech.files[row]),
+        "name": name,
+        # "./" or a name such as "a:b.wav" would be a URL of scheme "a".
+        "address": "./" + urllib.parse.quote(joined),
         "confidence": float(speech.confidence[row]),
     }
-
-
-def _address(folder, name):
-    """Returns a file's relative address, with what URLs reserve escaped."""
-    joined = os.path.join(folder, name).replace(os.sep, "/")
-    # "./" or a name such as "a:b.wav" would be read as a URL of scheme "a".
-    return "./" + urllib.parse.quote(joined)

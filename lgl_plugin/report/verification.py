@@ -6,6 +6,7 @@ whitened by it, and AS-norm's; the first minute of an utterance is embedded.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import time
@@ -93,7 +94,7 @@ def verify_encoders(
 
     Example
     -------
-    >>> import torch
+    >>> import soundfile, torch
     >>> folder = getfixture("tmp_path")
     >>> _ = (folder / "hyperparams.yaml").write_text('''
     ... modules:
@@ -102,29 +103,19 @@ def verify_encoders(
     ...     embedding_model: !new:lgl_plugin.nnet.encoders.LogMelStatistics
     ... ''')
     >>> torch.save({}, folder / "embedding_model.ckpt")
-    >>> import soundfile
     >>> rng = np.random.default_rng(0)
-    >>> for name in ("a1", "a2", "b1", "b2"):
+    >>> for name in ("a1", "a2", "b1"):
     ...     noise = rng.normal(scale=0.1 if "a" in name else 1e-3, size=8000)
     ...     soundfile.write(folder / f"{name}.wav", noise, 16000)
-    >>> trials = "1 a1.wav a2.wav\\n0 a1.wav b1.wav\\n1 b1.wav b2.wav\\n"
-    >>> _ = (folder / "easy.txt").write_text(trials)
-    >>> found = verify_encoders(
-    ...     [folder],
-    ...     folder,
-    ...     [folder / "easy.txt"],
-    ...     folder / "out",
-    ...     device="cpu",
-    ... )
-    4 utterances embedded, ... a second
-    >>> easy = found["easy"]
-    >>> easy["scores"]["cosine"]["eer"], easy["trials"], easy["targets"]
-    (0.0, 3, 2)
-    >>> sorted(path.name for path in (folder / "out").iterdir())
-    ['det.png', 'det.svg', 'metrics.json', 'scores.txt']
+    >>> trials = folder / "easy.txt"
+    >>> _ = trials.write_text("1 a1.wav a2.wav\\n0 a1.wav b1.wav\\n")
+    >>> found = verify_encoders([folder], folder, [trials], folder / "out")
+    3 utterances embedded, ... a second
+    >>> found["easy"]["scores"]["cosine"]["eer"], found["easy"]["trials"]
+    (0.0, 2)
     """
     # First of all, while the arguments are the only local variables.
-    options = {name: _plain(value) for name, value in locals().items()}
+    options = json.loads(json.dumps(locals(), default=str))
     # All that can be wrong is checked before an encoder runs for hours.
     device = check_device(device)
     extractors = {
@@ -150,11 +141,13 @@ def verify_encoders(
             )
     output = pathlib.Path(output_folder)
     output.mkdir(parents=True, exist_ok=True)
+    places = {n: output / n if len(lists) > 1 else output for n in lists}
     bounds = np.cumsum([len(trials) for trials in lists.values()])[:-1]
     systems: dict[str, dict] = {name: {} for name in lists}
     speeds, n_cohort = {}, {}
     for encoder, extract in extractors.items():
-        prefix = f"{encoder}, " if len(extractors) > 1 else ""
+        own = encoder if len(extractors) > 1 else ""
+        prefix = f"{own}, " if own else ""
         vectors, speeds[encoder] = _embed_all(extract, speech)
         print(
             f"{prefix}{len(speech)} utterances embedded, "
@@ -172,26 +165,18 @@ def verify_encoders(
             )
         for kind, values in scores.items():
             for name, part in zip(lists, np.split(values, bounds)):
-                systems[name][f"{prefix}{kind}"] = part
-        for name, part in zip(lists, np.split(values, bounds)):  # the last kind
-            folder = output / name if len(lists) > 1 else output
-            folder = folder / encoder if len(extractors) > 1 else folder
-            write_scores(folder / "scores.txt", lists[name], part)
+                systems[name][prefix + kind] = part
+        for name, trials in lists.items():
+            last = systems[name][prefix + kind]  # the best normalised
+            write_scores(places[name] / own / "scores.txt", trials, last)
     metrics = {}
     for name, trials in lists.items():
-        rates = {
-            system: error_rates(values, trials, seed)
-            for system, values in systems[name].items()
-        }
-        curves = {
-            f"{system}: EER {rates[system]['eer']:.1f} %": (
-                values,
-                trials.labels,
-            )
-            for system, values in systems[name].items()
-        }
-        folder = output / name if len(lists) > 1 else output
-        save(det(curves), folder, "det")
+        rates, curves = {}, {}
+        for system, values in systems[name].items():
+            rates[system] = error_rates(values, trials, seed)
+            title = f"{system}: EER {rates[system]['eer']:.1f} %"
+            curves[title] = values, trials.labels
+        save(det(curves), places[name], "det")
         metrics[name] = {
             "scores": rates,
             "trials": len(trials),
@@ -201,7 +186,7 @@ def verify_encoders(
             **n_cohort,
             "options": options,
         }
-        write_json(folder / "metrics.json", metrics[name])
+        write_json(places[name] / "metrics.json", metrics[name])
     return metrics
 
 
@@ -209,10 +194,7 @@ def join_trials(lists: Sequence[Trials]) -> Trials:
     """Joins trial lists end to end over the union of their utterances."""
     utterances = sorted(set().union(*(trials.utterances for trials in lists)))
     place = {utterance: row for row, utterance in enumerate(utterances)}
-    rows = [
-        np.array([place[utterance] for utterance in trials.utterances])
-        for trials in lists
-    ]
+    rows = [np.array([place[name] for name in t.utterances]) for t in lists]
     return Trials(
         np.concatenate([trials.labels for trials in lists]),
         utterances,
@@ -229,12 +211,8 @@ def short_names(
     ValueError if a path is given twice.
     """
     # Absolute, but links stay: export/best is a name that a user gave.
-    parts = [
-        pathlib.Path(os.path.abspath(path)).with_suffix("").parts
-        if suffix and str(path).endswith(suffix)
-        else pathlib.Path(os.path.abspath(path)).parts
-        for path in paths
-    ]
+    absolute = [os.path.abspath(path).removesuffix(suffix) for path in paths]
+    parts = [pathlib.Path(path).parts for path in absolute]
     for n_parts in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-n_parts:]) for p in parts]
         if len(set(names)) == len(names):
@@ -242,15 +220,6 @@ def short_names(
     raise ValueError(
         f"one of these is given twice: {', '.join(map(str, paths))}"
     )
-
-
-def _plain(value):
-    """Returns an option as JSON has it."""
-    if isinstance(value, pathlib.Path):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value
 
 
 def _embed_all(extract, speech):
