@@ -32,22 +32,9 @@ FAILED = (OSError, RuntimeError, ImportError, MemoryError)
 def main(arguments: list[str] | None = None) -> None:
     """Runs the verb that the command line names.
 
-    Arguments
-    ---------
-    arguments : list of str, optional
-        The command line without the program's name; `sys.argv` if not given.
-
-    Raises
-    ------
-    SystemExit
-        With a message on stderr, and status 2 if an argument, or the file
-        that it names, cannot be used, 1 if the work failed. With `--debug`
-        such errors are raised as they are.
-
-    Example
-    -------
-    >>> main(["recipe", str(getfixture("tmp_path") / "mine")])
-    3... files are in ...
+    An error that the user can mend is a message on stderr and SystemExit: of
+    status 2 if an argument, or the file that it names, cannot be used, 1 if
+    the work failed. With `--debug` it is raised as it is.
     """
     spin_briefly()  # OpenMP reads that once, when torch is loaded
     parser = build_parser()

@@ -24,24 +24,11 @@ SHOWN = 3  # names in a message
 
 @dataclasses.dataclass(frozen=True)
 class GivenLabels:
-    """The speakers that a user names, and their utterances.
+    """The speakers that a user names, and their utterances."""
 
-    Arguments
-    ---------
-    speakers : sequence of str
-        In the order of the file.
-    by_row : numpy.ndarray
-        The speaker of each utterance of a manifest as a number from 0, int64
-        (N,), -1 where none is given.
-
-    Example
-    -------
-    >>> given = GivenLabels(["ann", "bob"], np.array([0, -1, 1, 0]))
-    >>> given.of([2, 0, 1]).tolist()
-    [1, 0, -1]
-    """
-
-    speakers: tuple[str, ...]
+    speakers: tuple[str, ...]  # in the order of the file
+    # The speaker of each utterance of a manifest as a number from 0, int64
+    # (N,), -1 where none is given.
     by_row: np.ndarray
 
     def of(self, rows: ArrayLike) -> np.ndarray:
@@ -63,36 +50,10 @@ class GivenLabels:
 def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
     """Reads a csv with the columns `utterance` and `speaker`.
 
-    Warns of speakers with a single utterance: no other one can show that its
-    label is wrong.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file; a name that a manifest gives to an utterance is, for a folder
-        of audio, the file's path in there.
-    ids : iterable of str
-        The N utterances of the manifest.
-
-    Returns
-    -------
-    GivenLabels
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If a column is missing, a row is empty or names an utterance for the
-        second time, or no utterance has that name.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "labels.csv"
-    >>> _ = path.write_text("utterance,speaker\\nb.wav,bob\\nc.wav,bob\\n")
-    >>> given = read_given(path, ["a.wav", "b.wav", "c.wav"])
-    >>> given.speakers, given.by_row.tolist()
-    (('bob',), [-1, 0, 0])
+    `ids` are the N utterances of the manifest: for a folder of audio, paths in
+    there. ValueError names what is wrong with a column, a row or a name. Warns
+    of speakers with a single utterance: no other one can show that its label
+    is wrong.
     """
     named = _read(path)
     numbers: dict[str, int] = {}

@@ -28,14 +28,6 @@ def read_labels(path: str | pathlib.Path) -> tuple[Strings, np.ndarray]:
     """Reads utterance IDs and their labels, int64 (N,), read-only.
 
     A damaged file raises ValueError, which names the line.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "labels.csv"
-    >>> write_labels(path, ["a.wav", "b.wav"], np.array([4, 0]))
-    >>> names, labels = read_labels(path)
-    >>> list(names), labels
-    (['a.wav', 'b.wav'], array([4, 0]))
     """
     return _parse(path, version(path))
 

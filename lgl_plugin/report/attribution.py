@@ -45,49 +45,15 @@ def attribute(
 ) -> dict:
     """Attributes scores of trials to bands, moments and layers.
 
-    Arguments
-    ---------
-    encoder : str or pathlib.Path
-        As of `load_extractor`.
-    trials : str or pathlib.Path
-        A list, see `trials.read_trials`.
-    audio : str or pathlib.Path
-        The folder that the list's paths start from.
-    output_folder : str or pathlib.Path
-        Gets `index.html` with its figures, `attribution.json`, `trials.csv`,
-        and for each kind of path `bands_<path>.csv` and `time_<path>.csv`.
-    number : int
-        Trials that are drawn, half of them targets.
-    steps : int
-        The most steps of a path.
-    over : tuple of str
-        Paths to take, of "features", "waveform" and "layers"; those that the
-        encoder does not have are left out.
-    seed : int
-        Of the draw, and of the noise that a waveform's path begins with.
-    device : str, optional
-        Where the encoder runs; the GPU if there is one.
+    The options are those of `lgl attribute`. The output folder gets
+    `index.html` with its figures, `trials.csv`, for each kind of path
+    `bands_<path>.csv` and `time_<path>.csv`, and `attribution.json`, whose
+    content is returned: the options; the mean `score` of either kind of
+    trials; by path what ranges of frequency and layers have `added` to it,
+    with a standard error; the trials `left_out`, and why.
 
-    Returns
-    -------
-    dict
-        What `attribution.json` holds: the options; the mean `score` of either
-        kind of trials; by path what ranges of frequency and layers have
-        `added` to it, with a standard error; the trials `left_out`, and why.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If an argument cannot be used, a recording cannot be embedded, or the
-        steps do not suffice for more than a tenth of the trials.
-
-    Example
-    -------
-    >>> found = attribute(
-    ...     "results/lgl/1/export/iter5", "vox1_o.txt", "/vox1", "inside"
-    ... )  # doctest: +SKIP
-    >>> found["added"]["layers"]["layer 1"]  # doctest: +SKIP
-    {'target': [0.11, 0.02], 'non-target': [0.02, 0.03]}
+    ValueError if a recording cannot be embedded, or the steps do not suffice
+    for more than a tenth of the trials.
     """
     options = {name: str(value) for name, value in locals().items()}
     if number < 2:

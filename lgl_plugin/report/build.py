@@ -27,36 +27,10 @@ logger = get_logger(__name__)
 
 
 def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
-    """Writes the page of a run, or the comparison of several.
+    """Writes the page of a run, or the comparison of several; returns its path.
 
-    Arguments
-    ---------
-    folders : list of (str or os.PathLike)
-        The run folders. The page and its figures go to the first one's
-        `report`, a comparison to its `report/comparison`.
-
-    Returns
-    -------
-    pathlib.Path
-        The page, `index.html`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there are no metrics in one of the folders. Anything else that is
-        missing or damaged is named on the page.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "metrics.jsonl").write_text(
-    ...     '{"stage": 0, "phase": "untrained", "eer": 38.0}'
-    ... )
-    >>> page = write_report([folder])
-    >>> page.relative_to(folder).as_posix()
-    'report/index.html'
-    >>> "<td>38.0</td>" in page.read_text()
-    True
+    FileNotFoundError if there are no metrics in one of the folders; anything
+    else that is missing or damaged is named on the page.
     """
     runs = [Results(folder) for folder in folders]
     folder = runs[0].folder / "report"

@@ -51,47 +51,12 @@ def draw_landscapes(
 ) -> dict:
     """Draws the loss around the checkpoints of runs and between them.
 
-    Arguments
-    ---------
-    runs : sequence of str or pathlib.Path
-        Folders of runs with a Stage II.
-    output_folder : str or pathlib.Path, optional
-        Gets `index.html` with its figures, `landscape.json`, `surfaces.csv`
-        and `lines.csv`; `report/landscape` of the first run by default.
-    only : sequence of str, optional
-        Steps to draw, such as iter1/gated; all by default. iter1/start is
-        Stage I's encoder with the means of its clusters as the classifier.
-    utterances : int
-        Of the training part that the loss is the mean of.
-    points : int
-        Of a surface, along either direction; odd, so that one is the centre.
-    radius : float
-        To which a surface goes, in lengths of the filters.
-    batch_norm : str
-        "running" for the statistics that the checkpoint keeps, "batch" for
-        those of the batch at hand.
-    seed : int
-        Of the sample, its crops and the directions.
-    device : str, optional
-        Where to compute; the GPU if there is one.
-
-    Returns
-    -------
-    dict
-        What `landscape.json` holds: the options; by run and step the `loss`,
-        its `rise` at each radius with the deviation over the directions, both
-        for all utterances and for those that counted, and the `curvature`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If an argument cannot be used, or a run has no such step.
-
-    Example
-    -------
-    >>> found = draw_landscapes(["results/lgl/1"])  # doctest: +SKIP
-    >>> found["steps"]["1"]["iter1/gated"]["loss"]  # doctest: +SKIP
-    [1.93, 0.64]
+    The options are those of `lgl landscape`. The output folder gets
+    `index.html` with its figures, `surfaces.csv`, `lines.csv` and
+    `landscape.json`, whose content is returned: the options; by run and step
+    the `loss`, its `rise` at each radius with the deviation over the
+    directions, both for all utterances and for those that counted, and the
+    `curvature`.
     """
     options = json.loads(json.dumps(locals(), default=str))
     if batch_norm not in ("running", "batch"):

@@ -247,38 +247,12 @@ def _embed_cohort(extract, others):
 
 
 def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
-    """Computes the error rates of a system's scores.
+    """Computes the error rates of a system's scores, float (T,).
 
-    Arguments
-    ---------
-    scores : array-like, (T,), float
-        One score per trial.
-    trials : lgl_plugin.dataio.trials.Trials
-        The trials that were scored.
-    seed : int
-        Seed of the interval's draws.
-
-    Returns
-    -------
-    dict
-        `eer` in percent; `eer_interval`, its 95 % confidence interval from a
-        bootstrap over speakers, None where the list has a single one;
-        `min_dcf_001` and `min_dcf_005`, for targets as frequent as 1 and 5 %;
-        the `threshold` at the EER.
-
-    Raises
-    ------
-    ValueError
-        When a score is not finite.
-
-    Example
-    -------
-    >>> from lgl_plugin.dataio.trials import Trials
-    >>> sides = np.array([0, 1, 0, 0]), np.array([1, 2, 2, 3])
-    >>> trials = Trials(np.array([True] * 3 + [False]), list("abcd"), *sides)
-    >>> found = error_rates([0.9, 0.8, 0.7, 0.1], trials)
-    >>> found["eer"], found["min_dcf_001"], round(found["threshold"], 3)
-    (0.0, 0.0, 0.4)
+    They are `eer` in percent; `eer_interval`, its 95 % interval from a
+    bootstrap over speakers, None where the list has a single one;
+    `min_dcf_001` and `min_dcf_005`, for targets as frequent as 1 and 5 %; and
+    the `threshold` at the EER. ValueError if a score is not finite.
     """
     rate, threshold = eer(scores, trials.labels)
     try:

@@ -30,30 +30,8 @@ class WholeCheckpointer(Checkpointer):
     SpeechBrain writes a checkpoint in place: after a full disk or a kill in
     the middle it would find the torn one first, and fail to load it. Here it
     is written aside, synced and moved; and one that was damaged since is
-    passed over, with a warning, for the one before it.
-
-    Arguments
-    ---------
-    *args, **kwargs
-        Those of SpeechBrain's Checkpointer.
-
-    Raises
-    ------
-    OSError
-        When a checkpoint cannot be written; the previous one stays.
-
-    Example
-    -------
-    >>> import torch
-    >>> model = torch.nn.Linear(2, 3)
-    >>> folder = getfixture("tmp_path")
-    >>> checkpointer = WholeCheckpointer(folder, {"model": model})
-    >>> saved = checkpointer.save_checkpoint()
-    >>> saved.path.parent == folder
-    True
-    >>> _ = (saved.path / "model.ckpt").write_bytes(b"torn")
-    >>> WholeCheckpointer(folder, {"model": model}).list_checkpoints()
-    []
+    passed over, with a warning, for the one before it. A save that fails
+    raises OSError, and the previous one stays.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

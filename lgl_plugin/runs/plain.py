@@ -12,21 +12,8 @@ import yaml
 def plain_settings(text: str) -> dict:
     """Reads a resolved HyperPyYAML text as plain data, making no object.
 
-    Arguments
-    ---------
-    text : str
-        Without references.
-
-    Returns
-    -------
-    dict
-        A tagged entry is a dict of its tag, exclamation mark included, and
-        its arguments.
-
-    Example
-    -------
-    >>> plain_settings("gate: !new:lgl_plugin.nnet.gates.FixedGate {tau: 1}")
-    {'gate': {'!new:lgl_plugin.nnet.gates.FixedGate': {'tau': 1}}}
+    A tagged entry is a dict of its tag, exclamation mark included, and its
+    arguments: {"!new:lgl_plugin.nnet.gates.FixedGate": {"tau": 1}}.
     """
 
     class Constructor(ruamel.yaml.constructor.SafeConstructor):

@@ -35,37 +35,14 @@ embedding_model: !new:lgl_plugin.nnet.campplus.CAMPPlus
 
 
 def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
-    """Returns the settings of an encoder that describes itself.
+    """Returns `sample_rate` and `new_encoder` of an encoder that says them.
 
-    Arguments
-    ---------
-    source : str or pathlib.Path
-        A folder with `hyperparams.yaml`, whose `modules` name
-        compute_features, embedding_model and, if there is one, mean_var_norm;
-        or a file with a state dict of CAM++.
-    bare : bool
-        Whether to leave out the back-end that an exported folder may have, so
-        that `embedding_model.ckpt` has the weights of all.
-
-    Returns
-    -------
-    dict or None
-        `sample_rate` and `new_encoder`, as `plain_settings` reads them; None
-        of a file or folder that has weights alone.
-
-    Raises
-    ------
-    ValueError
-        If the yaml is none.
-
-    Example
-    -------
-    >>> from lgl_plugin.nnet.campplus import CAMPPlus
-    >>> path = getfixture("tmp_path") / "campplus.pt"
-    >>> torch.save(CAMPPlus(80, 512).state_dict(), path)
-    >>> encoder = build_encoder(encoder_settings(path))
-    >>> encoder.network.load_state_dict(torch.load(path))
-    <All keys matched successfully>
+    The source is a folder with `hyperparams.yaml`, whose `modules` name
+    compute_features, embedding_model and, if there is one, mean_var_norm; or a
+    file with a state dict of CAM++. None of a file or folder that has weights
+    alone; ValueError for a yaml that is none. `bare` leaves out the back-end
+    that an exported folder may have, so that `embedding_model.ckpt` has the
+    weights of all.
     """
     source = pathlib.Path(source)
     rate, loadables = 16000, {}

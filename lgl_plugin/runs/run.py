@@ -345,35 +345,13 @@ def fork(
     target: str | pathlib.Path,
     steps: Iterable[str],
 ) -> None:
-    """Begins a run with steps that another one has done.
+    """Begins a run with steps that another one has done, named by `steps`.
 
     Two runs that part late, such as with and without the gate, then share
     what came before. Stage II's settings are those that the new run is
     started with: whoever forks answers for the kept steps being the same
-    under them.
-
-    Arguments
-    ---------
-    source : str or pathlib.Path
-        A run folder.
-    target : str or pathlib.Path
-        The new one. If it exists it is left as it is.
-    steps : iterable of str
-        Names of steps to take over, as in `state.json`.
-
-    Raises
-    ------
-    ValueError
-        If the source has not done one of them.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> run = Run(folder / "gated", 1, {"lr": 0.001})
-    >>> _ = run.step("stage1", lambda folder: {})
-    >>> fork(folder / "gated", folder / "ungated", ["stage1"])
-    >>> Run(folder / "ungated", 1, {"lr": 0.001}).done
-    {'stage1': {}}
+    under them. A target that exists is left as it is; ValueError if the source
+    has not done one of the steps.
     """
     source, target, steps = pathlib.Path(source), pathlib.Path(target), [*steps]
     if (target / "state.json").exists():

@@ -12,27 +12,7 @@ from lgl_plugin.utils.files import atomic_write, check_inflation
 
 @main_process_only
 def save_weights(module: torch.nn.Module, path: str | pathlib.Path) -> None:
-    """Writes a module's plain state dict, atomically, in the main process.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Such as an encoder.
-    path : str or pathlib.Path
-        The file to write; its folder is made if it is missing.
-
-    Raises
-    ------
-    OSError
-        If the disk is full or cannot be written; an earlier file stays.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "encoder.ckpt"
-    >>> save_weights(torch.nn.Linear(2, 3), path)
-    >>> torch.load(path, weights_only=True)["weight"].shape
-    torch.Size([3, 2])
-    """
+    """Writes a module's plain state dict, atomically, in the main process."""
     save_tensors(module.state_dict(), path)
 
 
@@ -61,29 +41,7 @@ def load_weights(
 ) -> torch.nn.Module:
     """Loads a plain state dict, strictly and without running code.
 
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Of the same shape as the one that was saved.
-    path : str or pathlib.Path
-        From `save_weights`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same module.
-
-    Raises
-    ------
-    ValueError
-        If the file does not fit the module; names the first difference.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "embedding_model.ckpt"
-    >>> save_weights(torch.nn.Linear(2, 3), path)
-    >>> load_weights(torch.nn.Linear(2, 3), path)
-    Linear(in_features=2, out_features=3, bias=True)
+    ValueError, which names the first difference, if it does not fit.
     """
     try:
         module.load_state_dict(read_tensors(path))
