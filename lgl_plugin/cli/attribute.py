@@ -4,8 +4,6 @@
     --output_folder=results/inside
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

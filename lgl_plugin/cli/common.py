@@ -1,7 +1,5 @@
 """Options and notices that several verbs of `lgl` share."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 

@@ -3,8 +3,6 @@
 > lgl compare results/lgl/1/export/iter5 one.wav other.wav
 """
 
-from __future__ import annotations
-
 import argparse
 
 from lgl_plugin.cli.common import ENCODER

@@ -1,7 +1,5 @@
 """`lgl corpus`: makes the synthetic corpus that `make demo` trains on."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -3,8 +3,6 @@
 > lgl count results/lgl/1/iter1/embeddings
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 

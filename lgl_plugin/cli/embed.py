@@ -3,8 +3,6 @@
 > lgl embed results/lgl/1/export/iter5 /my/audio embeddings
 """
 
-from __future__ import annotations
-
 import argparse
 
 from lgl_plugin.cli.common import ENCODER, add_machine, show_notices

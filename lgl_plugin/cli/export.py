@@ -6,8 +6,6 @@
 > lgl export campplus.pt --output=exported  # CAM++'s weights
 """
 
-from __future__ import annotations
-
 import argparse
 
 

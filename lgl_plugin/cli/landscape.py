@@ -4,8 +4,6 @@
 > lgl landscape results/gated results/ungated --only iter1/gated
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

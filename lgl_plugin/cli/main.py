@@ -1,7 +1,5 @@
 """The command `lgl`: speaker encoders from unlabelled speech."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """`lgl pack`: packs a manifest's audio into shards, for slow file systems."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -5,8 +5,6 @@
 > python train_lgl.py hparams/stage1.yaml --data_folder=/path/to/VoxCeleb
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import shutil

@@ -4,8 +4,6 @@
 > lgl report results/lgl/1 results/lgl/2  # also a page that compares them
 """
 
-from __future__ import annotations
-
 import argparse
 
 

@@ -4,8 +4,6 @@
 > lgl train /my/audio --output_folder=results/mine --n_clusters=200 --seed=2
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import types
@@ -91,12 +89,11 @@ def parse(
     given: list[str],
 ) -> list[tuple]:
     """Returns the arguments of the recipe's `train` for each stage, checked."""
-    import difflib
-
     import speechbrain as sb
 
+    from lgl_plugin.runs.plain import plain_settings
     from lgl_plugin.runs.run import planned_steps
-    from lgl_plugin.runs.settings import load_settings, plain_settings
+    from lgl_plugin.runs.settings import did_you_mean, load_settings
 
     known = set().union(*keys(choices["preset"]))
     parsed = []
@@ -105,8 +102,7 @@ def parse(
         # A stage by itself would find the nearest of its own keys alone.
         for name in plain_settings(overrides):
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1, 0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, known)
                 raise ValueError(f"there is no setting {name!r}{hint}")
         parsed.append((str(path), run_opts, overrides))
     settings = {}

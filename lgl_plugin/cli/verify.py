@@ -5,8 +5,6 @@
     --output_folder=results/vox1 --cohort=/path/to/VoxCeleb2/wav
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -4,8 +4,6 @@
 > lgl who results/lgl/1/export/iter5 /my/audio speakers --labels labels.csv
 """
 
-from __future__ import annotations
-
 import argparse
 
 from lgl_plugin.cli.common import ENCODER, add_machine, show_notices

@@ -1,7 +1,5 @@
 """Reads spans and random crops of audio files and of shards' members."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

@@ -1,7 +1,5 @@
 """A count of bad audio files over a run, up to a limit."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """A cohort for score normalisation, drawn from a folder of unlabelled audio."""
 
-from __future__ import annotations
-
 import collections
 import itertools
 import pathlib

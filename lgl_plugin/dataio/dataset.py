@@ -5,8 +5,6 @@ or whole (extraction). Bad audio never reaches the network: in training the
 next utterance takes its place, and either way `BadFiles` names it.
 """
 
-from __future__ import annotations
-
 import functools
 import random
 
@@ -62,14 +60,8 @@ class UtteranceDataset(DynamicItemDataset):
             row = int(self.data_ids[(index + step) % len(self)])
             utterance = self.data.ids[row]
             try:
-                item = self.pipeline.compute_outputs(
-                    {
-                        "id": utterance,
-                        "row": row,
-                        "turn": turn,
-                        **self.data[row],
-                    }
-                )
+                known = {"id": utterance, "row": row, "turn": turn}
+                item = self.pipeline.compute_outputs(known | self.data[row])
             except BadAudio as error:
                 reason = " ".join(str(error).split())
                 bad.append(f"{utterance}\t{reason}")
@@ -133,18 +125,16 @@ def crop_dataset(
         rows = rows[labels[rows] >= 0]
     dataset = UtteranceDataset(manifest, rows)
     # No closures: loaders that spawn their processes pickle the dataset.
+    size = crop, n_crops, sample_rate
     dataset.add_dynamic_item(
-        functools.partial(
-            _read, dataset.epoch, seed, (crop, n_crops, sample_rate)
-        ),
+        functools.partial(_read, dataset.epoch, seed, size),
         takes=["turn", "id", "wav", "offset", "duration", "place", "channel"],
         provides="sig",
     )
     keys = ["id", "sig", "row"]
     if labels is not None:
-        dataset.add_dynamic_item(
-            functools.partial(_label, labels), takes="row", provides="label"
-        )
+        # Python's int, of which SpeechBrain makes batches.
+        dataset.add_dynamic_item(labels.item, takes="row", provides="label")
         keys.append("label")
     dataset.set_output_keys(keys)
     return dataset
@@ -154,8 +144,3 @@ def _read(epoch, seed, size, turn, utterance, wav, offset, duration, *source):
     """Reads an utterance's crops, drawn by seed, pass and utterance."""
     rng = random.Random(f"{seed} {epoch.item() + turn} {utterance}")
     return read_crops(wav, offset, duration, *size, rng, *source)
-
-
-def _label(labels, row):
-    """Returns a row's label as Python's int, of which batches are made."""
-    return int(labels[row])

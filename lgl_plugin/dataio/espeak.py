@@ -4,8 +4,6 @@ The package espeakng-loader, an extra, brings espeak-ng's library and language
 data.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import pathlib

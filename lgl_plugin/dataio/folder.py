@@ -5,8 +5,6 @@ them, and on copies of speakers whom a trial list tests. So hidden files and
 folders are not looked at, nor those that `SYSTEM` names.
 """
 
-from __future__ import annotations
-
 import collections
 import os
 import pathlib

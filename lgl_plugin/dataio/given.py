@@ -5,8 +5,6 @@ a manifest and the trial lists are something else: these are true labels for
 figures after the fact, and no training reads them.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import pathlib

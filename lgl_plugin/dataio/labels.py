@@ -1,7 +1,5 @@
 """Pseudo-labels on disk: a csv of utterance ID and label."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import pathlib

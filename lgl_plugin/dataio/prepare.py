@@ -5,8 +5,6 @@ written as they come, so that a million files need minutes and little memory. A
 finished manifest is reused, and test speakers stay out.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import csv

@@ -10,8 +10,6 @@ Readers of webdataset's format can read the shards as well.
 >     --manifest=/fast/shards/manifest.csv
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno
@@ -72,10 +70,13 @@ def write_shards(
 ) -> pathlib.Path:
     """Packs a manifest's utterances into shards, in random order.
 
-    A file that is one utterance is copied byte for byte. An utterance that is
-    a part of a longer file is cut out, decoded and kept with the same samples:
-    as flac if they have up to 24 bits, as 32-bit floating-point wav if they
-    have more or come from mp3 or ogg. `decode` makes wav of 16 bits of all.
+    The options are those of `lgl pack`; the new manifest's path is returned. A
+    file that is one utterance is copied byte for byte. An utterance that is a
+    part of a longer file is cut out, decoded and kept with the same samples: as
+    flac if they have up to 24 bits, as 32-bit floating-point wav if they have
+    more or come from mp3 or ogg. `decode` makes wav of 16 bits of all, for the
+    room of many mp3 and no decoding while training: samples beyond full scale
+    are clipped, more than 16 bits rounded.
 
     The folder gets `shard-000000.tar` and so on, `bad_files.txt`, `shards.json`
     (the settings) and, last, `manifest.csv`: the rows of `manifest` without
@@ -88,61 +89,8 @@ def write_shards(
     or begins at the root (`../a`, `/a`, `C:\\a`) becomes a name below the
     folder that the shard is unpacked in.
 
-    Arguments
-    ---------
-    manifest : str or pathlib.Path
-        The manifest's csv, see `load_manifest`.
-    data_root : str or pathlib.Path
-        The folder that `$data_root` stands for in it.
-    folder : str or pathlib.Path
-        The folder of the shards, empty or new.
-    shard_mb : float
-        The size of a shard in MiB, about.
-    num_workers : int
-        Processes, each of which writes one shard at a time and holds one
-        utterance in memory.
-    max_bad_share : float
-        The share of the utterances that may be unreadable, between 0 and 1.
-    allow_outside : bool
-        True if the manifest may name audio that is not below data_root.
-    decode : bool
-        True for wav of 16 bits in the place of each file's own format: many
-        times the room of ogg and mp3, and no decoding while training. Samples
-        beyond full scale are clipped, more than 16 bits rounded.
-
-    Returns
-    -------
-    pathlib.Path
-        The new manifest.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the manifest, or all audio that it names, is missing.
-    FileExistsError
-        When the folder holds another manifest.csv.
-    RuntimeError
-        When another process writes there.
-    ValueError
-        When the manifest is malformed or of shards itself, an argument is out
-        of range, or too many utterances are bad.
-    OSError
-        When the disk has no room.
-
-    Example
-    -------
-    >>> tmp = getfixture("tmp_path")
-    >>> soundfile.write(tmp / "a.wav", np.full(8000, 0.5), 16000)
-    >>> _ = (tmp / "manifest.csv").write_text(
-    ...     "ID,duration,wav,start,stop,spk_id\\n"
-    ...     "a.wav,0.5,$data_root/a.wav,0,8000,\\n"
-    ... )
-    >>> made = write_shards(
-    ...     tmp / "manifest.csv", tmp, tmp / "shards", num_workers=1
-    ... )
-    >>> shards = load_manifest(made, made.parent)
-    >>> pathlib.Path(shards.wavs[0]).name, shards.places[0].tolist()
-    ('shard-000000.tar', [512, 16044])
+    FileExistsError if the folder holds another manifest.csv, ValueError if the
+    manifest is of shards itself or too many utterances are bad.
     """
     check_least(
         shard_mb=(shard_mb, 0.001),

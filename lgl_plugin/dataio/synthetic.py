@@ -8,8 +8,6 @@ speakers. Nothing is downloaded.
 Run as `lgl corpus FOLDER --speakers 60`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
@@ -29,6 +27,7 @@ from lgl_plugin.dataio.espeak import (
     sentence,
     voice_file,
 )
+from lgl_plugin.dataio.prepare import check_least
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.progress import tqdm
 
@@ -198,27 +197,6 @@ def draw_trials(
     return sorted(targets) + sorted(nontargets)
 
 
-def _check_settings(settings):
-    """Raises ValueError for settings out of range; see `make_corpus`."""
-    for name, least in (
-        ("speakers", 1),
-        ("test_speakers", 4),  # two of each sex, for non-target trials
-        ("sessions", 2),  # target trials are across sessions
-        ("utterances", 1),
-        ("seed", 0),
-    ):
-        if settings[name] < least:
-            raise ValueError(
-                f"{name} is {settings[name]}: the corpus needs {least} or more"
-            )
-    shortest, longest = settings["seconds"]
-    if not 0.5 <= shortest <= longest <= 60:
-        raise ValueError(
-            f"seconds is {shortest} to {longest}: give the shortest and the "
-            "longest utterance, from 0.5 to 60"
-        )
-
-
 def _is_made(folder, settings):
     """Returns True if a folder holds this corpus; raises if another's."""
     record = folder / "corpus.json"
@@ -311,7 +289,19 @@ def make_corpus(
         "seconds": [float(bound) for bound in seconds],
         "seed": seed,
     }
-    _check_settings(settings)
+    check_least(
+        speakers=(speakers, 1),
+        test_speakers=(test_speakers, 4),  # two a sex, for non-target trials
+        sessions=(sessions, 2),  # target trials are across sessions
+        utterances=(utterances, 1),
+        seed=(seed, 0),
+    )
+    shortest, longest = seconds
+    if not 0.5 <= shortest <= longest <= 60:
+        raise ValueError(
+            f"seconds is {shortest} to {longest}: give the shortest and the "
+            "longest utterance, from 0.5 to 60"
+        )
     if _is_made(folder, settings):
         return False
     loader()  # before the folder is made and processes are started

@@ -1,7 +1,5 @@
 """The page of `lgl adapt`: before and after each rung, with intervals."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Iterator, Sequence
 

@@ -4,8 +4,6 @@ A trial's score is the cosine of both recordings' embeddings; it is attributed
 to the second one, see `lgl_plugin.inference.attribution`.
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Numbers of attributed trials: means by band, moment and layer."""
 
-from __future__ import annotations
-
 import pathlib
 from dataclasses import dataclass
 

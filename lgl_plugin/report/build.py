@@ -9,8 +9,6 @@ spread (lowest to highest), and the first run's folder gets another page,
 `report/comparison/index.html`. Pages hold all that they show and open offline.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import shlex

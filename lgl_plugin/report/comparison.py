@@ -1,7 +1,5 @@
 """The parts of a page that compares runs, as plain data for `page.Page`."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

@@ -5,8 +5,6 @@ can tell apart, less the yellow, which is too pale for a line; each comes with
 a marker and a line style of its own.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os
@@ -91,12 +89,11 @@ def count_figure(estimate: Estimate) -> Figure:
         axes.plot(n_clusters, line, color=colour, label=label)
     label = f"{estimate.n_clusters} clusters"
     axes.axvline(estimate.n_clusters, color="grey", ls="--", label=label)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="number of clusters")
+    axes.set_ylabel("share of the sum of squares")
     # Not as powers: mathematical text is switched off.
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter("")
-    axes.set_xlabel("number of clusters")
-    axes.set_ylabel("share of the sum of squares")
     axes.legend()
     return figure
 

@@ -1,7 +1,5 @@
 """Figures of what goes on inside an encoder: attributions, loss surfaces."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ filter, and on the way from each step to the next; see
 `lgl_plugin.nnet.landscape` and `lgl_plugin.report.probes`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

@@ -5,8 +5,6 @@ that is played. jinja2 escapes all text: names of runs, files, speakers and
 settings are anybody's.
 """
 
-from __future__ import annotations
-
 import base64
 import datetime
 import pathlib

@@ -4,8 +4,6 @@ On a fixed sample: the same crops of the same utterances for all checkpoints of
 a run, and for all runs on the same manifest; without augmentation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

@@ -1,10 +1,10 @@
 """A map of embeddings: the utterances to show and their places in it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
+
+from lgl_plugin.clustering.vectors import normalised
 
 POINTS = 2000
 SEED = 0
@@ -41,11 +41,8 @@ def project(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    vectors = np.asarray(vectors, np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
     components = PCA(min(50, *vectors.shape), random_state=SEED)
-    points = components.fit_transform(vectors)
+    points = components.fit_transform(normalised(vectors))
     spread = float(components.explained_variance_ratio_.sum())
     # A coarse angle and few iterations: seconds count, not digits.
     neighbours = TSNE(

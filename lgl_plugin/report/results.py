@@ -4,8 +4,6 @@ Every file but metrics.jsonl may still be missing: a run that is half-way, has
 no trial list or no Stage II is read like any other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

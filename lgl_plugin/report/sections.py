@@ -4,8 +4,6 @@ Each takes the run's `Results` and yields blocks; one that lacks its data
 yields none, and a section of none is not shown.
 """
 
-from __future__ import annotations
-
 import collections
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The page of `lgl who`: each speaker with the files to listen to."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import urllib.parse

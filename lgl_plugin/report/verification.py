@@ -4,8 +4,6 @@ Scores are cosines and, with the audio of a cohort, those of embeddings that are
 whitened by it, and AS-norm's; the first minute of an utterance is embedded.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
@@ -46,73 +44,16 @@ def verify_encoders(
 ) -> dict[str, dict]:
     """Scores trial lists by encoders; writes scores, error rates, DET curves.
 
-    Each encoder embeds each utterance once, in however many lists it is.
+    The options are those of `lgl verify`. Each encoder embeds each utterance
+    once, in however many lists it is. Several lists have a folder each in the
+    output folder, and in it several encoders. With a cohort, embeddings are
+    also whitened (`inference.backends.Whitening`), and scores are normalised by
+    AS-norm; `scores.txt` then holds these.
 
-    Arguments
-    ---------
-    encoders : sequence of str or pathlib.Path
-        Exported folders.
-    audio : str or pathlib.Path
-        The folder that the lists' paths start from.
-    trial_lists : sequence of str or pathlib.Path
-        See `trials.read_trials`.
-    output_folder : str or pathlib.Path
-        Where to write; files of an earlier run are replaced. Several lists
-        have a folder each in there, and in it several encoders.
-    cohort : str or pathlib.Path, optional
-        A folder of unlabelled audio. With it, embeddings are also whitened
-        (`inference.backends.Whitening`), and scores are normalised by AS-norm;
-        `scores.txt` then holds these.
-    top : int
-        AS-norm takes this many of the highest scores against the cohort.
-    cohort_utterances : int
-        How many files of the cohort are drawn.
-    seed : int
-        Seed of that draw and of the confidence interval's.
-    device : str, optional
-        Where to embed; the GPU if there is one.
-    num_workers : int
-        Processes that read audio; 0 reads in this one.
-
-    Returns
-    -------
-    dict
-        From each list's name to what its `metrics.json` holds: under "scores"
-        what `error_rates` returns, by system, which is "cosine", "whitened" or
-        "AS-norm" behind the encoder's name if there are several; counts; the
-        options.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder, a list or audio that it names is missing.
-    ValueError
-        If an encoder cannot be loaded, a list is malformed, one of its
-        utterances cannot be embedded or the cohort is too small.
-    lgl_plugin.dataio.audio.BadAudio
-        If nothing can be embedded.
-
-    Example
-    -------
-    >>> import soundfile, torch
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "hyperparams.yaml").write_text('''
-    ... modules:
-    ...     compute_features: !new:speechbrain.lobes.features.Fbank
-    ...     mean_var_norm: null
-    ...     embedding_model: !new:lgl_plugin.nnet.encoders.LogMelStatistics
-    ... ''')
-    >>> torch.save({}, folder / "embedding_model.ckpt")
-    >>> rng = np.random.default_rng(0)
-    >>> for name in ("a1", "a2", "b1"):
-    ...     noise = rng.normal(scale=0.1 if "a" in name else 1e-3, size=8000)
-    ...     soundfile.write(folder / f"{name}.wav", noise, 16000)
-    >>> trials = folder / "easy.txt"
-    >>> _ = trials.write_text("1 a1.wav a2.wav\\n0 a1.wav b1.wav\\n")
-    >>> found = verify_encoders([folder], folder, [trials], folder / "out")
-    3 utterances embedded, ... a second
-    >>> found["easy"]["scores"]["cosine"]["eer"], found["easy"]["trials"]
-    (0.0, 2)
+    Returned is, by list, what its `metrics.json` holds: under "scores" what
+    `error_rates` returns, by system, which is "cosine", "whitened" or "AS-norm"
+    behind the encoder's name if there are several; counts; the options.
+    ValueError if an utterance cannot be embedded or the cohort is too small.
     """
     # First of all, while the arguments are the only local variables.
     options = json.loads(json.dumps(locals(), default=str))

@@ -1,7 +1,5 @@
 """A run's metrics.jsonl: its records, a row for each phase, a table."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """HyperPyYAML texts to plain data and back, without making an object."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

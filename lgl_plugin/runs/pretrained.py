@@ -4,8 +4,6 @@ Their settings are plain data, in the form that a recipe's yaml gives them:
 `new_encoder`, an `Encoder` by `!name:`, and `sample_rate`.
 """
 
-from __future__ import annotations
-
 import pathlib
 
 import torch

@@ -5,8 +5,6 @@ the same command after an interruption goes on where it stopped. What has been
 damaged since is found at the next start and made again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -167,8 +165,7 @@ class Run:
         """Returns size and checksum of metrics.jsonl, or of its beginning."""
         path = self.folder / METRICS
         data = path.read_bytes()[:size] if path.exists() else b""
-        checksum = hashlib.sha256(data).hexdigest()
-        return {"bytes": len(data), "sha256": checksum}
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def given(self, name: str, path: str | pathlib.Path) -> None:
         """Puts a file from outside on record, by its content.
@@ -341,9 +338,7 @@ def step_of(record: dict) -> str:
 
 
 def fork(
-    source: str | pathlib.Path,
-    target: str | pathlib.Path,
-    steps: Iterable[str],
+    source: str | pathlib.Path, target: str | pathlib.Path, steps: Iterable[str]
 ) -> None:
     """Begins a run with steps that another one has done, named by `steps`.
 
@@ -361,12 +356,10 @@ def fork(
     if missing:
         raise ValueError(f"{source} has not done {', '.join(missing)} yet")
     target.mkdir(parents=True, exist_ok=True)
+    leave = shutil.ignore_patterns("checkpoints")
     for step in steps:
         shutil.copytree(
-            source / step,
-            target / step,
-            ignore=shutil.ignore_patterns("checkpoints"),
-            dirs_exist_ok=True,
+            source / step, target / step, ignore=leave, dirs_exist_ok=True
         )
     for path in [*source.glob("manifest.csv*"), source / "bad_files.txt"]:
         if path.exists():

@@ -238,14 +238,13 @@ class Stage2Settings(Settings):
                 "anchor holds an encoder near its start, and new_last_encoder "
                 "has none: set one of them to 0 or null"
             )
-        if self.new_first_encoder is not None:
-            if self.classifier_init == "centroids":
+        if self.classifier_init == "centroids":
+            if self.new_first_encoder is not None:
                 raise ValueError(
                     "classifier_init: centroids are those of "
                     "new_first_encoder, in whose space new_encoder does not "
                     "begin: set classifier_init to random"
                 )
-        if self.classifier_init == "centroids":
             # The centroids lie in the space of the encoder that was clustered.
             if self.encoder_init == "first" and self.n_iterations > 1:
                 raise ValueError(

@@ -5,8 +5,6 @@ its own entries then replace theirs, and a mapping without a tag changes single
 arguments, as overrides on the command line do.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import inspect
@@ -16,13 +14,14 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pydantic
-import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.run_opts import RunOptions
 
 from lgl_plugin.runs.plain import dump_settings, parsed, plain_settings
@@ -144,10 +143,9 @@ def load_settings(
     except (TypeError, ValueError, ImportError) as error:
         said = ": ".join(str(part) for part in error.args)
         raise ValueError(f"{path}: {said}") from error
+    rate = checked["sample_rate"]
     for name in known:
-        _check_arguments(
-            f"{path}: {name}", hparams[name], checked["sample_rate"]
-        )
+        _check_arguments(f"{path}: {name}", hparams[name], rate)
     if given := checked.get("pretrained_encoder"):
         weights = encoder_files(given).get(WEIGHTS)
         first = hparams.get("new_first_encoder") or hparams["new_encoder"]
@@ -188,7 +186,7 @@ def resolve(
             raise ValueError(f"--{name} is not taken here: {instead}")
     referred = set()
     tree = read_preset(path, referred)
-    changes = parsed(_yaml(), overrides, "the options") or {}
+    changes = parsed(YAML(), overrides, "the options") or {}
     changes.update(_given(run_opts, SETTINGS_TOO))
     _merge(tree, changes)
     _check_names(path, tree, referred | _referred(tree))
@@ -230,7 +228,7 @@ def _take_pretrained(path, tree, changes):
                 f"{path}: {name}: {source}, the pretrained_encoder, says that "
                 f"itself{said}: leave {name} out"
             )
-    _merge(tree, _yaml().load(dump_settings(described)))
+    _merge(tree, YAML().load(dump_settings(described)))
 
 
 def without_helpers(text: str) -> str:
@@ -239,7 +237,7 @@ def without_helpers(text: str) -> str:
     By then they stand where they were referred to. The yaml that a run keeps
     could not be trained again with entries that nothing refers to.
     """
-    tree = _yaml().load(text)
+    tree = YAML().load(text)
     fields = _schema(tree).model_fields
     for name in [*tree]:
         if name not in fields and name != "__set_seed":
@@ -257,7 +255,7 @@ def read_plain(path: str | pathlib.Path) -> dict:
 def _resolved(tree):
     """Writes a yaml with its references resolved."""
     text = io.StringIO()
-    _yaml().dump(tree, text)
+    YAML().dump(tree, text)
     return resolve_references(text.getvalue()).getvalue()
 
 
@@ -269,13 +267,13 @@ def read_preset(
     `referred`, a set, takes the names that entries of any of them refer to.
     """
     path = pathlib.Path(path)
-    tree = parsed(_yaml(), path.read_text(encoding="utf-8"), path)
+    tree = parsed(YAML(), path.read_text(encoding="utf-8"), path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds no settings, lines of `name: value`")
     if referred is not None:
         referred |= _referred(tree)
     bases = tree.pop("__base__", [])
-    whole = ruamel.yaml.comments.CommentedMap()
+    whole = CommentedMap()
     for base in [bases] if isinstance(bases, str) else bases:
         _merge(whole, read_preset(path.parent / base, referred))
     _merge(whole, tree)
@@ -344,11 +342,6 @@ def flatten(settings: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield name, value if plain else json.dumps(value, default=str)
 
 
-def _yaml():
-    """Makes a parser that keeps tags, as HyperPyYAML's own does."""
-    return ruamel.yaml.YAML()
-
-
 def _schema(tree):
     """Returns the class of settings of the stage that a yaml is for."""
     return Stage2Settings if tree.get("stage") == 2 else Stage1Settings
@@ -358,6 +351,12 @@ def _given(run_opts, names):
     """Picks run options that were given on the command line."""
     given = getattr(run_opts, "overridden_args", ())
     return {name: run_opts[name] for name in names if name in given}
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns a hint at the name that is nearest to a mistyped one, or ""."""
+    near = difflib.get_close_matches(str(name), [*known], 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check_names(path, tree, referred):
@@ -370,14 +369,11 @@ def _check_names(path, tree, referred):
     for name in tree:
         if name in fields or name in referred or str(name).startswith("__"):
             continue
-        known = [other for other in {**fields, **tree} if other != name]
-        near, hint = difflib.get_close_matches(str(name), known, 1, 0.5), ""
+        hint = did_you_mean(name, {**fields, **tree}.keys() - {name})
         if name in Stage1Settings.model_fields:
             hint = " of Stage II, only of Stage I"
         elif name in Stage2Settings.model_fields:
             hint = " of Stage I, only of Stage II"
-        elif near:
-            hint = f"; did you mean {near[0]!r}?"
         raise ValueError(f"{path}: there is no setting {name!r}{hint}")
 
 
@@ -400,7 +396,7 @@ def _check_effect(path, tree, changes):
 def _referred(tree):
     """Lists the entries that others refer to."""
     text = io.StringIO()
-    _yaml().dump(tree, text)
+    YAML().dump(tree, text)
     return set(re.findall(r"<(\w+)", text.getvalue()))
 
 
@@ -413,12 +409,11 @@ def _merge(tree, changes):
         before = tree.get(key)
         if inner and isinstance(before, dict):
             _merge(before, value)
-        elif inner and getattr(before, "value", None) == "":
+            continue
+        if inner and getattr(before, "value", None) == "":
             # A class without arguments, `!new:<class>`, is given some.
             value.yaml_set_ctag(before.tag)
-            tree[key] = value
-        else:
-            tree[key] = value
+        tree[key] = value
 
 
 def _expand_home(tree):
@@ -467,6 +462,5 @@ def _problem(error):
     value = error["input"]
     if error["type"] == "literal_error":
         choices = re.findall(r"'(\w+)'", error["ctx"]["expected"])
-        near = difflib.get_close_matches(str(value), choices, 1, 0.5)
-        said += f"; did you mean {near[0]!r}?" if near else ""
+        said += did_you_mean(value, choices)
     return f"{name}: {value!r} {said}"

@@ -1,7 +1,5 @@
 """Progress bars that SpeechBrain's option --noprogressbar silences, too."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import tqdm as plain

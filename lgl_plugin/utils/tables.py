@@ -1,7 +1,5 @@
 """Tables in Markdown and as csv."""
 
-from __future__ import annotations
-
 import csv
 import pathlib
 from collections.abc import Iterable, Sequence

@@ -186,7 +186,7 @@ def test_command_line_refuses_in_words(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["corpus", str(tmp_path / "corpus"), "--sessions", "1"])
     assert stop.value.code == 2
-    assert "sessions is 1: the corpus needs 2" in capsys.readouterr().err
+    assert "sessions is 1; it must be 2 or more" in capsys.readouterr().err
 
 
 @pytest.fixture
