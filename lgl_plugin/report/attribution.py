@@ -89,14 +89,16 @@ def attribute(
                 ) from error
             bar.write(f"{' '.join(names)} is left out: {error}")
             continue
-        trial = Trial(bool(listed.labels[row]), *names, found)
+        kind = KINDS[not listed.labels[row]]
+        is_example = [trial.kind for trial in done].count(kind) < EXAMPLES
+        trial = Trial(kind, *names, found, is_example)
         done.append(trial)
         errors = ", ".join(
             f"{name} {path.error:.1%} off with {path.steps} steps"
             for name, path in found.paths.items()
         )
         bar.write(
-            f"{trial.kind} {' '.join(names)}: score {found.score:.3f}, {errors}"
+            f"{kind} {' '.join(names)}: score {found.score:.3f}, {errors}"
         )
     numbers = Numbers(done, options, left_out)
     numbers.write(pathlib.Path(output_folder))
@@ -226,23 +228,16 @@ def _time(sums) -> Iterator[Block]:
 
 def _examples(trials) -> Iterator[Block]:
     """Yields heat maps of a few trials."""
-    shown = [
-        trial
-        for wanted in (True, False)
-        for trial in [t for t in trials if t.target == wanted][:EXAMPLES]
-    ]
+    shown = [trial for trial in trials if trial.drawn is not None]
     for number, trial in enumerate(shown, 1):
-        if not trial.found.maps:
-            return
-        maps = trial.found.maps
         yield Figure(
             f"example_{number}",
-            inside_figures.heatmap(maps.get("features") or maps["waveform"]),
+            inside_figures.heatmap(trial.drawn),
             f"Log spectrogram of {trial.test}, and what each point of it adds "
             "to the score.",
-            f"{trial.kind}: {trial.test} against {trial.enrolment}, score "
-            f"{trial.found.score:.2f}. Orange raises the score, violet lowers "
-            "it.",
+            f"{trial.kind}: {trial.test} against "
+            f"{trial.enrolment}, score {trial.score:.2f}. Orange raises "
+            "the score, violet lowers it.",
             raster=True,
         )
 

@@ -1,11 +1,10 @@
 """Numbers of attributed trials: means by band, moment and layer."""
 
 import pathlib
-from dataclasses import dataclass
 
 import numpy as np
 
-from lgl_plugin.inference.attribution import Explanation
+from lgl_plugin.inference.attribution import Explanation, Map
 from lgl_plugin.utils.files import write_json
 from lgl_plugin.utils.tables import write_csv
 
@@ -15,30 +14,43 @@ KINDS = ("target", "non-target")
 HEADER = ("part", "over", *KINDS, "difference")
 
 
-@dataclass
 class Trial:
-    """A trial and what its score comes from."""
+    """A trial and what its score comes from, in sums.
 
-    target: bool
-    enrolment: str
-    test: str
-    found: Explanation
+    The explanation itself takes 8 MB a minute and more: those of thousands of
+    trials would not fit into memory. `drawn` is its map, if it `is_example`.
+    """
 
-    @property
-    def kind(self) -> str:
-        """Names the kind of trial."""
-        return KINDS[not self.target]
-
-    def cells(self) -> list[str]:
-        """Returns a row of the table of trials."""
-        paths = self.found.paths.values()
-        return [
-            self.kind,
-            self.enrolment,
-            self.test,
-            f"{self.found.score:.3f}",
-            *(f"{p.baseline_score:.3f}" for p in paths),
-            *(f"{p.error:.1%} of {p.steps}" for p in paths),
+    def __init__(
+        self,
+        kind: str,
+        enrolment: str,
+        test: str,
+        found: Explanation,
+        is_example: bool,
+    ):
+        self.kind = kind
+        self.enrolment, self.test = enrolment, test
+        self.score, self.layers = found.score, found.layers
+        maps = found.maps
+        self.drawn: Map | None = None
+        if is_example:  # over the features, if they have one
+            self.drawn = next(iter(maps.values()), None)
+        self.hz = {name: part.hz for name, part in maps.items()}
+        self.bands = {name: part.values.sum(0) for name, part in maps.items()}
+        self.moments = {
+            name: _moments(part.values.sum(1)) for name, part in maps.items()
+        }
+        self.paths, paths = list(found.paths), found.paths.values()
+        errors = [path.error for path in paths]
+        self.error = max(errors)
+        self.cells = [
+            kind,
+            enrolment,
+            test,
+            f"{self.score:.3f}",
+            *(f"{path.baseline_score:.3f}" for path in paths),
+            *(f"{e:.1%} of {p.steps}" for e, p in zip(errors, paths)),
         ]
 
 
@@ -56,11 +68,10 @@ class Sums:
     """Means over the trials of either kind, of one path's maps."""
 
     def __init__(self, trials: list[Trial], name: str):
-        maps = [trial.found.maps[name] for trial in trials]
-        self.name, self.hz = name, maps[0].hz
+        self.name, self.hz = name, trials[0].hz[name]
         self.trials = trials
-        self.by_trial = np.array([part.values.sum(0) for part in maps])
-        moments = np.array([_moments(part.values.sum(1)) for part in maps])
+        self.by_trial = np.array([trial.bands[name] for trial in trials])
+        moments = np.array([trial.moments[name] for trial in trials])
         self.bands = by_kind(trials, self.by_trial)
         self.time = by_kind(trials, moments)
 
@@ -105,31 +116,29 @@ class Numbers:
 
     def __init__(self, trials: list[Trial], options: dict, left_out: dict):
         self.trials = trials
-        first = trials[0].found
-        self.sums = [Sums(trials, name) for name in first.maps]
-        found = np.array([trial.found.layers for trial in trials])
+        self.sums = [Sums(trials, name) for name in trials[0].hz]
+        found = np.array([trial.layers for trial in trials])
         self.layers = by_kind(trials, found)
-        scores = np.array([trial.found.score for trial in trials])
-        paths = [path for t in trials for path in t.found.paths.values()]
+        scores = np.array([trial.score for trial in trials])
         self.facts = {
             "options": options,
             "trials": len(trials),
             "left_out": left_out,
-            "targets": sum(trial.target for trial in trials),
+            "targets": sum(trial.kind == KINDS[0] for trial in trials),
             "score": {
                 kind: float(mean)
                 for kind, (mean, _) in by_kind(trials, scores).items()
             },
-            "largest_error": max(path.error for path in paths),
+            "largest_error": max(trial.error for trial in trials),
             "added": {each.name: each.ranges() for each in self.sums},
         }
         if found.shape[1]:
             names = [f"layer {n + 1}" for n in range(found.shape[1])]
             self.facts["added"]["layers"] = means(trials, names, found)
         self.header = ["kind", "enrolment", "test", "score"]
-        self.header += [f"{name}, baseline" for name in first.paths]
-        self.header += [f"{name}, off" for name in first.paths]
-        self.rows = [trial.cells() for trial in trials]
+        self.header += [f"{name}, baseline" for name in trials[0].paths]
+        self.header += [f"{name}, off" for name in trials[0].paths]
+        self.rows = [trial.cells for trial in trials]
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes the tables and the JSON."""
