@@ -59,7 +59,8 @@ mkdir -p "$data" "$exp/done"
 data=$(cd "$data" && pwd)
 exp=$(cd "$exp" && pwd)
 
-# What it starts inherits the lock, but for the workers of torchrun.
+# What it starts inherits the lock, but for the workers of torchrun and the
+# trainings of paper.py: each has a lock of its own in its run folder.
 exec 9>"$exp/lock"
 flock -n 9 || { echo "$0: another run, or what it started, is at work in $exp" >&2; exit 1; }
 
