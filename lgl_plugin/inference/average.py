@@ -9,7 +9,7 @@ import torch
 from speechbrain.utils.checkpoints import average_checkpoints
 
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
-from lgl_plugin.runs.weights import save_tensors
+from lgl_plugin.runs.weights import read_tensors, save_tensors
 
 NAMES = ("embedding_model", "classifier")
 
@@ -40,5 +40,8 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
     for part in NAMES:
         if part in found[0].paramfiles:
             mean = average_checkpoints(found, part, load)
+            whole = run / step / f"{part}.ckpt"
+            if whole.exists():  # checkpoints lack what is frozen
+                mean = {**read_tensors(whole), **mean}
             save_tensors(mean, run / name / f"{part}.ckpt")
     return name

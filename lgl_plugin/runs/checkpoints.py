@@ -1,18 +1,26 @@
 """Checkpoints that are whole or absent, and checked before they are loaded."""
 
+import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
 import time
+from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    main_process_only,
+)
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.state import damage, describe
+from lgl_plugin.runs.weights import read_tensors
 from lgl_plugin.utils.files import sync
 from lgl_plugin.utils.speechbrain_internals import (
     checkpoint_folders,
@@ -22,6 +30,7 @@ from lgl_plugin.utils.speechbrain_internals import (
 logger = get_logger(__name__)
 
 CHECKSUMS = "checksums.json"
+FROZEN = ".frozen"  # ends the name of a file with a checksum of such weights
 
 
 class WholeCheckpointer(Checkpointer):
@@ -123,3 +132,38 @@ class WholeCheckpointer(Checkpointer):
         # Not by `atomic_write`: the whole folder is moved once it is synced.
         for path in [*folder.iterdir(), folder]:
             sync(path)
+
+
+def hooks_without(
+    frozen: Collection[str], module: torch.nn.Module
+) -> tuple[Callable, Callable]:
+    """Returns what saves and what loads a module but for frozen weights.
+
+    A speech model's take gigabytes and never move, so whoever goes on from a
+    checkpoint has them in the module already. Their checksum lies beside, and
+    to go on with others is a ValueError.
+    """
+    tensors, found = module.state_dict(), hashlib.sha256()
+    for name in sorted(frozen):
+        found.update(tensors[name].cpu().numpy().tobytes())
+    known = found.hexdigest()
+
+    @main_process_only
+    def save(module, path):
+        tensors = module.state_dict()
+        torch.save({n: tensors[n] for n in tensors if n not in frozen}, path)
+        path.with_suffix(FROZEN).write_text(known)
+
+    def load(module, path, end_of_epoch):
+        beside = path.with_suffix(FROZEN)
+        if beside.exists() and beside.read_text() != known:
+            raise ValueError(
+                f"{path}: the frozen weights are others than those that this "
+                "training began with. Bring the model back that it is made "
+                "from, or set another --output_folder."
+            )
+        own = module.state_dict()
+        own = {name: own[name] for name in frozen}
+        module.load_state_dict({**own, **read_tensors(path)})
+
+    return save, load

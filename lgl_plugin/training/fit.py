@@ -15,7 +15,7 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH, crop_dataset
 from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
 from lgl_plugin.nnet.schedules import lr_groups
-from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.checkpoints import WholeCheckpointer, hooks_without
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
 from lgl_plugin.training.session import Session
@@ -196,10 +196,21 @@ def epoch_line(step: str, record: dict, epochs: int, left: float) -> str:
 def _checkpointer(folder, modules, **further):
     """Makes a checkpointer of modules that have weights, and of others."""
     # By the name under which SpeechBrain's own yamls load an encoder's network.
-    kept = {**modules, "embedding_model": modules["encoder"].network}
+    name, network = "embedding_model", modules["encoder"].network
+    kept = {**modules, name: network}
     del kept["encoder"]
     kept = {name: part for name, part in kept.items() if part.state_dict()}
-    return WholeCheckpointer(folder, {**kept, **further})
+    checkpointer = WholeCheckpointer(folder, {**kept, **further})
+    frozen = {
+        key
+        for key, weight in network.named_parameters()
+        if not weight.requires_grad
+        and key.startswith(getattr(network, "pretrained", "-"))
+    }
+    if frozen:
+        save, load = hooks_without(frozen, network)
+        checkpointer.add_recoverable(name, network, load, save)
+    return checkpointer
 
 
 def _opt_class(opt_class, network):

@@ -38,6 +38,16 @@ def test_the_mean_of_the_last_epochs_that_were_kept(tmp_path):
         for key, value in found.items():
             expected = (passed[1][part][key] + passed[2][part][key]) / 2
             torch.testing.assert_close(value, expected)
+    # What checkpoints leave out, since it is frozen, is in the step's own file.
+    left_out = {**passed[2]["embedding_model"], "front.weight": torch.ones(2)}
+    torch.save(left_out, folder / "embedding_model.ckpt")
+    average_step(tmp_path, "iter1/gated", 2)
+    path = tmp_path / name / "embedding_model.ckpt"
+    again = torch.load(path, weights_only=True)
+    assert torch.equal(again.pop("front.weight"), torch.ones(2))
+    for key, value in again.items():
+        one, other = (p["embedding_model"][key] for p in passed[1:])
+        torch.testing.assert_close(value, (one + other) / 2)
     with pytest.raises(ValueError, match="of 2 epochs.*keep_checkpoints=3"):
         average_step(tmp_path, "iter1/gated", 3)
     with pytest.raises(ValueError, match="of 0 epochs"):

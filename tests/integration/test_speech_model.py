@@ -65,6 +65,12 @@ def test_trained_stopped_resumed_and_exported(corpus, tmp_path, monkeypatch):
         layers = {name for name in moved if name.startswith("front.")}
         assert layers
         assert all(name.startswith("front.encoder.layers.") for name in layers)
+        # What is frozen is in the phase's own file alone.
+        folder = stopped / "iter1" / phase / "checkpoints"
+        for path in folder.glob(f"*/{WEIGHTS}"):
+            rest = start.keys() - read_tensors(path).keys()
+            assert rest and not rest & moved
+            assert all(name.startswith("front.") for name in rest)
     lr = [record["lr"] for record in read_metrics(whole) if "lr" in record]
     assert lr == [1e-3] * 2  # the head's
 

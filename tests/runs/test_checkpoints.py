@@ -7,7 +7,7 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from lgl_plugin.runs import checkpoints
-from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.checkpoints import WholeCheckpointer, hooks_without
 
 
 class Full(torch.nn.Module):
@@ -146,3 +146,30 @@ def test_a_clock_that_was_put_back_changes_no_order(tmp_path, monkeypatch):
     assert checkpointer.find_checkpoint().path == latest.path
     again = WholeCheckpointer(tmp_path, {"a": model})
     assert again.find_checkpoint().path == latest.path
+
+
+def test_frozen_weights_are_left_out(tmp_path):
+    """The module has them; of an older, whole checkpoint all are taken."""
+
+    def pair():
+        return torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
+
+    def checkpointer(module, *frozen):
+        made = WholeCheckpointer(tmp_path)
+        save, load = hooks_without(frozen, module)
+        made.add_recoverable("model", module, load, save)
+        return made
+
+    before, after, frozen = pair(), pair(), ("0.weight", "0.bias")
+    saved = checkpointer(before, *frozen).save_checkpoint()
+    kept = torch.load(saved.path / "model.ckpt", weights_only=True)
+    assert kept.keys() == {"1.weight", "1.bias"}
+    with pytest.raises(ValueError, match="frozen weights are others"):
+        checkpointer(after, *frozen).recover_if_possible()
+    after[0].load_state_dict(before[0].state_dict())
+    checkpointer(after, *frozen).recover_if_possible()
+    assert torch.equal(after[1].weight, before[1].weight)
+    WholeCheckpointer(tmp_path, {"model": before}).save_checkpoint()
+    after = pair()
+    checkpointer(after, *frozen).recover_if_possible()
+    assert torch.equal(after[0].weight, before[0].weight)
