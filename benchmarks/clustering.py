@@ -5,25 +5,35 @@
 > python benchmarks/clustering.py --device=cuda --n=1092009 --k=6000
 > python benchmarks/clustering.py --starts --repeats=5
 > python benchmarks/clustering.py --two_step=5000
+> python benchmarks/clustering.py --rivals sklearn speechbrain --threads=1
 
 Embeddings are generated: K speakers of unequal sizes on the sphere, their
 utterances around them, both with most variance in few dimensions. The floor
 of an iteration is that of its products, 2 N K D operations, at the rate of
-large float32 products, the highest measured between the runs.
+large float32 products, the highest measured between the runs. Rivals are
+scikit-learn's k-means with as many iterations, and SpeechBrain's as it is, in
+mini-batches until it improves no more; they get embeddings of length 1.
 """
 
+import functools
 import importlib.util
 import statistics
 import time
+import types
 
 import common
 import numpy as np
+import sklearn.cluster
+import threadpoolctl
 import torch
 from sklearn.cluster import kmeans_plusplus
+from speechbrain.integrations.audio_tokenizers.kmeans import (
+    MiniBatchKMeansSklearn,
+)
 
 from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
-from lgl_plugin.clustering.vectors import exact_matmul
+from lgl_plugin.clustering.vectors import exact_matmul, normalised
 from lgl_plugin.metrics.agreement import nmi
 
 
@@ -45,6 +55,36 @@ class SklearnStart(FaissKMeans):
         return kmeans_plusplus(points[rows], n_clusters, random_state=seed)[0]
 
 
+class Rival:
+    """A k-means of scikit-learn's form, perhaps behind SpeechBrain's."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, embeddings):
+        points = torch.from_numpy(normalised(embeddings))
+        self.model.fit(points)
+        found = getattr(self.model, "kmeans", self.model)
+        return types.SimpleNamespace(
+            labels=found.labels_,
+            centroids=normalised(found.cluster_centers_),
+            n_empty=len(found.cluster_centers_) - len(set(found.labels_)),
+        )
+
+
+# From a rival's name to what makes it by clusters, iterations and a seed.
+RIVALS = {
+    "sklearn": lambda k, iterations, seed: Rival(
+        sklearn.cluster.KMeans(
+            k, max_iter=iterations, tol=0, n_init=1, random_state=seed
+        )
+    ),
+    "speechbrain": lambda k, iterations, seed: Rival(
+        MiniBatchKMeansSklearn(k, random_state=seed)
+    ),
+}
+
+
 def speakers(n, k, dimensions, spread, seed=0):
     """Embeddings (n, dimensions) of k speakers, and whose they are."""
     rng = np.random.default_rng(seed)
@@ -60,8 +100,9 @@ def speakers(n, k, dimensions, spread, seed=0):
     return embeddings, labels
 
 
-def matmul_rate(device, size=4096):
+def matmul_rate(device):
     """Operations per second of large float32 products."""
+    size = 2048 if device == "cpu" else 4096
     left, right = torch.randn(2, size, size, device=device)
     with exact_matmul():
         times = common.measure({"": lambda: left @ right}, 3, device)[""]
@@ -84,16 +125,19 @@ def run(cluster, embeddings, labels, device):
     """One clustering: seconds of its parts, memory, quality."""
     kmeans = getattr(cluster, "kmeans", cluster)
     seeding, iterations = [], []
-    kmeans._first_centroids = timed(kmeans._first_centroids, seeding)
-    kmeans._iterate = timed(kmeans._iterate, iterations)
+    if not isinstance(kmeans, Rival):
+        kmeans._first_centroids = timed(kmeans._first_centroids, seeding)
+        kmeans._iterate = timed(kmeans._iterate, iterations)
     common.reset_peaks(device)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     found = cluster(embeddings)
     total = time.perf_counter() - started
+    worked = time.process_time() - worked
     return {
         "seeding": sum(seeding),
         "iterations": iterations,
         "total": total,
+        "worked": worked,
         "inertia": inertia(embeddings, found),
         "nmi": nmi(labels, found.labels),
         "empty": found.n_empty,
@@ -120,17 +164,21 @@ def row(name, runs, floor):
     def over_runs(key):
         return [run[key] for run in runs]
 
+    figures = {"clustering": name}
     iterations = [t for times in over_runs("iterations") for t in times]
-    median = statistics.median(iterations)
-    figures = {
-        "clustering": name,
-        "seeding s": statistics.median(over_runs("seeding")),
-        "iteration s": median,
-        "lowest": min(iterations),
-        "highest": max(iterations),
-        "floor s": floor,
-        "times the floor": median / floor,
+    if iterations:
+        median = statistics.median(iterations)
+        figures |= {
+            "seeding s": statistics.median(over_runs("seeding")),
+            "iteration s": median,
+            "lowest": min(iterations),
+            "highest": max(iterations),
+            "floor s": floor,
+            "times the floor": median / floor,
+        }
+    figures |= {
         "total s": statistics.median(over_runs("total")),
+        "of a processor": statistics.median(over_runs("worked")),
         "inertia": statistics.mean(over_runs("inertia")),
         "NMI": f"{statistics.mean(over_runs('nmi')):.4f}",
         "NMI lowest-highest": f"{min(over_runs('nmi')):.4f}-"
@@ -159,9 +207,11 @@ if __name__ == "__main__":
     parser.add_argument(
         "--two_step", type=int, help="clusters of the first of two steps"
     )
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=[])
     parser.add_argument("--backend", choices=("torch", "faiss"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    threadpoolctl.threadpool_limits(options.threads)
 
     backends = {f"torch {options.device}": TorchKMeans}
     if importlib.util.find_spec("faiss"):
@@ -206,11 +256,15 @@ if __name__ == "__main__":
                     kmeans(backend, options.two_step, seed), options.k
                 )
             )
+    for name in options.rivals:
+        variants[name] = functools.partial(
+            RIVALS[name], options.k, options.iterations
+        )
     runs = {name: [] for name in variants}
     rates = []
     for seed in range(options.repeats):
+        rates.append(matmul_rate(options.device))
         for name, variant in variants.items():
-            rates.append(matmul_rate(options.device))
             runs[name].append(
                 run(variant(seed), embeddings, labels, options.device)
             )
@@ -221,6 +275,8 @@ if __name__ == "__main__":
         n_clusters = options.two_step if two_steps else options.k
         floor = operations * n_clusters / max(rates)
         rows.append(row(name, runs[name], floor))
+        ratio = rows[-1]["of a processor"] / rows[0]["of a processor"]
+        rows[-1]["times the first"] = ratio
     common.report(
         rows,
         f"k-means, {options.n} embeddings of {options.dim}, {options.k} "

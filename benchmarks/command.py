@@ -2,14 +2,17 @@
 
 > python benchmarks/command.py --threads=2 --repeats=5
 > python benchmarks/command.py --threads=2 --repeats=5 --neighbour
+> PYTHONPATH=/path/to/resemblyzer python benchmarks/command.py --threads=1
 
 Each variant is a process of its own, start included, on the same generated
 wav files of 2 to 12 s: what a user waits for. SpeechBrain's preparation of
 VoxCeleb reads every file whole; its inference embeds file by file. The encoder
-is ECAPA-TDNN of random weights. `--neighbour` keeps one core busy meanwhile.
+is ECAPA-TDNN of random weights. Resemblyzer, where it is installed, embeds by
+its own network, an LSTM. `--neighbour` keeps one core busy meanwhile.
 """
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -46,6 +49,17 @@ vectors = [
     for path in sorted(pathlib.Path(sys.argv[1]).glob("*.wav"))
 ]
 np.save(sys.argv[3], np.stack(vectors))
+"""
+RESEMBLYZER = """
+import pathlib, sys
+import numpy as np
+from resemblyzer import VoiceEncoder, preprocess_wav
+encoder = VoiceEncoder("cpu")
+vectors = [
+    encoder.embed_utterance(preprocess_wav(path))
+    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.wav"))
+]
+np.save(sys.argv[2], np.stack(vectors))
 """
 IMPORT = "from speechbrain.inference.speaker import EncoderClassifier"
 BUSY = "while True: pass"
@@ -109,6 +123,11 @@ def main(options, folder):
             "-c", THEIR_EMBED, str(audio), encoder, "new"
         ),
     }
+    if importlib.util.find_spec("resemblyzer"):
+        name = "embed, Resemblyzer's way"
+        variants[name] = process("-c", RESEMBLYZER, str(audio), "new")
+    else:
+        print("Resemblyzer is not installed, and left out")
     with contextlib.ExitStack() as stack:
         if options.neighbour:
             busy = subprocess.Popen([sys.executable, "-c", BUSY])
