@@ -40,7 +40,7 @@ from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import Strings, load_manifest
 from lgl_plugin.dataio.trials import read_trials
-from lgl_plugin.inference.export import read_state_dict
+from lgl_plugin.inference.inference_model import read_state_dict
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.metrics_log import read_metrics, summarise, table
 from lgl_plugin.runs.run import Run

@@ -73,8 +73,8 @@ NO_EXAMPLE = {
     "training.stage1.stage1_modules",
     "training.stage1.train_stage1_phase",
     "training.stage2.Round",
-    "training.stage2.find_encoder",
-    "training.stage2.find_given",
+    "training.start.find_encoder",
+    "training.start.find_given",
 }
 # Methods that SpeechBrain or torch calls, with arguments of its own.
 HOOKS = {

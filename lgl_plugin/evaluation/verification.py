@@ -14,12 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from lgl_plugin.dataio.trials import Trials
-from lgl_plugin.metrics.error_rates import (
-    count_rejected,
-    eer,
-    equal_error_point,
-    min_dcf,
-)
+from lgl_plugin.metrics.error_rates import Resampled, eer, min_dcf
 from lgl_plugin.utils.files import atomic_write
 
 # Utterances and cohort utterances whose cosines are held at once: 32 MiB.
@@ -245,33 +240,21 @@ def bootstrap_eer(
             "level must be between 0 and 1 and n_resamples at least 1, got "
             f"{level} and {n_resamples}"
         )
-    order, _, missed, refused = count_rejected(scores, trials.labels)
-    labels = trials.labels[order]
     n_speakers, speakers = _speakers(trials)
+    sides = speakers[trials.enrolment], speakers[trials.test]
+    resampled = Resampled(scores, trials.labels, *sides)
     if n_speakers == 1:
         raise ValueError(
             "all utterances are joined by target trials: no interval can be "
             "drawn from a single speaker"
         )
-    first = speakers[trials.enrolment[order]]
-    second = speakers[trials.test[order]]
-    # A trial within a speaker has that speaker on one side and, on the other,
-    # a dummy who counts once in every draw: the product is not squared.
-    second[first == second] = n_speakers
-    target, nontarget = (
-        (first[chosen], second[chosen]) for chosen in (labels, ~labels)
-    )
     rng = np.random.default_rng(seed)
     rates = []
     while len(rates) < n_resamples:
         drawn = rng.integers(n_speakers, size=n_speakers)
-        times = np.append(np.bincount(drawn, minlength=n_speakers), 1)
-        misses = _running_count(times, target)
-        refusals = _running_count(times, nontarget)
-        if misses[-1] and refusals[-1]:
-            p_miss = misses[missed] / misses[-1]
-            p_fa = 1 - refusals[refused] / refusals[-1]
-            rates.append(equal_error_point(p_miss, p_fa)[0])
+        rate = resampled.eer(np.bincount(drawn, minlength=n_speakers))
+        if not np.isnan(rate):
+            rates.append(rate)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -349,9 +332,3 @@ def _speakers(trials):
     size = len(trials.utterances)
     joined = sparse.coo_matrix((np.ones(len(pairs[0])), pairs), (size, size))
     return sparse.csgraph.connected_components(joined, directed=False)
-
-
-def _running_count(times, sides):
-    """Counts the first n trials as often as drawn, for n from 0 to all."""
-    first, second = sides
-    return np.append(0, np.cumsum(times[first] * times[second]))

@@ -44,13 +44,9 @@ from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import (
-    atomic_write,
-    checksum,
-    load_arrays,
-    save_arrays,
-)
+from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
 from lgl_plugin.utils.signals import stop
+from lgl_plugin.utils.tables import write_csv
 
 logger = get_logger(__name__)
 
@@ -333,15 +329,11 @@ class Ladder:
         """Writes the manifest of the recordings to fit on, and of no other."""
         names = {self.manifest.ids[row] for row in self.fitted}
         listed = self.folder / "manifest.csv"
-        with (
-            open(listed, newline="", encoding="utf-8") as source,
-            atomic_write(path) as out,
-        ):
+        with open(listed, newline="", encoding="utf-8") as source:
             header, *rows = csv.reader(source)
-            place = header.index("ID")
-            writer = csv.writer(out, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(row for row in rows if row[place] in names)
+        place = header.index("ID")
+        kept = [row for row in rows if row[place] in names]
+        write_csv(path, [header, *kept])
 
     def _subset(self, rows):
         """Returns the manifest's rows as a manifest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -331,17 +332,17 @@ def _load_folder(folder):
     return encoder, hparams.get("sample_rate", 16000)
 
 
+@dataclasses.dataclass(eq=False)
 class _Waveforms(torch.utils.data.Dataset):
     """Reads the waveforms of a batch; runs in the loader's processes."""
 
-    def __init__(self, manifest, rows, seconds, order, ends, rate, shortest):
-        self.manifest = manifest
-        self.rows = rows
-        self.seconds = seconds
-        self.order = order
-        self.ends = ends
-        self.rate = rate
-        self.shortest = shortest  # samples
+    manifest: Manifest
+    rows: np.ndarray
+    seconds: np.ndarray
+    order: np.ndarray
+    ends: np.ndarray
+    rate: int
+    shortest: int  # samples
 
     def __len__(self):
         return len(self.ends)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import json
 import os
 import pathlib
@@ -20,8 +20,9 @@ from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import WEIGHTS, YAML, encoder_files
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import atomic_write, checksum, write_json
+from lgl_plugin.utils.files import checksum, write_json
 from lgl_plugin.utils.signals import stop
+from lgl_plugin.utils.tables import write_csv
 
 logger = get_logger(__name__)
 
@@ -108,11 +109,12 @@ def embed_folder(
         found, bad = extract(manifest, np.arange(len(manifest)), folder)
     BadFiles(folder / "bad_files.txt", len(manifest)).add(bad)
     durations = manifest.durations[manifest.rows(found.utterances)]
-    with atomic_write(folder / "utterances.csv") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["row", "ID", "seconds"])
-        for row, (name, seconds) in enumerate(zip(found.utterances, durations)):
-            writer.writerow([row, name, round(float(seconds), 3)])
+    rows = (
+        [row, name, round(float(seconds), 3)]
+        for row, (name, seconds) in enumerate(zip(found.utterances, durations))
+    )
+    header = ["row", "ID", "seconds"]
+    write_csv(folder / "utterances.csv", itertools.chain([header], rows))
     write_json(folder / RECORD, made_from)  # last: all before it is whole
     return manifest, found
 

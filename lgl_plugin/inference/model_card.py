@@ -60,11 +60,9 @@ def model_card(
     body = [
         [f"**{name}**" if name == own else name, *rest] for name, *rest in body
     ]
-    # huggingface_hub renders without autoescape, and a run's text could break
-    # out of the card: _code and _table escape it for Markdown.
-    card = ModelCard.from_template(
+    return _render(
+        "model_card.md",
         _metadata(title, rows.get(own, {}), trials, licence, backend),
-        template_path=str(pathlib.Path(__file__).with_name("model_card.md")),
         title=title,
         given=given,
         encoder=encoder,
@@ -93,7 +91,6 @@ def model_card(
         ],
         licence=_code(licence),
     )
-    return f"{card}\n"
 
 
 def adapted_card(
@@ -112,10 +109,9 @@ def adapted_card(
     few = facts["given"] and facts["trained"]
     how = "with few labels" if few else "without labels"
     title = f"Speaker encoder adapted {how}"
-    tags = [*TAGS[:3], "domain-adaptation"]
-    card = ModelCard.from_template(
-        ModelCardData(license=licence, library_name="speechbrain", tags=tags),
-        template_path=str(pathlib.Path(__file__).with_name("adapted_card.md")),
+    return _render(
+        "adapted_card.md",
+        _tagged(licence, [*TAGS[:3], "domain-adaptation"]),
         title=title,
         source=_code(last_name(source)),
         data=_code(last_name(data)),
@@ -123,7 +119,6 @@ def adapted_card(
         licence=_code(licence),
         **facts,
     )
-    return f"{card}\n"
 
 
 def pretrained_card(
@@ -134,18 +129,13 @@ def pretrained_card(
     `facts` are those of the template that need no escaping; `source` names the
     file.
     """
-    data = ModelCardData(
-        license=licence, library_name="speechbrain", tags=TAGS[:3]
-    )
-    path = pathlib.Path(__file__).with_name("pretrained_card.md")
-    card = ModelCard.from_template(
-        data,
-        template_path=str(path),
+    return _render(
+        "pretrained_card.md",
+        _tagged(licence, TAGS[:3]),
         source=_code(last_name(source)),
         licence=_code(licence),
         **facts,
     )
-    return f"{card}\n"
 
 
 def last_name(text: str) -> str:
@@ -154,9 +144,23 @@ def last_name(text: str) -> str:
     return pathlib.PureWindowsPath(text).name
 
 
-def _metadata(title, figures, trials, licence, backend):
+def _render(template, metadata, /, **facts):
+    """Returns a card of a template in this folder."""
+    # huggingface_hub renders without autoescape, and a run's text could break
+    # out of the card: _code and _table escape it for Markdown.
+    path = pathlib.Path(__file__).with_name(template)
+    card = ModelCard.from_template(metadata, template_path=str(path), **facts)
+    return f"{card}\n"
+
+
+def _tagged(licence, tags):
     """Returns the YAML front matter, which the Hugging Face Hub reads."""
-    data = ModelCardData(license=licence, library_name="speechbrain", tags=TAGS)
+    return ModelCardData(license=licence, library_name="speechbrain", tags=tags)
+
+
+def _metadata(title, figures, trials, licence, backend):
+    """Returns the front matter, with the error rate if there is one."""
+    data = _tagged(licence, TAGS)
     rate = figures.get("eer_backend" if backend else "eer")
     if rate is not None:
         data.metrics = ["eer"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold
 from lgl_plugin.inference.naming import Named, name_files
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.tables import write_csv
 
 # Cosines of files with speakers that are held at once: 64 MiB.
 COSINES = 2**24
@@ -202,18 +201,16 @@ def confidences(
 
 def write_speakers(path: str | pathlib.Path, speech: Speakers) -> None:
     """Writes a csv of file, speaker, confidence and seconds, by speaker."""
-    with atomic_write(path) as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["file", "speaker", "confidence", "seconds"])
-        for row in by_speaker(speech):
-            writer.writerow(
-                [
-                    speech.files[row],
-                    speech.name(speech.labels[row]),
-                    f"{speech.confidence[row]:.2f}",
-                    f"{speech.seconds[row]:.2f}",
-                ]
-            )
+    rows = (
+        [
+            speech.files[row],
+            speech.name(speech.labels[row]),
+            f"{speech.confidence[row]:.2f}",
+            f"{speech.seconds[row]:.2f}",
+        ]
+        for row in by_speaker(speech)
+    )
+    write_csv(path, [["file", "speaker", "confidence", "seconds"], *rows])
 
 
 def write_wrong(path: str | pathlib.Path, speech: Speakers) -> None:
@@ -224,21 +221,20 @@ def write_wrong(path: str | pathlib.Path, speech: Speakers) -> None:
     """
     found = speech.named
     assert found is not None
-    with atomic_write(path) as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(
-            ["file", "label", "sounds_like", "cosine_label", "cosine_other"]
-        )
-        for row in found.wrong:
-            cosines = found.own[row], found.other[row]
-            writer.writerow(
-                [
-                    speech.files[row],
-                    speech.names[speech.labels[row]],
-                    sounds_like(speech, row),
-                    *("" if np.isnan(c) else f"{c:.3f}" for c in cosines),
-                ]
-            )
+    header = ["file", "label", "sounds_like", "cosine_label", "cosine_other"]
+    rows = (
+        [
+            speech.files[row],
+            speech.names[speech.labels[row]],
+            sounds_like(speech, row),
+            *(
+                "" if np.isnan(cosine) else f"{cosine:.3f}"
+                for cosine in (found.own[row], found.other[row])
+            ),
+        ]
+        for row in found.wrong
+    )
+    write_csv(path, [header, *rows])
 
 
 def sounds_like(speech: Speakers, row: int) -> str:

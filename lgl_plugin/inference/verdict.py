@@ -32,7 +32,7 @@ from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.extractor import Extractor
-from lgl_plugin.metrics.error_rates import count_rejected, equal_error_point
+from lgl_plugin.metrics.error_rates import Resampled
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.utils.progress import tqdm
 
@@ -268,13 +268,17 @@ def judge(before: Parts, after: Parts, seed: int = 0) -> Verdict:
     rng = np.random.default_rng(seed)
     scores = before.scores(), after.scores()
     i, j = _trials(*scores, rng)
-    curves = [_Curve(of_all[i, j], i, j) for of_all in scores]
+    sides = [np.repeat(side, scores[0].shape[2]) for side in (i, j)]
+    curves = [
+        Resampled(of_all[i, j].ravel(), sides[0] == sides[1], *sides)
+        for of_all in scores
+    ]
     once = np.ones(number, np.int64)
-    rates = [100 * curve.rate(once) for curve in curves]
+    rates = [100 * curve.eer(once) for curve in curves]
     changes = []
     for _ in range(RESAMPLES):
         times = np.bincount(rng.integers(number, size=number), minlength=number)
-        changes.append(100 * (curves[1].rate(times) - curves[0].rate(times)))
+        changes.append(100 * (curves[1].eer(times) - curves[0].eer(times)))
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(changes, [tail, 1 - tail])
     return Verdict(number, rates[0], rates[1], float(low), float(high))
@@ -300,31 +304,3 @@ def _trials(before, after, rng):
     own = np.arange(number)
     i = np.concatenate([own, np.repeat(own, others.shape[1])])
     return i, np.concatenate([own, others.ravel()])
-
-
-class _Curve:
-    """One encoder's trials by score, to count them as often as drawn."""
-
-    def __init__(self, scores, i, j):
-        n_scores = scores.shape[1]
-        target = np.repeat(i == j, n_scores)
-        order, _, self.missed, self.refused = count_rejected(
-            scores.ravel(), target
-        )
-        i, j = (np.repeat(side, n_scores)[order] for side in (i, j))
-        target = target[order]
-        self.targets = i[target]
-        self.others = i[~target], j[~target]
-
-    def rate(self, times):
-        """Returns the EER where recordings (N,) count so many times.
-
-        A non-target trial counts as the product of both of its recordings.
-        """
-        first, second = self.others
-        misses = np.append(0, np.cumsum(times[self.targets]))
-        refusals = np.append(0, np.cumsum(times[first] * times[second]))
-        return equal_error_point(
-            misses[self.missed] / misses[-1],
-            1 - refusals[self.refused] / refusals[-1],
-        )[0]

@@ -145,6 +145,46 @@ def count_rejected(
     return order, cuts, missed, rejected - missed
 
 
+class Resampled:
+    """Trials by score, to count them as often as their two sides are drawn.
+
+    `first` and `second`, int64 (T,), are the sides, speakers or recordings.
+    A trial between two counts as the product of both, one within a side as
+    that. Raises ValueError as `count_rejected` does.
+    """
+
+    def __init__(
+        self,
+        scores: npt.ArrayLike,
+        labels: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+    ):
+        order, _, self.missed, self.refused = count_rejected(scores, labels)
+        # The last side is a dummy, which counts once in every draw: the
+        # product of a trial within a side is then not squared.
+        second = np.where(first == second, -1, second)[order]
+        first, labels = first[order], labels[order]
+        self.targets = first[labels], second[labels]
+        self.others = first[~labels], second[~labels]
+
+    def eer(self, times: np.ndarray) -> float:
+        """Returns the EER where sides (N,) are drawn so often, int64.
+
+        NaN if no trial of a class is drawn.
+        """
+        times = np.append(times, 1)
+        misses, refusals = (
+            np.append(0, np.cumsum(times[first] * times[second]))
+            for first, second in (self.targets, self.others)
+        )
+        if not (misses[-1] and refusals[-1]):
+            return np.nan
+        p_miss = misses[self.missed] / misses[-1]
+        p_fa = 1 - refusals[self.refused] / refusals[-1]
+        return equal_error_point(p_miss, p_fa)[0]
+
+
 def equal_error_point(
     p_miss: np.ndarray, p_fa: np.ndarray
 ) -> tuple[float, int]:

@@ -203,13 +203,27 @@ class Layers:
 
     def outputs(self, run: Callable[[], Tensor]) -> Tensor:
         """Returns what the part gets in a run, the batch first."""
-        found = input_of(self.part, run)
-        return found if self.number else found.transpose(0, 1)
+        found = []
+        hook = self.part.register_forward_pre_hook(
+            lambda _, args: found.append(args[0])
+        )
+        try:
+            run()
+        finally:
+            hook.remove()
+        return found[0] if self.number else found[0].transpose(0, 1)
 
-    def given(self, value: Tensor) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def given(self, value: Tensor) -> Iterator[None]:
         """Gives the part other outputs, the batch first."""
         value = value if self.number else value.transpose(0, 1)
-        return given_input(self.part, value)
+        hook = self.part.register_forward_pre_hook(
+            lambda _, args: (value.to(args[0]), *args[1:])
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def sums(self, values: Tensor) -> list[float]:
         """Sums values, of an input without the batch, by layer."""
@@ -230,26 +244,3 @@ def layers_of(network: torch.nn.Module) -> Layers | None:
         if isinstance(mfa, torch.nn.Module) and hasattr(part, "blocks"):
             return Layers(mfa, len([*part.blocks.children()]) - 1)  # type: ignore[union-attr]
     return None
-
-
-def input_of(part: torch.nn.Module, run: Callable[[], Tensor]) -> Tensor:
-    """Returns the first input that a part of a network gets in a run."""
-    kept = []
-    hook = part.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
-    try:
-        run()
-    finally:
-        hook.remove()
-    return kept[0]
-
-
-@contextlib.contextmanager
-def given_input(part: torch.nn.Module, value: Tensor) -> Iterator[None]:
-    """Gives a part of a network a value in the place of its first input."""
-    hook = part.register_forward_pre_hook(
-        lambda _, args: (value.to(args[0]), *args[1:])
-    )
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -37,11 +37,6 @@ def span_mask(batch: int, frames: int, share: float, length: int) -> Tensor:
     torch.Tensor
         Bool (batch, frames), True where masked.
 
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
-
     Example
     -------
     >>> mask = span_mask(64, 100, share=0.5, length=10)

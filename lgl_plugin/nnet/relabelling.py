@@ -46,11 +46,6 @@ class TeacherLabels(nn.Module):
     alive : torch.Tensor
         Which pseudo-speakers an utterance has, bool (K,).
 
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
-
     Example
     -------
     >>> parts = torch.nn.Identity(), torch.nn.Identity()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 
 import torch
 
 
+@dataclasses.dataclass(eq=False)
 class WarmupCosine:
     """A linear rise to the peak rate, then half a cosine down to a share of it.
 
@@ -24,11 +26,6 @@ class WarmupCosine:
     final : float
         Rate at the end as a share of the peak, in [0, 1].
 
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
-
     Example
     -------
     >>> schedule = WarmupCosine(lr=0.001, warmup=0.1, final=0.01)
@@ -36,24 +33,17 @@ class WarmupCosine:
     [0.0005, 0.001, 0.000505, 1e-05]
     """
 
-    def __init__(
-        self, lr: float, warmup: float = 0.05, final: float = 0.01
-    ) -> None:
-        if not lr > 0:
-            raise ValueError(f"lr must be above 0, got {lr}")
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), got {warmup}")
-        if not 0 <= final <= 1:
-            raise ValueError(f"final must be in [0, 1], got {final}")
-        self.lr = float(lr)
-        self.warmup = float(warmup)
-        self.final = float(final)
+    lr: float
+    warmup: float = 0.05
+    final: float = 0.01
 
-    def __repr__(self) -> str:
-        return (
-            f"WarmupCosine(lr={self.lr}, warmup={self.warmup}, "
-            f"final={self.final})"
-        )
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"final must be in [0, 1], got {self.final}")
 
     def __call__(self, done: float) -> float:
         """Returns the rate; beyond 1, that of the end."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,30 +11,32 @@ from typing import Any
 import numpy as np
 import torch
 from speechbrain.utils.distributed import main_process_only
-from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.clustering.first_step import means_of
 from lgl_plugin.clustering.seeding import seeded
 from lgl_plugin.clustering.vectors import normalised, without_small
-from lgl_plugin.dataio.given import GivenLabels, read_given
+from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.labels import read_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
-from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.given import GivenRows
-from lgl_plugin.runs.run import stage1_steps
-from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
-from lgl_plugin.runs.state import check_artefact
 from lgl_plugin.runs.weights import load_weights, read_tensors, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.relabelling import RelabellingBrain
 from lgl_plugin.training.session import Session
-from lgl_plugin.utils.distributed import from_main, launch_command
+
+# Older copies of the recipe find find_encoder and find_given here.
+from lgl_plugin.training.start import (  # noqa: F401
+    START,
+    find_encoder,
+    find_given,
+    new_anchor,
+)
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
@@ -44,12 +45,9 @@ from lgl_plugin.utils.files import (
     write_json,
 )
 
-logger = get_logger(__name__)
-
 MEMORY = "losses.ckpt"
 SCORES = "scores.npz"
 GATE = "gate.npz"
-START = "start.ckpt"  # a new_encoder's, where others' labels come first
 
 
 class Round:
@@ -118,7 +116,7 @@ class Round:
     @main_process_only
     def cluster(self, folder: pathlib.Path) -> dict:
         """Makes pseudo-labels of the embeddings (paper, section 2.2)."""
-        settings = self.settings
+        settings, manifest = self.settings, self.session.manifest
         embeddings = Embeddings.load(self.folder / "embeddings")
         started = time.perf_counter()
         points = vectors = np.array(embeddings.vectors)
@@ -127,7 +125,7 @@ class Round:
         clusters = settings.cluster(points)
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:
-            rows = self.session.manifest.rows(embeddings.utterances)
+            rows = manifest.rows(embeddings.utterances)
             labels = seeded(points, labels, self.given.of(rows))
         # Of the embeddings as they are, for the classifier is to work on them.
         means, _ = means_of(vectors, labels)
@@ -149,7 +147,6 @@ class Round:
             facts["speakers"] = [*self.given.speakers]
         write_json(folder / "labels.json", facts)
         seconds = time.perf_counter() - started
-        rows = self.session.manifest.rows(names)
         self.log(
             phase="clusters",
             n_clusters=n_clusters,
@@ -157,7 +154,7 @@ class Round:
             seconds=seconds,
             labelled_share=len(labels) / len(vectors),
             **cluster_sizes(labels, n_clusters),
-            **self.session.observer.clusters(rows, labels),
+            **self.session.observer.clusters(manifest.rows(names), labels),
         )
         return {"n_clusters": n_clusters}
 
@@ -234,9 +231,8 @@ class Round:
         """
         gate = self.settings.gate
         gate.start_iteration(self.number)
-        memory = load_weights(
-            self._new_memory(), self.folder / "classifier" / MEMORY
-        )
+        memory = self.settings.new_memory(len(self.session.manifest))
+        load_weights(memory, self.folder / "classifier" / MEMORY)
         gate.end_epoch(memory.losses[~memory.losses.isnan()])
         return gate, memory
 
@@ -244,9 +240,6 @@ class Round:
         """Returns the manifest rows that the gate let through last."""
         gate = load_arrays(self.folder / "gated" / GATE)
         return np.sort(gate["rows"][gate["selected"]])
-
-    def _new_memory(self):
-        return self.settings.new_memory(len(self.session.manifest))
 
     def fit(
         self,
@@ -283,31 +276,31 @@ class Round:
         **options
             As for `training.fit.fit`.
         """
-        labels, observer = self.labels, self.session.observer
-        memory = self._new_memory() if memory is None else memory
+        session, settings, labels = self.session, self.settings, self.labels
+        observer, n_utterances = session.observer, len(session.manifest)
+        if memory is None:
+            memory = settings.new_memory(n_utterances)
         modules = {
             "encoder": encoder,
             "classifier": classifier,
-            "aam": aam or self.settings.aam,
+            "aam": aam or settings.aam,
             "gate": gate,
             "memory": memory,
         }
-        if self.settings.anchor:
+        if settings.anchor:
             start = read_tensors(self.start_of_encoder)
-            held = _held(self.settings, encoder.network)
-            modules["anchor"] = Anchor(start, self.settings.anchor, held)
+            modules["anchor"] = new_anchor(settings, encoder.network, start)
         if self.given is not None:
             known = torch.from_numpy(self.given.by_row >= 0)
             modules["given"] = GivenRows(known)
         if correction is not None:
-            modules["correction"] = correction(len(self.session.manifest))
+            modules["correction"] = correction(n_utterances)
         brain_class = LossGatedBrain
         if relabel is not None:
             brain_class = RelabellingBrain
             # Held-out utterances, which nobody relabels, keep none alive.
             trained = np.full_like(labels, -1)
-            rows = self.session.train_rows
-            trained[rows] = labels[rows]
+            trained[session.train_rows] = labels[session.train_rows]
             modules["correction"] = relabel(
                 *(encoder, classifier, torch.from_numpy(trained)),
                 n_labels=self.n_clusters,
@@ -320,7 +313,7 @@ class Round:
             return judge(last["rows"], last["losses"]) if judge else {}
 
         brain = fit(
-            self.session,
+            session,
             brain_class,
             modules,
             folder,
@@ -334,20 +327,14 @@ class Round:
         save_weights(encoder.network, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)
         save_weights(memory, folder / MEMORY)
-        places = folder / SCORES, folder / BACKEND
-        figures = self.session.score(encoder, *places)
-        last = brain.tally.last
-        if last:
+        figures = session.score(encoder, folder / SCORES, folder / BACKEND)
+        if last := brain.tally.last:
             save_arrays(folder / GATE, **last)
             selected, corrected = last["selected"], last["corrected"]
             figures["selected_share"] = float(np.mean(selected))
             figures["corrected_share"] = float(np.mean(corrected >= 0))
-            figures.update(
-                observer.selection(
-                    *(brain.judged_labels(labels), last["rows"]),
-                    *(selected, corrected),
-                )
-            )
+            judged = brain.judged_labels(labels), last["rows"]
+            figures.update(observer.selection(*judged, selected, corrected))
         self.log(phase=f"after {folder.name}", **figures)
 
 
@@ -358,118 +345,3 @@ def start_from(classifier: torch.nn.Module, centroids: torch.Tensor) -> None:
         return
     with torch.no_grad():
         classifier.weight.copy_(centroids)
-
-
-def find_encoder(session: Session) -> pathlib.Path:
-    """Finds the weights that Stage II starts from, checked against the yaml.
-
-    In debug mode, which tries out a setup, an untrained encoder will do.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none; says which command makes it.
-    ValueError
-        If they do not fit the yaml's encoder, or were damaged since the run
-        that made them, or are not those that the run was begun with.
-    """
-    settings, folder = session.settings, session.run.folder
-    new = settings.new_first_encoder or settings.new_encoder
-    given = settings.pretrained_encoder
-    last = stage1_steps(session.run.settings)[-1]
-    path = pathlib.Path(given) if given else folder / last / ENCODER
-    if path.is_dir():
-        path = path / ENCODER
-    if settings.new_first_encoder is not None:
-        from_main(_keep_start, settings, folder / START)
-    if not path.exists() and session.debug:
-        logger.warning(
-            "--debug: no encoder at %s, an untrained one it is", path
-        )
-        path = folder / "untrained.ckpt"
-        save_weights(new().network, path)
-        return path
-    if not path.exists():
-        key = f"pretrained_encoder: {given}" if given else "Stage II"
-        raise FileNotFoundError(
-            f"{key}: there is no encoder at {path}. Train one with "
-            f"`{stage1_command(settings)}`, or set pretrained_encoder to a "
-            "SpeechBrain checkpoint."
-        )
-    check_artefact(path)
-    load_weights(new().network, path)
-    run, name = session.run, "pretrained_encoder"
-    known = run.inputs.setdefault("stage 2", {})
-    begun = run.sources.get("iter1/embeddings")
-    if given and begun and "iter1/embeddings" in run.done:
-        # Stage I's, say, is on record only as what that step was made from.
-        known.setdefault(name, begun)
-    # Also where the setting is left out this time: by another encoder all
-    # rounds would be done again, in the place of those that are done.
-    if given or name in known:
-        run.given(name, path)
-    return path
-
-
-def find_given(session: Session) -> GivenLabels | None:
-    """Reads the labels that the yaml's `labels_file` gives, if any.
-
-    These are of the user, who asks for them to be trained on; the observer's
-    true labels are not among them.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `read_given` does, or if they are not those that the run was begun
-        with.
-    """
-    path = session.settings.labels_file
-    if path is None:
-        return None
-    given = read_given(path, session.manifest.ids)
-    session.run.given("labels_file", path)
-    return given
-
-
-def _keep_start(settings, path):
-    """Keeps the weights that all rounds' encoders begin with."""
-    torch.manual_seed(settings.seed)  # of the head
-    network = settings.new_encoder().network
-    if settings.anchor:  # an anchor that holds nothing is refused in time
-        held = _held(settings, network)
-        Anchor(network.state_dict(), settings.anchor, held)(network)
-    if not path.exists():
-        save_weights(network, path)
-
-
-def _held(settings, network):
-    """Returns how the names begin of what an anchor is to hold.
-
-    A head that begins at random is free.
-    """
-    fresh = settings.new_first_encoder is not None
-    return getattr(network, "pretrained", "") if fresh else ""
-
-
-def stage1_command(settings: Stage2Settings) -> str:
-    """Returns the command of Stage I for the user's command of Stage II.
-
-    Options that are settings of Stage II alone are left out.
-    """
-    foreign = {*Stage2Settings.model_fields} - {*Stage1Settings.model_fields}
-    words, name, names = [], "", set()
-    for word in shlex.split(launch_command()):
-        if word.startswith("--"):
-            name = word.removeprefix("--").partition("=")[0]
-            names.add(name)
-        elif word.endswith(".yaml") and name != "stage1_yaml":
-            word, name = settings.stage1_yaml, ""
-        if name not in foreign:  # also a value behind its option and a space
-            words.append(word)
-    if settings.stage1_yaml not in words:  # not the recipe's own script
-        words = ["python", "train_lgl.py", settings.stage1_yaml]
-        names = set()
-    for name in ("output_folder", "data_folder"):
-        if name not in names:
-            words.append(f"--{name}={getattr(settings, name)}")
-    return shlex.join(words)

@@ -12,7 +12,7 @@ from lgl_plugin.inference import verdict as module
 from lgl_plugin.inference.backends import Backend, Identity
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.verdict import Parts, Verdict, embed_parts, judge
-from lgl_plugin.metrics.error_rates import eer
+from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
 
 
@@ -80,7 +80,8 @@ def test_a_recording_drawn_twice_is_as_if_it_were_there_twice():
     i, j = module._trials(scores, scores, np.random.default_rng(0))
     pairs = scores[i, j]
     times = np.random.default_rng(3).integers(0, 4, 12)
-    found = module._Curve(pairs, i, j).rate(times)
+    sides = [np.repeat(side, pairs.shape[1]) for side in (i, j)]
+    found = Resampled(pairs.ravel(), sides[0] == sides[1], *sides).eer(times)
     weight = np.where(i == j, times[i], times[i] * times[j])
     expected = eer(
         np.repeat(pairs, weight, axis=0).ravel(),

@@ -25,12 +25,8 @@ from lgl_plugin.training.fit import epoch_line, fit
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.observer import Observer
 from lgl_plugin.training.session import Session
-from lgl_plugin.training.stage2 import (
-    Round,
-    find_encoder,
-    stage1_command,
-    start_from,
-)
+from lgl_plugin.training.stage2 import Round, start_from
+from lgl_plugin.training.start import find_encoder, stage1_command
 from lgl_plugin.utils.files import checksum
 
 GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
@@ -40,7 +36,7 @@ GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
 def session(tmp_path, monkeypatch):
     """A session without the checks that a yaml and a corpus go through."""
     # SpeechBrain's loggers hand nothing on to pytest's.
-    for module in ("session", "stage2"):
+    for module in ("session", "start"):
         name = f"lgl_plugin.training.{module}.logger"
         monkeypatch.setattr(name, logging.getLogger("t"))
     session = Session.__new__(Session)

@@ -21,7 +21,8 @@ from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.session import Session
-from lgl_plugin.training.stage2 import SCORES, find_encoder
+from lgl_plugin.training.stage2 import SCORES
+from lgl_plugin.training.start import find_encoder
 from lgl_plugin.utils.files import checksum
 
 

@@ -37,7 +37,8 @@ from lgl_plugin.training.stage1 import (
     stage1_modules,
     train_stage1_phase,
 )
-from lgl_plugin.training.stage2 import Round, find_encoder, find_given
+from lgl_plugin.training.stage2 import Round
+from lgl_plugin.training.start import find_encoder, find_given
 from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.signals import stop
 

@@ -1,0 +1,274 @@
+"""An encoder's weights in a folder, with a yaml that SpeechBrain loads."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import re
+
+import numpy as np
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.inference.backends import Backend
+from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
+from lgl_plugin.runs.plain import dump_settings
+from lgl_plugin.runs.weights import read_tensors, save_tensors
+from lgl_plugin.utils.files import atomic_write
+
+logger = get_logger(__name__)
+
+PathLike = str | pathlib.Path
+ENCODER, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
+BACKEND = "backend.npz"  # beside a phase's weights
+AFFINE = "backend.ckpt"  # the same in an exported folder
+MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
+# Prefixes that data parallelism and torch.compile give weights' names.
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+
+# SpeechBrain's inference classes call mean_var_norm with features and lengths
+# even where the encoder has none; a sequence of no layers returns the features.
+IDENTITY = {
+    "!new:speechbrain.nnet.containers.LengthsCapableSequential": {
+        "input_shape": [None, None, None]
+    }
+}
+LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder {}"
+# The part of every exported yaml that stands below the model's own.
+FIXED_PART = """
+mean_var_norm_emb: !new:speechbrain.processing.features.InputNormalization
+    norm_type: global
+    std_norm: false
+
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+    sample_rate: !ref <sample_rate>
+{label_encoder}
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+    classifier: !ref <classifier>
+    mean_var_norm_emb: !ref <mean_var_norm_emb>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+"""
+
+
+class InferenceModel:
+    """Weights, with what SpeechBrain needs to build the modules around them.
+
+    `settings` are a stage's, as `plain_settings` reads them, of which `kind`
+    says how to build the encoder; `encoder` and, of Stage II, `classifier` are
+    paths of state dicts. A `backend` becomes the last layers of
+    `embedding_model`, but the network's weights stay a file of their own, for
+    Stage II to start from. FileNotFoundError or ValueError if there are no such
+    weights that fit.
+    """
+
+    def __init__(
+        self,
+        settings: dict,
+        encoder: PathLike,
+        classifier: PathLike | None = None,
+        kind: str = "new_encoder",
+        backend: Backend | None = None,
+    ):
+        self.settings = settings
+        self.n_classes = 0
+        self.encoder = read_state_dict(encoder)
+        self.classifier = None
+        encoder_class, parts = _instance(settings[kind])
+        if not {"features", "network"} <= parts.keys():
+            raise ValueError(
+                f"{kind}: {encoder_class.split(':')[-1]} cannot be exported, "
+                "as it has no features and network, which SpeechBrain loads: "
+                "make it an lgl_plugin.nnet.encoders.Encoder of both"
+            )
+        tag, arguments = _instance(parts["network"])
+        arguments = dict(arguments)
+        self.encoder_class = tag.rpartition(".")[2]
+        self.parts = {
+            "sample_rate": settings["sample_rate"],
+            "compute_features": dict([_instance(parts["features"])]),
+            "mean_var_norm": dict(
+                [_instance(parts.get("normalise") or IDENTITY)]
+            ),
+            "embedding_model": {tag: arguments},
+            # EncoderClassifier refuses a yaml without one, even if nothing
+            # is ever classified.
+            "classifier": {
+                COSINE_CLASSIFIER: {"input_size": 1, "out_neurons": 1}
+            },
+        }
+        # The folder's file of weights for each entry of the yaml.
+        self.loadables = {"embedding_model": "embedding_model"}
+        self.affine = None
+        if backend is not None:
+            self._add_backend(backend)
+        elif classifier is not None:
+            self._add_classifier(read_state_dict(classifier))
+        text = dump_settings(self.parts)
+        packages = {*re.findall(r"!(?:new|name|apply):(\w+)", text)}
+        # Whose classes SpeechBrain needs beside its own to load the folder.
+        self.package = min(packages - {"speechbrain", "torch"}, default="")
+        self.built = load_hyperpyyaml(text)
+        network = self.built[self.loadables["embedding_model"]]
+        if hasattr(network, "described"):  # made from files of elsewhere
+            arguments.update(network.described())
+        try:
+            network.load_state_dict(self.encoder)
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[:2]
+            raise ValueError(
+                f"{encoder} does not fit the {self.encoder_class} of "
+                f"{kind} (another width, or not an encoder): {' '.join(first)}"
+            ) from error
+        if self.affine is not None:
+            self.built["backend"].load_state_dict(self.affine)
+            if "lengths" not in inspect.signature(network.forward).parameters:
+                # The frames of padding would then count.
+                raise ValueError(
+                    f"{self.encoder_class} takes no `lengths`, by which "
+                    "SpeechBrain's container of it and the back-end passes "
+                    "them on: export with --backend=none"
+                )
+
+    def _add_classifier(self, weights):
+        """Takes a classifier over, SpeechBrain's or one with sub-centres."""
+        tag, arguments = _instance(self.settings["new_classifier"])
+        centres = weights.get("weight")
+        if centres is None or centres.ndim not in (2, 3):
+            raise ValueError("the classifier has no weight of a row a class")
+        self.n_classes = centres.shape[-2]
+        if centres.ndim == 3:
+            # A class scores as the best of its centres: as many outputs of
+            # one name, of which SpeechBrain names the best.
+            weights = {"weight": centres.flatten(0, 1)}
+            tag = COSINE_CLASSIFIER
+            arguments = {"input_size": centres.shape[-1]}
+        outputs = len(weights["weight"])
+        self.classifier = weights
+        self.parts["classifier"] = {tag: {**arguments, "out_neurons": outputs}}
+
+    def _add_backend(self, backend):
+        """Puts (x / |x| - mean) projection behind the network.
+
+        By SpeechBrain's and torch's own layers: RMSNorm takes embeddings to
+        the length sqrt(D). The classifier is left out, as it tells the bare
+        embeddings apart.
+        """
+        size, size_after = backend.projection.shape
+        weight = torch.from_numpy(backend.projection.T)
+        bias = -weight @ torch.from_numpy(backend.mean)
+        self.affine = {
+            "w.weight": (weight / np.sqrt(size)).float(),
+            "w.bias": bias.float(),
+        }
+        unit = {"normalized_shape": size, "elementwise_affine": False}
+        affine = {"input_size": size, "n_neurons": size_after}
+        self.parts["network"] = self.parts.pop("embedding_model")
+        self.parts["backend"] = {"!new:speechbrain.nnet.linear.Linear": affine}
+        self.parts["embedding_model"] = {
+            "!new:speechbrain.nnet.containers.LengthsCapableSequential": {
+                "network": {"!ref": "<network>"},
+                "unit_length": {
+                    "!new:torch.nn.RMSNorm": {**unit, "eps": 1.0e-20}
+                },
+                "backend": {"!ref": "<backend>"},
+            }
+        }
+        self.loadables = {"embedding_model": "network", "backend": "backend"}
+
+    def extractor(self, device: str = "cpu") -> Extractor:
+        """Makes an Extractor around the encoder."""
+        loader = self.settings.get("dataloader_options", {})
+        encoder = Encoder(
+            self.built["compute_features"],
+            self.built["embedding_model"],
+            self.built["mean_var_norm"],
+        )
+        return Extractor(
+            encoder,
+            device,
+            self.settings["sample_rate"],
+            num_workers=loader.get("num_workers", 0),
+        )
+
+    def save(
+        self,
+        folder: PathLike,
+        card: str,
+        threshold: float | None = None,
+        mean: torch.Tensor | None = None,
+    ) -> None:
+        """Writes the folder; files of an earlier export are replaced.
+
+        `card` is the model card, `threshold` that of the cosine, and `mean`
+        the mean embedding (D,) that `encode_batch(..., normalize=True)`
+        subtracts.
+        """
+        folder = pathlib.Path(folder)
+        # SpeechBrain loads no folder without this file: it goes first and
+        # comes last, so that a crash leaves no mixture of two exports.
+        (folder / "hyperparams.yaml").unlink(missing_ok=True)
+        save_tensors(self.encoder, folder / ENCODER)
+        if self.affine is not None:
+            save_tensors(self.affine, folder / AFFINE)
+        loadables = dict(self.loadables)
+        if mean is not None:
+            # The form in which InputNormalization keeps its statistics.
+            statistics = {"glob_mean": mean, "glob_std": torch.ones_like(mean)}
+            save_tensors({"count": 1, **statistics}, folder / MEAN)
+            loadables["mean_var_norm_emb"] = "mean_var_norm_emb"
+        text = "# A speaker encoder, see README.md.\n"
+        label_encoder = ""
+        if self.classifier is None:
+            text += "# The classifier has no weights: SpeechBrain wants one.\n"
+        else:
+            save_tensors(self.classifier, folder / CLASSIFIER)
+            # The form in which CategoricalEncoder keeps its labels.
+            names = [f"'pseudo-speaker {n}'" for n in range(self.n_classes)]
+            outputs = len(self.classifier["weight"])
+            rows = [f"{names[n % len(names)]} => {n}" for n in range(outputs)]
+            rows += ["================", "'starting_index' => 0", ""]
+            with atomic_write(folder / NAMES) as out:
+                out.write("\n".join(rows))
+            label_encoder = f"\nlabel_encoder: {LABEL_ENCODER}\n"
+            loadables |= {n: n for n in ("classifier", "label_encoder")}
+        given = {} if threshold is None else {"threshold": threshold}
+        text += f"\n{dump_settings({**given, **self.parts})}"
+        text += FIXED_PART.format(label_encoder=label_encoder)
+        text += "".join(
+            f"        {n}: !ref <{to}>\n" for n, to in loadables.items()
+        )
+        with atomic_write(folder / "README.md") as out:
+            out.write(card)
+        with atomic_write(folder / "hyperparams.yaml") as out:
+            out.write(text)
+        # Found without labels, it lies within 0.1 of what labels would give.
+        found = "not found" if threshold is None else f"{threshold:.2f}"
+        logger.info("Exported to %s, threshold %s", folder, found)
+
+
+def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
+    """Reads a state dict, without what wrappers put before the names."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        weights = read_tensors(path)
+        if not all(isinstance(v, torch.Tensor) for v in weights.values()):
+            raise TypeError("it holds more than tensors")
+        return {WRAPPERS.sub("", n): value for n, value in weights.items()}
+    except Exception as error:  # torch raises what its unpickler does
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is no state dict: {reason[0]}") from error
+
+
+def _instance(setting):
+    """Returns tag and arguments of the instance that a `!name:` makes."""
+    ((tag, arguments),) = setting.items()
+    return tag.replace("!name:", "!new:", 1), arguments or {}

@@ -1,0 +1,139 @@
+"""What Stage II starts from: an encoder, and labels that a user gives."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+
+import torch
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.dataio.given import GivenLabels, read_given
+from lgl_plugin.inference.export import ENCODER
+from lgl_plugin.nnet.anchor import Anchor
+from lgl_plugin.runs.run import stage1_steps
+from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
+from lgl_plugin.runs.state import check_artefact
+from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.training.session import Session
+from lgl_plugin.utils.distributed import from_main, launch_command
+
+logger = get_logger(__name__)
+
+START = "start.ckpt"  # a new_encoder's, where others' labels come first
+
+
+def find_encoder(session: Session) -> pathlib.Path:
+    """Finds the weights that Stage II starts from, checked against the yaml.
+
+    In debug mode, which tries out a setup, an untrained encoder will do.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none; says which command makes it.
+    ValueError
+        If they do not fit the yaml's encoder, or were damaged since the run
+        that made them, or are not those that the run was begun with.
+    """
+    settings, folder = session.settings, session.run.folder
+    new = settings.new_first_encoder or settings.new_encoder
+    given = settings.pretrained_encoder
+    last = stage1_steps(session.run.settings)[-1]
+    path = pathlib.Path(given) if given else folder / last / ENCODER
+    if path.is_dir():
+        path = path / ENCODER
+    if settings.new_first_encoder is not None:
+        from_main(_keep_start, settings, folder / START)
+    if not path.exists() and session.debug:
+        logger.warning(
+            "--debug: no encoder at %s, an untrained one it is", path
+        )
+        path = folder / "untrained.ckpt"
+        save_weights(new().network, path)
+        return path
+    if not path.exists():
+        key = f"pretrained_encoder: {given}" if given else "Stage II"
+        raise FileNotFoundError(
+            f"{key}: there is no encoder at {path}. Train one with "
+            f"`{stage1_command(settings)}`, or set pretrained_encoder to a "
+            "SpeechBrain checkpoint."
+        )
+    check_artefact(path)
+    load_weights(new().network, path)
+    run, name = session.run, "pretrained_encoder"
+    known = run.inputs.setdefault("stage 2", {})
+    begun = run.sources.get("iter1/embeddings")
+    if given and begun and "iter1/embeddings" in run.done:
+        # Stage I's, say, is on record only as what that step was made from.
+        known.setdefault(name, begun)
+    # Also where the setting is left out this time: by another encoder all
+    # rounds would be done again, in the place of those that are done.
+    if given or name in known:
+        run.given(name, path)
+    return path
+
+
+def find_given(session: Session) -> GivenLabels | None:
+    """Reads the labels that the yaml's `labels_file` gives, if any.
+
+    These are of the user, who asks for them to be trained on; the observer's
+    true labels are not among them.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_given` does, or if they are not those that the run was begun
+        with.
+    """
+    path = session.settings.labels_file
+    if path is None:
+        return None
+    given = read_given(path, session.manifest.ids)
+    session.run.given("labels_file", path)
+    return given
+
+
+def _keep_start(settings, path):
+    """Keeps the weights that all rounds' encoders begin with."""
+    torch.manual_seed(settings.seed)  # of the head
+    network = settings.new_encoder().network
+    if settings.anchor:  # an anchor that holds nothing is refused in time
+        new_anchor(settings, network, network.state_dict())(network)
+    if not path.exists():
+        save_weights(network, path)
+
+
+def new_anchor(
+    settings: Stage2Settings,
+    network: torch.nn.Module,
+    start: dict[str, torch.Tensor],
+) -> Anchor:
+    """Makes a network's anchor; a head that begins at random is free."""
+    fresh = settings.new_first_encoder is not None
+    prefix = getattr(network, "pretrained", "") if fresh else ""
+    return Anchor(start, settings.anchor, prefix)
+
+
+def stage1_command(settings: Stage2Settings) -> str:
+    """Returns the command of Stage I for the user's command of Stage II.
+
+    Options that are settings of Stage II alone are left out.
+    """
+    foreign = {*Stage2Settings.model_fields} - {*Stage1Settings.model_fields}
+    words, name, names = [], "", set()
+    for word in shlex.split(launch_command()):
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0]
+            names.add(name)
+        elif word.endswith(".yaml") and name != "stage1_yaml":
+            word, name = settings.stage1_yaml, ""
+        if name not in foreign:  # also a value behind its option and a space
+            words.append(word)
+    if settings.stage1_yaml not in words:  # not the recipe's own script
+        words = ["python", "train_lgl.py", settings.stage1_yaml]
+        names = set()
+    for name in ("output_folder", "data_folder"):
+        if name not in names:
+            words.append(f"--{name}={getattr(settings, name)}")
+    return shlex.join(words)
