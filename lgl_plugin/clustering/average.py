@@ -3,8 +3,6 @@
 The number of clusters follows from the threshold and need not be known.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

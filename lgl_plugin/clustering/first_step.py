@@ -1,7 +1,5 @@
 """The first step of agglomerative clustering: from many points to fewer."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

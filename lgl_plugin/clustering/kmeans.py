@@ -1,7 +1,5 @@
 """Pseudo-labels from embeddings: spherical k-means by faiss or by torch."""
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import dataclasses

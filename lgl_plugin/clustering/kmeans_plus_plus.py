@@ -7,8 +7,6 @@ inertia at any K tried, and takes about 4 minutes at K = 6,000 against 13 s
 here.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -27,8 +27,6 @@ number of embeddings is taken: labels of made-up speakers, so noisy that the gap
 said nothing, agreed better with them than those of 2 clusters did.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 

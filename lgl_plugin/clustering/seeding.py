@@ -1,7 +1,5 @@
 """Clusters that know the speakers of a few utterances."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from lgl_plugin.clustering.first_step import means_of

@@ -5,8 +5,6 @@ do neither, and Ward's method puts them together. Where the utterances are few
 enough, Ward's method starts from them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

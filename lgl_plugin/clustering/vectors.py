@@ -1,7 +1,5 @@
 """Helpers on embeddings and labels that the clusterings share."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

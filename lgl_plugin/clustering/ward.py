@@ -1,7 +1,5 @@
 """Ward's agglomerative clustering of weighted points."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

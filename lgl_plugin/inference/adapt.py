@@ -60,39 +60,12 @@ class Ladder:
     """An encoder, unlabelled audio, and the rungs that were tried so far.
 
     A run folder keeps every step: the same calls after an interruption go on
-    where it stopped.
-
-    Arguments
-    ---------
-    encoder : str or pathlib.Path
-        As of `load_extractor`. Of a folder with a back-end, this stays below
-        what is added.
-    audio : str or pathlib.Path
-        A folder of wav, flac, ogg and mp3 files, at any depth.
-    folder : str or pathlib.Path
-        The run's.
-    device : str, optional
-        Where to embed; the GPU if there is one.
-    num_workers : int
-        Processes that read audio.
-    labels : str or pathlib.Path, optional
-        A csv of utterance and speaker that the user gives for training, see
-        `read_given`. The verdict is passed on none of these recordings.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder is missing.
-    ValueError
-        If the encoder cannot be loaded, there is too little audio, the labels
-        do not fit, or the folder was begun with another encoder or audio.
-
-    Example
-    -------
-    >>> ladder = Ladder("mine", "/my/audio", "adapted")  # doctest: +SKIP
-    >>> ladder.try_backends()  # doctest: +SKIP
-    >>> [rung.name for rung in ladder.rungs if rung.kept]  # doctest: +SKIP
-    ['centring']
+    where it stopped. `encoder` is as of `load_extractor`, `audio` a folder of
+    files, at any depth, and `labels` a csv of a few recordings' speakers, see
+    `read_given`, which the user gives for training: the verdict is passed on
+    none of these. FileNotFoundError or ValueError if a folder is missing, the
+    encoder cannot be loaded, there is too little audio, the labels do not fit,
+    or the folder was begun with another encoder or audio.
     """
 
     def __init__(
@@ -285,20 +258,10 @@ class Ladder:
     ) -> float | None:
         """Writes what was kept as a folder that SpeechBrain alone loads.
 
-        Arguments
-        ---------
-        folder : str or pathlib.Path
-            Where to write.
-        labelled : bool
-            Whether the model card says that labels went into the encoder that
-            this began with.
-        licence : str
-            Of the weights, as Hugging Face names it.
-
-        Returns
-        -------
-        float or None
-            The decision threshold, found without labels.
+        `labelled` says whether labels went into the encoder that this began
+        with, for the model card, and `licence` is that of the weights, as
+        Hugging Face names it. Returns the decision threshold, found without
+        labels, if there is one.
         """
         model = InferenceModel(
             self.settings, self.weights, backend=self.backend

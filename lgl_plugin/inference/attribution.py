@@ -1,7 +1,5 @@
 """A verification score by frequency, time and layer, for any encoder."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The mean of a step's last checkpoints, as an encoder of its own."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 

@@ -82,10 +82,9 @@ def threshold_by_pseudo_labels(
 def threshold_by_halves(first: np.ndarray, second: np.ndarray) -> float | None:
     """Returns the equal-error threshold of halves (N, D) of N utterances.
 
-    Two halves of one utterance are a target trial, halves of two a non-target
-    trial. Halves share their session, and a short half scores lower than a
-    whole utterance: the two errors have opposite directions. None of fewer
-    than two utterances.
+    Halves of one are a target trial, halves of two a non-target trial. Halves
+    share their session, and a short half scores lower than a whole utterance:
+    the two errors have opposite directions. None of fewer than two utterances.
     """
     if len(first) < 2:
         return None

@@ -11,8 +11,6 @@ as `source`, its verification script takes it as `pretrain_path`, without the
 back-end, and it has the form of a repository at Hugging Face.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

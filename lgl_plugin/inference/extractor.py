@@ -1,7 +1,5 @@
 """Embeds whole utterances, in batches, on every rank."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 

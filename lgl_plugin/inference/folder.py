@@ -1,7 +1,5 @@
 """All audio of a folder to embeddings on disk, by an exported encoder."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

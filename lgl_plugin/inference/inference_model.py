@@ -1,7 +1,5 @@
 """An encoder's weights in a folder, with a yaml that SpeechBrain loads."""
 
-from __future__ import annotations
-
 import inspect
 import pathlib
 import re

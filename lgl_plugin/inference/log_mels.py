@@ -1,7 +1,5 @@
 """Log-mel frames of a corpus on disk, computed once for many trainings."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@ It is for whoever gets the folder and nothing else. No path of the machine that
 trained the model is in it: of a path the card keeps the last name.
 """
 
-from __future__ import annotations
-
 import html
 import pathlib
 import re
@@ -44,9 +42,9 @@ def model_card(
     `encoder` is its class; `settings` are those of "stage 1" and "stage 2", as
     far as the model has passed them. `decision` is the threshold and its
     source: "pseudo-labels", "halves" or "given". `data` has the training set's
-    "name", "utterances", "held_out" and "hours", and `rows` the run's figures
-    from `summarise`. `backend` says whether the model has one, `package` which
-    other classes than SpeechBrain's the folder names.
+    "name", "utterances", "held_out" and "hours", and `rows` the figures of
+    `summarise`. `package` names other classes than SpeechBrain's that the
+    folder needs.
     """
     stage, chosen = max(settings.items())
     given = chosen.get("labels_file")

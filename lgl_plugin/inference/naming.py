@@ -1,7 +1,5 @@
 """Who speaks, where a user has named the speakers of a few files."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -5,8 +5,6 @@ spectrum is a linear map of its samples, so a convolution with the responses to
 single impulses takes its place.
 """
 
-from __future__ import annotations
-
 import functools
 import pathlib
 import tempfile

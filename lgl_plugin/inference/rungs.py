@@ -1,7 +1,5 @@
 """The rungs of `lgl adapt`: what is tried, and the verdict on each."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One file per rank with the embeddings so far, so that a restart goes on."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

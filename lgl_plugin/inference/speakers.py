@@ -1,7 +1,5 @@
 """Who speaks in which file: clusters of embeddings, or few labels."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -169,12 +167,10 @@ def confidences(
 
     The silhouette (Rousseeuw 1987) of the cosine distance, by average linkage:
     (b - a) / max(a, b), with a the mean distance to the speaker's other files
-    and b that to the files of the nearest other speaker. 1 is clear, 0 lies
-    between two, below 0 another is nearer. A speaker's only file has the
-    threshold's distance for a, the largest at which it would have been joined,
-    or 1 without one. With a single speaker b is 1, the distance of strangers.
-
-    Takes unit vectors (N, D) and labels (N,) from 0, none empty.
+    and b that to the files of the nearest other speaker, 1 if there is none. A
+    speaker's only file has the threshold's distance for a, the largest at which
+    it would have been joined, or 1. Takes unit vectors (N, D) and labels (N,)
+    from 0, none empty.
     """
     sizes = np.bincount(labels).astype(np.float32)
     sums = np.zeros((len(sizes), vectors.shape[1]), np.float32)

@@ -254,8 +254,7 @@ def judge(before: Parts, after: Parts, seed: int = 0) -> Verdict:
     >>> voice = rng.normal(size=(60, 1, 8))
     >>> def heard(noise):
     ...     return Parts(
-    ...         np.arange(60),
-    ...         *(voice + noise * rng.normal(size=(2, 60, 2, 8))),
+    ...         np.arange(60), *(voice + noise * rng.normal(size=(2, 60, 2, 8)))
     ...     )
     >>> judge(heard(1.0), heard(0.5)).sign
     -1

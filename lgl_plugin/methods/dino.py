@@ -1,7 +1,5 @@
 """Stage I by DINO and RDINO: self-distillation with a momentum teacher."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

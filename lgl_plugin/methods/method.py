@@ -1,7 +1,5 @@
 """The base of Stage I methods: views, a loss, and the state that it keeps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Stage I by MoCo: contrastive learning with a queue of negatives."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Stage I by SDPN: self-distillation prototypes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

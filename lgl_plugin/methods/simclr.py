@@ -1,7 +1,5 @@
 """Stage I by SimCLR with augmentation adversarial training."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

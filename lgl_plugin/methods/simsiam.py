@@ -1,7 +1,5 @@
 """Stage I by SimSiam, to compare with: it hardly works for speakers."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from lgl_plugin.methods.method import Loss, Method, Views, check_from

@@ -1,7 +1,5 @@
 """Stage I continued with positives of other utterances."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

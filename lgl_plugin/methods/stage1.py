@@ -1,7 +1,5 @@
 """The Brain of Stage I: it trains an encoder by any method."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Stage I by VICReg and Barlow Twins: no negatives, decorrelated dimensions."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

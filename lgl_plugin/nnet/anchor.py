@@ -1,7 +1,5 @@
 """An anchor that holds a network near the weights that it began with."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

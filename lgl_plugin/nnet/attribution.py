@@ -6,8 +6,6 @@ to be explained, to the input. Times the difference of both it says what each
 value of the input adds, and all of it sums to the difference of the scores.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Using Context-Aware Masking", Interspeech 2023. Parts are named as 3D-Speaker
 names them, so that its public weights fit.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, relu

@@ -1,7 +1,5 @@
 """Encoders: waveforms and lengths in, embeddings out."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 

@@ -6,8 +6,6 @@ With several processes, give every gate the epoch's losses of all of them, so
 that all hold the same tau. An argument out of its range is a ValueError.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

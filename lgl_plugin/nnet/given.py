@@ -1,7 +1,5 @@
 """Utterances that a gate cannot reject, for their labels are given."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

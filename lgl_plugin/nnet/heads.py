@@ -1,7 +1,5 @@
 """Heads behind an encoder, which only training needs."""
 
-from __future__ import annotations
-
 import itertools
 
 import torch
@@ -12,22 +10,9 @@ from torch import Tensor, nn
 def projector(*sizes: int, last_norm: bool = False) -> nn.Sequential:
     """Makes linear layers with batch normalisation and ReLU between them.
 
-    Arguments
-    ---------
-    *sizes : int
-        Of the input, of each hidden layer, and of the output.
-    last_norm : bool
-        Whether the output has a batch normalisation, too, without weights.
-
-    Returns
-    -------
-    torch.nn.Sequential
-        From (batch, sizes[0]) to (batch, sizes[-1]).
-
-    Example
-    -------
-    >>> projector(192, 512, 64)(torch.randn(4, 192)).shape
-    torch.Size([4, 64])
+    `sizes` are those of the input, of each hidden layer and of the output,
+    which has a batch normalisation without weights, too, if `last_norm` says
+    so.
     """
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(sizes[:-1]):
@@ -46,19 +31,8 @@ class DistillationHead(nn.Sequential):
     """The projection of DINO and SDPN, to vectors of unit length.
 
     Two hidden layers with batch normalisation and GELU, then a linear one.
-    Without the batch normalisation DINO's loss rises again (3D-Speaker,
-    issue 23).
-
-    Arguments
-    ---------
-    input_size, hidden_size, output_size : int
-        Of an embedding, of both hidden layers, and of the output.
-
-    Example
-    -------
-    >>> head = DistillationHead(192, 512, 256)
-    >>> head(torch.randn(4, 192)).shape
-    torch.Size([4, 256])
+    Without the batch normalisation DINO's loss rises again (3D-Speaker, issue
+    23).
     """
 
     def __init__(
@@ -86,18 +60,7 @@ class DistillationHead(nn.Sequential):
 
 
 class Prototypes(nn.Module):
-    """Directions that vectors of unit length are compared with.
-
-    Arguments
-    ---------
-    size, n_prototypes : int
-        Of a vector, and how many prototypes.
-
-    Example
-    -------
-    >>> Prototypes(256, 64)(torch.randn(4, 256)).shape
-    torch.Size([4, 64])
-    """
+    """Directions that vectors of unit length are compared with."""
 
     def __init__(self, size: int, n_prototypes: int) -> None:
         super().__init__()

@@ -6,8 +6,6 @@ length, so a network whose layers are scaled, to the same effect, has the same
 surface, and those of two networks can be compared.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

@@ -6,8 +6,6 @@ several centres per class, additive angular margin softmax with one loss per
 utterance, and its mean over the utterances that the gate selects.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

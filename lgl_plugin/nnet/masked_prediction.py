@@ -5,8 +5,6 @@ returns hidden states (batch, time, size). An objective takes these, the frames
 as they were, and the mask, and returns a loss.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Positives of other utterances, for contrastive learning."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

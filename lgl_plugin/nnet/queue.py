@@ -1,7 +1,5 @@
 """The latest embeddings of a training, with the utterances that they are of."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ VICReg, Barlow Twins and SimSiam, computed in float32 under autocast too, over
 the batch of all processes.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,27 +16,10 @@ def vicreg_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns VICReg's three terms (Bardes et al. 2022), without weights.
 
-    Arguments
-    ---------
-    first, second : torch.Tensor
-        Projections of two views of the same utterances, (batch, D).
-
-    Returns
-    -------
-    invariance : torch.Tensor
-        Mean squared difference of the views.
-    variance : torch.Tensor
-        How far deviations fall short of 1, in the mean over dimensions, of
-        both views in sum.
-    covariance : torch.Tensor
-        Squares of the covariances of each two dimensions, over D, of both
-        views in sum.
-
-    Example
-    -------
-    >>> views = torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2, -2]])
-    >>> [term.item() for term in vicreg_terms(views, views)]
-    [0.0, 0.0, 0.0]
+    Of projections (batch, D) of two views of the same utterances: the mean
+    squared difference; how far deviations fall short of 1, in the mean over
+    dimensions; and the squares of the covariances of each two dimensions, over
+    D. The latter two are of both views in sum.
     """
     with torch.autocast(first.device.type, enabled=False):
         one, other = gathered(first.float()), gathered(second.float())
@@ -68,20 +49,8 @@ def barlow_twins_loss(
 ) -> Tensor:
     """Returns the loss of Barlow Twins (Zbontar et al. 2021).
 
-    The correlation of two views over the batch is to be the identity.
-
-    Arguments
-    ---------
-    first, second : torch.Tensor
-        Projections of two views of the same utterances, (batch, D).
-    redundancy : float
-        Weight of the correlations of two dimensions.
-
-    Example
-    -------
-    >>> views = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1, -1]])
-    >>> round(barlow_twins_loss(views, views).item(), 4)
-    0.0
+    The correlation over the batch of two views' projections, (batch, D), is to
+    be the identity; `redundancy` weighs the correlations of two dimensions.
     """
     with torch.autocast(first.device.type, enabled=False):
         views = [gathered(view.float()) for view in (first, second)]

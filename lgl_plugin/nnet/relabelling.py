@@ -1,7 +1,5 @@
 """Labels by a momentum teacher, which change from epoch to epoch."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Learning rates: over the whole of a training, and of groups of weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable

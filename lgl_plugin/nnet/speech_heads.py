@@ -5,8 +5,6 @@ each utterance (batch,), int64, or None if all count. Frames behind an
 utterance's own change nothing, and embeddings are (batch, embedding_size).
 """
 
-from __future__ import annotations
-
 import torch
 from speechbrain.lobes.models.ECAPA_TDNN import (
     ECAPA_TDNN,

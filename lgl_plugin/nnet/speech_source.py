@@ -3,8 +3,6 @@
 transformers is imported when it is needed: the package works without it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 FAMILIES = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert")

@@ -1,7 +1,5 @@
 """The Brain that all trainers share."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

@@ -11,8 +11,6 @@ How well each criterion picks the epoch that labelled trials would pick is
 measured by `recipes/VoxCeleb/LGL/paper.py selection`.
 """
 
-from __future__ import annotations
-
 import math
 import pathlib
 

@@ -1,7 +1,5 @@
 """Counts of an epoch that survive an interruption, over all processes."""
 
-from __future__ import annotations
-
 import pathlib
 import time
 

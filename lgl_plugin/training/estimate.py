@@ -1,7 +1,5 @@
 """The cost of a run on this machine, by a few of its own steps."""
 
-from __future__ import annotations
-
 import pathlib
 import resource
 import statistics

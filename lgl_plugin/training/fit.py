@@ -1,7 +1,5 @@
 """Fits a Brain on the crops of a session's utterances."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from collections.abc import Callable
@@ -91,10 +89,7 @@ def fit(
     counter = EpochCounter(epochs)
     figures = ClusterFigures(session.device)
     checkpointer = _checkpointer(
-        folder / "checkpoints",
-        modules,
-        counter=counter,
-        clusters=figures,
+        folder / "checkpoints", modules, counter=counter, clusters=figures
     )
     crop = crop_seconds or settings.crop_seconds
     seed = int(os.environ["SB_GLOBAL_SEED"])  # which SpeechBrain's samplers use

@@ -5,8 +5,6 @@ label is read. Thresholds lie far from what healthy runs have shown: AN4 and
 the embedded corpus, three seeds, all gates (docs/experiments.md).
 """
 
-from __future__ import annotations
-
 import statistics
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Held-out utterances after an epoch: embedded in two views, measured."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

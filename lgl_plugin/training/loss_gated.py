@@ -1,7 +1,5 @@
 """Stage II's Brain: AAM-softmax on pseudo-labels through a loss gate."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from speechbrain.dataio.batch import PaddedBatch

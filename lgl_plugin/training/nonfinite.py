@@ -1,7 +1,5 @@
 """Steps whose loss or gradient is not finite: skipped, counted, explained."""
 
-from __future__ import annotations
-
 import math
 
 import speechbrain as sb
@@ -21,9 +19,7 @@ class NonFiniteGuard:
         self.in_a_row = 0
 
     def step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        max_grad_norm: float = math.inf,
+        self, optimizer: torch.optim.Optimizer, max_grad_norm: float = math.inf
     ) -> torch.Tensor:
         """Clips the gradient and steps, unless the gradient is not finite.
 

@@ -4,8 +4,6 @@ A recipe hands in an observer; `lgl_plugin.evaluation.observer.TrueLabels` is
 one. Training imports nothing that reads true labels: import-linter holds that.
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 

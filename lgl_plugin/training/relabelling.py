@@ -1,7 +1,5 @@
 """Stage II without rounds: a momentum teacher relabels after each epoch."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from speechbrain.dataio.batch import PaddedBatch

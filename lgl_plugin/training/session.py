@@ -1,7 +1,5 @@
 """A checked setup: settings, device, run folder and data, ready to train."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools

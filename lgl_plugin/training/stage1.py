@@ -1,7 +1,5 @@
 """Stage I: figures that it must beat, its phases, its clusters."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 from typing import Any

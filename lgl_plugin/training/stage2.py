@@ -1,7 +1,5 @@
 """A round of Stage II: its steps, its pseudo-labels, its weights."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 import time
@@ -255,26 +253,14 @@ class Round:
     ) -> None:
         """Trains a phase, leaves its weights in `folder` and scores it.
 
-        Arguments
-        ---------
-        folder : pathlib.Path
-            The phase's; its name is the phase's in the metrics.
-        encoder, classifier : torch.nn.Module
-            To be trained.
-        gate : torch.nn.Module
-            Selects utterances by their losses.
-        memory : torch.nn.Module, optional
-            Losses known before; an empty one if not given.
-        aam : torch.nn.Module, optional
-            The loss; the yaml's `aam` if not given.
-        correction : callable, optional
-            Takes the number of utterances and makes a module that gives other
-            labels to those that the gate rejects.
-        relabel : callable, optional
-            Takes encoder, classifier, labels and how many there are, and
-            makes a teacher that gives labels: `relabelling.TeacherLabels`.
-        **options
-            As for `training.fit.fit`.
+        The folder's name is the phase's in the metrics. The `gate` selects
+        utterances by their losses, of which `memory` has those known before;
+        `aam` is the loss, the yaml's if not given. `correction` takes the
+        number of utterances and makes a module that gives other labels to those
+        that the gate rejects; `relabel` takes encoder, classifier, labels and
+        how many there are, and makes a teacher that gives labels,
+        `relabelling.TeacherLabels`. Further options are those of
+        `training.fit.fit`.
         """
         session, settings, labels = self.session, self.settings, self.labels
         observer, n_utterances = session.observer, len(session.manifest)

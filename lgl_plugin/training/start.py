@@ -1,6 +1,4 @@
-"""What Stage II starts from: an encoder, and labels that a user gives."""
-
-from __future__ import annotations
+"""The start of Stage II: an encoder, and labels that a user gives."""
 
 import pathlib
 import shlex
