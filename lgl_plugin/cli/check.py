@@ -150,11 +150,13 @@ def check_cost(
     settings = session.settings
     vectors = 4 * made["kept"] * settings.embedding_size
     encoder = (settings.new_last_encoder or settings.new_encoder)()
-    weights = 4 * sum(p.numel() for p in encoder.parameters())
-    # A phase leaves its weights and up to two checkpoints, each of the weights
-    # and both of Adam's moments.
+    sizes = [(p.requires_grad, 4 * p.numel()) for p in encoder.parameters()]
+    weights = sum(size for _, size in sizes)
+    trained = sum(size for is_trained, size in sizes if is_trained)
+    # A phase leaves its weights and up to two checkpoints, each of the trained
+    # weights and both of Adam's moments.
     phases = 1 + 2 * settings.n_iterations
-    disk = phases * 7 * weights + settings.n_iterations * vectors
+    disk = phases * (weights + 6 * trained) + settings.n_iterations * vectors
     print(f"Disk       about {disk / 2**30:.2f} GiB")
     held, on_gpu = peak_memory(session.device)
     held += 2 * vectors  # clustering holds them and a normalised copy

@@ -23,8 +23,9 @@ of two halves found 2 clusters there, and the silhouette 1 to 5 times too many.
 
 Where the largest gap is next to nothing (`CHANCE`), as with one utterance of
 each speaker, its top is anywhere, mostly at 2. Then at least a tenth of the
-number of embeddings is taken: labels of made-up speakers, so noisy that the gap
-said nothing, agreed better with them than those of 2 clusters did.
+number of embeddings is taken, or of the first step's clusters: labels of
+made-up speakers, so noisy that the gap said nothing, agreed better with
+them than those of 2 clusters did.
 """
 
 import dataclasses
@@ -100,7 +101,8 @@ def estimate(
     -------
     Estimate
         Where the clusters explain hardly more than chance, it is a guess, at
-        least a tenth of the number of embeddings, and a warning says so.
+        least a tenth of the number of embeddings or of the first step's
+        clusters, and a warning says so.
 
     Raises
     ------

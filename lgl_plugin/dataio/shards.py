@@ -30,7 +30,13 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
 
-from lgl_plugin.dataio.audio import BLOCK, BadAudio, open_audio, probe
+from lgl_plugin.dataio.audio import (
+    BLOCK,
+    BadAudio,
+    open_audio,
+    probe,
+    read_audio,
+)
 from lgl_plugin.dataio.folder import EXTENSIONS
 from lgl_plugin.dataio.manifest import (
     CHANNEL,
@@ -76,7 +82,7 @@ def write_shards(
     flac if they have up to 24 bits, as 32-bit floating-point wav if they have
     more or come from mp3 or ogg. `decode` makes wav of 16 bits of all, for the
     room of many mp3 and no decoding while training: samples beyond full scale
-    are clipped, more than 16 bits rounded.
+    are clipped, further bits cut off.
 
     The folder gets `shard-000000.tar` and so on, `bad_files.txt`, `shards.json`
     (the settings) and, last, `manifest.csv`: the rows of `manifest` without
@@ -318,14 +324,19 @@ def _read_utterance(decode, wav, offset, duration, **_):
         # Durations in manifests are rounded, some to a tenth of a second:
         # an exact comparison would cut and decode every whole file.
         whole = first == 0 and audio.frames - n_frames <= rate / 10
+        if whole:
+            probe(wav)  # copied, nothing else of the file would be decoded
         if whole and not decode:
-            probe(wav)  # nothing else of the file would be decoded here
             extension = pathlib.Path(wav).suffix[1:] or audio.format
             return extension.lower(), pathlib.Path(wav).read_bytes(), 0
         audio.seek(first)
         kind, subtype = PART_FORMATS.get(audio.subtype, ("wav", "FLOAT"))
         if decode:
             kind, subtype = "wav", "PCM_16"
+            # Decoded from the beginning, an mp3 that is cut short goes on with
+            # samples of before.
+            end = min(first + n_frames, audio.frames) / rate
+            read_audio(wav, max(end - 0.05, 0.0), 0.05)
         content, n_written, channels = io.BytesIO(), 0, audio.channels
         with soundfile.SoundFile(
             content, "w", rate, channels, subtype, format=kind

@@ -1,12 +1,10 @@
 """The mean of a step's last checkpoints, as an encoder of its own."""
 
-import functools
 import pathlib
 
-import torch
 from speechbrain.utils.checkpoints import average_checkpoints
 
-from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.checkpoints import FROZEN, WholeCheckpointer
 from lgl_plugin.runs.weights import read_tensors, save_tensors
 
 NAMES = ("embedding_model", "classifier")
@@ -33,13 +31,30 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
             f"--average={n_epochs} asks for more: train with "
             f"--keep_checkpoints={n_epochs}"
         )
-    load = functools.partial(torch.load, weights_only=True)
     name = f"{step}/average{n_epochs}"
     for part in NAMES:
         if part in found[0].paramfiles:
-            mean = average_checkpoints(found, part, load)
+            mean = _mean(found, part)
             whole = run / step / f"{part}.ckpt"
-            if whole.exists():  # checkpoints lack what is frozen
+            if whole.exists():
                 mean = {**read_tensors(whole), **mean}
+            elif found[0].paramfiles[part].with_suffix(FROZEN).exists():
+                raise ValueError(
+                    f"{run / step} is not finished: its checkpoints lack the "
+                    "frozen weights, which only a finished step has"
+                )
             save_tensors(mean, run / name / f"{part}.ckpt")
     return name
+
+
+def _mean(found, part):
+    """Averages the tensors that all checkpoints have."""
+    # Those made before frozen weights were left out have more. SpeechBrain
+    # divides by the number of checkpoints whatever a later one lacks.
+    names = [set(read_tensors(c.paramfiles[part])) for c in found]
+    shared = set.intersection(*names)
+
+    def load(path, **_):
+        return {n: t for n, t in read_tensors(path).items() if n in shared}
+
+    return average_checkpoints(found, part, load)

@@ -5,6 +5,8 @@ transformers is imported when it is needed: the package works without it.
 
 from typing import Any
 
+import torch
+
 FAMILIES = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert")
 
 
@@ -57,8 +59,13 @@ def read_model(source: str | dict) -> tuple[Any, bool]:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
-    # The vector for masked frames is of pre-training alone.
-    missing = {*info["missing_keys"]} - {"masked_spec_embed"}
+    missing = {*info["missing_keys"]}
+    # The vector for masked frames is of pre-training alone. Where a source
+    # lacks it, some versions leave it to chance, and a checkpoint would find
+    # other frozen weights than its own.
+    if "masked_spec_embed" in missing:
+        torch.nn.init.zeros_(model.masked_spec_embed)
+        missing.remove("masked_spec_embed")
     if missing:
         raise ValueError(
             f"{source} lacks weights, such as {min(missing)}, which would "

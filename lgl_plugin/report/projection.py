@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lgl_plugin.clustering.vectors import normalised
-
 POINTS = 2000
 SEED = 0
 
@@ -42,7 +40,10 @@ def project(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     from sklearn.manifold import TSNE
 
     components = PCA(min(50, *vectors.shape), random_state=SEED)
-    points = components.fit_transform(normalised(vectors))
+    # A vector of length 0 stays one: the page of a run that stopped at it must
+    # still be made.
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    points = components.fit_transform(vectors / np.where(norms > 0, norms, 1))
     spread = float(components.explained_variance_ratio_.sum())
     # A coarse angle and few iterations: seconds count, not digits.
     neighbours = TSNE(

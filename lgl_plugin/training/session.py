@@ -16,7 +16,6 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.train_logger import TensorboardLogger
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
@@ -251,6 +250,9 @@ class Session:
         train_logger = self.settings.train_logger
         if train_logger is None:
             return
+        # Its module says on import, to everybody, that torchvision is missing.
+        from speechbrain.utils.train_logger import TensorboardLogger
+
         stats = {
             f"{phase}/{name}": value
             for name, value in record.items()

@@ -343,6 +343,21 @@ def test_bad_files_are_named_and_left_out(tmp_path):
     assert "No such file" in named["s1/001.wav"]
 
 
+@pytest.mark.parametrize("decode", [False, True])
+def test_damaged_files_are_bad_whether_decoded_or_not(tmp_path, decode):
+    put(tmp_path / "odd.wav", 48000, 47911)
+    put(tmp_path / "cut.mp3", 160000)
+    content = (tmp_path / "cut.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(content[: len(content) // 2 - 99])
+    put(tmp_path / "good.wav")
+    lines = [row("odd", "odd.wav", 0, 48000, 47911)]
+    lines += [row("cut", "cut.mp3", 0, 160000), row("a", "good.wav", 0, 4000)]
+    make_manifest(tmp_path, lines)
+    write(tmp_path, max_bad_share=0.7, decode=decode)
+    bad = (tmp_path / "shards/bad_files.txt").read_text()
+    assert [line.split("\t")[0] for line in bad.splitlines()] == ["odd", "cut"]
+
+
 def test_too_many_bad_files_end_it(tmp_path):
     make_corpus(tmp_path, 20)
     (tmp_path / "wav/s1/001.wav").unlink()

@@ -156,6 +156,7 @@ def test_a_mistyped_option_is_refused_before_any_stage(monkeypatch, capsys):
     """One of a training, too, which begins hours later."""
     for work, typed, problem in (
         ("settings", "--batchsize=8", "'batchsize'; did you mean 'batch_size'"),
+        ("settings", "0.1", "0.1: give settings as --key=value"),
         ("hours", "--off=3", "unrecognized arguments: --off=3"),
     ):
         folders = ["--archives=a", "--data=d", "--exp=e", "--methods=moco"]

@@ -60,6 +60,9 @@ def settings(options, rest):
 
     from lgl_plugin.runs.settings import resolve
 
+    for word in rest:
+        if not word.startswith("--"):  # paper.py would not take it
+            raise ValueError(f"{word}: give settings as --key=value")
     for name in ("stage1", "stage2", *options.methods):
         size = f"--batch_size={batch_of(options, name)}"
         yaml = str(options.hparams / f"{name}.yaml")

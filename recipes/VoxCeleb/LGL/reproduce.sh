@@ -104,7 +104,10 @@ score() { # name, run, step
 
 unpack() { mine unpack; }
 convert() { mine convert; }
-check() { mine check "${common[@]}"; }
+check() {
+    mine check "${common[@]}"
+    mine hours
+}
 # The study's figures of each epoch are those that the paper's tables want.
 stage1() { train stage1 "$base" --selection_study=True; }
 stage2() { train stage2 "$base"; }
