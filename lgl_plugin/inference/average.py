@@ -49,7 +49,7 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
 
 def _mean(found, part):
     """Averages the tensors that all checkpoints have."""
-    # Those made before frozen weights were left out have more. SpeechBrain
+    # Checkpoints of earlier versions hold the frozen weights, too. SpeechBrain
     # divides by the number of checkpoints whatever a later one lacks.
     names = [set(read_tensors(c.paramfiles[part])) for c in found]
     shared = set.intersection(*names)

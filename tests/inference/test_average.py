@@ -38,7 +38,7 @@ def test_the_mean_of_the_last_epochs_that_were_kept(tmp_path):
         for key, value in found.items():
             expected = (passed[1][part][key] + passed[2][part][key]) / 2
             torch.testing.assert_close(value, expected)
-    # What checkpoints leave out, since it is frozen, is in the step's own file.
+    # Frozen weights, which checkpoints leave out, are in the step's own file.
     left_out = {**passed[2]["embedding_model"], "front.weight": torch.ones(2)}
     torch.save(left_out, folder / "embedding_model.ckpt")
     average_step(tmp_path, "iter1/gated", 2)

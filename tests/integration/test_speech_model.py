@@ -65,7 +65,7 @@ def test_trained_stopped_resumed_and_exported(corpus, tmp_path, monkeypatch):
         layers = {name for name in moved if name.startswith("front.")}
         assert layers
         assert all(name.startswith("front.encoder.layers.") for name in layers)
-        # What is frozen is in the phase's own file alone.
+        # Frozen weights are in the phase's own file alone.
         folder = stopped / "iter1" / phase / "checkpoints"
         for path in folder.glob(f"*/{WEIGHTS}"):
             rest = start.keys() - read_tensors(path).keys()
