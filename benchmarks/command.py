@@ -63,6 +63,7 @@ np.save(sys.argv[2], np.stack(vectors))
 """
 IMPORT = "from speechbrain.inference.speaker import EncoderClassifier"
 BUSY = "while True: pass"
+LEAST = 150  # of which the preset's batch can be held out and trained on
 # Each command, and the one that it is compared with.
 PAIRS = {
     "lgl --help": "importing SpeechBrain's inference",
@@ -86,6 +87,8 @@ def make_encoder(folder):
 
 def main(options, folder):
     """Times the variants in turn."""
+    if options.n < LEAST:
+        raise SystemExit(f"--n: `lgl check` needs {LEAST} files or more")
     torch.set_num_threads(options.threads)
     audio = folder / "audio"
     audio.mkdir()
@@ -148,7 +151,7 @@ def main(options, folder):
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument(
-        "--n", type=int, default=200, help="audio files, 150 or more"
+        "--n", type=int, default=200, help=f"audio files, {LEAST} or more"
     )
     parser.add_argument(
         "--neighbour", action="store_true", help="a busy process beside them"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.dataio.trials import Trials, trial_audio
+from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.pseudo_labels import (
     clustering_report,
     hungarian_mapping,
@@ -22,6 +22,7 @@ from lgl_plugin.evaluation.verification import (
     cosine_scores,
     figures_of,
 )
+from lgl_plugin.runs.schema import Settings
 from lgl_plugin.utils.files import save_arrays
 
 # Nearest of the cohort that AS-norm takes, as in `lgl verify`.
@@ -195,3 +196,16 @@ class TrueLabels:
             }
 
         return means
+
+
+def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
+    """Makes what a `Session` takes: the observer of a manifest's audio.
+
+    The trial list is read at once, so that a wrong path or line shows before
+    any training; its audio is read when it is scored.
+    """
+    trials, folder = None, settings.trial_folder
+    if settings.verification_file:
+        outside = settings.allow_outside_data_folder
+        trials = read_trials(settings.verification_file, folder, outside)
+    return lambda manifest: TrueLabels(manifest.speakers, trials, folder)

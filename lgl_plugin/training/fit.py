@@ -1,5 +1,6 @@
 """Fits a Brain on the crops of a session's utterances."""
 
+import itertools
 import os
 import pathlib
 from collections.abc import Callable
@@ -161,6 +162,21 @@ def fit(
     )
     checkpointer.recover_if_possible(min_key="criterion")
     return brain
+
+
+def part_of(course: dict[str, int], phase: str) -> dict[str, int]:
+    """Returns `fit`'s numbers of epochs for a phase; {} for one of no course.
+
+    `course` has the epochs of each phase of one course of the learning rate.
+    """
+    if phase not in course:
+        return {}
+    before = itertools.takewhile(lambda name: name != phase, course)
+    return {
+        "epochs": course[phase],
+        "epochs_before": sum(course[name] for name in before),
+        "epochs_in_all": sum(course.values()),
+    }
 
 
 def epoch_line(step: str, record: dict, epochs: int, left: float) -> str:

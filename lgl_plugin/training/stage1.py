@@ -14,7 +14,7 @@ from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
-from lgl_plugin.training.fit import fit
+from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.held_out import separate_generator
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import SCORES
@@ -87,25 +87,29 @@ def train_stage1_phase(
     brain_class: Callable[..., SpeakerBrain],
     modules: dict[str, torch.nn.Module],
     folder: pathlib.Path,
-    phase: str,
     **options: Any,
 ) -> None:
     """Trains a phase of Stage I, leaves its weights in `folder`, scores it.
 
-    Takes what `training.fit.fit` takes.
+    The folder is `stage1` or `ssps`, and the yaml says for how many epochs.
+    `options` are those of `training.fit.fit`, in the place of the yaml's.
     """
 
     def remark(brain):
         last = brain.tally.last  # of SSPS alone
         return session.observer.positives(**last) if last else {}
 
-    encoder = modules["encoder"]
-    options.update(stage=1, phase=phase, remark=remark)
+    encoder, settings = modules["encoder"], session.settings
+    course = {"stage1": settings.number_of_epochs, "ssps": settings.ssps_epochs}
+    options = {"phase": folder.name, **part_of(course, folder.name), **options}
+    if folder.name == "stage1":
+        options["phase"] = modules["method"].name
+    options.update(stage=1, remark=remark)
     fit(session, brain_class, modules, folder, **options)
     save_weights(encoder.network, folder / ENCODER)
     save_weights(modules["method"], folder / METHOD)
     figures = session.score(encoder, folder / SCORES, folder / BACKEND)
-    session.run.log(stage=1, phase=f"after {phase}", **figures)
+    session.run.log(stage=1, phase=f"after {options['phase']}", **figures)
 
 
 def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:

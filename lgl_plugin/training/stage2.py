@@ -22,7 +22,7 @@ from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.given import GivenRows
 from lgl_plugin.runs.weights import load_weights, read_tensors, save_weights
-from lgl_plugin.training.fit import fit
+from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.relabelling import RelabellingBrain
@@ -182,6 +182,16 @@ class Round:
         return labels
 
     @property
+    def course(self) -> dict[str, int]:
+        """Epochs of each phase; all share one course of the learning rate."""
+        phases = ["classifier", "gated"]
+        if self.is_last and self.settings.large_margin_epochs:
+            phases.append("large_margin")
+        return {
+            name: getattr(self.settings, f"{name}_epochs") for name in phases
+        }
+
+    @property
     def start_of_encoder(self) -> pathlib.Path:
         """The weights that the round's encoder begins with."""
         if self.settings.encoder_init == "previous" and self.number > 1:
@@ -253,12 +263,14 @@ class Round:
     ) -> None:
         """Trains a phase, leaves its weights in `folder` and scores it.
 
-        The folder's name is the phase's in the metrics. The `gate` selects
-        utterances by their losses, of which `memory` has those known before;
-        `aam` is the loss, the yaml's if not given. `correction` takes the
-        number of utterances and makes a module that gives other labels to those
-        that the gate rejects; `relabel` takes encoder, classifier, labels and
-        how many there are, and makes a teacher that gives labels,
+        The folder's name is the phase's in the metrics. The yaml says for how
+        many epochs `classifier`, `gated` and `large_margin` train; a phase of
+        another name needs `epochs`. The `gate` selects utterances by their
+        losses, of which `memory` has those known before; `aam` is the loss,
+        the yaml's if not given. `correction` takes the number of utterances
+        and makes a module that gives other labels to those that the gate
+        rejects; `relabel` takes encoder, classifier, labels and how many there
+        are, and makes a teacher that gives labels,
         `relabelling.TeacherLabels`. Further options are those of
         `training.fit.fit`.
         """
@@ -308,7 +320,7 @@ class Round:
             stage=2,
             iteration=self.number,
             phase=folder.name,
-            **options,
+            **{**part_of(self.course, folder.name), **options},
         )
         save_weights(encoder.network, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)

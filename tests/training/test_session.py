@@ -21,7 +21,7 @@ from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.weights import save_weights
-from lgl_plugin.training.fit import epoch_line, fit
+from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.observer import Observer
 from lgl_plugin.training.session import Session
@@ -369,3 +369,10 @@ def test_other_audio_does_not_take_the_manifest_of_stage_one(
     for name in ("manifest.csv", "bad_files.txt"):
         assert (tmp_path / name).read_text() == "of Stage I"
     assert not list(tmp_path.glob("*.json")) + list(tmp_path.glob("*.new"))
+
+
+def test_phases_share_one_course_of_the_learning_rate():
+    course = {"classifier": 6, "gated": 4, "large_margin": 1}
+    found = part_of(course, "gated")
+    assert found == {"epochs": 4, "epochs_before": 6, "epochs_in_all": 11}
+    assert part_of(course, "one of the user's own") == {}

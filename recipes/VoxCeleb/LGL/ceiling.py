@@ -13,8 +13,8 @@ are what that does without. `paper.py study` does.
 import sys
 
 import speechbrain as sb
-from train_lgl import observer_of
 
+from lgl_plugin.evaluation.observer import observer_of
 from lgl_plugin.inference.export import BACKEND, ENCODER
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.runs.weights import load_weights, save_weights

@@ -22,8 +22,7 @@ spin_briefly()  # OpenMP reads that once, when torch is loaded
 
 import speechbrain as sb
 
-from lgl_plugin.dataio.trials import read_trials
-from lgl_plugin.evaluation.observer import TrueLabels
+from lgl_plugin.evaluation.observer import observer_of
 from lgl_plugin.methods.ssps import SSPSBrain
 from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.nnet.pseudo_positives import PseudoPositives
@@ -46,7 +45,6 @@ from lgl_plugin.utils.signals import stop
 def train_stage1(session):
     """Paper, section 2.1: an encoder that tells utterances apart."""
     settings, run = session.settings, session.run
-    in_all = settings.number_of_epochs + settings.ssps_epochs
 
     def baselines(folder):
         session.seed(0)
@@ -55,15 +53,8 @@ def train_stage1(session):
     def stage1(folder):
         """Makes two crops of an utterance alike, by the yaml's method."""
         session.seed(1)
-        modules = stage1_modules(session)
         train_stage1_phase(
-            session,
-            Stage1Brain,
-            modules,
-            folder,
-            phase=modules["method"].name,
-            epochs=settings.number_of_epochs,
-            epochs_in_all=in_all,
+            session, Stage1Brain, stage1_modules(session), folder
         )
 
     def ssps(folder):
@@ -76,16 +67,8 @@ def train_stage1(session):
         modules["positives"] = PseudoPositives(
             len(session.manifest), settings.embedding_size
         )
-        train_stage1_phase(
-            session,
-            functools.partial(SSPSBrain, group=group),
-            modules,
-            folder,
-            phase="ssps",
-            epochs=settings.ssps_epochs,
-            epochs_before=settings.number_of_epochs,
-            epochs_in_all=in_all,
-        )
+        brain_class = functools.partial(SSPSBrain, group=group)
+        train_stage1_phase(session, brain_class, modules, folder)
 
     check_method(session)
     group = grouping(session) if settings.ssps_epochs else None
@@ -110,35 +93,16 @@ def train_stage2(session):
 def train_round(this):
     """Extract, cluster, train on all labels, go on through the gate."""
     settings, session = this.settings, this.session
-    in_all = settings.classifier_epochs + settings.gated_epochs
-    before_margin = in_all
-    if this.is_last:
-        in_all += settings.large_margin_epochs
 
     def classifier(folder):
         """AAM-softmax on every pseudo-label."""
-        parts = this.start()
-        this.fit(
-            folder,
-            *parts,
-            settings.no_gate,
-            epochs=settings.classifier_epochs,
-            epochs_in_all=in_all,
-        )
+        this.fit(folder, *this.start(), settings.no_gate)
 
     def gated(folder):
         """Only utterances of low loss, whose labels are reliable (eq. 3)."""
-        parts = this.load("classifier")
-        this.fit(
-            folder,
-            *parts,
-            *this.primed_gate(),
-            correction=settings.correct_labels,
-            relabel=settings.relabel,
-            epochs=settings.gated_epochs,
-            epochs_before=settings.classifier_epochs,
-            epochs_in_all=in_all,
-        )
+        parts = *this.load("classifier"), *this.primed_gate()
+        correct, relabel = settings.correct_labels, settings.relabel
+        this.fit(folder, *parts, correction=correct, relabel=relabel)
 
     def large_margin(folder):
         """Fine-tunes on the selected, longer crops and a larger margin.
@@ -150,17 +114,13 @@ def train_round(this):
         if len(rows) < size:  # the round ends with the gated encoder
             this.log(phase=folder.name, utterances=len(rows), batch_size=size)
             return
-        parts = this.load("gated")
         this.fit(
             folder,
-            *parts,
+            *this.load("gated"),
             settings.no_gate,
             aam=settings.large_margin,
             rows=rows,
             crop_seconds=settings.large_margin_crop_seconds,
-            epochs=settings.large_margin_epochs,
-            epochs_before=before_margin,
-            epochs_in_all=in_all,
         )
 
     this.step("embeddings", this.extract)
@@ -187,18 +147,6 @@ def train(hparams_file, run_opts, overrides, plan=None):
         with explained_errors(1, debug):
             stages = {1: train_stage1, 2: train_stage2}
             stages[settings.stage](session)
-
-
-def observer_of(settings):
-    """Makes what reads true labels, for the figures that are logged alone.
-
-    The trial list is checked at once; its audio is read when it is scored.
-    """
-    trials, folder = None, settings.trial_folder
-    if settings.verification_file:
-        outside = settings.allow_outside_data_folder
-        trials = read_trials(settings.verification_file, folder, outside)
-    return lambda manifest: TrueLabels(manifest.speakers, trials, folder)
 
 
 def main():
