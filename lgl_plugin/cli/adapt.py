@@ -76,7 +76,7 @@ def run(
         raise ValueError("--labels are for training alone: add --train")
     show_notices()
     folder = pathlib.Path(output_folder)
-    ladder = Ladder(encoder, audio, folder, device, num_workers or 0, labels)
+    ladder = Ladder(encoder, audio, folder, device, num_workers, labels)
     ladder.try_backends()
     if train:
         if labels:

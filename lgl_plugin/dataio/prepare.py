@@ -24,8 +24,15 @@ from concurrent.futures.process import BrokenProcessPool
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio, Header, probe
+from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.folder import EXTENSIONS, UNREAD, find_audio
-from lgl_plugin.dataio.manifest import CHANNEL, COLUMNS, CONTROL, one_line
+from lgl_plugin.dataio.manifest import (
+    CHANNEL,
+    COLUMNS,
+    CONTROL,
+    load_manifest,
+    one_line,
+)
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.files import atomic_write, checksum, sync, write_json
 from lgl_plugin.utils.progress import tqdm
@@ -54,6 +61,7 @@ def prepare_manifest(
     sample_rate: int = 16000,
     channel: int | None = None,
     accept: Callable[[str], None] | None = None,
+    list_again: bool = False,
 ) -> dict:
     """Scans a folder for wav, flac, ogg and mp3 files and lists them in a csv.
 
@@ -99,6 +107,10 @@ def prepare_manifest(
     accept : callable, optional
         Takes the checksum of a new manifest before that replaces a file;
         what it raises leaves all files as they are.
+    list_again : bool
+        Whether a finished manifest is reused only while the folder holds the
+        files that it was made of, by their names. For manifests without a
+        trial list.
 
     Returns
     -------
@@ -159,6 +171,8 @@ def prepare_manifest(
     made = _finished(manifest) or _finish(manifest)
     if made is not None:
         changes = _changes(made, settings)
+        if not changes and list_again and not _lists(manifest, train_folder):
+            changes = ["files came or went"]
         if not changes:
             logger.info(
                 f"Reusing {manifest}: {made['kept']} utterances, "
@@ -246,6 +260,21 @@ def _changes(made, settings):
         for key, value in settings.items()
         if was.get(key) != value
     ]
+
+
+def _lists(manifest, folder):
+    """Says whether manifest and bad_files.txt name a folder's files."""
+    bad = {*BadFiles(manifest.with_name("bad_files.txt")).reasons}
+    good = iter(load_manifest(manifest, folder).ids)  # in the folder's order
+    expected = next(good, None)
+    for name, _ in find_audio(folder):
+        is_bad = one_line(name) in bad
+        bad.discard(one_line(name))
+        if name == expected:  # it may have turned bad when embedded
+            expected = next(good, None)
+        elif not is_bad:
+            return False
+    return expected is None and not bad
 
 
 def _scan(settings, manifest, tested, num_workers, accept):

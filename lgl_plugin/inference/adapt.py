@@ -74,7 +74,7 @@ class Ladder:
         audio: str | pathlib.Path,
         folder: str | pathlib.Path,
         device: str | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         labels: str | pathlib.Path | None = None,
     ):
         self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
@@ -93,6 +93,7 @@ class Ladder:
             listed,
             speaker_folder=False,
             max_bad_share=1.0,
+            list_again=True,
             accept=lambda found: self._check_begun(
                 {listed.name: found}, f"other audio than {audio} has now"
             ),

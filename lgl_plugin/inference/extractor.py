@@ -1,6 +1,7 @@
 """Embeds whole utterances, in batches, on every rank."""
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
@@ -177,7 +178,12 @@ class Extractor:
         order, ends = self._batches(seconds)
         options = (self.precision, self.dtype, self.sample_rate)
         parts = (self.encoder, rows, seconds, ends, *options)
-        key = fingerprint(*parts) if folder else ""
+        # Other audio of the same durations would else pass for what is there.
+        audio = (
+            *(manifest.ids.block, manifest.wavs.block, manifest.offsets),
+            *(manifest.channels, manifest.places),
+        )
+        key = fingerprint(*parts, *audio) if folder else ""
         shortest = getattr(self.encoder, "min_samples", 1)
         share = Share(folder, key, self.keep_seconds)
         if share.batches:
@@ -247,7 +253,9 @@ class Extractor:
 
 
 def load_extractor(
-    source: str | pathlib.Path, device: str = "cpu", num_workers: int = 0
+    source: str | pathlib.Path,
+    device: str = "cpu",
+    num_workers: int | None = 0,
 ) -> Extractor:
     """Makes an Extractor of an encoder on disk.
 
@@ -265,8 +273,9 @@ def load_extractor(
         classes; or a file with CAM++'s weights.
     device : str
         Where the encoder runs.
-    num_workers : int
-        Processes that read audio.
+    num_workers : int, optional
+        Processes that read audio; if None, 0 on a CPU and up to 8 beside a
+        GPU.
 
     Raises
     ------
@@ -284,6 +293,8 @@ def load_extractor(
 hyperparams.yaml. `lgl export RUN` writes one to RUN/export
     """
     source = pathlib.Path(source)
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count() or 1) if "cuda" in device else 0
     load = _load_file if source.is_file() else _load_folder
     encoder, sample_rate = load(source)
     return Extractor(encoder, device, sample_rate, num_workers=num_workers)

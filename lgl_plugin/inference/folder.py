@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +40,8 @@ def embed_folder(
 
     `folder` gets `vectors.npy`, `utterances.csv` with a line for each row of
     these, `manifest.csv` and `bad_files.txt`. The same call goes on where an
-    earlier one was interrupted, and does nothing once all is embedded.
+    earlier one was interrupted, and does nothing once all is embedded, unless
+    files came or went.
 
     Arguments
     ---------
@@ -81,14 +83,14 @@ def embed_folder(
     (1078, 192)
     """
     folder, device = pathlib.Path(folder), check_device(device)
-    if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1) if "cuda" in device else 0
     # The encoder first: what is wrong with it shows before a long scan.
     extract = load_extractor(encoder, device, num_workers)
     lock_folder(folder)
     listed = folder / "manifest.csv"
     # Files that cannot be read are counted and named; no limit ends the work.
-    prepare_manifest(audio, listed, speaker_folder=False, max_bad_share=1.0)
+    prepare_manifest(
+        audio, listed, speaker_folder=False, max_bad_share=1.0, list_again=True
+    )
     manifest = load_manifest(listed, os.path.abspath(audio))
     if check is not None:
         check(manifest)
@@ -105,7 +107,7 @@ def embed_folder(
         )
     with stop.on_signals():
         found, bad = extract(manifest, np.arange(len(manifest)), folder)
-    BadFiles(folder / "bad_files.txt", len(manifest)).add(bad)
+    BadFiles(folder / "bad_files.txt", limit=sys.maxsize).add(bad)
     durations = manifest.durations[manifest.rows(found.utterances)]
     rows = (
         [row, name, round(float(seconds), 3)]

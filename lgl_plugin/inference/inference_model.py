@@ -11,6 +11,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.onnx_export import ONNX
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.weights import read_tensors, save_tensors
@@ -211,7 +212,10 @@ class InferenceModel:
         folder = pathlib.Path(folder)
         # SpeechBrain loads no folder without this file: it goes first and
         # comes last, so that a crash leaves no mixture of two exports.
-        (folder / "hyperparams.yaml").unlink(missing_ok=True)
+        # What this export does not have would be of other weights.
+        old = ("hyperparams.yaml", AFFINE, MEAN, CLASSIFIER, NAMES, ONNX)
+        for name in old:
+            (folder / name).unlink(missing_ok=True)
         save_tensors(self.encoder, folder / ENCODER)
         if self.affine is not None:
             save_tensors(self.affine, folder / AFFINE)

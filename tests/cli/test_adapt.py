@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -199,6 +200,17 @@ def test_a_folder_is_of_one_encoder_and_of_one_corpus(
     Run(tmp_path / "other", 1, {}).save()
     with pytest.raises(ValueError, match="holds a training"):
         Ladder(ecapa, calls, tmp_path / "other", "cpu")
+
+
+def test_audio_that_came_is_refused(ecapa, calls, tmp_path):
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    shutil.copytree(calls, mine)
+    Ladder(ecapa, mine, run, "cpu")
+    (mine / "more.wav").write_bytes(b"no audio")  # which changes nothing
+    Ladder(ecapa, mine, run, "cpu")
+    shutil.copy(mine / "0.wav", mine / "new.wav")
+    with pytest.raises(ValueError, match=f"other audio than {mine} has now"):
+        Ladder(ecapa, mine, run, "cpu")
 
 
 def test_nothing_is_fitted_on_what_is_judged(ecapa, calls, tmp_path):

@@ -1,10 +1,12 @@
 """lgl embed: every file once, in the order of its list, resumably."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from lgl_plugin.cli.main import main
@@ -62,6 +64,37 @@ def test_what_cannot_be_read_is_named(encoder, audio, tmp_path):
     found = Embeddings.load(tmp_path / "out")
     assert len(found.utterances) == 15
     assert "ann/0.wav\t" in (tmp_path / "out" / "bad_files.txt").read_text()
+
+
+def test_no_number_of_bad_files_ends_the_work(encoder, audio, tmp_path):
+    """More are bad than are listed, and one of the listed fails when read."""
+    spoilt = tmp_path / "audio"
+    shutil.copytree(audio, spoilt)
+    for speaker in ("ann", "bob", "cat"):
+        for n in range(3):
+            (spoilt / speaker / f"{n}.wav").write_bytes(b"no audio")
+    soundfile.write(spoilt / "dan" / "0.wav", np.zeros(16000), 16000)
+    embed(encoder, spoilt, tmp_path / "out")
+    assert len(Embeddings.load(tmp_path / "out").utterances) == 6
+    lines = (tmp_path / "out" / "bad_files.txt").read_text().splitlines()
+    assert len(lines) == 10 and lines[-1].startswith("dan/0.wav\tis silent")
+
+
+def test_audio_that_came_or_went_is_seen(encoder, audio, tmp_path):
+    mine = tmp_path / "audio"
+    shutil.copytree(audio, mine)
+    embed(encoder, mine, tmp_path / "out")
+    os.rename(mine / "ann" / "0.wav", mine / "ann" / "9.wav")
+    embed(encoder, mine, tmp_path / "out")
+    names = [*Embeddings.load(tmp_path / "out").utterances]
+    assert len(names) == 16 and names[3] == "ann/9.wav"
+
+
+def test_workers_are_by_default_those_that_help_says(encoder):
+    count = min(8, os.cpu_count())
+    for device, expected in (("cpu", 0), ("cuda", count)):
+        extract = load_extractor(encoder, device, num_workers=None)
+        assert extract.num_workers == expected
 
 
 def test_no_audio(encoder, tmp_path, capsys):

@@ -382,6 +382,32 @@ def test_finished_manifest_is_reused(tmp_path, logs, monkeypatch):
     assert "Delete it to scan" in logs.text
 
 
+def test_a_manifest_is_reused_while_the_folder_has_its_files(
+    tmp_path, monkeypatch
+):
+    for name in ("a/1.wav", "a/2.wav", "b.wav"):
+        put(tmp_path / "wav" / name)
+    (tmp_path / "wav/bad.wav").write_text("no audio")
+    options = {"max_bad_share": 1.0, "num_workers": 1, "list_again": True}
+    scan(tmp_path, **options)
+    # As a file that turned out bad when it was embedded.
+    with open(tmp_path / "bad_files.txt", "a") as bad:
+        bad.write("a/2.wav\tis silent\n")
+    before = (tmp_path / "m.csv").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_scan", pytest.fail)
+        scan(tmp_path, **options)
+    (tmp_path / "wav/bad.wav").unlink()
+    assert scan(tmp_path, **options)["bad"] == 0
+    assert (tmp_path / "m.csv").read_bytes() == before
+    put(tmp_path / "wav/c.wav")
+    assert scan(tmp_path, **options)["kept"] == 4
+    for name in ("a/1.wav", "c.wav"):
+        (tmp_path / "wav" / name).unlink()
+        scan(tmp_path, **options)
+    assert ids(tmp_path) == ["a/2.wav", "b.wav"]
+
+
 def test_deleted_manifest_is_made_again(tmp_path):
     put(tmp_path / "wav/ann/1.wav")
     scan(tmp_path)

@@ -354,6 +354,18 @@ def test_checkpoint_of_no_run_loses_its_wrappers(run, tmp_path):
     assert "No decision threshold" in (folder / "README.md").read_text()
 
 
+def test_nothing_of_an_earlier_export_stays(run, tmp_path):
+    export(run, "iter1/gated", tmp_path)
+    for name in ("backend.ckpt", "encoder.onnx"):
+        (tmp_path / name).touch()
+    (tmp_path / "notes.txt").touch()
+    export(run, "stage1", tmp_path, threshold=0.0)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("README.md", "embedding_model.ckpt", "hyperparams.yaml"),
+        "notes.txt",
+    ]
+
+
 def test_sub_centres_name_the_same_pseudo_speakers(run, tmp_path):
     torch.manual_seed(1)
     classify = SubCentreClassifier(6, 5, n_centres=3)

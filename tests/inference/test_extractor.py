@@ -386,6 +386,31 @@ def test_what_another_encoder_left_is_not_taken_up(
     assert np.array_equal(found.vectors, expected.vectors)
 
 
+def test_what_other_audio_left_is_not_taken_up(speech, tmp_path, monkeypatch):
+    """Also of the same durations."""
+    keys = []
+
+    class Spy(extractor.Share):
+        def __init__(self, folder, key, save_seconds):
+            keys.append(key)
+            super().__init__(folder, key, save_seconds)
+
+    monkeypatch.setattr(extractor, "Share", Spy)
+    changes = (
+        {},
+        {"ids": Strings("abcdef")},
+        {"wavs": Strings([*speech.wavs][::-1])},
+        {"offsets": speech.offsets + 0.1},
+        {"channels": speech.channels + 1},
+    )
+    for change in changes:
+        manifest = dataclasses.replace(speech, **change)
+        Extractor(statistics())(manifest, [0, 5], tmp_path)
+    assert len({*keys}) == len(changes)
+    Extractor(statistics())(speech, [0, 5], tmp_path)
+    assert keys[-1] == keys[0]
+
+
 def test_told_to_stop_it_keeps_what_is_embedded(speech, encoder, tmp_path):
     rows = np.arange(len(speech))
     extract = Extractor(encoder, batch_seconds=1.0)
