@@ -2,7 +2,7 @@
 """A VoxCeleb of 240 tiny files, in archives, and reproduce.sh tried on it.
 
 > python tests/fake_voxceleb.py downloads  # the archives alone
-> python tests/fake_voxceleb.py downloads --trial  # about 15 minutes
+> python tests/fake_voxceleb.py downloads --trial  # 20 minutes or more
 
 The archives are named and split as the real ones. VoxCeleb2 is m4a if there is
 an ffmpeg; otherwise wav under that name, which the trial has copied by a stub.
@@ -201,7 +201,10 @@ def trial(downloads, work):
                 if number and line.startswith(b"-- stage %d," % number):
                     break
             else:
-                assert number is None and run.wait() == 0, number
+                log.flush()
+                end = (work / "printed.txt").read_text("utf-8")[-2000:]
+                if number or run.wait():
+                    raise SystemExit(f"ended before stage {number}:\n{end}")
                 return (work / "exp" / "RESULTS.md").read_text()
             time.sleep(wait)
             os.killpg(run.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import sys
+import types
 from unittest import mock
 
 import numpy as np
@@ -246,6 +247,10 @@ def test_one_round_of_a_base_with_a_wide_last_encoder(tables, corpus):
 REUSED = (script.backends, script.clusterings)  # they train nothing
 
 
+class Trained(Exception):
+    """Something was trained."""
+
+
 @pytest.mark.parametrize(
     "function",
     sorted({*script.ALL} - {*REUSED}, key=str),
@@ -263,9 +268,6 @@ def test_fewer_rounds_take_no_wide_encoder(function, tmp_path, monkeypatch):
     )
     assert experiment.settings["new_last_encoder"]
 
-    class Trained(Exception):
-        pass
-
     def train(variants):
         for variant in variants:
             rounds = [o for o in variant.options if "--n_iterations" in o]
@@ -275,7 +277,7 @@ def test_fewer_rounds_take_no_wide_encoder(function, tmp_path, monkeypatch):
             raise Trained
 
     monkeypatch.setattr(experiment, "train", train)
-    monkeypatch.setattr(script, "ten_speakers", lambda run: None)
+    monkeypatch.setattr(script, "ten_speakers", lambda *paths: None)
     with pytest.raises(Trained):
         function(experiment, None)
 
@@ -350,13 +352,29 @@ def test_patience():
     assert stop([np.inf, 5, 4], patience=1) == 1
 
 
-def test_ten_speakers_of_a_manifest(tmp_path):
+@pytest.mark.parametrize("given", ["mine.csv", None])
+def test_ten_speakers_of_a_manifest(tmp_path, given):
+    """Of the user's own, or of the one that the run made."""
     lines = ["ID,duration,wav,start,stop,spk_id"]
     for speaker in range(12):
         for n in range(98 + speaker):
             lines.append(f"{speaker}-{n},1.0,a.wav,0,16000,s{speaker}")
-    (tmp_path / "manifest.csv").write_text("\n".join(lines))
-    ten_speakers(tmp_path)
+    source = tmp_path / (given or "manifest.csv")
+    source.write_text("\n".join(lines))
+
+    def train(variants):
+        if variants:  # the toy's, of the manifest that was just written
+            assert "--manifest=<base>/ten_speakers.csv" in variants[0].options
+            raise Trained
+
+    experiment = types.SimpleNamespace(
+        settings={"manifest": given and source},
+        seeds=[1],
+        run_folder=lambda seed: tmp_path,
+        train=train,
+    )
+    with pytest.raises(Trained):
+        script.figure2(experiment, None)
     found = load_manifest(tmp_path / "ten_speakers.csv", "")
     assert np.bincount(found.speakers).tolist() == [100] * 10
     assert {name.split("-")[0] for name in found.ids}.isdisjoint({"0", "1"})
@@ -364,6 +382,7 @@ def test_ten_speakers_of_a_manifest(tmp_path):
 
 def test_ten_speakers_must_be_known(tmp_path):
     header = "ID,duration,wav,start,stop,spk_id\n"
-    (tmp_path / "manifest.csv").write_text(header + "a,1.0,a.wav,0,16000,\n")
+    source = tmp_path / "manifest.csv"
+    source.write_text(header + "a,1.0,a.wav,0,16000,\n")
     with pytest.raises(ValueError, match="names 0"):
-        ten_speakers(tmp_path)
+        ten_speakers(source, tmp_path / "ten_speakers.csv")

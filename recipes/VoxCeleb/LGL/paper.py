@@ -185,7 +185,9 @@ def figure2(experiment, options):
     """Ten speakers, ten clusters: how fast which labels are learnt."""
     experiment.train([])
     for seed in experiment.seeds:
-        ten_speakers(experiment.run_folder(seed))
+        run = experiment.run_folder(seed)
+        manifest = experiment.settings["manifest"] or run / "manifest.csv"
+        ten_speakers(manifest, run / "ten_speakers.csv")
     toy = Variant(
         "ten-speakers",
         (
@@ -438,25 +440,25 @@ def steps(experiment, options):
     )
 
 
-def ten_speakers(run):
-    """Writes a manifest of up to 100 utterances of each of ten speakers.
+def ten_speakers(source, target):
+    """Writes the part of a manifest of ten speakers, 100 utterances each.
 
     Those with the most utterances: the analysis needs true labels, and with
     them the paper chose its ten.
     """
-    with open(run / "manifest.csv", newline="", encoding="utf-8") as source:
-        header, *rows = csv.reader(source)
+    with open(source, newline="", encoding="utf-8") as listed:
+        header, *rows = csv.reader(listed)
     by_speaker = {}
     for row in rows:
         by_speaker.setdefault(row[header.index("spk_id")], []).append(row)
     by_speaker.pop("", None)
     if len(by_speaker) < 10:
         raise ValueError(
-            f"figure2 needs ten speakers with true labels, {run}/manifest.csv "
-            f"names {len(by_speaker)}"
+            f"figure2 needs ten speakers with true labels, {source} names "
+            f"{len(by_speaker)}"
         )
     most = sorted(by_speaker.values(), key=len, reverse=True)[:10]
-    with atomic_write(run / "ten_speakers.csv") as out:
+    with atomic_write(target) as out:
         writer = csv.writer(out)
         writer.writerow(header)
         rng = np.random.default_rng(0)
