@@ -36,6 +36,7 @@ from lgl_plugin.inference.model_card import (
 )
 from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
+from lgl_plugin.runs.run import planned_steps
 from lgl_plugin.runs.state import check_artefact, read_state
 from lgl_plugin.utils.distributed import from_main
 
@@ -178,6 +179,9 @@ def read_trained_step(
         for name in state["done"]
         if not name.startswith("export") and (run / name / ENCODER).exists()
     ]
+    # `done` ends with a step that was done again, wherever its place is.
+    plan = planned_steps(state["settings"])
+    steps.sort(key=lambda name: plan.index(name) if name in plan else -1)
     step = pathlib.PurePath(step or "").as_posix()  # "." for none
     if step == "." or re.fullmatch(r"iter\d+", step):
         inside = [name for name in steps if step in (".", name.split("/")[0])]

@@ -3,6 +3,7 @@ tests/integration/test_export_folder.py, where SpeechBrain alone loads them."""
 
 import json
 import pathlib
+import shutil
 import zipfile
 from html.parser import HTMLParser
 
@@ -319,6 +320,20 @@ def test_places_of_a_run(run):
 def test_a_round_alone_means_its_latest_encoder(run):
     assert read_trained_step(run, "iter1").name == "iter1/gated"
     assert read_trained_step(run).name == "iter2/gated"
+
+
+def test_a_step_that_was_done_again_is_no_later_one(run, tmp_path):
+    """It is last in the run's record then."""
+    again = shutil.copytree(run, tmp_path / "run")
+    state = json.loads((run / "state.json").read_text())
+    for name in ("iter2/classifier", "iter1/classifier"):
+        state["done"][name] = state["done"].pop(name)
+    (again / "state.json").write_text(json.dumps(state))
+    assert read_trained_step(again, "iter1").short_name == "iter1"
+    found = read_trained_step(again)
+    assert (found.name, found.short_name) == ("iter2/gated", "iter2")
+    early = read_trained_step(again, "iter1/classifier")
+    assert early.short_name == "iter1-classifier"
 
 
 @pytest.mark.parametrize("step, last", [("iter1", 1), ("iter2/gated", 3)])
