@@ -23,7 +23,9 @@ from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import SCORES
 from lgl_plugin.training.start import find_encoder
+from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.files import checksum
+from lgl_plugin.utils.signals import stop
 
 
 def train_ceiling(session):
@@ -66,7 +68,18 @@ def train_ceiling(session):
     session.run.step("ceiling", ceiling, checksum(first))
 
 
-if __name__ == "__main__":
+def main():
+    """Trains by the command line's yaml, on one process or on several."""
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    settings, text = load_settings(hparams_file, overrides, run_opts)
-    train_ceiling(Session(settings, text, run_opts, observer_of))
+    sb.utils.distributed.ddp_init_group(run_opts)
+    debug = bool(run_opts.get("debug"))
+    with stop.on_signals():
+        with explained_errors(2, debug):
+            settings, text = load_settings(hparams_file, overrides, run_opts)
+            session = Session(settings, text, run_opts, observer_of)
+        with explained_errors(1, debug):
+            train_ceiling(session)
+
+
+if __name__ == "__main__":
+    main()
