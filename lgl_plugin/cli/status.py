@@ -169,7 +169,7 @@ def next_command(
     command = results.starts[-1].get("command") if results.starts else None
     if (left or "stage 2" not in results.settings) and command:
         # `lgl train` does both stages; a recipe's command names one.
-        if left or "train" in shlex.split(command):
+        if left or not results.steps or "train" in shlex.split(command):
             return f"Go on with: {command}"
         return f"Stage I is done. Go on with Stage II, after: {command}"
     exports = [

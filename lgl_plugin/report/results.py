@@ -45,7 +45,7 @@ class Results:
     Raises
     ------
     FileNotFoundError
-        If there are no metrics in that folder.
+        If that folder is no run's.
     ValueError
         If the metrics or state.json are damaged.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lgl_plugin.runs.lock import LOCK
 from lgl_plugin.utils.tables import markdown_table
 
 # Figures of a table: their heading, factor and number of decimals.
@@ -54,12 +55,13 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     -------
     list of dict
         The records as they were logged; of one epoch logged twice, the later.
-        A phase that was done again stays where it was.
+        A phase that was done again stays where it was. None of a run that has
+        begun and logged nothing yet.
 
     Raises
     ------
     FileNotFoundError
-        If there are no metrics in that folder.
+        If that folder is no run's.
     ValueError
         If a line is valid JSON but no record of a run. A torn line is skipped.
 
@@ -74,6 +76,8 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     """
     path = pathlib.Path(run) / "metrics.jsonl"
     if not path.exists():
+        if any(path.with_name(x).exists() for x in ("state.json", LOCK)):
+            return []
         raise FileNotFoundError(
             f"{run} holds no metrics.jsonl: is it the output_folder of a run?"
         )

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from made_run import make_run
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.runs.lock import LOCK
+from lgl_plugin.runs.run import Run
 
 
 def status(folder, capsys):
@@ -35,6 +37,26 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys):
     assert "epoch 2 of 12" in printed
     assert "to come    iter2/gated" in printed
     assert "Go on with: lgl train mine" in printed
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_has_logged_nothing_yet(begun, tmp_path, capsys):
+    """A step is under way, or the audio is being listed."""
+    command = "python train_lgl.py stage1.yaml"
+    if begun:
+        Run(tmp_path, 1, {"manifest": None, "data_folder": ""}).save()
+    else:
+        (tmp_path / LOCK).touch()
+    (tmp_path / "starts.jsonl").write_text(json.dumps({"command": command}))
+    printed = status(tmp_path, capsys)
+    assert f"0 of {2 * begun} steps are done" in printed
+    if not begun:  # or this process holds the lock
+        assert f"Go on with: {command}" in printed
+    main(["report", str(tmp_path)])
+    assert (tmp_path / "report" / "index.html").exists()
+    with pytest.raises(SystemExit):
+        status(tmp_path / "nowhere", capsys)
+    assert "is it the output_folder of a run?" in capsys.readouterr().err
 
 
 def test_a_run_that_is_being_written(tmp_path, capsys):
