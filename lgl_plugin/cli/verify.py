@@ -29,12 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cohort",
         help="folder of unlabelled audio; with it, whitening and AS-norm",
     )
-    add("--top", type=int, default=300, help="nearest of the cohort that count")
+    add("--top", type=int, help="nearest of the cohort that count; none: 300")
     add(
         "--cohort_utterances",
         type=int,
-        default=20000,
-        help="how many files of the cohort are drawn",
+        help="how many files of the cohort are drawn; none: 20000",
     )
     add("--seed", type=int, default=0, help="of what is drawn")
     add("--device", help="none: the GPU if there is one")

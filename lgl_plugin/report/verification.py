@@ -36,8 +36,8 @@ def verify_encoders(
     trial_lists: Sequence[str | pathlib.Path],
     output_folder: str | pathlib.Path,
     cohort: str | pathlib.Path | None = None,
-    top: int = 300,
-    cohort_utterances: int = 20000,
+    top: int | None = None,
+    cohort_utterances: int | None = None,
     seed: int = 0,
     device: str | None = None,
     num_workers: int = 0,
@@ -53,8 +53,17 @@ def verify_encoders(
     Returned is, by list, what its `metrics.json` holds: under "scores" what
     `error_rates` returns, by system, which is "cosine", "whitened" or "AS-norm"
     behind the encoder's name if there are several; counts; the options.
-    ValueError if an utterance cannot be embedded or the cohort is too small.
+    ValueError if an utterance cannot be embedded, the cohort is too small, or
+    an option of the cohort is given without one.
     """
+    if cohort is None and (top, cohort_utterances) != (None, None):
+        raise ValueError(
+            "--top and --cohort_utterances are for a cohort: add --cohort, or "
+            "leave them out"
+        )
+    top = 300 if top is None else top
+    if cohort_utterances is None:
+        cohort_utterances = 20000
     # First of all, while the arguments are the only local variables.
     options = json.loads(json.dumps(locals(), default=str))
     # All that can be wrong is checked before an encoder runs for hours.
@@ -100,7 +109,10 @@ def verify_encoders(
             n_cohort["cohort"] = len(near)
             whitened = Whitening().fit(near)(vectors)
             scores["whitened"] = cosine_scores(whitened, joined)
-            statistics = cohort_statistics(vectors, near, top)
+            nearest = min(top, len(near))
+            if nearest < top:
+                print(f"--top={top}: the cohort has {nearest}, which all count")
+            statistics = cohort_statistics(vectors, near, nearest)
             scores["AS-norm"] = adaptive_s_norm(
                 scores["cosine"], joined, *statistics
             )

@@ -230,12 +230,13 @@ def test_bad_files_of_the_cohort(encoder, corpus, tmp_path, capsys):
         (cohort / speaker / "broken.wav").write_bytes(b"not audio")
         soundfile.write(cohort / speaker / "zeros.wav", np.zeros(RATE), RATE)
     size = len(OTHERS) * (EACH + 1)
-    options = f"--cohort={cohort}", f"--cohort_utterances={size}", "--top=5"
+    options = f"--cohort={cohort}", f"--cohort_utterances={size}", "--top=16"
     metrics, _ = run(encoder, corpus, tmp_path / "out", *options)
     assert metrics["cohort"] == len(OTHERS) * EACH
     printed = capsys.readouterr().out
     assert "4 files of the cohort cannot be embedded" in printed
     assert "dan/zeros.wav is silent" in printed
+    assert "--top=16: the cohort has 12" in printed
 
 
 def write(path, text=""):
@@ -278,6 +279,7 @@ def write(path, text=""):
             lambda at: at.update(cohort=at["audio"] / "ann"),
             "that the trial list does not test on",
         ),
+        (lambda at: at.pop("cohort"), "for a cohort: add --cohort"),
         (lambda at: at.update(top=13), "which is 12 of --cohort_utterances=20"),
         (lambda at: at.update(top=1), "--top=1 must be from 2"),
         (lambda at: at.update(device="cuda:99"), "finds no GPU here"),
