@@ -15,7 +15,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lgl_plugin.dataio.audio import read_crops
+from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.labels import labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.inference.export import CLASSIFIER, ENCODER
@@ -174,15 +174,29 @@ class ProbedRun:
 
     @functools.cached_property
     def _crops(self):
-        """A crop of each utterance of the sample, (n, samples)."""
+        """A crop of each utterance of the sample, (n, samples).
+
+        Bad ones, which training passed over, leave the sample.
+        """
         crop, rate = self.settings["crop_seconds"], self.settings["sample_rate"]
-        crops = []
+        crops, bad = {}, []
         for row in self.rows.tolist():
             item = self.manifest[row]
             given = {"crop": crop, "sample_rate": rate, **item}
-            rng = random.Random(f"{self.seed} {self.manifest.ids[row]}")
-            crops.append(read_crops(given.pop("wav"), rng=rng, **given))
-        return torch.cat(crops)
+            name = self.manifest.ids[row]
+            rng = random.Random(f"{self.seed} {name}")
+            try:
+                crops[row] = read_crops(given.pop("wav"), rng=rng, **given)
+            except BadAudio as error:
+                bad.append(f"{name} {error}")
+        if bad:
+            said = f"{len(bad)} of {len(self.rows)} utterances cannot be read"
+            said = f"{self.folder}: {said}; the first: {bad[0]}"
+            if not crops:
+                raise ValueError(said)
+            print(said)
+        self.rows = np.array([*crops])
+        return torch.cat([*crops.values()])
 
     def _labels(self, number):
         """Returns a round's pseudo-labels by row, -1 for none."""

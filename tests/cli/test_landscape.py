@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -137,6 +138,31 @@ def test_the_loss_is_that_of_the_encoder_and_of_what_the_gate_let_through(run):
     shift = 30 * np.sin(0.2)
     at_chance = shift + np.log(np.exp(-shift) + CLUSTERS - 1)
     assert probe.chance() == pytest.approx(at_chance, rel=1e-4)
+
+
+def test_a_bad_utterance_is_named_and_passed_over(run, tmp_path, capsys):
+    there = shutil.copytree(run, tmp_path / "run")
+    state = json.loads((run / "state.json").read_text())
+    state["settings"]["stage 2"]["data_folder"] = str(there)
+    (there / "state.json").write_text(json.dumps(state))
+
+    def probes():
+        return ProbedRun(there, 11, 0).probes(["iter1/start"], "cpu", False)
+
+    (whole,) = probes()
+    probed = ProbedRun(there, 11, 0)
+    lost = probed.rows[4]
+    (there / f"{lost}.wav").write_bytes(b"not audio")
+    (probe,) = probed.probes(["iter1/start"], "cpu", False)
+    kept = np.arange(len(whole.labels)) != 4
+    assert torch.equal(probe.crops, whole.crops[kept])
+    assert torch.equal(probe.labels, whole.labels[kept])
+    assert torch.equal(probe.trained_on, whole.trained_on[kept])
+    assert f"the first: {lost}.wav cannot be read" in capsys.readouterr().out
+    for path in there.glob("*.wav"):
+        path.write_bytes(b"not audio")
+    with pytest.raises(ValueError, match="cannot be read; the first: "):
+        [*probes()]
 
 
 def test_batch_statistics_leave_the_kept_ones_alone(run):
