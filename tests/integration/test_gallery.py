@@ -51,6 +51,22 @@ def test_without_a_trial_list_nothing_is_trained(monkeypatch, capsys):
     assert "a gallery needs a trial list" in capsys.readouterr().err
 
 
+def test_a_table_is_of_one_command(monkeypatch, capsys, tmp_path):
+    """A second call with others would show the first one's figures."""
+    trained = []
+    monkeypatch.setattr(gallery, "train", lambda *given: trained.append(given))
+    monkeypatch.setattr(gallery, "tables", lambda *given: [])
+    own = f"--output_folder={tmp_path}", "--verification_file=list.txt"
+    for further in ((), ("--seeds=1,2",)):
+        run(monkeypatch, *own, *further)
+    assert len(trained) == 3 * len(gallery.METHODS)
+    for other in ("--minutes=1", "--lr=0.1"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *own, other)
+        assert "a gallery of another yaml" in capsys.readouterr().err
+    assert len(trained) == 3 * len(gallery.METHODS)
+
+
 def test_a_mistyped_option_is_refused_at_once(monkeypatch):
     with pytest.raises(ValueError, match="'batchsize'; did you mean"):
         run(monkeypatch, "--batchsize=4")

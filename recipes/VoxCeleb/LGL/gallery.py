@@ -32,6 +32,7 @@ from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.tables import markdown_table
 
+ASKED = "gallery_options.json"
 HERE = pathlib.Path(__file__).resolve().parent
 PILOT = (4, 16)  # steps, whose difference is timed
 EPOCHS = 6  # at whose ends a method is looked at
@@ -98,6 +99,15 @@ def main():
     if not settings.verification_file:
         parser.error("verification_file: a gallery needs a trial list")
     folder = pathlib.Path(options.output_folder).absolute()
+    asked = {"yaml": options.yaml, "minutes": options.minutes}
+    asked["options"] = sorted(overrides)
+    known = folder / ASKED
+    if known.exists() and json.loads(known.read_text("utf-8")) != asked:
+        parser.error(
+            f"{folder} holds a gallery of another yaml, other --minutes or "
+            f"options (see {ASKED} there): take another --output_folder"
+        )
+    write_json(known, asked)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     command = [sys.executable, str(HERE / "train_lgl.py"), options.yaml]
     command += overrides
