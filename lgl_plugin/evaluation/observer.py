@@ -203,6 +203,30 @@ def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
 
     The trial list is read at once, so that a wrong path or line shows before
     any training; its audio is read when it is scored.
+
+    Arguments
+    ---------
+    settings : lgl_plugin.runs.schema.Settings
+        Those of a stage: verification_file, trial_folder and
+        allow_outside_data_folder are read.
+
+    Returns
+    -------
+    callable
+        Takes a manifest and returns its `TrueLabels`.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `lgl_plugin.dataio.trials.read_trials` does.
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> settings = SimpleNamespace(verification_file=None, trial_folder=".")
+    >>> observe = observer_of(settings)
+    >>> observe(SimpleNamespace(speakers=np.array([0, 0, 1])))
+    <lgl_plugin.evaluation.observer.TrueLabels object at ...>
     """
     trials, folder = None, settings.trial_folder
     if settings.verification_file:
