@@ -70,7 +70,7 @@ setup(
         "gpu": ["faiss-gpu>=1.14"],
         # `lgl export --onnx` writes by the first and checks by the second.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
-        # WavLM, HuBERT and wav2vec 2.0, by SpeechBrain's wrappers.
+        # WavLM, HuBERT, wav2vec 2.0 and w2v-BERT 2.0, by transformers.
         "ssl": ["transformers>=4.50"],
         "demo": ["espeakng-loader>=0.2.4"],
         "docs": DOCS,

@@ -17,7 +17,7 @@ FIGURE = re.compile(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)")
 
 def table1(page):
     """Reads Table 1: its phases, and (mean, lowest, highest) by corpus."""
-    _, _, section = page.partition("\n## Table 1: stages\n")
+    _, _, section = page.partition("\n### Table 1: stages\n")
     rows = [
         line.split(" | ")
         for line in section.strip().split("\n\n")[0].split("\n")

@@ -3,8 +3,9 @@
 # GPU. docs/several_gpus.md says what it does when the job is cut short.
 #
 #   sbatch --nodes=2 slurm.sh train_lgl.py hparams/stage1.yaml \
-#       --data_folder=/path/to/VoxCeleb
-#   SHARDS=/path/to/shards sbatch slurm.sh train_lgl.py hparams/stage1.yaml
+#       --data_folder=/path/to/VoxCeleb --batch_size=16  # 256 in all
+#   SHARDS=/path/to/shards sbatch slurm.sh train_lgl.py hparams/stage1.yaml \
+#       --batch_size=32
 #
 #SBATCH --job-name=lgl
 #SBATCH --nodes=1
