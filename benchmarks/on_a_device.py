@@ -82,7 +82,7 @@ def one_step(kind, encoder, device, prepare=lambda x: x):
     """Returns loss, embeddings and gradient of a batch, float64, on the CPU."""
     modules = {"augment": Same()}
     with brain_of(kind, encoder, device, modules, prepare) as brain:
-        if kind != "gated":
+        if kind not in tiny_brains.STAGE2:
             brain.train_adversary = lambda embeddings: None  # Adam's first step
             _fill(getattr(brain.method, "queue", None))
         torch.manual_seed(1)
@@ -95,7 +95,9 @@ def one_step(kind, encoder, device, prepare=lambda x: x):
             for p in brain.modules.parameters()
             if p.grad is not None
         ]
-        embeddings = outputs if kind == "gated" else outputs[0][0]
+        embeddings = outputs
+        if kind not in tiny_brains.STAGE2:
+            embeddings = outputs[0][0]
         return {
             "loss": loss.detach().double().cpu(),
             "embeddings": embeddings.detach().double().cpu(),

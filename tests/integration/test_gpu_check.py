@@ -36,6 +36,14 @@ def test_a_result_that_is_off_is_found(on_a_device, monkeypatch):
     assert "gradient" in row["fails"]
 
 
+def test_every_method_and_encoder_is_near_float64():
+    from on_a_device import PAIRS, parity
+
+    rows = parity("cpu")
+    assert [(row["method"], row["encoder"]) for row in rows] == PAIRS
+    assert not any(row["fails"] for row in rows)
+
+
 def test_a_wait_is_found(on_a_device, monkeypatch):
     (row,) = on_a_device.waits("cpu")
     assert row["fails"] == ""
