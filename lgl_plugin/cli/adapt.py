@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import pathlib
-from typing import TYPE_CHECKING, Any
+import shutil
+from typing import TYPE_CHECKING
 
-from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
+from lgl_plugin.cli.common import (
+    ENCODER,
+    add_machine,
+    parse_settings,
+    show_notices,
+)
 from lgl_plugin.cli.recipe import RECIPE
 from lgl_plugin.cli.train import as_pairs, key_of, load_recipe
 
 if TYPE_CHECKING:
     from lgl_plugin.inference.adapt import Ladder
+
+YAML = RECIPE / "hparams" / "adapt.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,59 +83,68 @@ def run(
         raise ValueError("--labels are for training alone: add --train")
     show_notices()
     folder = pathlib.Path(output_folder)
+    changed = check_settings(audio, given) if given else []
     ladder = Ladder(encoder, audio, folder, device, num_workers, labels)
     ladder.try_backends()
     if train:
-        if labels:
-            given.append(f"--labels_file={labels}")
-        ladder.try_training(functools.partial(train_network, given=given))
+        work = functools.partial(train_network, given=given, labels=labels)
+        ladder.try_training(work, changed)
     exported = folder / "export" / "adapted"
     if ladder.kept:
         ladder.export(exported, labelled, license)
+    elif exported.exists():  # by verdicts that no longer stand
+        shutil.rmtree(exported)
     page = write_page(ladder, exported)
     print(f"{conclusion(ladder.rungs)}\n{page}")
     if ladder.kept:
         print(f"The adapted encoder: {exported}")
 
 
-def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
-    """Trains a ladder's network by a round of Stage II, on rows to fit on."""
-    import speechbrain as sb
+def check_settings(audio: str, given: list[str]) -> list[str]:
+    """Returns how training is to differ from the yaml, a line a setting.
 
+    ValueError if a setting is wrong, lest that shows after the other rungs.
+    """
+    from lgl_plugin.runs.plain import plain_settings
+    from lgl_plugin.runs.settings import changes, load_settings
+
+    texts = []
+    for words in ([], given):
+        own = {"data_folder": audio}
+        path, run_opts, overrides = parse_settings(YAML, words, own)
+        texts.append(load_settings(path, overrides, run_opts)[1])
+    return changes(*map(plain_settings, texts))
+
+
+def train_network(
+    ladder: Ladder, given: list[str], labels: str | None
+) -> pathlib.Path:
+    """Trains a ladder's network by a round of Stage II, on rows to fit on."""
     from lgl_plugin.runs.settings import read_preset
 
-    yaml = RECIPE / "hparams" / "adapt.yaml"
     folder = ladder.training
     listed = ladder.folder / "fitted.csv"
     ladder.list_fitted(listed)
-    factory = as_yaml(ladder.settings["new_encoder"])
-    options = {
-        "data_folder": ladder.audio.absolute(),
+    audio = ladder.audio.absolute()
+    own = {
+        "data_folder": audio,
+        "train_folder": audio,
+        "trial_folder": audio,
         "output_folder": folder,
         "manifest": listed,
         "pretrained_encoder": ladder.weights,
-        "new_encoder": factory,
+        "new_encoder": ladder.settings["new_encoder"],
         "embedding_size": ladder.parts.first.shape[-1],
         "sample_rate": ladder.settings["sample_rate"],
         "batch_size": min(
-            read_preset(yaml)["batch_size"], len(ladder.fitted) // 2
+            read_preset(YAML)["batch_size"], len(ladder.fitted) // 2
         ),
-        "device": ladder.device,
+        "dataloader_options": {"num_workers": ladder.extract.num_workers},
     }
+    if labels:
+        own["labels_file"] = labels
     named = {key_of(option) for option in given}
-    words = [f"--{k}={v}" for k, v in options.items() if k not in named]
-    load_recipe().train(*sb.parse_arguments([str(yaml), *words, *given]))
+    own = {key: value for key, value in own.items() if key not in named}
+    words = [f"--device={ladder.device}", *given]
+    load_recipe().train(*parse_settings(YAML, words, own))
     return folder / "iter1" / "gated" / "embedding_model.ckpt"
-
-
-def as_yaml(value: Any) -> str:
-    """Returns plain settings as HyperPyYAML in one line."""
-    if isinstance(value, dict):
-        tag = next(iter(value), "")
-        if tag.startswith("!"):
-            return f"{tag} {as_yaml(value[tag] or {})}"
-        inner = ", ".join(f"{k}: {as_yaml(v)}" for k, v in value.items())
-        return f"{{{inner}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(as_yaml, value))}]"
-    return json.dumps(value)

@@ -9,12 +9,21 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-from typing import TYPE_CHECKING
+import shlex
+from typing import TYPE_CHECKING, Any
 
-from lgl_plugin.cli.common import show_notices
-from lgl_plugin.cli.train import add_preset, as_pairs, stages, suggest
+from lgl_plugin.cli.common import parse_settings, show_notices
+from lgl_plugin.cli.train import (
+    add_preset,
+    as_pairs,
+    key_of,
+    parse,
+    stages,
+    suggest,
+)
 
 if TYPE_CHECKING:
+    from lgl_plugin.runs.schema import Settings
     from lgl_plugin.training.session import Session
 
 STEPS = 5  # timed, after a first one that allocates
@@ -34,18 +43,37 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     import tempfile
 
     show_notices()
+    given = [word for word in as_pairs(settings) if word != "--debug"]
+    words = ["lgl", "train", audio, "--output_folder=RUN", *given]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        made = check_audio(audio, folder)
+        choices = {"preset": preset or "small", "n_clusters": 2}
+        _, (of_data, _) = parse(choices, audio, folder / "run", given)
+        made = check_audio(of_data, folder)
         show_machine()
         choices = suggest(made["kept"], made["hours"], preset)
-        check_cost(audio, folder, made, choices, as_pairs(settings))
-    print("Train it with: lgl train", audio, "--output_folder=RUN")
+        check_cost(audio, folder, made, choices, given)
+    if preset is not None:
+        words.append(f"--preset={preset}")
+    bad = made["bad"] + made["short"]
+    if bad > of_data.max_bad_share * made["found"]:
+        share = (100 * bad // made["found"] + 1) / 100
+        words = [w for w in words if key_of(w) != "max_bad_share"]
+        words.append(f"--max_bad_share={share}")
+        print(
+            f"Not yet    {bad:,} files are bad, more than max_bad_share="
+            f"{of_data.max_bad_share} allows: mend them, or train without them"
+        )
+    print("Train it with:", shlex.join(words))
 
 
-def check_audio(audio: str, folder: pathlib.Path) -> dict:
-    """Prints what a folder holds; returns what `prepare_manifest` does."""
+def check_audio(settings: Settings, folder: pathlib.Path) -> dict:
+    """Prints what there is to train on; returns what `prepare_manifest` does.
+
+    A manifest of the user's own is taken as it is, and copied to the folder.
+    """
     import collections
+    import shutil
 
     import numpy as np
 
@@ -54,12 +82,29 @@ def check_audio(audio: str, folder: pathlib.Path) -> dict:
     from lgl_plugin.dataio.prepare import prepare_manifest
 
     path = folder / "manifest.csv"
-    made = prepare_manifest(
-        audio, path, speaker_folder=False, max_bad_share=1.0
+    if settings.manifest:
+        shutil.copy(settings.manifest, path)
+        made = {"bad": 0, "short": 0, "passed_over": {}}
+    else:
+        made = prepare_manifest(
+            settings.train_folder,
+            path,
+            settings.data_folder,
+            speaker_folder=False,
+            max_bad_share=1.0,
+            sample_rate=settings.sample_rate,
+            channel=settings.channel,
+        )
+    manifest = load_manifest(
+        path,
+        settings.data_folder,
+        settings.allow_outside_data_folder,
     )
-    manifest = load_manifest(path, os.path.abspath(audio))
+    if settings.manifest:
+        made["found"] = made["kept"] = len(manifest)
+        made["hours"] = float(manifest.durations.sum()) / 3600
     formats = collections.Counter(
-        pathlib.PurePath(name).suffix.lower() for name in manifest.ids
+        pathlib.PurePath(name).suffix.lower() for name in manifest.wavs
     )
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in formats.most_common())
     low, middle, high = np.quantile(manifest.durations, [0.05, 0.5, 0.95])
@@ -136,10 +181,12 @@ def check_cost(
     # The stages' own notices are those of the run to come.
     logging.disable(logging.INFO)
     hours, costs = {}, (cost_of_stage1, cost_of_stage2)
+    # A sample of the manifest, which names the channel, takes their place.
+    given = [w for w in given if key_of(w) not in ("manifest", "channel")]
     try:
         both = stages(choices, audio, folder / "run", given)
-        for cost, (path, options) in zip(costs, both):
-            session = open_session(folder, path, options)
+        for cost, stage in zip(costs, both):
+            session = open_session(folder, *stage)
             hours |= cost(session, made)
     except ValueError as error:
         raise ValueError(f"this will not do yet: {error}") from error
@@ -153,10 +200,11 @@ def check_cost(
     sizes = [(p.requires_grad, 4 * p.numel()) for p in encoder.parameters()]
     weights = sum(size for _, size in sizes)
     trained = sum(size for is_trained, size in sizes if is_trained)
-    # A phase leaves its weights and up to two checkpoints, each of the trained
-    # weights and both of Adam's moments.
-    phases = 1 + 2 * settings.n_iterations
-    disk = phases * (weights + 6 * trained) + settings.n_iterations * vectors
+    # A phase leaves its weights, the checkpoints of some epochs and of one
+    # under way, each of the trained weights and both of Adam's moments.
+    phases = 1 + 2 * settings.n_iterations + bool(settings.large_margin_epochs)
+    checkpoints = 3 * trained * (settings.keep_checkpoints + 1)
+    disk = phases * (weights + checkpoints) + settings.n_iterations * vectors
     print(f"Disk       about {disk / 2**30:.2f} GiB")
     held, on_gpu = peak_memory(session.device)
     held += 2 * vectors  # clustering holds them and a normalised copy
@@ -165,22 +213,22 @@ def check_cost(
 
 
 def open_session(
-    folder: pathlib.Path, path: pathlib.Path, options: list[str]
+    folder: pathlib.Path,
+    path: pathlib.Path,
+    options: list[str],
+    usual: dict[str, Any],
 ) -> Session:
     """Opens a stage's session on a few of the folder's files."""
-    import speechbrain as sb
-
     from lgl_plugin.runs.settings import load_settings
     from lgl_plugin.training.session import Session
 
     few = ["--debug", f"--debug_batches={STEPS + 1}", "--debug_epochs=1"]
-    _, run_opts, overrides = sb.parse_arguments(
-        [str(path), *options, *few, "--noprogressbar"]
-    )
+    words = [*options, *few, "--noprogressbar"]
+    _, run_opts, overrides = parse_settings(path, words, usual)
     settings, _ = load_settings(path, overrides, run_opts)
     n_rows = (STEPS + 2) * settings.dataloader_options.batch_size
     sample = sample_of(folder / "manifest.csv", n_rows)
-    overrides += f"\nmanifest: {sample}\n"
+    _, _, overrides = parse_settings(path, words, usual | {"manifest": sample})
     session = Session(*load_settings(path, overrides, run_opts), run_opts)
     session.seed(1)
     return session
@@ -234,10 +282,14 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
         return seconds
 
     encoder = settings.new_encoder()
-    seconds = n_rounds * seconds_of(encoder, "Stage II")
+    last = seconds_of(encoder, "Stage II")
+    seconds = n_rounds * last
     if wide is not None:
         last = seconds_of(wide(), "Stage II's last round")
         seconds += last - seconds / n_rounds
+    # At most: on what the gate selects. A step is as long as its crops.
+    longer = settings.large_margin_crop_seconds / settings.crop_seconds
+    seconds += last * longer * settings.large_margin_epochs / epochs
     speed = speech_per_second(session, encoder)
     print(f"Embedding  {speed:,.0f} s of speech a second")
     return {
@@ -250,7 +302,8 @@ def sample_of(manifest: pathlib.Path, n_rows: int) -> pathlib.Path:
     """Writes a manifest of rows drawn at random; returns its path."""
     import random
 
-    head, *lines = manifest.read_text("utf-8").splitlines(keepends=True)
+    text = manifest.read_text("utf-8")
+    head, *lines = (line + "\n" for line in text.splitlines() if line)
     lines = random.Random(0).sample(lines, min(n_rows, len(lines)))
     path = manifest.with_name(f"sample{n_rows}.csv")
     path.write_text(head + "".join(sorted(lines)), encoding="utf-8")

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="the mean of the weights of N epochs, see keep_checkpoints",
     )
-    add("--device", default="cpu", help="where to embed")
+    add("--device", help="where to embed; none: the CPU")
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
     backend: str | None,
     onnx: bool,
     average: int | None,
-    device: str,
+    device: str | None,
 ) -> None:
     """Exports a run's step, or a checkpoint with the yaml that trained it."""
     import pathlib
@@ -57,13 +57,21 @@ def run(
     alone = yaml is not None or pathlib.Path(source).is_file()
     if alone and output is None:
         raise ValueError("a file of weights needs --output, where to write")
-    if alone and backend == "fitted":
-        raise ValueError("--backend=fitted is of a run: weights go without")
+    of_a_run = (
+        step,
+        backend == "fitted" and "--backend=fitted",
+        data_folder and f"--data_folder={data_folder}",
+        device and f"--device={device}",
+    )
+    for given in filter(None, of_a_run if alone else ()):
+        raise ValueError(f"{given} is of a run: weights go without")
     if average is not None and (alone or step is None or average < 2):
         raise ValueError(
             "--average takes 2 epochs or more of a step of a run: name both, "
             "such as results/lgl/1 stage1"
         )
+    if average is not None and backend != "none":
+        check_backend(source, step, backend)
     import logging
 
     from lgl_plugin.inference.average import average_step
@@ -80,7 +88,7 @@ def run(
         if average is not None:
             step = average_step(source, step, average)
         options = (data_folder, threshold, license, wanted)
-        export(source, step, output, device, *options, onnx)
+        export(source, step, output, device or "cpu", *options, onnx)
         return
     settings = read_plain(yaml) if yaml else encoder_settings(source)
     if settings is None:
@@ -92,3 +100,16 @@ def run(
     export_checkpoint(source, settings, folder, threshold, license)
     if onnx:
         export_onnx(folder, folder / ONNX)
+
+
+def check_backend(run: str, step: str, backend: str | None) -> None:
+    """Refuses the back-end of an average, of which none was fitted."""
+    from lgl_plugin.runs.state import read_state
+
+    stage = "stage 2" if step.startswith("iter") else "stage 1"
+    settings = read_state(run)["settings"].get(stage, {})
+    if backend == "fitted" or settings.get("backend"):
+        raise ValueError(
+            "a back-end is fitted to the embeddings of a phase, and none to "
+            "those of an average: --backend=none exports the encoder alone"
+        )

@@ -74,7 +74,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     if TRAINED in done or "--train" in shlex.split(command or ""):
         steps.append(TRAINED)
     missing = [step for step in steps if step not in done]
-    n_done = len(steps) - len(missing)
+    n_done, any_kept = len(steps) - len(missing), False
     yield f"{folder}: {n_done} of {len(steps)} steps are done"
     for step in steps:
         state, remark = "to come", ""
@@ -82,6 +82,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
             state = "done"
             if step != "start":
                 rung = Rung(step, Verdict(**done[step]))
+                any_kept = any_kept or rung.kept
                 kept = "kept" if rung.kept else "not kept"
                 remark = f"{kept}, {rung.verdict}"
         elif step == missing[0]:
@@ -97,11 +98,12 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
         if step := next(left, None):
             yield f"  {training}: {step} {progress(results, step)}".rstrip()
     exported = folder / "export" / "adapted"
+    is_written = (exported / "hyperparams.yaml").exists()
     if holder:
         yield f"Being written by {holder}: wait for its end"
-    elif missing:
+    elif missing or any_kept and not is_written:
         yield f"Go on with: {command or 'the same command'}"
-    elif (exported / "hyperparams.yaml").exists():
+    elif any_kept:
         page = folder / "report" / "index.html"
         yield f"Next: {page}; lgl who {exported} AUDIO OUT"
     else:

@@ -4,12 +4,19 @@
 > lgl train /my/audio --output_folder=results/mine --n_clusters=200 --seed=2
 """
 
+from __future__ import annotations
+
 import argparse
 import pathlib
 import types
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+from lgl_plugin.cli.common import parse_settings
 from lgl_plugin.cli.recipe import RECIPE
+
+if TYPE_CHECKING:
+    from lgl_plugin.runs.schema import Settings
 
 PRESETS = {
     "small": ("small_stage1.yaml", "small_stage2.yaml"),
@@ -74,11 +81,11 @@ def run(
     given = as_pairs(settings)
     # A mistyped key is refused before the audio is listed.
     choices = {"preset": preset or "small", "n_clusters": 2}
-    parsed = parse(choices, audio, output_folder, given)
+    parsed, (settings1, _) = parse(choices, audio, output_folder, given)
     if not torch.distributed.is_initialized():
         sb.utils.distributed.ddp_init_group(parsed[0][1])
-    choices = from_main(choose, audio, pathlib.Path(output_folder), preset)
-    for arguments in parse(choices, audio, output_folder, given):
+    choices = from_main(choose, settings1, pathlib.Path(output_folder), preset)
+    for arguments in parse(choices, audio, output_folder, given)[0]:
         recipe.train(*arguments)
 
 
@@ -87,33 +94,33 @@ def parse(
     audio: str,
     output_folder: str | pathlib.Path,
     given: list[str],
-) -> list[tuple]:
-    """Returns the arguments of the recipe's `train` for each stage, checked."""
-    import speechbrain as sb
+) -> tuple[list[tuple], list[Settings]]:
+    """Returns the arguments of the recipe's `train` for each stage, checked.
 
+    With them come the settings of each.
+    """
     from lgl_plugin.runs.plain import plain_settings
     from lgl_plugin.runs.run import planned_steps
     from lgl_plugin.runs.settings import did_you_mean, load_settings
 
     known = set().union(*keys(choices["preset"]))
     parsed = []
-    for path, options in stages(choices, audio, output_folder, given):
-        _, run_opts, overrides = sb.parse_arguments([str(path), *options])
+    for stage in stages(choices, audio, output_folder, given):
+        parsed.append(parse_settings(*stage))
         # A stage by itself would find the nearest of its own keys alone.
-        for name in plain_settings(overrides):
+        for name in plain_settings(parsed[-1][2]):
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ValueError(f"there is no setting {name!r}{hint}")
-        parsed.append((str(path), run_opts, overrides))
-    settings = {}
-    for path, run_opts, overrides in parsed:
-        checked, _ = load_settings(path, overrides, run_opts)
-        settings[f"stage {checked.stage}"] = dict(checked)
-    plan = planned_steps(settings)
-    return [(*arguments, plan) for arguments in parsed]
+    settings = [
+        load_settings(path, overrides, run_opts)[0]
+        for path, run_opts, overrides in parsed
+    ]
+    plan = planned_steps({f"stage {one.stage}": dict(one) for one in settings})
+    return [(*arguments, plan) for arguments in parsed], settings
 
 
-def choose(audio: str, run: pathlib.Path, preset: str | None) -> dict:
+def choose(settings: Settings, run: pathlib.Path, preset: str | None) -> dict:
     """Chooses the preset and the clusters, or reads what was chosen before.
 
     A resumed run must not be given others because files came or went.
@@ -127,7 +134,7 @@ def choose(audio: str, run: pathlib.Path, preset: str | None) -> dict:
         choices = json.loads(path.read_text(encoding="utf-8"))
         if preset in (None, choices["preset"]):
             return choices
-    choices = suggest(*survey(audio), preset)
+    choices = suggest(*survey(settings), preset)
     # A begun run refuses another preset: it must not be the next call's.
     if not (path.exists() and (run / "state.json").exists()):
         write_json(path, choices)
@@ -156,17 +163,28 @@ def suggest(n_files: int, hours: float, preset: str | None = None) -> dict:
     return {"preset": preset, "n_clusters": n_clusters}
 
 
-def survey(audio: str) -> tuple[int, float]:
-    """Counts a folder's audio files and estimates their hours by a sample."""
+def survey(settings: Settings) -> tuple[int, float]:
+    """Counts the utterances to train on, and their hours.
+
+    Of a folder these are estimated by a sample of its files.
+    """
     import os
     import random
 
     from lgl_plugin.dataio.audio import BadAudio, probe
     from lgl_plugin.dataio.folder import find_audio
+    from lgl_plugin.dataio.manifest import load_manifest
     from lgl_plugin.dataio.prepare import check_folders
 
-    audio = os.path.abspath(audio)
-    check_folders(audio, audio)
+    if settings.manifest:
+        manifest = load_manifest(
+            settings.manifest,
+            settings.data_folder,
+            settings.allow_outside_data_folder,
+        )
+        return len(manifest), float(manifest.durations.sum()) / 3600
+    audio = os.path.abspath(settings.train_folder)
+    check_folders(audio, os.path.abspath(settings.data_folder))
     files = [name for name, problem in find_audio(audio) if problem is None]
     seconds = []
     for name in random.Random(0).sample(files, min(len(files), SAMPLE)):
@@ -183,22 +201,21 @@ def stages(
     audio: str,
     output_folder: str | pathlib.Path,
     given: list[str],
-) -> Iterator[tuple[pathlib.Path, list[str]]]:
-    """Yields each stage's yaml and its part of the command line."""
+) -> Iterator[tuple[pathlib.Path, list[str], dict[str, Any]]]:
+    """Yields each stage's yaml, its part of the options, and what is usual.
+
+    An option replaces what is usual.
+    """
     usual = {
         "data_folder": audio,
         "train_folder": audio,
         "trial_folder": audio,
         "output_folder": output_folder,
-        "verification_file": "null",
-        "speaker_folder": "False",
+        "verification_file": None,
+        "speaker_folder": False,
         "n_clusters": choices["n_clusters"],
     }
     named = {key_of(option) for option in given}
-    options = [
-        *(f"--{k}={value}" for k, value in usual.items() if k not in named),
-        *given,
-    ]
     own = keys(choices["preset"])
     for name, mine, other in zip(PRESETS[choices["preset"]], own, own[::-1]):
         # A key of neither stage goes to both: it is an option of SpeechBrain's
@@ -206,7 +223,8 @@ def stages(
         only_theirs = other - mine
         yield (
             RECIPE / "hparams" / name,
-            [option for option in options if key_of(option) not in only_theirs],
+            [option for option in given if key_of(option) not in only_theirs],
+            {k: v for k, v in usual.items() if k not in only_theirs | named},
         )
 
 

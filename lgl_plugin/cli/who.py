@@ -61,6 +61,11 @@ def run(
             f"--speakers={speakers} does not go with --labels, where the "
             "threshold tells who is none of the labelled: leave one out"
         )
+    if speakers is not None and threshold is not None:
+        raise ValueError(
+            f"--speakers={speakers} is the number whatever the --threshold: "
+            "leave one out"
+        )
     show_notices()
     output, device = pathlib.Path(output), check_device(device)
     store = output / "embeddings"

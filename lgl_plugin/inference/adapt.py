@@ -15,7 +15,7 @@ import csv
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
@@ -41,7 +41,7 @@ from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
-from lgl_plugin.runs.state import read_state
+from lgl_plugin.runs.state import digest, read_state
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
@@ -232,12 +232,22 @@ class Ladder:
             if self._done(name, self._step(name, fit)):
                 self._climb(name, name)
 
-    def try_training(self, train: Callable[[Ladder], pathlib.Path]) -> None:
+    def try_training(
+        self,
+        train: Callable[[Ladder], pathlib.Path],
+        settings: Sequence[str] = (),
+    ) -> None:
         """Tries the whole network, trained on by what is given.
 
         `train` takes the ladder, trains on the rows `fitted` from `weights`,
-        and returns the path of the new ones.
+        in the folder `training`, and returns the path of the new ones. Each
+        `settings` that it has, in words, get a training and a verdict of
+        their own.
         """
+        if settings:
+            made_by = digest([*settings])
+            self.made_from = digest([self.made_from, made_by])
+            self.training = self.folder / f"{self.training.name}-{made_by[:8]}"
 
         def work(folder):
             extract = copy.copy(self.extract)

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
-from lgl_plugin.cli import status
+from lgl_plugin.cli import adapt as verb, status
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.inference import adapt as module
@@ -20,6 +21,7 @@ from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.verdict import Verdict
+from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import Run
 
 BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
@@ -311,6 +313,81 @@ def test_the_network_is_trained_and_judged(
     assert len([*tmp_path.glob("training-*")]) == 2
 
 
+def test_other_settings_have_a_training_and_a_verdict_of_their_own(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    trained = []
+
+    def train(ladder):
+        trained.append(ladder.training.name)
+        return ladder.weights
+
+    for settings in ([], ["lr: was 0.1, is 0.2"], ["lr: was 0.1, is 0.2"]):
+        say(monkeypatch, *[WORSE] * 3)
+        ladder = Ladder(ecapa, calls, tmp_path, "cpu")
+        ladder.try_backends()
+        ladder.try_training(train, settings)
+    assert trained[0] == "training" and len(trained) == 2
+    assert trained[1].startswith("training-")
+
+
+def test_what_training_is_given(tmp_path, monkeypatch):
+    """Paths as they were typed, and the processes that read audio."""
+    given = []
+    recipe = types.SimpleNamespace(train=lambda *words: given.append(words))
+    monkeypatch.setattr(verb, "load_recipe", lambda: recipe)
+    folder = tmp_path / "a: b=c #1"
+    network = {"!name:mine.Encoder": {"width": 8}}
+    ladder = types.SimpleNamespace(
+        training=folder / "training",
+        folder=folder,
+        audio=folder,
+        weights=folder / "weights.ckpt",
+        settings={"new_encoder": network, "sample_rate": 8000},
+        parts=types.SimpleNamespace(first=np.zeros((1, 2, 16))),
+        fitted=range(10),
+        extract=types.SimpleNamespace(num_workers=8),
+        device="cpu",
+        list_fitted=lambda path: None,
+    )
+    verb.train_network(ladder, ["--lr=0.1", "--batch_size=4"], "labels #1.csv")
+    ((_, options, overrides),) = given
+    found = plain_settings(overrides)
+    assert found["data_folder"] == str(folder)
+    assert found["manifest"] == str(folder / "fitted.csv")
+    assert found["labels_file"] == "labels #1.csv"
+    assert found["new_encoder"] == network and found["lr"] == 0.1
+    assert found["batch_size"] == 4
+    assert found["dataloader_options"] == {"num_workers": 8}
+    assert options["device"] == "cpu"
+
+
+def test_settings_are_compared_with_the_yamls(tmp_path):
+    given = ["--lr=0.2", "--ckpt_interval_minutes=1", "--noprogressbar"]
+    (line,) = verb.check_settings(str(tmp_path), given)
+    assert line == "lr: was 0.0001, is 0.2"
+
+
+def test_what_is_kept_no_more_is_offered_no_more(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    say(monkeypatch, BETTER, WORSE)
+    adapt(ecapa, calls, tmp_path)
+    exported = tmp_path / "export" / "adapted"
+    assert exported.exists()
+    (tmp_path / "centring" / "backend.npz").unlink()
+    say(monkeypatch, WORSE)
+    adapt(ecapa, calls, tmp_path)
+    assert not exported.exists()
+    exported.mkdir()
+    (exported / "hyperparams.yaml").touch()
+    capsys.readouterr()
+    # This process holds the folder's lock.
+    monkeypatch.setattr(status, "writer_of", lambda folder: None)
+    main(["status", str(tmp_path)])
+    assert "best as it is: no rung is kept" in capsys.readouterr().out
+
+
 def test_labels_must_leave_enough_to_judge_on(ecapa, calls, tmp_path, capsys):
     labels = tmp_path / "labels.csv"
     lines = [f"{n}.wav,ann" for n in range(31)]
@@ -329,4 +406,7 @@ def test_settings_of_training_are_refused_without_it(
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--lr=0.1")
     assert "--lr=0.1 is a setting of training" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--train", "--lrr=0.1")
+    assert "did you mean 'lr'" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

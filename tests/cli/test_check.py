@@ -2,12 +2,16 @@
 
 import shutil
 import sys
+import types
+from unittest import mock
 
 import pytest
 import soundfile
+import torch
 
 from lgl_plugin.cli import check
 from lgl_plugin.cli.main import main
+from lgl_plugin.training import estimate
 
 TINY = [
     "--device=cpu",
@@ -55,6 +59,10 @@ def test_what_is_there_and_what_it_costs(folder, capsys, monkeypatch):
     assert "s in Stage I\n" in printed and "s in Stage II\n" in printed
     for word in ("Embedding", "Time", "Disk", "Memory"):
         assert f"\n{word} " in printed
+    assert "Not yet    1 files are bad, more than max_bad_share=0.02" in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"Train it with: lgl train {folder} --output_folder")
+    assert last.endswith("--max_bad_share=0.06") and TINY[1] in last
     assert sorted(folder.rglob("*")) == before  # nothing is written there
 
 
@@ -73,3 +81,99 @@ def test_faiss_is_asked_for_where_the_preset_clusters_by_it(
     with pytest.raises(SystemExit, match="2"):
         main(["check", str(folder), *TINY])
     assert capsys.readouterr().err.count("clustering needs faiss") == 1
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The sessions that would be timed."""
+    sessions = []
+
+    def note(session, made):
+        sessions.append(session)
+        return {"both": float(made["kept"])}
+
+    monkeypatch.setattr(check, "cost_of_stage1", note)
+    monkeypatch.setattr(check, "cost_of_stage2", note)
+    return sessions
+
+
+def test_the_channel_is_that_of_training(folder, opened, capsys):
+    main(["check", str(folder), *TINY, "--channel=0"])
+    assert [{*one.manifest.channels.tolist()} for one in opened] == [{0}, {0}]
+    assert "--channel=0" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_manifest_is_what_is_counted(audio, opened, tmp_path, capsys):
+    rows = [
+        f"{who} {n},0.5,$data_root/{who}/{n}.wav,0,8000,"
+        for who in ("ann", "bob")
+        for n in range(4)
+    ]
+    head = "ID,duration,wav,start,stop,spk_id"
+    (tmp_path / "mine.csv").write_text("\n".join([head, *rows]))
+    main(["check", str(audio), *TINY, f"--manifest={tmp_path}/mine.csv"])
+    printed = capsys.readouterr().out
+    assert "8 files, 0.00 hours: 8 .wav" in printed
+    assert "Not yet" not in printed and "both 8.0" in printed
+    for session in opened:
+        assert {name[:4] for name in session.manifest.ids} == {"ann ", "bob "}
+
+
+def test_checkpoints_that_are_kept_take_room(monkeypatch, capsys, tmp_path):
+    """A GiB of weights, of which the network is not made."""
+
+    def said(**other):
+        settings = mock.Mock(
+            n_iterations=1,
+            large_margin_epochs=0,
+            embedding_size=1,
+            new_last_encoder=None,
+            new_encoder=lambda: torch.nn.Linear(
+                2**14, 2**14, bias=False, device="meta"
+            ),
+        )
+        settings.configure_mock(**other)
+        session = types.SimpleNamespace(settings=settings, device="cpu")
+        monkeypatch.setattr(check, "open_session", lambda *stage: session)
+        check.check_cost("", tmp_path, {"kept": 0}, CHOICES, [])
+        (line,) = (
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith("Disk")
+        )
+        return float(line.split()[2])
+
+    for name in ("cost_of_stage1", "cost_of_stage2"):
+        monkeypatch.setattr(check, name, lambda session, made: {})
+    # Of each of three phases: weights, and two checkpoints of three times that.
+    assert said(keep_checkpoints=1) == 3 * 7
+    assert said(keep_checkpoints=10) == 3 * 34
+    assert said(keep_checkpoints=1, large_margin_epochs=1) == 4 * 7
+
+
+CHOICES = {"preset": "small", "n_clusters": 3}
+
+
+def test_fine_tuning_takes_time(monkeypatch):
+    """On longer crops, in the last round alone."""
+    monkeypatch.setattr(estimate, "seconds_per_step", lambda *a, **k: 1.0)
+    monkeypatch.setattr(estimate, "speech_per_second", lambda *a: 1.0)
+
+    def hours(epochs):
+        settings = mock.Mock(
+            n_iterations=2,
+            new_last_encoder=None,
+            n_clusters=3,
+            classifier_epochs=6,
+            gated_epochs=4,
+            crop_seconds=1.5,
+            large_margin_crop_seconds=3.0,
+            large_margin_epochs=epochs,
+        )
+        session = mock.Mock(settings=settings, rows=range(9))
+        session.steps_per_epoch.return_value = 3600
+        found = check.cost_of_stage2(session, {"kept": 9, "hours": 0.0})
+        return found["Stage II without clustering"]
+
+    assert hours(0) == 20
+    assert hours(5) == 20 + 5 * 2

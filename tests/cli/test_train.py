@@ -1,6 +1,7 @@
 """lgl train: which key goes where, the preset, and what is refused early."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -8,18 +9,20 @@ import soundfile
 
 from lgl_plugin.cli import train
 from lgl_plugin.cli.main import main
+from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.distributed import launch_command
 
 
 def parts(*words, preset="small", clusters=7):
-    """Each stage's options, as a dict from key to value."""
+    """Each stage's options and what is usual, from key to value."""
     choices = {"preset": preset, "n_clusters": clusters}
     given = train.as_pairs(list(words))
     both = train.stages(choices, "/audio", "/run", given)
     found = []
-    for _, options in both:
+    for _, options, usual in both:
         pairs = (option.lstrip("-").partition("=") for option in options)
-        found.append({key: value for key, _, value in pairs})
+        found.append({key: value for key, _, value in pairs} | usual)
+        assert not usual.keys() & {train.key_of(option) for option in options}
     return found
 
 
@@ -29,9 +32,9 @@ def test_own_audio_needs_two_options():
         for name in ("data_folder", "train_folder", "trial_folder"):
             assert options[name] == "/audio"
         assert options["output_folder"] == "/run"
-        assert options["verification_file"] == "null"
-        assert options["speaker_folder"] == "False"
-    assert "n_clusters" not in first and second["n_clusters"] == "7"
+        assert options["verification_file"] is None
+        assert options["speaker_folder"] is False
+    assert "n_clusters" not in first and second["n_clusters"] == 7
 
 
 def test_a_key_of_one_stage_goes_to_that_stage():
@@ -52,7 +55,7 @@ def test_what_is_given_replaces_what_is_usual():
 
 def test_the_screen_counts_the_steps_of_both_stages(tmp_path):
     choices = {"preset": "small", "n_clusters": 7}
-    first, second = train.parse(choices, tmp_path, tmp_path / "run", [])
+    (first, second), _ = train.parse(choices, tmp_path, tmp_path / "run", [])
     assert first[-1] == second[-1]
     assert first[-1][0] == "baselines" and first[-1][-1] == "export/iter2"
 
@@ -67,7 +70,14 @@ def hour(tmp_path):
     return folder
 
 
+def of(folder):
+    """Settings that train on a folder."""
+    names = ("train_folder", "data_folder")
+    return types.SimpleNamespace(manifest=None, **dict.fromkeys(names, folder))
+
+
 def test_the_preset_follows_from_the_hours(hour, tmp_path, capsys, monkeypatch):
+    hour = of(hour)
     assert train.survey(hour) == (30, pytest.approx(5.0))
     chosen = train.choose(hour, tmp_path / "run", None)
     assert chosen == {"preset": "small", "n_clusters": "auto"}
@@ -84,13 +94,37 @@ def test_the_preset_follows_from_the_hours(hour, tmp_path, capsys, monkeypatch):
 
 
 def test_a_preset_that_a_begun_run_refuses_is_not_its_next(hour, tmp_path):
-    run = tmp_path / "run"
+    run, hour = tmp_path / "run", of(hour)
     assert train.choose(hour, run, None)["preset"] == "small"
     assert train.choose(hour, run, "paper")["preset"] == "paper"
     assert train.choose(hour, run, None)["preset"] == "paper"
     (run / "state.json").touch()
     assert train.choose(hour, run, "small")["preset"] == "small"
     assert train.choose(hour, run, None)["preset"] == "paper"
+
+
+def test_a_manifest_decides_in_a_folder_of_any_name(tmp_path, monkeypatch):
+    """Of shards, say, in which no audio file is to be found."""
+    folder, run = tmp_path / "Tape #3: a=b", tmp_path / "run #1"
+    folder.mkdir()
+    manifest = tmp_path / "mine.csv"
+    rows = [f"{n},3600,$data_root/{n}.wav,0,57600000," for n in range(40)]
+    head = "ID,duration,wav,start,stop,spk_id"
+    manifest.write_text("\n".join([head, *rows]))
+    trained = []
+    recipe = types.SimpleNamespace(train=lambda *words: trained.append(words))
+    monkeypatch.setattr(train, "load_recipe", lambda: recipe)
+    words = [f"--output_folder={run}", f"--manifest={manifest}"]
+    main(["train", str(folder), *words])
+    saved = json.loads((run / train.CHOICES).read_text())
+    assert saved == {"preset": "paper", "n_clusters": 4}
+    assert len(trained) == 2
+    for path, options, overrides, _ in trained:
+        settings, _ = load_settings(path, overrides, options)
+        assert settings.manifest == str(manifest)
+        assert settings.output_folder == str(run)
+        for name in ("data_folder", "train_folder", "trial_folder"):
+            assert getattr(settings, name) == str(folder)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,9 @@ def test_labels_that_cannot_be_used_are_said_before_the_work(
     with pytest.raises(SystemExit, match="2"):
         who(encoder, audio, tmp_path, f"--labels={path}", "--speakers=4")
     assert "--speakers=4 does not go with --labels" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        who(encoder, audio, tmp_path, "--threshold=0.4", "--speakers=4")
+    assert "whatever the --threshold" in capsys.readouterr().err
 
 
 def test_confidence_is_the_silhouette():

@@ -381,6 +381,38 @@ def test_nothing_of_an_earlier_export_stays(run, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["stage1", "--backend=fitted", "--data_folder=there", "--device=cpu"],
+)
+def test_weights_take_no_options_of_a_run(run, tmp_path, capsys, option):
+    weights = run / "stage1" / "embedding_model.ckpt"
+    words = ["export", str(weights), option, f"--output={tmp_path}/out"]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"{option} is of a run" in capsys.readouterr().err
+
+
+def test_an_average_has_no_back_end(run, tmp_path, capsys, monkeypatch):
+    """Which is said before anything is averaged."""
+    words = ["export", str(run), "iter1/gated", "--average=2"]
+
+    def refused(*options):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, *options])
+        return capsys.readouterr().err
+
+    assert "--backend=none" in refused("--backend=fitted")
+    assert "checkpoints of 0 epochs" in refused()
+    state = json.loads((run / "state.json").read_text())
+    tag = "!new:lgl_plugin.inference.backends.Whitening"
+    state["settings"]["stage 2"]["backend"] = {tag: ""}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    words[1] = str(tmp_path)
+    assert "--backend=none" in refused()
+    assert "checkpoints of 0 epochs" in refused("--backend=none")
+
+
 def test_sub_centres_name_the_same_pseudo_speakers(run, tmp_path):
     torch.manual_seed(1)
     classify = SubCentreClassifier(6, 5, n_centres=3)
