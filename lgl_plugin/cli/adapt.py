@@ -120,6 +120,7 @@ def train_network(
     ladder: Ladder, given: list[str], labels: str | None
 ) -> pathlib.Path:
     """Trains a ladder's network by a round of Stage II, on rows to fit on."""
+    from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_preset
 
     folder = ladder.training
@@ -133,14 +134,14 @@ def train_network(
         "output_folder": folder,
         "manifest": listed,
         "pretrained_encoder": ladder.weights,
-        "new_encoder": ladder.settings["new_encoder"],
-        "embedding_size": ladder.parts.first.shape[-1],
-        "sample_rate": ladder.settings["sample_rate"],
         "batch_size": min(
             read_preset(YAML)["batch_size"], len(ladder.fitted) // 2
         ),
         "dataloader_options": {"num_workers": ladder.extract.num_workers},
     }
+    if encoder_settings(ladder.weights) is None:  # else the weights say that
+        own.update(ladder.settings)  # new_encoder and sample_rate
+        own["embedding_size"] = ladder.parts.first.shape[-1]
     if labels:
         own["labels_file"] = labels
     named = {key_of(option) for option in given}

@@ -211,7 +211,7 @@ class Ladder:
         if parts is self.parts and self.kind and not found.sign:
             # A tie of back-ends goes to the later, if that wins over none.
             # Whitening costs short parts more than whole recordings, and
-            # labelled trials gained by it: docs/adapt.md.
+            # labelled trials gained by it: docs/adapt_measured.md.
             found = judge(self.parts, heard)
         return dataclasses.asdict(found)
 

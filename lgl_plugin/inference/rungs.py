@@ -10,7 +10,7 @@ from lgl_plugin.inference.verdict import Verdict
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "centring": Centring,
     # With less shrinkage labelled trials often gained more, but no verdict
-    # shows it: docs/adapt.md.
+    # shows it: docs/adapt_measured.md.
     "whitening": functools.partial(Whitening, 10.0),
 }
 TRAINED = "loss_gate"

@@ -101,7 +101,7 @@ def embed_parts(
     """Embeds two parts of each recording, either once as it is, once changed.
 
     The change is a channel, one in three a telephone band, and for half of the
-    parts a room. Noise made the verdict no truer (docs/adapt.md).
+    parts a room. Noise made the verdict no truer (docs/adapt_measured.md).
 
     Arguments
     ---------

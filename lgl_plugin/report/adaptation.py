@@ -84,6 +84,7 @@ def _limits(ladder) -> Iterator[Block]:
         "recording are left out, but nobody can know which they are.",
         "What the parts of a recording share beside the voice, such as its "
         "background, counts as voice here.",
-        "These error rates are not those of real trials. docs/adapt.md says "
+        "These error rates are not those of real trials. "
+        "docs/adapt_measured.md says "
         "how often the verdict was right where labels exist.",
     ]

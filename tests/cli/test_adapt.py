@@ -21,8 +21,10 @@ from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.verdict import Verdict
+from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.settings import load_settings
 
 BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
 
@@ -360,6 +362,15 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     assert found["batch_size"] == 4
     assert found["dataloader_options"] == {"num_workers": 8}
     assert options["device"] == "cpu"
+    # Weights of CAM++ say themselves what they are of: that is no setting.
+    folder.mkdir()
+    network = CAMPPlus(80, 12, growth_rate=2, init_channels=4)
+    torch.save(network.state_dict(), ladder.weights)
+    verb.train_network(ladder, [], None)
+    path, options, overrides = given[-1]
+    settings, _ = load_settings(path, overrides, options)
+    assert type(settings.new_encoder().network) is CAMPPlus
+    assert settings.embedding_size == 12
 
 
 def test_settings_are_compared_with_the_yamls(tmp_path):
