@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 YAML = RECIPE / "hparams" / "adapt.yaml"
 
+# Settings of the training that follow from the verb's own arguments. Another
+# manifest, or labels that the ladder does not know of, would train on what is
+# judged.
+OWN = (
+    *("data_folder", "train_folder", "trial_folder", "manifest"),
+    *("pretrained_encoder", "new_encoder", "embedding_size", "sample_rate"),
+    "labels_file",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
@@ -81,6 +90,12 @@ def run(
         raise ValueError(f"{given[0]} is a setting of training: add --train")
     if labels and not train:
         raise ValueError("--labels are for training alone: add --train")
+    for option in given:
+        if key_of(option) in OWN:
+            raise ValueError(
+                f"{option}: encoder and audio say that, and --labels has the "
+                "labels that you give; leave it out"
+            )
     show_notices()
     folder = pathlib.Path(output_folder)
     changed = check_settings(audio, given) if given else []

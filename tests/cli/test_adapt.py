@@ -420,4 +420,7 @@ def test_settings_of_training_are_refused_without_it(
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--train", "--lrr=0.1")
     assert "did you mean 'lr'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--train", "--labels_file=mine.csv")
+    assert "--labels has the labels" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
