@@ -218,9 +218,16 @@ def _checkpointer(folder, modules, **further):
         if not weight.requires_grad
         and key.startswith(getattr(network, "pretrained", "-"))
     }
-    if frozen:
-        save, load = hooks_without(frozen, network)
-        checkpointer.add_recoverable(name, network, load, save)
+    for name, part in kept.items():
+        # A teacher has them, too: in its copy of the whole encoder.
+        own = {
+            key
+            for key in part.state_dict()
+            if key.rpartition(".network.")[2] in frozen
+        }
+        if own:
+            save, load = hooks_without(own, part)
+            checkpointer.add_recoverable(name, part, load, save)
     return checkpointer
 
 
