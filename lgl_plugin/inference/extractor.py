@@ -11,6 +11,7 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio, check_sound, read_audio
+from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference.shares import (
@@ -119,6 +120,7 @@ class Extractor:
         manifest: Manifest,
         rows: np.ndarray,
         folder: str | pathlib.Path | None = None,
+        bad_files: BadFiles | None = None,
     ) -> tuple[Embeddings, list[tuple[str, str]]]:
         """Embeds utterances.
 
@@ -131,6 +133,9 @@ class Extractor:
         folder : str or pathlib.Path, optional
             Gets the store, which is then opened; without one the vectors are
             kept in memory. On a disk that all ranks share.
+        bad_files : BadFiles, optional
+            Gets what cannot be embedded at once. Above its limit extraction
+            ends, and goes on from there at the next call.
 
         Returns
         -------
@@ -143,10 +148,12 @@ class Extractor:
         ------
         BadAudio
             If that holds for all.
+        ValueError
+            If that holds for more than the limit of `bad_files`.
         """
         rows = np.asarray(rows, np.int64)
         with explain_full_disk(folder or ""):
-            share = self._embed_share(manifest, rows, folder)
+            share = self._embed_share(manifest, rows, folder, bad_files)
             shares = gather(
                 (share.positions(), share.dim, share.close(), share.bad)
             )
@@ -172,7 +179,7 @@ class Extractor:
             gather(None)  # until the store is there
         return Embeddings.load(folder), bad
 
-    def _embed_share(self, manifest, rows, folder):
+    def _embed_share(self, manifest, rows, folder, bad_files):
         """Embeds the batches of this rank."""
         seconds = np.minimum(manifest.durations[rows], self.max_seconds)
         order, ends = self._batches(seconds)
@@ -186,6 +193,10 @@ class Extractor:
         key = fingerprint(*parts, *audio) if folder else ""
         shortest = getattr(self.encoder, "min_samples", 1)
         share = Share(folder, key, self.keep_seconds)
+        if bad_files is not None:
+            known = (manifest.ids[rows[p]] for p, _ in share.bad)
+            if not {*known} <= bad_files.reasons.keys():
+                share.begin()  # they were repaired, and the log was deleted
         if share.batches:
             logger.info(
                 "%d utterances are embedded, going on",
@@ -226,6 +237,13 @@ class Extractor:
                             (position, "has an embedding that is not finite")
                         )
                     batch, vectors = batch[finite], vectors[finite]
+                if bad_files is not None:
+                    named = ((manifest.ids[rows[p]], why) for p, why in bad)
+                    try:
+                        bad_files.add(named)
+                    except ValueError:
+                        share.save()
+                        raise
                 share.add(batch, vectors, bad)
                 if may_leave and stop.requested is not None:
                     share.save()

@@ -36,16 +36,23 @@ class Share:
         save_seconds: float = 600.0,
     ):
         self.key, self.save_seconds = key, save_seconds
-        self.batches, self.dim = 0, 0
-        self.placed, self.bad = [np.empty(0, np.int64)], []
-        self.n_bytes = 0
         self.path, self.file = None, io.BytesIO()
+        self.begin()
         if folder:
             folder = pathlib.Path(folder)
             folder.mkdir(parents=True, exist_ok=True)
             self.path = folder / f".share{rank()}.bin"
             self._resume()
         self.saved_at = time.monotonic()
+
+    def begin(self) -> None:
+        """Begins anew, whatever an earlier process saved."""
+        self.batches, self.dim = 0, 0
+        self.placed, self.bad = [np.empty(0, np.int64)], []
+        self.n_bytes = 0
+        self.file.truncate(0)
+        if self.path:
+            self.path.with_suffix(".npz").unlink(missing_ok=True)
 
     def _resume(self):
         """Opens the file, with what an earlier process saved by this key."""

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import os
 import pickle
+import shutil
 import signal
 
 import numpy as np
@@ -17,6 +18,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
 from lgl_plugin.dataio.audio import BadAudio, read_audio
+from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference import extractor
 from lgl_plugin.inference.extractor import Extractor
@@ -367,6 +369,42 @@ def test_interrupted_extraction_goes_on(
     assert list(found.utterances) == list(whole.utterances)
     names = {path.name for path in (tmp_path / "killed").iterdir()}
     assert names == {"vectors.npy", "utterances.txt"}
+
+
+def test_too_many_bad_files_end_it_at_once_and_lose_nothing(
+    speech, encoder, tmp_path, monkeypatch
+):
+    manifest, rows = with_bad(speech, tmp_path), np.arange(9)
+    extract = Extractor(encoder, batch_seconds=0.1)  # one in a batch
+    embed, seen, log = extract._embed, [], tmp_path / "bad_files.txt"
+
+    def count(wavs, n_samples):
+        seen.append(n_samples)
+        return embed(wavs, n_samples)
+
+    monkeypatch.setattr(extract, "_embed", count)
+
+    def run(limit):
+        seen.clear()
+        return extract(manifest, rows, tmp_path / "v", BadFiles(log, limit))
+
+    with pytest.raises(ValueError, match="2 bad utterances, more than the 1"):
+        run(limit=1)
+    # The longest come first; missing and silent are before the short ones.
+    assert len(seen) == 4
+    found, bad = run(limit=3)
+    assert len(seen) == 2 and len(bad) == 3
+    whole, _ = extract(manifest, rows)
+    np.testing.assert_array_equal(found.vectors, whole.vectors)
+    # Repaired, and the log deleted: they are not bad for having been so.
+    log.unlink()
+    with pytest.raises(ValueError, match="more than the 1"):
+        run(limit=1)
+    log.unlink()
+    for name in ("no", "silent"):
+        shutil.copy(speech.wavs[0], tmp_path / f"{name}.wav")
+    _, bad = run(limit=1)
+    assert [name for name, _ in bad] == ["short"] and len(seen) == 8
 
 
 def test_what_another_encoder_left_is_not_taken_up(
