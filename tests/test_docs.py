@@ -74,7 +74,7 @@ NO_EXAMPLE = {
     "training.stage1.train_stage1_phase",
     "training.stage2.Round",
     "training.start.find_encoder",
-    "training.start.find_given",
+    "training.start.check_trials",
 }
 # Methods that SpeechBrain or torch calls, with arguments of its own.
 HOOKS = {

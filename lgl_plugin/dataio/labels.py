@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import pathlib
 from array import array
 from collections.abc import Iterable
@@ -37,6 +38,16 @@ def labels_by_row(
     by_row = np.full(len(manifest), -1)
     by_row[manifest.rows(utterances)] = labels
     return by_row
+
+
+def labelled_rows(folder: pathlib.Path, manifest: Manifest) -> np.ndarray:
+    """Returns the rows that a user had labelled when a round was clustered.
+
+    They are int64; `folder` is the round's `labels`, and may be missing.
+    """
+    path = folder / "labels.json"
+    facts = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return manifest.rows(facts.get("labelled", ()))
 
 
 # A round's labels are read again by each of its phases and reports, and by the

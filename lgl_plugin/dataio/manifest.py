@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import IO
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lgl_plugin.utils.files import is_outside
 
@@ -373,7 +374,7 @@ def _place(row):
 
 
 def held_out(
-    n_utterances: int, share: float, seed: int
+    n_utterances: int, share: float, seed: int, labelled: ArrayLike = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws the rows to train on and those set aside.
 
@@ -386,11 +387,18 @@ def held_out(
         2,000, since pseudo-trials are all their pairs.
     seed : int
         Of the draw.
+    labelled : array_like
+        Rows, int64, that a user has labelled, to be trained on.
 
     Returns
     -------
     numpy.ndarray, numpy.ndarray
         Both rising, int64.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two rows may be set aside.
 
     Example
     -------
@@ -399,5 +407,15 @@ def held_out(
     (8, 2, set())
     """
     n_valid = min(max(2, round(share * n_utterances)), 2000)
-    aside = np.sort(random.Random(seed).sample(range(n_utterances), n_valid))
-    return np.setdiff1d(np.arange(n_utterances), aside), aside
+    rows = np.arange(n_utterances)
+    kept = np.asarray(labelled, np.int64)
+    free = np.setdiff1d(rows, kept, assume_unique=True)
+    n_valid = min(n_valid, len(free))
+    if n_valid < 2:
+        raise ValueError(
+            f"at least 2 utterances are held out, and {len(free)} of "
+            f"{n_utterances} can be, having no label given"
+        )
+    drawn = random.Random(seed).sample(range(len(free)), n_valid)
+    aside = np.sort(free[drawn])
+    return np.setdiff1d(rows, aside), aside

@@ -27,16 +27,18 @@ def find_threshold(
     share: float,
     seed: int,
     pseudo: tuple[Iterable[str], Iterable[int]] | None = None,
+    labelled: ArrayLike = (),
 ) -> tuple[tuple[float, str] | None, np.ndarray]:
     """Finds an encoder's threshold with the utterances that trained it.
 
     By `pseudo`, utterance IDs and pseudo-labels, if there are any, else by
-    halves of utterances; `share` and `seed` are those of the utterances held
-    out, see `manifest.held_out`. Returns the threshold with the way it was
-    found, "pseudo-labels" or "halves", or None; and embeddings, float32 (n, D),
-    of the utterances that were drawn. BadAudio if none of them can be read.
+    halves of utterances; `share`, `seed` and `labelled` are those of the
+    utterances held out, see `manifest.held_out`. Returns the threshold with the
+    way it was found, "pseudo-labels" or "halves", or None; and embeddings,
+    float32 (n, D), of the utterances that were drawn. BadAudio if none of them
+    can be read.
     """
-    train, aside = held_out(len(manifest), share, seed)
+    train, aside = held_out(len(manifest), share, seed, labelled)
     rng = np.random.default_rng(seed)
     train, aside = (rng.permutation(rows)[:SAMPLE] for rows in (train, aside))
     drawn, _ = extract(manifest, np.concatenate([aside, train]))

@@ -15,10 +15,11 @@ import dataclasses
 import pathlib
 import re
 
+import numpy as np
 import torch
 
 from lgl_plugin.dataio.audio import BadAudio
-from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.labels import labelled_rows, read_labels
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
@@ -47,7 +48,8 @@ class TrainedStep:
 
     `short_name` is that of its exported folder; `settings` are those of all
     stages that the encoder has passed, by stage; `manifest` is what it was
-    trained on; `pseudo`, of Stage II, are utterances and pseudo-labels.
+    trained on, and `labelled` its rows, int64, that a user had labelled;
+    `pseudo`, of Stage II, are utterances and pseudo-labels.
     """
 
     name: str
@@ -55,6 +57,7 @@ class TrainedStep:
     settings: dict
     model: InferenceModel
     manifest: Manifest
+    labelled: np.ndarray
     pseudo: tuple | None
 
 
@@ -124,7 +127,8 @@ def export(
         extract = model.extractor(device)
         try:
             decision, vectors = find_threshold(
-                extract, manifest, share, seed, source.pseudo
+                *(extract, manifest, share, seed),
+                *(source.pseudo, source.labelled),
             )
         except BadAudio as error:
             raise ValueError(
@@ -136,7 +140,9 @@ def export(
     data = {
         "name": last_name(model.settings["data_folder"]),
         "utterances": len(manifest),
-        "held_out": len(held_out(len(manifest), share, seed)[1]),
+        "held_out": len(
+            held_out(len(manifest), share, seed, source.labelled)[1]
+        ),
         "hours": float(manifest.durations.sum()) / 3600,
     }
     card = model_card(
@@ -230,6 +236,7 @@ def read_trained_step(
         settings={name: value for name, value in settings if name <= stage},
         model=model,
         manifest=manifest,
+        labelled=labelled_rows(labels.parent, manifest),
         pseudo=read_labels(labels) if iteration else None,
     )
 

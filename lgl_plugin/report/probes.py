@@ -16,7 +16,7 @@ from hyperpyyaml import load_hyperpyyaml
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lgl_plugin.dataio.audio import BadAudio, read_crops
-from lgl_plugin.dataio.labels import labels_by_row, read_labels
+from lgl_plugin.dataio.labels import labelled_rows, labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.inference.export import CLASSIFIER, ENCODER
 from lgl_plugin.report.results import PHASES
@@ -125,7 +125,8 @@ class ProbedRun:
             settings.get("allow_outside_data_folder", False),
         )
         split = settings["held_out_share"], settings["seed"]
-        rows, _ = held_out(len(self.manifest), *split)
+        labelled = labelled_rows(folder / "iter1" / "labels", self.manifest)
+        rows, _ = held_out(len(self.manifest), *split, labelled)
         rng = np.random.default_rng(seed)
         self.rows = np.sort(rng.permutation(rows)[:utterances])
 

@@ -19,7 +19,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.settings import changes, flatten, identity
+from lgl_plugin.runs.settings import PRESENCE, changes, flatten, identity
 from lgl_plugin.runs.state import (
     damage,
     describe,
@@ -167,18 +167,24 @@ class Run:
         data = path.read_bytes()[:size] if path.exists() else b""
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def given(self, name: str, path: str | pathlib.Path) -> None:
-        """Puts a file from outside on record, by its content.
+    def given(
+        self,
+        name: str,
+        path: str | pathlib.Path,
+        content: Callable[..., str] = checksum,
+    ) -> None:
+        """Puts a file or folder from outside on record, by its content.
 
-        ValueError if the stage was begun with other content under the name of
-        this setting; the path may differ.
+        That is what `content` returns of the path. ValueError if the stage was
+        begun with other content under the name of this setting; the path may
+        differ.
         """
         inputs = self.inputs.setdefault(f"stage {self.stage}", {})
-        now = from_main(checksum, path)
+        now = from_main(content, path)
         if inputs.setdefault(name, now) != now:
             raise ValueError(
                 f"{name}: {path} is not what it was when stage {self.stage} "
-                f"of {self.folder} began. Bring that file back, or set "
+                f"of {self.folder} began. Bring that back, or set "
                 "another --output_folder."
             )
 
@@ -278,7 +284,11 @@ class Run:
         """Returns one checksum over what changes the stage's result."""
         stage = f"stage {self.stage}"
         settings = sorted(flatten(identity(self.settings[stage])))
-        return digest([settings, self.inputs.get(stage)])
+        inputs = self.inputs.get(stage)
+        # Runs of earlier versions have no noise on record.
+        if inputs is not None:
+            inputs = {k: v for k, v in inputs.items() if k not in PRESENCE}
+        return digest([settings, inputs])
 
     @main_process_only
     def save(self) -> None:

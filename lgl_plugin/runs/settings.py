@@ -80,7 +80,7 @@ SAME_RESULT = {
     "ckpt_interval_minutes",
     "keep_checkpoints",
 }
-# Only their presence counts: the content of the file is on record.
+# Only their presence counts: their content is on record.
 PRESENCE = {"musan_folder", "rir_folder", "labels_file"}
 
 

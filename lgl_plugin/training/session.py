@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import speechbrain as sb
 import torch
+from numpy.typing import ArrayLike
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.folder import names_and_sizes
+from lgl_plugin.dataio.given import GivenLabels, read_given
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.dataio.prepare import check_folders, prepare_manifest
 from lgl_plugin.inference.backends import Backend, Whitening
@@ -75,6 +78,10 @@ class Session:
         The run folder.
     manifest : lgl_plugin.dataio.manifest.Manifest
         All utterances.
+    given : lgl_plugin.dataio.given.GivenLabels or None
+        The labels that the yaml's `labels_file` gives. These are of the user,
+        who asks for them to be trained on; the observer's true labels are not
+        among them.
     rows, train_rows, held_out_rows : numpy.ndarray
         Rows of the manifest, int64: all, those to train on, those set aside.
 
@@ -134,6 +141,9 @@ class Session:
         record_start(folder, settings.stage, self.device)
         if settings.verification_file:
             self.run.given("verification_file", settings.verification_file)
+        for name in ("musan_folder", "rir_folder"):
+            if folder := getattr(settings, name):
+                self.run.given(name, folder, names_and_sizes)
         self._read_data()
         self._check_loaders()
         self.observer = observe(self.manifest)
@@ -184,9 +194,15 @@ class Session:
         # Known bad files stay in: left out after a restart, they would change
         # the order of all others, and the run.
         self.rows = np.arange(len(self.manifest))
-        self.train_rows, self.held_out_rows = held_out(
-            len(self.rows), settings.held_out_share, settings.seed
-        )
+        self.given: GivenLabels | None = None
+        labelled: ArrayLike = ()
+        # Of Stage II alone.
+        if labels_file := getattr(settings, "labels_file", None):
+            self.given = read_given(labels_file, self.manifest.ids)
+            self.run.given("labels_file", labels_file)
+            labelled = np.flatnonzero(self.given.by_row >= 0)
+        split = settings.held_out_share, settings.seed, labelled
+        self.train_rows, self.held_out_rows = held_out(len(self.rows), *split)
         # Over all processes, each of which reads so many.
         self.batch_size = settings.dataloader_options.batch_size
         self.batch_size *= world_size()
@@ -308,8 +324,10 @@ class Session:
         `folder` if that is.
         """
         rows = self.rows if rows is None else rows
-        embeddings, bad = self.extractor(encoder)(self.manifest, rows, folder)
-        self.bad_files.add(bad)
+        embeddings, bad = self.extractor(encoder)(
+            self.manifest, rows, folder, self.bad_files
+        )
+        self.bad_files.add(bad)  # those of other processes, too
         return embeddings
 
     def score(

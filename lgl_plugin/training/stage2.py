@@ -63,7 +63,7 @@ class Round:
     first : pathlib.Path
         Weights of the encoder that Stage II starts from.
     given : GivenLabels, optional
-        Labels that the user gives, see `find_given`.
+        Labels that the user gives, the session's.
     """
 
     def __init__(
@@ -143,6 +143,9 @@ class Round:
         }
         if self.given is not None:  # the first labels' names
             facts["speakers"] = [*self.given.speakers]
+            # None of these is held out.
+            rows = np.flatnonzero(self.given.by_row >= 0)
+            facts["labelled"] = [manifest.ids[row] for row in rows]
         write_json(folder / "labels.json", facts)
         seconds = time.perf_counter() - started
         self.log(

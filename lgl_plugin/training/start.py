@@ -6,7 +6,7 @@ import shlex
 import torch
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.given import GivenLabels, read_given
+from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.inference.export import ENCODER
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.runs.run import stage1_steps
@@ -72,24 +72,33 @@ def find_encoder(session: Session) -> pathlib.Path:
     return path
 
 
-def find_given(session: Session) -> GivenLabels | None:
-    """Reads the labels that the yaml's `labels_file` gives, if any.
+def check_trials(session: Session, first: pathlib.Path) -> None:
+    """Scores Stage II's first encoder, unless Stage I has scored the trials.
 
-    These are of the user, who asks for them to be trained on; the observer's
-    true labels are not among them.
+    Stage I's baselines show trial audio that cannot be scored before anything
+    is trained. Of Stage II alone it would end the first training.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        As `read_given` does, or if they are not those that the run was begun
-        with.
+    ValueError
+        If an utterance of the trial list cannot be scored.
     """
-    path = session.settings.labels_file
-    if path is None:
-        return None
-    given = read_given(path, session.manifest.ids)
-    session.run.given("labels_file", path)
-    return given
+    settings, run = session.settings, session.run
+    before, trials = (
+        run.inputs.get(f"stage {stage}", {}).get("verification_file")
+        for stage in (1, 2)
+    )
+    scored = "baselines" in run.done and before == trials
+    if trials is None or scored or "iter1/classifier" in run.done:
+        return
+    encoder = (settings.new_first_encoder or settings.new_encoder)()
+    load_weights(encoder.network, first)
+    session.score(encoder)
+
+
+def find_given(session: Session) -> GivenLabels | None:
+    """Returns the session's `given` labels, if any."""
+    return session.given
 
 
 def _keep_start(settings, path):

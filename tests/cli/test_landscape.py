@@ -12,6 +12,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import write_labels
+from lgl_plugin.dataio.manifest import held_out
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.report.probes import ProbedRun
 from lgl_plugin.runs.plain import plain_settings
@@ -138,6 +139,18 @@ def test_the_loss_is_that_of_the_encoder_and_of_what_the_gate_let_through(run):
     shift = 30 * np.sin(0.2)
     at_chance = shift + np.log(np.exp(-shift) + CLUSTERS - 1)
     assert probe.chance() == pytest.approx(at_chance, rel=1e-4)
+
+
+def test_what_a_user_labelled_is_of_the_sample(run):
+    """It was trained on, where chance alone would have held it out."""
+    _, aside = held_out(N, 0.1, 1)
+    left = run / "iter1" / "labels" / "labels.json"
+    left.write_text(json.dumps({"labelled": [f"{aside[0]}.wav"]}))
+    try:
+        assert aside[0] in ProbedRun(run, N, 0).rows
+    finally:
+        left.unlink()
+    assert aside[0] not in ProbedRun(run, N, 0).rows
 
 
 def test_a_bad_utterance_is_named_and_passed_over(run, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from lgl_plugin.dataio.cohort import draw_cohort
-from lgl_plugin.dataio.folder import find_audio, is_hidden
+from lgl_plugin.dataio.folder import find_audio, is_hidden, names_and_sizes
 from lgl_plugin.dataio.prepare import prepare_manifest
 
 # From operating systems, disk stations, tools, clouds and editors.
@@ -123,3 +123,20 @@ def test_deleted_copies_of_tested_speakers_are_not_trained_on(tmp_path):
 def test_hidden_names():
     assert is_hidden(".a") and is_hidden("$Recycle.Bin")
     assert not is_hidden("a.wav") and not is_hidden("lost+found.wav")
+
+
+def test_a_checksum_of_names_and_sizes(tmp_path):
+    """Of audio alone, wherever the folder lies."""
+
+    def made(name, files):
+        for path, size in files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(bytes(size))
+        return names_and_sizes(tmp_path / name)
+
+    files = {"a/1.wav": 3, "b/1.flac": 4}
+    whole = made("one", files)
+    assert whole == made("two", {**files, "README": 1})
+    others = {"a/1.wav": 3}, {**files, "a/1.wav": 4}, {**files, "b/2.wav": 4}
+    found = {made(f"other{n}", other) for n, other in enumerate(others)}
+    assert len(found) == 3 and whole not in found

@@ -1,6 +1,7 @@
 """The manifest in memory: text in a block, columns, joins, the split."""
 
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -228,6 +229,20 @@ def test_channels_of_a_recording_may_be_utterances_of_their_own(tmp_path):
 def test_rows_join_by_id():
     manifest = Manifest.of((name, "wav", 0.0, 1.0, "") for name in "abc")
     assert manifest.rows(["c", "a"]).tolist() == [2, 0]
+
+
+@given(st.data(), st.integers(3, 60), st.floats(0, 1), st.integers(0, 999))
+def test_labelled_rows_are_trained_on(data, n, share, seed):
+    labelled = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 2))
+    train, aside = held_out(n, share, seed, [*labelled])
+    assert len(aside) == min(max(2, round(share * n)), n - len(labelled))
+    assert {*train} | {*aside} == {*range(n)} and not {*train} & {*aside}
+    assert labelled <= {*train.tolist()}
+    # As if the others were all.
+    others = sorted({*range(n)} - labelled)
+    assert [*aside] == sorted(random.Random(seed).sample(others, len(aside)))
+    with pytest.raises(ValueError, match="^at least 2 utterances .* and 1 of"):
+        held_out(n, share, seed, np.arange(n - 1))
 
 
 @given(n=st.integers(2, 300), share=st.floats(0, 1), seed=st.integers(0, 2**32))

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import zipfile
 from html.parser import HTMLParser
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -306,6 +307,27 @@ def test_given_threshold_needs_no_audio(run, tmp_path):
     hparams = load_hyperpyyaml((tmp_path / "hyperparams.yaml").read_text())
     assert hparams["threshold"] == 0.4
     assert front_matter(tmp_path)["license"] == "cc-by-4.0"
+
+
+def test_labelled_utterances_are_not_taken_for_held_out(run, tmp_path):
+    """Training pulled them together: their pairs make a threshold too high."""
+    of_labels = run / "iter1" / "labels" / "labels.json"
+    _, before = exporting.held_out(N, 0.5, 1)
+    labelled = [f"{row}.wav" for row in before[:3]]
+    seen = []
+
+    def find(*given):
+        seen.append(given[-1])
+        return None, np.zeros((1, 6), np.float32)
+
+    of_labels.write_text(json.dumps({"labelled": labelled}))
+    try:
+        with mock.patch.object(exporting, "find_threshold", find):
+            for name in ("iter1", "iter2", "stage1"):
+                export(run, name, tmp_path / name)
+    finally:
+        of_labels.unlink()
+    assert [rows.tolist() for rows in seen] == [before[:3].tolist(), [], []]
 
 
 def test_places_of_a_run(run):

@@ -464,6 +464,24 @@ def test_another_file_under_a_settings_name_is_refused(tmp_path):
     Run(tmp_path / "run", 2, {}).given("verification_file", other)
 
 
+def test_noise_of_a_run_begun_before_it_was_on_record(tmp_path):
+    """It is taken as it is, and nothing is done again."""
+    audio = tmp_path / "manifest.csv"
+    audio.touch()
+    run = Run(tmp_path / "run", 1, {"rir_folder": "a"})
+    run.given("manifest", audio)
+    run.step("baselines", lambda folder: {"n": 1}, run.identity())
+    run.step("stage1", lambda folder: {})
+    run = Run(tmp_path / "run", 1, {"rir_folder": "b"})
+    run.given("rir_folder", "b", lambda path: "noise")
+    assert run.step("baselines", pytest.fail, run.identity()) == {"n": 1}
+    run.given("rir_folder", "c", lambda path: "noise")
+    run.save()
+    run = Run(tmp_path / "run", 1, {"rir_folder": "b"})
+    with pytest.raises(ValueError, match="^rir_folder: b is not what it was"):
+        run.given("rir_folder", "b", lambda path: "more noise")
+
+
 def test_altered_metrics_are_reported(tmp_path, caplog):
     run = Run(tmp_path, 2, {})
     run.log(stage=1, phase="simclr", epoch=1, loss=1.0)

@@ -13,7 +13,8 @@ import train_lgl  # the recipe
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.manifest import Manifest, held_out
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.backends import Centring, Whitening, load_backend
 from lgl_plugin.inference.export import ENCODER
@@ -231,6 +232,85 @@ def test_fewer_utterances_than_a_batch_are_an_error(session, monkeypatch):
         )
 
 
+HEADER = "ID,duration,wav,start,stop,spk_id\n"
+
+
+def test_labels_that_a_user_gives_are_not_held_out(session, tmp_path):
+    """They would teach nothing; the draw without labels stays as it was."""
+    names = [f"{n}.wav" for n in range(20)]
+    rows = [f"{name},2,$data_root/{name},0,32000,\n" for name in names]
+    (tmp_path / "own.csv").write_text(HEADER + "".join(rows))
+    settings = session.settings
+    settings.manifest, settings.data_folder = tmp_path / "own.csv", "corpus"
+    settings.allow_outside_data_folder, settings.max_bad_share = False, 0.1
+    settings.held_out_share = 0.3
+    settings.dataloader_options = types.SimpleNamespace(batch_size=4)
+    session._read_data()  # of Stage I, which has no such setting
+    train, aside = held_out(20, 0.3, settings.seed)
+    assert session.given is None
+    assert np.array_equal(session.held_out_rows, aside)
+    assert np.array_equal(session.train_rows, train)
+    labelled = [*aside[:4], *train[:4]]
+    lines = [f"{names[row]},ann\n" for row in labelled]
+    (tmp_path / "few.csv").write_text("utterance,speaker\n" + "".join(lines))
+    settings.labels_file = tmp_path / "few.csv"
+    session._read_data()
+    assert len(session.held_out_rows) == 6 and len(session.train_rows) == 14
+    assert {*labelled} <= {*session.train_rows}
+    assert session.given.speakers == ("ann",)
+    assert "labels_file" in session.run.inputs["stage 2"]
+
+
+def test_extraction_hears_of_the_limit_of_bad_files(session):
+    """Behind all utterances it would be hours late."""
+    session.manifest, session.rows, session.bad_files = "m", [1], BadFiles("x")
+    found = types.SimpleNamespace(utterances=["a"])
+    asked = []
+
+    def extract(*given):
+        asked.append(given)
+        return found, []
+
+    session.extractor = lambda encoder: extract
+    assert session.embed(None, folder="here") is found
+    assert asked == [("m", [1], "here", session.bad_files)]
+
+
+def test_noise_folders_are_on_record(tmp_path, monkeypatch):
+    """Other noise, or one still being copied, would change a run unseen."""
+    for name in ("_begin_log", "_read_data", "_check_loaders"):
+        monkeypatch.setattr(Session, name, lambda *given: None)
+    monkeypatch.setattr(Session, "manifest", None, raising=False)
+    audio = tmp_path / "wav"
+    audio.mkdir()
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "rooms" / "1.wav").write_bytes(b"1234")
+
+    class Settings(types.SimpleNamespace):
+        def __iter__(self):
+            return iter(vars(self).items())
+
+    settings = Settings(
+        stage=1,
+        manifest=None,
+        train_folder=audio,
+        data_folder=tmp_path,
+        output_folder=tmp_path / "run",
+        verification_file=None,
+        musan_folder=None,
+        rir_folder=str(tmp_path / "rooms"),
+    )
+
+    def start():
+        return Session(settings, "stage: 1", {"device": "cpu"}).run
+
+    start().step("stage1", lambda folder: {})
+    assert [*start().inputs["stage 1"]] == ["rir_folder"]
+    (tmp_path / "rooms" / "1.wav").write_bytes(b"12345")
+    with pytest.raises(ValueError, match="^rir_folder: .*rooms is not what"):
+        start()
+
+
 # Rounds of Stage II
 
 
@@ -323,6 +403,56 @@ def test_the_advised_command_has_the_options_of_the_typed_one(
     options = {"stage1_yaml": "s1.yaml", "output_folder": "out"}
     settings = types.SimpleNamespace(**options, data_folder="in")
     assert stage1_command(settings) == f"python train_lgl.py {advised}"
+
+
+@pytest.mark.parametrize(
+    "trials, stage1s, done, asked",
+    [
+        (None, None, [], False),
+        ("one", None, [], True),
+        ("one", None, ["baselines"], True),  # Stage I had no list
+        ("one", "other", ["baselines"], True),
+        ("one", "one", ["stage1"], True),
+        ("one", "one", ["baselines"], False),
+        ("one", None, ["iter1/classifier"], False),
+    ],
+)
+def test_trial_audio_is_tried_before_the_first_round(
+    session, tmp_path, monkeypatch, trials, stage1s, done, asked
+):
+    """A silent file would end a run of Stage II after its first phase."""
+    session.settings.new_encoder = lambda: types.SimpleNamespace(
+        network=torch.nn.Linear(2, 2)
+    )
+    first = tmp_path / "encoder.ckpt"
+    save_weights(torch.nn.Linear(2, 2), first)
+    for stage, digest in ((1, stage1s), (2, trials)):
+        if digest:
+            inputs = session.run.inputs.setdefault(f"stage {stage}", {})
+            inputs["verification_file"] = digest
+    session.run.done.update(dict.fromkeys(done, {}))
+    heard = []
+
+    def score(encoder):
+        heard.append(encoder.network.weight.tolist())
+        raise ValueError("cannot be scored")
+
+    session.score = score
+    monkeypatch.setattr(train_lgl, "find_encoder", lambda session: first)
+    monkeypatch.setattr(train_lgl, "train_round", lambda this: None)
+    monkeypatch.setattr(train_lgl, "Round", lambda *given: None)
+    monkeypatch.setattr(train_lgl, "try_to_write_report", lambda folder: None)
+    session.rows, session.given = [], None
+    session.settings.n_iterations = 1
+    session.settings.cluster = types.SimpleNamespace(check=lambda n: None)
+    if asked:
+        with pytest.raises(ValueError, match="cannot be scored"):
+            train_lgl.train_stage2(session)
+        assert heard == [torch.load(first)["weight"].tolist()]
+    else:
+        train_lgl.train_stage2(session)
+        assert not heard
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_another_encoder_does_not_take_the_place_of_rounds(session, tmp_path):

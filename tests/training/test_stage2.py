@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.dataio.given import GivenLabels
-from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.labels import labelled_rows, read_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.training.stage2 import Round
@@ -47,7 +47,10 @@ def cluster(tmp_path):
         logged = {}
         this.log = logged.update
         this.session = types.SimpleNamespace(
-            manifest=types.SimpleNamespace(rows=lambda n: [int(x) for x in n]),
+            manifest=types.SimpleNamespace(
+                rows=lambda n: [int(x) for x in n],
+                ids=[str(n) for n in range(len(embeddings))],
+            ),
             observer=types.SimpleNamespace(clusters=lambda rows, labels: {}),
         )
         names = Strings(str(n) for n in range(len(embeddings)))
@@ -59,6 +62,9 @@ def cluster(tmp_path):
         left = json.loads((tmp_path / "labels.json").read_text())
         assert left["inertia"]
         assert left.get("speakers") == (given and [*given.speakers])
+        rows = labelled_rows(tmp_path, this.session.manifest)
+        known = np.full(len(embeddings), -1) if given is None else given.by_row
+        assert rows == np.flatnonzero(known >= 0).tolist()
         centroids = np.load(pathlib.Path(tmp_path) / "centroids.npy")
         assert facts["n_clusters"] == logged["n_clusters"] == len(centroids)
         return by_row, centroids, logged

@@ -22,7 +22,7 @@ from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import SCORES
-from lgl_plugin.training.start import find_encoder
+from lgl_plugin.training.start import check_trials, find_encoder
 from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.files import checksum
 from lgl_plugin.utils.signals import stop
@@ -37,6 +37,7 @@ def train_ceiling(session):
             "--speaker_folder=True"
         )
     first = find_encoder(session)
+    check_trials(session, first)
     epochs = settings.classifier_epochs + settings.gated_epochs
 
     def ceiling(folder):

@@ -37,7 +37,7 @@ from lgl_plugin.training.stage1 import (
     train_stage1_phase,
 )
 from lgl_plugin.training.stage2 import Round
-from lgl_plugin.training.start import find_encoder, find_given
+from lgl_plugin.training.start import check_trials, find_encoder
 from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.signals import stop
 
@@ -83,10 +83,11 @@ def train_stage1(session):
 
 def train_stage2(session):
     """Paper, sections 2.2 and 3: rounds of clustering and training."""
-    first, given = find_encoder(session), find_given(session)
+    first = find_encoder(session)
     session.settings.cluster.check(len(session.rows))
+    check_trials(session, first)
     for number in range(1, session.settings.n_iterations + 1):
-        train_round(Round(session, number, first, given))
+        train_round(Round(session, number, first, session.given))
         try_to_write_report(session.run.folder)
 
 
