@@ -388,17 +388,13 @@ def held_out(
     seed : int
         Of the draw.
     labelled : array_like
-        Rows, int64, that a user has labelled, to be trained on.
+        Rows, int64, that a user has labelled, to be trained on. They are set
+        aside only where fewer than two others are left.
 
     Returns
     -------
     numpy.ndarray, numpy.ndarray
         Both rising, int64.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two rows may be set aside.
 
     Example
     -------
@@ -410,12 +406,10 @@ def held_out(
     rows = np.arange(n_utterances)
     kept = np.asarray(labelled, np.int64)
     free = np.setdiff1d(rows, kept, assume_unique=True)
-    n_valid = min(n_valid, len(free))
-    if n_valid < 2:
-        raise ValueError(
-            f"at least 2 utterances are held out, and {len(free)} of "
-            f"{n_utterances} can be, having no label given"
-        )
-    drawn = random.Random(seed).sample(range(len(free)), n_valid)
+    if len(free) < 2:
+        free = rows
+    drawn = random.Random(seed).sample(
+        range(len(free)), min(n_valid, max(2, len(free)))
+    )
     aside = np.sort(free[drawn])
     return np.setdiff1d(rows, aside), aside

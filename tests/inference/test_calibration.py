@@ -93,6 +93,11 @@ def test_without_pseudo_labels_halves_are_compared():
     assert spans == {
         (MANIFEST.ids[row], offset, 1.0) for row in aside for offset in (1, 2)
     }
+    extract = FakeExtractor()
+    find_threshold(extract, MANIFEST, 0.5, 0, labelled=aside[:2])
+    _, halves = extract.asked
+    names = {half["wav"] for half in halves.values()}
+    assert not names & {MANIFEST.ids[row] for row in aside[:2]}
 
 
 def test_pseudo_labels_of_one_kind_leave_the_halves():
