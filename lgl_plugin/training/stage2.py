@@ -13,7 +13,6 @@ from speechbrain.utils.distributed import main_process_only
 from lgl_plugin.clustering.first_step import means_of
 from lgl_plugin.clustering.seeding import seeded
 from lgl_plugin.clustering.vectors import normalised, without_small
-from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.labels import read_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
@@ -27,14 +26,7 @@ from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.relabelling import RelabellingBrain
 from lgl_plugin.training.session import Session
-
-# Older copies of the recipe find find_encoder and find_given here.
-from lgl_plugin.training.start import (  # noqa: F401
-    START,
-    find_encoder,
-    find_given,
-    new_anchor,
-)
+from lgl_plugin.training.start import START, new_anchor
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
@@ -62,19 +54,11 @@ class Round:
         From 1.
     first : pathlib.Path
         Weights of the encoder that Stage II starts from.
-    given : GivenLabels, optional
-        Labels that the user gives, the session's.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        number: int,
-        first: pathlib.Path,
-        given: GivenLabels | None = None,
-    ):
+    def __init__(self, session: Session, number: int, first: pathlib.Path):
         self.session = session
-        self.given = given
+        self.given = session.given  # labels of the user's
         self.settings = session.settings
         self.number = number
         self.name = f"iter{number}"

@@ -1,4 +1,4 @@
-"""The start of Stage II: an encoder, and labels that a user gives."""
+"""The start of Stage II: an encoder that fits, and trials that score."""
 
 import pathlib
 import shlex
@@ -6,7 +6,6 @@ import shlex
 import torch
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.inference.export import ENCODER
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.runs.run import stage1_steps
@@ -94,11 +93,6 @@ def check_trials(session: Session, first: pathlib.Path) -> None:
     encoder = (settings.new_first_encoder or settings.new_encoder)()
     load_weights(encoder.network, first)
     session.score(encoder)
-
-
-def find_given(session: Session) -> GivenLabels | None:
-    """Returns the session's `given` labels, if any."""
-    return session.given
 
 
 def _keep_start(settings, path):

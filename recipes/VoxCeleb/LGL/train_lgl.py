@@ -87,7 +87,7 @@ def train_stage2(session):
     session.settings.cluster.check(len(session.rows))
     check_trials(session, first)
     for number in range(1, session.settings.n_iterations + 1):
-        train_round(Round(session, number, first, session.given))
+        train_round(Round(session, number, first))
         try_to_write_report(session.run.folder)
 
 
