@@ -95,7 +95,7 @@ def _chosen(run, only):
     """Returns the names of a run's steps to probe."""
     known = run.names()
     if not known:
-        raise ValueError(f"{run.folder} has no step of Stage II yet")
+        raise ValueError(f"{run.folder} has no step that can be probed yet")
     for name in only or ():
         if name not in known:
             raise ValueError(
@@ -123,8 +123,8 @@ def _look(probe, name, axis, seed):
     found = {
         "loss": plane[middle, middle].tolist(),
         "chance": probe.chance(),
-        "utterances": len(probe.labels),
-        "counted": int(probe.counts.sum()),
+        "utterances": len(probe.crops),
+        "counted": probe.counted,
         "rise": {str(r): mean.tolist() for r, mean in zip(RADII, rise.mean(0))},
         "rise_deviation": {
             str(r): deviation.tolist()
@@ -187,7 +187,8 @@ def _sharpness(facts) -> Iterator[Block]:
     rows = []
     for run, steps in facts["steps"].items():
         for name, found in steps.items():
-            row = [f"{run}: {name}", f"{found['chance']:.1f}"]
+            chance = found["chance"]
+            row = [f"{run}: {name}", "" if chance is None else f"{chance:.1f}"]
             row.append(found["counted"])
             for which in (1, 0):
                 row.append(f"{found['loss'][which]:.2f}")
@@ -253,13 +254,16 @@ def _lines(lines) -> Iterator[Block]:
 def _reading(facts) -> Iterator[Block]:
     """Yields what the figures mean, and do not."""
     yield [
-        "The loss is AAM-softmax on the pseudo-labels of the step's own round, "
+        "The loss of a round is AAM-softmax on its own pseudo-labels, "
         "without augmentation. Those that counted are utterances that the gate "
         "let through in the last epoch, or gave another label; of a step "
         "without a gate these are all.",
         f"{START} is the encoder whose embeddings were clustered (of round 1 "
         "that of Stage I), with the means of its clusters as the classifier. "
         "It was not trained by this loss, and is no minimum of it.",
+        "stage1 has the loss of Stage I's method, on two crops of each "
+        "utterance as one batch, without augmentation. It grows with the "
+        "batch and differs by the method: compare it with no round.",
         "The encoder alone moves around a step; the classifier stays. Biases "
         "and the weights of normalisation stay, too.",
         "A gate keeps easy utterances, so its own loss is low for that alone. "

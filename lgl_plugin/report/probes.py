@@ -1,9 +1,10 @@
-"""Checkpoints of a run's Stage II with the loss that they were trained by.
+"""Checkpoints of a run with the loss that they were trained by.
 
 On a fixed sample: the same crops of the same utterances for all checkpoints of
 a run, and for all runs on the same manifest; without augmentation.
 """
 
+import copy
 import dataclasses
 import functools
 import pathlib
@@ -19,35 +20,27 @@ from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.labels import labelled_rows, labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.inference.export import CLASSIFIER, ENCODER
+from lgl_plugin.methods.method import embedded
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.training.stage1 import METHOD
 from lgl_plugin.training.stage2 import GATE, start_from
 from lgl_plugin.utils.files import load_arrays
 
 BATCH = 64  # crops that are embedded at once
-START = "start"
+START, STAGE1 = "start", "stage1"
 
 
 @dataclasses.dataclass(eq=False)
 class Probe:
-    """An encoder and a classifier, and their loss on a fixed sample."""
+    """An encoder and what it was trained with, and a fixed sample."""
 
     name: str
-    model: torch.nn.ModuleDict  # both networks
-    aam: torch.nn.Module
-    crops: torch.Tensor  # (n, samples)
-    labels: torch.Tensor  # pseudo-labels, int64 (n,)
-    # The labels by which an utterance counted in the step's last epoch, int64
-    # (n,), -1 where it did not count.
-    trained_on: torch.Tensor
-
-    @property
-    def counts(self) -> torch.Tensor:
-        """A mask of the utterances that counted, bool (n,)."""
-        return self.trained_on >= 0
+    model: torch.nn.ModuleDict  # of the encoder and what is below
+    crops: torch.Tensor  # of each utterance one, (n, samples), or more
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -62,6 +55,71 @@ class Probe:
             if by_batch and isinstance(part, _BatchNorm):
                 part.train()
                 part.momentum = 0.0  # the kept ones stay as they are
+
+
+class _Same(torch.nn.Module):
+    """In the place of augmentation."""
+
+    def draw(self, *shape):
+        """Draws nothing."""
+
+    def forward(self, wavs, draw=None):
+        """Returns waveforms as they are."""
+        return wavs
+
+
+class MethodProbe(Probe):
+    """Stage I's encoder and method, on one batch of two crops of each."""
+
+    @property
+    def counted(self) -> int:
+        """How many utterances counted: all."""
+        return len(self.crops)
+
+    def figures(self) -> torch.Tensor:
+        """Returns the method's loss twice: all utterances count."""
+        return self._loss().expand(2)
+
+    def chance(self) -> None:
+        """Tells that a method's loss of a guess is not known."""
+
+    def parts(self) -> list[Callable[[], torch.Tensor]]:
+        """Returns the loss, with a graph, as the only part."""
+        return [self._loss]
+
+    def _loss(self):
+        # A copy, lest queues and centres of a method take each crop in.
+        method = copy.deepcopy(self.model["method"])
+        with torch.random.fork_rng(devices=[]):  # for views that are drawn
+            torch.manual_seed(0)
+            views, taught = method.views(self.crops, _Same())
+            return method(
+                [embedded(self.model["encoder"], group) for group in views],
+                method.teach(taught),
+                torch.arange(len(self.crops), device=self.crops.device),
+                1.0,
+            )[0]
+
+
+@dataclasses.dataclass(eq=False)
+class LabelProbe(Probe):
+    """Stage II's encoder and classifier, with their pseudo-labels."""
+
+    aam: torch.nn.Module
+    labels: torch.Tensor  # pseudo-labels, int64 (n,)
+    # The labels by which an utterance counted in the step's last epoch, int64
+    # (n,), -1 where it did not count.
+    trained_on: torch.Tensor
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """A mask of the utterances that counted, bool (n,)."""
+        return self.trained_on >= 0
+
+    @property
+    def counted(self) -> int:
+        """How many utterances counted."""
+        return int(self.counts.sum())
 
     def figures(self) -> torch.Tensor:
         """Returns the mean loss of all, and that of those that count."""
@@ -97,9 +155,9 @@ class Probe:
 
 
 class ProbedRun:
-    """A run folder whose Stage II is probed.
+    """A run folder whose steps are probed.
 
-    Raises FileNotFoundError or ValueError if it has no Stage II.
+    Raises FileNotFoundError or ValueError if it is of no training.
     """
 
     def __init__(self, folder: pathlib.Path, utterances: int, seed: int):
@@ -110,13 +168,12 @@ class ProbedRun:
                 "run?"
             )
         state = read_state(folder)
-        if "stage 2" not in state["settings"]:
-            raise ValueError(
-                f"{folder} has no Stage II, whose pseudo-labels the loss needs"
-            )
         self.all_settings = state["settings"]
         self.done = state["done"]
-        self.settings = state["settings"]["stage 2"]
+        stages = [self.all_settings.get(f"stage {n}") for n in (2, 1)]
+        if not any(stages):
+            raise ValueError(f"{folder} is of no training")
+        self.settings = stages[0] or stages[1]
         self.seed = seed
         settings = self.settings
         self.manifest = load_manifest(
@@ -131,9 +188,10 @@ class ProbedRun:
         self.rows = np.sort(rng.permutation(rows)[:utterances])
 
     def names(self) -> list[str]:
-        """Lists what can be probed, such as iter1/start and iter1/gated."""
-        found = []
-        for number in range(1, self.settings["n_iterations"] + 1):
+        """Lists what can be probed, such as stage1 and iter1/gated."""
+        path = self.folder / STAGE1 / METHOD
+        found = [STAGE1] * (STAGE1 in self.done and path.exists())
+        for number in range(1, self.settings.get("n_iterations", 0) + 1):
             if f"iter{number}/labels" not in self.done:
                 break
             names = [f"iter{number}/{phase}" for phase in PHASES]
@@ -150,18 +208,24 @@ class ProbedRun:
         self, names: list[str], device: str, by_batch: bool
     ) -> Iterator[Probe]:
         """Reads probes, one after the other."""
-        crops = self._crops.to(device)
+        if STAGE1 in names:
+            probe = MethodProbe(STAGE1, *self._stage1(device))
+            probe.use_batch_norm(by_batch)
+            yield probe
+        names = [name for name in names if name != STAGE1]
+        if names:
+            crops = self._crops(self.settings)[:, 0].to(device)
         for name in names:
             number, phase = int(name[4:].split("/")[0]), name.split("/")[1]
             labels = self._labels(number)
             kept = torch.from_numpy(labels[self.rows] >= 0)
             trained_on = self._trained_on(name, labels)[self.rows]
             aam = "large_margin" if phase == "large_margin" else "aam"
-            probe = Probe(
+            probe = LabelProbe(
                 name,
                 self._model(name, number, phase).to(device),
-                _made(self.settings[aam]),
                 crops[kept.to(device)],
+                _made(self.settings[aam]),
                 torch.from_numpy(labels[self.rows])[kept].to(device),
                 torch.from_numpy(trained_on)[kept].to(device),
             )
@@ -173,17 +237,29 @@ class ProbedRun:
             probe.use_batch_norm(by_batch)
             yield probe
 
-    @functools.cached_property
-    def _crops(self):
-        """A crop of each utterance of the sample, (n, samples).
+    def _stage1(self, device):
+        """Makes Stage I's encoder and method; with two crops of each."""
+        settings = self.all_settings["stage 1"]
+        encoder = _made(settings["new_encoder"])()
+        size = settings["embedding_size"]
+        made = _made(settings["method"])(encoder, size, len(self.manifest))
+        load_weights(encoder.network, self.folder / STAGE1 / ENCODER)
+        load_weights(made, self.folder / STAGE1 / METHOD)
+        both = {"encoder": encoder, "method": made}
+        model = torch.nn.ModuleDict(both).to(device)
+        return model, self._crops(settings, 2).to(device)
+
+    def _crops(self, settings, number=1):
+        """Reads crops of each utterance of the sample, (n, number, samples).
 
         Bad ones, which training passed over, leave the sample.
         """
-        crop, rate = self.settings["crop_seconds"], self.settings["sample_rate"]
+        crop, rate = settings["crop_seconds"], settings["sample_rate"]
         crops, bad = {}, []
         for row in self.rows.tolist():
             item = self.manifest[row]
             given = {"crop": crop, "sample_rate": rate, **item}
+            given["n_crops"] = number
             name = self.manifest.ids[row]
             rng = random.Random(f"{self.seed} {name}")
             try:
@@ -197,7 +273,7 @@ class ProbedRun:
                 raise ValueError(said)
             print(said)
         self.rows = np.array([*crops])
-        return torch.cat([*crops.values()])
+        return torch.stack([*crops.values()])
 
     def _labels(self, number):
         """Returns a round's pseudo-labels by row, -1 for none."""

@@ -1,5 +1,6 @@
 """lgl landscape: the page of a small run folder, made by hand."""
 
+import copy
 import csv
 import json
 import shutil
@@ -13,6 +14,9 @@ from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import write_labels
 from lgl_plugin.dataio.manifest import held_out
+from lgl_plugin.methods.dino import DINO
+from lgl_plugin.methods.moco import MoCo
+from lgl_plugin.methods.simclr import SimCLR
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.report.probes import ProbedRun
 from lgl_plugin.runs.plain import plain_settings
@@ -218,18 +222,56 @@ def test_an_encoder_of_another_kind_is_no_start(run, tmp_path):
     assert names == ["iter1/classifier", "iter1/gated"]
 
 
+@pytest.mark.parametrize("method", [SimCLR, MoCo, DINO])
+def test_stage1_has_the_loss_of_its_method(run, tmp_path, capsys, method):
+    """Of a run without Stage II; against the method called by hand."""
+    state = state_of(run, tmp_path)
+    settings = state["settings"]["stage 2"] | {"embedding_size": 6}
+    tag = f"!name:{method.__module__}.{method.__name__}"
+    small = {"n_prototypes": 6, "hidden_size": 8, "bottleneck_size": 4}
+    settings["method"] = {tag: small if method is DINO else None}
+    state["settings"] = {"stage 1": settings}
+    state["done"] = {"stage1": {}}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    encoder = build_encoder(settings)
+    torch.manual_seed(0)
+    made = method(encoder, 6, N, **(small if method is DINO else {}))
+    save_weights(encoder.network, tmp_path / "stage1" / "embedding_model.ckpt")
+    save_weights(made, tmp_path / "stage1" / "method.ckpt")
+    main(["landscape", str(tmp_path), "--points=3", "--utterances=9"])
+    assert "stage1: loss" in capsys.readouterr().out
+    found = tmp_path / "report" / "landscape" / "landscape.json"
+    (steps,) = json.loads(found.read_text())["steps"].values()
+    assert list(steps) == ["stage1"] and steps["stage1"]["counted"] == 9
+    (probe,) = ProbedRun(tmp_path, 9, 0).probes(["stage1"], "cpu", False)
+    before = copy.deepcopy(made.state_dict())
+    assert probe.crops.shape == (9, 2, 3200)
+    figures = [probe.figures() for _ in range(2)]
+    assert torch.equal(*figures)
+    assert steps["stage1"]["loss"] == pytest.approx(figures[0].tolist())
+    for key, value in probe.model["method"].state_dict().items():
+        assert torch.equal(value, before[key])
+    if method is SimCLR:
+        made.eval(), encoder.eval()
+        with torch.no_grad():
+            one, other = (encoder(crops) for crops in probe.crops.unbind(1))
+            views = [torch.stack([one, other, other])]
+            expected, _ = made(views, [], torch.arange(9), 1.0)
+        assert figures[0][0].item() == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_a_run_without_labels_yet_is_refused(run, tmp_path, capsys):
-    state = state_of(run, tmp_path) | {"done": {"stage1": {}}}
+    state = state_of(run, tmp_path) | {"done": {}}
     (tmp_path / "state.json").write_text(json.dumps(state))
     with pytest.raises(SystemExit, match="2"):
         main(["landscape", str(tmp_path)])
-    assert "has no step of Stage II yet" in capsys.readouterr().err
+    assert "has no step that can be probed yet" in capsys.readouterr().err
 
 
 def test_a_folder_without_stage_2_is_refused(tmp_path, capsys):
     (tmp_path / "state.json").write_text('{"settings": {}, "done": {}}')
     for folder, message in (
-        (tmp_path, "no Stage II"),
+        (tmp_path, "is of no training"),
         (tmp_path / "x", "no state"),
     ):
         with pytest.raises(SystemExit, match="2"):
