@@ -196,10 +196,9 @@ class Session:
         self.rows = np.arange(len(self.manifest))
         self.given: GivenLabels | None = None
         labelled: ArrayLike = ()
-        # Of Stage II alone.
-        if labels_file := getattr(settings, "labels_file", None):
-            self.given = read_given(labels_file, self.manifest.ids)
-            self.run.given("labels_file", labels_file)
+        if settings.stage == 2 and settings.labels_file:
+            self.given = read_given(settings.labels_file, self.manifest.ids)
+            self.run.given("labels_file", settings.labels_file)
             labelled = np.flatnonzero(self.given.by_row >= 0)
         split = settings.held_out_share, settings.seed, labelled
         self.train_rows, self.held_out_rows = held_out(len(self.rows), *split)

@@ -245,7 +245,8 @@ def test_labels_that_a_user_gives_are_not_held_out(session, tmp_path):
     settings.allow_outside_data_folder, settings.max_bad_share = False, 0.1
     settings.held_out_share = 0.3
     settings.dataloader_options = types.SimpleNamespace(batch_size=4)
-    session._read_data()  # of Stage I, which has no such setting
+    settings.labels_file = None
+    session._read_data()
     train, aside = held_out(20, 0.3, settings.seed)
     assert session.given is None
     assert np.array_equal(session.held_out_rows, aside)
