@@ -212,7 +212,7 @@ class InferenceModel:
         folder = pathlib.Path(folder)
         # SpeechBrain loads no folder without this file: it goes first and
         # comes last, so that a crash leaves no mixture of two exports.
-        # What this export does not have would be of other weights.
+        # An earlier export's files would be of other weights than this one's.
         old = ("hyperparams.yaml", AFFINE, MEAN, CLASSIFIER, NAMES, ONNX)
         for name in old:
             (folder / name).unlink(missing_ok=True)

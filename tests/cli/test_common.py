@@ -1,4 +1,4 @@
-"""What verbs of lgl share."""
+"""Settings and options that several verbs of lgl share."""
 
 from hypothesis import given, strategies as st
 

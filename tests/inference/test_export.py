@@ -416,7 +416,7 @@ def test_weights_take_no_options_of_a_run(run, tmp_path, capsys, option):
 
 
 def test_an_average_has_no_back_end(run, tmp_path, capsys, monkeypatch):
-    """Which is said before anything is averaged."""
+    """The refusal comes before anything is averaged."""
     words = ["export", str(run), "iter1/gated", "--average=2"]
 
     def refused(*options):

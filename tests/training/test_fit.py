@@ -1,4 +1,4 @@
-"""What the checkpoints of a fit hold."""
+"""Checkpoints of a fit leave out the frozen weights of teachers, too."""
 
 import pytest
 import torch
