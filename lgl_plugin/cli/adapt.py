@@ -134,13 +134,13 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
 def train_network(
     ladder: Ladder, given: list[str], labels: str | None
 ) -> pathlib.Path:
-    """Trains a ladder's network by a round of Stage II, on rows to fit on."""
+    """Trains a ladder's network by a round of Stage II, on rows to train on."""
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_preset
 
     folder = ladder.training
-    listed = ladder.folder / "fitted.csv"
-    ladder.list_fitted(listed)
+    listed = ladder.folder / "trained.csv"
+    ladder.list_trained(listed)
     audio = ladder.audio.absolute()
     own = {
         "data_folder": audio,
@@ -150,7 +150,7 @@ def train_network(
         "manifest": listed,
         "pretrained_encoder": ladder.weights,
         "batch_size": min(
-            read_preset(YAML)["batch_size"], len(ladder.fitted) // 2
+            read_preset(YAML)["batch_size"], len(ladder.trained) // 2
         ),
         "dataloader_options": {"num_workers": ladder.extract.num_workers},
     }

@@ -63,7 +63,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
 
     Training in there is a run of its own, whose steps follow.
     """
-    from lgl_plugin.inference.rungs import BACKENDS, TRAINED, Rung
+    from lgl_plugin.inference.rungs import BACKENDS, SPLIT, TRAINED, Rung
     from lgl_plugin.inference.verdict import Verdict
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.provenance import read_starts
@@ -72,7 +72,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     command = starts[-1].get("command") if starts else None
     steps = ["start", *BACKENDS]
     if TRAINED in done or "--train" in shlex.split(command or ""):
-        steps.append(TRAINED)
+        steps += [SPLIT, TRAINED]
     missing = [step for step in steps if step not in done]
     n_done, any_kept = len(steps) - len(missing), False
     yield f"{folder}: {n_done} of {len(steps)} steps are done"
@@ -80,7 +80,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
         state, remark = "to come", ""
         if step in done:
             state = "done"
-            if step != "start":
+            if step not in ("start", SPLIT):
                 rung = Rung(step, Verdict(**done[step]))
                 any_kept = any_kept or rung.kept
                 kept = "kept" if rung.kept else "not kept"

@@ -4,7 +4,8 @@ Rungs are tried, the cheapest first: the mean of the audio's embeddings is
 subtracted, then directions are evened out, then, if asked for, the whole
 network is trained on through the loss gate, where a user may give labels of a
 few recordings. A rung is kept only if the verdict on recordings that nothing
-was fitted to says that it wins. So the end may be that the encoder is best as
+was fitted to says that it wins; training is judged by other speakers than
+those that it read. So the end may be that the encoder is best as
 it is.
 """
 
@@ -28,7 +29,8 @@ from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import BACKEND, ENCODER, InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.model_card import adapted_card
-from lgl_plugin.inference.rungs import BACKENDS, HEADER, TRAINED, Rung
+from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
+from lgl_plugin.inference.split import kept_out
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.inference.verdict import (
     FEWEST,
@@ -53,7 +55,7 @@ logger = get_logger(__name__)
 # Recordings that the verdict is passed on, at most and as a share of all, and
 # those that a back-end is fitted on at most.
 JUDGED, JUDGED_SHARE, FITTED = 400, 0.5, 20000
-PSEUDO_TRIALS = "pseudo_trials.npz"
+PSEUDO_TRIALS, ROWS = "pseudo_trials.npz", "rows.npz"
 
 
 class Ladder:
@@ -182,10 +184,15 @@ class Ladder:
 
     def _hear(self, extract, folder):
         """Embeds pseudo-trials, and the recordings to fit on, into a folder."""
-        parts = embed_parts(extract, self.manifest, self.judged)
-        save_arrays(folder / PSEUDO_TRIALS, **dataclasses.asdict(parts))
+        parts = self._pseudo_trials(extract, folder)
         found, _ = extract(self.manifest, self.fitted[:FITTED], folder)
         return parts, found.vectors
+
+    def _pseudo_trials(self, extract, folder):
+        """Embeds the recordings that the verdict is passed on."""
+        parts = embed_parts(extract, self.manifest, self.judged)
+        save_arrays(folder / PSEUDO_TRIALS, **dataclasses.asdict(parts))
+        return parts
 
     def _take(self, name):
         """Goes on from the network that a step left."""
@@ -232,6 +239,40 @@ class Ladder:
             if self._done(name, self._step(name, fit)):
                 self._climb(name, name)
 
+    def _split(self):
+        """Judges from here on by speakers that no training reads."""
+
+        def work(folder):
+            rows = np.arange(len(self.manifest))
+            found, _ = self.extract(self.manifest, rows, folder)
+            rows = self.manifest.rows(found.utterances)
+            by_row = None if self.given is None else self.given.by_row[rows]
+            known = np.zeros(len(rows), bool) if by_row is None else by_row >= 0
+            vectors = np.array(found.vectors)
+            out = rows[kept_out(vectors, known, device=self.device)]
+            if len(out) < FEWEST:
+                raise ValueError(
+                    f"{len(out)} recordings are of speakers to judge training "
+                    f"by, and {FEWEST} are needed: their clusters must have no "
+                    "label and hold less than half of the recordings. Give "
+                    "labels of fewer speakers, or leave --train out."
+                )
+            self.judged = np.random.default_rng(0).permutation(out)[:JUDGED]
+            self._pseudo_trials(self.extract, folder)
+            save_arrays(folder / ROWS, kept_out=out, judged=self.judged)
+            return {"kept_out": len(out)}
+
+        self._step(SPLIT, work)
+        rows = load_arrays(self.folder / SPLIT / ROWS)
+        order = np.random.default_rng(0).permutation(len(self.manifest))
+        self.judged = rows["judged"]
+        self.fitted = order[~np.isin(order, self.judged)]
+        self.trained = order[~np.isin(order, rows["kept_out"])]
+        parts = load_arrays(self.folder / SPLIT / PSEUDO_TRIALS)
+        self.best = self.parts = Parts(**parts)
+        if self.backend is not None:
+            self.best = self.parts.through(self.backend)
+
     def try_training(
         self,
         train: Callable[[Ladder], pathlib.Path],
@@ -239,11 +280,13 @@ class Ladder:
     ) -> None:
         """Tries the whole network, trained on by what is given.
 
-        `train` takes the ladder, trains on the rows `fitted` from `weights`,
+        `train` takes the ladder, trains on the rows `trained` from `weights`,
         in the folder `training`, and returns the path of the new ones. Each
         `settings` that it has, in words, get a training and a verdict of
-        their own.
+        their own. ValueError if too few speakers are left to judge by.
         """
+        before = self.judged, self.fitted, self.parts, self.best
+        self._split()
         if settings:
             made_by = digest([*settings])
             self.made_from = digest([self.made_from, made_by])
@@ -260,6 +303,8 @@ class Ladder:
         if self._done(TRAINED, self._step(TRAINED, work)):
             self._take(TRAINED)
             self._climb(TRAINED, self.kind)
+        else:
+            self.judged, self.fitted, self.parts, self.best = before
 
     def export(
         self,
@@ -299,9 +344,9 @@ class Ladder:
         model.save(folder, card, threshold)
         return threshold
 
-    def list_fitted(self, path: pathlib.Path) -> None:
-        """Writes the manifest of the recordings to fit on, and of no other."""
-        names = {self.manifest.ids[row] for row in self.fitted}
+    def list_trained(self, path: pathlib.Path) -> None:
+        """Writes the manifest of the recordings to train on, and no other."""
+        names = {self.manifest.ids[row] for row in self.trained}
         listed = self.folder / "manifest.csv"
         with open(listed, newline="", encoding="utf-8") as source:
             header, *rows = csv.reader(source)

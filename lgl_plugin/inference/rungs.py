@@ -13,7 +13,8 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     # shows it: docs/adapt_measured.md.
     "whitening": functools.partial(Whitening, 10.0),
 }
-TRAINED = "loss_gate"
+# The step before training, and training.
+SPLIT, TRAINED = "split", "loss_gate"
 HEADER = ["rung", "before %", "after %", "change, points", "verdict", "kept"]
 
 

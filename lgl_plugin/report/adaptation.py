@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from lgl_plugin.inference.adapt import Ladder
-from lgl_plugin.inference.rungs import HEADER, Rung
+from lgl_plugin.inference.rungs import HEADER, TRAINED, Rung
 from lgl_plugin.report.page import Block, Command, Page, Table, Verdict
 
 
@@ -16,11 +16,18 @@ def conclusion(rungs: Sequence[Rung]) -> str:
             "Your encoder is best as it is: no rung wins on pseudo-trials of "
             f"{rungs[0].verdict.recordings} recordings. Nothing was changed."
         )
-    first, last = rungs[0].verdict, kept[-1].verdict
-    return (
-        f"Better with {' and '.join(rung.name for rung in kept)}: the equal "
-        f"error rate on pseudo-trials of {first.recordings} recordings falls "
-        f"from {first.before:.1f} % to {last.after:.1f} %."
+    falls = []
+    if backends := [rung for rung in kept if rung.name != TRAINED]:
+        first, last = rungs[0].verdict, backends[-1].verdict
+        names = " and ".join(rung.name for rung in backends)
+        falls.append((names, first.recordings, first.before, last.after))
+    if kept[-1].name == TRAINED:  # judged by other recordings
+        found = kept[-1].verdict
+        falls.append((TRAINED, found.recordings, found.before, found.after))
+    return " ".join(
+        f"Better with {names}: the equal error rate on pseudo-trials of "
+        f"{number} recordings falls from {before:.1f} % to {after:.1f} %."
+        for names, number, before, after in falls
     )
 
 
@@ -84,6 +91,8 @@ def _limits(ladder) -> Iterator[Block]:
         "recording are left out, but nobody can know which they are.",
         "What the parts of a recording share beside the voice, such as its "
         "background, counts as voice here.",
+        "Training is judged by recordings of clusters that it never read; a "
+        "cluster stands for a speaker, but may hold a part of one only.",
         "These error rates are not those of real trials. "
         "docs/adapt_measured.md says "
         "how often the verdict was right where labels exist.",

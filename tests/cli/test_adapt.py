@@ -16,15 +16,17 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from lgl_plugin.cli import adapt as verb, status
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import read_labels
+from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.inference import adapt as module
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.inference.verdict import Verdict
+from lgl_plugin.inference.verdict import Parts, Verdict
 from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.utils.files import load_arrays
 
 BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
 
@@ -97,6 +99,11 @@ def say(monkeypatch, *verdicts):
     """Lets the judge say this, one after the other."""
     left = list(verdicts)
     monkeypatch.setattr(module, "judge", lambda *parts: left.pop(0))
+
+
+def every_second(vectors, labelled, device):
+    """Keeps half of the recordings without a label out of training."""
+    return ~labelled & (np.cumsum(~labelled) % 2 == 0)
 
 
 def test_speechbrain_loads_what_is_kept(
@@ -258,6 +265,7 @@ def test_the_network_is_trained_and_judged(
     A few labels are given: they are trained on, in clusters of their own.
     """
     say(monkeypatch, BETTER, WORSE, BETTER)
+    monkeypatch.setattr(module, "kept_out", every_second)
     named = {f"{n}.wav": "ann" if n < 3 else "bob" for n in range(6)}
     lines = [f"{name},{speaker}" for name, speaker in named.items()]
     labels = tmp_path / "labels.csv"
@@ -272,10 +280,14 @@ def test_the_network_is_trained_and_judged(
         for name in ("start", "loss_gate")
     )
     assert any(not torch.equal(before[key], after[key]) for key in before)
-    with open(tmp_path / "fitted.csv", newline="", encoding="utf-8") as source:
+    with open(tmp_path / "trained.csv", newline="", encoding="utf-8") as source:
         rows = list(csv.DictReader(source))
-    assert len(rows) == 20 and not any(row["spk_id"] for row in rows)
+    split = load_arrays(tmp_path / "split" / "rows.npz")
+    assert len(rows) == 40 - len(split["kept_out"]) == 23
+    assert not any(row["spk_id"] for row in rows)
+    ids = load_manifest(tmp_path / "manifest.csv", calls).ids
     assert {*named} <= {row["ID"] for row in rows}
+    assert not {ids[n] for n in split["judged"]} & {row["ID"] for row in rows}
     (trained,) = tmp_path.glob("training-*")
     pseudo = trained / "iter1" / "labels"
     found = dict(zip(*read_labels(pseudo / "labels.csv")))
@@ -297,7 +309,7 @@ def test_the_network_is_trained_and_judged(
     monkeypatch.setattr(status, "writer_of", lambda folder: None)
     main(["status", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "4 of 4 steps are done" in printed
+    assert "5 of 5 steps are done" in printed
     assert "done       loss_gate            kept, better: 9.0" in printed
     assert f"lgl who {exported} AUDIO OUT" in printed
     wav = torch.randn(1, 16000) / 9
@@ -326,11 +338,53 @@ def test_other_settings_have_a_training_and_a_verdict_of_their_own(
 
     for settings in ([], ["lr: was 0.1, is 0.2"], ["lr: was 0.1, is 0.2"]):
         say(monkeypatch, *[WORSE] * 3)
+        monkeypatch.setattr(module, "kept_out", every_second)
         ladder = Ladder(ecapa, calls, tmp_path, "cpu")
         ladder.try_backends()
         ladder.try_training(train, settings)
     assert trained[0] == "training" and len(trained) == 2
     assert trained[1].startswith("training-")
+
+
+def test_training_is_judged_by_speakers_that_it_did_not_read(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    """Only what is kept of it changes what the other rungs are judged by."""
+    heard, left = [], [WORSE, BETTER, WORSE]
+
+    def judge(before, after):
+        heard.append((before, after))
+        return left.pop(0)
+
+    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(module, "kept_out", every_second)
+    ladder = Ladder(ecapa, calls, tmp_path, "cpu")
+    ladder.try_backends()
+    judged, best = ladder.judged, ladder.best
+    ladder.try_training(lambda ladder: ladder.weights)
+    rows = load_arrays(tmp_path / "split" / "rows.npz")
+    assert {*ladder.trained} == {*range(40)} - {*rows["kept_out"]}
+    assert ladder.judged is judged and ladder.best is best
+    before, after = heard[-1]
+    assert {*before.rows} == {*rows["judged"]}
+    # The network came back as it was, behind the back-end that is kept.
+    raw = Parts(**load_arrays(tmp_path / "split" / "pseudo_trials.npz"))
+    backend = load_backend(tmp_path / "whitening" / "backend.npz")
+    np.testing.assert_allclose(before.first, raw.through(backend).first)
+    assert after.first.shape == before.first.shape
+
+
+def test_labels_of_all_clusters_leave_nothing_to_judge_training_by(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    say(monkeypatch, WORSE, WORSE)
+    monkeypatch.setattr(
+        module, "kept_out", lambda found, known, device: known & ~known
+    )
+    ladder = Ladder(ecapa, calls, tmp_path, "cpu")
+    ladder.try_backends()
+    with pytest.raises(ValueError, match="0 recordings .* 10 are needed"):
+        ladder.try_training(lambda ladder: ladder.weights)
 
 
 def test_what_training_is_given(tmp_path, monkeypatch):
@@ -347,16 +401,16 @@ def test_what_training_is_given(tmp_path, monkeypatch):
         weights=folder / "weights.ckpt",
         settings={"new_encoder": network, "sample_rate": 8000},
         parts=types.SimpleNamespace(first=np.zeros((1, 2, 16))),
-        fitted=range(10),
+        trained=range(10),
         extract=types.SimpleNamespace(num_workers=8),
         device="cpu",
-        list_fitted=lambda path: None,
+        list_trained=lambda path: None,
     )
     verb.train_network(ladder, ["--lr=0.1", "--batch_size=4"], "labels #1.csv")
     ((_, options, overrides),) = given
     found = plain_settings(overrides)
     assert found["data_folder"] == str(folder)
-    assert found["manifest"] == str(folder / "fitted.csv")
+    assert found["manifest"] == str(folder / "trained.csv")
     assert found["labels_file"] == "labels #1.csv"
     assert found["new_encoder"] == network and found["lr"] == 0.1
     assert found["batch_size"] == 4

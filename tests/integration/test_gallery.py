@@ -29,13 +29,15 @@ def write(folder, entry, eers):
 def test_tables(tmp_path):
     for number, entry in enumerate(gallery.METHODS):
         write(tmp_path, entry, [50 - n - number for n in range(6)])
-    figures, courses, criteria = gallery.tables(tmp_path, [1])
+    figures, courses, criteria = gallery.tables(tmp_path, gallery.METHODS, [1])
     line = "| SimCLR + AAT | 60 | 0.50 | 1.0 | 45.0 | 1.0 | 45.00 |"
     assert line in figures
     assert "| SimCLR | 49.0 | 48.0 | 47.0 | 46.0 | 45.0 | 44.0 |" in courses
     # Each figure is the error rate here: those to be high rank it upside down.
     assert "| pseudo-trials' EER | 1.00 |" in criteria
     assert "| silhouette | -1.00 |" in criteria
+    figures, courses = gallery.tables(tmp_path, gallery.METHODS[:2], [1])
+    assert line in figures and "MoCo" not in figures
 
 
 def run(monkeypatch, *options):
@@ -65,6 +67,18 @@ def test_a_table_is_of_one_command(monkeypatch, capsys, tmp_path):
             run(monkeypatch, *own, other)
         assert "a gallery of another yaml" in capsys.readouterr().err
     assert len(trained) == 3 * len(gallery.METHODS)
+
+
+def test_methods_are_chosen_by_name(monkeypatch, capsys, tmp_path):
+    trained = []
+    monkeypatch.setattr(gallery, "train", lambda *given: trained.append(given))
+    monkeypatch.setattr(gallery, "tables", lambda *given: [])
+    own = f"--output_folder={tmp_path}", "--verification_file=list.txt"
+    run(monkeypatch, *own, "--methods=simclr-and-aat,moco")
+    assert [given[0].title for given in trained] == ["SimCLR + AAT", "MoCo"]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *own, "--methods=simclr,mocco")
+    assert "['mocco'] is none of simclr-and-aat" in capsys.readouterr().err
 
 
 def test_a_mistyped_option_is_refused_at_once(monkeypatch):

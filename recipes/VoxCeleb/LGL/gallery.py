@@ -90,9 +90,17 @@ def main():
     parser.add_argument("yaml", help="Stage I's")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--seeds", default="1")
+    names = [entry.name for entry in METHODS]
+    parser.add_argument(
+        "--methods", default=",".join(names), help="of " + ", ".join(names)
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output_folder", default="results/gallery")
     options, overrides = parser.parse_known_args()
+    chosen = options.methods.split(",")
+    if unknown := [name for name in chosen if name not in names]:
+        parser.error(f"--methods: {unknown} is none of {', '.join(names)}")
+    methods = [entry for entry in METHODS if entry.name in chosen]
     # A mistyped option shows here, and not after the first runs.
     parsed = sb.parse_arguments([options.yaml, *overrides])
     settings, _ = load_settings(parsed[0], parsed[2], parsed[1])
@@ -112,13 +120,13 @@ def main():
     command = [sys.executable, str(HERE / "train_lgl.py"), options.yaml]
     command += overrides
     with (
-        tqdm(total=len(METHODS) * len(seeds), unit="run") as progress,
+        tqdm(total=len(methods) * len(seeds), unit="run") as progress,
         concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
     ):
         waiting = [
             pool.submit(train, entry, command, folder, seed, options.minutes)
             for seed in seeds
-            for entry in METHODS
+            for entry in methods
         ]
         try:
             for done in concurrent.futures.as_completed(waiting):
@@ -127,7 +135,7 @@ def main():
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    found = "\n\n".join(tables(folder, seeds))
+    found = "\n\n".join(tables(folder, methods, seeds))
     with atomic_write(folder / "gallery.md") as out:
         out.write(found + "\n")
     print(f"\n{found}\n")
@@ -202,18 +210,18 @@ def run_recipe(command):
     return usage
 
 
-def tables(folder, seeds):
-    """Yields the figures of all methods, their courses, and the criteria."""
+def tables(folder, methods, seeds):
+    """Yields the figures of the methods, their courses, and the criteria."""
     rows, courses, agreement = [], [], {key: [] for key in CRITERIA}
     found = {}  # by seed and method: facts, records of epochs, the last one
     for seed in seeds:
-        for entry in METHODS:
+        for entry in methods:
             run = folder / f"seed{seed}" / entry.name
             records = [r for r in read_metrics(run) if r["stage"] == 1]
             facts = json.loads((run / "gallery.json").read_text())
             epochs = [r for r in records if "epoch" in r]
             found[seed, entry] = facts, epochs, records[-1]
-    for entry in METHODS:
+    for entry in methods:
         facts, epochs, last = zip(*(found[seed, entry] for seed in seeds))
         eers = [
             spread([one[n]["eer"] for one in epochs]) for n in range(EPOCHS)
@@ -233,18 +241,20 @@ def tables(folder, seeds):
                 ),
             ]
         )
-    for seed in seeds:
-        eers = [found[seed, entry][2]["eer"] for entry in METHODS]
-        for key, (_, higher_is_better) in CRITERIA.items():
-            values = [found[seed, entry][1][-1][key] for entry in METHODS]
-            values = np.array(values, float)
-            rank = spearmanr(-values if higher_is_better else values, eers)
-            agreement[key].append(rank.statistic)
     titles = [title for title, _ in CRITERIA.values()]
     header = ["method", "steps", "s a step", "GiB", "EER %", "EER %, whitened"]
     yield markdown_table([*header, *titles], rows)
     header = [f"{n} of {EPOCHS}" for n in range(1, EPOCHS + 1)]
     yield markdown_table(["EER % at", *header], courses)
+    if len(methods) < 3:
+        return  # which have no ranks to correlate
+    for seed in seeds:
+        eers = [found[seed, entry][2]["eer"] for entry in methods]
+        for key, (_, higher_is_better) in CRITERIA.items():
+            values = [found[seed, entry][1][-1][key] for entry in methods]
+            values = np.array(values, float)
+            rank = spearmanr(-values if higher_is_better else values, eers)
+            agreement[key].append(rank.statistic)
     yield markdown_table(
         ["criterion", "rank correlation with EER"],
         [[CRITERIA[key][0], spread(agreement[key], 1, 2)] for key in CRITERIA],

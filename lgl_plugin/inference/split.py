@@ -1,0 +1,46 @@
+"""A split of unlabelled recordings by speaker: whole clusters are kept out.
+
+An encoder that was trained on some speakers tells these apart better than
+strangers. So what it is judged by must be of other speakers, and clusters
+stand for them.
+"""
+
+import numpy as np
+
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.number import FIRST_STEP
+from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.inference.backends import Whitening
+
+# Clusters and recordings from which on no more are kept out, and the share of
+# the recordings that is never passed.
+SPEAKERS, RECORDINGS, SHARE = 100, 400, 0.5
+
+
+def kept_out(
+    vectors: np.ndarray,
+    labelled: np.ndarray,
+    seed: int = 0,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Draws clusters to keep out of training; returns their members, bool (N,).
+
+    Clusters come in random order until a hundred of them hold 400 recordings;
+    one that would bring the share kept out over a half is passed over, and so
+    is one that holds a recording that is `labelled`, bool (N,). Takes
+    embeddings (N, D), N from 8.
+    """
+    points = Whitening(1.0).fit(vectors)(vectors)
+    kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)
+    labels = TwoStepKMeans(kmeans, "auto")(points).labels
+    sizes = np.bincount(labels)
+    free = np.setdiff1d(np.arange(len(sizes)), labels[labelled])
+    order = np.random.default_rng(seed).permutation(free)
+    out, held = [], 0
+    for cluster in order:
+        if len(out) >= SPEAKERS and held >= RECORDINGS:
+            break
+        if held + sizes[cluster] <= SHARE * len(vectors):
+            out.append(cluster)
+            held += sizes[cluster]
+    return np.isin(labels, out)
