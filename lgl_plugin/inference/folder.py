@@ -86,6 +86,14 @@ def embed_folder(
     # The encoder first: what is wrong with it shows before a long scan.
     extract = load_extractor(encoder, device, num_workers)
     lock_folder(folder)
+    before = _read_record(folder)
+    made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
+    # Before the listing, which would replace that of the other's embeddings.
+    if before.get(WEIGHTS, made_from[WEIGHTS]) != made_from[WEIGHTS]:
+        raise ValueError(
+            f"{folder} holds embeddings by another encoder: name another "
+            "folder, or delete that one"
+        )
     listed = folder / "manifest.csv"
     # Files that cannot be read are counted and named; no limit ends the work.
     prepare_manifest(
@@ -94,17 +102,10 @@ def embed_folder(
     manifest = load_manifest(listed, os.path.abspath(audio))
     if check is not None:
         check(manifest)
-    made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
     made_from["manifest.csv"] = checksum(listed)
-    before = _read_record(folder)
     if before == made_from:
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
-    if before.get(WEIGHTS, made_from[WEIGHTS]) != made_from[WEIGHTS]:
-        raise ValueError(
-            f"{folder} holds embeddings by another encoder: name another "
-            "folder, or delete that one"
-        )
     with stop.on_signals():
         found, bad = extract(manifest, np.arange(len(manifest)), folder)
     BadFiles(folder / "bad_files.txt", limit=sys.maxsize).add(bad)

@@ -46,14 +46,18 @@ def test_a_second_call_embeds_nothing(encoder, audio, tmp_path, monkeypatch):
 
 
 def test_another_encoder_is_refused(encoder, audio, tmp_path, capsys):
-    other = tmp_path / "other"
+    other, fewer = tmp_path / "other", tmp_path / "fewer"
     shutil.copytree(encoder, other)
+    shutil.copytree(audio / "ann", fewer)
     embed(encoder, audio, tmp_path / "out")
+    listed = (tmp_path / "out" / "manifest.csv").read_text()
     weights = other / "embedding_model.ckpt"
     torch.save({}, weights, _use_new_zipfile_serialization=False)  # other bytes
     with pytest.raises(SystemExit, match="2"):
-        embed(other, audio, tmp_path / "out")
+        embed(other, fewer, tmp_path / "out")
     assert "another encoder" in capsys.readouterr().err
+    # What belongs to the vectors stays beside them.
+    assert (tmp_path / "out" / "manifest.csv").read_text() == listed
 
 
 def test_what_cannot_be_read_is_named(encoder, audio, tmp_path):
