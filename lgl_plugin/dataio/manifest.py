@@ -383,8 +383,8 @@ def held_out(
     n_utterances : int
         Rows to draw from.
     share : float
-        Set aside, between 0 and 1; but at least 2 utterances and at most
-        2,000, since pseudo-trials are all their pairs.
+        Set aside, between 0 and 1; but at least 2 utterances, if there are
+        so many, and at most 2,000, since pseudo-trials are all their pairs.
     seed : int
         Of the draw.
     labelled : array_like
@@ -408,8 +408,6 @@ def held_out(
     free = np.setdiff1d(rows, kept, assume_unique=True)
     if len(free) < 2:
         free = rows
-    drawn = random.Random(seed).sample(
-        range(len(free)), min(n_valid, max(2, len(free)))
-    )
-    aside = np.sort(free[drawn])
+    n_drawn = min(n_valid, len(free))
+    aside = np.sort(free[random.Random(seed).sample(range(len(free)), n_drawn)])
     return np.setdiff1d(rows, aside), aside

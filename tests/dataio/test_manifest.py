@@ -257,6 +257,11 @@ def test_held_out_is_a_deterministic_partition(n, share, seed):
     assert (np.diff(train) > 0).all() and (np.diff(valid) > 0).all()
 
 
+def test_one_utterance_is_held_out():
+    train, aside = held_out(1, 0.5, seed=0)
+    assert train.tolist() == [] and aside.tolist() == [0]
+
+
 def test_held_out_depends_on_the_seed():
     first, second = (held_out(1000, 0.1, seed)[1] for seed in (1, 2))
     assert not np.array_equal(first, second)
