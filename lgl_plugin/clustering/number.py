@@ -128,6 +128,7 @@ def estimate(
     by_chance = _explained(others, ward(others.means, others.sizes))
     n_parts = min(len(explained), len(by_chance))
     # k-means may drop an empty part; what both have is compared.
+    check_enough(n_parts)
     explained, by_chance = explained[:n_parts], by_chance[:n_parts]
     gap = (explained - by_chance)[1 : n_parts // 2]
     doublings = np.log2(np.arange(2, 2 + len(gap)))

@@ -81,6 +81,11 @@ def test_embeddings_without_an_estimate(embeddings, message):
         estimate(TorchKMeans(500), embeddings)
 
 
+def test_a_first_step_that_leaves_few_clusters():
+    with pytest.raises(ValueError, match="3 utterances, or clusters of the"):
+        estimate(TorchKMeans(10), np.repeat(np.eye(3), 20, axis=0))
+
+
 def test_command(tmp_path, capsys):
     embeddings, _ = blobs(20, 40, spread=0.05)
     names = Strings([f"{n}.wav" for n in range(len(embeddings))])
