@@ -10,7 +10,6 @@ import contextlib
 import csv
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -34,7 +33,13 @@ from lgl_plugin.dataio.manifest import (
     one_line,
 )
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
-from lgl_plugin.utils.files import atomic_write, checksum, sync, write_json
+from lgl_plugin.utils.files import (
+    atomic_write,
+    checksum,
+    read_json,
+    sync,
+    write_json,
+)
 from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
@@ -217,9 +222,8 @@ def _beside(manifest):
 
 def _finished(manifest, file=None):
     """Returns what the sidecar says, or None if it is of another file."""
-    file = file or manifest
+    file, made = file or manifest, read_json(_beside(manifest)[0])
     try:
-        made = json.loads(_beside(manifest)[0].read_text(encoding="utf-8"))
         whole = (
             made["manifest_bytes"] == file.stat().st_size
             # Earlier versions kept no checksum.
@@ -228,8 +232,7 @@ def _finished(manifest, file=None):
             and isinstance(made["hours"], float)
             and isinstance(made["settings"], dict)
         )
-    # RecursionError: a damaged file of thousands of brackets.
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, KeyError, TypeError):
         return None
     return made if whole else None
 

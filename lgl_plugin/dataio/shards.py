@@ -16,7 +16,6 @@ import errno
 import functools
 import io
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -47,11 +46,12 @@ from lgl_plugin.dataio.manifest import (
 )
 from lgl_plugin.dataio.prepare import check_least, start_worker
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.utils.files import atomic_write, checksum, write_json
+from lgl_plugin.utils.files import atomic_write, checksum, read_json, write_json
 from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 
+RECORD = "shards.json"
 # Files whose headers give the corpus's bytes a second, to a few per cent.
 N_SAMPLED = 200
 # The format that keeps a cut-out part exactly, by libsndfile's name for the
@@ -114,8 +114,8 @@ def write_shards(
         "decode": decode,
     }
     target = folder / "manifest.csv"
-    record = _recorded(folder)
-    if target.exists() and record and record["settings"] == settings:
+    record = read_json(folder / RECORD)
+    if target.exists() and record.get("settings") == settings:
         logger.info(f"Reusing {target}; delete {folder} to make it again.")
         return target
     lock_folder(folder)
@@ -149,26 +149,15 @@ def _index_path(folder, n):
     return (folder / _shard_name(n)).with_suffix(".csv")
 
 
-def _recorded(folder):
-    """Returns what shards.json says of the settings; None without one."""
-    path = folder / "shards.json"
-    if not path.exists():
-        return None
-    record = json.loads(path.read_text())
-    # Shards made before there was this setting are not to be made again.
-    record["settings"].setdefault("decode", False)
-    return record
-
-
 def _plan(folder, settings, utterances):
     """Reads or makes shards.json; deletes shards of other settings."""
-    plan, target = _recorded(folder), folder / "manifest.csv"
-    if plan is not None and plan["settings"] == settings:
+    plan, target = read_json(folder / RECORD), folder / "manifest.csv"
+    if plan.get("settings") == settings:
         return plan
-    if plan is None and target.exists():
+    if not plan and target.exists():
         raise FileExistsError(
-            f"{target} is not of shards made here. Choose another folder, "
-            "empty or new."
+            f"{target} is not of shards made here, or {RECORD} beside it is "
+            "damaged. Choose another folder, empty or new."
         )
     n_bytes = _estimated_bytes(
         utterances, settings["data_root"], settings["decode"]
@@ -179,7 +168,7 @@ def _plan(folder, settings, utterances):
         "bytes": n_bytes,
         "shards": min(n_shards, len(utterances)),
     }
-    if plan is not None:
+    if plan:
         changed = ", ".join(
             k for k in settings if settings[k] != plan["settings"][k]
         )
@@ -190,7 +179,7 @@ def _plan(folder, settings, utterances):
     for pattern in ("shard-*.csv", "shard-*.tar"):
         for old in folder.glob(pattern):
             old.unlink()
-    write_json(folder / "shards.json", new)
+    write_json(folder / RECORD, new)
     return new
 
 

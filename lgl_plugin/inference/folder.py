@@ -1,7 +1,6 @@
 """All audio of a folder to embeddings on disk, by an exported encoder."""
 
 import itertools
-import json
 import os
 import pathlib
 import sys
@@ -19,7 +18,7 @@ from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import WEIGHTS, YAML, encoder_files
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import checksum, write_json
+from lgl_plugin.utils.files import checksum, read_json, write_json
 from lgl_plugin.utils.signals import stop
 from lgl_plugin.utils.tables import write_csv
 
@@ -86,7 +85,7 @@ def embed_folder(
     # The encoder first: what is wrong with it shows before a long scan.
     extract = load_extractor(encoder, device, num_workers)
     lock_folder(folder)
-    before = _read_record(folder)
+    before = read_json(folder / RECORD)  # {} if unfinished
     made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
     # Before the listing, which would replace that of the other's embeddings.
     if before.get(WEIGHTS, made_from[WEIGHTS]) != made_from[WEIGHTS]:
@@ -118,15 +117,6 @@ def embed_folder(
     write_csv(folder / "utterances.csv", itertools.chain([header], rows))
     write_json(folder / RECORD, made_from)  # last: all before it is whole
     return manifest, found
-
-
-def _read_record(folder):
-    """Reads what a folder's embeddings were made from; {} if unfinished."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def read_threshold(encoder: str | pathlib.Path) -> float | None:

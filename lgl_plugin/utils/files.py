@@ -75,6 +75,16 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
         out.write("\n")
 
 
+def read_json(path: str | pathlib.Path) -> dict:
+    """Reads a JSON object; {} if there is no file, or it is damaged."""
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    # RecursionError: a damaged file of thousands of brackets.
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 @main_process_only
 def save_arrays(path: str | pathlib.Path, **arrays: Any) -> None:
     """Writes arrays as an npz file, atomically, in the main process."""

@@ -208,17 +208,11 @@ def test_decoded_shards_are_wav_of_16_bits(tmp_path):
     assert record["bytes"] == pytest.approx(2 * n_samples * 3 * (1 + 2))
 
 
-def test_shards_made_before_there_was_decoding_are_reused(tmp_path, logs):
+def test_a_damaged_record_is_named(tmp_path):
     make_corpus(tmp_path, 4)
-    made = write(tmp_path)
-    path = made.parent / "shards.json"
-    record = json.loads(path.read_text())
-    del record["settings"]["decode"]
-    path.write_text(json.dumps(record))
-    write(tmp_path)
-    assert "Reusing" in logs.text
-    write(tmp_path, decode=True)
-    assert "Writing all shards again: other decode." in logs.text
+    (write(tmp_path).parent / "shards.json").write_text('{"settings": {')
+    with pytest.raises(FileExistsError, match="or shards.json beside it is"):
+        write(tmp_path)
 
 
 def test_a_rounded_duration_cuts_nothing(tmp_path):
