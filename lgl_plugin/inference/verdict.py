@@ -115,7 +115,8 @@ def embed_parts(
     Returns
     -------
     Parts
-        Of the recordings that can be read and last a second.
+        Of the recordings that can be read and last a second, and whose
+        embeddings are finite.
 
     Raises
     ------
@@ -150,7 +151,7 @@ def embed_parts(
     with torch.random.fork_rng(), progress:
         torch.manual_seed(seed)
         for start in range(0, len(rows), BATCH):
-            crops = []
+            crops, heard = [], []
             for row in rows[start : start + BATCH].tolist():
                 item = manifest[row]
                 source = item.pop("wav")
@@ -167,20 +168,24 @@ def embed_parts(
                     )
                 except BadAudio:
                     continue
-                kept.append(row)
+                heard.append(row)
             progress.update(len(rows[start : start + BATCH]))
             if not crops:
                 continue
             wavs = torch.cat(crops).to(extract.device)
             both = torch.stack([encoder(wavs), encoder(augment(wavs))])
-            vectors.append(both.unflatten(1, (-1, 2)).cpu())
+            both = both.unflatten(1, (-1, 2)).float().cpu()
+            # One NaN would make the nearness of all recordings NaN.
+            finite = both.isfinite().all(dim=(0, 2, 3))
+            kept.extend(np.array(heard)[finite])
+            vectors.append(both[:, finite])
     if len(kept) < FEWEST:
         raise ValueError(
-            f"{len(kept)} recordings of {SHORTEST:g} s or more can be read, "
-            f"but a verdict needs {FEWEST}"
+            f"{len(kept)} recordings of {SHORTEST:g} s or more can be read "
+            f"and embedded, but a verdict needs {FEWEST}"
         )
     # By (as it is or changed, recording, part, dim).
-    plain, changed = torch.cat(vectors, 1).float().numpy()
+    plain, changed = torch.cat(vectors, 1).numpy()
     return Parts(
         np.array(kept),
         np.stack([plain[:, 0], changed[:, 0]], axis=1),

@@ -156,6 +156,16 @@ def test_what_cannot_be_read_or_is_too_short_is_left_out(extract, listed):
         embed_parts(extract, Manifest.of(rows), range(6, 15))
 
 
+def test_embeddings_that_are_not_finite_are_left_out(extract, listed):
+    def spoil(encoder, inputs, embeddings):
+        embeddings[7] = np.nan  # the second part of the fourth recording
+
+    extract.encoder.register_forward_hook(spoil)
+    parts = embed_parts(extract, Manifest.of(listed), range(16))
+    assert parts.rows.tolist() == [n for n in range(16) if n != 3]
+    assert np.isfinite(parts.scores()).all()
+
+
 def test_recordings_must_be_the_same_and_enough():
     parts = heard(1.0)
     with pytest.raises(ValueError, match="not of the same recordings"):
