@@ -71,6 +71,17 @@ def without_small(labels: np.ndarray, least: int) -> np.ndarray:
     return np.where(large, np.cumsum(large) - 1, -1)[labels]
 
 
+def largest_first(
+    labels: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Numbers labels (N,), from 0 without gaps, anew by their members.
+
+    Each member counts by its weight (N,), or as one.
+    """
+    order = np.argsort(-np.bincount(labels, weights), kind="stable")
+    return np.argsort(order)[labels]
+
+
 def sum_by_label(values: Tensor, labels: Tensor, n_labels: int) -> Tensor:
     """Returns the sums (n_labels, ...) of the rows (N, ...) of each label."""
     sums = values.new_zeros((n_labels, *values.shape[1:]))

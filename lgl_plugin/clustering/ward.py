@@ -1,6 +1,7 @@
-"""Ward's agglomerative clustering of weighted points."""
+"""Agglomerative clustering of weighted points, by Ward's method or another."""
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -17,22 +18,22 @@ DISTANCES = {"cpu": 16 * 2**20, "cuda": 2**30}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tree:
-    """All joins of N points, from the lowest to that of the last two clusters.
+    """Joins of N points, from the lowest on, mostly all N - 1.
 
-    `joins`, int64 (N - 1, 2), are points, whose clusters are joined; `rises`,
-    float64 (N - 1,), ascending, the growth of the sum of squares within
-    clusters.
+    `joins`, int64 (joins, 2), are points, whose clusters are joined; `rises`,
+    float64 (joins,), ascending, their distances: by Ward's method the growth of
+    the sum of squares within clusters.
     """
 
+    n_points: int
     joins: np.ndarray
     rises: np.ndarray
 
     def cut(self, n_clusters: int) -> np.ndarray:
         """Returns the cluster of each point, int64 (N,), numbered from 0."""
-        n_points = len(self.joins) + 1
-        kept, dropped = self.joins[: n_points - n_clusters].T
+        kept, dropped = self.joins[: self.n_points - n_clusters].T
         joined = sparse.coo_matrix(
-            (np.ones(len(kept)), (kept, dropped)), shape=(n_points, n_points)
+            (np.ones(len(kept)), (kept, dropped)), shape=2 * [self.n_points]
         )
         labels = sparse.csgraph.connected_components(joined, directed=False)[1]
         return labels.astype(np.int64)
@@ -45,15 +46,27 @@ class Tree:
 def ward(points: Tensor, weights: Tensor) -> Tree:
     """Joins weighted points by Ward's method, until all are one cluster.
 
-    Each round joins all reciprocal nearest neighbours (Murtagh 1983). Ward's
-    distance is reducible: a union is no nearer to a third cluster than the
-    nearer of its parts was. So the rounds find the joins of one at a time in
-    another order, and sorting them puts that right. Distances are computed in
-    blocks and never kept. 20,000 points of 192 dimensions take 10 s on a CPU
-    core, and the time grows with their square.
+    20,000 points of 192 dimensions take 10 s on a CPU core, and the time grows
+    with their square. The points (N, D) are float32 or float64, on any device;
+    one of weight w, above 0, counts as w equal ones.
+    """
+    return join(points, weights)
 
-    The points (N, D) are float32 or float64, on any device; one of weight w,
-    above 0, counts as w equal ones.
+
+def join(
+    points: Tensor,
+    weights: Tensor,
+    average: bool = False,
+    limit: float = math.inf,
+) -> Tree:
+    """Joins weighted points up to a distance, see `ward` and `average_linkage`.
+
+    The distance is Ward's, or one less the average cosine, which is the
+    product of means of unit vectors. Either is reducible: a union is no nearer
+    to a third cluster than the nearer of its parts was. So rounds that join all
+    reciprocal nearest neighbours (Murtagh 1983) find the joins of one at a time
+    in another order, and sorting them puts that right. Distances are computed
+    in blocks and never kept.
     """
     means, weights = points, weights.to(points, copy=True)
     names = torch.arange(len(points), device=points.device)
@@ -63,12 +76,16 @@ def ward(points: Tensor, weights: Tensor) -> Tree:
     # Of each round: names kept, names dropped, heights.
     joins = [(names[:0], names[:0], heights[:0])]
     n_joins = len(points) - 1
-    with exact_matmul(), tqdm(total=n_joins, desc="Ward", unit="join") as bar:
+    with exact_matmul(), tqdm(total=n_joins, desc="joins", unit="") as bar:
         while len(means) > 1:
-            nearest[stale], gaps[stale] = _neighbours(means, weights, stale)
+            nearest[stale], gaps[stale] = _neighbours(
+                means, weights, stale, average
+            )
+            if gaps.min() > limit:
+                break
             order = torch.arange(len(nearest), device=points.device)
             mutual = (nearest[nearest] == order) & (order < nearest)
-            kept = mutual.nonzero()[:, 0]
+            kept = (mutual & (gaps <= limit)).nonzero()[:, 0]
             # Rounding can make equal distances a circle of neighbours with no
             # mutual pair, and the loop would never end: join the nearest.
             if len(kept) == 0:
@@ -99,15 +116,16 @@ def ward(points: Tensor, weights: Tensor) -> Tree:
     kept, dropped, height = (torch.cat(parts).cpu() for parts in zip(*joins))
     order = height.argsort(stable=True)
     pairs = torch.stack([kept, dropped], dim=1)[order]
-    return Tree(pairs.numpy(), height[order].double().numpy())
+    return Tree(len(points), pairs.numpy(), height[order].double().numpy())
 
 
-def _neighbours(means, weights, rows):
-    """Returns the nearest cluster of each row and Ward's distance to it."""
+def _neighbours(means, weights, rows, average):
+    """Returns the nearest cluster of each row and the distance to it."""
     block = max(1, DISTANCES[means.device.type] // (8 * len(means)))
     block = min(block, len(rows))
-    squares = (means**2).sum(dim=1)
-    inverse = 1 / weights
+    squares, inverse = (means**2).sum(dim=1), 1 / weights
+    if average:  # 1 - cos is (1 + 1 - 2 cos) / (1 / 1 + 1 / 1)
+        squares = inverse = torch.ones_like(weights)
     nearest, closest = torch.empty_like(rows), means.new_empty(len(rows))
     # One buffer: allocation per block would cost as much as the products.
     buffers = means.new_empty(2, block, len(means))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lgl_plugin.clustering.average import average_linkage
-from lgl_plugin.clustering.vectors import normalised
+from lgl_plugin.clustering.vectors import largest_first, normalised
 from lgl_plugin.clustering.ward import ward
 from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.manifest import Manifest
@@ -136,7 +136,7 @@ def find_speakers(
             )
         points = torch.from_numpy(vectors).to(device)
         weights = torch.ones(len(points), device=device)
-        labels = _largest_first(ward(points, weights).cut(n_speakers))
+        labels = largest_first(ward(points, weights).cut(n_speakers))
         rule, limit = f"Ward's method to {n_speakers} speakers", None
     else:
         limit, origin = threshold, "given"
@@ -263,10 +263,3 @@ def calibrated(
             "files: say one by --threshold, or the number by --speakers"
         )
     return decision[0], "found by halves of these files"
-
-
-def _largest_first(labels):
-    """Numbers clusters by their size."""
-    _, labels = np.unique(labels, return_inverse=True)
-    largest_first = np.argsort(-np.bincount(labels), kind="stable")
-    return np.argsort(largest_first)[labels]
