@@ -149,12 +149,6 @@ class Augmenter(torch.nn.Module):
         self.anchor: torch.Tensor
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
-    def extra_repr(self) -> str:
-        """Returns the settings that repr shows."""
-        shares = ("reverb_only", "noise_only", "clean", "channel", "drop")
-        names = ("sample_rate", *shares)
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
     def draw(self, n_waveforms: int, n_samples: int) -> Draw:
         """Draws an augmentation for each waveform of a batch of that shape."""
         device = self.anchor.device

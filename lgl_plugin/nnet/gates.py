@@ -92,10 +92,6 @@ class LossMemory(nn.Module):
         self.momentum = momentum
         self.losses = nn.Buffer(torch.full((n_utterances,), math.nan))
 
-    def extra_repr(self) -> str:
-        """Returns the settings that repr shows."""
-        return f"n_utterances={len(self.losses)}, momentum={self.momentum}"
-
     def forward(self, rows: Tensor, losses: Tensor) -> Tensor:
         """Updates the means of a batch and returns them."""
         losses = losses.detach()

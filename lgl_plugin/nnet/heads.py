@@ -67,11 +67,6 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_prototypes, size))
         nn.init.uniform_(self.weight, -(size**-0.5), size**-0.5)
 
-    def extra_repr(self) -> str:
-        """Returns the settings that repr shows."""
-        n_prototypes, size = self.weight.shape
-        return f"{size=}, {n_prototypes=}"
-
     def forward(self, vectors: Tensor, frozen: bool = False) -> Tensor:
         """Returns cosines (..., n_prototypes), float32, of unit vectors.
 

@@ -62,10 +62,6 @@ class NoiseBank(torch.nn.Module):
         self.samples: torch.Tensor
         self.register_buffer("samples", torch.cat(pieces), persistent=False)
 
-    def extra_repr(self) -> str:
-        """Returns the size that repr shows."""
-        return f"{len(self.samples)} samples"
-
     def forward(
         self,
         source: torch.Tensor,

@@ -69,10 +69,6 @@ class PseudoPositives(nn.Module):
         self.sources = nn.Buffer(none.clone())
         self.queue = EmbeddingQueue(capacity, dim)
 
-    def extra_repr(self) -> str:
-        """Returns the settings that repr shows."""
-        return f"n_utterances={len(self.clusters)}"
-
     def regroup(
         self, clusters: np.ndarray, sources: np.ndarray, rows: np.ndarray
     ) -> None:

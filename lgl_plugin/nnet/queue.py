@@ -18,11 +18,6 @@ class EmbeddingQueue(nn.Module):
         self.vectors = nn.Buffer(torch.zeros(capacity, dim))
         self.place = nn.Buffer(torch.tensor(0))
 
-    def extra_repr(self) -> str:
-        """Returns the settings that repr shows."""
-        capacity, dim = self.vectors.shape
-        return f"{capacity=}, {dim=}"
-
     @torch.no_grad()
     def add(self, rows: Tensor, vectors: Tensor) -> None:
         """Puts embeddings (n, dim) of rows (n,) in; the oldest go."""

@@ -78,11 +78,6 @@ class TeacherLabels(nn.Module):
         self.alive = nn.Buffer(torch.zeros(n_labels, dtype=torch.bool))
         self._count()
 
-    def extra_repr(self) -> str:
-        """Returns the settings that repr shows."""
-        n_utterances, epochs = self.votes.shape
-        return f"{n_utterances=}, momentum={self.momentum}, {epochs=}"
-
     def forward(self, cosines: Tensor) -> Tensor:
         """Puts dead pseudo-speakers out of reach of cosines (batch, K)."""
         return cosines.masked_fill(~self.alive, -1.0)

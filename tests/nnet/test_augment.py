@@ -571,13 +571,8 @@ def test_probabilities_are_checked(wrong):
     Augmenter(reverb_only=1.0, noise_only=0.0, channel=1.0)
 
 
-def test_an_augmenter_shows_its_settings_and_can_be_copied(musan):
+def test_an_augmenter_can_be_copied(musan):
     augment = Augmenter(RATE, musan, channel=0.5)
-    shown = (
-        f"sample_rate={RATE}, reverb_only=0.25, noise_only=0.25, "
-        "clean=0.0, channel=0.5, drop=0.0"
-    )
-    assert shown in repr(augment) and "NoiseBank(" in repr(augment)
     wavs = torch.randn(3, 4000)
     found = []
     for same in (augment, copy.deepcopy(augment)):

@@ -428,7 +428,6 @@ def test_a_loss_that_is_not_finite_leaves_the_past_alone(broken, momentum):
             TargetShareGate(0.5, 0.1, 0.9),
             "TargetShareGate(share=0.5, growth=0.1, ceiling=0.9, tau=nan)",
         ),
-        (LossMemory(9, 0.8), "LossMemory(n_utterances=9, momentum=0.8)"),
         (
             LabelCorrection(9, 30.0, 0.5),
             "LabelCorrection(n_utterances=9, scale=30.0, confidence=0.5, "
