@@ -226,8 +226,7 @@ def _finished(manifest, file=None):
     try:
         whole = (
             made["manifest_bytes"] == file.stat().st_size
-            # Earlier versions kept no checksum.
-            and made.get("manifest_sha256") in (None, checksum(file))
+            and made["manifest_sha256"] == checksum(file)
             and made["found"] == sum(made[key] for key in COUNTS)
             and isinstance(made["hours"], float)
             and isinstance(made["settings"], dict)
@@ -252,8 +251,7 @@ def _finish(manifest):
 
 def _changes(made, settings):
     """Returns how settings differ from those that a manifest was made with."""
-    # Manifests of earlier versions were made with these.
-    was = {"sample_rate": 16000, "channel": None, **made["settings"]}
+    was = dict(made["settings"])
     # Another tolerance matters only where it is exceeded.
     share = settings["max_bad_share"]
     if made["bad"] + made["short"] <= share * made["found"]:

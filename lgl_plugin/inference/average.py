@@ -34,7 +34,9 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
     name = f"{step}/average{n_epochs}"
     for part in NAMES:
         if part in found[0].paramfiles:
-            mean = _mean(found, part)
+            mean = average_checkpoints(
+                found, part, lambda path, **_: read_tensors(path)
+            )
             whole = run / step / f"{part}.ckpt"
             if whole.exists():
                 mean = {**read_tensors(whole), **mean}
@@ -45,16 +47,3 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
                 )
             save_tensors(mean, run / name / f"{part}.ckpt")
     return name
-
-
-def _mean(found, part):
-    """Averages the tensors that all checkpoints have."""
-    # Checkpoints of earlier versions hold the frozen weights, too. SpeechBrain
-    # divides by the number of checkpoints whatever a later one lacks.
-    names = [set(read_tensors(c.paramfiles[part])) for c in found]
-    shared = set.intersection(*names)
-
-    def load(path, **_):
-        return {n: t for n, t in read_tensors(path).items() if n in shared}
-
-    return average_checkpoints(found, part, load)

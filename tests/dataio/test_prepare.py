@@ -740,16 +740,6 @@ def test_channel(tmp_path, logs):
         scan(tmp_path, channel=-1)
 
 
-def test_a_manifest_of_an_earlier_version_is_reused(tmp_path, monkeypatch):
-    put(tmp_path / "wav/ann/1.wav")
-    made = scan(tmp_path)
-    for key in ("sample_rate", "channel"):
-        del made["settings"][key]
-    (tmp_path / "m.csv.json").write_text(json.dumps(made))
-    monkeypatch.setattr(prepare, "find_audio", None)  # no scan
-    assert scan(tmp_path) == made
-
-
 def test_no_audio(tmp_path):
     (tmp_path / "wav/ann").mkdir(parents=True)
     with pytest.raises(ValueError, match="found no file at all"):

@@ -5,7 +5,7 @@ import torch
 from tiny_brains import batch, begin, make_brain, run_epoch
 
 from lgl_plugin.inference.average import average_step
-from lgl_plugin.runs.checkpoints import CHECKSUMS, WholeCheckpointer
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
 
 
 def test_the_mean_of_the_last_epochs_that_were_kept(tmp_path):
@@ -48,14 +48,6 @@ def test_the_mean_of_the_last_epochs_that_were_kept(tmp_path):
     for key, value in again.items():
         one, other = (p["embedding_model"][key] for p in passed[1:])
         torch.testing.assert_close(value, (one + other) / 2)
-    # A checkpoint of before that was so has the frozen weights.
-    earlier = checkpointer.find_checkpoint()
-    torch.save(left_out, earlier.paramfiles["embedding_model"])
-    (earlier.path / CHECKSUMS).unlink()
-    WholeCheckpointer._seal(earlier.path)
-    average_step(tmp_path, "iter1/gated", 2)
-    again = torch.load(path, weights_only=True)
-    assert torch.equal(again["front.weight"], torch.ones(2))
     with pytest.raises(ValueError, match="of 2 epochs.*keep_checkpoints=3"):
         average_step(tmp_path, "iter1/gated", 3)
     with pytest.raises(ValueError, match="of 0 epochs"):
