@@ -134,7 +134,7 @@ def check_momentum(value: float) -> None:
 
 
 def embedded(encoder: nn.Module, views: Tensor) -> Tensor:
-    """Embeds views (n_views, batch, samples) in one pass."""
+    """Maps views (n_views, batch, ...) by a network in one pass."""
     return encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, Views, check_from
+from lgl_plugin.methods.method import Loss, Method, Views, check_from, embedded
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import negative_cosine
 
@@ -44,9 +44,7 @@ class SimSiam(Method):
         self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the mean of both directions."""
-        projected = self.projector(embeddings[0].flatten(0, 1))
-        predicted = self.predictor(projected).unflatten(0, (2, -1))
-        others = projected.unflatten(0, (2, -1)).flip(0)
-        return negative_cosine(
-            predicted.flatten(0, 1), others.flatten(0, 1)
-        ), {}
+        projected = embedded(self.projector, embeddings[0])
+        predicted = embedded(self.predictor, projected)
+        pairs = predicted.flatten(0, 1), projected.flip(0).flatten(0, 1)
+        return negative_cosine(*pairs), {}

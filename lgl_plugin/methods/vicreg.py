@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, Views, check_from
+from lgl_plugin.methods.method import Loss, Method, Views, check_from, embedded
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import barlow_twins_loss, vicreg_terms
 
@@ -47,8 +47,7 @@ class VICReg(Method):
         self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the weighted sum of the terms, and each term."""
-        projected = self.projector(embeddings[0].flatten(0, 1))
-        terms = vicreg_terms(*projected.unflatten(0, (2, -1)))
+        terms = vicreg_terms(*embedded(self.projector, embeddings[0]))
         weighted = [w * term for w, term in zip(self.weights, terms)]
         loss = torch.stack(weighted).sum()
         names = ("invariance", "variance", "covariance")
@@ -93,7 +92,6 @@ class BarlowTwins(Method):
         self, embeddings: Views, targets: Views, rows: Tensor, done: float
     ) -> Loss:
         """Returns the weighted loss."""
-        projected = self.projector(embeddings[0].flatten(0, 1))
-        first, second = projected.unflatten(0, (2, -1))
+        first, second = embedded(self.projector, embeddings[0])
         loss = barlow_twins_loss(first, second, self.redundancy)
         return self.weight * loss, {}
