@@ -182,7 +182,7 @@ class Whitening(Backend):
         for _, unit in _unit_blocks(vectors):
             unit -= mean
             scatter += unit.T @ unit
-        # The trace of equal float16 rows is rounding, far below this.
+        # The trace of equal rows is rounding, far below this.
         if n_rows < 2 or not np.trace(scatter) > NO_VARIANCE * n_rows:
             raise ValueError(
                 "whitening needs embeddings that differ, got "
@@ -216,7 +216,6 @@ def _unit_blocks(vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields slices of rows with these at length 1, float64, zeros left."""
     for start in range(0, len(vectors), BLOCK):
         where = slice(start, start + BLOCK)
-        # float16 of a compact store would be off by 0.1 % in a sum.
         block = np.asarray(vectors[where], np.float64)
         norms = np.linalg.norm(block, axis=1, keepdims=True)
         if not np.isfinite(norms).all():

@@ -37,13 +37,16 @@ from lgl_plugin.utils.signals import own_process_group, stop
 
 logger = get_logger(__name__)
 
+MAX_SECONDS = 60.0  # that are read of an utterance
+
 
 class Extractor:
     """Embeds whole utterances, clean, in batches of like length.
 
     In float32 an utterance's embedding does not depend on its batch, as
-    `Encoder` promises. Under torch.distributed each rank embeds its share;
-    all ranks call, and all get the whole.
+    `Encoder` promises. A longer one than 60 s (`MAX_SECONDS`) is embedded by
+    its beginning. Under torch.distributed each rank embeds its share; all
+    ranks call, and all get the whole.
 
     Arguments
     ---------
@@ -58,14 +61,10 @@ class Extractor:
         Speech in a batch, padding included. By default 20 in float32 on a
         CPU, whose cache should hold a layer, 120 in 16 bits there, where
         casting the weights for each batch counts, and 960 elsewhere.
-    max_seconds : float
-        Length of what is read of a longer utterance, from its beginning.
     num_workers : int
         Processes that read audio; 0 reads in this one.
     precision : str
         Of the encoder: fp32, bf16 or fp16, by autocast.
-    dtype : str
-        Of the store: float32 or float16.
     keep_seconds : float
         How often what is embedded is kept in the store's folder; extraction
         that was interrupted goes on from there.
@@ -93,10 +92,8 @@ class Extractor:
         device: str = "cpu",
         sample_rate: int = 16000,
         batch_seconds: float | None = None,
-        max_seconds: float = 60.0,
         num_workers: int = 0,
         precision: str = "fp32",
-        dtype: str = "float32",
         keep_seconds: float = 600.0,
     ):
         # Data parallelism would wait for all ranks in each batch, and they
@@ -108,10 +105,8 @@ class Extractor:
             on_cpu = 20.0 if precision == "fp32" else 120.0
             batch_seconds = on_cpu if self.device.type == "cpu" else 960.0
         self.batch_seconds = batch_seconds
-        self.max_seconds = max_seconds
         self.num_workers = num_workers
         self.precision = AMPConfig.from_name(precision).dtype
-        self.dtype = np.dtype(dtype)
         self.keep_seconds = keep_seconds
 
     @torch.no_grad()
@@ -166,9 +161,7 @@ class Extractor:
                     f"none of {len(rows)} utterances could be embedded; "
                     f"the first: {' '.join(bad[0])}"
                 )
-            joined = JoinedShares(
-                [s[:3] for s in shares if len(s[0])], self.dtype
-            )
+            joined = JoinedShares(s[:3] for s in shares if len(s[0]))
             names = (manifest.ids[row] for row in rows[joined.positions])
             if not folder:
                 return Embeddings(Strings(names), joined[:]), bad
@@ -181,9 +174,9 @@ class Extractor:
 
     def _embed_share(self, manifest, rows, folder, bad_files):
         """Embeds the batches of this rank."""
-        seconds = np.minimum(manifest.durations[rows], self.max_seconds)
+        seconds = np.minimum(manifest.durations[rows], MAX_SECONDS)
         order, ends = self._batches(seconds)
-        options = (self.precision, self.dtype, self.sample_rate)
+        options = (self.precision, self.sample_rate)
         parts = (self.encoder, rows, seconds, ends, *options)
         # Other audio of the same durations would else pass for what is there.
         audio = (
@@ -256,8 +249,7 @@ class Extractor:
         n_samples = n_samples.to(self.device, non_blocking=True)
         with TorchAutocast(self.device.type, dtype=self.precision):
             vectors = self.encoder(wavs, n_samples / wavs.shape[1])
-        dtype = getattr(torch, self.dtype.name)
-        return vectors.to(dtype).cpu().numpy()
+        return vectors.float().cpu().numpy()
 
     def _batches(self, seconds):
         """Orders utterances, longest first; says where each batch ends."""

@@ -112,17 +112,19 @@ class Share:
 
 
 class JoinedShares:
-    """An array of all ranks' vectors, by slices, in the utterances' order.
+    """All ranks' vectors, float32, by slices, in the utterances' order.
 
     A share is (positions, dim, bytes or path), none of them empty.
     """
 
-    def __init__(self, shares: Iterable[tuple], dtype: np.dtype):
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, shares: Iterable[tuple]):
         positions, dims, vectors = zip(*shares)
         self.parts = [
-            np.memmap(part, dtype, "r").reshape(-1, dims[0])
+            np.memmap(part, self.dtype, "r").reshape(-1, dims[0])
             if isinstance(part, str)
-            else np.frombuffer(part, dtype).reshape(-1, dims[0])
+            else np.frombuffer(part, self.dtype).reshape(-1, dims[0])
             for part in vectors
         ]
         sizes = [len(part) for part in positions]
@@ -131,7 +133,7 @@ class JoinedShares:
         # The share that each utterance's vector lies in, and its row there.
         self.source = np.repeat(np.arange(len(sizes)), sizes)[order]
         self.row = np.concatenate([np.arange(size) for size in sizes])[order]
-        self.shape, self.dtype = (len(order), dims[0]), dtype
+        self.shape = len(order), dims[0]
 
     def __len__(self) -> int:
         return len(self.positions)

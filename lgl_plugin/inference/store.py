@@ -22,7 +22,7 @@ class Embeddings:
     ---------
     utterances : Strings
         IDs.
-    vectors : numpy.ndarray, (N, D), float32 or float16
+    vectors : numpy.ndarray, (N, D), float32
         Not normalised. What has a shape and a dtype and takes slices will do.
 
     Example

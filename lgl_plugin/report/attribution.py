@@ -12,7 +12,7 @@ import numpy as np
 from lgl_plugin.dataio.audio import BadAudio, check_sound, read_audio
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.inference.attribution import PATHS, Explainer
-from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.extractor import MAX_SECONDS, load_extractor
 from lgl_plugin.report import inside_figures
 from lgl_plugin.report.attribution_numbers import (
     HEADER,
@@ -27,7 +27,6 @@ from lgl_plugin.utils.progress import tqdm
 
 MAX_LEFT_OUT = 0.1  # of the trials, whose steps do not suffice
 EXAMPLES = 2  # that are drawn, of either kind
-MAX_SECONDS = 60.0  # as `Extractor`
 
 
 def attribute(

@@ -57,7 +57,7 @@ def test_shares_are_joined_in_the_order_of_utterances(tmp_path):
     in_memory.add(np.array([3, 0]), VECTORS + 10, [])
     on_disk.save()
     shares = [(s.positions(), s.dim, s.close()) for s in (on_disk, in_memory)]
-    joined = JoinedShares(shares, np.dtype("float32"))
+    joined = JoinedShares(shares)
     assert joined.positions.tolist() == [0, 2, 3, 4]
     assert joined.shape == (4, 2) and len(joined) == 4
     expected = np.array([[12, 13], [2, 3], [10, 11], [0, 1]])
