@@ -167,6 +167,19 @@ class Manifest:
             "channel": None if channel < 0 else channel,
         }
 
+    def take(self, rows: ArrayLike) -> Manifest:
+        """Returns rows (n,), int64, of which one may come twice."""
+        rows = np.asarray(rows, np.int64)
+        return Manifest(
+            Strings(self.ids[row] for row in rows),
+            Strings(self.wavs[row] for row in rows),
+            self.offsets[rows],
+            self.durations[rows],
+            self.speakers[rows],
+            self.channels[rows],
+            None if self.places is None else self.places[rows],
+        )
+
     def rows(self, ids: Collection[str]) -> np.ndarray:
         """Returns the rows of utterances, see `find`."""
         return find(self.ids, ids)

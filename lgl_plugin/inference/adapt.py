@@ -22,7 +22,7 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.given import read_given
-from lgl_plugin.dataio.manifest import Manifest, load_manifest
+from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
@@ -323,8 +323,8 @@ class Ladder:
             self.settings, self.weights, backend=self.backend
         )
         extract = model.extractor(self.device)
-        rows = self.judged  # of which no back-end has the mean
-        decision, _ = find_threshold(extract, self._subset(rows), 0.5, 0)
+        judged = self.manifest.take(self.judged)  # no back-end has their mean
+        decision, _ = find_threshold(extract, judged, 0.5, 0)
         threshold = decision[0] if decision else None
         facts = {
             "encoder": model.encoder_class,
@@ -353,20 +353,3 @@ class Ladder:
         place = header.index("ID")
         kept = [row for row in rows if row[place] in names]
         write_csv(path, [header, *kept])
-
-    def _subset(self, rows):
-        """Returns the manifest's rows as a manifest."""
-        listed = self.manifest
-        return Manifest.of(
-            (
-                listed.ids[row],
-                item["wav"],
-                item["offset"],
-                item["duration"],
-                "",
-                item["channel"],
-                item["place"],
-            )
-            for row in rows.tolist()
-            for item in [listed[row]]
-        )

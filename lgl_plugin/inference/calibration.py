@@ -7,6 +7,7 @@ name; `benchmarks/thresholds.py` measures how far off they are.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.dataio.audio import BadAudio
-from lgl_plugin.dataio.manifest import Manifest, held_out
+from lgl_plugin.dataio.manifest import Manifest, Strings, held_out
 from lgl_plugin.metrics.error_rates import eer
 
 # Held-out utterances that a threshold is found with, and as many others.
@@ -96,19 +97,14 @@ def threshold_by_halves(first: np.ndarray, second: np.ndarray) -> float | None:
 
 def _embed_halves(extract, manifest, rows):
     """Returns embeddings of first and second halves, where both have one."""
-    halves = Manifest.of(
-        (
-            f"{half} {row}",
-            item["wav"],
-            item["offset"] + half * item["duration"] / 2,
-            item["duration"] / 2,
-            "",
-            item["channel"],
-            item["place"],
-        )
-        for row in rows.tolist()
-        for item in [manifest[row]]
-        for half in (0, 1)
+    twice, half = rows.repeat(2), np.tile([0, 1], len(rows))
+    whole = manifest.take(twice)
+    seconds = whole.durations / 2
+    halves = dataclasses.replace(
+        whole,
+        ids=Strings(f"{n} {row}" for n, row in zip(half, twice)),
+        offsets=whole.offsets + half * seconds,
+        durations=seconds,
     )
     try:
         embedded, _ = extract(halves, np.arange(len(halves)))

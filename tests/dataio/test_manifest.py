@@ -231,6 +231,18 @@ def test_rows_join_by_id():
     assert manifest.rows(["c", "a"]).tolist() == [2, 0]
 
 
+@pytest.mark.parametrize("place", [None, (3, 5)])
+def test_rows_are_taken_whole(place):
+    manifest = Manifest.of(
+        (name, f"{name}.wav", n, n + 1.0, name, n, place)
+        for n, name in enumerate("abc")
+    )
+    taken = manifest.take([2, 0, 2])
+    assert taken.ids == ["c", "a", "c"]
+    assert [taken[n] for n in range(3)] == [manifest[n] for n in (2, 0, 2)]
+    assert taken.speakers.tolist() == [2, 0, 2]
+
+
 @given(st.data(), st.integers(3, 60), st.floats(0, 1), st.integers(0, 999))
 def test_labelled_rows_are_trained_on(data, n, share, seed):
     labelled = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 2))
