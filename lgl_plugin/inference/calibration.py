@@ -52,9 +52,12 @@ def find_threshold(
         threshold = threshold_by_pseudo_labels(drawn.vectors, labels, mask)
         if threshold is not None:
             return (threshold, "pseudo-labels"), drawn.vectors
-    threshold = threshold_by_halves(*_embed_halves(extract, manifest, aside))
-    decision = None if threshold is None else (threshold, "halves")
-    return decision, drawn.vectors
+    first, second = _embed_halves(extract, manifest, aside)
+    if len(first) < 2:
+        return None, drawn.vectors
+    # Halves share their session, and a short half scores lower than a whole
+    # utterance: the two errors have opposite directions.
+    return (pairs_eer(first, second)[1], "halves"), drawn.vectors
 
 
 def threshold_by_pseudo_labels(
@@ -82,17 +85,14 @@ def threshold_by_pseudo_labels(
     return eer((unit[chosen] @ unit.T)[once], same)[1]
 
 
-def threshold_by_halves(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Returns the equal-error threshold of halves (N, D) of N utterances.
+def pairs_eer(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Returns equal error rate, 0 to 1, and threshold of all pairs of parts.
 
-    Halves of one are a target trial, halves of two a non-target trial. Halves
-    share their session, and a short half scores lower than a whole utterance:
-    the two errors have opposite directions. None of fewer than two utterances.
+    Takes embeddings (N, D) of two parts of each of N utterances, N from 2.
+    Parts of one are a target trial, parts of two a non-target trial.
     """
-    if len(first) < 2:
-        return None
     scores = normalised(first) @ normalised(second).T
-    return eer(scores.ravel(), np.eye(len(scores), dtype=bool).ravel())[1]
+    return eer(scores.ravel(), np.eye(len(scores), dtype=bool).ravel())
 
 
 def _embed_halves(extract, manifest, rows):

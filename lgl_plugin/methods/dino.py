@@ -12,12 +12,12 @@ from lgl_plugin.methods.method import (
     Loss,
     Method,
     Views,
-    augmented,
     check_above0,
     check_from,
     check_momentum,
     local_views,
 )
+from lgl_plugin.nnet.augment import augmented
 from lgl_plugin.nnet.distillation import dino_loss, entropy
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
 from lgl_plugin.nnet.momentum import MomentumCopy

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lgl_plugin.nnet.augment import augmented
 from lgl_plugin.nnet.momentum import cosine_ramp
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -136,13 +137,6 @@ def check_momentum(value: float) -> None:
 def embedded(encoder: nn.Module, views: Tensor) -> Tensor:
     """Maps views (n_views, batch, ...) by a network in one pass."""
     return encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-
-
-def augmented(crops: Tensor, augment: nn.Module) -> Tensor:
-    """Returns two views of crops (batch, 2, samples), each augmented anew."""
-    # A view at a time: in one batch, the babble over a crop could be made of
-    # the other crop of its utterance.
-    return torch.stack([augment(crop) for crop in crops.unbind(1)])
 
 
 def local_views(crops: Tensor, n_views: int, augment: nn.Module) -> Tensor:

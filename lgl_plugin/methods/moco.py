@@ -10,11 +10,11 @@ from lgl_plugin.methods.method import (
     Loss,
     Method,
     Views,
-    augmented,
     check_above0,
     check_from,
     check_momentum,
 )
+from lgl_plugin.nnet.augment import augmented
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
 from lgl_plugin.utils.distributed import concatenated

@@ -266,6 +266,13 @@ def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.to(device, non_blocking=True)
 
 
+def augmented(crops: torch.Tensor, augment: torch.nn.Module) -> torch.Tensor:
+    """Returns two views of crops (batch, 2, samples), each augmented anew."""
+    # A view at a time: in one batch, the babble over a crop could be made of
+    # the other crop of its utterance.
+    return torch.stack([augment(crop) for crop in crops.unbind(1)])
+
+
 def audio_files(folder: str | pathlib.Path, key: str) -> list[pathlib.Path]:
     """Returns all audio files below a folder, sorted, as training finds them.
 

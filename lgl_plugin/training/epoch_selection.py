@@ -26,7 +26,6 @@ from speechbrain.utils.checkpoints import (
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.metrics.agreement import ami
-from lgl_plugin.metrics.error_rates import eer
 
 # By the name in the yaml: the figure of an epoch's record that a criterion
 # reads, and whether a higher one is better.
@@ -42,21 +41,11 @@ CRITERIA = {
 SAMPLE = 1000
 
 
-def pseudo_trial_eer(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the equal error rate over all pairs of held-out crops, 0 to 1.
-
-    `first` and `second` are embeddings (n_utterances, dim) of the two crops of
-    each utterance.
-    """
-    scores = normalised(first) @ normalised(second).T
-    same = np.eye(len(scores), dtype=bool)
-    return eer(scores.ravel(), same.ravel())[0]
-
-
 def contrastive_accuracy(first: np.ndarray, second: np.ndarray) -> float:
     """Returns the share of crops nearest to the other of their utterance.
 
-    Arguments as of `pseudo_trial_eer`.
+    `first` and `second` are embeddings (n_utterances, dim) of the two crops of
+    each utterance.
     """
     crops = normalised(np.concatenate([first, second]))
     scores = crops @ crops.T

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from lgl_plugin.training.epoch_selection import (
-    contrastive_accuracy,
-    pseudo_trial_eer,
-)
+from lgl_plugin.inference.calibration import pairs_eer
+from lgl_plugin.nnet.augment import augmented
+from lgl_plugin.training.epoch_selection import contrastive_accuracy
 from lgl_plugin.training.health import geometry
 
 
@@ -41,9 +40,7 @@ class HeldOut:
         """
         with separate_generator(crops.device):
             torch.manual_seed(seed)
-            # A view at a time: in one batch, the babble over a crop could be
-            # made of the other crop of its utterance.
-            views = [augment(view) for view in crops.unbind(1)]
+            views = augmented(crops, augment)
         embeddings = torch.stack([encoder(view) for view in views])
         self.batches.append(embeddings.cpu())
         return embeddings
@@ -63,6 +60,6 @@ class HeldOut:
             )
         return {
             **geometry(first, second),
-            "pseudo_eer": 100 * float(pseudo_trial_eer(first, second)),
+            "pseudo_eer": 100 * float(pairs_eer(first, second)[0]),
             "contrastive_accuracy": contrastive_accuracy(first, second),
         }

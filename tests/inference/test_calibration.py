@@ -8,7 +8,7 @@ from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.manifest import Manifest, Strings, held_out
 from lgl_plugin.inference.calibration import (
     find_threshold,
-    threshold_by_halves,
+    pairs_eer,
     threshold_by_pseudo_labels,
 )
 from lgl_plugin.inference.store import Embeddings
@@ -45,7 +45,7 @@ def test_threshold_by_pseudo_labels(rows):
             assert found == pytest.approx(eer(scores, same)[1], abs=1e-5)
 
 
-def test_threshold_by_halves():
+def test_error_and_threshold_of_halves():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, 6, 3))
     scores = [
@@ -54,9 +54,8 @@ def test_threshold_by_halves():
         for b in second
     ]
     same = np.eye(6, dtype=bool).ravel()
-    found = threshold_by_halves(first, second)
-    assert found == pytest.approx(eer(scores, same)[1], abs=1e-6)
-    assert threshold_by_halves(first[:1], second[:1]) is None
+    found = pairs_eer(first, second)
+    assert found == pytest.approx(eer(scores, same), abs=1e-6)
 
 
 class FakeExtractor:

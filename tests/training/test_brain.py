@@ -247,8 +247,8 @@ def test_weights_of_the_chosen_epoch_come_back(
 def test_pseudo_trials_choose_the_lowest_error(gated, monkeypatch):
     rates = iter([0.5, 0.2, 0.4])
     monkeypatch.setattr(
-        "lgl_plugin.training.held_out.pseudo_trial_eer",
-        lambda first, second: next(rates),
+        "lgl_plugin.training.held_out.pairs_eer",
+        lambda first, second: (next(rates), 0.0),
     )
     brain = gated(selection="pseudo_trials")
     for number in (1, 2, 3):

@@ -8,13 +8,13 @@ from sklearn.metrics import adjusted_mutual_info_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from speechbrain.utils.checkpoints import Checkpointer
 
+from lgl_plugin.inference.calibration import pairs_eer
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.training.epoch_selection import (
     CRITERIA,
     ClusterFigures,
     contrastive_accuracy,
     criterion,
-    pseudo_trial_eer,
 )
 
 
@@ -31,7 +31,7 @@ def test_equal_error_rate_of_all_pairs():
     p_miss = 1 - p_hit
     at = np.argmin(np.abs(p_fa - p_miss))
     expected = (p_fa[at] + p_miss[at]) / 2
-    found = pseudo_trial_eer(first, second)
+    found = pairs_eer(first, second)[0]
     assert found == pytest.approx(expected, abs=1 / 40)
     assert 0.1 < found < 0.4
 
@@ -40,22 +40,22 @@ def test_loudness_of_embeddings_does_not_matter():
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(2, 30, 5)) + rng.normal(size=(30, 5))
     scaled = first * rng.uniform(0.1, 10, (30, 1))
-    expected = pseudo_trial_eer(first, second)
-    assert pseudo_trial_eer(scaled, 3 * second) == pytest.approx(expected)
+    expected = pairs_eer(first, second)[0]
+    assert pairs_eer(scaled, 3 * second)[0] == pytest.approx(expected)
 
 
 def test_better_embeddings_have_a_lower_error():
     rng = np.random.default_rng(2)
     voices = rng.normal(size=(100, 8))
     rates = [
-        pseudo_trial_eer(*(voices + level * rng.normal(size=(2, 100, 8))))
+        pairs_eer(*(voices + level * rng.normal(size=(2, 100, 8))))[0]
         for level in (0.2, 1.0, 5.0)
     ]
     assert rates == sorted(rates) and rates[0] < 0.02 and rates[2] > 0.4
 
 
 def test_opposite_embeddings_are_always_wrong():
-    assert pseudo_trial_eer(np.eye(4), -np.eye(4)) == 1.0
+    assert pairs_eer(np.eye(4), -np.eye(4))[0] == 1.0
 
 
 def test_criteria_are_those_of_the_settings_and_need_no_label():

@@ -17,11 +17,9 @@ from tiny_brains import (
     warnings_of,
 )
 
+from lgl_plugin.inference.calibration import pairs_eer
 from lgl_plugin.nnet.augment import Augmenter
-from lgl_plugin.training.epoch_selection import (
-    contrastive_accuracy,
-    pseudo_trial_eer,
-)
+from lgl_plugin.training.epoch_selection import contrastive_accuracy
 from lgl_plugin.training.health import geometry
 from lgl_plugin.training.held_out import HeldOut, separate_generator
 
@@ -87,7 +85,7 @@ def test_figures_are_of_all_batches_and_then_forgotten(encoder):
     assert first.shape == (3 * BATCH, DIM)
     assert held_out.measure(1) == {
         **geometry(first, second),
-        "pseudo_eer": 100 * pseudo_trial_eer(first, second),
+        "pseudo_eer": 100 * pairs_eer(first, second)[0],
         "contrastive_accuracy": contrastive_accuracy(first, second),
     }
     assert held_out.batches == []
