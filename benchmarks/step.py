@@ -243,9 +243,7 @@ class Benchmark:
 
         def embed(wavs):
             encoder = modules.encoder
-            features = encoder.features(wavs)
-            lengths = torch.ones(len(wavs), device=device)
-            features = encoder.normalise(features, lengths)
+            features = encoder.normalised(encoder.features(wavs))
             return encoder.network(features)[:, 0]
 
         # SpeechBrain turns it on; torch has it off.

@@ -149,8 +149,9 @@ class Explainer:
         if self.hz is not None:
             embed = self._embed_features
             with torch.no_grad():
-                levels = self.encoder.features(wav)[0]  # type: ignore[operator]
-                end = self._features(wav)
+                features = self.encoder.features(wav)  # type: ignore[operator]
+                levels = features[0]
+                end = self.encoder.normalised(features)  # type: ignore[operator]
             start = end.mean(1, keepdim=True).expand_as(end)
         if "features" in self.over:
             paths["features"] = integrated_gradients(
@@ -165,14 +166,6 @@ class Explainer:
                 score, embed, start, end, options
             )
         return self._views(paths, waveform, levels)
-
-    def _features(self, wav):
-        """Returns what the network takes, of waveforms (n, samples)."""
-        features = self.encoder.features(wav)
-        if self.encoder.normalise is None:
-            return features
-        whole = torch.ones(len(wav), device=wav.device)
-        return self.encoder.normalise(features, whole)
 
     def _embed_features(self, features):
         """Embeds normalised features (n, frames, bands)."""

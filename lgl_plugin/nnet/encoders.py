@@ -108,9 +108,7 @@ class Encoder(torch.nn.Module):
             Shape (batch, dim), float32.
         """
         if lengths is None:
-            features = self.features(waveforms)
-            whole = torch.ones(len(waveforms), device=waveforms.device)
-            features = self._normalised(features, whole)
+            features = self.normalised(self.features(waveforms))
             with lean_pooling(self.network):
                 return self.network(features).flatten(1).float()
         n_samples = (lengths * waveforms.shape[1]).round().long()
@@ -124,12 +122,20 @@ class Encoder(torch.nn.Module):
         ):
             features = self.features(waveforms)
             lengths = relative_lengths(n_frames, features.shape[1])
-            features = self._normalised(features, lengths)
+            features = self.normalised(features, lengths)
             return self.network(features, lengths).flatten(1).float()
 
-    def _normalised(self, features, lengths):
+    def normalised(
+        self, features: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Normalises features (batch, frames, bands) over shares of frames.
+
+        Without `lengths` (batch,) all frames count.
+        """
         if self.normalise is None:
             return features
+        if lengths is None:
+            lengths = torch.ones(len(features), device=features.device)
         return self.normalise(features, lengths)
 
 

@@ -1,10 +1,11 @@
 """Learning rates: over the whole of a training, and of groups of weights."""
 
 import dataclasses
-import math
 from collections.abc import Iterable
 
 import torch
+
+from lgl_plugin.nnet.momentum import cosine_ramp
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,9 +48,8 @@ class WarmupCosine:
         """Returns the rate; beyond 1, that of the end."""
         if done < self.warmup:
             return self.lr * done / self.warmup
-        falling = min((done - self.warmup) / (1 - self.warmup), 1.0)
-        cosine = (1 + math.cos(math.pi * falling)) / 2
-        return self.lr * (self.final + (1 - self.final) * cosine)
+        falling = (done - self.warmup) / (1 - self.warmup)
+        return self.lr * cosine_ramp(1.0, self.final, falling)
 
 
 def lr_groups(
