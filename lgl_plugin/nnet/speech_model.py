@@ -266,7 +266,7 @@ def _frames(n, kernels, strides):
     return n
 
 
-def _normalised(x, n_frames, ddof):
+def _normalised(x, n_frames, ddof, eps=1e-7):
     """Brings x (batch, frames, bands) to mean 0 and deviation 1 over frames.
 
     Of each utterance's own frames; those behind them become 0.
@@ -274,13 +274,13 @@ def _normalised(x, n_frames, ddof):
     if n_frames is None:
         mean = x.mean(1, keepdim=True)
         variance = x.var(1, keepdim=True, correction=ddof)
-        return (x - mean) / (variance + 1e-7).sqrt()
+        return (x - mean) / (variance + eps).sqrt()
     own = counted(n_frames, x.shape[1])[..., None]
     n = n_frames[:, None, None]
     mean = (x * own).sum(1, keepdim=True) / n
     x = (x - mean) * own
     variance = x.square().sum(1, keepdim=True) / (n - ddof)
-    return x / (variance + 1e-7).sqrt()
+    return x / (variance + eps).sqrt()
 
 
 def _bert_features(fbank, waveforms, n_samples):
@@ -306,12 +306,8 @@ def _padding_left_out(convolutions, n_samples):
     n = _frames(n_samples, conv.kernel_size, conv.stride)
 
     def forward(norm, x):  # a group is a channel
-        x = x.float()  # sums of 16 bits would be coarse
-        own = counted(n, x.shape[2])[:, None]
-        mean = (x * own).sum(2, keepdim=True) / n[:, None, None]
-        x = (x - mean) * own
-        variance = x.square().sum(2, keepdim=True) / n[:, None, None]
-        x = x / (variance + norm.eps).sqrt()
+        # Sums of 16 bits would be coarse.
+        x = _normalised(x.float().mT, n, 0, norm.eps).mT
         return x * norm.weight[:, None] + norm.bias[:, None]
 
     # On the instance, where it hides the method of the class.
