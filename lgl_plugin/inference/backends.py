@@ -39,19 +39,15 @@ class Backend:
     array([[1.6, 0.6]], dtype=float32)
     """
 
-    mean: np.ndarray | None = None
-    projection: np.ndarray | None = None
-
-    def __init__(self, mean: ArrayLike, projection: ArrayLike):
-        self.mean = np.asarray(mean, np.float64)
-        self.projection = np.asarray(projection, np.float64)
-        if self.projection.ndim != 2 or self.mean.shape != (
-            len(self.projection),
-        ):
-            raise ValueError(
-                "mean (D,) and projection (D, D') do not fit, got shapes "
-                f"{self.mean.shape} and {self.projection.shape}"
-            )
+    def __init__(
+        self,
+        mean: ArrayLike | None = None,
+        projection: ArrayLike | None = None,
+    ):
+        self.mean, self.projection = (
+            None if given is None else np.asarray(given, np.float64)
+            for given in (mean, projection)
+        )
 
     def fit(self, embeddings: ArrayLike) -> Backend:
         """Keeps what it has."""
@@ -99,7 +95,13 @@ def load_backend(path: str | pathlib.Path) -> Backend:
     """
     arrays = load_arrays(path)
     try:
-        return Backend(arrays["mean"], arrays["projection"])
+        mean, projection = arrays["mean"], arrays["projection"]
+        if projection.ndim != 2 or mean.shape != projection.shape[:1]:
+            raise ValueError(
+                "mean (D,) and projection (D, D') do not fit, got shapes "
+                f"{mean.shape} and {projection.shape}"
+            )
+        return Backend(mean, projection)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no back-end: {error}") from error
 
@@ -112,9 +114,6 @@ class Identity(Backend):
     >>> Identity().fit([[1, 2], [2, 1]])([[0, 3]]).tolist()
     [[0.0, 1.0]]
     """
-
-    def __init__(self):
-        pass
 
     def fit(self, embeddings: ArrayLike) -> Backend:
         """Takes the number of dimensions from embeddings (N, D)."""
@@ -131,9 +130,6 @@ class Centring(Backend):
     >>> Centring().fit([[1, 0], [0, 2]])([[0, 3]]).tolist()
     [[-0.5, 0.5]]
     """
-
-    def __init__(self):
-        pass
 
     def fit(self, embeddings: ArrayLike) -> Backend:
         """Takes the mean from embeddings (N, D), N from 1."""
@@ -168,6 +164,7 @@ class Whitening(Backend):
     def __init__(self, shrinkage: float = 1.0):
         if not 0 <= shrinkage < np.inf:
             raise ValueError(f"shrinkage must be from 0, got {shrinkage}")
+        super().__init__()
         self.shrinkage = shrinkage
 
     def fit(self, embeddings: ArrayLike) -> Backend:
