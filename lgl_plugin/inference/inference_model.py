@@ -14,7 +14,7 @@ from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.onnx_export import ONNX
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.plain import dump_settings
-from lgl_plugin.runs.weights import read_tensors, save_tensors
+from lgl_plugin.runs.weights import load_weights, read_tensors, save_tensors
 from lgl_plugin.utils.files import atomic_write
 
 logger = get_logger(__name__)
@@ -117,14 +117,7 @@ class InferenceModel:
         network = self.built[self.loadables["embedding_model"]]
         if hasattr(network, "described"):  # made from files of elsewhere
             arguments.update(network.described())
-        try:
-            network.load_state_dict(self.encoder)
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[:2]
-            raise ValueError(
-                f"{encoder} does not fit the {self.encoder_class} of "
-                f"{kind} (another width, or not an encoder): {' '.join(first)}"
-            ) from error
+        load_weights(network, encoder, self.encoder)
         if self.affine is not None:
             self.built["backend"].load_state_dict(self.affine)
             if "lengths" not in inspect.signature(network.forward).parameters:

@@ -37,14 +37,17 @@ def read_tensors(path: str | pathlib.Path) -> dict:
 
 
 def load_weights(
-    module: torch.nn.Module, path: str | pathlib.Path
+    module: torch.nn.Module,
+    path: str | pathlib.Path,
+    tensors: dict | None = None,
 ) -> torch.nn.Module:
     """Loads a plain state dict, strictly and without running code.
 
-    ValueError, which names the first difference, if it does not fit.
+    Or `tensors`, which were read from that path. ValueError, which names the
+    first difference, if it does not fit.
     """
     try:
-        module.load_state_dict(read_tensors(path))
+        module.load_state_dict(tensors or read_tensors(path))
     except Exception as error:
         first = str(error).strip().splitlines()[:2]
         raise ValueError(
