@@ -69,7 +69,6 @@ class AverageLinkage:
             centroids=normalised(means.numpy()),
             inertia=np.array([len(labels) - float(squares)]),
             n_clusters=len(sizes),
-            n_empty=0,
             points_used=len(embeddings),
         )
 

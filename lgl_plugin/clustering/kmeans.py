@@ -40,8 +40,8 @@ class Clustering:
     inertia : numpy.ndarray
         Sum of squared distances of the points used to their centroids, at
         the start of each iteration: (n_iterations,), float64.
-    n_clusters, n_empty : int
-        Clusters that have a member, and those without, which were dropped.
+    n_clusters : int
+        Clusters that have a member; those without were dropped.
     points_used : int
         Embeddings that the centroids were trained on; all N were assigned.
 
@@ -58,7 +58,6 @@ class Clustering:
     centroids: np.ndarray
     inertia: np.ndarray
     n_clusters: int
-    n_empty: int
     points_used: int
 
 
@@ -150,7 +149,6 @@ class KMeans(abc.ABC):
             centroids=centroids[present],
             inertia=inertia,
             n_clusters=len(present),
-            n_empty=self.n_clusters - len(present),
             points_used=len(points),
         )
 

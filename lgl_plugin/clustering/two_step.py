@@ -89,11 +89,11 @@ class TwoStepKMeans:
         self.check(len(embeddings))
         first = parts(self.kmeans, embeddings)
         tree = ward(first.means, first.sizes)
-        wanted = self.n_clusters
-        if wanted == "auto":
+        n_clusters = self.n_clusters
+        if n_clusters == "auto":
             self.estimate = estimate(self.kmeans, embeddings, first, tree)
-            wanted = self.estimate.n_clusters
-        n_clusters = min(wanted, len(first.sizes))
+            n_clusters = self.estimate.n_clusters
+        n_clusters = min(n_clusters, len(first.sizes))
         labels = tree.cut(n_clusters)[first.labels]
         inertia = first.within + tree.within()[n_clusters - 1]
         return Clustering(
@@ -101,6 +101,5 @@ class TwoStepKMeans:
             centroids=normalised(means_of(embeddings, labels)[0].numpy()),
             inertia=np.array([inertia]),
             n_clusters=n_clusters,
-            n_empty=wanted - n_clusters,
             points_used=len(embeddings),
         )
