@@ -13,7 +13,7 @@ from speechbrain.utils.distributed import main_process_only
 from lgl_plugin.clustering.first_step import means_of
 from lgl_plugin.clustering.seeding import seeded
 from lgl_plugin.clustering.vectors import normalised, without_small
-from lgl_plugin.dataio.labels import read_labels, write_labels
+from lgl_plugin.dataio.labels import labels_by_row, read_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.inference.store import Embeddings
@@ -161,12 +161,9 @@ class Round:
         return self._read_labels(self.number)
 
     def _read_labels(self, number):
-        manifest = self.session.manifest
         folder = self.session.run.folder / f"iter{number}" / "labels"
-        names, pseudo = read_labels(folder / "labels.csv")
-        labels = np.full(len(manifest), -1)
-        labels[manifest.rows(names)] = pseudo
-        return labels
+        pseudo = read_labels(folder / "labels.csv")
+        return labels_by_row(self.session.manifest, *pseudo)
 
     @property
     def course(self) -> dict[str, int]:
