@@ -13,7 +13,7 @@ from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
 from torch import Tensor
 from torch.nn.functional import cross_entropy, max_pool1d, normalize
 
-from lgl_plugin.nnet.frame_codes import KMeansQuantiser, Maker
+from lgl_plugin.nnet.frame_codes import Maker
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -111,9 +111,9 @@ class MaskedPrediction(torch.nn.Module):
 
     Example
     -------
-    >>> from lgl_plugin.nnet.frame_codes import Cepstra
+    >>> from lgl_plugin.nnet.frame_codes import Cepstra, KMeansQuantiser
     >>> objective = MaskedPrediction(32, lambda: KMeansQuantiser(Cepstra, 26))
-    >>> objective.prepare(torch.randn(10, 20, 160))
+    >>> objective.quantiser.fit(torch.randn(10, 20, 160))
     >>> mask = span_mask(4, 20, 0.5, 5)
     >>> hidden, frames = torch.randn(4, 20, 32), torch.randn(4, 20, 160)
     >>> loss, figures = objective(hidden, frames, mask)
@@ -126,11 +126,6 @@ class MaskedPrediction(torch.nn.Module):
         made: Any = quantiser()
         self.quantiser = made
         self.predict = torch.nn.Linear(hidden_size, made.cb_vocab)
-
-    def prepare(self, crops: Tensor) -> None:
-        """Fits the quantiser to frames (n, time, features), if it learns."""
-        if isinstance(self.quantiser, KMeansQuantiser):
-            self.quantiser.fit(crops)
 
     def forward(self, hidden: Tensor, frames: Tensor, mask: Tensor) -> Result:
         """Returns the mean cross-entropy over masked frames, and figures.
@@ -199,9 +194,6 @@ class ContrastivePrediction(torch.nn.Module):
             frame_size, size, num_vars=n_codes, temperature_decay=(2, 2, 1)
         )
         self.predict = torch.nn.Linear(hidden_size, size)
-
-    def prepare(self, crops: Tensor) -> None:
-        """Fits nothing: the quantiser is trained with the model."""
 
     def forward(self, hidden: Tensor, frames: Tensor, mask: Tensor) -> Result:
         """Returns the loss, and the figures of `MaskedPrediction`.

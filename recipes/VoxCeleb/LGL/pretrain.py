@@ -277,7 +277,8 @@ def pretrain(settings, itself, run_opts):
     model = Wav2Vec2BertModel(settings.new_model())
     objective = settings.objectives[settings.objective](settings.hidden_size)
     sample = torch.stack([crops[n % len(crops)] for n in range(PREPARING)])
-    objective.prepare(model_inputs(sample))
+    if hasattr(objective.quantiser, "fit"):
+        objective.quantiser.fit(model_inputs(sample))
     counter = EpochCounter(settings.epochs)
     modules = {"model": model, "objective": objective}
     kept = {**modules, "counter": counter}
