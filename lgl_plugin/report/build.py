@@ -18,6 +18,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.report import comparison, sections
+from lgl_plugin.report.overview import overview
 from lgl_plugin.report.page import Page
 from lgl_plugin.report.results import Results
 
@@ -37,7 +38,7 @@ def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
         page = Page(folder, f"Run {run.name}: loss-gated learning")
         parts = _collect(page, sections.SECTIONS, run)
         # Collected last: the parts that failed are among its doubts.
-        introduction = page.collect(sections.overview, run, page.failures)
+        introduction = page.collect(overview, run, page.failures)
     else:
         title = f"Comparison of {len(runs)} runs: loss-gated learning"
         page = Page(folder / "comparison", title)

@@ -5,32 +5,20 @@ yields none, and a section of none is not shown.
 """
 
 import collections
-import re
-import shlex
 from collections.abc import Iterator
 
 import numpy as np
 
-from lgl_plugin.dataio.manifest import find
 from lgl_plugin.evaluation import pseudo_labels
-from lgl_plugin.report import figures, projection
-from lgl_plugin.report.page import (
-    Block,
-    Command,
-    Figure,
-    Recordings,
-    Table,
-    Verdict,
-)
+from lgl_plugin.report import figures
+from lgl_plugin.report.clusters import clusters, embedding_map, recordings
+from lgl_plugin.report.overview import interval
+from lgl_plugin.report.page import Block, Command, Figure, Table
 from lgl_plugin.report.results import PHASES, Results
-from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
+from lgl_plugin.runs.metrics_log import LABEL_FREE, cells
 from lgl_plugin.runs.settings import flatten
-from lgl_plugin.training import health
 
-MAP_GROUPS = len(figures.COLOURS)
 SHOWN = 20  # bad files, and messages of a log
-CLUSTERS, FILES = 100, 5  # clusters that are listed, and files of each
-FLOOR = "log-mel statistics"
 # Of tables: heading, factor and number of decimals.
 GATE_COLUMNS = {
     "tau": ("τ", 1, 2),
@@ -42,14 +30,6 @@ GATE_COLUMNS = {
     "corrected_share": ("corrected %", 100, 0),
     "correction_precision": ("of these right %", 100, 0),
 }
-QUARTILES = ("smallest", "25 %", "median", "75 %", "largest")
-CLUSTER_COLUMNS = {
-    **{name: (name, 1, 0) for name in ("clusters", "empty", *QUARTILES)},
-    "nmi": ("NMI", 1, 3),
-    "ami": ("AMI", 1, 3),
-    "purity": ("purity", 1, 3),
-    "reliable_share": ("reliable %", 100, 0),
-}
 # Figures of an epoch: label and lower end of the axis.
 CURVES = {
     "pseudo_eer": ("EER of held-out pseudo-trials (%)", 0),
@@ -58,118 +38,6 @@ CURVES = {
     "loss": ("training loss", None),
     "utterances_per_second": ("utterances per second", 0),
 }
-
-
-def overview(results: Results, failures: list[str]) -> Iterator[Block]:
-    """Yields the verdict with its reasons, the main figures, what to do next.
-
-    `failures` names the page's parts that could not be made.
-    """
-    doubts = [*_doubts(results)]
-    doubts += [f"Could not be made: {line}" for line in failures]
-    done = [step for step in results.steps if step in results.done]
-    left = [step for step in results.steps if step not in results.done]
-    verdict = "Healthy: no check finds anything wrong."
-    if doubts:
-        verdict = f"Look at what follows: {len(doubts)} in all."
-    if left:
-        verdict = f"Not finished, next step: {left[0]}. {verdict}"
-    yield Verdict(not doubts, verdict)
-    if doubts:
-        yield doubts
-    facts = _quality(results)
-    if results.manifest is not None:
-        facts["utterances"] = f"{len(results.manifest):,}"
-        hours = results.manifest.durations.sum() / 3600
-        facts["duration"] = f"{hours:,.1f} h"
-    seconds = sum(record.get("seconds") or 0 for record in results.records)
-    facts["training and clustering"] = f"{seconds / 60:,.1f} min"
-    if results.steps:
-        facts["steps done"] = f"{len(done)} of {len(results.steps)}"
-    yield facts
-    yield from _next_command(results, bool(left or results.failed))
-
-
-def _quality(results):
-    """Returns the latest EER and its distance to the floor, or what there is.
-
-    Label-free figures come after these.
-    """
-    facts, rows = {}, results.rows
-    rates = {name: row["eer"] for name, row in rows.items() if "eer" in row}
-    if rates:
-        name, rate = list(rates.items())[-1]
-        facts[f"EER, {name} (95 %)"] = f"{rate:.1f} %{_interval(results, name)}"
-        key, under = _same_backend(rows[name], rows.get(FLOOR, {}))
-        floor = rows.get(FLOOR, {}).get(key, rows[name][key])
-        gap = floor - rows[name][key]
-        if gap:
-            side = "below" if gap > 0 else "above"
-            title = f"{side} the {floor:.1f} % of {FLOOR}{under}"
-            facts[title] = f"{abs(gap):.1f} points"
-    for key in LABEL_FREE:
-        heading, factor, digits = COLUMNS[key]
-        values = [row[key] for row in rows.values() if key in row]
-        if values:
-            value = f"{factor * values[-1]:.{digits}f}"
-            facts[f"{heading}, held out"] = value
-    return facts
-
-
-def _same_backend(row, floor):
-    """Returns the figure by which a row and the floor's compare, in words too.
-
-    The floor's embeddings are whitened: the cosine alone would hold that
-    against a network.
-    """
-    if "eer_backend" in row.keys() & floor.keys():
-        return "eer_backend", ", both under the back-end"
-    return "eer", ""
-
-
-def _next_command(results, unfinished):
-    """Yields the command that goes on with a run, or uses its encoder."""
-    start = results.starts[-1].get("command") if results.starts else None
-    folder = results.folder
-    export = folder / "export" / f"iter{max(results.iterations, default=0)}"
-    if unfinished and start:
-        yield Command("The same command goes on where the run is:", start)
-    elif not unfinished and results.iterations:
-        command = ["lgl", "export", str(folder)]
-        reason = "Next, export the encoder for SpeechBrain:"
-        if export.exists():
-            command = ["lgl", "compare", str(export), "A.wav", "B.wav"]
-            reason = "Next, ask the encoder who speaks in two files:"
-        yield Command(reason, shlex.join(command))
-    elif not unfinished and start:
-        command = re.sub(r"stage1(?=\.yaml)", "stage2", start)
-        yield Command(
-            "Next, Stage II, with the options that both stages have:", command
-        )
-
-
-def _doubts(results):
-    """Yields sentences about settings, figures and steps that look wrong."""
-    for _, warning in health.findings(results.records):
-        yield warning
-    of_floor = results.rows.get(FLOOR, {})
-    for name, row in results.rows.items():
-        key, under = _same_backend(row, of_floor)
-        rate, floor = row.get(key, 0.0), of_floor.get(key, np.inf)
-        if name != "untrained" and rate > floor:
-            yield (
-                f"{name}: an EER of {rate:.1f} % is above the floor of "
-                f"{floor:.1f} % that log-mel statistics reach without a "
-                f"network{under}."
-            )
-    for step, reason in results.failed.items():
-        yield f"{step} failed ({reason}); the same command tries it again."
-
-
-def _interval(results, phase):
-    """Returns the interval of a phase's EER in brackets; empty for none."""
-    interval = results.intervals.get(phase)
-    return " ({:.1f}-{:.1f})".format(*interval) if interval else ""
 
 
 def error_rate_by_phase(results: Results) -> Iterator[Block]:
@@ -218,7 +86,7 @@ def all_phases(results: Results) -> Iterator[Block]:
         column = header.index("EER %")
         header[column] += " (95 %)"
         for row in rows:
-            row[column] += _interval(results, row[0])
+            row[column] += interval(results, row[0])
     yield Table("All phases", header, rows)
     if {"NMI", "AMI"} & {*header}:
         yield (
@@ -315,129 +183,6 @@ def _reliable(speakers, labels):
     known = labels >= 0
     reliable[known] = pseudo_labels.reliable(speakers[known], labels[known])
     return reliable
-
-
-def clusters(results: Results) -> Iterator[Block]:
-    """Yields the sizes of the clusters and their agreement with speakers."""
-    sizes, rows = {}, {}
-    for number in results.iterations:
-        labelled = results.labels(number)
-        if labelled is None:
-            continue
-        name = f"iteration {number}"
-        step = results.done.get(f"iter{number}/labels", {})
-        # The number of clusters counts those that stayed empty too.
-        counts = np.bincount(labelled[1], minlength=step.get("n_clusters", 0))
-        quartiles = np.percentile(counts, [0, 25, 50, 75, 100]).astype(int)
-        sizes[name] = counts
-        rows[name] = {
-            **results.rows.get(f"{name}, classifier", {}),
-            **dict(zip(QUARTILES, quartiles)),
-            "clusters": len(counts),
-            "empty": (counts == 0).sum(),
-        }
-    if not sizes:
-        return
-    yield Table("Utterances per cluster", *cells([rows], CLUSTER_COLUMNS))
-    if results.speakers_known:
-        speakers = results.manifest.speakers
-        sizes["true speakers"] = np.bincount(speakers[speakers >= 0])
-    yield Figure(
-        "cluster_sizes",
-        figures.cluster_sizes(sizes),
-        "Sizes of the clusters from the largest to the smallest: "
-        + "; ".join(
-            f"{name}, {len(counts):,} from {max(counts):,} to {min(counts):,}"
-            for name, counts in sizes.items()
-        ),
-        "Utterances per cluster, from the largest cluster to the smallest.",
-    )
-
-
-def embedding_map(results: Results) -> Iterator[Block]:
-    """Yields maps of the latest embeddings, by pseudo-label and by speaker."""
-    for number in reversed(results.iterations):
-        store, labelled = results.embeddings(number), results.labels(number)
-        if store is not None and labelled is not None:
-            break
-    else:
-        return
-    utterances, labels = labelled
-    if len(labels) < 5:
-        return  # t-SNE needs neighbours
-    largest = np.argsort(-np.bincount(labels), kind="stable")[:MAP_GROUPS]
-    chosen = projection.sample(labels, largest)
-    shown = [utterances[n] for n in chosen]
-    points, spread = projection.project(store.rows(shown))
-    order = {cluster: index for index, cluster in enumerate(largest)}
-    groups = np.array([order.get(label, -1) for label in labels[chosen]])
-    names = [f"cluster {cluster}" for cluster in largest]
-    drawn = f"{len(chosen):,} of {len(labels):,} utterances"
-    seed = f" (seed {projection.SEED}; up to half from clusters in colour)"
-    yield Figure(
-        "map_clusters",
-        figures.embedding_map(points, groups, names),
-        f"Map of {drawn}, the {len(names)} largest clusters in colour.",
-        f"By pseudo-label, iteration {number}: the {len(names)} largest "
-        "clusters.",
-        raster=True,
-    )
-    if results.speakers_known:
-        rows = find(results.manifest.ids, shown)
-        speakers = results.manifest.speakers[rows]
-        colours = {}
-        for index in range(len(names)):
-            members = speakers[(groups == index) & (speakers >= 0)]
-            if len(members):
-                colours.setdefault(np.bincount(members).argmax(), index)
-        by_speaker = np.array([colours.get(each, -1) for each in speakers])
-        names = [f"speaker of {name}" for name in names]
-        yield Figure(
-            "map_speakers",
-            figures.embedding_map(points, by_speaker, names),
-            f"The same map; in colour, the main speakers of these clusters: "
-            f"{len(colours)} speakers.",
-            "By true speaker: the main speaker of each of these clusters, in "
-            "the cluster's colour (the first one's, if it leads several).",
-            raster=True,
-        )
-    yield (
-        f"Drawn: {drawn}{seed if len(chosen) < len(labels) else ''}. "
-        f"Unit length, principal components ({100 * spread:.0f} % of the "
-        "variance), then t-SNE: neighbours mean something, distances between "
-        "groups do not. The largest clusters need not be typical ones."
-    )
-
-
-def recordings(results: Results) -> Iterator[Block]:
-    """Yields the largest clusters of the latest iteration, with some files."""
-    for number in reversed(results.iterations):
-        labelled = results.labels(number)
-        if labelled is not None:
-            break
-    else:
-        return
-    utterances, labels = labelled
-    counts = np.bincount(labels)
-    order, ends = np.argsort(labels, kind="stable"), np.cumsum(counts)
-    largest = np.argsort(-counts, kind="stable")[:CLUSTERS]
-    chosen = {}
-    for cluster in largest[counts[largest] > 0]:
-        members = order[ends[cluster] - counts[cluster] : ends[cluster]]
-        # Evenly through the manifest: its first files may be one session's.
-        places = np.linspace(0, len(members) - 1, FILES).astype(int)
-        title = f"cluster {cluster}: {len(members):,} utterances"
-        chosen[title] = [utterances[n] for n in members[np.unique(places)]]
-    names = [name for group in chosen.values() for name in group]
-    players = dict.fromkeys(names, "")
-    if results.manifest is not None:
-        rows = find(results.manifest.ids, names)
-        players = {n: results.player(row) for n, row in zip(names, rows)}
-    yield Recordings(
-        f"{len(chosen):,} of {np.count_nonzero(counts):,} clusters, iteration "
-        f"{number}, the largest first, with some of their files",
-        {t: [(n, players[n]) for n in chosen[t]] for t in chosen},
-    )
 
 
 def training(results: Results) -> Iterator[Block]:

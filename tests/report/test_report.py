@@ -16,6 +16,7 @@ from lgl_plugin.cli.main import main
 from lgl_plugin.report import figures, sections
 from lgl_plugin.report.build import write_report
 from lgl_plugin.report.comparison import group_by_settings
+from lgl_plugin.report.overview import overview
 from lgl_plugin.report.page import (
     Command,
     Figure,
@@ -48,7 +49,7 @@ def parts(folder, *names):
     collected = {
         name: page.collect(getattr(sections, name), run) for name in names
     }
-    introduction = page.collect(sections.overview, run, page.failures)
+    introduction = page.collect(overview, run, page.failures)
     page = page.write(introduction, collected, "")
     return page.read_text(encoding="utf-8")
 
@@ -266,7 +267,7 @@ def test_warnings_are_raised(run, tmp_path):
     after = {**records[1], "eer_backend": 26.5}
     with open(folder / "metrics.jsonl", "a") as metrics:
         metrics.writelines(json.dumps(r) + "\n" for r in (of_floor, after))
-    page = parts(folder, "overview")  # under the same back-end, it is below
+    page = parts(folder)  # under the same back-end, it is below
     assert "is above the floor" not in page
     assert "below the 27.0 % of log-mel statistics, both under" in page
     assert "the gate lets only 0.2 % through" in text

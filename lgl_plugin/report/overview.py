@@ -1,0 +1,126 @@
+"""The top of a run's page: the verdict, the main figures, what to do next."""
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import numpy as np
+
+from lgl_plugin.report.page import Block, Command, Verdict
+from lgl_plugin.report.results import Results
+from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE
+from lgl_plugin.training import health
+
+FLOOR = "log-mel statistics"
+
+
+def overview(results: Results, failures: list[str]) -> Iterator[Block]:
+    """Yields the verdict with its reasons, the main figures, what to do next.
+
+    `failures` names the page's parts that could not be made.
+    """
+    doubts = [*_doubts(results)]
+    doubts += [f"Could not be made: {line}" for line in failures]
+    done = [step for step in results.steps if step in results.done]
+    left = [step for step in results.steps if step not in results.done]
+    verdict = "Healthy: no check finds anything wrong."
+    if doubts:
+        verdict = f"Look at what follows: {len(doubts)} in all."
+    if left:
+        verdict = f"Not finished, next step: {left[0]}. {verdict}"
+    yield Verdict(not doubts, verdict)
+    if doubts:
+        yield doubts
+    facts = _quality(results)
+    if results.manifest is not None:
+        facts["utterances"] = f"{len(results.manifest):,}"
+        hours = results.manifest.durations.sum() / 3600
+        facts["duration"] = f"{hours:,.1f} h"
+    seconds = sum(record.get("seconds") or 0 for record in results.records)
+    facts["training and clustering"] = f"{seconds / 60:,.1f} min"
+    if results.steps:
+        facts["steps done"] = f"{len(done)} of {len(results.steps)}"
+    yield facts
+    yield from _next_command(results, bool(left or results.failed))
+
+
+def _quality(results):
+    """Returns the latest EER and its distance to the floor, or what there is.
+
+    Label-free figures come after these.
+    """
+    facts, rows = {}, results.rows
+    rates = {name: row["eer"] for name, row in rows.items() if "eer" in row}
+    if rates:
+        name, rate = list(rates.items())[-1]
+        facts[f"EER, {name} (95 %)"] = f"{rate:.1f} %{interval(results, name)}"
+        key, under = _same_backend(rows[name], rows.get(FLOOR, {}))
+        floor = rows.get(FLOOR, {}).get(key, rows[name][key])
+        gap = floor - rows[name][key]
+        if gap:
+            side = "below" if gap > 0 else "above"
+            title = f"{side} the {floor:.1f} % of {FLOOR}{under}"
+            facts[title] = f"{abs(gap):.1f} points"
+    for key in LABEL_FREE:
+        heading, factor, digits = COLUMNS[key]
+        values = [row[key] for row in rows.values() if key in row]
+        if values:
+            value = f"{factor * values[-1]:.{digits}f}"
+            facts[f"{heading}, held out"] = value
+    return facts
+
+
+def _same_backend(row, floor):
+    """Returns the figure by which a row and the floor's compare, in words too.
+
+    The floor's embeddings are whitened: the cosine alone would hold that
+    against a network.
+    """
+    if "eer_backend" in row.keys() & floor.keys():
+        return "eer_backend", ", both under the back-end"
+    return "eer", ""
+
+
+def _next_command(results, unfinished):
+    """Yields the command that goes on with a run, or uses its encoder."""
+    start = results.starts[-1].get("command") if results.starts else None
+    folder = results.folder
+    export = folder / "export" / f"iter{max(results.iterations, default=0)}"
+    if unfinished and start:
+        yield Command("The same command goes on where the run is:", start)
+    elif not unfinished and results.iterations:
+        command = ["lgl", "export", str(folder)]
+        reason = "Next, export the encoder for SpeechBrain:"
+        if export.exists():
+            command = ["lgl", "compare", str(export), "A.wav", "B.wav"]
+            reason = "Next, ask the encoder who speaks in two files:"
+        yield Command(reason, shlex.join(command))
+    elif not unfinished and start:
+        command = re.sub(r"stage1(?=\.yaml)", "stage2", start)
+        yield Command(
+            "Next, Stage II, with the options that both stages have:", command
+        )
+
+
+def _doubts(results):
+    """Yields sentences about settings, figures and steps that look wrong."""
+    for _, warning in health.findings(results.records):
+        yield warning
+    of_floor = results.rows.get(FLOOR, {})
+    for name, row in results.rows.items():
+        key, under = _same_backend(row, of_floor)
+        rate, floor = row.get(key, 0.0), of_floor.get(key, np.inf)
+        if name != "untrained" and rate > floor:
+            yield (
+                f"{name}: an EER of {rate:.1f} % is above the floor of "
+                f"{floor:.1f} % that log-mel statistics reach without a "
+                f"network{under}."
+            )
+    for step, reason in results.failed.items():
+        yield f"{step} failed ({reason}); the same command tries it again."
+
+
+def interval(results: Results, phase: str) -> str:
+    """Returns the interval of a phase's EER in brackets; empty for none."""
+    found = results.intervals.get(phase)
+    return " ({:.1f}-{:.1f})".format(*found) if found else ""
