@@ -33,6 +33,7 @@ from lgl_plugin.dataio.manifest import (
     one_line,
 )
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
+from lgl_plugin.utils.checks import check_from
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
@@ -155,12 +156,9 @@ def prepare_manifest(
     trial_folder = os.path.abspath(trial_folder or data_root)
     manifest = pathlib.Path(manifest)
     check_folders(train_folder, data_root)
-    check_least(
-        min_seconds=(min_seconds, 0.001),  # the manifest keeps 1e-6 s
-        max_bad_share=(max_bad_share, 0),
-        num_workers=(num_workers, 1),
-        channel=(channel or 0, 0),
-    )
+    check_from(0.001, min_seconds=min_seconds)  # the manifest keeps 1e-6 s
+    check_from(0, max_bad_share=max_bad_share, channel=channel or 0)
+    check_from(1, num_workers=num_workers)
     tested = trial_paths(trials, trial_folder) if trials else set()
     settings = {
         "train_folder": train_folder,
@@ -187,13 +185,6 @@ def prepare_manifest(
             return made
         logger.warning(f"Making {manifest} again: {', '.join(changes)}.")
     return _scan(settings, manifest, tested, num_workers, accept)
-
-
-def check_least(**limits: tuple[float, float]) -> None:
-    """Raises ValueError for the first value below its limit, or NaN."""
-    for name, (value, least) in limits.items():
-        if not value >= least:
-            raise ValueError(f"{name} is {value}; it must be {least} or more")
 
 
 def check_folders(train_folder: str, data_root: str) -> None:

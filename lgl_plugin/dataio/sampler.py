@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from lgl_plugin.utils.checks import check_from
+
 
 class PassSampler(Sampler):
     """An endless stream of passes over a dataset, cut into epochs.
@@ -31,8 +33,7 @@ class PassSampler(Sampler):
         window: int = 8,
     ) -> None:
         super().__init__()
-        if window < 1:
-            raise ValueError(f"window is {window}; it must be 1 or more")
+        check_from(1, window=window)
         self.size = size
         self.length = length
         self.seed = int(seed)

@@ -44,8 +44,9 @@ from lgl_plugin.dataio.manifest import (
     load_manifest,
     one_line,
 )
-from lgl_plugin.dataio.prepare import check_least, start_worker
+from lgl_plugin.dataio.prepare import start_worker
 from lgl_plugin.runs.lock import lock_folder
+from lgl_plugin.utils.checks import check_from
 from lgl_plugin.utils.files import atomic_write, checksum, read_json, write_json
 from lgl_plugin.utils.progress import tqdm
 
@@ -98,11 +99,9 @@ def write_shards(
     FileExistsError if the folder holds another manifest.csv, ValueError if the
     manifest is of shards itself or too many utterances are bad.
     """
-    check_least(
-        shard_mb=(shard_mb, 0.001),
-        num_workers=(num_workers, 1),
-        max_bad_share=(max_bad_share, 0),
-    )
+    check_from(0.001, shard_mb=shard_mb)
+    check_from(1, num_workers=num_workers)
+    check_from(0, max_bad_share=max_bad_share)
     folder = pathlib.Path(folder)
     utterances = load_manifest(manifest, data_root, allow_outside)
     if utterances.places is not None:

@@ -27,7 +27,7 @@ from lgl_plugin.dataio.espeak import (
     sentence,
     voice_file,
 )
-from lgl_plugin.dataio.prepare import check_least
+from lgl_plugin.utils.checks import check_from
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.progress import tqdm
 
@@ -289,13 +289,11 @@ def make_corpus(
         "seconds": [float(bound) for bound in seconds],
         "seed": seed,
     }
-    check_least(
-        speakers=(speakers, 1),
-        test_speakers=(test_speakers, 4),  # two a sex, for non-target trials
-        sessions=(sessions, 2),  # target trials are across sessions
-        utterances=(utterances, 1),
-        seed=(seed, 0),
-    )
+    check_from(1, speakers=speakers, utterances=utterances)
+    # Two a sex, for non-target trials; target trials are across sessions.
+    check_from(4, test_speakers=test_speakers)
+    check_from(2, sessions=sessions)
+    check_from(0, seed=seed)
     shortest, longest = seconds
     if not 0.5 <= shortest <= longest <= 60:
         raise ValueError(

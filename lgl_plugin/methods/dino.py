@@ -8,20 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgl_plugin.methods.method import (
-    Loss,
-    Method,
-    Views,
-    check_above0,
-    check_from,
-    check_momentum,
-    local_views,
-)
+from lgl_plugin.methods.method import Loss, Method, Views, local_views
 from lgl_plugin.nnet.augment import augmented
 from lgl_plugin.nnet.distillation import dino_loss, entropy
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.redundancy import spread_terms
+from lgl_plugin.utils.checks import check_above0, check_from, check_share
 from lgl_plugin.utils.distributed import concatenated
 
 # Share of the training after which the teacher's temperature is the last one.
@@ -108,7 +101,7 @@ class DINO(Method):
         )
         check_from(2, n_prototypes=n_prototypes)
         check_from(0, n_local=n_local, regularisation=regularisation)
-        check_momentum(teacher_momentum)
+        check_share(teacher_momentum=teacher_momentum)
         self.head = DistillationHead(
             embedding_size, hidden_size, bottleneck_size
         )

@@ -114,26 +114,6 @@ class Method(nn.Module):
         return []
 
 
-def check_above0(**values: float) -> None:
-    """Raises ValueError for the first value that is not above 0."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
-
-
-def check_from(least: float, **values: float) -> None:
-    """Raises ValueError for the first value under `least`."""
-    for name, value in values.items():
-        if not value >= least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
-
-
-def check_momentum(value: float) -> None:
-    """Raises ValueError if a teacher would not follow, or not keep."""
-    if not 0 <= value < 1:
-        raise ValueError(f"teacher_momentum must be in [0, 1), got {value}")
-
-
 def embedded(encoder: nn.Module, views: Tensor) -> Tensor:
     """Maps views (n_views, batch, ...) by a network in one pass."""
     return encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])

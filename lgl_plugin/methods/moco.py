@@ -6,17 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgl_plugin.methods.method import (
-    Loss,
-    Method,
-    Views,
-    check_above0,
-    check_from,
-    check_momentum,
-)
+from lgl_plugin.methods.method import Loss, Method, Views
 from lgl_plugin.nnet.augment import augmented
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
+from lgl_plugin.utils.checks import check_above0, check_from, check_share
 from lgl_plugin.utils.distributed import concatenated
 
 
@@ -56,7 +50,7 @@ class MoCo(Method):
         super().__init__()
         check_from(1, queue_size=queue_size)
         check_above0(temperature=temperature)
-        check_momentum(teacher_momentum)
+        check_share(teacher_momentum=teacher_momentum)
         self.temperature = temperature
         self.teacher_momentum = teacher_momentum
         self.teacher = MomentumCopy(encoder, buffers=True)

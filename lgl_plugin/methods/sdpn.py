@@ -7,15 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgl_plugin.methods.dino import prototype_figures
-from lgl_plugin.methods.method import (
-    Loss,
-    Method,
-    Views,
-    check_above0,
-    check_from,
-    check_momentum,
-    local_views,
-)
+from lgl_plugin.methods.method import Loss, Method, Views, local_views
 from lgl_plugin.nnet.distillation import (
     cross_entropy,
     dimension_regularisation,
@@ -27,6 +19,7 @@ from lgl_plugin.nnet.distillation import (
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
+from lgl_plugin.utils.checks import check_above0, check_from, check_share
 from lgl_plugin.utils.distributed import concatenated
 
 # Divisor of the teacher's logits, beside the temperature.
@@ -111,7 +104,7 @@ class SDPN(Method):
             "off_diagonal": off_diagonal,
         }
         check_from(0, **self.weights, queue_size=queue_size)
-        check_momentum(teacher_momentum)
+        check_share(teacher_momentum=teacher_momentum)
         self.head = DistillationHead(
             embedding_size, hidden_size, bottleneck_size
         )

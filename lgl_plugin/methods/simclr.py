@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, Views, check_from
+from lgl_plugin.methods.method import Loss, Method, Views
 from lgl_plugin.nnet.losses import (
     AugmentationDiscriminator,
     NTXent,
     augmentation_adversarial_loss,
     gradient_reversal,
 )
+from lgl_plugin.utils.checks import check_from
 
 
 class SimCLR(Method):

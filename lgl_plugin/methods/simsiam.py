@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, Views, check_from, embedded
+from lgl_plugin.methods.method import Loss, Method, Views, embedded
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import negative_cosine
+from lgl_plugin.utils.checks import check_from
 
 
 class SimSiam(Method):

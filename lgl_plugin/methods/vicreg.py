@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from lgl_plugin.methods.method import Loss, Method, Views, check_from, embedded
+from lgl_plugin.methods.method import Loss, Method, Views, embedded
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import barlow_twins_loss, vicreg_terms
+from lgl_plugin.utils.checks import check_from
 
 
 class VICReg(Method):

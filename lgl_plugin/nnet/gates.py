@@ -16,6 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
+from lgl_plugin.utils.checks import check_above0, check_from, check_share
+
 LOWEST = 1e-3  # loss that enters a mixture
 
 
@@ -86,8 +88,7 @@ class LossMemory(nn.Module):
     """
 
     def __init__(self, n_utterances: int, momentum: float) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        check_share(momentum=momentum)
         super().__init__()
         self.momentum = momentum
         self.losses = nn.Buffer(torch.full((n_utterances,), math.nan))
@@ -145,7 +146,8 @@ class FixedGate(Gate):
     """
 
     def __init__(self, tau: float) -> None:
-        super().__init__(_positive("tau", tau))
+        check_above0(tau=tau)
+        super().__init__(tau)
 
 
 class ScheduleGate(Gate):
@@ -168,8 +170,10 @@ class ScheduleGate(Gate):
     def __init__(self, taus: Sequence[float] = (1, 3, 3, 5, 6)) -> None:
         if not taus:
             raise ValueError("taus must hold at least one threshold, got none")
+        for tau in taus:
+            check_above0(taus=tau)
         super().__init__(taus[0])
-        self.taus = [_positive("taus", tau) for tau in taus]
+        self.taus = [float(tau) for tau in taus]
 
     def extra_repr(self) -> str:
         """Returns the settings that repr shows."""
@@ -216,8 +220,7 @@ class TargetShareGate(Gate):
     ) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"share must be in (0, 1], got {share}")
-        if not growth >= 0:
-            raise ValueError(f"growth must be at least 0, got {growth}")
+        check_from(0, growth=growth)
         if not share <= ceiling <= 1:
             raise ValueError(
                 f"ceiling must be in [share, 1] = [{share}, 1], got {ceiling}"
@@ -400,11 +403,10 @@ class LabelCorrection(nn.Module):
         epochs: int = 5,
     ) -> None:
         super().__init__()
-        self.scale = _positive("scale", scale)
-        if not 0 <= confidence < 1:
-            raise ValueError(f"confidence must be in [0, 1), got {confidence}")
-        if not epochs >= 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        check_above0(scale=scale)
+        check_share(confidence=confidence)
+        check_from(1, epochs=epochs)
+        self.scale = scale
         self.confidence = confidence
         votes = torch.full((n_utterances, epochs), -2, dtype=torch.int32)
         self.votes = nn.Buffer(votes)
@@ -511,13 +513,6 @@ def _rank(share: float, n: int) -> int:
     # In floats 0.1 + 0.1 * 2 is a little above 0.3: without the factor the
     # share of 10 utterances would round up to 4 and not 3.
     return max(1, math.ceil(share * n * (1 - 1e-12)))
-
-
-def _positive(name: str, value: float) -> float:
-    """Returns the value as a float, or raises ValueError if not above 0."""
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, got {value}")
-    return float(value)
 
 
 def _check_iteration(iteration: int) -> None:

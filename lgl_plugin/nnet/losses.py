@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgl_plugin.utils.checks import check_above0, check_from
 from lgl_plugin.utils.distributed import (
     concatenated,
     gathered,
@@ -57,8 +58,7 @@ class NTXent(nn.Module):
 
     def __init__(self, scale_init: float = 10.0) -> None:
         super().__init__()
-        if not scale_init > 0:
-            raise ValueError(f"scale_init must be above 0, got {scale_init}")
+        check_above0(scale_init=scale_init)
         # The released code clamps w and drops the result, so w can turn
         # negative. softplus cannot, and near 10 its slope is 1: the scale
         # then moves at the learning rate, as a plain parameter would.
@@ -245,8 +245,7 @@ class SubCentreClassifier(nn.Module):
         self, input_size: int, out_neurons: int, n_centres: int = 3
     ) -> None:
         super().__init__()
-        if not n_centres >= 1:
-            raise ValueError(f"n_centres must be at least 1, got {n_centres}")
+        check_from(1, n_centres=n_centres)
         # The first axis is the centre: the maximum is then over whole rows of
         # classes, and each centre starts as SpeechBrain's only one.
         self.weight = nn.Parameter(
@@ -325,8 +324,7 @@ class AAMSoftmax(nn.Module):
         super().__init__()
         if not 0 <= margin < math.pi:
             raise ValueError(f"margin must be in [0, pi), got {margin}")
-        if not scale > 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+        check_above0(scale=scale)
         self.margin = margin
         self.scale = scale
         self._is_checked = False

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lgl_plugin.nnet.momentum import MomentumCopy
+from lgl_plugin.utils.checks import check_from, check_share
 
 # Of what a step takes from the student at first, what it takes in the end.
 LAST_SHARE = 0.1
@@ -64,10 +65,8 @@ class TeacherLabels(nn.Module):
         epochs: int = 5,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        if not epochs >= 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        check_share(momentum=momentum)
+        check_from(1, epochs=epochs)
         self.momentum = momentum
         self.encoder = MomentumCopy(encoder, buffers=True)
         self.classifier = MomentumCopy(classifier, buffers=True)

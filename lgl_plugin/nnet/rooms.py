@@ -13,15 +13,15 @@ MOST = 20000  # impulse responses kept in memory, 16 kB each
 
 
 def impulse_responses(
-    files: list[pathlib.Path], sample_rate: int, most: int = MOST
+    files: list[pathlib.Path], sample_rate: int
 ) -> torch.Tensor:
     """Reads impulse responses, each from its direct path on.
 
     Returns shape (n, SECONDS * sample_rate), float16, the first sample 1. Of
-    more than `most` files an even selection is read.
+    more than `MOST` files an even selection is read.
     """
     n_samples = round(SECONDS * sample_rate)
-    files = files[:: -(-len(files) // most)]
+    files = files[:: -(-len(files) // MOST)]
     rooms = torch.zeros(len(files), n_samples, dtype=torch.float16)
     for room, path in zip(rooms, tqdm(files, desc="rooms", unit="file")):
         try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from lgl_plugin.nnet.momentum import cosine_ramp
+from lgl_plugin.utils.checks import check_above0, check_share
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,10 +38,8 @@ class WarmupCosine:
     final: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+        check_above0(lr=self.lr)
+        check_share(warmup=self.warmup)
         if not 0 <= self.final <= 1:
             raise ValueError(f"final must be in [0, 1], got {self.final}")
 

@@ -736,7 +736,7 @@ def test_channel(tmp_path, logs):
     assert "channel was 0, is 1" in logs.text
     scan(tmp_path)
     assert (tmp_path / "m.csv").read_text().startswith(HEADER)
-    with pytest.raises(ValueError, match="channel is -1"):
+    with pytest.raises(ValueError, match="channel must be 0 or more, got -1"):
         scan(tmp_path, channel=-1)
 
 

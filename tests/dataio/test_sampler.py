@@ -80,7 +80,7 @@ def test_order_follows_from_seed_and_pass():
     # Other shards are together, and their utterances are mixed.
     assert set(numbers[zero[:100]]) != set(numbers[one[:100]])
     assert len(set(numbers[zero[:25]])) == 4
-    with pytest.raises(ValueError, match="window is 0"):
+    with pytest.raises(ValueError, match="window must be 1 or more"):
         PassSampler(400, 400, 0, numbers, window=0)
 
 

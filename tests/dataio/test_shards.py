@@ -530,7 +530,7 @@ def test_refuses_what_cannot_be_meant(tmp_path):
     with pytest.raises(ValueError, match="of shards already"):
         write_shards(made, made.parent, tmp_path / "again")
     for wrong in ({"shard_mb": 0}, {"num_workers": 0}, {"max_bad_share": -1}):
-        with pytest.raises(ValueError, match=f"{list(wrong)[0]} is"):
+        with pytest.raises(ValueError, match=f"{list(wrong)[0]} must"):
             write(tmp_path, **wrong)
 
 

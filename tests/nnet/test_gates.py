@@ -304,7 +304,7 @@ def test_dynamic_gate_is_not_misled_by_memorised_utterances(memorised):
         (lambda: ScheduleGate([1, -3]), "taus must be above 0, got -3"),
         (lambda: TargetShareGate(0), r"share must be in \(0, 1\], got 0"),
         (lambda: TargetShareGate(1.5), r"share must be in \(0, 1\], got 1.5"),
-        (lambda: TargetShareGate(growth=-0.1), "growth must be at least 0"),
+        (lambda: TargetShareGate(growth=-0.1), "growth must be 0 or more"),
         (
             lambda: TargetShareGate(0.5, ceiling=0.4),
             r"ceiling must be in \[share, 1\] = \[0.5, 1\], got 0.4",

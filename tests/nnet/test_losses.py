@@ -315,7 +315,7 @@ def test_sub_centres_stay_float32_under_autocast():
 
 
 def test_sub_centre_arguments():
-    with pytest.raises(ValueError, match="n_centres must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_centres must be 1 or more, got 0"):
         SubCentreClassifier(4, 3, n_centres=0)
     with pytest.raises(ValueError, match=r"must be \(3, 4\).*got \(4, 3\)"):
         SubCentreClassifier(4, 3).start_from(torch.ones(4, 3))

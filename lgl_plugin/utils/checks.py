@@ -1,0 +1,22 @@
+"""Arguments out of their range: a ValueError that names them."""
+
+
+def check_above0(**values: float) -> None:
+    """Raises ValueError for the first value that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def check_from(least: float, **values: float) -> None:
+    """Raises ValueError for the first value under `least`, or NaN."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
+def check_share(**values: float) -> None:
+    """Raises ValueError for the first value that is not in [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
