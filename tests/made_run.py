@@ -108,8 +108,9 @@ def _settings(folder, seed, rounds, gate, trials):
     for number in range(1, rounds + 1):
         for step in ("embeddings", "labels", "classifier", "gated"):
             done[f"iter{number}/{step}"] = {}
-    state = json.dumps({"settings": settings, "done": done})
-    (folder / "state.json").write_text(state)
+    state = {"settings": settings, "done": done}
+    state |= {name: {} for name in ("inputs", "sources", "failed", "files")}
+    (folder / "state.json").write_text(json.dumps(state))
 
 
 def _epoch(number, rng, **record):

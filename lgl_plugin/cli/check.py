@@ -219,6 +219,7 @@ def open_session(
     usual: dict[str, Any],
 ) -> Session:
     """Opens a stage's session on a few of the folder's files."""
+    from lgl_plugin.evaluation.observer import observer_of
     from lgl_plugin.runs.settings import load_settings
     from lgl_plugin.training.session import Session
 
@@ -229,7 +230,8 @@ def open_session(
     n_rows = (STEPS + 2) * settings.dataloader_options.batch_size
     sample = sample_of(folder / "manifest.csv", n_rows)
     _, _, overrides = parse_settings(path, words, usual | {"manifest": sample})
-    session = Session(*load_settings(path, overrides, run_opts), run_opts)
+    loaded = load_settings(path, overrides, run_opts)
+    session = Session(*loaded, run_opts, observer_of)
     session.seed(1)
     return session
 

@@ -26,7 +26,6 @@ def run(
     encoder: str, first: str, second: str, threshold: float | None, device: str
 ) -> None:
     """Prints the cosine, the threshold and the verdict."""
-    import numpy as np
 
     from lgl_plugin.clustering.vectors import normalised
     from lgl_plugin.dataio.audio import probe
@@ -44,10 +43,7 @@ def run(
             rows.append((file, file, 0.0, probe(file).seconds, ""))
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
-    found, bad = extract(Manifest.of(rows), np.arange(2))
-    for file, reason in bad:
-        raise ValueError(f"{file} {reason}")
-    one, other = normalised(found.vectors)
+    one, other = normalised(extract.embed_all(Manifest.of(rows)))
     cosine = float(one @ other)
     print(f"cosine     {cosine:.3f}")
     if threshold is None:

@@ -37,11 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(**options: Any) -> None:
     """Prints the sharpness of each step and writes page and numbers."""
-    import pathlib
-
     from lgl_plugin.report.landscape import draw_landscapes
 
     draw_landscapes(**options)
-    first = pathlib.Path(options["runs"][0])
-    folder = options["output_folder"] or first / "report" / "landscape"
-    print(f"Page: {folder}/index.html, with csv and json")

@@ -134,27 +134,14 @@ def progress(results: Results, step: str) -> str:
 
 def last_figures(results: Results) -> Iterator[str]:
     """Yields lines of the latest epoch's figures and of the latest EER."""
+    from lgl_plugin.runs.metrics_log import figures_text
     from lgl_plugin.runs.run import step_of
 
-    names = {
-        "loss": "loss {:.3f}",
-        "accuracy": "accuracy {:.3f}",
-        "lr": "learning rate {:.2g}",
-        "selected_share": "selected {:.0%}",
-        "pseudo_eer": "pseudo-trials' EER {:.2f} %",
-        "mean_cosine": "cosine of strangers {:.2f}",
-        "effective_dimensions": "effective dimensions {:.1f}",
-    }
     epochs = [record for record in results.records if record.get("epoch")]
     if epochs:
         last = epochs[-1]
-        figures = [
-            text.format(last[name])
-            for name, text in names.items()
-            if last.get(name) is not None
-        ]
         place = f"{step_of(last)}, epoch {last['epoch']}"
-        yield f"{place}: {', '.join(figures)}"
+        yield f"{place}: {', '.join(figures_text(last))}"
     scored = [r for r in results.records if r.get("eer") is not None]
     if scored:
         yield f"{step_of(scored[-1])}: EER {scored[-1]['eer']:.2f} %"

@@ -182,6 +182,14 @@ def clustering_report(
     }
 
 
+def reliable_by_row(speakers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns whether each row's label (N,), -1 for none, is reliable."""
+    found = np.zeros(len(labels), bool)
+    known = labels >= 0
+    found[known] = reliable(speakers[known], labels[known])
+    return found
+
+
 def _assign(true, pseudo):
     """Returns each cluster's speaker, both by index; -1 for none."""
     counts = contingency(true, pseudo)

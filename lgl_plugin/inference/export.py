@@ -174,11 +174,6 @@ def read_trained_step(
 ) -> TrainedStep:
     """Reads what a step of a run has left; arguments and errors as `export`."""
     run = pathlib.Path(run)
-    if not (run / "state.json").exists():
-        raise FileNotFoundError(
-            f"{run} holds no state.json: is it the output_folder of a run? "
-            "A checkpoint of no run takes --yaml."
-        )
     state = read_state(run)
     steps = [
         name

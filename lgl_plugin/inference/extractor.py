@@ -172,6 +172,23 @@ class Extractor:
             gather(None)  # until the store is there
         return Embeddings.load(folder), bad
 
+    def embed_all(
+        self, manifest: Manifest, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Embeds utterances that are all needed, float (N, D), in memory.
+
+        These are the manifest's `rows`, by default all of it. ValueError if
+        one cannot be embedded, which it names.
+        """
+        rows = np.arange(len(manifest)) if rows is None else rows
+        found, bad = self(manifest, rows)
+        if bad:
+            raise ValueError(
+                f"{len(bad)} of {len(rows)} utterances cannot be embedded; "
+                f"the first: {' '.join(bad[0])}"
+            )
+        return found.vectors
+
     def _embed_share(self, manifest, rows, folder, bad_files):
         """Embeds the batches of this rank."""
         seconds = np.minimum(manifest.durations[rows], MAX_SECONDS)

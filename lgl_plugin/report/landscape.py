@@ -57,8 +57,6 @@ def draw_landscapes(
     `curvature`.
     """
     options = json.loads(json.dumps(locals(), default=str))
-    if batch_norm not in ("running", "batch"):
-        raise ValueError(f"--batch_norm={batch_norm}: it is running or batch")
     if points < 3 or points % 2 == 0:
         raise ValueError(f"--points={points}: it must be odd, 3 or more")
     device = check_device(device)
@@ -165,7 +163,8 @@ def _write(folder, facts, axis, planes, lines):
         "From step to step": page.collect(_lines, lines),
         "How to read this": page.collect(_reading, facts),
     }
-    page.write(introduction, sections, "lgl landscape")
+    path = page.write(introduction, sections, "lgl landscape")
+    print(f"Page: {path}, with csv and json")
 
 
 def _introduction(facts) -> Iterator[Block]:

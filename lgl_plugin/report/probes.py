@@ -162,11 +162,6 @@ class ProbedRun:
 
     def __init__(self, folder: pathlib.Path, utterances: int, seed: int):
         self.folder = folder
-        if not (folder / "state.json").exists():
-            raise FileNotFoundError(
-                f"{folder} holds no state.json: is it the output_folder of a "
-                "run?"
-            )
         state = read_state(folder)
         self.all_settings = state["settings"]
         self.done = state["done"]

@@ -38,12 +38,12 @@ def project(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     # sklearn takes seconds to import, which a page without a map should not.
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from sklearn.preprocessing import normalize
 
     components = PCA(min(50, *vectors.shape), random_state=SEED)
     # A vector of length 0 stays one: the page of a run that stopped at it must
     # still be made.
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    points = components.fit_transform(vectors / np.where(norms > 0, norms, 1))
+    points = components.fit_transform(normalize(vectors))
     spread = float(components.explained_variance_ratio_.sum())
     # A coarse angle and few iterations: seconds count, not digits.
     neighbours = TSNE(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lgl_plugin.evaluation import pseudo_labels
+from lgl_plugin.evaluation.pseudo_labels import reliable_by_row
 from lgl_plugin.report import figures
 from lgl_plugin.report.clusters import clusters, embedding_map, recordings
 from lgl_plugin.report.overview import interval
@@ -151,7 +151,8 @@ def _losses(results, number):
         if results.speakers_known:
             speakers = results.manifest.speakers
             if reliable is None:
-                reliable = _reliable(speakers, results.labels_by_row(number))
+                labels = results.labels_by_row(number)
+                reliable = reliable_by_row(speakers, labels)
             known = speakers[rows] >= 0
             groups = {
                 "reliable": losses[reliable[rows]],
@@ -175,14 +176,6 @@ def _losses(results, number):
             f"Losses in the last epoch of {name}: {threshold}, {share}"
             f"{explained}.",
         )
-
-
-def _reliable(speakers, labels):
-    """Returns a mask of the utterances with a reliable pseudo-label."""
-    reliable = np.zeros(len(speakers), bool)
-    known = labels >= 0
-    reliable[known] = pseudo_labels.reliable(speakers[known], labels[known])
-    return reliable
 
 
 def training(results: Results) -> Iterator[Block]:

@@ -19,11 +19,11 @@ from lgl_plugin.evaluation.verification import (
     bootstrap_eer,
     cohort_statistics,
     cosine_scores,
+    figures_of,
     write_scores,
 )
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.metrics.error_rates import eer, min_dcf
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
@@ -98,7 +98,9 @@ def verify_encoders(
     for encoder, extract in extractors.items():
         own = encoder if len(extractors) > 1 else ""
         prefix = f"{own}, " if own else ""
-        vectors, speeds[encoder] = _embed_all(extract, speech)
+        started = time.perf_counter()
+        vectors = extract.embed_all(speech)
+        speeds[encoder] = len(speech) / (time.perf_counter() - started)
         print(
             f"{prefix}{len(speech)} utterances embedded, "
             f"{speeds[encoder]:.1f} a second"
@@ -175,19 +177,6 @@ def short_names(
     )
 
 
-def _embed_all(extract, speech):
-    """Returns vectors of all utterances (U, D), and how many a second."""
-    started = time.perf_counter()
-    embeddings, bad = extract(speech, np.arange(len(speech)))
-    if bad:
-        raise ValueError(
-            f"{len(bad)} utterances of the trials cannot be scored; the first: "
-            f"{' '.join(bad[0])}"
-        )
-    seconds = time.perf_counter() - started
-    return embeddings.vectors, len(speech) / seconds
-
-
 def _embed_cohort(extract, others):
     """Returns vectors of the cohort, without files that cannot be read."""
     embeddings, bad = extract(others, np.arange(len(others)))
@@ -207,20 +196,16 @@ def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
     `min_dcf_001` and `min_dcf_005`, for targets as frequent as 1 and 5 %; and
     the `threshold` at the EER. ValueError if a score is not finite.
     """
-    rate, threshold = eer(scores, trials.labels)
+    found = figures_of(scores, trials)
     try:
         interval = bootstrap_eer(scores, trials, seed=seed)
         interval = [100 * end for end in interval]
     except ValueError:
-        # eer validated the scores, so ValueError here means a single speaker.
+        # The scores were validated above, so ValueError here means a single
+        # speaker.
         interval = None
-    return {
-        "eer": 100 * rate,
-        "eer_interval": interval,
-        "min_dcf_001": min_dcf(scores, trials.labels, p_target=0.01),
-        "min_dcf_005": min_dcf(scores, trials.labels, p_target=0.05),
-        "threshold": threshold,
-    }
+    rate = found.pop("eer_percent")
+    return {"eer": rate, "eer_interval": interval, **found}
 
 
 def table(metrics: dict[str, dict]) -> str:

@@ -59,8 +59,6 @@ class WholeCheckpointer(Checkpointer):
         try:
             text = (path / CHECKSUMS).read_text(encoding="utf-8")
             wrong = damage(path, json.loads(text))
-        except FileNotFoundError:  # earlier versions wrote no checksums
-            wrong = []
         except OSError as error:  # such as a disk that cannot be read there
             wrong = [str(error)]
         except (ValueError, TypeError, AttributeError, LookupError):

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -215,18 +215,39 @@ def cells(
             values = [
                 run[name][key] for run in runs if key in run.get(name, {})
             ]
-            row.append(_mean_and_range(factor * np.array(values), digits))
+            row.append(mean_and_range(factor * np.array(values), digits))
         if any(row[1:]):
             rows.append(row)
     return ["phase", *(heading for heading, *_ in used.values())], rows
 
 
-def _mean_and_range(values, digits):
+def mean_and_range(values: Sequence[float] | np.ndarray, digits: int) -> str:
     """Returns the mean as text, and the range if there are several values."""
     if not len(values):
         return ""
-    mean, low, high = (
-        f"{value:,.{digits}f}"
-        for value in (np.mean(values), min(values), max(values))
-    )
-    return mean if len(values) == 1 else f"{mean} ({low}-{high})"
+    shown = np.mean(values), min(values), max(values)
+    # Adding zero turns -0.0 into 0.0.
+    mean, low, high = (f"{round(x, digits) + 0.0:,.{digits}f}" for x in shown)
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+# Of an epoch's line, here and in `lgl status`.
+FIGURES = {
+    "loss": "loss {:.3f}",
+    "accuracy": "accuracy {:.3f}",
+    "lr": "lr {:.2g}",
+    "selected_share": "selected {:.0%}",
+    "pseudo_eer": "pseudo-EER {:.1f} %",
+    "mean_cosine": "cosine of strangers {:.2f}",
+    "effective_dimensions": "effective dimensions {:.1f}",
+    "utterances_per_second": "{:.0f} utterances/s",
+}
+
+
+def figures_text(record: dict, names: Iterable[str] = FIGURES) -> list[str]:
+    """Returns an epoch's figures in words, those of `names` that it has."""
+    return [
+        FIGURES[name].format(record[name])
+        for name in names
+        if record.get(name) is not None
+    ]

@@ -19,7 +19,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.settings import PRESENCE, changes, flatten, identity
+from lgl_plugin.runs.settings import changes, flatten, identity
 from lgl_plugin.runs.state import (
     damage,
     describe,
@@ -218,7 +218,7 @@ class Run:
             What `work` returned, now or in an earlier process.
         """
         folder = self.folder / name
-        # Runs of earlier versions have no sources on record.
+        # A step that is new has no source on record.
         renewed = source != self.sources.get(name, source)
         wrong = from_main(damage, folder, self.files.get(name, {}))
         if name in self.done and not (renewed or wrong):
@@ -284,11 +284,7 @@ class Run:
         """Returns one checksum over what changes the stage's result."""
         stage = f"stage {self.stage}"
         settings = sorted(flatten(identity(self.settings[stage])))
-        inputs = self.inputs.get(stage)
-        # Runs of earlier versions have no noise on record.
-        if inputs is not None:
-            inputs = {k: v for k, v in inputs.items() if k not in PRESENCE}
-        return digest([settings, inputs])
+        return digest([settings, self.inputs.get(stage)])
 
     @main_process_only
     def save(self) -> None:

@@ -202,21 +202,16 @@ class Stage2Settings(Settings):
     @model_validator(mode="after")
     def _check_together(self) -> Stage2Settings:
         """Refuses settings that contradict each other."""
-        if self.large_margin_epochs and not self.gated_epochs:
-            raise ValueError(
-                "large_margin_epochs trains on what the gate selected: set "
-                "gated_epochs to 1 or more, or large_margin_epochs to 0"
-            )
-        if self.relabel and not self.gated_epochs:
-            raise ValueError(
-                "relabel works in the gated epochs: set gated_epochs to 1 or "
-                "more, or relabel to null"
-            )
-        if self.correct_labels and not self.gated_epochs:
-            raise ValueError(
-                "correct_labels works in the gated epochs: set gated_epochs to "
-                "1 or more, or correct_labels to null"
-            )
+        for name, work, none in (
+            ("large_margin_epochs", "trains on what the gate selected", 0),
+            ("relabel", "works in the gated epochs", "null"),
+            ("correct_labels", "works in the gated epochs", "null"),
+        ):
+            if getattr(self, name) and not self.gated_epochs:
+                raise ValueError(
+                    f"{name} {work}: set gated_epochs to 1 or more, or "
+                    f"{name} to {none}"
+                )
         if self.correct_labels and next(iter(self.gate)).endswith(".NoGate"):
             raise ValueError(
                 "correct_labels relabels what the gate rejects, and NoGate "

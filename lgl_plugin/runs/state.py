@@ -61,9 +61,12 @@ def read_state(folder: str | pathlib.Path) -> dict:
     """Reads a run's `state.json`.
 
     Raises FileNotFoundError if there is none, and ValueError if it is damaged.
-    Records that earlier versions did not keep are empty.
     """
     path = pathlib.Path(folder) / STATE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no {STATE}: is it the output_folder of a run?"
+        )
     content = path.read_bytes()
     try:
         state = json.loads(content)
@@ -81,12 +84,10 @@ def read_state(folder: str | pathlib.Path) -> dict:
 
 
 def _check_state(state: dict) -> None:
-    """Raises one of several errors unless a state is whole; fills it up."""
+    """Raises one of several errors unless a state is whole."""
     before = state.pop("checksum", None)
     if before not in (None, digest(state)):
         raise ValueError("its checksum is another")
-    for name in ("inputs", "sources", "failed", "files"):
-        state.setdefault(name, {})  # earlier versions did not keep them
     parts = [state["sources"], state["failed"]]
     for name in ("settings", "done", "inputs", "files"):
         parts += [state[name], *state[name].values()]

@@ -15,6 +15,7 @@ from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH, crop_dataset
 from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
 from lgl_plugin.nnet.schedules import lr_groups
 from lgl_plugin.runs.checkpoints import WholeCheckpointer, hooks_without
+from lgl_plugin.runs.metrics_log import figures_text
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
 from lgl_plugin.training.session import Session
@@ -184,18 +185,8 @@ def epoch_line(step: str, record: dict, epochs: int, left: float) -> str:
 
     `left` is the time in seconds that the phase still needs.
     """
-    figures = {
-        "loss": "loss {:.3f}",
-        "accuracy": "accuracy {:.3f}",
-        "lr": "lr {:.2g}",
-        "pseudo_eer": "pseudo-EER {:.1f} %",
-        "utterances_per_second": "{:.0f} utterances/s",
-    }
-    parts = [
-        text.format(record[name])
-        for name, text in figures.items()
-        if record.get(name) is not None
-    ]
+    names = ("loss", "accuracy", "lr", "pseudo_eer", "utterances_per_second")
+    parts = figures_text(record, names)
     if record["epoch"] < epochs:
         size, unit = (3600, "h") if left >= 7200 else (60, "min")
         if left < 120:

@@ -38,7 +38,6 @@ from lgl_plugin.runs.settings import (
     without_helpers,
 )
 from lgl_plugin.training.health import findings
-from lgl_plugin.training.observer import Observer
 from lgl_plugin.utils.device import (
     check_device,
     check_shared_memory,
@@ -66,11 +65,11 @@ class Session:
         The yaml's text after overrides, from `load_settings`.
     run_opts : dict
         SpeechBrain's run options.
-    observer_of : callable, optional
+    observer_of : callable
         Takes the settings, before anything is written, and returns a callable
-        that takes the manifest and returns an observer, see
-        `lgl_plugin.training.observer`: what is logged of true labels after
-        the fact comes from it alone.
+        that takes the manifest and returns an observer with the methods of
+        `lgl_plugin.evaluation.observer.TrueLabels`: what is logged of true
+        labels after the fact comes from it alone.
 
     Attributes
     ---------
@@ -97,8 +96,7 @@ class Session:
         settings: Settings,
         text: str,
         run_opts: dict,
-        observer_of: Callable[[Settings], Callable[[Manifest], object]]
-        | None = None,
+        observer_of: Callable[[Settings], Callable[[Manifest], Any]],
     ):
         self.settings = settings
         self.debug = bool(run_opts.get("debug"))
@@ -126,7 +124,7 @@ class Session:
             )
         # After the folders: of a wrong data_folder the error would otherwise
         # be that it lacks the trial list.
-        observe = observer_of(settings) if observer_of else _no_labels
+        observe = observer_of(settings)
         folder = pathlib.Path(settings.output_folder)
         if self.debug:
             # Two batches are no result: they neither count as done nor mix
@@ -357,15 +355,7 @@ class Session:
                 backend.save(backend_path)
 
         def embed(audio):
-            rows = np.arange(len(audio))
-            embeddings, bad = self.extractor(encoder)(audio, rows)
-            if bad:
-                raise ValueError(
-                    f"{len(bad)} utterances of "
-                    f"{self.settings.verification_file} cannot be scored; the "
-                    f"first: {' '.join(bad[0])}"
-                )
-            vectors = embeddings.vectors
+            vectors = self.extractor(encoder).embed_all(audio)
             return vectors if whitening is None else whitening(vectors)
 
         return self.observer.score_trials(embed, path, backend, sample)
@@ -408,10 +398,6 @@ class Session:
                 return {"failed": f"{type(error).__name__}: {error}"}
 
         run.step(f"export/{name}", export_latest, made_from)
-
-
-def _no_labels(manifest):
-    return Observer()
 
 
 def _with_device(run_opts, device):

@@ -64,6 +64,7 @@ def run(tmp_path_factory):
     done = {name: {} for name in ("stage1", "iter1/classifier", "iter1/gated")}
     done["iter1/labels"] = {"n_clusters": CLUSTERS}
     state = {"settings": {"stage 1": {}, "stage 2": settings}, "done": done}
+    state |= {name: {} for name in ("inputs", "sources", "failed", "files")}
     (folder / "state.json").write_text(json.dumps(state))
     labels = np.arange(N) % CLUSTERS
     write_labels(folder / "iter1" / "labels" / "labels.csv", ids, labels)

@@ -125,6 +125,7 @@ def run(tmp_path_factory):
             "stage 1": stage_settings(folder, 1),
         },
         "done": dict.fromkeys(done, {}),
+        **{name: {} for name in ("inputs", "sources", "failed", "files")},
     }
     (folder / "state.json").write_text(json.dumps(state))
     records = [

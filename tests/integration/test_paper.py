@@ -307,7 +307,7 @@ def test_a_failing_run_says_why(corpus, tmp_path):
 @pytest.mark.parametrize(
     "typed, problem",
     [
-        (["--gated_epoch=3"], "--gated_epoch; did you mean --gated_epochs?"),
+        (["--gated_epoch=3"], "--gated_epoch; did you mean 'gated_epochs'?"),
         (["--seed", "3"], "3: give settings as --key=value"),
     ],
 )

@@ -107,11 +107,6 @@ def test_error_rates_of_references_alone():
     assert axes.lines[-1].get_ydata() == pytest.approx([18, 18])
 
 
-def test_no_error_rate_to_draw_is_an_error():
-    with pytest.raises(ValueError, match="no run has an EER"):
-        figures.error_rate_by_phase({"a": [{"Stage I": {}}]})
-
-
 EPOCHS = [
     {"stage": 0, "phase": "untrained", "eer": 30.0},
     {"stage": 1, "phase": "simclr", "epoch": 1, "loss": 5.0},

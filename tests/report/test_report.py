@@ -350,7 +350,7 @@ def test_command_compares(tmp_path, capsys, monkeypatch):
     ungated = make_run(tmp_path / "1-b", gate="b", trials=False, rounds=1)
     main(["report", str(tmp_path / "1"), str(other), str(ungated)])
     printed = capsys.readouterr().out
-    assert "| iteration 1, gated | 18.0 (18.0-18.0) |" in printed
+    assert "| iteration 1, gated | 18.0 (18.0 to 18.0) |" in printed
     page = tmp_path / "1" / "report" / "comparison" / "index.html"
     assert f"Page: {page}" in printed
     text = page.read_text()

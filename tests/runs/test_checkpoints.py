@@ -108,13 +108,13 @@ def test_checkpoint_that_the_disk_cannot_read_gives_way(
     assert "Input/output error" in caplog.text
 
 
-def test_checkpoint_without_checksums_is_taken_as_it_is(tmp_path):
-    """As earlier versions wrote them."""
+def test_checkpoint_without_checksums_is_not_used(tmp_path):
+    """Nothing tells whether its files are whole."""
     model = torch.nn.Linear(2, 3)
     saved = WholeCheckpointer(tmp_path, {"a": model}).save_checkpoint()
     (saved.path / "checksums.json").unlink()
     again = WholeCheckpointer(tmp_path, {"a": model})
-    assert again.recover_if_possible().path == saved.path
+    assert again.recover_if_possible() is None
 
 
 @pytest.mark.parametrize("file", ["model.ckpt", "CKPT.yaml"])

@@ -84,7 +84,7 @@ def test_several_runs_give_mean_and_range(tmp_path):
         {"Stage I": {"eer": 23.0}},
     ]
     assert table(runs).splitlines()[2:] == [
-        "| Stage I | 23.0 (20.0-26.0) |",
+        "| Stage I | 23.0 (20.0 to 26.0) |",
         "| iteration 1, gated | 10.0 |",
     ]
 

@@ -243,19 +243,6 @@ def test_what_people_may_edit_is_theirs(tmp_path):
     assert list(run.files["stage1"]) == ["encoder.json"]
 
 
-def test_a_run_without_records_is_taken_as_it_is(tmp_path):
-    """As earlier versions left it."""
-    state = {"settings": {"stage 2": {}}, "done": {LABELS: {"n": 1}}}
-    (tmp_path / "state.json").write_text(json.dumps(state))
-    calls = []
-    (tmp_path / LABELS).mkdir(parents=True)
-    (tmp_path / LABELS / "labels.json").write_text("[1]")
-    chain(Run(tmp_path, 2, {}), calls)
-    assert calls == [GATED]
-    chain(Run(tmp_path, 2, {}), calls)
-    assert calls == [GATED]
-
-
 def test_a_failed_step_is_tried_again(tmp_path):
     run = Run(tmp_path, 2, {})
     run.step("export/stage1", lambda folder: {"failed": "no audio"})
@@ -464,20 +451,13 @@ def test_another_file_under_a_settings_name_is_refused(tmp_path):
     Run(tmp_path / "run", 2, {}).given("verification_file", other)
 
 
-def test_noise_of_a_run_begun_before_it_was_on_record(tmp_path):
-    """It is taken as it is, and nothing is done again."""
-    audio = tmp_path / "manifest.csv"
-    audio.touch()
+def test_noise_that_changed_is_refused(tmp_path):
     run = Run(tmp_path / "run", 1, {"rir_folder": "a"})
-    run.given("manifest", audio)
+    run.given("rir_folder", "a", lambda path: "noise")
     run.step("baselines", lambda folder: {"n": 1}, run.identity())
-    run.step("stage1", lambda folder: {})
     run = Run(tmp_path / "run", 1, {"rir_folder": "b"})
-    run.given("rir_folder", "b", lambda path: "noise")
+    run.given("rir_folder", "b", lambda path: "noise")  # moved
     assert run.step("baselines", pytest.fail, run.identity()) == {"n": 1}
-    run.given("rir_folder", "c", lambda path: "noise")
-    run.save()
-    run = Run(tmp_path / "run", 1, {"rir_folder": "b"})
     with pytest.raises(ValueError, match="^rir_folder: b is not what it was"):
         run.given("rir_folder", "b", lambda path: "more noise")
 

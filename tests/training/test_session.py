@@ -16,6 +16,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, held_out
 from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.evaluation.observer import TrueLabels
 from lgl_plugin.inference.backends import Centring, Whitening, load_backend
 from lgl_plugin.inference.export import ENCODER
 from lgl_plugin.nnet.losses import SubCentreClassifier
@@ -24,7 +25,6 @@ from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.weights import save_weights
 from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
-from lgl_plugin.training.observer import Observer
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import Round, start_from
 from lgl_plugin.training.start import find_encoder, stage1_command
@@ -44,7 +44,7 @@ def session(tmp_path, monkeypatch):
     session.run = Run(tmp_path, 2, {})
     session.settings = types.SimpleNamespace(stage=2, seed=3)
     session.settings.new_encoder = session.settings.new_first_encoder = None
-    session.observer, session.debug = Observer(), False
+    session.observer, session.debug = TrueLabels([]), False
     session.batch_size, session.device = 8, "cpu"
     return session
 
@@ -143,7 +143,7 @@ def test_without_trials_there_are_no_scores(session):
     assert session.score(torch.nn.Identity()) == {}
 
 
-class Watcher(Observer):
+class Watcher(TrueLabels):
     """Notes what it is asked to score."""
 
     def score_trials(self, embed, path=None, backend=None, cohort=None):
@@ -158,7 +158,7 @@ def scored(session, monkeypatch):
     session.vectors = np.random.default_rng(0).normal(size=(2500, 6)) + 1
     session.settings.backend = None
     session.settings.verification_file = "trials.txt"
-    session.observer = Watcher()
+    session.observer = Watcher([])
     session.embedded = []
 
     def embed(encoder, rows):
@@ -194,7 +194,7 @@ def test_an_epoch_is_scored_by_the_cosine_alone(scored):
 
 def test_without_trials_a_back_end_is_kept_for_the_export(scored, tmp_path):
     scored.settings.verification_file = None
-    scored.observer = Observer()
+    scored.observer = TrueLabels([])
     path = tmp_path / "scores.npz"
     assert scored.score(None, path) == {} and not scored.embedded
     assert scored.score(None, path, tmp_path / "backend.npz") == {}
@@ -302,8 +302,11 @@ def test_noise_folders_are_on_record(tmp_path, monkeypatch):
         rir_folder=str(tmp_path / "rooms"),
     )
 
+    def unseen(settings):
+        return lambda manifest: None
+
     def start():
-        return Session(settings, "stage: 1", {"device": "cpu"}).run
+        return Session(settings, "stage: 1", {"device": "cpu"}, unseen).run
 
     start().step("stage1", lambda folder: {})
     assert [*start().inputs["stage 1"]] == ["rir_folder"]

@@ -6,8 +6,8 @@ over what that one has done (`fork`): only what differs is trained.
 
 import concurrent.futures
 import dataclasses
-import difflib
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -20,7 +20,12 @@ from tqdm import tqdm
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
-from lgl_plugin.runs.settings import plain_settings, read_preset, resolve
+from lgl_plugin.runs.settings import (
+    did_you_mean,
+    plain_settings,
+    read_preset,
+    resolve,
+)
 from lgl_plugin.utils.files import write_json
 
 # Steps after which a variant parts from its parent.
@@ -37,26 +42,10 @@ NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
 class Variant:
     """A run of Stage II.
 
-    Arguments
-    ---------
-    name : str
-        Of its folder.
-    options : tuple of str
-        Overrides of the yaml, in addition to those of all runs; "<base>" in
-        them stands for the base's folder.
-    keep : tuple of str
-        Steps that it takes over from its parent; None for all of them.
-    parent : str
-        The variant that it parts from; "base" has no options of its own,
-        trains Stage I too, where it logs every criterion of selection.
-    script : str, optional
-        What is run in the place of the recipe, from the same folder.
-
-    Example
-    -------
-    >>> gate = "--gate=!new:lgl_plugin.nnet.gates.NoGate"
-    >>> Variant("without-gate", (gate,)).parent
-    'base'
+    `options` override the yaml beside those of all runs, with "<base>" for the
+    base's folder. The steps in `keep` (None: all) come from its `parent`;
+    "base" has no options of its own, trains Stage I too, and logs every
+    criterion of selection there. `script` is run in the recipe's place.
     """
 
     name: str
@@ -70,34 +59,33 @@ WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
 CEILING = Variant("ceiling", (), STAGE1, script="ceiling.py")
 
 
+def run_all(jobs, train, calls):
+    """Calls `train` with each tuple of arguments, so many at a time.
+
+    The first failure ends all, and not only after those that wait.
+    """
+    with (
+        tqdm(total=len(calls), unit="run") as progress,
+        concurrent.futures.ThreadPoolExecutor(jobs) as pool,
+    ):
+        waiting = [pool.submit(train, *call) for call in calls]
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                done.result()
+                progress.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 class Experiment:
     """Trains variants and reads what they logged.
 
-    Arguments
-    ---------
-    recipe : str or pathlib.Path
-        `train_lgl.py`.
-    yamls : (str, str)
-        Those of Stage I and of Stage II.
-    folder : str or pathlib.Path
-        For all runs, in `seed<seed>/<variant>`.
-    seeds : list of int
-        One run of each variant for each of them.
-    jobs : int
-        Runs at a time; the cores are divided among them.
-    options : list of str
-        Overrides for every run, `--key=value`; a key that only one of the
-        yamls has goes to that stage only.
-    nproc : int
-        Processes of each run, by torchrun.
+    Runs by `recipe` and the `yamls` of both stages lie in `folder`, as
+    `seed<seed>/<variant>`. There are `jobs` at a time, which share the cores,
+    each of `nproc` processes. `options` are overrides for all; a key that only
+    one of the yamls has goes to that stage. ValueError if one is no setting.
 
-    Raises
-    ------
-    ValueError
-        If an option is no setting, nor one of SpeechBrain's.
-
-    Example
-    -------
     >>> folder = getfixture("tmp_path")
     >>> yamls = [folder / "stage1.yaml", folder / "stage2.yaml"]
     >>> for yaml in yamls:
@@ -152,21 +140,9 @@ class Experiment:
         return read_metrics(self.run_folder(seed, name))
 
     def values(self, figure, name="base", **where):
-        """A figure of a variant, one value for each seed.
+        """Lists a figure of the record that `where` describes, by seed.
 
-        Arguments
-        ---------
-        figure : str
-            A key of the records.
-        name : str
-            The variant.
-        **where
-            What else the record says: stage, iteration, phase, epoch.
-
-        Raises
-        ------
-        KeyError
-            If there is no such record.
+        KeyError if a run has no such record.
         """
         found = []
         for seed in self.seeds:
@@ -180,17 +156,9 @@ class Experiment:
         return found
 
     def train(self, variants):
-        """Trains variants, and before them those that they part from.
+        """Trains "base", then variants, of which parents stand first.
 
-        Arguments
-        ---------
-        variants : list of Variant
-            A parent stands before its children; "base" need not stand there.
-
-        Raises
-        ------
-        RuntimeError
-            If a run fails; with the end of what it printed.
+        RuntimeError, with the end of what it printed, if a run fails.
         """
         levels = {"base": 0}
         rounds = [[Variant("base")]]
@@ -200,24 +168,9 @@ class Experiment:
             level = levels[variant.name] = levels[variant.parent] + 1
             rounds += [[] for _ in range(level + 1 - len(rounds))]
             rounds[level].append(variant)
-        n_runs = len(self.seeds) * sum(map(len, rounds))
-        with (
-            tqdm(total=n_runs, unit="run") as progress,
-            concurrent.futures.ThreadPoolExecutor(self.jobs) as pool,
-        ):
-            for variants in rounds:
-                waiting = [
-                    pool.submit(self.train_one, seed, variant)
-                    for variant in variants
-                    for seed in self.seeds
-                ]
-                try:
-                    for done in concurrent.futures.as_completed(waiting):
-                        done.result()
-                        progress.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        for variants in rounds:
+            calls = itertools.product(self.seeds, variants)
+            run_all(self.jobs, self.train_one, [*calls])
 
     def train_one(self, seed, variant):
         """Trains a variant with a seed, unless that is done."""
@@ -279,11 +232,10 @@ def _check(options, keys):
         (field.name for field in dataclasses.fields(RunOptions)),
     )
     for option in options:
-        near = difflib.get_close_matches(_key(option), known, 1, 0.5)
         if not option.startswith("--"):
             raise ValueError(f"{option}: give settings as --key=value")
         if _key(option) not in known:
-            hint = f"; did you mean --{near[0]}?" if near else ""
+            hint = did_you_mean(_key(option), known)
             raise ValueError(f"there is no option --{_key(option)}{hint}")
 
 

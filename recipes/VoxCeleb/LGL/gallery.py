@@ -12,7 +12,6 @@ follow. A run that is done is not done again.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import json
 import os
@@ -23,9 +22,9 @@ import tempfile
 
 import numpy as np
 import speechbrain as sb
+from experiments import run_all
 from scipy.stats import spearmanr
 from study import spread
-from tqdm import tqdm
 
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.settings import load_settings
@@ -119,22 +118,12 @@ def main():
     seeds = [int(seed) for seed in options.seeds.split(",")]
     command = [sys.executable, str(HERE / "train_lgl.py"), options.yaml]
     command += overrides
-    with (
-        tqdm(total=len(methods) * len(seeds), unit="run") as progress,
-        concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
-    ):
-        waiting = [
-            pool.submit(train, entry, command, folder, seed, options.minutes)
-            for seed in seeds
-            for entry in methods
-        ]
-        try:
-            for done in concurrent.futures.as_completed(waiting):
-                done.result()
-                progress.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    calls = [
+        (entry, command, folder, seed, options.minutes)
+        for seed in seeds
+        for entry in methods
+    ]
+    run_all(options.jobs, train, calls)
     found = "\n\n".join(tables(folder, methods, seeds))
     with atomic_write(folder / "gallery.md") as out:
         out.write(found + "\n")

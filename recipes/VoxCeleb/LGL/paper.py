@@ -107,22 +107,15 @@ def table2(experiment, options):
     """Iterations, with and without the gate."""
     experiment.train([WITHOUT])
     iterations = range(1, experiment.settings["n_iterations"] + 1)
-    rows = []
-    for label, name in (("without", WITHOUT.name), ("with", "base")):
-        rows.append([f"{label} the gate"])
-        for iteration in iterations:
-            found = after(experiment, name, iteration)
-            rows[-1].append(spread(found))
-    wins = [
-        sum(
-            with_gate < without
-            for with_gate, without in zip(
-                after(experiment, "base", iteration),
-                after(experiment, WITHOUT.name, iteration),
-            )
-        )
-        for iteration in iterations
+    without, gated = (
+        [after(experiment, name, iteration) for iteration in iterations]
+        for name in (WITHOUT.name, "base")
+    )
+    rows = [
+        ["without the gate", *map(spread, without)],
+        ["with the gate", *map(spread, gated)],
     ]
+    wins = [np.less(*pair).sum() for pair in zip(gated, without)]
     n = len(experiment.seeds)
     rows.append(["seeds that the gate won", *(f"{w} of {n}" for w in wins)])
     return markdown_table(
@@ -268,11 +261,11 @@ def figure3(experiment, options):
                 for i in iterations
             ]
             draw(panels[0], f"{label} the gate", shown, values)
+        draw(panels[1], "all", shown, values)  # of the last, with the gate
         values = [
             after(experiment, "base", i, f"{measure}_selected")
             for i in iterations
         ]
-        draw(panels[1], "all", shown, values_of_all(experiment, measure))
         draw(panels[1], "selected", shown, values)
     for axes in panels:
         axes.set(xlabel="iteration", xticks=list(iterations))
@@ -281,15 +274,6 @@ def figure3(experiment, options):
     return markdown_table(
         ["", "", *(f"iteration {i}" for i in iterations)], rows
     )
-
-
-def values_of_all(experiment, measure):
-    """NMI or AMI of all pseudo-labels of the base, by iteration and seed."""
-    iterations = range(1, experiment.settings["n_iterations"] + 1)
-    return [
-        experiment.values(measure, iteration=i, phase="clusters")
-        for i in iterations
-    ]
 
 
 def gates(experiment, options):

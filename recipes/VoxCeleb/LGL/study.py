@@ -26,6 +26,7 @@ from lgl_plugin.evaluation.verification import (
 from lgl_plugin.inference.backends import Centring, Identity, Whitening
 from lgl_plugin.inference.export import ENCODER, read_trained_step
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.runs.metrics_log import mean_and_range
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.tables import markdown_table
 
@@ -171,7 +172,6 @@ def by_clustering(embedder):
             f"clusterings needs true speakers, the manifest of {embedder.run} "
             "names none: train with --speaker_folder=True"
         )
-    names = np.where(speakers >= 0, speakers.astype(str), "")
     seed = embedder.step.model.settings["seed"]
     first = FaissKMeans(FIRST_STEP, seed=seed)
     raw, reports = embedder.of_corpus, {}
@@ -187,7 +187,7 @@ def by_clustering(embedder):
                 "average linkage": average_to(vectors, size),
             }
             for method, found in labels.items():
-                report = clustering_report(names, found)
+                report = clustering_report(speakers, found)
                 report |= {"K": size, "speakers": n_speakers}
                 reports[points, told, method] = report
     return reports
@@ -227,21 +227,10 @@ def embedders(experiment, options):
             yield embedder_of(run, name)
 
 
-@functools.lru_cache(maxsize=64)  # `clusterings` takes those of `backends`
-def embedder_of(run, name):
-    """Returns an Embedder, the same each time."""
-    return Embedder(run, name)
-
-
 class Embedder:
     """An encoder of a run, ready to embed corpus and trial list.
 
-    Arguments
-    ---------
-    run : pathlib.Path
-        The run folder.
-    name : str
-        The step that left the encoder, or `FLOOR` or `UNTRAINED`.
+    `name` is the step of the `run` that left it, or `FLOOR` or `UNTRAINED`.
     """
 
     def __init__(self, run, name):
@@ -309,11 +298,11 @@ class Embedder:
 
     def vectors(self, audio, rows=None):
         """Embeddings of a manifest, of all of it if no rows are given."""
-        rows = np.arange(len(audio)) if rows is None else rows
-        found, bad = self.extract(audio, rows)
-        if bad:
-            raise ValueError(f"cannot be embedded: {bad[0]}")
-        return found.vectors
+        return self.extract.embed_all(audio, rows)
+
+
+# The same each time: `clusterings` takes those of `backends`.
+embedder_of = functools.lru_cache(maxsize=64)(Embedder)
 
 
 def as_norm(vectors, trials, cohort):
@@ -331,10 +320,4 @@ def after(experiment, name, iteration=1, figure="eer", phase="gated"):
 def spread(values, factor=1, digits=1):
     """Mean (lowest to highest); nothing where there are no values."""
     values = [factor * value for value in values if value is not None]
-    values = [value for value in values if np.isfinite(value)]
-    if not values:
-        return ""
-    shown = (np.mean(values), min(values), max(values))
-    # Adding zero turns -0.0 into 0.0.
-    mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in shown)
-    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+    return mean_and_range([v for v in values if np.isfinite(v)], digits)
