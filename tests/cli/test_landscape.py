@@ -270,7 +270,9 @@ def test_a_run_without_labels_yet_is_refused(run, tmp_path, capsys):
 
 
 def test_a_folder_without_stage_2_is_refused(tmp_path, capsys):
-    (tmp_path / "state.json").write_text('{"settings": {}, "done": {}}')
+    names = ("settings", "done", "inputs", "sources", "failed", "files")
+    state = {name: {} for name in names}
+    (tmp_path / "state.json").write_text(json.dumps(state))
     for folder, message in (
         (tmp_path, "is of no training"),
         (tmp_path / "x", "no state"),

@@ -167,7 +167,8 @@ def test_speakers_unknown_and_no_trials(tmp_path):
     """Quality is measured all the same, and shown first."""
     folder = make_run(tmp_path / "1", speakers=False, trials=False, rounds=1)
     write_report([folder])
-    text = read(folder)
+    # Without the figures' base64, in which any three letters may stand.
+    text = re.sub(r"data:[^\"']*", "", read(folder))
     assert FAILED not in text and "NMI" not in text
     facts = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", text)
     assert facts[:3] == [
