@@ -177,7 +177,7 @@ def embed_parts(
             both = both.unflatten(1, (-1, 2)).float().cpu()
             # One NaN would make the nearness of all recordings NaN.
             finite = both.isfinite().all(dim=(0, 2, 3))
-            kept.extend(np.array(heard)[finite])
+            kept.extend(np.array(heard)[finite.numpy()])
             vectors.append(both[:, finite])
     if len(kept) < FEWEST:
         raise ValueError(

@@ -158,11 +158,13 @@ def test_what_cannot_be_read_or_is_too_short_is_left_out(extract, listed):
 
 def test_embeddings_that_are_not_finite_are_left_out(extract, listed):
     def spoil(encoder, inputs, embeddings):
-        embeddings[7] = np.nan  # the second part of the fourth recording
+        if len(embeddings) > 7:  # the last batch has one recording
+            embeddings[7] = np.nan  # the second part of the fourth recording
 
     extract.encoder.register_forward_hook(spoil)
-    parts = embed_parts(extract, Manifest.of(listed), range(16))
-    assert parts.rows.tolist() == [n for n in range(16) if n != 3]
+    rows = [*listed, ("17", *listed[0][1:])]
+    parts = embed_parts(extract, Manifest.of(rows), range(17))
+    assert parts.rows.tolist() == [n for n in range(17) if n != 3]
     assert np.isfinite(parts.scores()).all()
 
 
