@@ -8,7 +8,7 @@
 import argparse
 from typing import Any
 
-from lgl_plugin.cli.common import ENCODER
+from lgl_plugin.cli.common import ENCODER, add_machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many files of the cohort are drawn; none: 20000",
     )
     add("--seed", type=int, default=0, help="of what is drawn")
-    add("--device", help="none: the GPU if there is one")
-    add("--num_workers", type=int, default=0, help="processes that read audio")
+    add_machine(parser)
 
 
 def run(**options: Any) -> None:

@@ -40,7 +40,7 @@ def verify_encoders(
     cohort_utterances: int | None = None,
     seed: int = 0,
     device: str | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = None,
 ) -> dict[str, dict]:
     """Scores trial lists by encoders; writes scores, error rates, DET curves.
 

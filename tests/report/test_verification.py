@@ -1,5 +1,6 @@
 """The verification command, against SpeechBrain's embeddings one by one."""
 
+import argparse
 import json
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import torch
 from speechbrain.inference.speaker import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
+from lgl_plugin.cli import verify
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.inference.backends import Whitening
@@ -314,3 +316,11 @@ def test_one_speaker_has_no_interval():
     assert rates["eer"] == 0 and rates["eer_interval"] is None
     line = table({"one": {"scores": {"cosine": rates}}}).splitlines()[-1]
     assert line == "| cosine | 0.00 | 0.000 | 0.000 | 0.450 |"
+
+
+def test_processes_that_read_audio_follow_the_device():
+    """None at all would leave decoding to the process that computes."""
+    parser = argparse.ArgumentParser()
+    verify.add_arguments(parser)
+    words = ["encoder", "audio", "--trials=list", "--output_folder=out"]
+    assert parser.parse_args(words).num_workers is None
