@@ -8,6 +8,8 @@
 
 import argparse
 
+from lgl_plugin.cli.common import show_notices
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
@@ -72,23 +74,23 @@ def run(
         )
     if average is not None and backend != "none":
         check_backend(source, step, backend)
-    import logging
-
     from lgl_plugin.inference.average import average_step
     from lgl_plugin.inference.export import export, export_checkpoint
     from lgl_plugin.inference.onnx_export import ONNX, check_onnx, export_onnx
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_plain
+    from lgl_plugin.utils.device import check_device
 
+    device = check_device(device or "cpu")
     if onnx:
         check_onnx()  # before the search for a threshold
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    show_notices()
     if not alone:
         wanted = None if backend is None else backend == "fitted"
         if average is not None:
             step = average_step(source, step, average)
         options = (data_folder, threshold, license, wanted)
-        export(source, step, output, device or "cpu", *options, onnx)
+        export(source, step, output, device, *options, onnx)
         return
     settings = read_plain(yaml) if yaml else encoder_settings(source)
     if settings is None:

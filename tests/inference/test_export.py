@@ -596,3 +596,10 @@ def test_command_says_it_without_a_traceback(tmp_path, capsys):
         main(["export", str(tmp_path)])
     assert caught.value.code == 2
     assert "output_folder of a run" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_absent_is_said_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(tmp_path), "--device=cuda"])
+    assert "--device=cuda: torch" in capsys.readouterr().err
