@@ -120,7 +120,8 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
             line_style = {**style(index), "label": kind}
             _mean_line(panel, members, names, key, line_style)
     if len(kinds) == 1 and {"nmi", "nmi_selected"} <= present:
-        axes[-1].lines[0].set_label("of all utterances")
+        # Of several runs their own thin lines come first.
+        axes[-1].lines[-1].set_label("of all utterances")
         line_style |= {"markerfacecolor": "white", "linestyle": ":"}
         line_style["label"] = "of those that the gate selects"
         _mean_line(axes[-1], members, names, "nmi_selected", line_style)

@@ -96,6 +96,8 @@ def test_error_rate_by_phase_draws_means_floor_and_gaps():
     assert mean.get_xydata().tolist() == [[0, 21], [2, 10]]
     assert (low.get_ydata()[0], high.get_ydata()[0]) == (30, 5)
     assert [line.get_ydata()[0] for line in below.lines[-1:]] == [0.9]
+    legend = [text.get_text() for text in below.get_legend().get_texts()]
+    assert legend == ["of all utterances", "of those that the gate selects"]
     ticks = [label.get_text() for label in below.get_xticklabels()]
     assert ticks == ["Stage I", "it. 1, classifier", "it. 1, gated"]
 
