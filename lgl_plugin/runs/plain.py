@@ -76,6 +76,11 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(dict, _Dumper.represent_settings)
 _Dumper.add_representer(list, _Dumper.represent_short_list)
+# PyYAML quotes what yaml 1.1 would not read as text. Of the text "1e3", a
+# number in yaml 1.2 alone, ruamel would make one.
+for versions, *resolver in ruamel.yaml.resolver.implicit_resolvers:
+    if (1, 2) in versions:
+        _Dumper.add_implicit_resolver(*resolver)
 
 
 def dump_settings(settings: dict) -> str:

@@ -10,10 +10,12 @@ import hypothesis
 import pytest
 import ruamel.yaml
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from hypothesis import strategies as st
 from speechbrain.utils.run_opts import RunOptions
 
 from lgl_plugin.nnet.gates import FixedGate
+from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.schema import REFERRED_TO, Stage1Settings, Stage2Settings
 from lgl_plugin.runs.settings import (
     SETTINGS_TOO,
@@ -698,3 +700,13 @@ def test_the_yaml_that_a_run_keeps_can_be_trained_again(name, tmp_path):
     for helper in ("compute_features", "mean_var_norm"):
         del before[helper]
     assert plain_settings(again) == before
+
+
+@hypothesis.example("1e3")
+@hypothesis.example("0o7")
+@hypothesis.given(st.text("019eE+-.ox_:~yn", max_size=6))
+def test_texts_that_look_like_numbers_stay_texts(text):
+    """By yaml 1.1, which PyYAML writes, and by 1.2, which ruamel reads."""
+    settings = {"one": text, "two": {"!new:x.X": {"three": [text, 1000.0, 7]}}}
+    assert plain_settings(dump_settings(settings)) == settings
+    assert load_hyperpyyaml(dump_settings({"one": text})) == {"one": text}
