@@ -402,8 +402,6 @@ class Session:
 
 def _with_device(run_opts, device):
     """Returns run options with a device, as if the command line named it."""
-    if isinstance(run_opts, dict):
-        return {**run_opts, "device": device}
     given = {*run_opts.overridden_args, "device"}
     return dataclasses.replace(run_opts, device=device, overridden_args=given)
 

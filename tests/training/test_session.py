@@ -11,6 +11,7 @@ import soundfile
 import torch
 import train_lgl  # the recipe
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from lgl_plugin.dataio.bad_files import BadFiles
@@ -305,8 +306,10 @@ def test_noise_folders_are_on_record(tmp_path, monkeypatch):
     def unseen(settings):
         return lambda manifest: None
 
+    run_opts = RunOptions.from_dictionary({"device": "cpu"})
+
     def start():
-        return Session(settings, "stage: 1", {"device": "cpu"}, unseen).run
+        return Session(settings, "stage: 1", run_opts, unseen).run
 
     start().step("stage1", lambda folder: {})
     assert [*start().inputs["stage 1"]] == ["rir_folder"]
