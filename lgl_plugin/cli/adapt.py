@@ -135,6 +135,7 @@ def train_network(
     ladder: Ladder, given: list[str], labels: str | None
 ) -> pathlib.Path:
     """Trains a ladder's network by a round of Stage II, on rows to train on."""
+    from lgl_plugin.nnet.batch_norm import batch_norms
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_preset
 
@@ -157,6 +158,8 @@ def train_network(
     if encoder_settings(ladder.weights) is None:  # else the weights say that
         own.update(ladder.settings)  # new_encoder and sample_rate
         own["embedding_size"] = ladder.parts.first.shape[-1]
+    if not batch_norms(ladder.extract.encoder.network):
+        own["freeze_batch_statistics"] = False
     if labels:
         own["labels_file"] = labels
     named = {key_of(option) for option in given}

@@ -42,12 +42,16 @@ def share_statistics(model: torch.nn.Module) -> None:
             dist.broadcast(statistic, 0)
 
 
+def batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
+    """Lists a model's layers of batch normalisation."""
+    return [part for part in model.modules() if isinstance(part, _BatchNorm)]
+
+
 def _statistics(model):
     """Lists the running means and variances of a model."""
     return [
         statistic
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
+        for module in batch_norms(model)
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]

@@ -1,11 +1,14 @@
 """Encoders: waveforms and lengths in, embeddings out."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.nnet.ecapa_patches import (
     lean_pooling,
     padding_invariant,
@@ -87,6 +90,29 @@ class Encoder(torch.nn.Module):
                 frames = max(frames, getattr(part, "min_frames", 1) - 1)
         self.min_samples = self.window + frames * self.hop
         self.one_by_one = shape is None or not _masks_padding(self.network)
+        self.frozen_statistics = False
+
+    def freeze_statistics(self) -> None:
+        """Keeps batch normalisation's means and variances while training.
+
+        Those of augmented crops would take their place, which suit a network
+        that was trained on far more speech less well than its own. ValueError
+        if the network has no batch normalisation.
+        """
+        if not batch_norms(self.network):
+            raise ValueError(
+                "freeze_batch_statistics: the encoder has no batch "
+                "normalisation, whose statistics could be kept: set it to False"
+            )
+        self.frozen_statistics = True
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Sets the mode of all parts, but for statistics that are frozen."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for layer in batch_norms(self.network):
+                layer.eval()
+        return self
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None

@@ -183,6 +183,7 @@ class Stage2Settings(Settings):
     large_margin_epochs: Epochs
 
     anchor: From0
+    freeze_batch_statistics: bool
     large_margin_crop_seconds: Above0
     margin: From0
     scale: Above0
@@ -232,6 +233,12 @@ class Stage2Settings(Settings):
             raise ValueError(
                 "anchor holds an encoder near its start, and new_last_encoder "
                 "has none: set one of them to 0 or null"
+            )
+        if self.freeze_batch_statistics and self.new_last_encoder is not None:
+            raise ValueError(
+                "freeze_batch_statistics keeps those that an encoder came "
+                "with, and new_last_encoder has none: set one of them to "
+                "False or null"
             )
         if self.classifier_init == "centroids":
             if self.new_first_encoder is not None:

@@ -208,7 +208,10 @@ class Round:
     def _new_modules(self):
         """Makes an encoder and a classifier with weights yet to be given."""
         classifier = self.settings.new_classifier(out_neurons=self.n_clusters)
-        return self.new_encoder(), classifier
+        encoder = self.new_encoder()
+        if self.settings.freeze_batch_statistics:
+            encoder.freeze_statistics()
+        return encoder, classifier
 
     @property
     def n_clusters(self) -> int:

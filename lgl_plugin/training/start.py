@@ -58,6 +58,8 @@ def find_encoder(session: Session) -> pathlib.Path:
         )
     check_artefact(path)
     load_weights(new().network, path)
+    if settings.freeze_batch_statistics:  # refused in time
+        settings.new_encoder().freeze_statistics()
     run, name = session.run, "pretrained_encoder"
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")

@@ -279,7 +279,8 @@ def test_the_network_is_trained_and_judged(
         read(tmp_path / name / "embedding_model.ckpt")
         for name in ("start", "loss_gate")
     )
-    assert any(not torch.equal(before[key], after[key]) for key in before)
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and not [k for k in changed if "running_" in k]
     with open(tmp_path / "trained.csv", newline="", encoding="utf-8") as source:
         rows = list(csv.DictReader(source))
     split = load_arrays(tmp_path / "split" / "rows.npz")
@@ -402,7 +403,10 @@ def test_what_training_is_given(tmp_path, monkeypatch):
         settings={"new_encoder": network, "sample_rate": 8000},
         parts=types.SimpleNamespace(first=np.zeros((1, 2, 16))),
         trained=range(10),
-        extract=types.SimpleNamespace(num_workers=8),
+        extract=types.SimpleNamespace(
+            num_workers=8,
+            encoder=types.SimpleNamespace(network=torch.nn.BatchNorm1d(3)),
+        ),
         device="cpu",
         list_trained=lambda path: None,
     )
@@ -414,6 +418,7 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     assert found["labels_file"] == "labels #1.csv"
     assert found["new_encoder"] == network and found["lr"] == 0.1
     assert found["batch_size"] == 4
+    assert "freeze_batch_statistics" not in found  # as the yaml has it
     assert found["dataloader_options"] == {"num_workers": 8}
     assert options["device"] == "cpu"
     # Weights of CAM++ say themselves what they are of: that is no setting.
@@ -424,7 +429,10 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     path, options, overrides = given[-1]
     settings, _ = load_settings(path, overrides, options)
     assert type(settings.new_encoder().network) is CAMPPlus
-    assert settings.embedding_size == 12
+    assert settings.embedding_size == 12 and settings.freeze_batch_statistics
+    ladder.extract.encoder.network = torch.nn.Linear(3, 3)
+    verb.train_network(ladder, [], None)
+    assert plain_settings(given[-1][2])["freeze_batch_statistics"] is False
 
 
 def test_settings_are_compared_with_the_yamls(tmp_path):

@@ -13,6 +13,7 @@ from tiny_brains import DIM
 from tiny_encoders import ECAPA, FBANK, MEAN_NORM, NETWORKS
 
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.weights import load_weights, save_weights
 
 SIZES = [24000, 16000, 9000, 8999]
@@ -214,3 +215,31 @@ def test_log_mel_statistics_are_numpys_over_the_counted_frames():
         expected = np.concatenate([counted.mean(0), counted.std(0)])
         # A deviation of none is kept off zero, at 1e-5.
         np.testing.assert_allclose(row[0], expected, rtol=1e-4, atol=2e-5)
+
+
+def test_frozen_statistics_stay_and_the_weights_learn():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(9, 4), torch.nn.BatchNorm1d(4)
+    )
+    encoder = Encoder(Waveform(), network)
+    encoder.freeze_statistics()
+    wavs, before = torch.randn(8, 9), copy.deepcopy(network.state_dict())
+    parts = torch.nn.ModuleDict({"encoder": encoder}).train()
+    found = parts["encoder"](wavs)
+    # By the statistics that were there, 0 and 1, not by the batch's.
+    torch.testing.assert_close(found, network[:2](wavs), atol=1e-4, rtol=1e-4)
+    optimiser = torch.optim.SGD(encoder.parameters(), 0.1)
+    found.square().sum().backward()
+    optimiser.step()
+    after = network.state_dict()
+    for name in before:
+        same = torch.equal(before[name], after[name])
+        assert same == ("running" in name or "num_batches" in name), name
+    assert network.training and not encoder.eval().training
+
+
+def test_statistics_of_a_network_without_any_cannot_be_frozen():
+    encoder = Encoder(Waveform(), torch.nn.Flatten())
+    with pytest.raises(ValueError, match="freeze_batch_statistics: the enc"):
+        encoder.freeze_statistics()

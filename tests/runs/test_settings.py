@@ -265,6 +265,12 @@ def test_an_anchor_for_an_encoder_that_has_no_start():
     assert load("small_stage2", anchor=0.1)
 
 
+def test_statistics_to_keep_of_an_encoder_that_has_none():
+    (line,) = refusal("stage2", freeze_batch_statistics=True)
+    assert "freeze_batch_statistics keeps those that an encoder came" in line
+    assert load("small_stage2", freeze_batch_statistics=True)
+
+
 def test_large_margin_without_a_gated_phase():
     (line,) = refusal(large_margin_epochs=2, gated_epochs=0)
     assert line.startswith("large_margin_epochs trains on what the gate")
