@@ -243,13 +243,17 @@ class Ladder:
         """Judges from here on by speakers that no training reads."""
 
         def work(folder):
-            rows = np.arange(len(self.manifest))
-            found, _ = self.extract(self.manifest, rows, folder)
-            rows = self.manifest.rows(found.utterances)
-            by_row = None if self.given is None else self.given.by_row[rows]
-            known = np.zeros(len(rows), bool) if by_row is None else by_row >= 0
-            vectors = np.array(found.vectors)
-            out = rows[kept_out(vectors, known, device=self.device)]
+            known = Embeddings.load(self.folder / "start")
+            rows = self.manifest.rows(known.utterances)
+            rest = np.setdiff1d(np.arange(len(self.manifest)), rows)
+            found, _ = self.extract(self.manifest, rest, folder)
+            rest = self.manifest.rows(found.utterances)
+            rows = np.concatenate([rows, rest])
+            vectors = np.concatenate([known.vectors, found.vectors])
+            labelled = np.zeros(len(rows), bool)
+            if self.given is not None:
+                labelled = self.given.by_row[rows] >= 0
+            out = rows[kept_out(vectors, labelled, device=self.device)]
             if len(out) < FEWEST:
                 raise ValueError(
                     f"{len(out)} recordings are of speakers to judge training "

@@ -21,6 +21,7 @@ from lgl_plugin.inference import adapt as module
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.inference.verdict import Parts, Verdict
 from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.runs.plain import plain_settings
@@ -365,6 +366,9 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     ladder.try_training(lambda ladder: ladder.weights)
     rows = load_arrays(tmp_path / "split" / "rows.npz")
     assert {*ladder.trained} == {*range(40)} - {*rows["kept_out"]}
+    # Those that were embedded before are not embedded again.
+    found = Embeddings.load(tmp_path / "split").utterances
+    assert {*found} == {ladder.manifest.ids[row] for row in judged}
     assert ladder.judged is judged and ladder.best is best
     before, after = heard[-1]
     assert {*before.rows} == {*rows["judged"]}
