@@ -35,7 +35,7 @@ def run(run_folder: str) -> None:
     results = Results(run_folder)
     holder = writer_of(results.folder)
     steps = results.steps
-    left = [step for step in steps if step not in results.done]
+    left = results.left
     n_done = len(steps) - len(left)
     print(f"{run_folder}: {n_done} of {len(steps)} steps are done")
     for step in steps:
@@ -55,7 +55,10 @@ def run(run_folder: str) -> None:
         print(line)
     for _, text in findings(results.records):
         print(f"Warning: {text}")
-    print(next_command(results, run_folder, holder, left))
+    if holder:
+        print(f"Being written by {holder}: wait for its end")
+    else:
+        print(": ".join(results.next_command()))
 
 
 def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
@@ -94,8 +97,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     if missing == [TRAINED] and begun:
         training = begun[-1].parent
         results = Results(training)
-        left = (s for s in results.steps if s not in results.done)
-        if step := next(left, None):
+        for step in results.left[:1]:
             yield f"  {training}: {step} {progress(results, step)}".rstrip()
     exported = folder / "export" / "adapted"
     is_written = (exported / "hyperparams.yaml").exists()
@@ -145,35 +147,6 @@ def last_figures(results: Results) -> Iterator[str]:
     scored = [r for r in results.records if r.get("eer") is not None]
     if scored:
         yield f"{step_of(scored[-1])}: EER {scored[-1]['eer']:.2f} %"
-
-
-def next_command(
-    results: Results, run_folder: str, holder: str | None, left: list[str]
-) -> str:
-    """Returns a line that says what to do now."""
-    from lgl_plugin.runs.run import planned_steps
-
-    if holder:
-        return f"Being written by {holder}: wait for its end"
-    command = results.starts[-1].get("command") if results.starts else None
-    if (left or "stage 2" not in results.settings) and command:
-        # `lgl train` does both stages; a recipe's command names one.
-        if left or not results.steps or "train" in shlex.split(command):
-            return f"Go on with: {command}"
-        return f"Stage I is done. Go on with Stage II, after: {command}"
-    exports = [
-        results.folder / step
-        for step in planned_steps(results.settings)
-        if step.startswith("export/")
-    ]
-    whole = [e for e in exports if (e / "hyperparams.yaml").exists()]
-    if not whole:
-        return f"Next: lgl export {run_folder}"
-    encoder = whole[-1]
-    return (
-        f"Next: lgl report {run_folder}; lgl who {encoder} AUDIO OUT; "
-        f"lgl verify {encoder} AUDIO --trials LIST --output_folder OUT"
-    )
 
 
 def writer_of(folder: pathlib.Path) -> str | None:

@@ -1,7 +1,5 @@
 """The top of a run's page: the verdict, the main figures, what to do next."""
 
-import re
-import shlex
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,12 +20,11 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
     doubts = [*_doubts(results)]
     doubts += [f"Could not be made: {line}" for line in failures]
     done = [step for step in results.steps if step in results.done]
-    left = [step for step in results.steps if step not in results.done]
     verdict = "Healthy: no check finds anything wrong."
     if doubts:
         verdict = f"Look at what follows: {len(doubts)} in all."
-    if left:
-        verdict = f"Not finished, next step: {left[0]}. {verdict}"
+    if results.left:
+        verdict = f"Not finished, next step: {results.left[0]}. {verdict}"
     yield Verdict(not doubts, verdict)
     if doubts:
         yield doubts
@@ -41,7 +38,8 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
     if results.steps:
         facts["steps done"] = f"{len(done)} of {len(results.steps)}"
     yield facts
-    yield from _next_command(results, bool(left or results.failed))
+    reason, command = results.next_command()
+    yield Command(f"{reason}:", command)
 
 
 def _quality(results):
@@ -79,27 +77,6 @@ def _same_backend(row, floor):
     if "eer_backend" in row.keys() & floor.keys():
         return "eer_backend", ", both under the back-end"
     return "eer", ""
-
-
-def _next_command(results, unfinished):
-    """Yields the command that goes on with a run, or uses its encoder."""
-    start = results.starts[-1].get("command") if results.starts else None
-    folder = results.folder
-    export = folder / "export" / f"iter{max(results.iterations, default=0)}"
-    if unfinished and start:
-        yield Command("The same command goes on where the run is:", start)
-    elif not unfinished and results.iterations:
-        command = ["lgl", "export", str(folder)]
-        reason = "Next, export the encoder for SpeechBrain:"
-        if export.exists():
-            command = ["lgl", "compare", str(export), "A.wav", "B.wav"]
-            reason = "Next, ask the encoder who speaks in two files:"
-        yield Command(reason, shlex.join(command))
-    elif not unfinished and start:
-        command = re.sub(r"stage1(?=\.yaml)", "stage2", start)
-        yield Command(
-            "Next, Stage II, with the options that both stages have:", command
-        )
 
 
 def _doubts(results):

@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 import re
+import shlex
 import urllib.parse
 
 import numpy as np
@@ -89,6 +90,38 @@ class Results:
         """Lists all steps that the settings ask for, in order, but exports."""
         steps = planned_steps(self.settings)
         return [step for step in steps if not step.startswith("export/")]
+
+    @property
+    def left(self) -> list[str]:
+        """Lists those of `steps` that are not done."""
+        return [step for step in self.steps if step not in self.done]
+
+    def next_command(self) -> tuple[str, str]:
+        """Returns a reason and the command to give now.
+
+        It goes on with what is left; then Stage II; then the last encoder is
+        used, once it has been exported.
+        """
+        command = self.starts[-1].get("command") if self.starts else None
+        unfinished = bool(self.left or self.failed)
+        if command and (unfinished or "stage 2" not in self.settings):
+            # `lgl train` does both stages; a recipe's command names one.
+            both = "train" in shlex.split(command)
+            if unfinished or both or not self.steps:
+                return "Go on with", command
+            command, n = re.subn(r"stage1(?=\.yaml)", "stage2", command)
+            after = "" if n else ", after"
+            return f"Stage I is done. Go on with Stage II{after}", command
+        exports = [
+            self.folder / step
+            for step in planned_steps(self.settings)
+            if step.startswith("export/")
+        ]
+        for encoder in reversed(exports):
+            if (encoder / "hyperparams.yaml").exists():  # it comes last
+                words = ["lgl", "who", str(encoder), "AUDIO", "OUT"]
+                return "Next", shlex.join(words)
+        return "Next", shlex.join(["lgl", "export", str(self.folder)])
 
     def setting(self, name: str) -> str:
         """Returns a setting of the later stage as text; empty for none."""

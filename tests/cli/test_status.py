@@ -6,6 +6,8 @@ import pytest
 from made_run import make_run
 
 from lgl_plugin.cli.main import main
+from lgl_plugin.report.overview import overview
+from lgl_plugin.report.results import Results
 from lgl_plugin.runs.lock import LOCK
 from lgl_plugin.runs.run import Run
 
@@ -79,9 +81,24 @@ def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
     printed = status(folder, capsys)
     assert "Stage II has not begun" in printed
     assert "Warning: Stage I, epoch 3: the learning rate is 0" in printed
-    for command, words in (
-        ("python train_lgl.py hparams/stage1.yaml", "with Stage II, after: "),
-        ("torchrun --nproc_per_node=2 -m lgl_plugin train mine", "with: "),
+    start = "torchrun --nproc_per_node=2"
+    for command, line in (
+        (
+            f"{start} train_lgl.py hparams/stage1.yaml --seed=2",
+            "Stage I is done. Go on with Stage II: "
+            f"{start} train_lgl.py hparams/stage2.yaml --seed=2",
+        ),
+        (
+            f"{start} train_lgl.py mine.yaml",
+            "Stage I is done. Go on with Stage II, after: "
+            f"{start} train_lgl.py mine.yaml",
+        ),
+        (
+            f"{start} -m lgl_plugin train mine",
+            f"Go on with: {start} -m lgl_plugin train mine",
+        ),
     ):
         (folder / "starts.jsonl").write_text(json.dumps({"command": command}))
-        assert f"Go on {words}{command}" in status(folder, capsys)
+        assert status(folder, capsys).splitlines()[-1] == line
+        *_, shown = overview(Results(folder), [])
+        assert f"{shown.reason} {shown.text}" == line

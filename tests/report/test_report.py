@@ -118,8 +118,11 @@ def test_verdict_and_next_command(run, tmp_path):
     assert f"lgl export {run}</pre>" in text
     folder = tmp_path / "1"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
-    (folder / "export" / "iter2").mkdir(parents=True)
-    assert f"lgl compare {folder}/export/iter2 A.wav" in parts(folder)
+    encoder = folder / "export" / "iter2"
+    encoder.mkdir(parents=True)  # all that a failed export leaves
+    assert f"lgl export {folder}</pre>" in parts(folder)
+    (encoder / "hyperparams.yaml").touch()
+    assert f"lgl who {encoder} AUDIO OUT" in parts(folder)
     change(folder, "settings", n_iterations=3)
     start = {"command": "python train_lgl.py mine.yaml", "versions": {}}
     (folder / "starts.jsonl").write_text(json.dumps(start))
