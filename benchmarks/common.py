@@ -25,6 +25,8 @@ import time
 
 import torch
 
+from lgl_plugin.utils.memory import peak_bytes
+
 MIB = 2**20
 
 
@@ -65,7 +67,7 @@ def peaks(device="cpu"):
         status = pathlib.Path("/proc/self/status").read_text()
         host = int(status.split("VmHWM:")[1].split()[0]) / 1024
     except (OSError, IndexError):
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        host = peak_bytes(resource.getrusage(resource.RUSAGE_SELF)) / MIB
     figures = {"host_mib": host}
     if torch.device(device).type == "cuda":
         figures["gpu_mib"] = torch.cuda.max_memory_allocated(device) / MIB

@@ -180,7 +180,7 @@ def check_cost(
 
     # The stages' own notices are those of the run to come.
     logging.disable(logging.INFO)
-    hours, costs = {}, (cost_of_stage1, cost_of_stage2)
+    hours, n_phases, costs = {}, 0, (cost_of_stage1, cost_of_stage2)
     # A sample of the manifest, which names the channel, takes their place.
     given = [w for w in given if key_of(w) not in ("manifest", "channel")]
     try:
@@ -188,6 +188,7 @@ def check_cost(
         for cost, stage in zip(costs, both):
             session = open_session(folder, *stage)
             hours |= cost(session, made)
+            n_phases += phases(session.settings)
     except ValueError as error:
         raise ValueError(f"this will not do yet: {error}") from error
     finally:
@@ -202,14 +203,21 @@ def check_cost(
     trained = sum(size for is_trained, size in sizes if is_trained)
     # A phase leaves its weights, the checkpoints of some epochs and of one
     # under way, each of the trained weights and both of Adam's moments.
-    phases = 1 + 2 * settings.n_iterations + bool(settings.large_margin_epochs)
     checkpoints = 3 * trained * (settings.keep_checkpoints + 1)
-    disk = phases * (weights + checkpoints) + settings.n_iterations * vectors
+    disk = n_phases * (weights + checkpoints) + settings.n_iterations * vectors
     print(f"Disk       about {disk / 2**30:.2f} GiB")
     held, on_gpu = peak_memory(session.device)
-    held += 2 * vectors  # clustering holds them and a normalised copy
     gpu = f", {on_gpu / 2**30:.1f} GiB of the GPU's" if on_gpu else ""
-    print(f"Memory     about {held / 2**30:.1f} GiB{gpu}")
+    if held is not None:
+        held += 2 * vectors  # clustering holds them and a normalised copy
+        print(f"Memory     about {held / 2**30:.1f} GiB{gpu}")
+
+
+def phases(settings: Settings) -> int:
+    """Counts the steps of a stage that train."""
+    if settings.stage == 1:
+        return 1 + bool(settings.ssps_epochs)
+    return 2 * settings.n_iterations + bool(settings.large_margin_epochs)
 
 
 def open_session(

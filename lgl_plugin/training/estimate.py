@@ -1,7 +1,7 @@
 """The cost of a run on this machine, by a few of its own steps."""
 
+import contextlib
 import pathlib
-import resource
 import statistics
 import tempfile
 import time
@@ -13,6 +13,7 @@ import torch
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.session import Session
+from lgl_plugin.utils.memory import peak_bytes
 
 
 def seconds_per_step(
@@ -55,9 +56,15 @@ def speech_per_second(session: Session, encoder: torch.nn.Module) -> float:
     return float(seconds) / (time.perf_counter() - started)
 
 
-def peak_memory(device: str) -> tuple[int, int]:
-    """Returns the most bytes held so far: of this process, and of its GPU."""
-    # In kilobytes on Linux.
-    held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory(device: str) -> tuple[int | None, int]:
+    """Returns the most bytes held so far: of this process, and of its GPU.
+
+    None for the process where Python cannot tell, which is on Windows.
+    """
+    held = None
+    with contextlib.suppress(ImportError):
+        import resource
+
+        held = peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
     on_gpu = "cuda" in device
     return held, torch.cuda.max_memory_reserved(device) if on_gpu else 0

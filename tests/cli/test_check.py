@@ -132,9 +132,13 @@ def test_checkpoints_that_are_kept_take_room(monkeypatch, capsys, tmp_path):
                 2**14, 2**14, bias=False, device="meta"
             ),
         )
-        settings.configure_mock(**other)
-        session = types.SimpleNamespace(settings=settings, device="cpu")
-        monkeypatch.setattr(check, "open_session", lambda *stage: session)
+        first = mock.Mock(stage=1, ssps_epochs=other.pop("ssps_epochs", 0))
+        settings.configure_mock(stage=2, **other)
+        sessions = iter(
+            types.SimpleNamespace(settings=each, device="cpu")
+            for each in (first, settings)
+        )
+        monkeypatch.setattr(check, "open_session", lambda *_: next(sessions))
         check.check_cost("", tmp_path, {"kept": 0}, CHOICES, [])
         (line,) = (
             line
@@ -149,6 +153,9 @@ def test_checkpoints_that_are_kept_take_room(monkeypatch, capsys, tmp_path):
     assert said(keep_checkpoints=1) == 3 * 7
     assert said(keep_checkpoints=10) == 3 * 34
     assert said(keep_checkpoints=1, large_margin_epochs=1) == 4 * 7
+    assert said(keep_checkpoints=1, ssps_epochs=5) == 4 * 7
+    monkeypatch.setattr(estimate, "peak_memory", lambda device: (None, 0))
+    assert said(keep_checkpoints=1) == 3 * 7  # where memory cannot be told
 
 
 CHOICES = {"preset": "small", "n_clusters": 3}

@@ -29,6 +29,7 @@ from study import spread
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.files import atomic_write, write_json
+from lgl_plugin.utils.memory import peak_bytes
 from lgl_plugin.utils.tables import markdown_table
 
 ASKED = "gallery_options.json"
@@ -153,7 +154,7 @@ def train(entry, command, folder, seed, minutes):
             "--selection_study=True",
         ]
     )
-    facts["most_bytes"] = 1024 * usage.ru_maxrss
+    facts["most_bytes"] = peak_bytes(usage)
     write_json(run / "gallery.json", facts)
 
 
