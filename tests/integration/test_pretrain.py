@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 
 import frozen  # of the recipe's folder
 import numpy as np
@@ -18,6 +19,7 @@ from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.nnet.speech_heads import MHFA
 from lgl_plugin.nnet.speech_model import SpeechModel
+from lgl_plugin.runs.plain import plain_settings
 
 YAML = RECIPE / "hparams" / "small_pretrain.yaml"
 RUN = {"device": "cpu", "noprogressbar": True}
@@ -226,3 +228,12 @@ def test_a_study_is_of_one_kind(
     with pytest.raises(SystemExit):
         study.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_studys_paths_are_read_as_they_are():
+    """Unquoted, "Tape #3" is "Tape", and "a, b" two folders."""
+    teacher = study.Model("kmeans_layer").options(pathlib.Path("/Tape #3"))
+    own = {"train_folders": ["/a, b/train", "/1e3"], **teacher}
+    found = plain_settings(study.as_yaml(own, ["--lr=1e-3"]))
+    assert found == {**own, "lr": 1e-3}
+    assert found["teacher"].startswith("/Tape #3/hubert")

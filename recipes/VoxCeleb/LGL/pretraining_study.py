@@ -37,11 +37,12 @@ from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.log_mels import LogMels, write_log_mels
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.tables import markdown_table
 
-SIZES = {"small": [], "large": ["--hidden_size=128", "--n_layers=4"]}
+SIZES = {"small": {}, "large": {"hidden_size": 128, "n_layers": 4}}
 PART, MIXING = 0.0625, 0.2  # of the speech; of the utterances, as in WavLM
 BACKEND, STUDY = "backend.json", "study.json"
 UTTERANCES, SECONDS = 2000, 2.0  # of the back-end's training, in two views
@@ -73,14 +74,14 @@ class Model:
 
     def options(self, folder):
         """The overrides of the yaml."""
-        found = [f"--data_share={self.share}", *SIZES[self.size]]
+        found = {"data_share": self.share, **SIZES[self.size]}
         if self.objective != "untrained":
-            found.append(f"--objective={self.objective}")
+            found["objective"] = self.objective
         if self.mixed:
-            found.append(f"--mixing_share={MIXING}")
+            found["mixing_share"] = MIXING
         if self.objective == "kmeans_layer":
             teacher = folder / Model("hubert").name / MODEL
-            found.append(f"--teacher={teacher}")
+            found["teacher"] = str(teacher)
         return found
 
 
@@ -118,15 +119,16 @@ def main():
     folder = pathlib.Path(options.output_folder).absolute()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     corpora = [*options.further, options.data_folder]
-    trains = ",".join(str(one.absolute() / "train") for one in corpora)
-    shared = [
-        f"--train_folders=[{trains}]",
-        f"--features_folder={folder / 'features'}",
-        *overrides,
-    ]
+    trains = [str(one.absolute() / "train") for one in corpora]
+    shared = {
+        "train_folders": trains,
+        "features_folder": str(folder / "features"),
+    }
     # A mistyped option shows here, and not after the first runs.
-    read_settings(options.yaml, as_yaml([*shared, f"--output_folder={folder}"]))
-    made_of = {"seeds": seeds, "corpora": trains, "options": sorted(overrides)}
+    own = {**shared, "output_folder": str(folder)}
+    read_settings(options.yaml, as_yaml(own, overrides))
+    made_of = {"seeds": seeds, "corpora": ",".join(trains)}
+    made_of["options"] = sorted(overrides)
     known = folder / STUDY
     there = json.loads(known.read_text()) if known.exists() else None
     if there != made_of and (there or any(folder.glob(f"*/{BACKEND}"))):
@@ -138,23 +140,26 @@ def main():
     corpus = Corpus(options.data_folder, folder / "corpus")
     judge(folder, None, corpus, seeds)
     for model in tqdm(MODELS, unit="model"):
-        own = [*model.options(folder), f"--output_folder={folder / model.name}"]
-        make(folder / model.name, options.yaml, [*shared, *own], model)
+        own = {**shared, **model.options(folder)}
+        own["output_folder"] = str(folder / model.name)
+        text = as_yaml(own, overrides)
+        make(folder / model.name, options.yaml, text, model)
         judge(folder, model, corpus, seeds)
         with atomic_write(folder / "study.md") as out:
             out.write("\n\n".join(tables(folder)) + "\n")
     print((folder / "study.md").read_text("utf-8"))
 
 
-def as_yaml(options):
-    """Turns options of a command line into overrides of a yaml."""
-    pairs = (option.removeprefix("--").split("=", 1) for option in options)
-    return "\n".join(f"{name}: {value}" for name, value in pairs)
+def as_yaml(own, words):
+    """Turns the study's settings and a command line's into overrides."""
+    pairs = (word.removeprefix("--").split("=", 1) for word in words)
+    typed = [f"{name}: {value}" for name, value in pairs]
+    return "\n".join([dump_settings(own), *typed])
 
 
-def make(folder, yaml, options, model):
+def make(folder, yaml, overrides, model):
     """Pre-trains a model if that is not done yet."""
-    settings, itself = read_settings(yaml, as_yaml(options))
+    settings, itself = read_settings(yaml, overrides)
     if model.objective != "untrained":
         pretrain(settings, itself, {"device": "cpu", "noprogressbar": True})
     elif not (folder / MODEL / "config.json").exists():
