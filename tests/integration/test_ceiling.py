@@ -1,10 +1,13 @@
 """The ceiling's script as torchrun starts it; test_paper.py trains it."""
 
+import re
 import signal
+import sys
 
 import ceiling  # of the recipe's folder
 import pytest
 import speechbrain as sb
+import train_lgl
 from tiny import RECIPE
 
 from lgl_plugin.utils.signals import stop
@@ -20,10 +23,22 @@ def test_ranks_are_joined_and_errors_are_explained(monkeypatch, capsys):
 
     joined = sb.utils.distributed
     monkeypatch.setattr(joined, "ddp_init_group", lambda _: seen.append("join"))
-    monkeypatch.setattr(ceiling, "load_settings", load)
+    monkeypatch.setattr(train_lgl, "load_settings", load)
     yaml = str(RECIPE / "hparams" / "small_stage2.yaml")
     monkeypatch.setattr("sys.argv", ["ceiling.py", yaml, "--data_folder=x"])
     with pytest.raises(SystemExit) as end:
-        ceiling.main()
+        ceiling.main({2: ceiling.train_ceiling})
     assert end.value.code == 2 and seen == ["join", True]
     assert capsys.readouterr().err == "ValueError: what is wrong\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["train_lgl", "pretrain", "pretraining_study", "paper"]
+)
+def test_threads_spin_briefly_in_each_script(name):
+    """Set after torch is loaded, it would do nothing."""
+    text = (RECIPE / f"{name}.py").read_text("utf-8")
+    before, _, after = text.partition("\nspin_briefly()")
+    imported = re.findall(r"^(?:import|from) (\w+)", before, re.MULTILINE)
+    assert set(imported) <= {*sys.stdlib_module_names, "lgl_plugin"}
+    assert before.count("lgl_plugin.") == 1 and after

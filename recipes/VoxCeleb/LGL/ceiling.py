@@ -10,22 +10,15 @@ course of the learning rate. No training of the recipe calls it: true labels
 are what that does without. `paper.py study` does.
 """
 
-import sys
+from train_lgl import main
 
-import speechbrain as sb
-
-from lgl_plugin.evaluation.observer import observer_of
 from lgl_plugin.inference.export import BACKEND, ENCODER
-from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
-from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import SCORES
 from lgl_plugin.training.start import check_trials, find_encoder
-from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.files import checksum
-from lgl_plugin.utils.signals import stop
 
 
 def train_ceiling(session):
@@ -69,18 +62,5 @@ def train_ceiling(session):
     session.run.step("ceiling", ceiling, checksum(first))
 
 
-def main():
-    """Trains by the command line's yaml, on one process or on several."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
-    debug = bool(run_opts.get("debug"))
-    with stop.on_signals():
-        with explained_errors(2, debug):
-            settings, text = load_settings(hparams_file, overrides, run_opts)
-            session = Session(settings, text, run_opts, observer_of)
-        with explained_errors(1, debug):
-            train_ceiling(session)
-
-
 if __name__ == "__main__":
-    main()
+    main({2: train_ceiling})

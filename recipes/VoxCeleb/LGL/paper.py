@@ -30,6 +30,10 @@ import argparse
 import csv
 import pathlib
 
+from lgl_plugin.utils.threads import spin_briefly
+
+spin_briefly()  # OpenMP reads that once, when torch is loaded
+
 import numpy as np
 from experiments import (
     CLASSIFIED,

@@ -18,6 +18,10 @@ import sys
 import time
 from typing import Annotated, Literal
 
+from lgl_plugin.utils.threads import spin_briefly
+
+spin_briefly()  # OpenMP reads that once, when torch is loaded
+
 import numpy as np
 import pydantic
 import speechbrain as sb

@@ -22,6 +22,10 @@ import json
 import pathlib
 import random
 
+from lgl_plugin.utils.threads import spin_briefly
+
+spin_briefly()  # OpenMP reads that once, when torch is loaded
+
 import numpy as np
 import torch
 from frozen import Head, first_labels, label_free, statistics, train_head

@@ -133,7 +133,10 @@ def train_round(this):
     session.publish(this.name, this.made_from)
 
 
-def train(hparams_file, run_opts, overrides, plan=None):
+STAGES = {1: train_stage1, 2: train_stage2}
+
+
+def train(hparams_file, run_opts, overrides, plan=None, stages=STAGES):
     """Trains the stage that a yaml names; takes what SpeechBrain parsed.
 
     `plan` lists the steps of a job that has further stages; the screen counts
@@ -146,15 +149,14 @@ def train(hparams_file, run_opts, overrides, plan=None):
             session = Session(settings, text, run_opts, observer_of)
             session.run.plan = plan or session.run.plan
         with explained_errors(1, debug):
-            stages = {1: train_stage1, 2: train_stage2}
             stages[settings.stage](session)
 
 
-def main():
+def main(stages=STAGES):
     """Trains the stage that the command line's yaml names."""
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
-    train(hparams_file, run_opts, overrides)
+    train(hparams_file, run_opts, overrides, stages=stages)
 
 
 if __name__ == "__main__":
