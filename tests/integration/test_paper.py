@@ -318,6 +318,30 @@ def test_a_mistyped_option_is_refused_at_once(tmp_path, capsys, typed, problem):
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "names, options, problem",
+    [
+        (["table1"], [], "give --lists NAME=trial_list@audio_folder"),
+        (["table1"], ["--lists=own=list.txt"], "give --lists NAME=trial_list@"),
+        (["table1"], ["--lists=own=absent@/audio"], "there is no file absent"),
+        (["steps"], ["--verification_file=absent"], "there is no file absent"),
+        *(
+            ([name], ["--verification_file=null"], f"{name}: there is no")
+            for name in ("table2", "steps", "study", "backends")
+        ),
+        # Not after what stands before it, either.
+        (["clusterings", "table1"], [], "give --lists"),
+    ],
+)
+def test_trial_lists_are_read_before_any_training(
+    tmp_path, capsys, monkeypatch, names, options, problem
+):
+    monkeypatch.setattr(script.Experiment, "train", pytest.fail)
+    with pytest.raises(SystemExit):
+        paper(names, tmp_path, "/audio", *options)
+    assert problem in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("in_processes")
 def test_a_run_prints_into_its_folder(tmp_path):
     recipe, yamls = tmp_path / "recipe.py", []

@@ -29,6 +29,7 @@ The last two also take finished runs: --runs RUN …, a run for each seed.
 import argparse
 import csv
 import pathlib
+import re
 
 from lgl_plugin.utils.threads import spin_briefly
 
@@ -47,7 +48,15 @@ from experiments import (
 )
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from study import Embedder, after, backends, clusterings, spread, study
+from study import (
+    Embedder,
+    after,
+    backends,
+    clusterings,
+    spread,
+    study,
+    trials_of,
+)
 
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.report.figures import save, style
@@ -87,24 +96,17 @@ def table1(experiment, options):
         "Stage II, without the gate": (WITHOUT.name, f"iter{last}/gated"),
         "Stage II, with the gate": ("base", f"iter{last}/gated"),
     }
-    lists = dict(pair.split("=", 1) for pair in options.lists)
-    if not lists:
-        raise ValueError(
-            "table1: give --lists NAME=trial_list@audio_folder, one or more"
-        )
     rows = []
     for phase, (name, step) in phases.items():
         cells = []
-        for where in lists.values():
-            path, _, folder = where.partition("@")
-            trials = read_trials(path, folder)
+        for trials, folder in options.lists.values():
             found = []
             for seed in experiment.seeds:
                 embedder = Embedder(experiment.run_folder(seed, name), step)
                 found.append(embedder.eer(trials, folder))
             cells.append(spread(found))
         rows.append([phase, *cells])
-    return markdown_table(["EER %", *lists], rows)
+    return markdown_table(["EER %", *options.lists], rows)
 
 
 def table2(experiment, options):
@@ -419,9 +421,7 @@ def steps(experiment, options):
         found = after(experiment, variant.name, iteration, phase=phase)
         compare(label, found, iteration)
     settings = experiment.settings
-    trials = read_trials(
-        settings["verification_file"], settings["trial_folder"]
-    )
+    trials = trials_of(settings, "steps")
     found = []
     for seed in experiment.seeds:
         embedder = Embedder(experiment.run_folder(seed), f"iter{last}/gated")
@@ -477,6 +477,28 @@ ALL = (
 )
 
 
+def check_trials(names, experiment, options):
+    """Reads all trial lists that names need: not after hours of training."""
+    if "table1" in names:
+        options.lists = read_lists(options.lists)
+    scored = {*names} - {"table1", "figure2", "figure3", "clusterings"}
+    if options.runs:  # which have lists of their own
+        scored -= {"backends"}
+    if scored:
+        trials_of(experiment.settings, ", ".join(sorted(scored)))
+
+
+def read_lists(pairs):
+    """Trials and audio folder of each NAME=trial_list@audio_folder, by name."""
+    found = [re.fullmatch("(.+?)=(.+?)@(.+)", pair) for pair in pairs]
+    if not found or None in found:
+        raise ValueError(
+            "table1: give --lists NAME=trial_list@audio_folder, one or more"
+        )
+    parts = [match.groups() for match in found]
+    return {name: (read_trials(path, at), at) for name, path, at in parts}
+
+
 def main():
     """Trains what the names on the command line need, and writes it down."""
     made = {function.__name__: function for function in ALL}
@@ -508,7 +530,8 @@ def main():
             overrides,
             options.nproc,
         )
-    except ValueError as error:  # such as of a mistyped option
+        check_trials(options.name, experiment, options)
+    except (OSError, ValueError) as error:  # such as of a mistyped option
         parser.error(str(error))
     for name in options.name:
         found = made[name](experiment, options)

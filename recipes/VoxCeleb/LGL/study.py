@@ -253,14 +253,7 @@ class Embedder:
     @functools.cached_property
     def trials(self):
         """The run's own trial list."""
-        settings = self.step.model.settings
-        if not settings["verification_file"]:
-            raise ValueError(f"{self.run} was trained without a trial list")
-        return read_trials(
-            settings["verification_file"],
-            settings["trial_folder"],
-            settings.get("allow_outside_data_folder", False),
-        )
+        return trials_of(self.step.model.settings, self.run)
 
     @functools.cached_property
     def of_trials(self):
@@ -303,6 +296,20 @@ class Embedder:
 
 # The same each time: `clusterings` takes those of `backends`.
 embedder_of = functools.lru_cache(maxsize=64)(Embedder)
+
+
+def trials_of(settings, of_what):
+    """The trial list that settings name; ValueError if they name none."""
+    if not settings["verification_file"]:
+        raise ValueError(
+            f"{of_what}: there is no trial list; set --verification_file and "
+            "--trial_folder"
+        )
+    return read_trials(
+        settings["verification_file"],
+        settings["trial_folder"],
+        settings.get("allow_outside_data_folder", False),
+    )
 
 
 def as_norm(vectors, trials, cohort):
