@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import study  # of the recipe's folder
 import torch
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
@@ -15,6 +16,7 @@ from study import average_to
 from tiny import RECIPE, STAGE1, STAGE2, TINY, run_script
 
 from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import read_metrics
 
 spec = importlib.util.spec_from_file_location("paper", RECIPE / "paper.py")
@@ -340,6 +342,27 @@ def test_trial_lists_are_read_before_any_training(
     with pytest.raises(SystemExit):
         paper(names, tmp_path, "/audio", *options)
     assert problem in capsys.readouterr().err
+
+
+def test_encoders_of_waveforms_have_no_floor(monkeypatch, tmp_path):
+    """Which would take (batch, samples) for frames and bands."""
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / study.ENCODER).touch()
+    monkeypatch.setattr(study, "read_state", lambda run: {"done": ["stage1"]})
+    options = types.SimpleNamespace(runs=[tmp_path])
+    for features, floors in (
+        (Waveform(), []),
+        (None, [study.FLOOR, study.UNTRAINED]),
+    ):
+        encoder = types.SimpleNamespace(features=features)
+        extract = types.SimpleNamespace(encoder=encoder)
+
+        def embedder_of(run, name, extract=extract):
+            return types.SimpleNamespace(name=name, extract=extract)
+
+        monkeypatch.setattr(study, "embedder_of", embedder_of)
+        found = [each.name for each in study.embedders(None, options)]
+        assert found == [*floors, "stage1"]
 
 
 @pytest.mark.usefixtures("in_processes")

@@ -26,6 +26,7 @@ from lgl_plugin.evaluation.verification import (
 from lgl_plugin.inference.backends import Centring, Identity, Whitening
 from lgl_plugin.inference.export import ENCODER, read_trained_step
 from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import mean_and_range
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.tables import markdown_table
@@ -212,7 +213,10 @@ def average_to(vectors, n_clusters):
 
 
 def embedders(experiment, options):
-    """The floor, an untrained encoder and all encoders of finished runs."""
+    """The floor, an untrained encoder and all encoders of finished runs.
+
+    The first two not of runs whose encoder takes waveforms.
+    """
     runs = [pathlib.Path(run) for run in options.runs]
     if not runs:
         experiment.train([])
@@ -223,7 +227,10 @@ def embedders(experiment, options):
             for step in read_state(run)["done"]
             if not step.startswith("export") and (run / step / ENCODER).exists()
         ]
-        for name in (FLOOR, UNTRAINED, *steps):
+        features = embedder_of(run, steps[0]).extract.encoder.features
+        # Of waveforms there are no bands, and what reads them is pre-trained.
+        floors = () if isinstance(features, Waveform) else (FLOOR, UNTRAINED)
+        for name in (*floors, *steps):
             yield embedder_of(run, name)
 
 
