@@ -134,6 +134,15 @@ def test_throughput_that_fell_by_half():
     assert not findings([*other, *speeds(100, 100)])
 
 
+@pytest.mark.parametrize("dimensions, warned", [(1.6, True), (2.3, False)])
+def test_embeddings_of_few_dimensions(dimensions, warned):
+    """SimSiam at chance had 1.6; three held-out utterances make 2.3."""
+    record = {"stage": 1, "phase": "simsiam", "epoch": 2}
+    record["effective_dimensions"] = dimensions
+    texts = [text for _, text in findings([record])]
+    assert any("collapsed" in text for text in texts) == warned
+
+
 def test_the_discriminator_must_win_for_epochs():
     place = {"stage": 1, "phase": "simclr"}
     rates = [{"discriminator_accuracy": rate} for rate in (0.5, 0.97, 0.99)]
