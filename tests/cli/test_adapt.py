@@ -366,7 +366,7 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     ladder.try_training(lambda ladder: ladder.weights)
     rows = load_arrays(tmp_path / "split" / "rows.npz")
     assert {*ladder.trained} == {*range(40)} - {*rows["kept_out"]}
-    # Those that were embedded before are not embedded again.
+    # Recordings that were embedded before are not embedded again.
     found = Embeddings.load(tmp_path / "split").utterances
     assert {*found} == {ladder.manifest.ids[row] for row in judged}
     assert ladder.judged is judged and ladder.best is best

@@ -56,7 +56,7 @@ def test_another_encoder_is_refused(encoder, audio, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         embed(other, fewer, tmp_path / "out")
     assert "another encoder" in capsys.readouterr().err
-    # What belongs to the vectors stays beside them.
+    # The listing of the vectors stays beside them.
     assert (tmp_path / "out" / "manifest.csv").read_text() == listed
 
 

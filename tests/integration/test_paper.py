@@ -345,7 +345,7 @@ def test_trial_lists_are_read_before_any_training(
 
 
 def test_encoders_of_waveforms_have_no_floor(monkeypatch, tmp_path):
-    """Which would take (batch, samples) for frames and bands."""
+    """Log-mel statistics would take (batch, samples) for frames and bands."""
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1" / study.ENCODER).touch()
     monkeypatch.setattr(study, "read_state", lambda run: {"done": ["stage1"]})
