@@ -208,6 +208,7 @@ def targets():
     state = {
         "settings": {"stage 1": {"lr": 0.001}, "stage 2": {"n_iterations": 2}},
         "done": {"stage1": {"epochs": 3}, "iter1/labels": {"n_clusters": 5}},
+        **{name: {} for name in ("inputs", "sources", "failed", "files")},
     }
     size = {"bytes": 3, "sha256": "0" * 64}
     files = {"files": {"stage1": {"a.npz": size}}, "metrics": size}

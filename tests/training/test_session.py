@@ -45,6 +45,7 @@ def session(tmp_path, monkeypatch):
     session.run = Run(tmp_path, 2, {})
     session.settings = types.SimpleNamespace(stage=2, seed=3)
     session.settings.new_encoder = session.settings.new_first_encoder = None
+    session.settings.freeze_batch_statistics = False
     session.observer, session.debug = TrueLabels([]), False
     session.batch_size, session.device = 8, "cpu"
     return session
