@@ -55,6 +55,16 @@ def normalised(embeddings: np.ndarray) -> np.ndarray:
     return points
 
 
+def joined(points: np.ndarray, others: np.ndarray, share: float) -> np.ndarray:
+    """Joins two views of the same utterances, (N, D) and (N, D'), for cosines.
+
+    Returns unit vectors (N, D + D'), float32, whose cosine is (1 - share) times
+    that of `points` plus `share`, from 0 to 1, times that of `others`.
+    """
+    views = (1 - share, points), (share, others)
+    return np.hstack([normalised(view) * weight**0.5 for weight, view in views])
+
+
 def without_small(labels: np.ndarray, least: int) -> np.ndarray:
     """Returns labels (N,) with -1 in clusters of fewer than `least` members.
 

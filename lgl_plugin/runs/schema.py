@@ -191,6 +191,7 @@ class Stage2Settings(Settings):
     new_last_encoder: Factory | None
     cluster: Made
     cluster_backend: Made | None
+    log_mel_share: Annotated[float, Field(ge=0, lt=1)]
     new_classifier: Factory
     aam: Made
     large_margin: Made

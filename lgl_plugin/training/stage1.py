@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.export import BACKEND, ENCODER
-from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
-from lgl_plugin.nnet.features import Waveform
+from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
@@ -23,10 +21,6 @@ from lgl_plugin.utils.distributed import from_main
 # Of the method's weights, for who goes on from them.
 METHOD = "method.ckpt"
 
-# Of the floor's whitening, which no network should find easy to beat: the least
-# EER on two corpora, 20.7 and 20.6 %, where 0.01 and 0.3 give 22, 1 gives 25.
-SHRINKAGE = 0.1
-
 
 def score_baselines(session: Session, folder: pathlib.Path) -> None:
     """Logs error rates of the floor and of the untrained encoder.
@@ -35,24 +29,17 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
     sample of the corpus: a network that does worse has learnt nothing of use.
     That whitening is part of it, as weights are of a network; the run's
     back-end comes on top, as for a network. Nothing is logged without a trial
-    list, and there is no floor of an encoder that has no `features`, such as
-    one that takes waveforms.
+    list.
     """
-    new_encoder = session.settings.new_encoder
-    with separate_generator("cpu"):
-        features = getattr(new_encoder(), "features", None)
-    if isinstance(features, Waveform):  # which have no bands
-        features = None
+    settings = session.settings
 
     def floor():
-        # Normalising features by their mean would take it from the statistics.
-        return Encoder(features, LogMelStatistics())
+        return floor_encoder(settings.sample_rate)
 
-    rivals = [("untrained", new_encoder, None, "untrained.npz")]
-    if features is not None:
-        own = Whitening(SHRINKAGE)
-        rivals.insert(0, ("log-mel statistics", floor, own, "floor.npz"))
-    for phase, make, whitening, name in rivals:
+    for phase, make, whitening, name in (
+        ("log-mel statistics", floor, floor_whitening(), "floor.npz"),
+        ("untrained", settings.new_encoder, None, "untrained.npz"),
+    ):
         path = folder / name
         figures = session.score(make(), path, whitening=whitening)
         if figures:

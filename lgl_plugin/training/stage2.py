@@ -1,5 +1,6 @@
 """A round of Stage II: its steps, its pseudo-labels, its weights."""
 
+import copy
 import functools
 import pathlib
 import time
@@ -12,10 +13,11 @@ from speechbrain.utils.distributed import main_process_only
 
 from lgl_plugin.clustering.first_step import means_of
 from lgl_plugin.clustering.seeding import seeded
-from lgl_plugin.clustering.vectors import normalised, without_small
+from lgl_plugin.clustering.vectors import joined, normalised, without_small
 from lgl_plugin.dataio.labels import labels_by_row, read_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
+from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
@@ -35,6 +37,7 @@ from lgl_plugin.utils.files import (
     write_json,
 )
 
+LOG_MELS = "log_mels"  # below the first round's embeddings
 MEMORY = "losses.ckpt"
 SCORES = "scores.npz"
 GATE = "gate.npz"
@@ -92,6 +95,9 @@ class Round:
         """Embeds all utterances by the encoder of the round before."""
         encoder = self.new_source()
         load_weights(encoder.network, self.source)
+        if self.settings.log_mel_share and self.number == 1:
+            floor = floor_encoder(self.settings.sample_rate)
+            self.session.embed(floor, folder=folder / LOG_MELS)
         embeddings = self.session.embed(encoder, folder=folder)
         return {"utterances": len(embeddings.utterances)}
 
@@ -105,6 +111,14 @@ class Round:
         if settings.cluster_backend is not None:
             points = settings.cluster_backend.fit(vectors)(vectors)
         clusters = settings.cluster(points)
+        if settings.log_mel_share:
+            others = self._log_mels(embeddings.utterances)
+            points = joined(points, others, settings.log_mel_share)
+            # With log-mel statistics "auto" would count sessions: these tell
+            # them apart better than speakers.
+            again = copy.copy(settings.cluster)
+            again.n_clusters = clusters.n_clusters
+            clusters = again(points)
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:
             rows = manifest.rows(embeddings.utterances)
@@ -142,6 +156,12 @@ class Round:
             **self.session.observer.clusters(manifest.rows(names), labels),
         )
         return {"n_clusters": n_clusters}
+
+    def _log_mels(self, utterances):
+        """Returns the whitened log-mel statistics of utterances (N, 160)."""
+        first = self.folder.parent / "iter1" / "embeddings" / LOG_MELS
+        statistics = Embeddings.load(first).rows(utterances)
+        return floor_whitening().fit(statistics)(statistics)
 
     def _agreement(self):
         """Returns the AMI of the pseudo-labels and those of the round before.

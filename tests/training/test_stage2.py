@@ -15,7 +15,7 @@ from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.labels import labelled_rows, read_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.training.stage2 import Round
+from lgl_plugin.training.stage2 import LOG_MELS, Round
 
 
 class Stretched:
@@ -33,15 +33,24 @@ class Stretched:
 def cluster(tmp_path):
     """Clusters embeddings in a round without run; returns what it leaves."""
 
-    def work(embeddings, clusterer, backend=None, least=1, given=None):
+    def work(
+        embeddings,
+        clusterer,
+        backend=None,
+        least=1,
+        given=None,
+        log_mels=None,
+        share=0,
+    ):
         this = Round.__new__(Round)
-        this.folder, this.number, this.given = tmp_path, 1, given
+        this.folder, this.number, this.given = tmp_path / "iter2", 1, given
         this.source = tmp_path / "encoder"
         this.source.touch()
         this.settings = types.SimpleNamespace(
             seed=0,
             cluster=clusterer,
             cluster_backend=backend,
+            log_mel_share=share,
             min_cluster_size=least,
         )
         logged = {}
@@ -54,7 +63,12 @@ def cluster(tmp_path):
             observer=types.SimpleNamespace(clusters=lambda rows, labels: {}),
         )
         names = Strings(str(n) for n in range(len(embeddings)))
-        Embeddings(names, embeddings).save(tmp_path / "embeddings")
+        Embeddings(names, embeddings).save(this.folder / "embeddings")
+        if log_mels is not None:  # of the first round, and of more utterances
+            names = Strings(["bad", *names])
+            log_mels = np.vstack([np.ones_like(log_mels[:1]), log_mels])
+            store = tmp_path / "iter1" / "embeddings" / LOG_MELS
+            Embeddings(names, log_mels).save(store)
         facts = this.cluster(tmp_path)
         names, labels = read_labels(tmp_path / "labels.csv")
         by_row = np.full(len(embeddings), -1)
@@ -114,6 +128,29 @@ def test_the_number_of_clusters_may_be_estimated(cluster):
     points, _ = blobs(20, 20, spread=0.05, dimensions=32)
     _, _, logged = cluster(points, TwoStepKMeans(TorchKMeans(500), "auto"))
     assert logged["n_clusters"] == 20
+
+
+def test_log_mel_statistics_improve_labels_but_do_not_count(cluster):
+    """They tell apart four sessions of each speaker, more than speakers."""
+    points, speakers = blobs(20, 40, spread=0.2, dimensions=32)
+    rng = np.random.default_rng(0)
+    session = 4 * speakers + rng.integers(4, size=len(speakers))
+    log_mels = rng.normal(size=(20, 160))[speakers]
+    log_mels += rng.normal(size=(80, 160))[session]
+    log_mels += 0.5 * rng.normal(size=log_mels.shape)
+    log_mels = log_mels.astype(np.float32)
+    clusterer = TwoStepKMeans(TorchKMeans(1000), "auto")
+    without, _, logged = cluster(points, clusterer)
+    n_clusters = logged["n_clusters"]
+    assert clusterer(log_mels).n_clusters > 2 * n_clusters
+    labels, centroids, logged = cluster(
+        points, clusterer, log_mels=log_mels, share=0.33
+    )
+    assert logged["n_clusters"] == n_clusters
+    assert clusterer.n_clusters == "auto"  # for the round after
+    assert adjusted_rand_score(speakers, without) < 0.92
+    assert adjusted_rand_score(speakers, labels) > 0.98
+    check_centroids(centroids, points, labels)
 
 
 def test_given_labels_are_the_first_clusters(cluster):
