@@ -235,12 +235,16 @@ class Stage2Settings(Settings):
                 "anchor holds an encoder near its start, and new_last_encoder "
                 "has none: set one of them to 0 or null"
             )
-        if self.freeze_batch_statistics and self.new_last_encoder is not None:
-            raise ValueError(
-                "freeze_batch_statistics keeps those that an encoder came "
-                "with, and new_last_encoder has none: set one of them to "
-                "False or null"
-            )
+        for name, encoder in (
+            ("new_last_encoder", "new_last_encoder"),
+            ("new_first_encoder", "new_encoder under new_first_encoder"),
+        ):
+            if self.freeze_batch_statistics and getattr(self, name) is not None:
+                raise ValueError(
+                    "freeze_batch_statistics keeps those that an encoder came "
+                    f"with, and {encoder} has none: set "
+                    f"freeze_batch_statistics to False, or {name} to null"
+                )
         if self.classifier_init == "centroids":
             if self.new_first_encoder is not None:
                 raise ValueError(

@@ -266,8 +266,13 @@ def test_an_anchor_for_an_encoder_that_has_no_start():
 
 
 def test_statistics_to_keep_of_an_encoder_that_has_none():
-    (line,) = refusal("stage2", freeze_batch_statistics=True)
-    assert "freeze_batch_statistics keeps those that an encoder came" in line
+    for preset, name in (
+        ("stage2", "new_last_encoder"),
+        ("wavlm_stage2", "new_first_encoder"),
+    ):
+        (line,) = refusal(preset, freeze_batch_statistics=True)
+        assert "freeze_batch_statistics keeps those that an encoder" in line
+        assert line.endswith(f"to False, or {name} to null")
     assert load("small_stage2", freeze_batch_statistics=True)
 
 
