@@ -174,6 +174,8 @@ def test_backends_are_those_of_the_records(tables):
     assert own["whitened, 1"] == f"{record['eer_backend']:.1f}"
     assert own["AS-norm"] == f"{record['eer_as_norm']:.1f}"
     assert {"log-mel statistics", "untrained", "iter2/gated"} <= found.keys()
+    both = float(own["with log-mel statistics"])
+    assert both != float(own["cosine"]) and 0 < both < 60
     floor = dict(zip(header, found["log-mel statistics"]))
     record = logged(tables, "base", phase="log-mel statistics")
     assert floor["whitened, 0.1"] == f"{record['eer']:.1f}"
@@ -182,7 +184,8 @@ def test_backends_are_those_of_the_records(tables):
 def test_clusterings_of_each_encoder(tables):
     text = (tables / "clusterings.md").read_text()
     told = [row for row in text.splitlines() if "| yes |" in row]
-    assert len(told) == 2 * 7  # raw and whitened; floor, untrained and five
+    # Raw, whitened and with the floor, of untrained and five; two of the floor.
+    assert len(told) == 3 * 6 + 2
     assert all(row.split("|")[4].strip() == "5" for row in told)
     assert "estimate / speakers" in text
 
@@ -344,15 +347,15 @@ def test_trial_lists_are_read_before_any_training(
     assert problem in capsys.readouterr().err
 
 
-def test_encoders_of_waveforms_have_no_floor(monkeypatch, tmp_path):
-    """Log-mel statistics would take (batch, samples) for frames and bands."""
+def test_encoders_that_backends_compares(monkeypatch, tmp_path):
+    """None that is untrained where a pre-trained network takes waveforms."""
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1" / study.ENCODER).touch()
     monkeypatch.setattr(study, "read_state", lambda run: {"done": ["stage1"]})
     options = types.SimpleNamespace(runs=[tmp_path])
-    for features, floors in (
+    for features, untrained in (
         (Waveform(), []),
-        (None, [study.FLOOR, study.UNTRAINED]),
+        (None, [study.UNTRAINED]),
     ):
         encoder = types.SimpleNamespace(features=features)
         extract = types.SimpleNamespace(encoder=encoder)
@@ -362,7 +365,10 @@ def test_encoders_of_waveforms_have_no_floor(monkeypatch, tmp_path):
 
         monkeypatch.setattr(study, "embedder_of", embedder_of)
         found = [each.name for each in study.embedders(None, options)]
-        assert found == [*floors, "stage1"]
+        assert found == [study.FLOOR, *untrained, "stage1"]
+    monkeypatch.setattr(study, "read_state", lambda run: {"done": []})
+    with pytest.raises(ValueError, match="has trained no encoder yet"):
+        next(study.embedders(None, options))
 
 
 @pytest.mark.usefixtures("in_processes")

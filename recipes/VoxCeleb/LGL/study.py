@@ -15,6 +15,7 @@ from experiments import CEILING, WITHOUT
 from lgl_plugin.clustering.average import average_linkage
 from lgl_plugin.clustering.kmeans import FaissKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.clustering.vectors import joined
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.evaluation.pseudo_labels import clustering_report
 from lgl_plugin.evaluation.verification import (
@@ -25,7 +26,7 @@ from lgl_plugin.evaluation.verification import (
 )
 from lgl_plugin.inference.backends import Centring, Identity, Whitening
 from lgl_plugin.inference.export import ENCODER, read_trained_step
-from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
+from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import mean_and_range
 from lgl_plugin.runs.state import read_state
@@ -43,6 +44,7 @@ BACKENDS = {
         for shrinkage in (0.01, 0.1, 0.3, 1, 3, 10)
     },
 }
+JOINED, FLOOR_SHARE = "with log-mel statistics", 0.33  # of the small preset
 FIRST_STEP = 50_000  # Ward's method begins with so many clusters of k-means
 
 
@@ -86,7 +88,7 @@ def backends(experiment, options):
                 row.setdefault(backend, []).append(found[key])
     tables = []
     for title, table, digits in (("EER %", eers, 1), ("minDCF", costs, 3)):
-        names, rows = [*BACKENDS, "AS-norm"], []
+        names, rows = [*BACKENDS, "AS-norm", JOINED], []
         for encoder, found in table.items():
             means = {name: np.mean(found[name]) for name in BACKENDS}
             best = min(means, key=means.get)
@@ -104,7 +106,10 @@ def backends(experiment, options):
 
 
 def by_backend(embedder):
-    """Figures of `figures_of` by back-end, AS-norm being of the cosine."""
+    """Figures of `figures_of` by back-end.
+
+    AS-norm is of the cosine, and so is the mean of it and the floor's cosine.
+    """
     trials, vectors = embedder.trials, embedder.of_trials
     sample = embedder.sample
     figures = {
@@ -113,6 +118,10 @@ def by_backend(embedder):
         )
         for name, make in BACKENDS.items()
     }
+    floor = embedder_of(embedder.run, FLOOR)
+    others = floor_whitening().fit(floor.sample)(floor.of_trials)
+    both = joined(vectors, others, FLOOR_SHARE)
+    figures[JOINED] = figures_of(cosine_scores(both, trials), trials)
     scores = as_norm(vectors, trials, sample)
     return {**figures, "AS-norm": figures_of(scores, trials)}
 
@@ -141,7 +150,8 @@ def clusterings(experiment, options):
             if key[0] == encoder
         }
         best = max(means, key=means.get)
-        chosen = cells[encoder, "whitened", "no", "Ward"]
+        points = "whitened" if encoder == FLOOR else JOINED
+        chosen = cells[encoder, points, "no", "Ward"]
         ratios = [report["K"] / report["speakers"] for report in chosen]
         choices.append(
             [
@@ -155,9 +165,8 @@ def clusterings(experiment, options):
     header_of_choices = ["encoder", "estimate / speakers", "AMI", "best AMI"]
     return (
         markdown_table(header, table)
-        + "\n\nWhitened, by Ward's method, the number estimated, and the best "
-        "(points, K told, method):\n\n"
-        + markdown_table([*header_of_choices, "of"], choices)
+        + "\n\nAs the small preset clusters, and the best (points, K told, "
+        "method):\n\n" + markdown_table([*header_of_choices, "of"], choices)
     )
 
 
@@ -176,15 +185,17 @@ def by_clustering(embedder):
     seed = embedder.step.model.settings["seed"]
     first = FaissKMeans(FIRST_STEP, seed=seed)
     raw, reports = embedder.of_corpus, {}
-    for points, vectors in (("raw", raw), ("whitened", embedder.whitened)):
-        auto = TwoStepKMeans(first, "auto")(vectors)
-        for told in ("yes", "no"):
-            size = n_speakers if told == "yes" else auto.n_clusters
+    kinds = {"raw": raw, "whitened": embedder.whitened}
+    if embedder.name != FLOOR:
+        kinds[JOINED] = embedder.joined
+    for points, vectors in kinds.items():
+        # As a run does: with log-mel statistics it would count sessions.
+        counted = embedder.whitened if points == JOINED else vectors
+        estimate = TwoStepKMeans(first, "auto")(counted).n_clusters
+        for told, size in (("yes", n_speakers), ("no", estimate)):
             labels = {
                 "k-means": FaissKMeans(size, seed=seed)(vectors).labels,
-                "Ward": auto.labels
-                if told == "no"
-                else TwoStepKMeans(first, size)(vectors).labels,
+                "Ward": TwoStepKMeans(first, size)(vectors).labels,
                 "average linkage": average_to(vectors, size),
             }
             for method, found in labels.items():
@@ -215,7 +226,7 @@ def average_to(vectors, n_clusters):
 def embedders(experiment, options):
     """The floor, an untrained encoder and all encoders of finished runs.
 
-    The first two not of runs whose encoder takes waveforms.
+    The untrained one not of runs whose encoder takes waveforms.
     """
     runs = [pathlib.Path(run) for run in options.runs]
     if not runs:
@@ -227,10 +238,14 @@ def embedders(experiment, options):
             for step in read_state(run)["done"]
             if not step.startswith("export") and (run / step / ENCODER).exists()
         ]
+        if not steps:
+            raise ValueError(
+                f"{run} has trained no encoder yet: finish that run"
+            )
         features = embedder_of(run, steps[0]).extract.encoder.features
-        # Of waveforms there are no bands, and what reads them is pre-trained.
-        floors = () if isinstance(features, Waveform) else (FLOOR, UNTRAINED)
-        for name in (*floors, *steps):
+        # What takes waveforms is pre-trained.
+        untrained = () if isinstance(features, Waveform) else (UNTRAINED,)
+        for name in (FLOOR, *untrained, *steps):
             yield embedder_of(run, name)
 
 
@@ -249,7 +264,7 @@ class Embedder:
         self.extract = self.step.model.extractor(device)
         encoder = self.extract.encoder
         if name == FLOOR:
-            floor = Encoder(encoder.features, LogMelStatistics())
+            floor = floor_encoder(self.step.model.settings["sample_rate"])
             self.extract.encoder = floor.to(device).eval()
         elif name == UNTRAINED:
             sb.utils.seed.seed_everything(self.step.model.settings["seed"])
@@ -285,8 +300,15 @@ class Embedder:
 
     @property
     def whitened(self):
-        """The corpus's embeddings as the small preset clusters them."""
+        """The corpus's embeddings, whitened."""
         return Whitening().fit(self.of_corpus)(self.of_corpus)
+
+    @property
+    def joined(self):
+        """What the small preset clusters, log-mel statistics among it."""
+        floor = embedder_of(self.run, FLOOR).of_corpus
+        floor = floor_whitening().fit(floor)(floor)
+        return joined(self.whitened, floor, FLOOR_SHARE)
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""
