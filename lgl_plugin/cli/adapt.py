@@ -83,10 +83,12 @@ def run(
 ) -> None:
     """Tries the rungs, and writes what is kept and a page."""
     from lgl_plugin.inference.adapt import Ladder
+    from lgl_plugin.inference.rungs import TRAINED
     from lgl_plugin.report.adaptation import conclusion, write_page
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
     if given and not train:
+        check_settings(audio, given)  # a mistyped option is no setting at all
         raise ValueError(f"{given[0]} is a setting of training: add --train")
     if labels and not train:
         raise ValueError("--labels are for training alone: add --train")
@@ -100,6 +102,12 @@ def run(
     folder = pathlib.Path(output_folder)
     changed = check_settings(audio, given) if given else []
     ladder = Ladder(encoder, audio, folder, device, num_workers, labels)
+    if TRAINED in ladder.run.done and not train:
+        raise ValueError(
+            f"{folder} holds a trained encoder, and without --train there "
+            "would be another in its place: add --train, which trains nothing "
+            "twice, or name another --output_folder"
+        )
     ladder.try_backends()
     if train:
         work = functools.partial(train_network, given=given, labels=labels)

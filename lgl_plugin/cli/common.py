@@ -27,6 +27,16 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def cosine(text: str) -> float:
+    """Reads a threshold; a percentage would make everybody a stranger."""
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no cosine, which lies from -1 to 1"
+        )
+    return value
+
+
 def show_notices() -> None:
     """Shows the package's notices on stderr, and of others warnings alone."""
     logging.getLogger("lgl_plugin").setLevel(logging.INFO)

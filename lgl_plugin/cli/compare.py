@@ -5,7 +5,7 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER
+from lgl_plugin.cli.common import ENCODER, cosine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("second", help="another")
     add(
         "--threshold",
-        type=float,
+        type=cosine,
         help="cosine from which on two are one speaker; none: the encoder's",
     )
     add("--device", default="cpu", help="where to embed")
@@ -37,10 +37,10 @@ def run(
     extract = load_extractor(encoder, check_device(device))
     if threshold is None:
         threshold = read_threshold(encoder)
-    rows = []
+    rate, rows = extract.sample_rate, []
     for file in first, second:
         try:
-            rows.append((file, file, 0.0, probe(file).seconds, ""))
+            rows.append((file, file, 0.0, probe(file, rate).seconds, ""))
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
     one, other = normalised(extract.embed_all(Manifest.of(rows)))

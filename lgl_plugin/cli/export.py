@@ -8,7 +8,7 @@
 
 import argparse
 
-from lgl_plugin.cli.common import show_notices
+from lgl_plugin.cli.common import cosine, show_notices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", help="folder to write; RUN/export/STEP")
     add("--yaml", help="of weights that are of no run")
     add("--data_folder", help="where the audio is now")
-    add("--threshold", type=float, help="of the cosine; found without labels")
+    add("--threshold", type=cosine, help="of the cosine; found without labels")
     add("--license", default="other", help="of the weights, such as cc-by-4.0")
     add(
         "--backend",

@@ -6,7 +6,7 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
+from lgl_plugin.cli.common import ENCODER, add_machine, cosine, show_notices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("output", help="folder of the results")
     add(
         "--threshold",
-        type=float,
+        type=cosine,
         help="average cosine from which on two groups are one speaker; none: "
         "the encoder's",
     )

@@ -81,6 +81,15 @@ def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
 
 def _read(path):
     """Returns the speaker of each utterance that a file names."""
+    try:
+        return _read_rows(path)
+    except UnicodeDecodeError as error:  # as of a spreadsheet in Latin-1
+        raise ValueError(
+            f"{path} is not in UTF-8: save it as such a csv ({error})"
+        ) from error
+
+
+def _read_rows(path):
     named = {}
     # utf-8-sig: spreadsheets begin a csv with a byte-order mark.
     with open(path, newline="", encoding="utf-8-sig") as source:

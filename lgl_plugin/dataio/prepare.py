@@ -192,8 +192,9 @@ def check_folders(train_folder: str, data_root: str) -> None:
     if not os.path.isdir(train_folder):
         state = "is no folder" if os.path.exists(train_folder) else "is missing"
         raise FileNotFoundError(
-            f"train_folder: {train_folder} {state}. Set --data_folder, or "
-            "--train_folder itself, to where the training audio lies."
+            f"the folder of audio {train_folder} {state}. Name the one where "
+            "the audio lies; a recipe does so by --data_folder, or by "
+            "--train_folder itself."
         )
     if os.path.commonpath((train_folder, data_root)) != data_root:
         raise ValueError(
@@ -432,10 +433,11 @@ def _check_counts(made, bad_files):
         others = collections.Counter(made["passed_over"]).most_common(5)
         instead = ", ".join(f"{count} {kind}" for kind, count in others)
         raise ValueError(
-            f"train_folder: no audio below {folder}. Looked for "
+            f"there is no audio below {folder}. Looked for "
             f"{', '.join(EXTENSIONS)}; found {instead or 'no file at all'}. "
-            "Set --data_folder, or --train_folder itself, to where the "
-            "training audio lies, or convert it to one of these."
+            "Name the folder where the audio lies (a recipe does so by "
+            "--data_folder, or by --train_folder itself), or convert the "
+            "audio to one of these."
         )
     wrong = made["bad"] + made["short"]
     share = settings["max_bad_share"]
@@ -452,7 +454,11 @@ def _check_counts(made, bad_files):
             f"left; max_bad_share: {share} allows "
             f"{int(share * made['found'])}. All are named in {bad_files}; "
             f"the first:\n{first}"
-            "Repair or remove them, or raise max_bad_share."
+            + (
+                "Repair or remove them, or raise max_bad_share."
+                if made["kept"]
+                else "Repair them, or name other audio or another channel."
+            )
         )
     if not made["kept"]:
         raise ValueError(

@@ -144,9 +144,8 @@ def read_trials(
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"verification_file: there is no file {path}. Give the path of a "
-            "trial list on this machine; training does without one if the "
-            "yaml says verification_file: null"
+            f"there is no file {path}. Give the path of a trial list on this "
+            "machine. Training does without one: verification_file: null"
         )
     first_line, labels, enrolment, test = {}, [], [], []
     # errors="replace": audio given in place of a list is reported as a

@@ -46,9 +46,13 @@ from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.state import digest, read_state
 from lgl_plugin.runs.weights import load_weights, save_weights
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
+from lgl_plugin.utils.files import (
+    atomic_write,
+    checksum,
+    load_arrays,
+    save_arrays,
+)
 from lgl_plugin.utils.signals import stop
-from lgl_plugin.utils.tables import write_csv
 
 logger = get_logger(__name__)
 
@@ -96,6 +100,7 @@ class Ladder:
             speaker_folder=False,
             max_bad_share=1.0,
             list_again=True,
+            sample_rate=self.extract.sample_rate,
             accept=lambda found: self._check_begun(
                 {listed.name: found}, f"other audio than {audio} has now"
             ),
@@ -356,4 +361,7 @@ class Ladder:
             header, *rows = csv.reader(source)
         place = header.index("ID")
         kept = [row for row in rows if row[place] in names]
-        write_csv(path, [header, *kept])
+        # A reader skips blanks before a cell that is not quoted.
+        with atomic_write(path) as out:
+            form = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            form.writerows([header, *kept])

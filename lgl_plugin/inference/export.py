@@ -29,6 +29,7 @@ from lgl_plugin.inference.inference_model import (
     ENCODER,
     InferenceModel,
     PathLike,
+    check_target,
 )
 from lgl_plugin.inference.model_card import (
     last_name,
@@ -111,6 +112,8 @@ def export(
     FileNotFoundError, ValueError
         If there is no run or no such step; if the weights are damaged or do not
         fit the settings, or no utterance can be read.
+    FileExistsError
+        If the folder holds a README.md or hyperparams.yaml of something else.
 
     Example
     -------
@@ -119,6 +122,8 @@ def export(
     """
     run = pathlib.Path(run)
     source = read_trained_step(run, step, data_folder, backend)
+    folder = folder or run / "export" / source.short_name
+    check_target(folder)  # before the search for a threshold
     model, manifest = source.model, source.manifest
     share, seed = (model.settings[k] for k in ("held_out_share", "seed"))
     decision = None if threshold is None else (threshold, "given")
@@ -157,7 +162,6 @@ def export(
         backend=model.affine is not None,
         package=model.package,
     )
-    folder = folder or run / "export" / source.short_name
     # Of several processes all learn of a full disk: one that alone went on to
     # the next collective call would stop the training.
     from_main(model.save, folder, card, threshold, mean)
@@ -279,6 +283,7 @@ def export_checkpoint(
     >>> sorted(file.name for file in (folder / "mine").iterdir())
     ['README.md', 'embedding_model.ckpt', 'hyperparams.yaml']
     """
+    check_target(folder)
     kinds = ("new_encoder", "new_last_encoder")
     kinds = [kind for kind in kinds if settings.get(kind)]
     if not kinds:

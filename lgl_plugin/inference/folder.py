@@ -96,7 +96,12 @@ def embed_folder(
     listed = folder / "manifest.csv"
     # Files that cannot be read are counted and named; no limit ends the work.
     prepare_manifest(
-        audio, listed, speaker_folder=False, max_bad_share=1.0, list_again=True
+        audio,
+        listed,
+        speaker_folder=False,
+        max_bad_share=1.0,
+        list_again=True,
+        sample_rate=extract.sample_rate,
     )
     manifest = load_manifest(listed, os.path.abspath(audio))
     if check is not None:

@@ -34,6 +34,8 @@ IDENTITY = {
         "input_shape": [None, None, None]
     }
 }
+FIRST_LINE = "# A speaker encoder, see README.md.\n"
+CARD_LINE = "library_name: speechbrain"  # of every model card
 LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder {}"
 # The part of every exported yaml that stands below the model's own.
 FIXED_PART = """
@@ -218,7 +220,7 @@ class InferenceModel:
             statistics = {"glob_mean": mean, "glob_std": torch.ones_like(mean)}
             save_tensors({"count": 1, **statistics}, folder / MEAN)
             loadables["mean_var_norm_emb"] = "mean_var_norm_emb"
-        text = "# A speaker encoder, see README.md.\n"
+        text = FIRST_LINE
         label_encoder = ""
         if self.classifier is None:
             text += "# The classifier has no weights: SpeechBrain wants one.\n"
@@ -246,6 +248,21 @@ class InferenceModel:
         # Found without labels, it lies within 0.1 of what labels would give.
         found = "not found" if threshold is None else f"{threshold:.2f}"
         logger.info("Exported to %s, threshold %s", folder, found)
+
+
+def check_target(folder: PathLike) -> None:
+    """Raises FileExistsError if a folder has files of that name, but no export.
+
+    Such as a project's, whose README.md would be lost.
+    """
+    marks = {"hyperparams.yaml": FIRST_LINE, "README.md": CARD_LINE}
+    for name, mark in marks.items():
+        path = pathlib.Path(folder) / name
+        if path.is_file() and mark not in path.read_text("utf-8", "replace"):
+            raise FileExistsError(
+                f"{path} is of no exported encoder and would be replaced: "
+                "name another folder"
+            )
 
 
 def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:

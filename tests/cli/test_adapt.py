@@ -28,6 +28,7 @@ from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.files import load_arrays
+from lgl_plugin.utils.tables import write_csv
 
 BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
 
@@ -322,11 +323,30 @@ def test_the_network_is_trained_and_judged(
         bare.network.load_state_dict(after)
         backend = load_backend(tmp_path / "loss_gate" / "backend.npz")
         np.testing.assert_allclose(vectors, backend(bare(wav)), atol=1e-4)
+    # Without --train no other encoder takes the trained one's place.
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path)
+    assert "add --train, which trains nothing" in capsys.readouterr().err
+    assert (exported / "embedding_model.ckpt").exists()
     # A label is corrected: the same command begins a training of its own.
     labels.write_text("\n".join(["utterance,speaker", *lines[1:]]))
     say(monkeypatch, BETTER, WORSE, BETTER)
     adapt(ecapa, calls, tmp_path, "--train", *options)
     assert len([*tmp_path.glob("training-*")]) == 2
+
+
+def test_the_list_of_what_is_trained_on_keeps_every_name(tmp_path):
+    """Also a blank at its beginning, which a reader of csv would skip."""
+    rows = [[" a.wav", 1.5, "$data_root/ a.wav"], ["a.wav", 2, "a.wav"]]
+    write_csv(tmp_path / "manifest.csv", [["ID", "duration", "wav"], *rows])
+    ids = types.SimpleNamespace(ids=[" a.wav", "a.wav"])
+    ladder = types.SimpleNamespace(
+        manifest=ids, trained=[0, 1], folder=tmp_path
+    )
+    Ladder.list_trained(ladder, tmp_path / "trained.csv")
+    with open(tmp_path / "trained.csv", newline="") as source:
+        listed = [*csv.DictReader(source, skipinitialspace=True)]
+    assert [row["ID"] for row in listed] == [" a.wav", "a.wav"]
 
 
 def test_other_settings_have_a_training_and_a_verdict_of_their_own(
@@ -483,9 +503,10 @@ def test_settings_of_training_are_refused_without_it(
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--lr=0.1")
     assert "--lr=0.1 is a setting of training" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        adapt(ecapa, calls, tmp_path, "--train", "--lrr=0.1")
-    assert "did you mean 'lr'" in capsys.readouterr().err
+    for train in ([], ["--train"]):
+        with pytest.raises(SystemExit, match="2"):
+            adapt(ecapa, calls, tmp_path, *train, "--lrr=0.1")
+        assert "did you mean 'lr'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--train", "--labels_file=mine.csv")
     assert "--labels has the labels" in capsys.readouterr().err

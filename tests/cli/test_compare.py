@@ -36,3 +36,12 @@ def test_a_missing_file_is_named(encoder, audio, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["compare", str(encoder), f"{audio}/ann/0.wav", "nowhere.wav"])
     assert "nowhere.wav cannot be opened" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["compare", "who", "export"])
+@pytest.mark.parametrize("threshold", ["25", "nan", "-1.5"])
+def test_a_threshold_that_is_no_cosine(verb, threshold, capsys):
+    words = {"export": ["run"]}.get(verb, ["encoder", "first", "second"])
+    with pytest.raises(SystemExit, match="2"):
+        main([verb, *words, f"--threshold={threshold}"])
+    assert f"{threshold} is no cosine, which lies" in capsys.readouterr().err

@@ -101,6 +101,19 @@ def test_workers_are_by_default_those_that_help_says(encoder):
         assert extract.num_workers == expected
 
 
+def test_audio_of_the_encoders_rate_is_not_converted(encoder, tmp_path, caplog):
+    own = tmp_path / "encoder"
+    shutil.copytree(encoder, own)
+    yaml = (own / "hyperparams.yaml").read_text()
+    (own / "hyperparams.yaml").write_text(f"sample_rate: 8000\n{yaml}")
+    (tmp_path / "audio").mkdir()
+    noise = np.random.default_rng(0).normal(size=8000) / 9
+    soundfile.write(tmp_path / "audio" / "call.wav", noise, 8000)
+    with caplog.at_level("INFO"):
+        embed(own, tmp_path / "audio", tmp_path / "out")
+    assert "they are converted" not in caplog.text
+
+
 def test_no_audio(encoder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="2"):

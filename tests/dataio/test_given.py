@@ -52,6 +52,13 @@ def test_what_cannot_be_meant_is_refused(tmp_path, text, words):
         read_given(write(tmp_path, text), IDS)
 
 
+def test_a_spreadsheets_other_encoding_is_named(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes("utterance,speaker\na/1.wav,Jürgen\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="labels.csv is not in UTF-8: save it"):
+        read_given(path, IDS)
+
+
 def test_a_speaker_of_whom_nothing_can_be_read_is_named():
     given = GivenLabels(("ann", "bob"), np.array([0, 1, -1]))
     with pytest.raises(ValueError, match="labelled 'bob' can be read"):

@@ -35,8 +35,8 @@ def test_a_byte_order_mark_is_no_label(tmp_path):
     assert read_trials(path).labels.tolist() == [True, False]
 
 
-def test_missing_list_names_the_key(tmp_path):
-    with pytest.raises(FileNotFoundError, match="verification_file.*nowhere"):
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
         read_trials(tmp_path / "nowhere.txt")
 
 

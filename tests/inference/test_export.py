@@ -404,6 +404,14 @@ def test_nothing_of_an_earlier_export_stays(run, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["README.md", "hyperparams.yaml"])
+def test_files_of_a_project_are_not_replaced(run, tmp_path, name):
+    (tmp_path / name).write_text("my project")
+    with pytest.raises(FileExistsError, match=f"{name} is of no exported"):
+        export(run, "stage1", tmp_path, threshold=0.3)
+    assert [*tmp_path.iterdir()] == [tmp_path / name]
+
+
 @pytest.mark.parametrize(
     "option",
     ["stage1", "--backend=fitted", "--data_folder=there", "--device=cpu"],
