@@ -91,6 +91,8 @@ def check_audio(settings: Settings, folder: pathlib.Path) -> dict:
             path,
             settings.data_folder,
             speaker_folder=False,
+            trials=settings.verification_file,
+            trial_folder=settings.trial_folder,
             max_bad_share=1.0,
             sample_rate=settings.sample_rate,
             channel=settings.channel,

@@ -13,6 +13,7 @@ from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.inference_model import AFFINE
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.plain import plain_settings
@@ -71,7 +72,7 @@ def embed_folder(
         If a folder is missing.
     ValueError
         If there is no audio, the encoder cannot be loaded, or `folder` holds
-        embeddings by another encoder.
+        embeddings by another encoder or of another folder's audio.
 
     Example
     -------
@@ -88,12 +89,25 @@ def embed_folder(
     before = read_json(folder / RECORD)  # {} if unfinished
     made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
     # Before the listing, which would replace that of the other's embeddings.
-    if before.get(WEIGHTS, made_from[WEIGHTS]) != made_from[WEIGHTS]:
+    parts = (WEIGHTS, AFFINE)
+    if before and any(before.get(n) != made_from.get(n) for n in parts):
         raise ValueError(
             f"{folder} holds embeddings by another encoder: name another "
             "folder, or delete that one"
         )
     listed = folder / "manifest.csv"
+    made = read_json(folder / "manifest.csv.json").get("settings", {})
+    earlier = made.get("train_folder", os.path.abspath(audio))
+
+    def accept(found):
+        """Takes other files of the same folder, and a folder that moved."""
+        moved = earlier != os.path.abspath(audio)
+        if before and moved and found != before["manifest.csv"]:
+            raise ValueError(
+                f"{folder} holds embeddings of {earlier}: name another "
+                "folder, or delete that one"
+            )
+
     # Files that cannot be read are counted and named; no limit ends the work.
     prepare_manifest(
         audio,
@@ -102,6 +116,7 @@ def embed_folder(
         max_bad_share=1.0,
         list_again=True,
         sample_rate=extract.sample_rate,
+        accept=accept,
     )
     manifest = load_manifest(listed, os.path.abspath(audio))
     if check is not None:
@@ -110,6 +125,8 @@ def embed_folder(
     if before == made_from:
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
+    # Lest a crash leaves vectors of one encoder under another's record.
+    (folder / RECORD).unlink(missing_ok=True)
     with stop.on_signals():
         found, bad = extract(manifest, np.arange(len(manifest)), folder)
     BadFiles(folder / "bad_files.txt", limit=sys.maxsize).add(bad)

@@ -103,6 +103,26 @@ def test_the_channel_is_that_of_training(folder, opened, capsys):
     assert "--channel=0" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_speakers_of_the_trial_list_are_not_counted(
+    audio, opened, tmp_path, capsys
+):
+    """Nor is anything counted before a list that is not there."""
+    listed = tmp_path / "trials.txt"
+    words = ["check", str(audio), *TINY, f"--verification_file={listed}"]
+    words += [f"--trial_folder={audio}"]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    printed = capsys.readouterr()
+    assert f"there is no file {listed}" in printed.err
+    assert "files" not in printed.out
+    listed.write_text("1 ann/0.wav ann/1.wav\n0 ann/0.wav ann/2.wav\n")
+    main(words)
+    capsys.readouterr()
+    for session in opened:
+        assert session.manifest.ids
+        assert not any(n.startswith("ann") for n in session.manifest.ids)
+
+
 def test_a_manifest_is_what_is_counted(audio, opened, tmp_path, capsys):
     rows = [
         f"{who} {n},0.5,$data_root/{who}/{n}.wav,0,8000,"

@@ -56,6 +56,12 @@ def test_another_encoder_is_refused(encoder, audio, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         embed(other, fewer, tmp_path / "out")
     assert "another encoder" in capsys.readouterr().err
+    # A back-end behind the same weights makes it another encoder, too.
+    shutil.copy(encoder / weights.name, weights)
+    torch.save({}, other / "backend.ckpt")
+    with pytest.raises(SystemExit, match="2"):
+        embed(other, audio, tmp_path / "out")
+    assert "another encoder" in capsys.readouterr().err
     # The listing of the vectors stays beside them.
     assert (tmp_path / "out" / "manifest.csv").read_text() == listed
 
@@ -99,6 +105,22 @@ def test_workers_are_by_default_those_that_help_says(encoder):
     for device, expected in (("cpu", 0), ("cuda", count)):
         extract = load_extractor(encoder, device, num_workers=None)
         assert extract.num_workers == expected
+
+
+def test_audio_of_another_folder_is_refused(encoder, audio, tmp_path, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(audio / "ann", here)
+    embed(encoder, here, tmp_path / "out")
+    with pytest.raises(SystemExit, match="2"):
+        embed(encoder, audio, tmp_path / "out")
+    printed = capsys.readouterr().err
+    assert f"holds embeddings of {here}: name another folder" in printed
+    here.rename(there)  # the same audio
+    before = (tmp_path / "out" / "vectors.npy").read_bytes()
+    embed(encoder, there, tmp_path / "out")
+    (there / "more.wav").write_bytes((there / "0.wav").read_bytes())
+    embed(encoder, there, tmp_path / "out")
+    assert (tmp_path / "out" / "vectors.npy").read_bytes() > before
 
 
 def test_audio_of_the_encoders_rate_is_not_converted(encoder, tmp_path, caplog):
