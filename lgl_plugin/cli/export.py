@@ -57,6 +57,12 @@ def run(
     import pathlib
 
     alone = yaml is not None or pathlib.Path(source).is_file()
+    if not alone and (pathlib.Path(source) / "hyperparams.yaml").exists():
+        raise ValueError(
+            f"{source} is an encoder's folder already: export takes a run's "
+            "output_folder or a file of weights. For ONNX, call "
+            "lgl_plugin.inference.onnx_export.export_onnx"
+        )
     if alone and output is None:
         raise ValueError("a file of weights needs --output, where to write")
     of_a_run = (

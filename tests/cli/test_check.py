@@ -103,6 +103,14 @@ def test_the_channel_is_that_of_training(folder, opened, capsys):
     assert "--channel=0" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_the_folder_of_the_run_stays_as_it_is(audio, opened, tmp_path, capsys):
+    word = f"--output_folder={tmp_path / 'run'}"
+    main(["check", str(audio), *TINY, word])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert word in last and "=RUN" not in last
+    assert opened and not any(tmp_path.iterdir())
+
+
 def test_speakers_of_the_trial_list_are_not_counted(
     audio, opened, tmp_path, capsys
 ):

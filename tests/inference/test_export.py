@@ -606,6 +606,12 @@ def test_command_says_it_without_a_traceback(tmp_path, capsys):
     assert "output_folder of a run" in capsys.readouterr().err
 
 
+def test_an_encoders_folder_is_no_run(exported, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(exported), f"--output={tmp_path}/out"])
+    assert "is an encoder's folder already" in capsys.readouterr().err
+
+
 def test_a_gpu_that_is_absent_is_said_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
