@@ -47,13 +47,8 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     # The run's own folder stays as it is.
     of_run = [word for word in given if key_of(word) == "output_folder"]
     given = [word for word in given if word not in of_run]
-    words = [
-        "lgl",
-        "train",
-        audio,
-        *(of_run or ["--output_folder=RUN"]),
-        *given,
-    ]
+    of_run = of_run or ["--output_folder=RUN"]
+    words = ["lgl", "train", audio, *of_run, *given]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         choices = {"preset": preset or "small", "n_clusters": 2}

@@ -125,7 +125,7 @@ def embed_folder(
     if before == made_from:
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
-    # Lest a crash leaves vectors of one encoder under another's record.
+    # A crash must not leave vectors of one encoder under another's record.
     (folder / RECORD).unlink(missing_ok=True)
     with stop.on_signals():
         found, bad = extract(manifest, np.arange(len(manifest)), folder)

@@ -243,7 +243,7 @@ def embedders(experiment, options):
                 f"{run} has trained no encoder yet: finish that run"
             )
         features = embedder_of(run, steps[0]).extract.encoder.features
-        # What takes waveforms is pre-trained.
+        # Encoders of waveforms are pre-trained: there is no untrained one.
         untrained = () if isinstance(features, Waveform) else (UNTRAINED,)
         for name in (FLOOR, *untrained, *steps):
             yield embedder_of(run, name)
@@ -305,7 +305,7 @@ class Embedder:
 
     @property
     def joined(self):
-        """What the small preset clusters, log-mel statistics among it."""
+        """Embeddings and log-mel statistics, joined as in the small preset."""
         floor = embedder_of(self.run, FLOOR).of_corpus
         floor = floor_whitening().fit(floor)(floor)
         return joined(self.whitened, floor, FLOOR_SHARE)
