@@ -115,8 +115,8 @@ def prepare_manifest(
         what it raises leaves all files as they are.
     list_again : bool
         Whether a finished manifest is reused only while the folder holds the
-        files that it was made of, by their names. For manifests without a
-        trial list.
+        files that it was made of, by their names, and none was written
+        since. For manifests without a trial list.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def prepare_manifest(
     if made is not None:
         changes = _changes(made, settings)
         if not changes and list_again and not _lists(manifest, train_folder):
-            changes = ["files came or went"]
+            changes = ["files came, went or changed"]
         if not changes:
             logger.info(
                 f"Reusing {manifest}: {made['kept']} utterances, "
@@ -256,7 +256,11 @@ def _changes(made, settings):
 
 
 def _lists(manifest, folder):
-    """Says whether manifest and bad_files.txt name a folder's files."""
+    """Says whether manifest and bad_files.txt name a folder's files as they are.
+
+    One that was written since, such as a bad file that was repaired, is not.
+    """
+    listed = manifest.stat().st_mtime_ns
     bad = {*BadFiles(manifest.with_name("bad_files.txt")).reasons}
     good = iter(load_manifest(manifest, folder).ids)  # in the folder's order
     expected = next(good, None)
@@ -267,6 +271,9 @@ def _lists(manifest, folder):
             expected = next(good, None)
         elif not is_bad:
             return False
+        with contextlib.suppress(OSError):
+            if os.stat(os.path.join(folder, name)).st_mtime_ns > listed:
+                return False
     return expected is None and not bad
 
 

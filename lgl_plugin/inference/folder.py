@@ -41,7 +41,7 @@ def embed_folder(
     `folder` gets `vectors.npy`, `utterances.csv` with a line for each row of
     these, `manifest.csv` and `bad_files.txt`. The same call goes on where an
     earlier one was interrupted, and does nothing once all is embedded, unless
-    files came or went.
+    files came, went or were written again.
 
     Arguments
     ---------

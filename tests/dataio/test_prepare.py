@@ -397,8 +397,12 @@ def test_a_manifest_is_reused_while_the_folder_has_its_files(
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_scan", pytest.fail)
         scan(tmp_path, **options)
-    (tmp_path / "wav/bad.wav").unlink()
+    later = (tmp_path / "m.csv").stat().st_mtime + 1
+    put(tmp_path / "wav/bad.wav")  # repaired
+    os.utime(tmp_path / "wav/bad.wav", (later, later))
     assert scan(tmp_path, **options)["bad"] == 0
+    (tmp_path / "wav/bad.wav").unlink()
+    assert scan(tmp_path, **options)["kept"] == 3
     assert (tmp_path / "m.csv").read_bytes() == before
     put(tmp_path / "wav/c.wav")
     assert scan(tmp_path, **options)["kept"] == 4
