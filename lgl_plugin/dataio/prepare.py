@@ -256,9 +256,9 @@ def _changes(made, settings):
 
 
 def _lists(manifest, folder):
-    """Says whether manifest and bad_files.txt name a folder's files as they are.
+    """Says whether manifest and bad_files.txt name a folder's present files.
 
-    One that was written since, such as a bad file that was repaired, is not.
+    One that was written since, such as a bad file that was repaired, is none.
     """
     listed = manifest.stat().st_mtime_ns
     bad = {*BadFiles(manifest.with_name("bad_files.txt")).reasons}
