@@ -16,12 +16,12 @@ import pathlib
 import random
 
 import common
-import speechbrain as sb
 import torch
 
 from lgl_plugin.cli.recipe import RECIPE
 from lgl_plugin.cli.train import load_recipe
 from lgl_plugin.dataio.folder import find_audio
+from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
 from lgl_plugin.runs.settings import load_settings
@@ -97,7 +97,7 @@ def parsed(options, folder, settings, labels):
         f"--device={options.device}",
         *settings,
     ]
-    return sb.parse_arguments(words)
+    return parse_arguments(words)
 
 
 def figures(folder):

@@ -11,12 +11,7 @@ import pathlib
 import shutil
 from typing import TYPE_CHECKING
 
-from lgl_plugin.cli.common import (
-    ENCODER,
-    add_machine,
-    parse_settings,
-    show_notices,
-)
+from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
 from lgl_plugin.cli.recipe import RECIPE
 from lgl_plugin.cli.train import as_pairs, key_of, load_recipe
 
@@ -128,13 +123,15 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
 
     ValueError if a setting is wrong, lest that shows after the other rungs.
     """
+    from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.plain import plain_settings
     from lgl_plugin.runs.settings import changes, load_settings
 
     texts = []
     for words in ([], given):
-        own = {"data_folder": audio}
-        path, run_opts, overrides = parse_settings(YAML, words, own)
+        path, run_opts, overrides = parse_arguments(
+            [str(YAML), *words], {"data_folder": audio}
+        )
         texts.append(load_settings(path, overrides, run_opts)[1])
     return changes(*map(plain_settings, texts))
 
@@ -144,6 +141,7 @@ def train_network(
 ) -> pathlib.Path:
     """Trains a ladder's network by a round of Stage II, on rows to train on."""
     from lgl_plugin.nnet.batch_norm import batch_norms
+    from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_preset
 
@@ -172,6 +170,6 @@ def train_network(
         own["labels_file"] = labels
     named = {key_of(option) for option in given}
     own = {key: value for key, value in own.items() if key not in named}
-    words = [f"--device={ladder.device}", *given]
-    load_recipe().train(*parse_settings(YAML, words, own))
+    words = [str(YAML), f"--device={ladder.device}", *given]
+    load_recipe().train(*parse_arguments(words, own))
     return folder / "iter1" / "gated" / "embedding_model.ckpt"

@@ -12,7 +12,7 @@ import pathlib
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from lgl_plugin.cli.common import parse_settings, show_notices
+from lgl_plugin.cli.common import show_notices
 from lgl_plugin.cli.train import (
     add_preset,
     as_pairs,
@@ -228,22 +228,23 @@ def phases(settings: Settings) -> int:
 
 def open_session(
     folder: pathlib.Path,
-    path: pathlib.Path,
+    yaml: pathlib.Path,
     options: list[str],
     usual: dict[str, Any],
 ) -> Session:
     """Opens a stage's session on a few of the folder's files."""
     from lgl_plugin.evaluation.observer import observer_of
+    from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.settings import load_settings
     from lgl_plugin.training.session import Session
 
     few = ["--debug", f"--debug_batches={STEPS + 1}", "--debug_epochs=1"]
-    words = [*options, *few, "--noprogressbar"]
-    _, run_opts, overrides = parse_settings(path, words, usual)
+    words = [str(yaml), *options, *few, "--noprogressbar"]
+    path, run_opts, overrides = parse_arguments(words, usual)
     settings, _ = load_settings(path, overrides, run_opts)
     n_rows = (STEPS + 2) * settings.dataloader_options.batch_size
     sample = sample_of(folder / "manifest.csv", n_rows)
-    _, _, overrides = parse_settings(path, words, usual | {"manifest": sample})
+    _, _, overrides = parse_arguments(words, usual | {"manifest": sample})
     loaded = load_settings(path, overrides, run_opts)
     session = Session(*loaded, run_opts, observer_of)
     session.seed(1)

@@ -12,7 +12,6 @@ import types
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lgl_plugin.cli.common import parse_settings
 from lgl_plugin.cli.recipe import RECIPE
 
 if TYPE_CHECKING:
@@ -99,14 +98,15 @@ def parse(
 
     With them come the settings of each.
     """
+    from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.plain import plain_settings
     from lgl_plugin.runs.run import planned_steps
     from lgl_plugin.runs.settings import did_you_mean, load_settings
 
     known = set().union(*keys(choices["preset"]))
     parsed = []
-    for stage in stages(choices, audio, output_folder, given):
-        parsed.append(parse_settings(*stage))
+    for path, words, own in stages(choices, audio, output_folder, given):
+        parsed.append(parse_arguments([str(path), *words], own))
         # A stage by itself would find the nearest of its own keys alone.
         for name in plain_settings(parsed[-1][2]):
             if name not in known:

@@ -1,6 +1,7 @@
 """HyperPyYAML texts to plain data and back, without making an object."""
 
 import math
+import pathlib
 from typing import Any
 
 import ruamel.yaml
@@ -76,6 +77,9 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(dict, _Dumper.represent_settings)
 _Dumper.add_representer(list, _Dumper.represent_short_list)
+_Dumper.add_multi_representer(
+    pathlib.PurePath, lambda dumper, path: dumper.represent_str(str(path))
+)
 # PyYAML quotes what yaml 1.1 would not read as text. Of the text "1e3", a
 # number in yaml 1.2 alone, ruamel would make one.
 for versions, *resolver in ruamel.yaml.resolver.implicit_resolvers:

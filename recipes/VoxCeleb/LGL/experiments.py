@@ -17,6 +17,7 @@ import sys
 from speechbrain.utils.run_opts import RunOptions
 from tqdm import tqdm
 
+from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
@@ -124,12 +125,9 @@ class Experiment:
     @functools.cached_property
     def settings(self):
         """Stage II's yaml with the overrides of all runs, as plain data."""
-        plain = [
-            f"{_key(option)}: {option.split('=', 1)[1]}"
-            for option in self.options[1]
-            if _key(option) in self.keys[1] and "!" not in option
-        ]
-        return plain_settings(resolve(self.yamls[1], "\n".join(plain)))
+        words = [self.yamls[1], *self.options[1]]
+        path, run_opts, overrides = parse_arguments(words)
+        return plain_settings(resolve(path, overrides, run_opts))
 
     def run_folder(self, seed, name="base"):
         """Returns the folder of a variant's run."""

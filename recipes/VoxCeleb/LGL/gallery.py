@@ -21,11 +21,11 @@ import sys
 import tempfile
 
 import numpy as np
-import speechbrain as sb
 from experiments import run_all
 from scipy.stats import spearmanr
 from study import spread
 
+from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.files import atomic_write, write_json
@@ -102,7 +102,7 @@ def main():
         parser.error(f"--methods: {unknown} is none of {', '.join(names)}")
     methods = [entry for entry in METHODS if entry.name in chosen]
     # A mistyped option shows here, and not after the first runs.
-    parsed = sb.parse_arguments([options.yaml, *overrides])
+    parsed = parse_arguments([options.yaml, *overrides])
     settings, _ = load_settings(parsed[0], parsed[2], parsed[1])
     if not settings.verification_file:
         parser.error("verification_file: a gallery needs a trial list")

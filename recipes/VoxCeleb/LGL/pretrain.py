@@ -37,6 +37,7 @@ from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.inference.log_mels import LogMels, model_inputs, write_log_mels
 from lgl_plugin.nnet.masked_prediction import mix_utterances, span_mask
 from lgl_plugin.nnet.schedules import WarmupCosine
+from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.plain import plain_settings
@@ -309,7 +310,7 @@ def pretrain(settings, itself, run_opts):
 
 def main():
     """Trains what the command line says."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
     if "precision" in run_opts.overridden_args:  # SpeechBrain takes it away
         overrides += f"\nprecision: {run_opts.precision}"
     with explained_errors(2, bool(run_opts.get("debug"))):

@@ -56,8 +56,7 @@ def batch(options, rest):
 
 def settings(options, rest):
     """Refuses options that the yamls of the trainings do not take."""
-    import speechbrain as sb
-
+    from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.settings import resolve
 
     for word in rest:
@@ -66,7 +65,7 @@ def settings(options, rest):
     for name in ("stage1", "stage2", *options.methods):
         size = f"--batch_size={batch_of(options, name)}"
         yaml = str(options.hparams / f"{name}.yaml")
-        path, run_opts, overrides = sb.parse_arguments([yaml, size, *rest])
+        path, run_opts, overrides = parse_arguments([yaml, size, *rest])
         resolve(path, overrides, run_opts)
 
 

@@ -27,6 +27,7 @@ from lgl_plugin.methods.ssps import SSPSBrain
 from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.nnet.pseudo_positives import PseudoPositives
 from lgl_plugin.report.build import try_to_write_report
+from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage1 import (
@@ -154,7 +155,7 @@ def train(hparams_file, run_opts, overrides, plan=None, stages=STAGES):
 
 def main(stages=STAGES):
     """Trains the stage that the command line's yaml names."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
     train(hparams_file, run_opts, overrides, stages=stages)
 

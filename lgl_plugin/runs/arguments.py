@@ -1,0 +1,73 @@
+"""A recipe's command line, each value as it was typed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lgl_plugin.runs.plain import dump_settings
+
+if TYPE_CHECKING:
+    from speechbrain.utils.run_opts import RunOptions
+
+
+def parse_arguments(
+    words: list[str], own: dict[str, Any] | None = None
+) -> tuple[str, RunOptions, str]:
+    """Reads a command line as `speechbrain.parse_arguments` does.
+
+    SpeechBrain parts the words at each "=" and quotes nothing: a folder
+    "lr=0.1" would be "lr 0.1", and "Tape #3" the folder "Tape".
+
+    Arguments
+    ---------
+    words : list[str]
+        The path of a yaml, and options.
+    own : dict, optional
+        Settings beside the options, as `plain_settings` returns them.
+
+    Returns
+    -------
+    str
+        The path of the yaml.
+    speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+    str
+        The other ones and `own`, as a yaml text.
+
+    Example
+    -------
+    >>> words = ["stage2.yaml", "--output_folder=results/lr=0.1 #2"]
+    >>> path, run_opts, overrides = parse_arguments(words)
+    >>> path, overrides
+    ('stage2.yaml', "output_folder: 'results/lr=0.1 #2'")
+    """
+    import speechbrain as sb
+
+    taken: list[str] = []
+    lines: list[str] = []
+    for word in words:
+        # The value of an option before it, `--key value`.
+        if (
+            _is_misread(word)
+            and not word.startswith("--")
+            and taken
+            and taken[-1].startswith("--")
+            and "=" not in taken[-1]
+        ):
+            word = f"{taken.pop()}={word}"
+        key, _, value = word.partition("=")
+        if not (key.startswith("--") and _is_misread(value)):
+            taken.append(word)
+        elif value[0] in "!{['\"":  # a yaml text
+            lines.append(f"{key[2:]}: {value}")
+        else:
+            lines.append(dump_settings({key[2:]: value}).strip())
+    path, run_opts, overrides = sb.parse_arguments(taken)
+    if own:
+        lines.append(dump_settings(own).strip())
+    return path, run_opts, "\n".join(filter(None, [overrides, *lines]))
+
+
+def _is_misread(text):
+    """Says whether SpeechBrain would read another text than this."""
+    return "=" in text or " #" in text
