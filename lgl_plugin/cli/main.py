@@ -35,13 +35,15 @@ def main(arguments: list[str] | None = None) -> None:
     the work failed. With `--debug` it is raised as it is.
     """
     spin_briefly()  # OpenMP reads that once, when torch is loaded
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options, rest = build_parser().parse_known_args(arguments)
     options = vars(options)
     run, verb, debug = (options.pop(key) for key in ("run", "parser", "debug"))
     if "settings" in options:
         # SpeechBrain's own --debug tries a setup out on a few batches.
         options["settings"] = [*rest, *(["--debug"] if debug else [])]
+        if swapped := swapped_value(arguments, rest):
+            verb.error(swapped)
     elif rest:
         verb.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -55,6 +57,17 @@ def main(arguments: list[str] | None = None) -> None:
         )
         status = 2 if isinstance(error, WRONG_CALL) else 1
         raise SystemExit(status) from error
+
+
+def swapped_value(arguments: list[str], rest: list[str]) -> str | None:
+    """Tells of `--key value AUDIO`, of which argparse takes value for AUDIO."""
+    for key, value in zip(rest, rest[1:]):
+        if not key.startswith("--") or "=" in key or value.startswith("--"):
+            continue
+        typed = arguments[arguments.index(key) + 1]
+        if typed != value:
+            return f"write {key}={typed}, or {value} before {key}"
+    return None
 
 
 def build_parser() -> argparse.ArgumentParser:

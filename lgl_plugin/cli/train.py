@@ -158,7 +158,7 @@ def suggest(n_files: int, hours: float, preset: str | None = None) -> dict:
         words = f"{n_clusters:,} clusters, a guess of the number of speakers"
     print(
         f"{n_files:,} files, about {hours:.1f} hours: the preset {preset} with "
-        f"{words}. Others: --preset, --n_clusters"
+        f"{words}, unless --preset, --n_clusters or --cluster say otherwise"
     )
     return {"preset": preset, "n_clusters": n_clusters}
 
@@ -216,6 +216,10 @@ def stages(
         "n_clusters": choices["n_clusters"],
     }
     named = {key_of(option) for option in given}
+    # A clustering of the user's own may say itself of how many clusters.
+    for option in given:
+        if option.startswith("--cluster=!") and "<n_clusters>" not in option:
+            named.add("n_clusters")
     own = keys(choices["preset"])
     for name, mine, other in zip(PRESETS[choices["preset"]], own, own[::-1]):
         # A key of neither stage goes to both: it is an option of SpeechBrain's

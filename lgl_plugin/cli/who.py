@@ -8,6 +8,8 @@ import argparse
 
 from lgl_plugin.cli.common import ENCODER, add_machine, cosine, show_notices
 
+MADE = ("speakers.csv", "index.html", "wrong_labels.csv")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
@@ -47,7 +49,7 @@ def run(
     import pathlib
 
     from lgl_plugin.dataio.given import read_given
-    from lgl_plugin.inference.folder import embed_folder
+    from lgl_plugin.inference.folder import embed_folder, refuse_foreign
     from lgl_plugin.inference.speakers import (
         find_speakers,
         write_speakers,
@@ -80,6 +82,7 @@ def run(
                 "number of files"
             )
 
+    refuse_foreign(output, MADE, store)
     manifest, found = embed_folder(
         encoder, audio, store, device, num_workers, check
     )

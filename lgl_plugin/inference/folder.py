@@ -4,7 +4,7 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
@@ -15,7 +15,7 @@ from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.inference_model import AFFINE
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.runs.lock import lock_folder
+from lgl_plugin.runs.lock import LOCK, lock_folder
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import WEIGHTS, YAML, encoder_files
 from lgl_plugin.utils.device import check_device
@@ -26,6 +26,7 @@ from lgl_plugin.utils.tables import write_csv
 logger = get_logger(__name__)
 
 RECORD = "embeddings.json"
+MADE = ("vectors.npy", "utterances.csv", "manifest.csv", "bad_files.txt")
 
 
 def embed_folder(
@@ -70,6 +71,8 @@ def embed_folder(
     ------
     FileNotFoundError
         If a folder is missing.
+    FileExistsError
+        If `folder` holds files of these names that were not made here.
     ValueError
         If there is no audio, the encoder cannot be loaded, or `folder` holds
         embeddings by another encoder or of another folder's audio.
@@ -85,6 +88,7 @@ def embed_folder(
     folder, device = pathlib.Path(folder), check_device(device)
     # The encoder first: what is wrong with it shows before a long scan.
     extract = load_extractor(encoder, device, num_workers)
+    refuse_foreign(folder, MADE, folder)
     lock_folder(folder)
     before = read_json(folder / RECORD)  # {} if unfinished
     made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
@@ -122,7 +126,8 @@ def embed_folder(
     if check is not None:
         check(manifest)
     made_from["manifest.csv"] = checksum(listed)
-    if before == made_from:
+    # A file that was written since may have other audio of the same length.
+    if before == made_from and _newest(manifest) <= modified(folder / RECORD):
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
     # A crash must not leave vectors of one encoder under another's record.
@@ -139,6 +144,34 @@ def embed_folder(
     write_csv(folder / "utterances.csv", itertools.chain([header], rows))
     write_json(folder / RECORD, made_from)  # last: all before it is whole
     return manifest, found
+
+
+def refuse_foreign(
+    folder: pathlib.Path, names: Iterable[str], locked: pathlib.Path
+) -> None:
+    """Refuses to replace files in a folder that no call has worked in.
+
+    A call that has leaves its lock in `locked`.
+    """
+    there = [name for name in names if (folder / name).exists()]
+    if there and not (locked / LOCK).exists():
+        raise FileExistsError(
+            f"{folder} holds {', '.join(there)}, which would be replaced: "
+            "name another folder"
+        )
+
+
+def _newest(manifest):
+    """Returns when the file that was written last was written."""
+    return max(map(modified, manifest.wavs))
+
+
+def modified(path: str | pathlib.Path) -> int:
+    """Returns when a file was written, in ns; 0 if there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def read_threshold(encoder: str | pathlib.Path) -> float | None:

@@ -207,8 +207,7 @@ class Session:
             raise ValueError(
                 f"batch_size: {self.batch_size} is more than the "
                 f"{len(self.train_rows)} utterances to train on "
-                f"({len(self.rows)} in {path}, less those held out). Lower "
-                "batch_size."
+                f"({len(self.rows)}, less those held out). Lower batch_size."
             )
 
     def _accept_manifest(self, checksum):

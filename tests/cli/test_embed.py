@@ -100,6 +100,30 @@ def test_audio_that_came_or_went_is_seen(encoder, audio, tmp_path):
     assert len(names) == 16 and names[3] == "ann/9.wav"
 
 
+def test_audio_that_was_replaced_is_embedded_again(encoder, audio, tmp_path):
+    """Of the same length, so that the listing is as before."""
+    mine, out = tmp_path / "audio", tmp_path / "out"
+    shutil.copytree(audio, mine)
+    embed(encoder, mine, out)
+    before = np.load(out / "vectors.npy")
+    wav, rate = soundfile.read(mine / "ann" / "0.wav", dtype="int16")
+    soundfile.write(mine / "ann" / "0.wav", wav[::-1], rate)
+    embed(encoder, mine, out)
+    differ = (np.load(out / "vectors.npy") != before).any(axis=1)
+    assert differ.tolist() == [True] + 15 * [False]
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "manifest.csv"])
+def test_files_of_others_are_not_replaced(
+    encoder, audio, tmp_path, capsys, name
+):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        embed(encoder, audio, tmp_path)
+    assert f"{name}, which would be replaced" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_workers_are_by_default_those_that_help_says(encoder):
     count = min(8, os.cpu_count())
     for device, expected in (("cpu", 0), ("cuda", count)):

@@ -46,6 +46,12 @@ def test_a_wrong_call_is_one_line_and_status_2(capsys, tmp_path):
     assert line.startswith("lgl status: ") and "holds no metrics" in line
 
 
+def test_a_value_that_stands_in_an_arguments_place_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--n_clusters", "9", "/audio", "--output_folder=/run"])
+    assert "write --n_clusters=9, or /audio before" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no metrics"):
         main(["status", str(tmp_path / "nowhere"), "--debug"])

@@ -53,6 +53,22 @@ def test_what_is_given_replaces_what_is_usual():
     assert second["n_clusters"] == "50"
 
 
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_a_clustering_may_say_itself_of_how_many_clusters(preset, tmp_path):
+    choices = {"preset": preset, "n_clusters": 7}
+    kmeans = "!new:lgl_plugin.clustering.kmeans.TorchKMeans"
+    for cluster, n in (
+        (f"{kmeans} [9]", 9),
+        (
+            f"{kmeans} {{n_clusters: !ref <n_clusters>}}",
+            7,
+        ),
+    ):
+        given = [f"--cluster={cluster}"]
+        _, (_, second) = train.parse(choices, tmp_path, tmp_path / "run", given)
+        assert second.cluster.n_clusters == n
+
+
 def test_the_screen_counts_the_steps_of_both_stages(tmp_path):
     choices = {"preset": "small", "n_clusters": 7}
     (first, second), _ = train.parse(choices, tmp_path, tmp_path / "run", [])

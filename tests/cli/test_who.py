@@ -40,6 +40,14 @@ def test_files_of_a_speaker_come_together(encoder, audio, tmp_path, option):
     assert set(groups) == {"1", "2", "3", "4"}
 
 
+def test_a_page_of_others_is_not_replaced(encoder, audio, tmp_path, capsys):
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        who(encoder, audio, tmp_path)
+    assert "index.html, which would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
 class Sources(html.parser.HTMLParser):
     """Collects what audio elements play, and scripts."""
 
