@@ -49,17 +49,18 @@ def check_number(n_clusters: int, n_embeddings: int) -> None:
 
 
 def normalised(embeddings: np.ndarray) -> np.ndarray:
-    """Returns embeddings (N, D), none of length 0, as float32 unit vectors."""
+    """Returns embeddings (N, D) as float32 unit vectors; zeros stay zeros."""
     points = np.array(embeddings, dtype=np.float32, order="C")
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    return points
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    return np.divide(points, norms, out=points, where=norms > 0)
 
 
 def joined(points: np.ndarray, others: np.ndarray, share: float) -> np.ndarray:
     """Joins two views of the same utterances, (N, D) and (N, D'), for cosines.
 
     Returns unit vectors (N, D + D'), float32, whose cosine is (1 - share) times
-    that of `points` plus `share`, from 0 to 1, times that of `others`.
+    that of `points` plus `share`, from 0 to 1, times that of `others`; vectors
+    shorter than that where `others` has zeros.
     """
     views = (1 - share, points), (share, others)
     return np.hstack([normalised(view) * weight**0.5 for weight, view in views])

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lgl_plugin.runs.metrics_log import cells, columns
+from lgl_plugin.runs.metrics_log import cells, columns, row_name
 from lgl_plugin.runs.settings import flatten
 from lgl_plugin.utils.tables import markdown_table
 
@@ -71,6 +71,9 @@ def model_card(
         data=data,
         data_name=_code(data["name"]) if data else "",
         stage=stage,
+        method=_class(chosen, "method"),
+        gate=_class(chosen, "gate"),
+        log_mels=bool(chosen.get("log_mel_share")),
         iteration=step.split("/")[0].removeprefix("iter"),
         n_classes=n_classes,
         results=_table(header, body) if len(header) > 1 else "",
@@ -177,15 +180,24 @@ def _metadata(title, figures, trials, licence, backend):
 
 
 def _rows_until(rows, step):
-    """Returns a run's rows up to that of a step, and the name of that row."""
-    place, *phase = step.split("/")
-    own = "Stage I, SSPS" if place == "ssps" else "Stage I"
+    """Returns a run's rows up to that of a step, and the name of its own."""
+    place, *phase = re.sub(r"/average\d+$", "", step).split("/")
+    record = {"stage": 1, "phase": place}
     if place.startswith("iter"):
-        own = f"iteration {place.removeprefix('iter')}, {'/'.join(phase)}"
+        record = {"stage": 2, "iteration": place.removeprefix("iter")}
+        record["phase"] = "/".join(phase)
+    own = row_name(record)
     if own in rows:
         names = list(rows)
         rows = {name: rows[name] for name in names[: names.index(own) + 1]}
-    return rows, own
+    # The mean of some epochs' weights was not scored.
+    return rows, own if step == "/".join([place, *phase]) else ""
+
+
+def _class(settings, name):
+    """Returns the name of the class that a setting makes an object of."""
+    tag = next(iter(settings.get(name) or ()), "")
+    return _code(tag.rpartition(".")[2]) if tag else ""
 
 
 def _without_paths(value: Any) -> Any:

@@ -64,6 +64,8 @@ class Share:
             if known["key"] == self.key and size >= known["n_bytes"]:
                 known["bad"] = [tuple(bad) for bad in known["bad"]]
                 vars(self).update(known, placed=[placed])
+        if not self.n_bytes:  # else the vectors to come would count as those
+            self.path.with_suffix(".npz").unlink(missing_ok=True)
         self.file = open(self.path, "ab")
         # A killed process may have appended vectors after its last save.
         self.file.truncate(self.n_bytes)

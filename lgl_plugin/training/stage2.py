@@ -110,15 +110,15 @@ class Round:
         points = vectors = np.array(embeddings.vectors)
         if settings.cluster_backend is not None:
             points = settings.cluster_backend.fit(vectors)(vectors)
-        clusters = settings.cluster(points)
+        cluster = copy.copy(settings.cluster)
         if settings.log_mel_share:
+            if getattr(cluster, "n_clusters", None) == "auto":
+                # With log-mel statistics it would count sessions: these tell
+                # them apart better than speakers.
+                cluster.n_clusters = cluster(points).n_clusters
             others = self._log_mels(embeddings.utterances)
             points = joined(points, others, settings.log_mel_share)
-            # With log-mel statistics "auto" would count sessions: these tell
-            # them apart better than speakers.
-            again = copy.copy(settings.cluster)
-            again.n_clusters = clusters.n_clusters
-            clusters = again(points)
+        clusters = cluster(points)
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:
             rows = manifest.rows(embeddings.utterances)
@@ -158,10 +158,18 @@ class Round:
         return {"n_clusters": n_clusters}
 
     def _log_mels(self, utterances):
-        """Returns the whitened log-mel statistics of utterances (N, 160)."""
+        """Returns the whitened log-mel statistics of utterances (N, 160).
+
+        Zero for one whose audio could not be read at that time.
+        """
         first = self.folder.parent / "iter1" / "embeddings" / LOG_MELS
-        statistics = Embeddings.load(first).rows(utterances)
-        return floor_whitening().fit(statistics)(statistics)
+        store = Embeddings.load(first)
+        place = {name: row for row, name in enumerate(store.utterances)}
+        rows = np.array([place.get(name, -1) for name in utterances])
+        statistics = store.vectors[rows[rows >= 0]]
+        found = np.zeros((len(rows), statistics.shape[1]), np.float32)
+        found[rows >= 0] = floor_whitening().fit(statistics)(statistics)
+        return found
 
     def _agreement(self):
         """Returns the AMI of the pseudo-labels and those of the round before.

@@ -23,3 +23,42 @@ def test_label_free_figures_stand_for_a_missing_error_rate():
     rows["Stage I"]["eer"] = 9.0
     card = model_card(settings, "ECAPA_TDNN", "stage1", rows=rows)
     assert "pseudo-EER" not in card and "| **Stage I** | 9.0 |" in card
+
+
+ROWS = {
+    "Stage I": {"eer": 9.0},
+    "iteration 1, gated": {"eer": 8.0},
+    "iteration 2, gated": {"eer": 7.0},
+}
+
+
+@pytest.mark.parametrize(
+    "step, shown, own",
+    [
+        ("stage1", 1, "Stage I"),
+        ("iter1/gated", 2, "iteration 1, gated"),
+        ("stage1/average10", 1, None),
+        ("iter1/gated/average2", 2, None),
+    ],
+)
+def test_an_average_has_no_figure_of_another_model(step, shown, own):
+    settings = {"stage 2": {"sample_rate": 16000}}
+    card = model_card(settings, "ECAPA_TDNN", step, rows=ROWS)
+    assert [name in card for name in ROWS] == [n < shown for n in range(3)]
+    for name, figures in ROWS.items():
+        assert (f"**{name}**" in card) == (name == own)
+        assert (f"value: {figures['eer']}" in card) == (name == own)
+
+
+@pytest.mark.parametrize(
+    "stage, setting, value, said",
+    [
+        ("stage 1", "method", {"!name:a.dino.DINO": {}}, "by `DINO`."),
+        ("stage 2", "gate", {"!new:b.NoGate": {}}, "a gate, `NoGate`, let"),
+        ("stage 2", "log_mel_share", 0.33, "embeddings and by log-mel"),
+        ("stage 2", "log_mel_share", 0, "embeddings into pseudo-speakers"),
+    ],
+)
+def test_the_method_is_the_one_of_the_settings(stage, setting, value, said):
+    settings = {stage: {"sample_rate": 16000, setting: value}}
+    assert said in model_card(settings, "ECAPA_TDNN")

@@ -34,6 +34,14 @@ def test_a_restart_goes_on_by_the_same_key_only(tmp_path):
     assert Share(tmp_path, "encoder 2").batches == 0
 
 
+def test_vectors_of_another_key_do_not_count_after_a_kill(tmp_path):
+    first_batch(tmp_path)
+    other = Share(tmp_path, "encoder 2")
+    other.add(np.array([4, 2]), VECTORS + 9, [])
+    other.file.flush()  # and killed before its first save
+    assert Share(tmp_path, "encoder 1").batches == 0
+
+
 def test_vectors_after_the_last_save_are_dropped(tmp_path):
     share = first_batch(tmp_path)
     share.save_seconds = 600.0

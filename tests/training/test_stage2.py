@@ -64,8 +64,8 @@ def cluster(tmp_path):
         )
         names = Strings(str(n) for n in range(len(embeddings)))
         Embeddings(names, embeddings).save(this.folder / "embeddings")
-        if log_mels is not None:  # of the first round, and of more utterances
-            names = Strings(["bad", *names])
+        if log_mels is not None:  # of the first round, and other utterances
+            names = Strings(["bad", *names][: len(log_mels) + 1])
             log_mels = np.vstack([np.ones_like(log_mels[:1]), log_mels])
             store = tmp_path / "iter1" / "embeddings" / LOG_MELS
             Embeddings(names, log_mels).save(store)
@@ -151,6 +151,11 @@ def test_log_mel_statistics_improve_labels_but_do_not_count(cluster):
     assert adjusted_rand_score(speakers, without) < 0.92
     assert adjusted_rand_score(speakers, labels) > 0.98
     check_centroids(centroids, points, labels)
+    # Three that could not be read in the first round are with most of theirs.
+    labels, _, _ = cluster(
+        points, clusterer, log_mels=log_mels[:-3], share=0.33
+    )
+    assert len(set(labels[speakers == speakers[-1]])) == 1
 
 
 def test_given_labels_are_the_first_clusters(cluster):
