@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", help="output_folder of a run; or a file of weights")
     add("step", nargs="?", help="stage1, iter1, iter1/gated; none: the latest")
-    add("--output", help="folder to write; RUN/export/STEP")
+    add(
+        "--output",
+        help="folder to write; RUN/export/STEP or, with options, STEP-custom",
+    )
     add("--yaml", help="of weights that are of no run")
     add("--data_folder", help="where the audio is now")
     add("--threshold", type=cosine, help="of the cosine; found without labels")

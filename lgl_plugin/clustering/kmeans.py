@@ -124,7 +124,7 @@ class KMeans(abc.ABC):
                     f"{name}: auto is for TwoStepKMeans, whose second step "
                     "tells the number; k-means must be given one"
                 )
-            if not (value >= 1 and value % 1 == 0):
+            if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(
                     f"{name} must be whole and at least 1, got {value}"
                 )

@@ -12,7 +12,7 @@ import numpy as np
 
 from lgl_plugin.clustering.first_step import means_of, parts
 from lgl_plugin.clustering.kmeans import Clustering, KMeans
-from lgl_plugin.clustering.number import Estimate, check_enough, estimate
+from lgl_plugin.clustering.number import check_enough, estimate
 from lgl_plugin.clustering.vectors import check_number, normalised
 from lgl_plugin.clustering.ward import ward
 
@@ -36,8 +36,8 @@ class TwoStepKMeans:
         50,000, two minutes of a CPU core and VoxCeleb2's million utterances
         on a GPU.
     n_clusters : int or "auto"
-        Clusters after the second step; "auto" is an estimate, which the
-        attribute `estimate` holds after a call (`clustering.number.Estimate`).
+        Clusters after the second step; "auto" is an estimate
+        (`clustering.number.estimate`).
 
     Raises
     ------
@@ -58,18 +58,14 @@ class TwoStepKMeans:
 
     kmeans: KMeans
     n_clusters: int | Literal["auto"]
-    estimate: Estimate | None = dataclasses.field(
-        default=None, init=False, repr=False
-    )
 
     def __post_init__(self) -> None:
         n_clusters, most = self.n_clusters, self.kmeans.n_clusters
         if n_clusters == "auto":
             return
         if (
-            isinstance(n_clusters, str)
+            not isinstance(n_clusters, int | np.integer)
             or not 1 <= n_clusters <= most
-            or n_clusters % 1
         ):
             raise ValueError(
                 f"n_clusters must be auto, or whole and from 1 to the {most} "
@@ -91,8 +87,8 @@ class TwoStepKMeans:
         tree = ward(first.means, first.sizes)
         n_clusters = self.n_clusters
         if n_clusters == "auto":
-            self.estimate = estimate(self.kmeans, embeddings, first, tree)
-            n_clusters = self.estimate.n_clusters
+            found = estimate(self.kmeans, embeddings, first, tree)
+            n_clusters = found.n_clusters
         n_clusters = min(n_clusters, len(first.sizes))
         labels = tree.cut(n_clusters)[first.labels]
         inertia = first.within + tree.within()[n_clusters - 1]

@@ -297,7 +297,7 @@ def check_sound(wav: torch.Tensor) -> None:
     """Raises BadAudio if a waveform (time,) is silent."""
     if is_silent(wav):
         raise BadAudio(
-            "is silent from end to end: no sample above "
+            "is silent: no sample that was read is above "
             f"{20 * math.log10(SILENCE):.0f} dB of full scale"
         )
 

@@ -84,7 +84,9 @@ def export(
         folder below the run's with an encoder. By default the latest of all.
     folder : str or pathlib.Path, optional
         Where to write. By default `<run>/export/iter2` for a round's latest
-        encoder, `<run>/export/iter2-classifier` for another of it.
+        encoder, `<run>/export/iter2-classifier` for another of it; with
+        "-custom" behind it for a threshold, licence or back-end of your own,
+        as training may write the former again.
     device : str
         Where utterances are embedded to find the threshold.
     data_folder : str, optional
@@ -122,7 +124,9 @@ def export(
     """
     run = pathlib.Path(run)
     source = read_trained_step(run, step, data_folder, backend)
-    folder = folder or run / "export" / source.short_name
+    custom = threshold is not None or licence != "other" or backend is not None
+    name = source.short_name + ("-custom" if custom else "")
+    folder = folder or run / "export" / name
     check_target(folder)  # before the search for a threshold
     model, manifest = source.model, source.manifest
     share, seed = (model.settings[k] for k in ("held_out_share", "seed"))

@@ -19,6 +19,7 @@ from torch.nn.functional import conv1d, pad
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.nnet.features import KaldiFbank
 from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.speechbrain_internals import replace_statistics
 
 ONNX = "encoder.onnx"  # in an exported folder
 TOLERANCE = 1e-4  # of the largest value, or of 1
@@ -130,7 +131,7 @@ def _make_traceable(encoder):
             part.forward = functools.partial(_kaldi_fbank, part)
         elif isinstance(part, InputNormalization):
             # Its mask of padding would have the traced length for good.
-            part._compute_current_stats = _whole_statistics
+            replace_statistics(part, _whole_statistics)
 
 
 def _stft(stft, waveform):

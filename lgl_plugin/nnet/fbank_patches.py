@@ -8,12 +8,7 @@ pass. Here both are buffers, which move with the module.
 import torch
 from speechbrain.processing.features import STFT, Filterbank
 
-
-class ResidentFilterbank(Filterbank):
-    """A filter bank that makes its filters once; as a class, for copies."""
-
-    def _create_fbank_matrix(self, f_central_mat, band_mat):
-        return self.filters
+from lgl_plugin.utils.speechbrain_internals import ResidentFilterbank
 
 
 def keep_on_device(features: torch.nn.Module) -> None:
@@ -31,14 +26,4 @@ def keep_on_device(features: torch.nn.Module) -> None:
             and module.freeze
             and not module.param_rand_factor
         ):
-            filters = _filters(module)
-            module.register_buffer("filters", filters, persistent=False)
-            module.__class__ = ResidentFilterbank
-
-
-def _filters(bank):
-    """Returns the filters (bins, bands) that a filter bank makes at a call."""
-    size = bank.all_freqs_mat.shape
-    return bank._create_fbank_matrix(
-        bank.f_central[:, None].expand(size), bank.band[:, None].expand(size)
-    )
+            ResidentFilterbank.replace(module)

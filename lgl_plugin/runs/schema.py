@@ -50,7 +50,8 @@ Clusters = Annotated[
 ]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# Settings that only other entries of a yaml refer to: no code reads them.
+# Settings that only other entries of a yaml refer to. Stage I's methods take
+# embedding_size, too.
 REFERRED_TO = (
     "musan_folder",
     "rir_folder",
@@ -82,6 +83,14 @@ class LoaderOptions(BaseModel):
 
     batch_size: Annotated[int, Field(ge=2)]
     num_workers: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check_order(self) -> LoaderOptions:
+        """Refuses what the recipe passes itself: torch would, after hours."""
+        for name in ("sampler", "shuffle", "drop_last", "collate_fn"):
+            if name in (self.model_extra or {}):
+                raise ValueError(f"leave {name} out: the recipe sets it itself")
+        return self
 
 
 class Settings(BaseModel):

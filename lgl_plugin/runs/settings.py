@@ -191,7 +191,7 @@ def resolve(
     _merge(tree, changes)
     _check_names(path, tree, referred | _referred(tree))
     _check_effect(path, tree, changes)
-    _expand_home(tree)
+    _complete_paths(tree)
     _take_pretrained(path, tree, changes)
     return _resolved(tree)
 
@@ -386,7 +386,8 @@ def _check_effect(path, tree, changes):
                 f"{path}: {name} changes nothing where {needed} is 0: leave "
                 f"{name} out, or set {needed} to 1 or more"
             )
-        if name in REFERRED_TO and name not in _referred(tree):
+        read = name == "embedding_size" and tree.get("stage") == 1
+        if name in REFERRED_TO and not read and name not in _referred(tree):
             raise ValueError(
                 f"{path}: {name} changes nothing here, as no other entry of "
                 "the yaml refers to it"
@@ -416,11 +417,16 @@ def _merge(tree, changes):
         tree[key] = value
 
 
-def _expand_home(tree):
-    """Puts the home folder for a leading ~, which some shells leave."""
+def _complete_paths(tree):
+    """Puts the home folder for a leading ~, which some shells leave.
+
+    A manifest's path becomes absolute: exports read it, wherever they start.
+    """
     for key, value in tree.items():
         if isinstance(value, str) and value.startswith("~/"):
             tree[key] = os.path.expanduser(value)
+    if isinstance(path := tree.get("manifest"), str):
+        tree["manifest"] = os.path.abspath(path)
 
 
 def _check_arguments(name, factory, sample_rate=None):

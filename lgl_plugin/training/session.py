@@ -23,6 +23,7 @@ from lgl_plugin.dataio.folder import names_and_sizes
 from lgl_plugin.dataio.given import GivenLabels, read_given
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.dataio.prepare import check_folders, prepare_manifest
+from lgl_plugin.dataio.trials import trial_paths
 from lgl_plugin.inference.backends import Backend, Whitening
 from lgl_plugin.inference.export import export
 from lgl_plugin.inference.extractor import Extractor
@@ -183,6 +184,8 @@ class Session:
         self.manifest = load_manifest(
             path, settings.data_folder, settings.allow_outside_data_folder
         )
+        if settings.manifest and settings.verification_file:
+            self._warn_of_tested()
         self.bad_files = BadFiles(self.run.folder / "bad_files.txt")
         bad = self.bad_files.reasons
         # The share is of all files, those too that are in no manifest.
@@ -208,6 +211,25 @@ class Session:
                 f"batch_size: {self.batch_size} is more than the "
                 f"{len(self.train_rows)} utterances to train on "
                 f"({len(self.rows)}, less those held out). Lower batch_size."
+            )
+        self.steps_per_epoch(len(self.train_rows))  # refused before any work
+
+    def _warn_of_tested(self):
+        """Tells how many utterances of the user's list are tested on.
+
+        The recipe leaves them out of a list of its own.
+        """
+        settings, wavs = self.settings, self.manifest.wavs
+        tested = trial_paths(settings.verification_file, settings.trial_folder)
+        number = sum(os.path.realpath(wav) in tested for wav in wavs)
+        if number:
+            logger.warning(
+                "%d of %d utterances of %s are in %s, too: their error rates "
+                "will be too low",
+                number,
+                len(wavs),
+                settings.manifest,
+                settings.verification_file,
             )
 
     def _accept_manifest(self, checksum):
@@ -291,9 +313,21 @@ class Session:
         sb.utils.seed.seed_everything(self.settings.seed * 1000 + step)
 
     def steps_per_epoch(self, n_utterances: int) -> int:
-        """Returns the steps of an epoch on so many utterances."""
+        """Returns the steps of an epoch on so many utterances.
+
+        ValueError if gradients are accumulated over more: each epoch begins
+        with none, so the weights would stay as they are.
+        """
         whole = n_utterances // self.batch_size
-        return self.settings.steps_per_epoch or whole
+        steps = self.settings.steps_per_epoch or whole
+        if steps < (self.settings.grad_accumulation_factor or 1):
+            raise ValueError(
+                "grad_accumulation_factor: "
+                f"{self.settings.grad_accumulation_factor} is more than the "
+                f"{steps} steps of an epoch, so nothing would be trained. "
+                "Lower it."
+            )
+        return steps
 
     def extractor(self, encoder: torch.nn.Module) -> Extractor:
         """Makes the extractor of whole utterances for an encoder."""

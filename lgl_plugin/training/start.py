@@ -41,7 +41,8 @@ def find_encoder(session: Session) -> pathlib.Path:
     if path.is_dir():
         path = path / ENCODER
     if settings.new_first_encoder is not None:
-        from_main(_keep_start, settings, folder / START)
+        begun = "iter1/embeddings" in session.run.done
+        from_main(_keep_start, settings, folder / START, begun)
     if not path.exists() and session.debug:
         logger.warning(
             "--debug: no encoder at %s, an untrained one it is", path
@@ -97,13 +98,16 @@ def check_trials(session: Session, first: pathlib.Path) -> None:
     session.score(encoder)
 
 
-def _keep_start(settings, path):
-    """Keeps the weights that all rounds' encoders begin with."""
+def _keep_start(settings, path, begun):
+    """Keeps the weights that all rounds' encoders begin with.
+
+    Before a step is done, seed and encoder may still change.
+    """
     torch.manual_seed(settings.seed)  # of the head
     network = settings.new_encoder().network
     if settings.anchor:  # an anchor that holds nothing is refused in time
         new_anchor(settings, network, network.state_dict())(network)
-    if not path.exists():
+    if not (begun and path.exists()):
         save_weights(network, path)
 
 

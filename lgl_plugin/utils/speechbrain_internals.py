@@ -5,9 +5,11 @@ tests/utils/test_speechbrain_internals.py then names the one that is gone.
 """
 
 import pathlib
+from collections.abc import Callable
 
 import speechbrain as sb
 from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.processing.features import Filterbank, InputNormalization
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +27,31 @@ def read_checkpoints(folders: list[pathlib.Path]) -> list[Checkpoint]:
 def skip_batches(loader: SaveableDataLoader, n_batches: int) -> None:
     """Lets a loader begin its next epoch behind so many batches."""
     loader._speechbrain_recovery_skip_to = n_batches
+
+
+def replace_statistics(
+    module: InputNormalization, compute: Callable[..., tuple]
+) -> None:
+    """Lets `compute` find the mean and deviation of what it normalises."""
+    module._compute_current_stats = compute
+
+
+class ResidentFilterbank(Filterbank):
+    """A filter bank that makes its filters once; as a class, for copies."""
+
+    @classmethod
+    def replace(cls, bank: Filterbank) -> None:
+        """Turns a bank into one; its filters (bins, bands) become a buffer."""
+        size = bank.all_freqs_mat.shape
+        filters = bank._create_fbank_matrix(
+            bank.f_central[:, None].expand(size),
+            bank.band[:, None].expand(size),
+        )
+        bank.register_buffer("filters", filters, persistent=False)
+        bank.__class__ = cls
+
+    def _create_fbank_matrix(self, f_central_mat, band_mat):
+        return self.filters
 
 
 class HookedBrain(sb.Brain):

@@ -206,7 +206,7 @@ def test_silence_is_a_level(tmp_path):
     noise = np.random.default_rng(0).integers(-9999, 9999, 16000, np.int16)
     soundfile.write(tmp_path / "a.wav", np.c_[noise, 1 - noise], 16000)
     assert 0 < read_audio(tmp_path / "a.wav").abs().max() < 1.6e-5
-    with pytest.raises(BadAudio, match="silent from end to end: .* -80 dB"):
+    with pytest.raises(BadAudio, match="silent: no .* -80 dB"):
         read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.3, 2)
     assert read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.3, channel=1).any()
     with pytest.raises(BadAudio, match="silent"):
@@ -333,7 +333,7 @@ def test_sound_is_searched_in_stretches(tmp_path, monkeypatch):
 
 def test_silence_from_end_to_end_is_bad(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
-    with pytest.raises(BadAudio, match="silent from end to end"):
+    with pytest.raises(BadAudio, match="silent: no sample"):
         read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.5)
 
 

@@ -331,13 +331,24 @@ def test_labelled_utterances_are_not_taken_for_held_out(run, tmp_path):
     assert [rows.tolist() for rows in seen] == [before[:3].tolist(), [], []]
 
 
-def test_places_of_a_run(run):
-    for step, place in (
-        ("iter2/classifier", "iter2-classifier"),
-        (None, "iter2"),
+@pytest.mark.parametrize(
+    "step, options, place",
+    [
+        (None, {}, "iter2"),
+        ("iter2/classifier", {}, "iter2-classifier"),
+        # Training would write iter2 again, without the user's choices.
+        (None, {"threshold": 0.0}, "iter2-custom"),
+        (None, {"licence": "mit"}, "iter2-custom"),
+    ],
+)
+def test_places_of_a_run(run, step, options, place):
+    find = mock.Mock(return_value=((0.0, "halves"), np.zeros((1, 2))))
+    with (
+        mock.patch.object(InferenceModel, "save") as save,
+        mock.patch.object(exporting, "find_threshold", find),
     ):
-        export(run, step, threshold=0.0)
-        assert (run / "export" / place / "hyperparams.yaml").exists()
+        export(run, step, **options)
+    assert save.call_args[0][0] == run / "export" / place
 
 
 def test_a_round_alone_means_its_latest_encoder(run):

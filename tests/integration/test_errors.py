@@ -208,4 +208,4 @@ def test_too_many_bad_files(bad_corpus, tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match="or raise max_bad_share") as error:
             train_here("small_stage1.yaml", folder, output, *options)
-        assert "silent.wav: is silent from end to end" in str(error.value)
+        assert "silent.wav: is silent: no sample" in str(error.value)

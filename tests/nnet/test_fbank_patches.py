@@ -10,7 +10,8 @@ from pretended_device import Waits, nothing_waits, present
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import Filterbank
 
-from lgl_plugin.nnet.fbank_patches import ResidentFilterbank, keep_on_device
+from lgl_plugin.nnet.fbank_patches import keep_on_device
+from lgl_plugin.utils.speechbrain_internals import ResidentFilterbank
 
 
 def kept(**settings):

@@ -410,6 +410,13 @@ def test_loader_options_of_torch_pass_through():
     }
 
 
+@pytest.mark.parametrize("name", ["drop_last", "shuffle", "sampler"])
+def test_loader_options_that_the_recipe_sets_itself(name):
+    """drop_last would leave no held-out batch, and end after an epoch."""
+    (line,) = refusal(dataloader_options=f"{{{name}: true}}")
+    assert f"leave {name} out: the recipe sets it itself" in line
+
+
 def test_loader_options_that_contradict_each_other():
     """torch would say so when Stage I's baselines are done."""
     (line,) = refusal(dataloader_options="{prefetch_factor: 4}")
@@ -492,6 +499,27 @@ def test_a_setting_that_no_other_entry_refers_to(tmp_path, name, entry):
         f"{path}: {name} changes nothing here, as no other entry of the yaml "
         "refers to it"
     )
+
+
+def test_stage1_takes_a_size_that_no_other_entry_refers_to(tmp_path):
+    """Its methods' heads are made for it."""
+    encoder = (
+        "new_encoder: !name:torch.nn.Linear {in_features: 3, out_features: 8}"
+    )
+    text = f"__base__: hparams/small_stage1.yaml\n{encoder}\n"
+    path = write(tmp_path, text)
+    assert load_yaml(path, "embedding_size: 8")[0].embedding_size == 8
+
+
+def test_a_manifests_path_is_absolute(monkeypatch, tmp_path):
+    """An export reads it, wherever that starts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").touch()
+    settings, text = load_yaml(
+        HPARAMS / "small_stage1.yaml", "manifest: mine.csv"
+    )
+    assert settings.manifest == str(tmp_path / "mine.csv")
+    assert plain_settings(text)["manifest"] == settings.manifest
 
 
 def test_bases_in_order_then_the_yaml_itself(tmp_path):

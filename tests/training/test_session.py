@@ -46,6 +46,8 @@ def session(tmp_path, monkeypatch):
     session.settings = types.SimpleNamespace(stage=2, seed=3)
     session.settings.new_encoder = session.settings.new_first_encoder = None
     session.settings.freeze_batch_statistics = False
+    session.settings.steps_per_epoch = None
+    session.settings.grad_accumulation_factor = None
     session.observer, session.debug = TrueLabels([]), False
     session.batch_size, session.device = 8, "cpu"
     return session
@@ -247,7 +249,7 @@ def test_labels_that_a_user_gives_are_not_held_out(session, tmp_path):
     settings.allow_outside_data_folder, settings.max_bad_share = False, 0.1
     settings.held_out_share = 0.3
     settings.dataloader_options = types.SimpleNamespace(batch_size=4)
-    settings.labels_file = None
+    settings.labels_file = settings.verification_file = None
     session._read_data()
     train, aside = held_out(20, 0.3, settings.seed)
     assert session.given is None
@@ -262,6 +264,39 @@ def test_labels_that_a_user_gives_are_not_held_out(session, tmp_path):
     assert {*labelled} <= {*session.train_rows}
     assert session.given.speakers == ("ann",)
     assert "labels_file" in session.run.inputs["stage 2"]
+
+
+def test_utterances_of_a_users_list_that_are_tested_on(
+    session, tmp_path, caplog
+):
+    """Of its own list the recipe leaves them out."""
+    names = [f"ann/{n}.wav" for n in range(20)]
+    rows = [f"{name},2,$data_root/{name},0,32000,\n" for name in names]
+    (tmp_path / "own.csv").write_text(HEADER + "".join(rows))
+    trials = tmp_path / "trials.txt"
+    trials.write_text("1 ann/0.wav ann/1.wav\n0 ann/1.wav bob/0.wav\n")
+    settings = session.settings
+    settings.manifest, settings.data_folder = tmp_path / "own.csv", tmp_path
+    settings.trial_folder, settings.verification_file = tmp_path, trials
+    settings.allow_outside_data_folder, settings.max_bad_share = False, 0.1
+    settings.held_out_share, settings.labels_file = 0.3, None
+    settings.dataloader_options = types.SimpleNamespace(batch_size=4)
+    session._read_data()
+    (message,) = caplog.messages
+    assert message.startswith("2 of 20 utterances of")
+
+
+@pytest.mark.parametrize("steps, factor", [(None, 3), (4, 5)])
+def test_accumulation_over_more_than_an_epoch_is_an_error(
+    session, steps, factor
+):
+    """No step of the optimiser would be taken, and the run end well."""
+    session.settings.steps_per_epoch = steps
+    session.settings.grad_accumulation_factor = factor
+    with pytest.raises(ValueError, match=f"factor: {factor} is more than the"):
+        session.steps_per_epoch(2 * session.batch_size + 1)
+    session.settings.grad_accumulation_factor = factor - 1
+    assert session.steps_per_epoch(2 * session.batch_size + 1) == factor - 1
 
 
 def test_extraction_hears_of_the_limit_of_bad_files(session):

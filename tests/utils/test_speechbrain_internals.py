@@ -9,6 +9,7 @@ import speechbrain
 import torch
 from speechbrain.core import Brain
 from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.processing.features import Filterbank, InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +28,8 @@ SIGNATURES = [
     (Brain, "_save_intra_epoch_ckpt", "(self)"),
     (Brain, "_wrap_distributed", "(self)"),
     (Checkpointer, "_list_checkpoint_dirs", "(self)"),
+    (InputNormalization, "_compute_current_stats", "(self, x, mask, dim)"),
+    (Filterbank, "_create_fbank_matrix", "(self, f_central_mat, band_mat)"),
     (Checkpointer, "_construct_checkpoint_objects", "(checkpoint_dirs)"),
 ]
 
