@@ -1,4 +1,4 @@
-"""Draws the chart of docs/experiments.md from the figures of its Table 1.
+"""Draws the chart of docs/paper_claims.md from the figures of its Table 1.
 
 > python docs/claims_figure.py
 """
@@ -17,7 +17,7 @@ FIGURE = re.compile(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)")
 
 def table1(page):
     """Reads Table 1: its phases, and (mean, lowest, highest) by corpus."""
-    _, _, section = page.partition("\n### Table 1: stages\n")
+    _, _, section = page.partition("\n## Table 1: stages\n")
     rows = [
         line.split(" | ")
         for line in section.strip().split("\n\n")[0].split("\n")
@@ -34,7 +34,7 @@ def table1(page):
 
 def draw(folder):
     """Writes the chart as PNG into a folder."""
-    phases, figures = table1((HERE / "experiments.md").read_text("utf-8"))
+    phases, figures = table1((HERE / "paper_claims.md").read_text("utf-8"))
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     panels = figure.subplots(1, len(figures), sharey=True)
     for index, (panel, (corpus, points)) in enumerate(

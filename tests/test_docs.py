@@ -469,7 +469,7 @@ def load_script(name):
 
 @pytest.mark.parametrize(
     "script, page",
-    [("reference_curves", "healthy"), ("claims_figure", "experiments")],
+    [("reference_curves", "healthy"), ("claims_figure", "paper_claims")],
 )
 def test_figures_are_drawn(script, page, tmp_path):
     """All that the page shows, and no other."""
@@ -486,7 +486,7 @@ def test_no_image_is_left_over():
 
 def test_the_chart_shows_what_the_table_says():
     script = load_script("claims_figure")
-    phases, figures = script.table1(PAGES["docs/experiments.md"])
+    phases, figures = script.table1(PAGES["docs/paper_claims.md"])
     assert phases[0] == "log-mel floor" and len(phases) == 5
     assert list(figures) == ["embedded", "AN4 sessions"]
     assert figures["embedded"][-1] == (11.6, 9.8, 13.3)
