@@ -37,7 +37,6 @@ from lgl_plugin.evaluation.verification import (
 )
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import Identity, load_backend
-from lgl_plugin.inference.export import BACKEND
 from lgl_plugin.inference.verdict import judge
 from lgl_plugin.metrics.error_rates import (
     count_rejected,
@@ -45,6 +44,7 @@ from lgl_plugin.metrics.error_rates import (
     equal_error_point,
 )
 from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.runs.weights import BACKEND
 
 RATE = 16000
 # libsndfile's level from 0 (256 kbit/s) to 1 (6 kbit/s).

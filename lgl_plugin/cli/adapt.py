@@ -144,6 +144,7 @@ def train_network(
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_preset
+    from lgl_plugin.runs.weights import ENCODER as WEIGHTS
 
     folder = ladder.training
     listed = ladder.folder / "trained.csv"
@@ -172,4 +173,4 @@ def train_network(
     own = {key: value for key, value in own.items() if key not in named}
     words = [str(YAML), f"--device={ladder.device}", *given]
     load_recipe().train(*parse_arguments(words, own))
-    return folder / "iter1" / "gated" / "embedding_model.ckpt"
+    return folder / "iter1" / "gated" / WEIGHTS

@@ -82,6 +82,20 @@ def without_small(labels: np.ndarray, least: int) -> np.ndarray:
     return np.where(large, np.cumsum(large) - 1, -1)[labels]
 
 
+def cluster_sizes(labels: np.ndarray, n_clusters: int) -> dict[str, float]:
+    """Measures how even clusters are, by labels (N,) from 0.
+
+    Returns the `largest_share` of the utterances in one cluster, and the
+    numbers of `empty_clusters` and of `single_clusters`, with one utterance.
+    """
+    sizes = np.bincount(np.asarray(labels), minlength=n_clusters)
+    return {
+        "largest_share": float(sizes.max() / sizes.sum()),
+        "empty_clusters": int((sizes == 0).sum()),
+        "single_clusters": int((sizes == 1).sum()),
+    }
+
+
 def largest_first(
     labels: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:

@@ -81,33 +81,29 @@ def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
 
 def _read(path):
     """Returns the speaker of each utterance that a file names."""
+    named = {}
     try:
-        return _read_rows(path)
+        # utf-8-sig: spreadsheets begin a csv with a byte-order mark.
+        with open(path, newline="", encoding="utf-8-sig") as source:
+            reader = csv.DictReader(source, skipinitialspace=True)
+            missing = {*COLUMNS} - {*(reader.fieldnames or ())}
+            if missing:
+                raise ValueError(
+                    f"{path} lacks {' and '.join(sorted(missing))}: the first "
+                    f"line must name the columns {','.join(COLUMNS)}"
+                )
+            for row in reader:
+                name, speaker = (row[column] for column in COLUMNS)
+                place = f"{path}, line {reader.line_num}"
+                if not name or not speaker:
+                    raise ValueError(f"{place}: utterance or speaker is empty")
+                if name in named:
+                    raise ValueError(f"{place}: {name!r} occurs a second time")
+                named[name] = speaker
     except UnicodeDecodeError as error:  # as of a spreadsheet in Latin-1
         raise ValueError(
             f"{path} is not in UTF-8: save it as such a csv ({error})"
         ) from error
-
-
-def _read_rows(path):
-    named = {}
-    # utf-8-sig: spreadsheets begin a csv with a byte-order mark.
-    with open(path, newline="", encoding="utf-8-sig") as source:
-        reader = csv.DictReader(source, skipinitialspace=True)
-        missing = {*COLUMNS} - {*(reader.fieldnames or ())}
-        if missing:
-            raise ValueError(
-                f"{path} lacks {' and '.join(sorted(missing))}: the first "
-                f"line must name the columns {','.join(COLUMNS)}"
-            )
-        for row in reader:
-            name, speaker = (row[column] for column in COLUMNS)
-            place = f"{path}, line {reader.line_num}"
-            if not name or not speaker:
-                raise ValueError(f"{place}: utterance or speaker is empty")
-            if name in named:
-                raise ValueError(f"{place}: {name!r} occurs a second time")
-            named[name] = speaker
     if not named:
         raise ValueError(f"{path} labels no utterance")
     return named

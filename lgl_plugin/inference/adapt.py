@@ -26,7 +26,7 @@ from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
-from lgl_plugin.inference.export import BACKEND, ENCODER, InferenceModel
+from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.model_card import adapted_card
 from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
@@ -44,7 +44,7 @@ from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.state import digest, read_state
-from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import (
     atomic_write,
@@ -146,9 +146,9 @@ class Ladder:
         return any(rung.kept for rung in self.rungs)
 
     def _check_begun(self, files, otherwise):
-        """Refuses a folder that was begun with other files, by name.
+        """Refuses a folder that was begun with other files, and names these.
 
-        Its training would refuse them, but after the other rungs.
+        The training would refuse them too, but only after the other rungs.
         """
         try:
             begun = read_state(self.folder)["settings"].get("stage 0")
@@ -171,12 +171,12 @@ class Ladder:
     def _start(self):
         """Embeds by the encoder as it came."""
 
-        def hear(folder):
+        def embed(folder):
             save_weights(self.extract.encoder.network, folder / ENCODER)
-            self._hear(self.extract, folder)
+            self._embed(self.extract, folder)
 
         self.made_from = self.run.identity()
-        self._step("start", hear)
+        self._step("start", embed)
         self._take("start")
         self.start = self.best = self.parts
 
@@ -187,7 +187,7 @@ class Ladder:
         self.made_from = self.run.checksum(name)
         return result
 
-    def _hear(self, extract, folder):
+    def _embed(self, extract, folder):
         """Embeds pseudo-trials, and the recordings to fit on, into a folder."""
         parts = self._pseudo_trials(extract, folder)
         found, _ = extract(self.manifest, self.fitted[:FITTED], folder)
@@ -214,17 +214,17 @@ class Ladder:
 
     def _judge(self, kind, folder, parts, vectors):
         """Fits a back-end, or none, and judges against the best so far."""
-        heard = parts
+        behind = parts
         if kind:
             backend = BACKENDS[kind]().fit(vectors)
             backend.save(folder / BACKEND)
-            heard = parts.through(backend)
-        found = judge(self.best, heard)
+            behind = parts.through(backend)
+        found = judge(self.best, behind)
         if parts is self.parts and self.kind and not found.sign:
             # A tie of back-ends goes to the later, if that wins over none.
             # Whitening costs short parts more than whole recordings, and
             # labelled trials gained by it: docs/adapt_measured.md.
-            found = judge(self.parts, heard)
+            found = judge(self.parts, behind)
         return dataclasses.asdict(found)
 
     def _climb(self, name, kind):
@@ -306,7 +306,7 @@ class Ladder:
             extract.encoder = copy.deepcopy(self.extract.encoder)
             load_weights(extract.encoder.network, train(self))
             save_weights(extract.encoder.network, folder / ENCODER)
-            parts, vectors = self._hear(extract, folder)
+            parts, vectors = self._embed(extract, folder)
             return self._judge(self.kind, folder, parts, vectors)
 
         if self._done(TRAINED, self._step(TRAINED, work)):

@@ -24,9 +24,6 @@ from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.inference_model import (
-    BACKEND,
-    CLASSIFIER,
-    ENCODER,
     InferenceModel,
     PathLike,
     check_target,
@@ -40,6 +37,7 @@ from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.run import planned_steps
 from lgl_plugin.runs.state import check_artefact, read_state
+from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
 
 

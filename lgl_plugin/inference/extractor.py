@@ -24,12 +24,11 @@ from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.runs.pretrained import (
     PARTS,
-    WEIGHTS,
     YAML,
     build_encoder,
     encoder_settings,
 )
-from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.runs.weights import AFFINE, ENCODER, load_weights
 from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
 from lgl_plugin.utils.files import explain_full_disk
 from lgl_plugin.utils.progress import tqdm
@@ -152,7 +151,9 @@ class Extractor:
             shares = gather(
                 (share.positions(), share.dim, share.close(), share.bad)
             )
-            bad = sorted(failure for *_, share in shares for failure in share)
+            bad = sorted(
+                failure for *_, failures in shares for failure in failures
+            )
             bad = [(manifest.ids[rows[p]], reason) for p, reason in bad]
             if len(bad) == len(rows):
                 if folder and rank() == 0:
@@ -343,7 +344,7 @@ def _load_file(path):
 
 def _load_folder(folder):
     """Returns the encoder of a folder and its sampling rate."""
-    for name in (YAML, WEIGHTS):
+    for name in (YAML, ENCODER):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} is no exported encoder: it holds no {name}. "
@@ -362,9 +363,9 @@ def _load_folder(folder):
         ) from error
     # A back-end of ours is behind the network, whose weights are a file alone.
     parts = getattr(hparams.get("pretrainer"), "loadables", {})
-    load_weights(parts.get(PARTS[2], encoder.network), folder / WEIGHTS)
+    load_weights(parts.get(PARTS[2], encoder.network), folder / ENCODER)
     if "backend" in parts:
-        load_weights(parts["backend"], folder / "backend.ckpt")
+        load_weights(parts["backend"], folder / AFFINE)
     return encoder, hparams.get("sample_rate", 16000)
 
 

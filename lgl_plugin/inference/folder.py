@@ -13,11 +13,11 @@ from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.inference.inference_model import AFFINE
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import LOCK, lock_folder
 from lgl_plugin.runs.plain import plain_settings
-from lgl_plugin.runs.pretrained import WEIGHTS, YAML, encoder_files
+from lgl_plugin.runs.pretrained import YAML, encoder_files
+from lgl_plugin.runs.weights import AFFINE, ENCODER
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import checksum, read_json, write_json
 from lgl_plugin.utils.signals import stop
@@ -93,7 +93,7 @@ def embed_folder(
     before = read_json(folder / RECORD)  # {} if unfinished
     made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
     # Before the listing, which would replace that of the other's embeddings.
-    parts = (WEIGHTS, AFFINE)
+    parts = (ENCODER, AFFINE)
     if before and any(before.get(n) != made_from.get(n) for n in parts):
         raise ValueError(
             f"{folder} holds embeddings by another encoder: name another "

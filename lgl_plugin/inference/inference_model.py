@@ -14,15 +14,19 @@ from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.onnx_export import ONNX
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.plain import dump_settings
-from lgl_plugin.runs.weights import load_weights, read_tensors, save_tensors
+from lgl_plugin.runs.weights import (
+    AFFINE,
+    CLASSIFIER,
+    ENCODER,
+    load_weights,
+    read_tensors,
+    save_tensors,
+)
 from lgl_plugin.utils.files import atomic_write
 
 logger = get_logger(__name__)
 
 PathLike = str | pathlib.Path
-ENCODER, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
-BACKEND = "backend.npz"  # beside a phase's weights
-AFFINE = "backend.ckpt"  # the same in an exported folder
 MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 # Prefixes that data parallelism and torch.compile give weights' names.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")

@@ -24,9 +24,9 @@ class Share:
 
     On disk it is `.share<rank>.bin`, the vectors, and `.share<rank>.npz`, the
     progress up to which those are valid; without a folder it is in memory.
-    What another `key` left is thrown away. It is saved every `save_seconds`.
-    `batches` are done; `bad` has the places of utterances without an
-    embedding, with the reason.
+    Vectors saved under another `key` are discarded. It is saved every
+    `save_seconds`. `batches` are done; `bad` has the places of utterances
+    without an embedding, with the reason.
     """
 
     def __init__(

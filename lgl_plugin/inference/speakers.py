@@ -108,8 +108,7 @@ def find_speakers(
     Raises
     ------
     ValueError
-        If there are fewer files than speakers, no threshold can be found, or
-        labels come with a number of speakers.
+        If there are fewer files than speakers, or no threshold can be found.
 
     Example
     -------
@@ -124,11 +123,6 @@ def find_speakers(
     rows = manifest.rows(embeddings.utterances)
     named = None
     if n_speakers is not None:
-        if given is not None:
-            raise ValueError(
-                f"--speakers={n_speakers} does not go with --labels, where the "
-                "threshold tells who is none of the labelled: leave one out"
-            )
         if not 1 <= n_speakers <= len(vectors):
             raise ValueError(
                 f"--speakers={n_speakers} must be from 1 to {len(vectors)}, "

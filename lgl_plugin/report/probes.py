@@ -19,13 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.labels import labelled_rows, labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
-from lgl_plugin.inference.export import CLASSIFIER, ENCODER
 from lgl_plugin.methods.method import embedded
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.state import read_state
-from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.runs.weights import CLASSIFIER, ENCODER, load_weights
 from lgl_plugin.training.stage1 import METHOD
 from lgl_plugin.training.stage2 import GATE, start_from
 from lgl_plugin.utils.files import load_arrays

@@ -30,7 +30,7 @@ from lgl_plugin.utils.speechbrain_internals import (
 logger = get_logger(__name__)
 
 CHECKSUMS = "checksums.json"
-FROZEN = ".frozen"  # ends the name of a file with a checksum of such weights
+FROZEN = ".frozen"  # suffix of the file with the checksum of frozen weights
 
 
 class WholeCheckpointer(Checkpointer):
@@ -135,7 +135,7 @@ class WholeCheckpointer(Checkpointer):
 def hooks_without(
     frozen: Collection[str], module: torch.nn.Module
 ) -> tuple[Callable, Callable]:
-    """Returns what saves and what loads a module but for frozen weights.
+    """Returns hooks that save and load a module without its frozen weights.
 
     A speech model's take gigabytes and never move, so whoever goes on from a
     checkpoint has them in the module already. Their checksum lies beside, and

@@ -10,12 +10,12 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from lgl_plugin.runs.plain import dump_settings, plain_settings
-from lgl_plugin.runs.weights import read_tensors
+from lgl_plugin.runs.weights import AFFINE, ENCODER, read_tensors
 
 PathLike = str | pathlib.Path
 PARTS = ("compute_features", "mean_var_norm", "embedding_model")
-YAML, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
-ENCODER = "!name:lgl_plugin.nnet.encoders.Encoder"
+YAML = "hyperparams.yaml"
+ENCODER_TAG = "!name:lgl_plugin.nnet.encoders.Encoder"
 
 CAMPPLUS = """
 compute_features: !new:lgl_plugin.nnet.features.KaldiFbank
@@ -71,15 +71,15 @@ def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
         if part
         for tag, arguments in part.items()
     }
-    return {"sample_rate": rate, "new_encoder": {ENCODER: factories}}
+    return {"sample_rate": rate, "new_encoder": {ENCODER_TAG: factories}}
 
 
 def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:
     """Returns the files that an encoder is made of, by their part in it."""
     source = pathlib.Path(source)
     if source.is_file():
-        return {WEIGHTS: source}
-    names = (WEIGHTS, "backend.ckpt", YAML)
+        return {ENCODER: source}
+    names = (ENCODER, AFFINE, YAML)
     return {n: source / n for n in names if (source / n).exists()}
 
 

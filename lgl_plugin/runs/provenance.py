@@ -82,8 +82,7 @@ def commit() -> str | None:
     try:
         # An environment may lie in somebody else's repository, whose commit
         # says nothing of the plugin.
-        if not _git(here, "ls-files", "--error-unmatch", "__init__.py"):
-            return None
+        _git(here, "ls-files", "--error-unmatch", "__init__.py")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
         return _git(here, "rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):

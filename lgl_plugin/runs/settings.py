@@ -26,7 +26,6 @@ from speechbrain.utils.run_opts import RunOptions
 
 from lgl_plugin.runs.plain import dump_settings, parsed, plain_settings
 from lgl_plugin.runs.pretrained import (
-    WEIGHTS,
     embedding_size,
     encoder_files,
     encoder_settings,
@@ -39,7 +38,7 @@ from lgl_plugin.runs.schema import (
     Stage1Settings,
     Stage2Settings,
 )
-from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.runs.weights import ENCODER, load_weights
 from lgl_plugin.utils.progress import silence_bars
 
 # SpeechBrain's run options that are settings, too: a command line gives them
@@ -147,7 +146,7 @@ def load_settings(
     for name in known:
         _check_arguments(f"{path}: {name}", hparams[name], rate)
     if given := checked.get("pretrained_encoder"):
-        weights = encoder_files(given).get(WEIGHTS)
+        weights = encoder_files(given).get(ENCODER)
         first = hparams.get("new_first_encoder") or hparams["new_encoder"]
         if weights is not None:
             with torch.random.fork_rng():
@@ -217,8 +216,8 @@ def _take_pretrained(path, tree, changes):
         rate = plain_settings(_resolved(tree))["sample_rate"]
         if described["sample_rate"] != rate:
             raise ValueError(
-                f"{path}: pretrained_encoder: {source} hears "
-                f"{described['sample_rate']} Hz, and new_encoder {rate}"
+                f"{path}: pretrained_encoder: {source} is for audio of "
+                f"{described['sample_rate']} Hz, new_encoder for {rate} Hz"
             )
         described = {"new_first_encoder": described["new_encoder"]}
     for name, value in described.items():

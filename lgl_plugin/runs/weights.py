@@ -9,6 +9,11 @@ from speechbrain.utils.distributed import main_process_only
 
 from lgl_plugin.utils.files import atomic_write, check_inflation
 
+# Files of a phase, and of an exported folder.
+ENCODER, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
+BACKEND = "backend.npz"  # of a phase
+AFFINE = "backend.ckpt"  # the same in an exported folder
+
 
 @main_process_only
 def save_weights(module: torch.nn.Module, path: str | pathlib.Path) -> None:

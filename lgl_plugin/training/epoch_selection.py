@@ -24,7 +24,6 @@ from speechbrain.utils.checkpoints import (
 )
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.metrics.agreement import ami
 
 # By the name in the yaml: the figure of an epoch's record that a criterion
@@ -39,19 +38,6 @@ CRITERIA = {
 }
 # Utterances that are clustered at each epoch for the silhouette.
 SAMPLE = 1000
-
-
-def contrastive_accuracy(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the share of crops nearest to the other of their utterance.
-
-    `first` and `second` are embeddings (n_utterances, dim) of the two crops of
-    each utterance.
-    """
-    crops = normalised(np.concatenate([first, second]))
-    scores = crops @ crops.T
-    np.fill_diagonal(scores, -np.inf)
-    partner = np.roll(np.arange(len(crops)), len(first))
-    return float((scores.argmax(axis=1) == partner).mean())
 
 
 @register_checkpoint_hooks

@@ -7,8 +7,6 @@ the embedded corpus, three seeds, all gates (docs/paper_claims.md).
 
 import statistics
 
-import numpy as np
-
 from lgl_plugin.runs.metrics_log import row_name
 
 # An untrained ECAPA-TDNN has 0.97 to 0.99, a trained one far less.
@@ -44,54 +42,6 @@ SLOW = 0.5
 EPOCHS_BEFORE_SLOW = 3
 # A shorter epoch is made twice as long by one file that is read slowly.
 SECONDS_TO_JUDGE = 10.0
-
-
-def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """Measures how held-out embeddings lie: far apart, or all in one place.
-
-    Of two crops' embeddings (n_utterances, dim) `mean_cosine` is that of
-    different utterances, NaN for a single one, and `effective_dimensions` the
-    participation ratio (sum of v)^2 / sum of v^2 of the variances v along the
-    principal axes at unit length, 0 for a single point. Of Wang and Isola 2020
-    are `alignment`, the mean squared distance of two crops of an utterance, and
-    `uniformity`, the log of the mean of exp(-2 d^2) over the distances d of two
-    utterances, from -8 to 0, the lower the more even.
-    """
-    crops = np.float64([first, second])
-    crops /= np.linalg.norm(crops, axis=2, keepdims=True)
-    (first, second), n = crops, len(first)
-    cosines = first @ second.T
-    within = np.trace(cosines)
-    between = cosines.sum() - within
-    # d^2 = 2 - 2 cos; two crops of one utterance do not count.
-    apart = np.exp(4 * (cosines - 1))
-    evenness = (apart.sum() - np.trace(apart)) / max(n * (n - 1), 1)
-    crops = np.concatenate(crops)
-    crops -= crops.mean(axis=0)
-    covariance = crops.T @ crops / len(crops)
-    variance, squares = np.trace(covariance), np.square(covariance).sum()
-    # Rounding to float32 leaves that much of a single point.
-    spread = not variance < 1e-12
-    return {
-        "mean_cosine": float(between / (n * (n - 1))) if n > 1 else np.nan,
-        "effective_dimensions": float(variance**2 / squares) if spread else 0.0,
-        "alignment": float(2 - 2 * within / n),
-        "uniformity": float(np.log(evenness)) if n > 1 else np.nan,
-    }
-
-
-def cluster_sizes(labels: np.ndarray, n_clusters: int) -> dict[str, float]:
-    """Measures how even clusters are, by labels (N,) from 0.
-
-    Returns the `largest_share` of the utterances in one cluster, and the
-    numbers of `empty_clusters` and of `single_clusters`, with one utterance.
-    """
-    sizes = np.bincount(np.asarray(labels), minlength=n_clusters)
-    return {
-        "largest_share": float(sizes.max() / sizes.sum()),
-        "empty_clusters": int((sizes == 0).sum()),
-        "single_clusters": int((sizes == 1).sum()),
-    }
 
 
 def findings(records: list[dict]) -> list[tuple[dict, str]]:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.inference.calibration import pairs_eer
 from lgl_plugin.nnet.augment import augmented
-from lgl_plugin.training.epoch_selection import contrastive_accuracy
-from lgl_plugin.training.health import geometry
 
 
 @contextlib.contextmanager
@@ -63,3 +62,50 @@ class HeldOut:
             "pseudo_eer": 100 * float(pairs_eer(first, second)[0]),
             "contrastive_accuracy": contrastive_accuracy(first, second),
         }
+
+
+def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Measures how held-out embeddings lie: far apart, or all in one place.
+
+    Of two crops' embeddings (n_utterances, dim) `mean_cosine` is that of
+    different utterances, NaN for a single one, and `effective_dimensions` the
+    participation ratio (sum of v)^2 / sum of v^2 of the variances v along the
+    principal axes at unit length, 0 for a single point. Of Wang and Isola 2020
+    are `alignment`, the mean squared distance of two crops of an utterance, and
+    `uniformity`, the log of the mean of exp(-2 d^2) over the distances d of two
+    utterances, from -8 to 0, the lower the more even.
+    """
+    crops = np.float64([first, second])
+    crops /= np.linalg.norm(crops, axis=2, keepdims=True)
+    (first, second), n = crops, len(first)
+    cosines = first @ second.T
+    within = np.trace(cosines)
+    between = cosines.sum() - within
+    # d^2 = 2 - 2 cos; two crops of one utterance do not count.
+    apart = np.exp(4 * (cosines - 1))
+    evenness = (apart.sum() - np.trace(apart)) / max(n * (n - 1), 1)
+    crops = np.concatenate(crops)
+    crops -= crops.mean(axis=0)
+    covariance = crops.T @ crops / len(crops)
+    variance, squares = np.trace(covariance), np.square(covariance).sum()
+    # Rounding to float32 leaves that much of a single point.
+    spread = not variance < 1e-12
+    return {
+        "mean_cosine": float(between / (n * (n - 1))) if n > 1 else np.nan,
+        "effective_dimensions": float(variance**2 / squares) if spread else 0.0,
+        "alignment": float(2 - 2 * within / n),
+        "uniformity": float(np.log(evenness)) if n > 1 else np.nan,
+    }
+
+
+def contrastive_accuracy(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the share of crops nearest to the other of their utterance.
+
+    `first` and `second` are embeddings (n_utterances, dim) of the two crops of
+    each utterance.
+    """
+    crops = normalised(np.concatenate([first, second]))
+    scores = crops @ crops.T
+    np.fill_diagonal(scores, -np.inf)
+    partner = np.roll(np.arange(len(crops)), len(first))
+    return float((scores.argmax(axis=1) == partner).mean())

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lgl_plugin.inference.export import BACKEND, ENCODER
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
-from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.held_out import separate_generator

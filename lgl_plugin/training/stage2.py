@@ -13,18 +13,28 @@ from speechbrain.utils.distributed import main_process_only
 
 from lgl_plugin.clustering.first_step import means_of
 from lgl_plugin.clustering.seeding import seeded
-from lgl_plugin.clustering.vectors import joined, normalised, without_small
+from lgl_plugin.clustering.vectors import (
+    cluster_sizes,
+    joined,
+    normalised,
+    without_small,
+)
 from lgl_plugin.dataio.labels import labels_by_row, read_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
-from lgl_plugin.inference.export import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.given import GivenRows
-from lgl_plugin.runs.weights import load_weights, read_tensors, save_weights
+from lgl_plugin.runs.weights import (
+    BACKEND,
+    CLASSIFIER,
+    ENCODER,
+    load_weights,
+    read_tensors,
+    save_weights,
+)
 from lgl_plugin.training.fit import fit, part_of
-from lgl_plugin.training.health import cluster_sizes
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.relabelling import RelabellingBrain
 from lgl_plugin.training.session import Session

@@ -6,18 +6,18 @@ import shlex
 import torch
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.inference.export import ENCODER
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 from lgl_plugin.runs.state import check_artefact
-from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.runs.weights import ENCODER, load_weights, save_weights
 from lgl_plugin.training.session import Session
 from lgl_plugin.utils.distributed import from_main, launch_command
 
 logger = get_logger(__name__)
 
-START = "start.ckpt"  # a new_encoder's, where others' labels come first
+# new_encoder's first weights, where new_first_encoder makes the first labels.
+START = "start.ckpt"
 
 
 def find_encoder(session: Session) -> pathlib.Path:

@@ -260,7 +260,7 @@ def test_a_pretrained_encoder_may_give_the_first_labels_alone(
     assert isinstance(settings.new_encoder().network, SpeechModel)
     assert settings.new_classifier(out_neurons=3).weight.shape == (3, 192)
     for option, said in [
-        ("sample_rate: 8000", "hears 16000 Hz, and new_encoder 8000"),
+        ("sample_rate: 8000", "is for audio of 16000 Hz, new_encoder for 8000"),
         ("new_first_encoder: {normalise: null}", "says that itself"),
         ("classifier_init: centroids", "set classifier_init to random"),
     ]:

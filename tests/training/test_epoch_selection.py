@@ -13,9 +13,9 @@ from lgl_plugin.runs.schema import Settings
 from lgl_plugin.training.epoch_selection import (
     CRITERIA,
     ClusterFigures,
-    contrastive_accuracy,
     criterion,
 )
+from lgl_plugin.training.held_out import contrastive_accuracy
 
 
 def test_equal_error_rate_of_all_pairs():

@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, strategies as st
 from made_run import make_run
 
+from lgl_plugin.clustering.vectors import cluster_sizes
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.runs.metrics_log import read_metrics
-from lgl_plugin.training.health import cluster_sizes, findings, geometry
+from lgl_plugin.training.health import findings
+from lgl_plugin.training.held_out import geometry
 
 GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
 CLUSTERS = {"stage": 2, "iteration": 2, "phase": "clusters"}

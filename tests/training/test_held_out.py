@@ -19,9 +19,12 @@ from tiny_brains import (
 
 from lgl_plugin.inference.calibration import pairs_eer
 from lgl_plugin.nnet.augment import Augmenter
-from lgl_plugin.training.epoch_selection import contrastive_accuracy
-from lgl_plugin.training.health import geometry
-from lgl_plugin.training.held_out import HeldOut, separate_generator
+from lgl_plugin.training.held_out import (
+    HeldOut,
+    contrastive_accuracy,
+    geometry,
+    separate_generator,
+)
 
 KINDS = pytest.mark.parametrize("kind", list(BRAINS))
 COLLAPSED = "the embeddings have collapsed: "

@@ -19,11 +19,10 @@ from lgl_plugin.dataio.manifest import Manifest, held_out
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.evaluation.observer import TrueLabels
 from lgl_plugin.inference.backends import Centring, Whitening, load_backend
-from lgl_plugin.inference.export import ENCODER
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
-from lgl_plugin.runs.weights import save_weights
+from lgl_plugin.runs.weights import ENCODER, save_weights
 from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session

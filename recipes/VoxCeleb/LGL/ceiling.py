@@ -12,8 +12,7 @@ are what that does without. `paper.py study` does.
 
 from train_lgl import main
 
-from lgl_plugin.inference.export import BACKEND, ENCODER
-from lgl_plugin.runs.weights import load_weights, save_weights
+from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.stage2 import SCORES

@@ -25,11 +25,12 @@ from lgl_plugin.evaluation.verification import (
     figures_of,
 )
 from lgl_plugin.inference.backends import Centring, Identity, Whitening
-from lgl_plugin.inference.export import ENCODER, read_trained_step
+from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import mean_and_range
 from lgl_plugin.runs.state import read_state
+from lgl_plugin.runs.weights import ENCODER
 from lgl_plugin.utils.tables import markdown_table
 
 FLOOR, UNTRAINED = "log-mel statistics", "untrained"
