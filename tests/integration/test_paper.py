@@ -334,11 +334,15 @@ def test_a_mistyped_option_is_refused_at_once(tmp_path, capsys, typed, problem):
             ([name], ["--verification_file=null"], f"{name}: there is no")
             for name in ("table2", "steps", "study", "backends")
         ),
+        *(
+            ([name], ["--speaker_folder=False"], f"{name}: there are no true")
+            for name in ("figure2", "clusterings")
+        ),
         # Not after what stands before it, either.
         (["clusterings", "table1"], [], "give --lists"),
     ],
 )
-def test_trial_lists_are_read_before_any_training(
+def test_data_that_lack_something_are_refused_before_any_training(
     tmp_path, capsys, monkeypatch, names, options, problem
 ):
     monkeypatch.setattr(script.Experiment, "train", pytest.fail)

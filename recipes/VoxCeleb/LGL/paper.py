@@ -477,8 +477,18 @@ ALL = (
 )
 
 
-def check_trials(names, experiment, options):
-    """Reads all trial lists that names need: not after hours of training."""
+def check_data(names, experiment, options):
+    """Refuses what names need and the data lack: not after hours of training.
+
+    Reads all trial lists.
+    """
+    by_speakers = {"figure2", "clusterings"} & {*names}
+    settings = experiment.settings
+    if by_speakers and not (settings["speaker_folder"] or settings["manifest"]):
+        raise ValueError(
+            f"{', '.join(sorted(by_speakers))}: there are no true speakers: "
+            "leave --speaker_folder=False out"
+        )
     if "table1" in names:
         options.lists = read_lists(options.lists)
     scored = {*names} - {"table1", "figure2", "figure3", "clusterings"}
@@ -530,7 +540,7 @@ def main():
             overrides,
             options.nproc,
         )
-        check_trials(options.name, experiment, options)
+        check_data(options.name, experiment, options)
     except (OSError, ValueError) as error:  # such as of a mistyped option
         parser.error(str(error))
     for name in options.name:

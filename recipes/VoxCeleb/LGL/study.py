@@ -12,10 +12,10 @@ import speechbrain as sb
 import torch
 from experiments import CEILING, WITHOUT
 
-from lgl_plugin.clustering.average import average_linkage
 from lgl_plugin.clustering.kmeans import FaissKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
-from lgl_plugin.clustering.vectors import joined
+from lgl_plugin.clustering.vectors import joined, normalised
+from lgl_plugin.clustering.ward import join
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.evaluation.pseudo_labels import clustering_report
 from lgl_plugin.evaluation.verification import (
@@ -29,6 +29,7 @@ from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import mean_and_range
+from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.runs.weights import ENCODER
 from lgl_plugin.utils.tables import markdown_table
@@ -45,7 +46,7 @@ BACKENDS = {
         for shrinkage in (0.01, 0.1, 0.3, 1, 3, 10)
     },
 }
-JOINED, FLOOR_SHARE = "with log-mel statistics", 0.33  # of the small preset
+JOINED = "with log-mel statistics"
 FIRST_STEP = 50_000  # Ward's method begins with so many clusters of k-means
 
 
@@ -121,10 +122,16 @@ def by_backend(embedder):
     }
     floor = embedder_of(embedder.run, FLOOR)
     others = floor_whitening().fit(floor.sample)(floor.of_trials)
-    both = joined(vectors, others, FLOOR_SHARE)
+    both = joined(vectors, others, floor_share())
     figures[JOINED] = figures_of(cosine_scores(both, trials), trials)
     scores = as_norm(vectors, trials, sample)
     return {**figures, "AS-norm": figures_of(scores, trials)}
+
+
+def floor_share():
+    """Returns the share of log-mel statistics that the small preset has."""
+    preset = pathlib.Path(__file__).with_name("hparams") / "small_stage2.yaml"
+    return read_preset(preset)["log_mel_share"]
 
 
 def clusterings(experiment, options):
@@ -207,21 +214,9 @@ def by_clustering(embedder):
 
 
 def average_to(vectors, n_clusters):
-    """Average linkage to a number of clusters: bisects the threshold.
-
-    The nearest number where equal cosines leave none that is right.
-    """
-    low, high, best = -1.0, 1.0, None
-    for _ in range(20):
-        middle = (low + high) / 2
-        labels = average_linkage(vectors, middle)
-        off = int(labels.max()) + 1 - n_clusters
-        if best is None or abs(off) < best[0]:
-            best = abs(off), labels
-        if off == 0:
-            break
-        low, high = (middle, high) if off < 0 else (low, middle)
-    return best[1]
+    """Average linkage to a number of clusters."""
+    points = torch.from_numpy(normalised(vectors))
+    return join(points, torch.ones(len(points)), average=True).cut(n_clusters)
 
 
 def embedders(experiment, options):
@@ -309,7 +304,7 @@ class Embedder:
         """Embeddings and log-mel statistics, joined as in the small preset."""
         floor = embedder_of(self.run, FLOOR).of_corpus
         floor = floor_whitening().fit(floor)(floor)
-        return joined(self.whitened, floor, FLOOR_SHARE)
+        return joined(self.whitened, floor, floor_share())
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""
