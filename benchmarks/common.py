@@ -26,6 +26,7 @@ import time
 import torch
 
 from lgl_plugin.utils.memory import peak_bytes
+from lgl_plugin.utils.tables import markdown_table
 
 MIB = 2**20
 
@@ -161,9 +162,8 @@ def report(rows, title, json_path=None, device="cpu"):
 def table(rows):
     """A markdown table of rows, dicts of which some may lack a column."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[_cell(row.get(name, "")) for name in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = ([_cell(row.get(name, "")) for name in columns] for row in rows)
+    return markdown_table(columns, cells)
 
 
 def _cell(value):

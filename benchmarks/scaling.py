@@ -29,7 +29,7 @@ from lgl_plugin.evaluation import pseudo_labels
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics import agreement
 from lgl_plugin.nnet.gates import DynamicGate, TargetShareGate, fit_mixture
-from lgl_plugin.report import build as run_report
+from lgl_plugin.runs import metrics_log
 from lgl_plugin.runs.run import Run
 
 SPEAKER = 182  # utterances, in VoxCeleb2
@@ -161,7 +161,7 @@ def clustering_report(n, folder):
 
 def run_table(n, folder):
     run = Run(folder, 2, {})
-    figures = dict.fromkeys(run_report.COLUMNS, 1.0)
+    figures = dict.fromkeys(metrics_log.COLUMNS, 1.0)
     for iteration in range(1, 6):
         for phase in ("clusters", "classifier", "gated"):
             for epoch in range(10):
@@ -174,8 +174,8 @@ def run_table(n, folder):
                 )
 
     def summarise():
-        rows = run_report.summarise(run_report.read_metrics(folder))
-        run_report.table([rows])
+        rows = metrics_log.summarise(metrics_log.read_metrics(folder))
+        metrics_log.table([rows])
 
     return summarise
 

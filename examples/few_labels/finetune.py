@@ -22,6 +22,7 @@ from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.nnet.batch_norm import batch_norms
 
 
 class FineTuner(sb.Brain):
@@ -30,12 +31,6 @@ class FineTuner(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Draws other crops in each epoch."""
         self.hparams.train_data.set_epoch(epoch)
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Keeps batch normalisation as it was."""
-        for module in self.modules.encoder.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
 
     def compute_forward(self, batch, stage):
         """Returns cosines (batch, speakers)."""
@@ -58,12 +53,15 @@ if __name__ == "__main__":
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     folder = pathlib.Path(hparams["output_folder"])
+    source = pathlib.Path(hparams["encoder_source"])
+    if not source.is_dir():  # what is tuned takes its place in a copy
+        raise SystemExit(f"encoder_source: {source} is no exported folder")
     sb.create_experiment_directory(folder, hparams_file, overrides)
 
     listed = folder / "manifest.csv"
     prepare_manifest(hparams["data_folder"], listed, speaker_folder=True)
     manifest = load_manifest(listed, hparams["data_folder"])
-    extract = load_extractor(hparams["encoder_source"])
+    extract = load_extractor(source)
     train_data = crop_dataset(
         manifest,
         np.arange(len(manifest)),
@@ -74,6 +72,8 @@ if __name__ == "__main__":
     )
 
     encoder = extract.encoder.eval()
+    if batch_norms(encoder.network):
+        encoder.freeze_statistics()
     n_speakers = int(manifest.speakers.max()) + 1
     with torch.no_grad():
         size = encoder(torch.randn(2, extract.sample_rate)).shape[-1]
@@ -94,7 +94,8 @@ if __name__ == "__main__":
 
     # SpeechBrain loads this: the folder as it was, with the new weights. Its
     # threshold is the old encoder's; `lgl verify` on a list of yours finds one.
-    tuned = folder / "encoder"
-    shutil.copytree(hparams["encoder_source"], tuned, dirs_exist_ok=True)
+    # encoder.onnx has the old weights.
+    tuned, no_onnx = folder / "encoder", shutil.ignore_patterns("*.onnx")
+    shutil.copytree(source, tuned, dirs_exist_ok=True, ignore=no_onnx)
     torch.save(encoder.network.state_dict(), tuned / "embedding_model.ckpt")
     print(f"{n_speakers} speakers, {len(manifest)} files: {tuned}")

@@ -22,11 +22,13 @@ def link_by_speaker(encoder, audio, output):
     manifest, embeddings = embed_folder(encoder, audio, output / ".embeddings")
     found = find_speakers(encoder, manifest, embeddings)
     sure = found.confidence >= LEAST_CONFIDENCE
+    for link in output.glob("speaker*/*"):  # of an earlier call
+        if link.is_symlink():
+            link.unlink()
     for name, speaker, is_sure in zip(found.files, found.labels, sure):
         if is_sure:
-            link = output / f"speaker{speaker + 1}" / name.replace("/", "-")
+            link = output / f"speaker{speaker + 1}" / name.replace("/", "__")
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
             link.symlink_to(audio / name)
     print(
         f"{found.n_speakers} speakers by {found.rule}; {sure.sum()} of "

@@ -90,6 +90,7 @@ def run(
         encoder, manifest, found, threshold, speakers, device, given
     )
     write_speakers(output / "speakers.csv", speech)
+    (output / "wrong_labels.csv").unlink(missing_ok=True)  # of other labels
     page = write_page(output / "index.html", speech, audio)
     print(
         f"{speech.n_speakers:,} speakers in {len(speech.files):,} files, by "

@@ -27,7 +27,7 @@ FROZEN = 1 / 150
 VARIANCE = 5.0
 # Share of the training in which RDINO's regularisation rises from a quarter.
 REGULARISED = 1 / 7
-# Of the centre of the teacher's logits, at each step.
+# Momentum of `centre`, the running mean of the teacher's logits.
 CENTRE_MOMENTUM = 0.9
 
 
@@ -155,7 +155,8 @@ class DINO(Method):
         first, last = self.teacher_temperatures
         temperature = first + (last - first) * min(done / WARM, 1.0)
         wanted = F.softmax((logits - self.centre) / temperature, dim=-1)
-        mean = concatenated(logits.flatten(0, 1)).mean(0)
+        # Of all ranks, whose batches are equal; the logits would be gigabytes.
+        mean = concatenated(logits.flatten(0, 1).mean(0, keepdim=True)).mean(0)
         # One step that went wrong would spoil all that follow.
         mean = torch.where(mean.isfinite().all(), mean, self.centre)
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)

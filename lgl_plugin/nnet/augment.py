@@ -30,6 +30,7 @@ from lgl_plugin.nnet.noise import (
     transformed,
 )
 from lgl_plugin.nnet.rooms import draw_channels, draw_rooms, impulse_responses
+from lgl_plugin.utils.checks import check_above0
 
 
 @dataclasses.dataclass
@@ -82,7 +83,8 @@ class Augmenter(torch.nn.Module):
     FileNotFoundError
         If a folder is given that is missing or holds no audio.
     ValueError
-        If a probability is out of range.
+        If a probability is out of range, `noise_snr` no range, or
+        `bank_seconds` not above 0.
 
     Example
     -------
@@ -119,6 +121,12 @@ class Augmenter(torch.nn.Module):
                 "probabilities, and the first three at most 1 in sum, got "
                 f"{shares + others}"
             )
+        check_above0(bank_seconds=bank_seconds)
+        if noise_snr is not None and len(noise_snr) != 2:
+            raise ValueError(
+                f"noise_snr: {noise_snr} is no range: give the lowest and the "
+                "highest in dB, such as [0, 15]"
+            )
         self.sample_rate = sample_rate
         self.reverb_only = reverb_only
         self.noise_only = noise_only
@@ -141,6 +149,10 @@ class Augmenter(torch.nn.Module):
                 if "noise" not in path.name
                 and path.parts[-2] != "pointsource_noises"
             ]
+            if not responses:
+                raise FileNotFoundError(
+                    f"rir_folder: {rir_folder} holds recordings of noise alone"
+                )
             self.rooms = impulse_responses(responses, sample_rate)
         self.kinds = list(SNR) if musan_folder else ["noise", "speech"]
         ranges = {**SNR, **({"noise": noise_snr} if noise_snr else {})}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.utils.checks import check_from, check_share
 
-# Of what a step takes from the student at first, what it takes in the end.
+# 1 - momentum falls linearly to this share of its first value.
 LAST_SHARE = 0.1
 
 

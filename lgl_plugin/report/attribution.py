@@ -55,6 +55,8 @@ def attribute(
     options = {name: str(value) for name, value in locals().items()}
     if number < 2:
         raise ValueError(f"--number={number}: two trials are needed, or more")
+    output = pathlib.Path(output_folder)
+    output.mkdir(parents=True, exist_ok=True)  # or an error before the work
     extract = load_extractor(encoder, check_device(device))
     listed = read_trials(trials, audio)
     network = extract.encoder.to(extract.device)
@@ -100,8 +102,8 @@ def attribute(
             f"{kind} {' '.join(names)}: score {found.score:.3f}, {errors}"
         )
     numbers = Numbers(done, options, left_out)
-    numbers.write(pathlib.Path(output_folder))
-    _write_page(pathlib.Path(output_folder), numbers)
+    numbers.write(output)
+    _write_page(output, numbers)
     return numbers.facts
 
 

@@ -59,6 +59,8 @@ def draw_landscapes(
     options = json.loads(json.dumps(locals(), default=str))
     if points < 3 or points % 2 == 0:
         raise ValueError(f"--points={points}: it must be odd, 3 or more")
+    if utterances < 2:
+        raise ValueError(f"--utterances={utterances}: it must be 2 or more")
     device = check_device(device)
     folders = [pathlib.Path(run) for run in runs]
     opened = {
@@ -66,6 +68,8 @@ def draw_landscapes(
         for name, folder in zip(short_names(folders), folders)
     }
     wanted = {name: _chosen(run, only) for name, run in opened.items()}
+    output = pathlib.Path(output_folder or folders[0] / "report" / "landscape")
+    output.mkdir(parents=True, exist_ok=True)  # or an error before the work
     steps: dict[str, dict] = {}
     planes, lines = {}, {}
     axis = np.linspace(-radius, radius, points)
@@ -84,7 +88,6 @@ def draw_landscapes(
                 lines[key] = before, found
             before, start = probe.name, state
     facts = {"options": options, "steps": steps}
-    output = pathlib.Path(output_folder or folders[0] / "report" / "landscape")
     _write(output, facts, axis, planes, lines)
     return facts
 

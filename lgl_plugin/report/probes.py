@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.labels import labelled_rows, labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.methods.method import embedded
+from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.run import stage1_steps
@@ -50,10 +50,9 @@ class Probe:
     def use_batch_norm(self, by_batch: bool) -> None:
         """Normalises by each batch's own statistics, or by the kept ones."""
         self.model.eval()
-        for part in self.model.modules():
-            if by_batch and isinstance(part, _BatchNorm):
-                part.train()
-                part.momentum = 0.0  # the kept ones stay as they are
+        for part in batch_norms(self.model) if by_batch else ():
+            part.train()
+            part.momentum = 0.0  # the kept ones stay as they are
 
 
 class _Same(torch.nn.Module):
@@ -67,8 +66,11 @@ class _Same(torch.nn.Module):
         return wavs
 
 
+@dataclasses.dataclass(eq=False)
 class MethodProbe(Probe):
     """Stage I's encoder and method, on one batch of two crops of each."""
+
+    rows: torch.Tensor  # of the manifest, by which a queue knows them
 
     @property
     def counted(self) -> int:
@@ -95,7 +97,7 @@ class MethodProbe(Probe):
             return method(
                 [embedded(self.model["encoder"], group) for group in views],
                 method.teach(taught),
-                torch.arange(len(self.crops), device=self.crops.device),
+                self.rows,
                 1.0,
             )[0]
 
@@ -241,7 +243,8 @@ class ProbedRun:
         load_weights(made, self.folder / STAGE1 / METHOD)
         both = {"encoder": encoder, "method": made}
         model = torch.nn.ModuleDict(both).to(device)
-        return model, self._crops(settings, 2).to(device)
+        crops = self._crops(settings, 2).to(device)
+        return model, crops, torch.from_numpy(self.rows).to(device)
 
     def _crops(self, settings, number=1):
         """Reads crops of each utterance of the sample, (n, number, samples).

@@ -20,6 +20,7 @@ from lgl_plugin.dataio.manifest import Manifest, Strings, load_manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import bootstrap_eer
 from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.runs.arguments import for_other_stage
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.provenance import read_starts
 from lgl_plugin.runs.run import planned_steps
@@ -109,9 +110,12 @@ class Results:
             both = "train" in shlex.split(command)
             if unfinished or both or not self.steps:
                 return "Go on with", command
-            command, n = re.subn(r"stage1(?=\.yaml)", "stage2", command)
-            after = "" if n else ", after"
-            return f"Stage I is done. Go on with Stage II{after}", command
+            if "stage1.yaml" not in command:  # the user's own yaml
+                return "Stage I is done. Go on with Stage II, after", command
+            words = for_other_stage(
+                command, 2, lambda yaml: yaml.replace("stage1.", "stage2.")
+            )
+            return "Stage I is done. Go on with Stage II", shlex.join(words)
         exports = [
             self.folder / step
             for step in planned_steps(self.settings)

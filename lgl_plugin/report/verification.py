@@ -118,12 +118,13 @@ def verify_encoders(
             scores["AS-norm"] = adaptive_s_norm(
                 scores["cosine"], joined, *statistics
             )
+        normalised = [*scores][-1]  # AS-norm, without a cohort the cosine
         for kind, values in scores.items():
             for name, part in zip(lists, np.split(values, bounds)):
                 systems[name][prefix + kind] = part
         for name, trials in lists.items():
-            last = systems[name][prefix + kind]  # the best normalised
-            write_scores(places[name] / own / "scores.txt", trials, last)
+            best = systems[name][prefix + normalised]
+            write_scores(places[name] / own / "scores.txt", trials, best)
     metrics = {}
     for name, trials in lists.items():
         rates, curves = {}, {}

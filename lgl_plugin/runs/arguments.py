@@ -1,10 +1,13 @@
-"""A recipe's command line, each value as it was typed."""
+"""A recipe's command line, each value as typed; and another stage's."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.runs.plain import dump_settings
+from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 
 if TYPE_CHECKING:
     from speechbrain.utils.run_opts import RunOptions
@@ -66,6 +69,29 @@ def parse_arguments(
     if own:
         lines.append(dump_settings(own).strip())
     return path, run_opts, "\n".join(filter(None, [overrides, *lines]))
+
+
+def for_other_stage(
+    command: str, stage: int, rename: Callable[[str], str]
+) -> list[str]:
+    """Returns the words of a recipe's command for another stage.
+
+    `rename` gives that stage's yaml for the command's. Options that are
+    settings of the command's own stage alone are left out.
+    """
+    other, own = Stage2Settings.model_fields, Stage1Settings.model_fields
+    if stage == 1:
+        other, own = own, other
+    words, name = [], ""
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0]
+        elif word.endswith(".yaml") and name != "stage1_yaml":
+            word, name = rename(word), ""
+        # Also where a value stands behind its option and a space.
+        if name in other or name not in own:
+            words.append(word)
+    return words
 
 
 def _is_misread(text):

@@ -7,8 +7,9 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.nnet.anchor import Anchor
+from lgl_plugin.runs.arguments import for_other_stage
 from lgl_plugin.runs.run import stage1_steps
-from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
+from lgl_plugin.runs.schema import Stage2Settings
 from lgl_plugin.runs.state import check_artefact
 from lgl_plugin.runs.weights import ENCODER, load_weights, save_weights
 from lgl_plugin.training.session import Session
@@ -127,16 +128,8 @@ def stage1_command(settings: Stage2Settings) -> str:
 
     Options that are settings of Stage II alone are left out.
     """
-    foreign = {*Stage2Settings.model_fields} - {*Stage1Settings.model_fields}
-    words, name, names = [], "", set()
-    for word in shlex.split(launch_command()):
-        if word.startswith("--"):
-            name = word.removeprefix("--").partition("=")[0]
-            names.add(name)
-        elif word.endswith(".yaml") and name != "stage1_yaml":
-            word, name = settings.stage1_yaml, ""
-        if name not in foreign:  # also a value behind its option and a space
-            words.append(word)
+    words = for_other_stage(launch_command(), 1, lambda _: settings.stage1_yaml)
+    names = {word.removeprefix("--").partition("=")[0] for word in words}
     if settings.stage1_yaml not in words:  # not the recipe's own script
         words = ["python", "train_lgl.py", settings.stage1_yaml]
         names = set()

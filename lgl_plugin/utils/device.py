@@ -13,12 +13,25 @@ def check_device(device: str | None) -> str:
     """Returns the device to use; raises ValueError for a GPU that is absent."""
     if device is None:
         return sb.utils.distributed.infer_device()
-    if "cuda" in device and not torch.cuda.is_available():
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device={device} is no device: give cpu, cuda or cuda:1"
+        ) from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"--device={device}: torch {torch.__version__} finds no GPU here. "
             "Check `nvidia-smi` and that torch was installed with CUDA, or "
             "use --device=cpu."
         )
+    if wanted.type == "cuda" and wanted.index is not None:
+        number = torch.cuda.device_count()
+        if wanted.index >= number:
+            raise ValueError(
+                f"--device={device}: torch finds {number} GPUs here, the last "
+                f"is cuda:{number - 1}"
+            )
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         # torch takes "cuda" for the first GPU, on which all ranks would meet.
         return f"cuda:{os.environ['LOCAL_RANK']}"

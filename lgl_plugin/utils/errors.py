@@ -1,6 +1,7 @@
 """Errors that a user can mend, shown as their message."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -30,6 +31,8 @@ def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
             raise
         logger.debug("The error in full:", exc_info=True)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        if isinstance(error, RuntimeError):  # perhaps a fault of the program
+        handlers = logging.getLogger().handlers
+        is_logged = any(isinstance(h, logging.FileHandler) for h in handlers)
+        if isinstance(error, RuntimeError) and is_logged:  # perhaps our fault
             print("log.txt of the run has the traceback.", file=sys.stderr)
         raise SystemExit(status) from None

@@ -199,6 +199,7 @@ def test_batch_statistics_leave_the_kept_ones_alone(run):
     [
         (["--only", "iter2/gated"], "has no step iter2/gated. It has iter1/st"),
         (["--points=4"], "--points=4: it must be odd"),
+        (["--utterances=0"], "--utterances=0: it must be 2 or more"),
     ],
 )
 def test_wrong_calls_are_refused(run, capsys, options, message):
@@ -244,7 +245,10 @@ def test_stage1_has_the_loss_of_its_method(run, tmp_path, capsys, method):
     found = tmp_path / "report" / "landscape" / "landscape.json"
     (steps,) = json.loads(found.read_text())["steps"].values()
     assert list(steps) == ["stage1"] and steps["stage1"]["counted"] == 9
-    (probe,) = ProbedRun(tmp_path, 9, 0).probes(["stage1"], "cpu", False)
+    opened = ProbedRun(tmp_path, 9, 0)
+    (probe,) = opened.probes(["stage1"], "cpu", False)
+    # MoCo's queue knows utterances by their rows in the manifest.
+    assert probe.rows.tolist() == opened.rows.tolist() != [*range(9)]
     before = copy.deepcopy(made.state_dict())
     assert probe.crops.shape == (9, 2, 3200)
     figures = [probe.figures() for _ in range(2)]

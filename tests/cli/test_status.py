@@ -84,7 +84,9 @@ def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
     start = "torchrun --nproc_per_node=2"
     for command, line in (
         (
-            f"{start} train_lgl.py hparams/stage1.yaml --seed=2",
+            # Without what is a setting of Stage I alone.
+            f"{start} train_lgl.py hparams/stage1.yaml --seed=2 "
+            "--number_of_epochs 3 --method='!name:a.B {c: 1}'",
             "Stage I is done. Go on with Stage II: "
             f"{start} train_lgl.py hparams/stage2.yaml --seed=2",
         ),

@@ -114,6 +114,8 @@ def test_labels_name_people_and_strangers_stay_strangers(
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "is labelled bob and sounds like a stranger" in page
     assert ">ann <small>4 files" in page
+    who(encoder, audio, tmp_path / "out")  # without labels there are none
+    assert not (tmp_path / "out" / "wrong_labels.csv").exists()
 
 
 def test_labels_that_cannot_be_used_are_said_before_the_work(

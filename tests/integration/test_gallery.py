@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import gallery  # of the recipe's folder
 import pytest
@@ -79,6 +80,23 @@ def test_methods_are_chosen_by_name(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         run(monkeypatch, *own, "--methods=simclr,mocco")
     assert "['mocco'] is none of simclr-and-aat" in capsys.readouterr().err
+
+
+def test_a_trial_list_of_the_users_is_for_the_training_alone(monkeypatch):
+    """Given twice to the pilot, it would be refused."""
+    times = iter([4.0, 16.0])
+    commands = []
+
+    def run_recipe(command):
+        commands.append(command)
+        return types.SimpleNamespace(ru_utime=next(times), ru_stime=0.0)
+
+    monkeypatch.setattr(gallery, "run_recipe", run_recipe)
+    command = ["train_lgl.py", "--verification_file=mine.txt", "--lr=1"]
+    assert gallery.seconds_per_step(command) == 1.0
+    for words in commands:
+        given = [w for w in words if w.startswith("--verification_file")]
+        assert given == ["--verification_file=null"] and "--lr=1" in words
 
 
 def test_a_mistyped_option_is_refused_at_once(monkeypatch):

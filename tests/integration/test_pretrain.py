@@ -215,6 +215,8 @@ def test_a_teacher_that_does_not_fit(tmp_path, teacher, layer, size, message):
         (["--epochs", "3"], "--name=value"),
         (["--seeds=5"], "holds a study of other seeds"),
         (["--seed=5"], "holds a study of other seeds, corpora or options"),
+        (["--hidden_size=48"], "--hidden_size=48: the study sets that itself"),
+        (["--data_share=0.5"], "--data_share=0.5: the study sets that itself"),
     ],
 )
 def test_a_study_is_of_one_kind(

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import soundfile
 from fake_voxceleb import make_archives
 from tiny import RECIPE
 
@@ -157,6 +159,8 @@ def test_a_mistyped_option_is_refused_before_any_stage(monkeypatch, capsys):
     for work, typed, problem in (
         ("settings", "--batchsize=8", "'batchsize'; did you mean 'batch_size'"),
         ("settings", "0.1", "0.1: give settings as --key=value"),
+        # reproduce.sh adds it to each training.
+        ("settings", "--seed=3", "duplicate key"),
         ("hours", "--off=3", "unrecognized arguments: --off=3"),
     ):
         folders = ["--archives=a", "--data=d", "--exp=e", "--methods=moco"]
@@ -168,6 +172,37 @@ def test_a_mistyped_option_is_refused_before_any_stage(monkeypatch, capsys):
     typed = ["--data_folder=/x", "--precision=fp32", "--device=cpu"]
     words[1:] = ["settings", *folders, *typed]
     script.main()
+
+
+def test_each_training_is_timed(monkeypatch, tmp_path, capsys):
+    """By sessions on a few files, of which only the steps are made up."""
+    audio = tmp_path / "vox2" / "wav" / "id0" / "a"
+    audio.mkdir(parents=True)
+    wav = np.random.default_rng(0).normal(size=16000) / 9
+    for name in range(900):
+        soundfile.write(audio / f"{name}.wav", wav, 16000)
+    (tmp_path / "lists").mkdir()
+    trials = tmp_path / "lists" / "veri_test2.txt"
+    trials.write_text("1 id1/a/1.wav id1/a/2.wav\n0 id1/a/1.wav id2/a/1.wav\n")
+    seen = []
+
+    def cost(session, made):
+        seen.append((session.settings.stage, session.batch_size))
+        return {"embedding": 1.0}
+
+    for stage in (1, 2):
+        name = f"lgl_plugin.cli.check.cost_of_stage{stage}"
+        monkeypatch.setattr(name, cost)
+    given = options(tmp_path)
+    vars(given).update(nproc=1, methods=["moco"], hparams=RECIPE / "hparams")
+    words = ["--dataloader_options={num_workers: 0}", "--device=cpu"]
+    words += [f"--data_folder={tmp_path / 'vox2'}"]
+    script.check(given, [*words, f"--manifest={tmp_path / 'manifest.csv'}"])
+    capsys.readouterr()
+    assert [stage for stage, _ in seen] == [1, 2, 1]
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    assert [*costs["stages"]] == ["stage1", "stage2", "moco"]
+    assert costs["kept"] == 900
 
 
 def options(folder):

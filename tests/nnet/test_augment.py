@@ -333,6 +333,27 @@ def test_float32_under_autocast():
 # Rooms and channels
 
 
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        ({"noise_snr": [10]}, r"noise_snr: \[10\] is no range"),
+        ({"noise_snr": []}, r"noise_snr: \[\] is no range"),
+        ({"bank_seconds": 0}, "bank_seconds must be above 0"),
+    ],
+)
+def test_settings_that_mean_nothing(settings, problem):
+    with pytest.raises(ValueError, match=problem):
+        Augmenter(**settings)
+
+
+def test_a_folder_of_noise_has_no_rooms(tmp_path):
+    folder = tmp_path / "pointsource_noises"
+    folder.mkdir()
+    soundfile.write(folder / "1.wav", np.ones(9) / 9, RATE)
+    with pytest.raises(FileNotFoundError, match="recordings of noise alone"):
+        Augmenter(rir_folder=folder)
+
+
 def test_rooms_are_convolutions(rirs):
     augment = Augmenter(rir_folder=rirs, reverb_only=1.0, noise_only=0.0)
     rooms = augment.rooms.double().numpy()

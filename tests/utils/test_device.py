@@ -12,11 +12,26 @@ from lgl_plugin.utils.device import check_device, check_shared_memory
 def test_each_rank_takes_its_own_gpu(monkeypatch):
     """torch takes "cuda" for the first GPU, on every rank."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert check_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert check_device("cuda") == "cuda:3"
     assert check_device("cuda:1") == "cuda:1"
     assert check_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    "device, problem",
+    [
+        ("gpu", "gpu is no device: give cpu, cuda or cuda:1"),
+        ("cuda:2", "torch finds 2 GPUs here, the last is cuda:1"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device, problem):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=problem):
+        check_device(device)
 
 
 def test_a_container_without_shared_memory_is_refused(monkeypatch):

@@ -1,5 +1,7 @@
 """Errors that a user can mend."""
 
+import logging
+
 import pytest
 
 from lgl_plugin.utils.errors import explained_errors
@@ -27,7 +29,13 @@ def test_an_error_of_one_rank_alone_keeps_its_traceback(monkeypatch):
         raise ValueError("here")
 
 
-def test_a_runtime_error_names_the_log(capsys):
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_a_runtime_error_names_the_log_if_one_is_begun(
+    capsys, monkeypatch, tmp_path, is_begun
+):
+    log = logging.FileHandler(tmp_path / "log.txt", delay=True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [log] * is_begun)
     with pytest.raises(SystemExit), explained_errors(1):
         raise RuntimeError("out of memory")
-    assert "log.txt of the run has the traceback" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert ("log.txt of the run has the traceback" in shown) == is_begun

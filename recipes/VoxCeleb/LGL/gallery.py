@@ -160,6 +160,7 @@ def train(entry, command, folder, seed, minutes):
 
 def seconds_per_step(command):
     """Returns the processor time of a training step in seconds."""
+    command = [w for w in command if not w.startswith("--verification_file=")]
     times = []
     for steps in PILOT:
         with tempfile.TemporaryDirectory() as scratch:

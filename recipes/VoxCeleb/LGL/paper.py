@@ -314,7 +314,7 @@ def selection(experiment, options):
     rows = []
     for name in CRITERIA:
         row = [name]
-        for kind in ("simclr", "classifier", "gated"):
+        for kind in ("Stage I", "classifier", "gated"):
             ranks, regrets = [], []
             for epochs in phases(experiment, kind):
                 eers = np.array([epoch["eer"] for epoch in epochs])
@@ -336,7 +336,7 @@ def selection(experiment, options):
             continue
         for patience in (2, 4):
             row = [name, patience]
-            for kind in ("simclr", "classifier", "gated"):
+            for kind in ("Stage I", "classifier", "gated"):
                 saved, regrets = [], []
                 for epochs in phases(experiment, kind):
                     costs = [criterion(epoch, name) for epoch in epochs]
@@ -358,7 +358,11 @@ def phases(experiment, kind):
     found = {}
     for seed in experiment.seeds:
         for record in experiment.records(seed, "study"):
-            if record["phase"] == kind and record.get("epoch"):
+            # Stage I's phase has the name of its method.
+            first = record["stage"] == 1 and record["phase"] != "ssps"
+            if kind == ("Stage I" if first else record["phase"]) and (
+                record.get("epoch")
+            ):
                 key = seed, record.get("iteration")
                 found.setdefault(key, []).append(record)
     return list(found.values())
@@ -387,37 +391,37 @@ def steps(experiment, options):
     if new_start == "first":
         # Centroids lie in the space of the encoder that was clustered.
         start["classifier_init"] = "random"
+    sub_centres = Variant(
+        "sub-centres", (f"--new_classifier={centres}", *FIRST), CLUSTERED
+    )
+    classifier_init = Variant(
+        "classifier-init", (f"--classifier_init={other}", *FIRST), CLUSTERED
+    )
+    encoder_init = Variant(
+        "encoder-init",
+        (
+            *(f"--{key}={value}" for key, value in start.items()),
+            "--n_iterations=2",
+            "--new_last_encoder=null",
+        ),
+        (*CLASSIFIED, "iter1/gated", "iter2/embeddings", "iter2/labels"),
+    )
+    large_margin = Variant("large-margin", ("--large_margin_epochs=4",), None)
     variants = {
-        "three centres a pseudo-speaker, iteration 1": Variant(
-            "sub-centres", (f"--new_classifier={centres}", *FIRST), CLUSTERED
-        ),
-        f"classifier_init: {other}, not {own}, iteration 1": Variant(
-            "classifier-init", (f"--classifier_init={other}", *FIRST), CLUSTERED
-        ),
-        f"{start}, not {warm}, iteration 2": Variant(
-            "encoder-init",
-            (
-                *(f"--{key}={value}" for key, value in start.items()),
-                "--n_iterations=2",
-                "--new_last_encoder=null",
-            ),
-            (*CLASSIFIED, "iter1/gated", "iter2/embeddings", "iter2/labels"),
-        ),
-        "large-margin fine-tuning": Variant(
-            "large-margin", ("--large_margin_epochs=4",), None
-        ),
+        "three centres a pseudo-speaker": (sub_centres, 1, "gated"),
+        f"classifier_init: {other}, not {own}": (classifier_init, 1, "gated"),
+        f"{start}, not {warm}": (encoder_init, 2, "gated"),
+        "large-margin fine-tuning": (large_margin, last, "large_margin"),
     }
-    experiment.train(list(variants.values()))
+    experiment.train([variant for variant, *_ in variants.values()])
     rows = []
 
     def compare(label, found, iteration):
         base = np.array(after(experiment, "base", iteration))
         gain = spread(np.array(found) - base)
-        rows.append([label, spread(base), spread(found), gain])
+        rows.append([label, iteration, spread(base), spread(found), gain])
 
-    for label, variant in variants.items():
-        iteration = {"1": 1, "2": 2}.get(label[-1], last)
-        phase = "large_margin" if variant.keep is None else "gated"
+    for label, (variant, iteration, phase) in variants.items():
         found = after(experiment, variant.name, iteration, phase=phase)
         compare(label, found, iteration)
     settings = experiment.settings
@@ -430,7 +434,7 @@ def steps(experiment, options):
         )
     compare("AS-norm", found, last)
     return markdown_table(
-        ["step", "base, EER %", "with it", "difference"], rows
+        ["step", "iteration", "base, EER %", "with it", "difference"], rows
     )
 
 

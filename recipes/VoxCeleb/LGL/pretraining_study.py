@@ -130,6 +130,10 @@ def main():
     }
     # A mistyped option shows here, and not after the first runs.
     own = {**shared, "output_folder": str(folder)}
+    taken = {*own}.union(*(model.options(folder) for model in MODELS))
+    for option in overrides:
+        if option.removeprefix("--").partition("=")[0] in taken:
+            parser.error(f"{option}: the study sets that itself")
     read_settings(options.yaml, as_yaml(own, overrides))
     made_of = {"seeds": seeds, "corpora": ",".join(trains)}
     made_of["options"] = sorted(overrides)

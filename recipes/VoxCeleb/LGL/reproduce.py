@@ -63,9 +63,11 @@ def settings(options, rest):
         if not word.startswith("--"):  # paper.py would not take it
             raise ValueError(f"{word}: give settings as --key=value")
     for name in ("stage1", "stage2", *options.methods):
-        size = f"--batch_size={batch_of(options, name)}"
+        # What reproduce.sh adds itself: given twice, it would be refused there.
+        own = [f"--batch_size={batch_of(options, name)}", "--seed=1"]
+        own.append(f"--output_folder={options.exp}")
         yaml = str(options.hparams / f"{name}.yaml")
-        path, run_opts, overrides = parse_arguments([yaml, size, *rest])
+        path, run_opts, overrides = parse_arguments([yaml, *own, *rest])
         resolve(path, overrides, run_opts)
 
 
@@ -124,7 +126,7 @@ def check(options, rest):
             (scratch / "manifest.csv").symlink_to(options.exp / "manifest.csv")
             size = f"--batch_size={batch_of(options, name)}"
             folder = f"--output_folder={scratch / 'run'}"
-            session = open_session(scratch, yaml, [*given, size, folder])
+            session = open_session(scratch, yaml, [*given, size, folder], {})
             cost = cost_of_stage2 if name == "stage2" else cost_of_stage1
             costs["stages"][name] = cost(session, made)
             if name == "stage2":
