@@ -17,7 +17,7 @@ import sys
 
 import soundfile
 
-from lgl_plugin.dataio.folder import find_audio
+from lgl_plugin.dataio.folder import EXTENSIONS
 
 SHORTEST, LONGEST = 1.0, 20.0  # seconds; longer turns are cut into equal parts
 
@@ -69,11 +69,11 @@ def cut(audio, rttm, output):
     with open(output, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(["ID", "duration", "wav", "start", "stop", "spk_id"])
-        for name, problem in find_audio(audio):
-            path = pathlib.Path(audio, name)
-            if path.stem not in turns or problem is not None:
+        for path in sorted(pathlib.Path(audio).rglob("*")):
+            if path.stem not in turns or path.suffix.lower() not in EXTENSIONS:
                 continue
             rate = soundfile.info(path).samplerate
+            name = path.relative_to(audio).as_posix()
             for start, end, _ in alone(turns[path.stem]):
                 for first, last in parts(start, end):
                     if last - first < SHORTEST:

@@ -9,6 +9,7 @@ as they are: those of five speakers would spoil them for all others.
 > lgl compare tuned/encoder one.wav other.wav
 """
 
+import contextlib
 import pathlib
 import shutil
 import sys
@@ -22,7 +23,6 @@ from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.nnet.batch_norm import batch_norms
 
 
 class FineTuner(sb.Brain):
@@ -72,7 +72,7 @@ if __name__ == "__main__":
     )
 
     encoder = extract.encoder.eval()
-    if batch_norms(encoder.network):
+    with contextlib.suppress(ValueError):  # without batch normalisation
         encoder.freeze_statistics()
     n_speakers = int(manifest.speakers.max()) + 1
     with torch.no_grad():
