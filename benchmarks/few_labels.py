@@ -18,8 +18,7 @@ import random
 import common
 import torch
 
-from lgl_plugin.cli.recipe import RECIPE
-from lgl_plugin.cli.train import load_recipe
+from lgl_plugin.cli.recipe import RECIPE, load_recipe
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics

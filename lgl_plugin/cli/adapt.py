@@ -12,8 +12,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
-from lgl_plugin.cli.recipe import RECIPE
-from lgl_plugin.cli.train import as_pairs, key_of, load_recipe
+from lgl_plugin.cli.recipe import RECIPE, load_recipe
+from lgl_plugin.cli.train import as_pairs, key_of
 
 if TYPE_CHECKING:
     from lgl_plugin.inference.adapt import Ladder

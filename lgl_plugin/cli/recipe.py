@@ -6,8 +6,10 @@
 """
 
 import argparse
+import importlib.util
 import pathlib
 import shutil
+import types
 
 # In a checkout a link to recipes/VoxCeleb/LGL; a wheel holds the files.
 RECIPE = pathlib.Path(__file__).parents[1] / "recipe"
@@ -75,3 +77,15 @@ def copy_recipe(
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
     return copies
+
+
+def load_recipe() -> types.ModuleType:
+    """Imports the recipe's train_lgl.py, which is a script beside the package.
+
+    In a checkout it is behind a link, so that it is no module of the package.
+    """
+    path = RECIPE / "train_lgl.py"
+    spec = importlib.util.spec_from_file_location("train_lgl", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

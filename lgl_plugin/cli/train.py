@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import types
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lgl_plugin.cli.recipe import RECIPE
+from lgl_plugin.cli.recipe import RECIPE, load_recipe
 
 if TYPE_CHECKING:
     from lgl_plugin.runs.schema import Settings
@@ -267,17 +266,3 @@ def as_pairs(words: list[str] | None) -> list[str]:
         if names.count(name) > 1:
             raise ValueError(f"--{name} is given twice")
     return pairs
-
-
-def load_recipe() -> types.ModuleType:
-    """Imports the recipe's train_lgl.py, which is a script beside the package.
-
-    In a checkout it is behind a link, so that it is no module of the package.
-    """
-    import importlib.util
-
-    path = RECIPE / "train_lgl.py"
-    spec = importlib.util.spec_from_file_location("train_lgl", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
