@@ -28,7 +28,8 @@ from lgl_plugin.dataio.manifest import COLUMNS, Strings, held_out, load_manifest
 from lgl_plugin.evaluation import pseudo_labels
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics import agreement
-from lgl_plugin.nnet.gates import DynamicGate, TargetShareGate, fit_mixture
+from lgl_plugin.nnet.gates import DynamicGate, TargetShareGate
+from lgl_plugin.nnet.mixture import fit_mixture
 from lgl_plugin.runs import metrics_log
 from lgl_plugin.runs.run import Run
 

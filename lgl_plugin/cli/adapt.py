@@ -124,8 +124,9 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     ValueError if a setting is wrong, lest that shows after the other rungs.
     """
     from lgl_plugin.runs.arguments import parse_arguments
+    from lgl_plugin.runs.differences import changes
     from lgl_plugin.runs.plain import plain_settings
-    from lgl_plugin.runs.settings import changes, load_settings
+    from lgl_plugin.runs.settings import load_settings
 
     texts = []
     for words in ([], given):

@@ -10,19 +10,14 @@ import contextlib
 import csv
 import functools
 import itertools
-import multiprocessing
 import os
 import pathlib
 import re
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.audio import BadAudio, Header, probe
+from lgl_plugin.dataio.audio import Header, probe
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.folder import EXTENSIONS, UNREAD, find_audio
 from lgl_plugin.dataio.manifest import (
@@ -32,6 +27,7 @@ from lgl_plugin.dataio.manifest import (
     load_manifest,
     one_line,
 )
+from lgl_plugin.dataio.probing import probe_all
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.checks import check_from
 from lgl_plugin.utils.files import (
@@ -45,8 +41,6 @@ from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 
-# Files that a worker takes at a time: a few milliseconds of work.
-BATCH = 64
 # Into which the files found are counted, each into one.
 COUNTS = ("kept", "excluded", "bad", "short")
 
@@ -296,7 +290,7 @@ def _scan(settings, manifest, tested, num_workers, accept):
     )
     # Closed before anything else happens: an exception keeps the generator in
     # its traceback, and with it the processes of the pool.
-    headers = contextlib.closing(_probe_all(read, folder, files, num_workers))
+    headers = contextlib.closing(probe_all(read, folder, files, num_workers))
     with atomic_write(new) as out:
         with atomic_write(bad_files) as bad, headers as rows:
             _write_rows(rows, settings, prefix, out, bad, counts)
@@ -375,61 +369,6 @@ def _name_problem(path):
     if _VARIABLE.search(path):
         return "name holds a $ that SpeechBrain would take for a variable"
     return None
-
-
-def _probe_all(read, folder, files, num_workers):
-    """Yields (path, header or problem) of (path, problem or None), in order."""
-    # Processes: threads gained nothing over a plain loop when measured on files
-    # that were not in memory. Not SpeechBrain's parallel_map: while one file
-    # hangs on a network disk, it would go on to read all others and keep them.
-    # Here the batches in flight bound the memory, enough that no worker waits.
-    batches = iter(lambda: list(itertools.islice(files, BATCH)), [])
-    waiting = collections.deque()
-    first = [*itertools.islice(batches, min(num_workers, 4 * os.cpu_count()))]
-    workers = max(len(first), 1)
-    try:
-        with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-            for batch in itertools.chain(first, batches):
-                future = pool.submit(_probe_batch, read, folder, batch)
-                waiting.append((future, batch))
-                if len(waiting) > 4 * workers:
-                    yield from waiting[0][0].result()
-                    waiting.popleft()
-            while waiting:
-                yield from waiting[0][0].result()
-                waiting.popleft()
-    # The system kills a worker for want of memory, or libsndfile crashes.
-    except BrokenProcessPool as error:
-        (_, oldest), (_, newest) = waiting[0], waiting[-1]
-        first, last = oldest[0][0], newest[-1][0]
-        raise RuntimeError(
-            "a process that reads files died, of memory or of a file in "
-            f"{folder} from {one_line(first)} to {one_line(last)}. Start the "
-            "same command again, without that file or with fewer num_workers."
-        ) from error
-
-
-def start_worker() -> None:
-    """Leaves Ctrl-C to the main process, and ends with it if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _probe_batch(read, folder, batch):
-    """Returns (path, header or problem) of a batch of (path, problem)."""
-
-    def header(name):
-        try:
-            return read(os.path.join(folder, name))
-        except BadAudio as error:
-            return str(error)
-
-    return [(name, problem or header(name)) for name, problem in batch]
 
 
 def _check_counts(made, bad_files):

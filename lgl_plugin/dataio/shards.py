@@ -44,7 +44,7 @@ from lgl_plugin.dataio.manifest import (
     load_manifest,
     one_line,
 )
-from lgl_plugin.dataio.prepare import start_worker
+from lgl_plugin.dataio.probing import start_worker
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.utils.checks import check_from
 from lgl_plugin.utils.files import atomic_write, checksum, read_json, write_json

@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from lgl_plugin.runs.differences import flatten
 from lgl_plugin.runs.metrics_log import cells, columns, row_name
-from lgl_plugin.runs.settings import flatten
 from lgl_plugin.utils.tables import markdown_table
 
 SPEED = ("utterances_per_second", "seconds")  # no figures of the model

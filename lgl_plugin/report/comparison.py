@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from lgl_plugin.report import figures
 from lgl_plugin.report.page import Block, Figure, Links, Table
 from lgl_plugin.report.results import Results
+from lgl_plugin.runs.differences import flatten, identity
 from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
-from lgl_plugin.runs.settings import flatten, identity
 
 # Figures of a trial list or, of runs without one, label-free ones.
 SCORED = ("eer", "min_dcf_001", "nmi")

@@ -15,8 +15,8 @@ from lgl_plugin.report.clusters import clusters, embedding_map, recordings
 from lgl_plugin.report.overview import interval
 from lgl_plugin.report.page import Block, Command, Figure, Table
 from lgl_plugin.report.results import PHASES, Results
+from lgl_plugin.runs.differences import flatten
 from lgl_plugin.runs.metrics_log import LABEL_FREE, cells
-from lgl_plugin.runs.settings import flatten
 
 SHOWN = 20  # bad files, and messages of a log
 # Of tables: heading, factor and number of decimals.

@@ -18,8 +18,8 @@ from typing import Any
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.runs.differences import changes, flatten, identity
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.settings import changes, flatten, identity
 from lgl_plugin.runs.state import (
     damage,
     describe,
@@ -67,7 +67,8 @@ class Run:
     ------
     ValueError
         If the folder holds steps of this stage made with settings that give
-        another result, see `settings.identity`. Or if `state.json` is damaged.
+        another result, see `differences.identity`. Or if `state.json` is
+        damaged.
     RuntimeError
         If another process writes there.
     OSError

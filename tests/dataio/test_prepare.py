@@ -15,7 +15,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings, strategies as st
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from lgl_plugin.dataio import prepare
+from lgl_plugin.dataio import prepare, probing
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 
@@ -90,7 +90,7 @@ def test_no_speaker_folder(tmp_path):
 
 def test_order_is_that_of_the_parts_and_same_for_any_workers(tmp_path):
     names = ["a/z.wav", "a.b/y.wav", "a.wav", "a/b/x.wav", "B.wav", "ä.wav"]
-    names += [f"many/{n}.wav" for n in range(3 * prepare.BATCH)]
+    names += [f"many/{n}.wav" for n in range(3 * probing.BATCH)]
     for name in names:
         put(tmp_path / "wav" / name, 0.3)
     scan(tmp_path, num_workers=1)
@@ -623,13 +623,13 @@ def test_a_file_that_hangs_keeps_few_others_in_memory(tmp_path):
     taken = []
 
     def files():
-        for n in range(100 * prepare.BATCH):
+        for n in range(100 * probing.BATCH):
             taken.append(n)
             yield f"{n}.wav", None
 
-    headers = prepare._probe_all(hang, "corpus", files(), num_workers=2)
+    headers = probing.probe_all(hang, "corpus", files(), num_workers=2)
     assert next(headers) == ("0.wav", (8000, 16000, 1))
-    assert len(taken) <= 9 * prepare.BATCH
+    assert len(taken) <= 9 * probing.BATCH
     names = ["0.wav", *(name for name, _ in headers)]
     assert names == [f"{n}.wav" for n in taken]
 
@@ -647,16 +647,16 @@ def test_processes_are_bounded_by_the_files_and_the_cores(
         sizes.append(size)
         return ThreadPoolExecutor(size)
 
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(probing, "ProcessPoolExecutor", pool)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     files = ((f"{n}.wav", None) for n in range(n_files))
-    found = [*prepare._probe_all(os.path.basename, "corpus", files, asked)]
+    found = [*probing.probe_all(os.path.basename, "corpus", files, asked)]
     assert found == [(f"{n}.wav", f"{n}.wav") for n in range(n_files)]
     assert sizes == [started]
 
 
 def test_workers_leave_ctrl_c_to_the_main_process():
-    with ProcessPoolExecutor(1, initializer=prepare.start_worker) as pool:
+    with ProcessPoolExecutor(1, initializer=probing.start_worker) as pool:
         handler = pool.submit(signal.getsignal, signal.SIGINT).result()
     assert handler == signal.SIG_IGN
 

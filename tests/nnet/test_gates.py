@@ -20,9 +20,8 @@ from lgl_plugin.nnet.gates import (
     PosteriorGate,
     ScheduleGate,
     TargetShareGate,
-    density_crossing,
-    fit_mixture,
 )
+from lgl_plugin.nnet.mixture import density_crossing, fit_mixture
 
 ALL = [
     NoGate,

@@ -39,10 +39,10 @@ from lgl_plugin.nnet.masked_prediction import mix_utterances, span_mask
 from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
+from lgl_plugin.runs.differences import changes
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.schema import Above0, Count, Factory, Share, Text
-from lgl_plugin.runs.settings import changes
 from lgl_plugin.utils.device import keep_freed_memory
 from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.files import write_json
