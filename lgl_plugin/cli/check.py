@@ -242,7 +242,9 @@ def open_session(
     words = [str(yaml), *options, *few, "--noprogressbar"]
     path, run_opts, overrides = parse_arguments(words, usual)
     settings, _ = load_settings(path, overrides, run_opts)
-    n_rows = (STEPS + 2) * settings.dataloader_options.batch_size
+    # Twice the factor: some are held out.
+    steps = max(STEPS + 2, 2 * (settings.grad_accumulation_factor or 1))
+    n_rows = steps * settings.dataloader_options.batch_size
     sample = sample_of(folder / "manifest.csv", n_rows)
     _, _, overrides = parse_arguments(words, usual | {"manifest": sample})
     loaded = load_settings(path, overrides, run_opts)

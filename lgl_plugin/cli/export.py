@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("step", nargs="?", help="stage1, iter1, iter1/gated; none: the latest")
     add(
         "--output",
-        help="folder to write; RUN/export/STEP or, with options, STEP-custom",
+        help="folder to write; RUN/export/STEP, or STEP-custom with a "
+        "threshold, license or back-end",
     )
     add("--yaml", help="of weights that are of no run")
     add("--data_folder", help="where the audio is now")

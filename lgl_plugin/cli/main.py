@@ -60,12 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def swapped_value(arguments: list[str], rest: list[str]) -> str | None:
-    """Tells of `--key value AUDIO`, of which argparse takes value for AUDIO."""
+    """Returns a hint where argparse took an option's value for AUDIO."""
     for key, value in zip(rest, rest[1:]):
         if not key.startswith("--") or "=" in key or value.startswith("--"):
             continue
         typed = arguments[arguments.index(key) + 1]
-        if typed != value:
+        if typed != value and rest.count(key) == 1:
             return f"write {key}={typed}, or {value} before {key}"
     return None
 

@@ -215,7 +215,7 @@ def stages(
         "n_clusters": choices["n_clusters"],
     }
     named = {key_of(option) for option in given}
-    # A clustering of the user's own may say itself of how many clusters.
+    # A --cluster of the user's own may fix the number of clusters itself.
     for option in given:
         if option.startswith("--cluster=!") and "<n_clusters>" not in option:
             named.add("n_clusters")

@@ -126,7 +126,7 @@ class KMeans(abc.ABC):
                 )
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(
-                    f"{name} must be whole and at least 1, got {value}"
+                    f"{name} must be an integer of at least 1, got {value}"
                 )
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"

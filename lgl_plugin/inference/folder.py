@@ -42,7 +42,7 @@ def embed_folder(
     `folder` gets `vectors.npy`, `utterances.csv` with a line for each row of
     these, `manifest.csv` and `bad_files.txt`. The same call goes on where an
     earlier one was interrupted, and does nothing once all is embedded, unless
-    files came, went or were written again.
+    files came, went or have another time of modification.
 
     Arguments
     ---------
@@ -126,8 +126,9 @@ def embed_folder(
     if check is not None:
         check(manifest)
     made_from["manifest.csv"] = checksum(listed)
-    # A file that was written since may have other audio of the same length.
-    if before == made_from and _newest(manifest) <= modified(folder / RECORD):
+    # A file that is written anew may have other audio of the same length.
+    made_from["newest"] = _newest(manifest)
+    if before == made_from:
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
     # A crash must not leave vectors of one encoder under another's record.
@@ -149,29 +150,29 @@ def embed_folder(
 def refuse_foreign(
     folder: pathlib.Path, names: Iterable[str], locked: pathlib.Path
 ) -> None:
-    """Refuses to replace files in a folder that no call has worked in.
+    """Refuses to replace files in a folder that no such call has worked in.
 
-    A call that has leaves its lock in `locked`.
+    A call that has leaves its lock in `locked`; so does a training.
     """
     there = [name for name in names if (folder / name).exists()]
-    if there and not (locked / LOCK).exists():
+    is_run = (folder / "state.json").exists()
+    if there and (is_run or not (locked / LOCK).exists()):
         raise FileExistsError(
             f"{folder} holds {', '.join(there)}, which would be replaced: "
-            "name another folder"
+            "name another folder, or delete what is there"
         )
 
 
 def _newest(manifest):
-    """Returns when the file that was written last was written."""
+    """Returns the latest modification time of the audio, in ns."""
+
+    def modified(path):
+        try:
+            return os.stat(path).st_mtime_ns
+        except OSError:  # a bad file, which the work will name
+            return 0
+
     return max(map(modified, manifest.wavs))
-
-
-def modified(path: str | pathlib.Path) -> int:
-    """Returns when a file was written, in ns; 0 if there is none."""
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0
 
 
 def read_threshold(encoder: str | pathlib.Path) -> float | None:

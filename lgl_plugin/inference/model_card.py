@@ -180,7 +180,7 @@ def _metadata(title, figures, trials, licence, backend):
 
 
 def _rows_until(rows, step):
-    """Returns a run's rows up to that of a step, and the name of its own."""
+    """Returns a run's rows up to that of a step, and that row's name."""
     place, *phase = re.sub(r"/average\d+$", "", step).split("/")
     record = {"stage": 1, "phase": place}
     if place.startswith("iter"):

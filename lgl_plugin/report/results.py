@@ -113,7 +113,9 @@ class Results:
             if "stage1.yaml" not in command:  # the user's own yaml
                 return "Stage I is done. Go on with Stage II, after", command
             words = for_other_stage(
-                command, 2, lambda yaml: yaml.replace("stage1.", "stage2.")
+                command,
+                2,
+                lambda yaml: yaml.replace("stage1.yaml", "stage2.yaml"),
             )
             return "Stage I is done. Go on with Stage II", shlex.join(words)
         exports = [

@@ -1,7 +1,8 @@
-"""A recipe's command line, each value as typed; and another stage's."""
+"""A recipe's command line: its values as typed, and for the other stage."""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ def parse_arguments(
     """Reads a command line as `speechbrain.parse_arguments` does.
 
     SpeechBrain parts the words at each "=" and quotes nothing: a folder
-    "lr=0.1" would be "lr 0.1", and "Tape #3" the folder "Tape".
+    "lr=0.1" would be "lr 0.1", "Tape #3" the folder "Tape", and "Tape: 3" no
+    yaml. Its own options stay as it reads them.
 
     Arguments
     ---------
@@ -45,7 +47,9 @@ def parse_arguments(
     ('stage2.yaml', "output_folder: 'results/lr=0.1 #2'")
     """
     import speechbrain as sb
+    from speechbrain.utils.run_opts import RunOptions
 
+    theirs = {field.name for field in dataclasses.fields(RunOptions)}
     taken: list[str] = []
     lines: list[str] = []
     for word in words:
@@ -56,10 +60,12 @@ def parse_arguments(
             and taken
             and taken[-1].startswith("--")
             and "=" not in taken[-1]
+            and taken[-1][2:] not in theirs
         ):
             word = f"{taken.pop()}={word}"
         key, _, value = word.partition("=")
-        if not (key.startswith("--") and _is_misread(value)):
+        is_ours = key.startswith("--") and key[2:] not in theirs
+        if not (is_ours and _is_misread(value)):
             taken.append(word)
         elif value[0] in "!{['\"":  # a yaml text
             lines.append(f"{key[2:]}: {value}")
@@ -95,5 +101,6 @@ def for_other_stage(
 
 
 def _is_misread(text):
-    """Says whether SpeechBrain would read another text than this."""
-    return "=" in text or " #" in text
+    """Says whether SpeechBrain would read another text than this, or none."""
+    marks = "=", " #", ": "
+    return text.endswith(":") or any(mark in text for mark in marks)

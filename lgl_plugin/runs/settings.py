@@ -331,7 +331,8 @@ def _merge(tree, changes):
 def _complete_paths(tree):
     """Puts the home folder for a leading ~, which some shells leave.
 
-    A manifest's path becomes absolute: exports read it, wherever they start.
+    A manifest's path, if it is typed and no reference, becomes absolute:
+    exports read it, wherever they start.
     """
     for key, value in tree.items():
         if isinstance(value, str) and value.startswith("~/"):

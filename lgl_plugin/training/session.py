@@ -221,11 +221,17 @@ class Session:
         """
         settings, wavs = self.settings, self.manifest.wavs
         tested = trial_paths(settings.verification_file, settings.trial_folder)
-        number = sum(os.path.realpath(wav) in tested for wav in wavs)
+        # A realpath costs system calls: one for each folder.
+        real = functools.lru_cache(maxsize=None)(os.path.realpath)
+        places = (os.path.split(wav) for wav in wavs)
+        number = sum(
+            os.path.join(real(folder), name) in tested
+            for folder, name in places
+        )
         if number:
             logger.warning(
-                "%d of %d utterances of %s are in %s, too: their error rates "
-                "will be too low",
+                "%d of %d utterances of %s are also in %s: the error rates on "
+                "that list will be too low",
                 number,
                 len(wavs),
                 settings.manifest,
@@ -325,7 +331,7 @@ class Session:
                 "grad_accumulation_factor: "
                 f"{self.settings.grad_accumulation_factor} is more than the "
                 f"{steps} steps of an epoch, so nothing would be trained. "
-                "Lower it."
+                "Lower it, or train fewer phases in another --output_folder."
             )
         return steps
 

@@ -29,8 +29,8 @@ def check_device(device: str | None) -> str:
         number = torch.cuda.device_count()
         if wanted.index >= number:
             raise ValueError(
-                f"--device={device}: torch finds {number} GPUs here, the last "
-                f"is cuda:{number - 1}"
+                f"--device={device}: torch finds no GPU of that number: the "
+                f"last one here is cuda:{number - 1}"
             )
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         # torch takes "cuda" for the first GPU, on which all ranks would meet.

@@ -41,7 +41,7 @@ class ResidentFilterbank(Filterbank):
 
     @classmethod
     def replace(cls, bank: Filterbank) -> None:
-        """Turns a bank into one; its filters (bins, bands) become a buffer."""
+        """Turns a Filterbank into one of these; filters become a buffer."""
         size = bank.all_freqs_mat.shape
         filters = bank._create_fbank_matrix(
             bank.f_central[:, None].expand(size),

@@ -209,7 +209,7 @@ def test_gpu_that_faiss_does_not_see_is_reported(monkeypatch):
 )
 @pytest.mark.parametrize("value", [0, -3, 2.5, float("nan"), float("inf")])
 def test_numbers_that_count_nothing_are_an_error(backend, name, value):
-    message = f"{name} must be whole and at least 1, got {value}"
+    message = f"{name} must be an integer of at least 1, got {value}"
     with pytest.raises(ValueError, match=message):
         backend(**{"n_clusters": 5, name: value})
 

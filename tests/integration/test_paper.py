@@ -208,6 +208,12 @@ def test_finished_runs_need_no_experiment(tables, corpus, tmp_path):
     assert (tmp_path / "backends.md").read_text() == expected
 
 
+def test_finished_runs_have_data_of_their_own():
+    """No setting is read, which without a data_folder would be refused."""
+    options = types.SimpleNamespace(runs=["results/an4"], lists=[])
+    script.check_data(["backends", "clusterings"], None, options)
+
+
 def test_runs_with_and_without_the_gate_share_what_came_before(tables):
     for phase in ("clusters", "after classifier"):
         with_gate, without = (

@@ -360,7 +360,7 @@ def test_a_misspelt_argument_of_a_class(name, value, place, argument):
 
 def test_a_class_refuses_its_argument():
     assert refusal(cluster="{kmeans: {n_redo: 0}}") == [
-        "n_redo must be whole and at least 1, got 0"
+        "n_redo must be an integer of at least 1, got 0"
     ]
 
 

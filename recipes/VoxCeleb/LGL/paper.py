@@ -482,17 +482,20 @@ ALL = (
 
 
 def check_data(names, experiment, options):
-    """Refuses what names need and the data lack: not after hours of training.
+    """Refuses, before any training, tables whose data are missing.
 
     Reads all trial lists.
     """
     by_speakers = {"figure2", "clusterings"} & {*names}
-    settings = experiment.settings
-    if by_speakers and not (settings["speaker_folder"] or settings["manifest"]):
-        raise ValueError(
-            f"{', '.join(sorted(by_speakers))}: there are no true speakers: "
-            "leave --speaker_folder=False out"
-        )
+    if options.runs:  # which have manifests of their own
+        by_speakers -= {"clusterings"}
+    if by_speakers:
+        settings = experiment.settings
+        if not (settings["speaker_folder"] or settings["manifest"]):
+            raise ValueError(
+                f"{', '.join(sorted(by_speakers))}: there are no true "
+                "speakers: leave --speaker_folder=False out"
+            )
     if "table1" in names:
         options.lists = read_lists(options.lists)
     scored = {*names} - {"table1", "figure2", "figure3", "clusterings"}
