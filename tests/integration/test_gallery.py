@@ -84,7 +84,7 @@ def test_methods_are_chosen_by_name(monkeypatch, capsys, tmp_path):
 
 def test_a_trial_list_of_the_users_is_for_the_training_alone(monkeypatch):
     """Given twice to the pilot, it would be refused."""
-    times = iter([4.0, 16.0])
+    times = iter([10.0, 70.0])
     commands = []
 
     def run_recipe(command):
