@@ -1,5 +1,6 @@
 """All audio of a folder to embeddings on disk, by an exported encoder."""
 
+import hashlib
 import itertools
 import os
 import pathlib
@@ -127,7 +128,7 @@ def embed_folder(
         check(manifest)
     made_from["manifest.csv"] = checksum(listed)
     # A file that is written anew may have other audio of the same length.
-    made_from["newest"] = _newest(manifest)
+    made_from["times"] = _times(manifest)
     if before == made_from:
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
@@ -152,19 +153,23 @@ def refuse_foreign(
 ) -> None:
     """Refuses to replace files in a folder that no such call has worked in.
 
-    A call that has leaves its lock in `locked`; so does a training.
+    A call that has leaves its lock in `locked`. A run has a lock, too.
     """
+    if (folder / "state.json").exists():
+        raise FileExistsError(
+            f"{folder} is a run's folder, whose files would be replaced: name "
+            "another folder"
+        )
     there = [name for name in names if (folder / name).exists()]
-    is_run = (folder / "state.json").exists()
-    if there and (is_run or not (locked / LOCK).exists()):
+    if there and not (locked / LOCK).exists():
         raise FileExistsError(
             f"{folder} holds {', '.join(there)}, which would be replaced: "
             "name another folder, or delete what is there"
         )
 
 
-def _newest(manifest):
-    """Returns the latest modification time of the audio, in ns."""
+def _times(manifest):
+    """Computes a checksum of the times at which the audio was modified."""
 
     def modified(path):
         try:
@@ -172,7 +177,8 @@ def _newest(manifest):
         except OSError:  # a bad file, which the work will name
             return 0
 
-    return max(map(modified, manifest.wavs))
+    times = np.fromiter(map(modified, manifest.wavs), np.int64)
+    return hashlib.sha256(times.tobytes()).hexdigest()
 
 
 def read_threshold(encoder: str | pathlib.Path) -> float | None:

@@ -124,6 +124,16 @@ def test_files_of_others_are_not_replaced(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_runs_folder_is_left_alone(encoder, audio, tmp_path, capsys):
+    """It has a lock and a manifest, as embeddings have."""
+    for name in (".lock", "manifest.csv", "state.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        embed(encoder, audio, tmp_path)
+    assert "is a run's folder" in capsys.readouterr().err
+    assert (tmp_path / "manifest.csv").read_text() == "{}"
+
+
 def test_workers_are_by_default_those_that_help_says(encoder):
     count = min(8, os.cpu_count())
     for device, expected in (("cpu", 0), ("cuda", count)):

@@ -63,7 +63,7 @@ def settings(options, rest):
         if not word.startswith("--"):  # paper.py would not take it
             raise ValueError(f"{word}: give settings as --key=value")
     for name in ("stage1", "stage2", *options.methods):
-        # What reproduce.sh adds itself: given twice, it would be refused there.
+        # reproduce.sh adds these, and what is given twice is refused there.
         own = [f"--batch_size={batch_of(options, name)}", "--seed=1"]
         own.append(f"--output_folder={options.exp}")
         yaml = str(options.hparams / f"{name}.yaml")
