@@ -64,7 +64,7 @@ def run(run_folder: str) -> None:
 def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     """Yields lines on the folder of an `lgl adapt`, each rung with its verdict.
 
-    Training in there is a run of its own, whose steps follow.
+    Its training is a separate run, whose steps follow.
     """
     from lgl_plugin.inference.rungs import BACKENDS, SPLIT, TRAINED, Rung
     from lgl_plugin.inference.verdict import Verdict

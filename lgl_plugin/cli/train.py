@@ -106,7 +106,7 @@ def parse(
     parsed = []
     for path, words, own in stages(choices, audio, output_folder, given):
         parsed.append(parse_arguments([str(path), *words], own))
-        # A stage by itself would find the nearest of its own keys alone.
+        # A stage alone would suggest only its own keys.
         for name in plain_settings(parsed[-1][2]):
             if name not in known:
                 hint = did_you_mean(name, known)
@@ -165,7 +165,7 @@ def suggest(n_files: int, hours: float, preset: str | None = None) -> dict:
 def survey(settings: Settings) -> tuple[int, float]:
     """Counts the utterances to train on, and their hours.
 
-    Of a folder these are estimated by a sample of its files.
+    For a folder, the hours are estimated from a sample.
     """
     import os
     import random

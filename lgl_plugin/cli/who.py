@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--labels",
         help="csv of utterance,speaker: who speaks in some of the files; the "
-        "others are named, strangers told, and labels that look wrong listed",
+        "others are named, strangers marked, and doubtful labels listed",
     )
     add_machine(parser)
 

@@ -35,8 +35,8 @@ class Clustering:
     labels : numpy.ndarray
         Cluster of each embedding (N,), int64, in [0, n_clusters).
     centroids : numpy.ndarray
-        Centroids (n_clusters, D), float32, of length 1. Each embedding has
-        the label of the one with the highest cosine, but in `TwoStepKMeans`.
+        Centroids (n_clusters, D), float32, of length 1. Except in
+        `TwoStepKMeans`, an embedding's label is that of the nearest centroid.
     inertia : numpy.ndarray
         Sum of squared distances of the points used to their centroids, at
         the start of each iteration: (n_iterations,), float64.
@@ -71,10 +71,10 @@ class KMeans(abc.ABC):
     own implements `_check_device`, `_iterate` and `_search`, and `_to_device`
     if its points do not stay in numpy.
 
-    Embeddings have length 1, and so has each centroid after each iteration.
-    (In the released code centroids have not, and the search by inner product
-    favours long ones: the compact clusters.) The same seed gives the same
-    labels on one machine.
+    Embeddings and, after each iteration, centroids have length 1. (In the
+    released code centroids do not, and the search by inner product favours
+    long centroids: compact clusters.) The same seed gives the same labels on
+    one machine.
 
     Arguments
     ---------
@@ -248,8 +248,8 @@ class FaissKMeans(KMeans):
     [50, 50, 50]
     """
 
-    # Of a call alone: what faiss holds can be neither copied nor pickled, and
-    # 1.5 GB of the GPU, which the training needs back.
+    # Kept during a call only: faiss's resources cannot be copied or pickled,
+    # and take 1.5 GB of the GPU that training needs.
     _gpu = None
 
     def _check_device(self, device):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lgl_plugin.utils.progress import tqdm
 
-# A round draws so many candidates and keeps so many of them.
+# Candidates that a round draws, and how many it keeps.
 CANDIDATES, KEPT = 256, 32
 # Rows at once: 8 MB of cosines to the candidates.
 BLOCK = 8192

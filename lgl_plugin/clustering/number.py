@@ -1,31 +1,31 @@
 """Number of clusters by Ward's tree, without labels and without a grid.
 
-Embeddings that form no clusters can be divided into K as well, and the more
-they are the smaller is the sum of squares that is left. So `estimate` joins a
-cloud of as many normal vectors with the same mean and covariance too, and
-takes at each K how much more of the sum of squares the clusters of the
-embeddings explain than those of the cloud: the gap of Tibshirani et al. (2001)
-of shares instead of logarithms, which never ceases to grow here. Its top is
-flat where clusters overlap. So of the numbers within a tenth of the largest gap
-(`SLACK`) that one is taken which loses least when each doubling costs a tenth.
+Embeddings without clusters can be split into K parts too, and a larger K
+leaves a smaller sum of squares. So `estimate` also joins a cloud of as many
+normal vectors with the same mean and covariance. The gap at K is how much more
+of the sum of squares the embeddings' clusters explain than the cloud's. It is
+a gap of shares: that of logarithms (Tibshirani et al. 2001) never stops growing
+here. Its top is flat where clusters overlap. The estimate is the K within a
+tenth of the largest gap (`SLACK`) that loses least if each doubling of K costs
+a tenth.
 
 On embeddings whitened with shrinkage, of 16 sets with known speakers (three
 corpora, trained and statistical encoders, parts of the speakers and of the
 utterances; 20 to 190 speakers, 378 to 3,800 utterances) it was 0.59 to 2.8
 times the number of speakers, 1.09 times on average, and off by a factor of
 1.32. The labels' AMI with the speakers was 0.02 under that of the best
-number, and for 15 of the 16 above that of k-means on embeddings as they are,
-told the true number. Few utterances of a speaker and speakers of uneven shares
-make it low; few speakers whose sessions lie far apart make it high. On
-embeddings as they are it was 0.38 times the number of speakers: whiten them.
+number, and for 15 of the 16 above that of k-means with the true number on
+unwhitened embeddings. Few utterances of a speaker and speakers of uneven shares
+lower the estimate; few speakers whose sessions lie far apart raise it. On
+unwhitened embeddings it was 0.38 times the number of speakers: whiten them.
 The index of Calinski and Harabasz, the largest gap of heights and the agreement
 of two halves found 2 clusters there, and the silhouette 1 to 5 times too many.
 
-Where the largest gap is next to nothing (`CHANCE`), as with one utterance of
-each speaker, its top is anywhere, mostly at 2. Then at least a tenth of the
-number of embeddings is taken, or of the first step's clusters: labels of
-made-up speakers, so noisy that the gap said nothing, agreed better with
-them than those of 2 clusters did.
+If the largest gap is near 0 (`CHANCE`), as with one utterance of each speaker,
+its top is at a random K, mostly 2. The estimate is then at least a tenth of the
+number of embeddings, or of the first step's clusters: for made-up speakers too
+noisy for the gap, such labels agreed better with the speakers than those of 2
+clusters.
 """
 
 import dataclasses
@@ -42,11 +42,11 @@ logger = logging.getLogger(__name__)
 
 # Clusters of a first step, as many as Ward's method joins in two minutes.
 FIRST_STEP = 50_000
-# Of the largest gap. At 0 the number is 1.6 times as high, and moves by a third
-# with the cloud's seed.
+# Share of the largest gap. At 0 the estimate is 1.6 times as high and moves by
+# a third with the seed.
 SLACK = 0.1
-# Clusters of a normal cloud explain up to that much more than another's do;
-# encoders of use had 0.1 to 0.4.
+# Two normal clouds differ by up to this in what their clusters explain;
+# useful encoders had 0.1 to 0.4.
 CHANCE = 0.02
 GUESSED_SIZE = 10  # of a cluster, where nothing else tells
 

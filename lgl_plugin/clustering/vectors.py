@@ -122,9 +122,9 @@ def exact_matmul() -> Iterator[None]:
     """Switches off TF32 in float32 products: it would decide near ties."""
     before = torch.get_float32_matmul_precision()
     # From torch 2.9 on, setting the precision sets the CPU's too. SpeechBrain
-    # allows TF32 on GPUs alone; were "before" restored on the CPU as well,
-    # training after a clustering would round otherwise than in a process that
-    # did not cluster, such as a resumed one.
+    # allows TF32 on GPUs only. Restoring "before" on the CPU too would make
+    # training after a clustering round differently from a process that did
+    # not cluster, such as a resumed one.
     cpu = getattr(torch.backends.mkldnn, "matmul", None)
     on_cpu = getattr(cpu, "fp32_precision", None)
     torch.set_float32_matmul_precision("highest")

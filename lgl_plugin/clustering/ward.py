@@ -64,9 +64,9 @@ def join(
     The distance is Ward's, or one less the average cosine, which is the
     product of means of unit vectors. Either is reducible: a union is no nearer
     to a third cluster than the nearer of its parts was. So rounds that join all
-    reciprocal nearest neighbours (Murtagh 1983) find the joins of one at a time
-    in another order, and sorting them puts that right. Distances are computed
-    in blocks and never kept.
+    reciprocal nearest neighbours (Murtagh 1983) find the same joins as joining
+    one pair at a time; sorting restores the order. Distances are computed in
+    blocks and never kept.
     """
     means, weights = points, weights.to(points, copy=True)
     names = torch.arange(len(points), device=points.device)

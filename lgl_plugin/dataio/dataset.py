@@ -30,8 +30,8 @@ class UtteranceDataset(DynamicItemDataset):
     (in the manifest), turn and those of `Manifest`. `rows`, int64, are those
     of the manifest to use, at least one.
 
-    An index of n or more of a dataset of n is that of a later pass, as
-    `PassSampler` counts: of 2 n + 3, the item 3 in the turn 2.
+    In a dataset of n items, an index from n on is of a later pass, as
+    `PassSampler` counts: index 2 n + 3 is item 3 in turn 2.
     """
 
     def __init__(self, manifest: Manifest, rows: np.ndarray) -> None:

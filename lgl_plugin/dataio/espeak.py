@@ -132,8 +132,8 @@ class Espeak:
 
     The library has one voice at a time, is not thread safe, and carries state
     from one utterance to the next (its flutter and gain control), which no
-    call resets. So each instance loads a copy of its own, and says the same
-    after the same calls; the noise is seeded at each utterance.
+    call resets. So each instance loads its own copy: the same calls give
+    the same speech; the noise is seeded at each utterance.
     """
 
     RETRIEVAL_AND_SYNCHRONOUS = 2

@@ -41,7 +41,7 @@ from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 
-# Into which the files found are counted, each into one.
+# Counts of the files found; each file is in one count.
 COUNTS = ("kept", "excluded", "bad", "short")
 
 # SpeechBrain's csv reader takes these for variables in every column but ID.
@@ -199,7 +199,7 @@ def check_folders(train_folder: str, data_root: str) -> None:
 
 
 def _beside(manifest):
-    """Returns where a manifest's sidecar lies, and it itself until whole."""
+    """Returns the paths of a manifest's sidecar and unfinished manifest."""
     return (
         manifest.with_name(manifest.name + ".json"),
         manifest.with_name(manifest.name + ".new"),
@@ -252,7 +252,7 @@ def _changes(made, settings):
 def _lists(manifest, folder):
     """Says whether manifest and bad_files.txt name a folder's present files.
 
-    One that was written since, such as a bad file that was repaired, is none.
+    A file that was written since, such as a repaired one, does not count.
     """
     listed = manifest.stat().st_mtime_ns
     bad = {*BadFiles(manifest.with_name("bad_files.txt")).reasons}

@@ -14,7 +14,7 @@ class PassSampler(Sampler):
     Each pass has every utterance once, in an order of its own. An epoch of
     `length` items goes on where the one before ended, so that no utterance is
     left out for good: between any two, the number of visits differs by one at
-    most. An index is that in the dataset of `size` items plus that size for
+    most. An index is an item's place in the dataset plus `size` for
     each pass before; `UtteranceDataset` draws other crops in each pass.
 
     With `shards`, int (size,), see `shard_numbers`, a pass reads only `window`

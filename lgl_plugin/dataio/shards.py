@@ -81,8 +81,8 @@ def write_shards(
     file that is one utterance is copied byte for byte. An utterance that is a
     part of a longer file is cut out, decoded and kept with the same samples: as
     flac if they have up to 24 bits, as 32-bit floating-point wav if they have
-    more or come from mp3 or ogg. `decode` makes wav of 16 bits of all, for the
-    room of many mp3 and no decoding while training: samples beyond full scale
+    more or come from mp3 or ogg. `decode` writes 16-bit wav only: far
+    more room than mp3, but no decoding in training. Samples beyond full scale
     are clipped, further bits cut off.
 
     The folder gets `shard-000000.tar` and so on, `bad_files.txt`, `shards.json`

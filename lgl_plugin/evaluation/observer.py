@@ -133,9 +133,9 @@ class TrueLabels:
         """Measures a gate's selection and its corrected labels.
 
         `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none.
-        Of the `rows` (n,) that were trained on, `selected` (n,) are those
-        that the gate let through, and `corrected` (n,) the labels that took a
-        refused one's place, -1 for none. Returns the gate's figures of
+        `rows` (n,) were trained on. `selected` (n,) marks the rows that the
+        gate let through. `corrected` (n,) holds the labels that replaced
+        refused labels, -1 for none. Returns the gate's figures of
         `clustering_report`, and `correction_precision`, the share of
         corrected labels whose cluster is mapped to the true speaker. A figure
         is left out where no speaker is known.
@@ -155,10 +155,10 @@ class TrueLabels:
     def positives(self, rows: np.ndarray, positives: np.ndarray) -> dict:
         """Measures positives that come from other utterances.
 
-        Of the anchors' `rows` (n,) and those of their `positives` (n,), -1
-        where an anchor kept its own, returns `same_speaker_share`: that of
-        replaced positives whose speaker is the anchor's. It is left out where
-        no such pair's speakers are known.
+        Takes the anchors' `rows` (n,) and those of their `positives` (n,), -1
+        where an anchor kept its own. Returns `same_speaker_share`, the share
+        of replaced positives with the anchor's speaker; {} if no such pair's
+        speakers are known.
         """
         one, other = self._speakers[rows], self._speakers[positives]
         known = (positives >= 0) & (one >= 0) & (other >= 0)

@@ -1,12 +1,11 @@
 """A good encoder made better for audio that nobody has labelled.
 
 Rungs are tried, the cheapest first: the mean of the audio's embeddings is
-subtracted, then directions are evened out, then, if asked for, the whole
-network is trained on through the loss gate, where a user may give labels of a
-few recordings. A rung is kept only if the verdict on recordings that nothing
-was fitted to says that it wins; training is judged by other speakers than
-those that it read. So the end may be that the encoder is best as
-it is.
+subtracted; then all directions get similar variance; then, on request, the
+whole network is trained through the loss gate, for which a user may label a
+few recordings. A rung is kept only if it wins the verdict on recordings that
+nothing was fitted to; training is judged by speakers that it did not read.
+So the result may be that no rung is kept.
 """
 
 from __future__ import annotations
@@ -56,8 +55,8 @@ from lgl_plugin.utils.signals import stop
 
 logger = get_logger(__name__)
 
-# Recordings that the verdict is passed on, at most and as a share of all, and
-# those that a back-end is fitted on at most.
+# The most recordings that the verdict uses, their largest share of all, and
+# the most that a back-end is fitted on.
 JUDGED, JUDGED_SHARE, FITTED = 400, 0.5, 20000
 PSEUDO_TRIALS, ROWS = "pseudo_trials.npz", "rows.npz"
 
@@ -68,8 +67,8 @@ class Ladder:
     A run folder keeps every step: the same calls after an interruption go on
     where it stopped. `encoder` is as of `load_extractor`, `audio` a folder of
     files, at any depth, and `labels` a csv of a few recordings' speakers, see
-    `read_given`, which the user gives for training: the verdict is passed on
-    none of these. FileNotFoundError or ValueError if a folder is missing, the
+    `read_given`, which the user gives for training: the verdict uses none
+    of these. FileNotFoundError or ValueError if a folder is missing, the
     encoder cannot be loaded, there is too little audio, the labels do not fit,
     or the folder was begun with another encoder or audio.
     """

@@ -105,9 +105,9 @@ class Explainer:
     ):
         self.encoder = encoder.eval().requires_grad_(False)
         for part in encoder.modules():
-            # SpeechBrain's wrappers of pre-trained models would work under
-            # torch.no_grad, through which no gradient comes. Its filterbank,
-            # without weights, takes the same word for another thing.
+            # SpeechBrain's wrappers of pre-trained models would run under
+            # torch.no_grad, which blocks the gradient. Its filterbank, without
+            # weights, uses `freeze` for something else.
             weights = any(True for _ in part.parameters())
             if weights and getattr(part, "freeze", False) is True:
                 part.freeze = False  # type: ignore[assignment]

@@ -13,7 +13,7 @@ NAMES = ("embedding_model", "classifier")
 def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
     """Averages the weights of a step's last epochs, by SpeechBrain's function.
 
-    Of those that `selection` put first, which by default are the last; means
+    `selection` chooses the epochs; by default they are the last. Means
     and variances of batch normalisation are averaged like weights. Returns the
     name of the folder below the run's, which `export` takes for a step.
     ValueError if fewer epochs were kept.

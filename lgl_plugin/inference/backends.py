@@ -149,8 +149,8 @@ class Whitening(Backend):
     shrinkage : float
         From 0: how much of the mean variance is added to each direction's. 0
         gives unit covariance, and amplifies the noise of directions that
-        hardly vary; a large one only centres. At 1 and the like fewer
-        embeddings than dimensions will do, from 2 on.
+        hardly vary; a large one only centres. Around 1, fewer
+        embeddings than dimensions suffice, from 2 on.
 
     Example
     -------

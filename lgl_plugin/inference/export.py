@@ -82,9 +82,9 @@ def export(
         folder below the run's with an encoder. By default the latest of all.
     folder : str or pathlib.Path, optional
         Where to write. By default `<run>/export/iter2` for a round's latest
-        encoder, `<run>/export/iter2-classifier` for another of it; with
-        "-custom" behind it for a threshold, licence or back-end of your own,
-        as training may write the former again.
+        encoder, `<run>/export/iter2-classifier` for its other encoder. Your
+        own threshold, licence or back-end adds "-custom", since training may
+        write the plain folder again.
     device : str
         Where utterances are embedded to find the threshold.
     data_folder : str, optional
@@ -164,8 +164,8 @@ def export(
         backend=model.affine is not None,
         package=model.package,
     )
-    # Of several processes all learn of a full disk: one that alone went on to
-    # the next collective call would stop the training.
+    # All processes raise on a full disk: any that went on to the next
+    # collective call alone would hang the training.
     from_main(model.save, folder, card, threshold, mean)
     if onnx:
         from_main(export_onnx, folder, pathlib.Path(folder) / ONNX)

@@ -141,9 +141,9 @@ class Extractor:
         Raises
         ------
         BadAudio
-            If that holds for all.
+            If all fail.
         ValueError
-            If that holds for more than the limit of `bad_files`.
+            If more fail than the limit of `bad_files`.
         """
         rows = np.asarray(rows, np.int64)
         with explain_full_disk(folder or ""):
@@ -196,7 +196,7 @@ class Extractor:
         order, ends = self._batches(seconds)
         options = (self.precision, self.sample_rate)
         parts = (self.encoder, rows, seconds, ends, *options)
-        # Other audio of the same durations would else pass for what is there.
+        # Other audio of the same durations would pass for the stored one.
         audio = (
             *(manifest.ids.block, manifest.wavs.block, manifest.offsets),
             *(manifest.channels, manifest.places),
@@ -287,10 +287,10 @@ def load_extractor(
 ) -> Extractor:
     """Makes an Extractor of an encoder on disk.
 
-    SpeechBrain's own loader lets weights pass that fit no module, with a
-    warning, and the encoder then stays random; here all must fit. The source
-    is all that is read: the paths of the yaml's `pretrainer`, which may lead
-    to the Hugging Face Hub, are not followed.
+    SpeechBrain's own loader only warns of weights that fit no module, and the
+    encoder stays random; here all weights must fit. Only the source is read:
+    the paths of the yaml's `pretrainer`, which may lead to the Hugging Face
+    Hub, are not followed.
 
     Arguments
     ---------

@@ -93,7 +93,7 @@ def embed_folder(
     lock_folder(folder)
     before = read_json(folder / RECORD)  # {} if unfinished
     made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
-    # Before the listing, which would replace that of the other's embeddings.
+    # Before the listing, which would replace the other encoder's list.
     parts = (ENCODER, AFFINE)
     if before and any(before.get(n) != made_from.get(n) for n in parts):
         raise ValueError(
@@ -164,7 +164,7 @@ def refuse_foreign(
     if there and not (locked / LOCK).exists():
         raise FileExistsError(
             f"{folder} holds {', '.join(there)}, which would be replaced: "
-            "name another folder, or delete what is there"
+            "name another folder, or delete these files"
         )
 
 

@@ -117,7 +117,7 @@ class InferenceModel:
             self._add_classifier(read_state_dict(classifier))
         text = dump_settings(self.parts)
         packages = {*re.findall(r"!(?:new|name|apply):(\w+)", text)}
-        # Whose classes SpeechBrain needs beside its own to load the folder.
+        # The other package that SpeechBrain needs to load the folder.
         self.package = min(packages - {"speechbrain", "torch"}, default="")
         self.built = load_hyperpyyaml(text)
         network = self.built[self.loadables["embedding_model"]]
@@ -255,9 +255,9 @@ class InferenceModel:
 
 
 def check_target(folder: PathLike) -> None:
-    """Raises FileExistsError if a folder has files of that name, but no export.
+    """Raises FileExistsError if an export would replace other files.
 
-    Such as a project's, whose README.md would be lost.
+    For example, a project would lose its README.md.
     """
     marks = {"hyperparams.yaml": FIRST_LINE, "README.md": CARD_LINE}
     for name, mark in marks.items():

@@ -11,13 +11,12 @@ from lgl_plugin.clustering.average import average_linkage
 class Named:
     """Files sorted by the speakers of those that are labelled.
 
-    `labels`, int64 (N,), are the given one, else the nearest one, else a
-    stranger, numbered after them; `heard` is the labelled speaker that each
-    file sounds like, its own label not counted, -1 for a stranger. `own` is the
-    median cosine with the other files that are labelled as the file is, `other`
-    that with the nearest other speaker's, float32 (N,), NaN where there is
-    none. `wrong` are files whose label looks wrong, int64 (n,), the clearest
-    case first.
+    `labels`, int64 (N,), hold the given speaker, else the nearest speaker, else
+    a stranger, numbered after the speakers. `heard` is the labelled speaker
+    that a file sounds like, its own label not counted, -1 for a stranger. `own`
+    is the median cosine with other files of the same label, `other` with files
+    of the nearest other speaker, float32 (N,), NaN where there are none.
+    `wrong`, int64 (n,), are files whose label looks wrong, the clearest first.
     """
 
     labels: np.ndarray
@@ -36,12 +35,11 @@ def name_files(
     """Names files by the speaker whose labelled files are nearest.
 
     Takes unit vectors (N, D), float32, and speakers from 0, each with a file,
-    int64 (N,), -1 where unknown. A file is a speaker's from a median cosine of
-    `threshold` with the files that are labelled so: a mean would follow wrong
-    labels. Strangers are joined among themselves by average linkage. A label
-    looks wrong if the file would get another name without it. The only file of
-    a speaker sounds like nobody, so it is doubted only where it sounds like
-    another speaker.
+    int64 (N,), -1 where unknown. A file is a speaker's if its median cosine
+    with the speaker's files is `threshold` or more: a mean would follow wrong
+    labels. Average linkage joins strangers. A label looks wrong if the file
+    would get another name without it. A speaker's only file has no other file
+    to match, so its label is doubted only if it sounds like another speaker.
     """
     known = np.flatnonzero(given >= 0)
     n_speakers = int(given.max()) + 1

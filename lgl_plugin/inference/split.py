@@ -1,8 +1,8 @@
 """A split of unlabelled recordings by speaker: whole clusters are kept out.
 
 An encoder that was trained on some speakers tells these apart better than
-strangers. So what it is judged by must be of other speakers, and clusters
-stand for them.
+strangers. So it must be judged by other speakers, for which clusters
+stand in.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from lgl_plugin.clustering.number import FIRST_STEP
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.inference.backends import Whitening
 
-# Clusters and recordings from which on no more are kept out, and the share of
-# the recordings that is never passed.
+# Stop once this many clusters and recordings are kept out; never keep out
+# more than this share of the recordings.
 SPEAKERS, RECORDINGS, SHARE = 100, 400, 0.5
 
 

@@ -1,21 +1,21 @@
 """A verdict without labels: whether one encoder is better than another.
 
-Pseudo-trials of unlabelled audio tell. A target trial joins two disjoint parts
-of one recording, a non-target trial parts of two recordings. One part is as it
-was recorded, the other is heard through another channel and, half the time, in
-another room: without that, an encoder would look the better the more it knows
-microphones and lines. Both encoders hear the very same, and the interval comes
-from drawing recordings, not trials, of which thousands share a recording.
+Both encoders score the same pseudo-trials of unlabelled audio. A target trial
+joins two disjoint parts of one recording, a non-target trial parts of two
+recordings. One part stays as recorded; the other gets another channel and, half
+the time, another room. Otherwise an encoder would win by knowing microphones
+and lines. The interval comes from drawing recordings, not trials: thousands of
+trials share a recording.
 
 What can mislead: some recordings that count as different speakers are of the
 same one, and nothing here can know which. The nearest few of each recording
 are therefore left out, by both encoders' scores alike. What two parts share
 beside the voice stays a cue: the noise behind it, the words' style, the mood
-of the day. An encoder that drops such a cue may look worse than it is, one
-that learns it, or that was trained on these recordings, better. Parts are
-short: what amplifies the noise of short speech, as whitening does, looks worse
-than it is. Recordings of few speakers are fewer witnesses than they seem, and
-the interval is then too narrow. `benchmarks/verdict.py` measures all this
+of the day. An encoder that drops such a cue may look worse than it is; one that
+learns it, or was trained on these recordings, may look better. Parts are short,
+so whitening, which amplifies the noise of short speech, looks worse than it is.
+With few speakers, recordings are not independent and the interval is too
+narrow. `benchmarks/verdict.py` measures all this
 where labels exist.
 """
 
@@ -40,9 +40,9 @@ from lgl_plugin.utils.progress import tqdm
 # the longest part that is heard.
 SHORTEST, LONGEST_PART = 1.0, 4.0
 BATCH = 16  # recordings whose parts are augmented together
-# Of a recording's others, by nearness: the share that may well be the same
-# speaker and is left out, and how many of the next are trials, beside as many
-# of all the rest.
+# Other recordings, nearest first: the share that is left out as perhaps the
+# same speaker, and how many of the next are trials, beside as many of the
+# rest.
 SAME_SPEAKER, TRIALS = 0.05, 20
 # An interval of fewer says nothing.
 FEWEST = 10
@@ -110,7 +110,7 @@ def embed_parts(
     manifest, rows : Manifest, array-like
         Where the audio is, and which of its recordings, int64 (n,).
     seed : int
-        Of parts and changes. Two encoders with one seed hear the same.
+        Of parts and changes. One seed gives all encoders equal audio.
 
     Returns
     -------
@@ -292,7 +292,7 @@ def _trials(before, after, rng):
     """Draws trials (i, j) of recordings, targets first, from both's scores.
 
     Nearness is the mean of both encoders' scores, each in units of its own
-    spread. Trials that are hard for one alone would tell against that one.
+    spread. Trials that are hard for one encoder would count against it.
     """
     number = len(before)
     nearness = np.zeros((number, number))

@@ -155,7 +155,7 @@ class DINO(Method):
         first, last = self.teacher_temperatures
         temperature = first + (last - first) * min(done / WARM, 1.0)
         wanted = F.softmax((logits - self.centre) / temperature, dim=-1)
-        # Of all ranks, whose batches are equal; the logits would be gigabytes.
+        # Mean of rank means (equal batches): the logits would be gigabytes.
         mean = concatenated(logits.flatten(0, 1).mean(0, keepdim=True)).mean(0)
         # One step that went wrong would spoil all that follow.
         mean = torch.where(mean.isfinite().all(), mean, self.centre)

@@ -13,8 +13,8 @@ class SimSiam(Method):
 
     Neither negatives nor a teacher keep it from collapse, only that the
     predicted projection takes no gradient. Elsewhere it scored 28.9 % on
-    Vox1-O where SimCLR scored 9.1 %: take another method, and this one to
-    compare with. As there, the projector is of three layers, the last one's
+    Vox1-O where SimCLR scored 9.1 %: use another method, and SimSiam
+    to compare. As there, the projector is of three layers, the last one's
     normalisation without weights; the predictor's learning rate is not held
     constant here.
 

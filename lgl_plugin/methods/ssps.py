@@ -16,9 +16,9 @@ class SSPSBrain(Stage1Brain):
     """Stage I: SimCLR with self-supervised positive sampling.
 
     Lepage and Dehak 2025. A further module, positives
-    (`pseudo_positives.PseudoPositives`), gives an anchor the embedding of
-    another utterance, of a cluster that they may share a speaker in, in the
-    place of its own B(b), if it holds one. Utterances of one cluster are no
+    (`pseudo_positives.PseudoPositives`), gives an anchor, in place of its
+    own B(b), the embedding of another utterance, from a cluster that may share
+    its speaker, if one is held. Utterances of one cluster are no
     negatives of each other; in sslsv they stay, at a cosine of 0. The
     adversarial part keeps the utterance's own views: its pairs are to differ
     in nothing but their augmentation.

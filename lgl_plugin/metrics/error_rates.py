@@ -52,8 +52,8 @@ def min_dcf(
     """Returns the minimum of the normalised detection cost, exact.
 
     This is the cost c_miss * p_target * P_miss + c_fa * (1 - p_target) * P_fa
-    at the best threshold, divided by the cost of the better system that does
-    not listen, min(c_miss * p_target, c_fa * (1 - p_target)): the convention
+    at the best threshold, divided by the cheaper of rejecting all and accepting
+    all, min(c_miss * p_target, c_fa * (1 - p_target)): the convention
     of NIST SRE and VoxCeleb. SpeechBrain's `minDCF` leaves out the division.
 
     Arguments
@@ -137,8 +137,8 @@ def count_rejected(
     rejected = np.append(0, np.flatnonzero(last) + 1)
     missed = np.append(0, np.cumsum(labels))[rejected]
     distinct = scores[last]
-    # Halved first, or the sum of two scores near 1e308 is infinite; below the
-    # upper of two neighbours, to which their middle would round.
+    # Halve first: two scores near 1e308 sum to infinity. Stay below the upper
+    # score, to which the middle of two neighbours may round.
     middle = distinct[1:] / 2 + distinct[:-1] / 2
     middle = np.minimum(middle, np.nextafter(distinct[1:], -np.inf))
     cuts = np.hstack([-np.inf, middle, distinct[-1]])

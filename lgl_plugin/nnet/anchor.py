@@ -37,7 +37,7 @@ class Anchor(torch.nn.Module):
         held = (name for name in start if name.startswith(prefix))
         self.places = {name: f"start{n}" for n, name in enumerate(held)}
         for name, place in self.places.items():
-            # Of no checkpoint: a run that goes on reads the same file again.
+            # In no checkpoint: a resumed run reads the same file again.
             value = start[name].detach().clone()
             self.register_buffer(place, value, persistent=False)
 

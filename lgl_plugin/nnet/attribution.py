@@ -2,8 +2,8 @@
 
 Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017. The
 gradient is averaged over a straight path from a baseline, which lacks what is
-to be explained, to the input. Times the difference of both it says what each
-value of the input adds, and all of it sums to the difference of the scores.
+to be explained, to the input. Times the difference of both, it is what each
+value of the input adds; these parts sum to the difference of the scores.
 """
 
 import contextlib

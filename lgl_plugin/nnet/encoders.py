@@ -95,8 +95,8 @@ class Encoder(torch.nn.Module):
     def freeze_statistics(self) -> None:
         """Keeps batch normalisation's means and variances while training.
 
-        Those of augmented crops would take their place, which suit a network
-        that was trained on far more speech less well than its own. ValueError
+        Statistics of augmented crops would replace them, and suit a network
+        that was trained on far more speech less well. ValueError
         if the network has no batch normalisation.
         """
         if not batch_norms(self.network):
@@ -206,7 +206,7 @@ def _masks_padding(network):
     parts = list(network.modules())
     if any(getattr(part, "masks_padding", False) for part in parts):
         return True
-    # Of others nobody knows. SpeechBrain's ResNet, its network with
+    # Other packages may not. SpeechBrain's ResNet, its network with
     # two-dimensional convolutions, ignores lengths.
     return "lengths" in inspect.signature(network.forward).parameters and all(
         type(part).__module__.startswith(("speechbrain.", "torch."))

@@ -12,7 +12,7 @@ class GivenRows(torch.nn.Module):
 
     def __init__(self, given: Tensor):
         super().__init__()
-        # Of no checkpoint: a run that goes on reads the same file again.
+        # In no checkpoint: a resumed run reads the same file again.
         self.given = torch.nn.Buffer(given, persistent=False)
 
     def forward(self, rows: Tensor, weights: Tensor) -> Tensor:

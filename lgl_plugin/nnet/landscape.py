@@ -61,7 +61,7 @@ def directions(
 def moving(
     parameters: Tensors,
 ) -> Iterator[Callable[[Iterable[tuple[float, Tensors]]], None]]:
-    """Hands out what moves parameters from where they are; they come back.
+    """Gives a function that moves parameters, and restores them after.
 
     It takes pairs of a step and a direction.
     """
@@ -173,9 +173,9 @@ def top_curvature(
 ) -> float:
     """Finds the largest eigenvalue of a loss's Hessian, by power iteration.
 
-    In coordinates in which each filter has length one, as a step of `surface`
-    has: it does not change with the scale of a layer. Of the eigenvalues that
-    of the largest magnitude is found, whatever its sign. `parts` return scalars
+    Each filter has length one in the coordinates, as in `surface`, so that the
+    result does not change with a layer's scale. It is the eigenvalue of the
+    largest magnitude, whatever its sign. `parts` return scalars
     with a graph, whose sum is the loss. It ends after so many `iterations`, or
     once the eigenvalue changes by less than the share `tolerance`.
     """

@@ -98,7 +98,7 @@ def mix_utterances(
 class MaskedPrediction(torch.nn.Module):
     """Predicts the codes of masked frames: HuBERT's and BEST-RQ's objective.
 
-    Which of the two it is says the quantiser, which nothing trains.
+    The quantiser, which is not trained, decides which of the two.
 
     Arguments
     ---------
@@ -149,8 +149,8 @@ class ContrastivePrediction(torch.nn.Module):
     """Finds the own quantised frame among others: wav2vec 2.0's objective.
 
     The quantiser is SpeechBrain's, of two groups, and learns with the model.
-    Negatives are all other masked frames of the utterance, where wav2vec 2.0
-    draws 100 of them, but for those of the same code.
+    Negatives are all masked frames of the utterance with other codes;
+    wav2vec 2.0 draws 100 of them.
 
     Arguments
     ---------

@@ -24,9 +24,9 @@ class PseudoPositives(nn.Module):
     the clusters, and a queue holds the latest embeddings, whose gradient is
     not known any more.
 
-    Maps rows (B,), int64, of a batch's utterances to those that the positives
-    are taken from (B,), -1 where none is held, and to their embeddings
-    (B, dim), float32. Of those held of the cluster each is as likely.
+    Maps rows (B,), int64, of a batch's utterances to the rows (B,) of their
+    positives, -1 where the queue holds none, and to their embeddings (B, dim),
+    float32. A cluster's held utterances are equally likely.
 
     Arguments
     ---------
@@ -35,8 +35,8 @@ class PseudoPositives(nn.Module):
     dim : int
         Of an embedding.
     capacity : int
-        Length of the queue: 25,000 for VoxCeleb2. Of a smaller corpus it is
-        an epoch's, so that nothing held is older than that.
+        Length of the queue: 25,000 for VoxCeleb2. For a smaller corpus, the
+        length of an epoch, so that nothing older is held.
 
     Attributes
     ---------

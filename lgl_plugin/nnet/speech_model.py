@@ -163,12 +163,12 @@ class SpeechModel(torch.nn.Module):
         own = read_sample_rate(source)
         if rate != own:
             raise ValueError(
-                f"sample_rate: {rate} is not the {own} Hz that {source} "
-                f"hears: set it to {own}"
+                f"sample_rate: {rate} is not the {own} Hz of "
+                f"{source}: set it to {own}"
             )
 
     def train(self, mode: bool = True) -> SpeechModel:
-        """Sets the mode of all that is trained; what is frozen sleeps on."""
+        """Sets the mode of trained parts; a frozen one stays in eval."""
         super().train(mode)
         if self.is_frozen:
             self.front.eval()

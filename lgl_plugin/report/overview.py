@@ -43,7 +43,7 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
 
 
 def _quality(results):
-    """Returns the latest EER and its distance to the floor, or what there is.
+    """Returns the latest EER and its distance to the floor, if any.
 
     Label-free figures come after these.
     """

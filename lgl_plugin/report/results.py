@@ -222,8 +222,8 @@ class Results:
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Draws the 95 % interval of each phase's EER, in percent.
 
-        Empty where the trial list has moved or has changed since. Of a list
-        with many trials the latest phase alone has one.
+        Empty where the trial list has moved or has changed since. With many
+        trials, only the latest phase has an interval.
         """
         intervals, phases = {}, list(self.scored)
         try:

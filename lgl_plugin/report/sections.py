@@ -55,7 +55,7 @@ def error_rate_by_phase(results: Results) -> Iterator[Block]:
 
 def det(results: Results) -> Iterator[Block]:
     """Yields DET curves, one for the end of each iteration."""
-    # Of an iteration the last phase: more curves could not be told apart.
+    # Only an iteration's last phase: more curves would be unreadable.
     last = {name.split(",")[0]: name for name in results.scored}
     shown = {name: results.scores(name) for name in last.values()}
     if shown:

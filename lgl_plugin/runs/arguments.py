@@ -19,9 +19,9 @@ def parse_arguments(
 ) -> tuple[str, RunOptions, str]:
     """Reads a command line as `speechbrain.parse_arguments` does.
 
-    SpeechBrain parts the words at each "=" and quotes nothing: a folder
-    "lr=0.1" would be "lr 0.1", "Tape #3" the folder "Tape", and "Tape: 3" no
-    yaml. Its own options stay as it reads them.
+    SpeechBrain splits words at each "=" and quotes nothing: it reads a folder
+    "lr=0.1" as "lr 0.1", "Tape #3" as "Tape", and fails on "Tape: 3". Here
+    only its own options are read so.
 
     Arguments
     ---------

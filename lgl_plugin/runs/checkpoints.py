@@ -72,8 +72,8 @@ class WholeCheckpointer(Checkpointer):
         self, meta: dict | None = None, **kwargs: Any
     ) -> Checkpoint | None:
         """Saves beside the checkpoints, then moves it among them."""
-        # SpeechBrain goes on from the checkpoint of the latest time: with a
-        # clock that was put back, that would be one from before.
+        # SpeechBrain resumes from the checkpoint with the latest time: if the
+        # clock was put back, that is an older checkpoint.
         times = [c.meta["unixtime"] for c in self.list_checkpoints()]
         meta = {"unixtime": max([time.time(), *(t + 1e-3 for t in times)])} | (
             meta or {}
@@ -137,9 +137,9 @@ def hooks_without(
 ) -> tuple[Callable, Callable]:
     """Returns hooks that save and load a module without its frozen weights.
 
-    A speech model's take gigabytes and never move, so whoever goes on from a
-    checkpoint has them in the module already. Their checksum lies beside, and
-    to go on with others is a ValueError.
+    A speech model's frozen weights take gigabytes and never change; a resumed
+    run's module has them already. Their checksum lies beside; to resume with
+    other weights is a ValueError.
     """
     tensors, found = module.state_dict(), hashlib.sha256()
     for name in sorted(frozen):

@@ -55,8 +55,8 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     -------
     list of dict
         The records as they were logged; of one epoch logged twice, the later.
-        A phase that was done again stays where it was. None of a run that has
-        begun and logged nothing yet.
+        A phase that was done again stays where it was. Empty if the run has
+        begun but logged nothing.
 
     Raises
     ------

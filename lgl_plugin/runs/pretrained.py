@@ -37,8 +37,8 @@ def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
 
     The source is a folder with `hyperparams.yaml`, whose `modules` name
     compute_features, embedding_model and, if there is one, mean_var_norm; or a
-    file with a state dict of CAM++. None of a file or folder that has weights
-    alone; ValueError for a yaml that is none. `bare` leaves out the back-end
+    file with a state dict of CAM++. Returns None if the source has weights
+    alone; ValueError for an invalid yaml. `bare` leaves out the back-end
     that an exported folder may have, so that `embedding_model.ckpt` has the
     weights of all.
     """

@@ -245,8 +245,8 @@ class Run:
         started = time.perf_counter()
         with written_files() as written:
             result = work(folder) or {}
-        # Of several processes the main one writes: when the others have its
-        # answer, all its files are whole.
+        # Only the main process writes: when the others have its answer, all
+        # its files are whole.
         result, files = broadcast((result, describe(folder, written)))
         if "failed" in result:
             self.failed[name] = result["failed"]
@@ -349,11 +349,11 @@ def fork(
 ) -> None:
     """Begins a run with steps that another one has done, named by `steps`.
 
-    Two runs that part late, such as with and without the gate, then share
-    what came before. Stage II's settings are those that the new run is
-    started with: whoever forks answers for the kept steps being the same
-    under them. A target that exists is left as it is; ValueError if the source
-    has not done one of the steps.
+    Two runs that differ late, such as with and without the gate, then share
+    the steps before. Stage II's settings are those that the new run starts
+    with: the caller must ensure that the kept steps are the same under them. A
+    target that exists stays as it is; ValueError if the source has not done one
+    of the steps.
     """
     source, target, steps = pathlib.Path(source), pathlib.Path(target), [*steps]
     if (target / "state.json").exists():

@@ -112,7 +112,7 @@ def load_settings(
         raise ValueError(f"{path}: " + "\n".join(problems)) from None
     try:
         hparams = load_hyperpyyaml(text)
-    # Of a class that it names, or that is not there.
+    # Errors of the yaml's classes, or a missing one.
     except (TypeError, ValueError, ImportError) as error:
         said = ": ".join(str(part) for part in error.args)
         raise ValueError(f"{path}: {said}") from error
@@ -207,8 +207,8 @@ def _take_pretrained(path, tree, changes):
 def without_helpers(text: str) -> str:
     """Drops from a resolved yaml the entries that only others referred to.
 
-    By then they stand where they were referred to. The yaml that a run keeps
-    could not be trained again with entries that nothing refers to.
+    Their values already stand where they were referred to. A run's yaml could
+    not be trained again with entries that nothing refers to.
     """
     tree = YAML().load(text)
     fields = _schema(tree).model_fields

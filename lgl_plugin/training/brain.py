@@ -132,8 +132,8 @@ class SpeakerBrain(HookedBrain):
         counter = self.checkpointer.recoverables.get("counter")
         limit = self.optimizer_step_limit or math.inf
         if counter and self.step == 0 and self.optimizer_step >= limit:
-            # A run killed behind its last step: SpeechBrain would begin
-            # another epoch, of no step, which has no figures.
+            # A run killed after its last step: SpeechBrain would begin an
+            # epoch without steps, and so without figures.
             counter.current = counter.limit
         before = self.tally.processes_before
         if before != world_size():

@@ -84,8 +84,8 @@ class EpochTally:
         shares = [share for share in gather(own) if share]
         if not shares:
             return []
-        # Processes step together, so the order is that from the end; the
-        # first may hold more, from before an interruption.
+        # Processes step together, so their lists match from the end; rank 0
+        # may hold more, from before an interruption.
         places = [torch.arange(-len(share[0]), 0) for share in shares]
         order = torch.cat(places).argsort(stable=True)
         return [torch.cat(parts)[order] for parts in zip(*shares)]

@@ -166,9 +166,9 @@ def fit(
 
 
 def part_of(course: dict[str, int], phase: str) -> dict[str, int]:
-    """Returns `fit`'s numbers of epochs for a phase; {} for one of no course.
+    """Returns `fit`'s epoch counts for a phase; {} if `course` lacks it.
 
-    `course` has the epochs of each phase of one course of the learning rate.
+    `course` has the epochs of all phases on one course of the learning rate.
     """
     if phase not in course:
         return {}

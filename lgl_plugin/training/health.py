@@ -37,7 +37,7 @@ POOR_CLUSTERS = 0.1
 # Adjusted mutual information of two rounds' labels: 0.75 to 0.92 where another
 # round still helped; 1 is the same clusters.
 SAME_LABELS = 0.98
-# Of the median of the phase's epochs before, of which there must be some.
+# Share of the median speed of the phase's past epochs, and their number.
 SLOW = 0.5
 EPOCHS_BEFORE_SLOW = 3
 # A shorter epoch is made twice as long by one file that is read slowly.

@@ -67,13 +67,13 @@ class HeldOut:
 def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Measures how held-out embeddings lie: far apart, or all in one place.
 
-    Of two crops' embeddings (n_utterances, dim) `mean_cosine` is that of
-    different utterances, NaN for a single one, and `effective_dimensions` the
+    Takes two crops' embeddings (n_utterances, dim). `mean_cosine` compares
+    different utterances, NaN for a single one. `effective_dimensions` is the
     participation ratio (sum of v)^2 / sum of v^2 of the variances v along the
-    principal axes at unit length, 0 for a single point. Of Wang and Isola 2020
-    are `alignment`, the mean squared distance of two crops of an utterance, and
+    principal axes at unit length, 0 for a single point. From Wang and Isola
+    2020: `alignment`, the mean squared distance of an utterance's crops, and
     `uniformity`, the log of the mean of exp(-2 d^2) over the distances d of two
-    utterances, from -8 to 0, the lower the more even.
+    utterances, from -8 to 0; lower is more even.
     """
     crops = np.float64([first, second])
     crops /= np.linalg.norm(crops, axis=2, keepdims=True)
@@ -88,7 +88,7 @@ def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     crops -= crops.mean(axis=0)
     covariance = crops.T @ crops / len(crops)
     variance, squares = np.trace(covariance), np.square(covariance).sum()
-    # Rounding to float32 leaves that much of a single point.
+    # float32 rounding gives a single point a tiny variance.
     spread = not variance < 1e-12
     return {
         "mean_cosine": float(between / (n * (n - 1))) if n > 1 else np.nan,

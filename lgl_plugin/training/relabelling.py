@@ -32,8 +32,8 @@ class RelabellingBrain(LossGatedBrain):
         clean = self.clean_cosines(batch)
         remembered = modules.memory(rows, modules.aam(clean, labels))
         weights = modules.gate(remembered)
-        # Of a crop that went wrong the teacher says nothing, nor of one whose
-        # label a user gives.
+        # The teacher does not vote on crops with NaN or infinite cosines, nor
+        # on user labels.
         asked = clean.isfinite().all(1)
         if "given" in modules:
             weights = modules.given(rows, weights)

@@ -123,8 +123,8 @@ class Session:
                 "the csv of your utterances, or to null for all of "
                 "train_folder."
             )
-        # After the folders: of a wrong data_folder the error would otherwise
-        # be that it lacks the trial list.
+        # Folders are checked first: a wrong data_folder would otherwise be
+        # reported as a missing trial list.
         observe = observer_of(settings)
         folder = pathlib.Path(settings.output_folder)
         if self.debug:
@@ -188,7 +188,7 @@ class Session:
             self._warn_of_tested()
         self.bad_files = BadFiles(self.run.folder / "bad_files.txt")
         bad = self.bad_files.reasons
-        # The share is of all files, those too that are in no manifest.
+        # The share counts all files, also those outside the manifest.
         n_files = len(bad) + sum(name not in bad for name in self.manifest.ids)
         self.bad_files.limit = int(settings.max_bad_share * n_files)
         self.bad_files.check()  # starting again must not lift the limit
@@ -267,7 +267,7 @@ class Session:
             samples = int(settings.crop_seconds * settings.sample_rate)
             batch = 4 * 2 * samples * options.batch_size  # two float32 crops
             held = dict(options).get("prefetch_factor") or 2
-            # Of all processes of this machine, which share that memory.
+            # All processes of this machine share that memory.
             here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             check_shared_memory(here * options.num_workers * held * batch)
 
@@ -280,7 +280,7 @@ class Session:
         except Exception as error:  # the file was altered by someone
             logger.warning("The run's health cannot be judged: %s", error)
             return
-        # Of all warnings of the run, only the new record's: each is said once.
+        # Only the new record's warnings: each is logged once.
         for shown_by, warning in warnings:
             if record_key(shown_by) == record_key(record):
                 logger.warning(warning)
@@ -299,8 +299,8 @@ class Session:
             if value is not None and name != "epoch"
         }
         if isinstance(train_logger, TensorboardLogger):
-            # It counts its calls, from 0 at each start: of a run that goes on
-            # the curves would begin anew.
+            # The logger counts calls from 0 at each start: the curves of a
+            # resumed run would begin anew.
             before = record["epoch"] - 1
             steps = {"meta": before, "train": dict.fromkeys(stats, before)}
             train_logger.global_step.update(steps)
@@ -375,12 +375,12 @@ class Session:
     ) -> dict:
         """Returns the observer's error rates of an encoder; {} without trials.
 
-        Without a `path`, which keeps the scores, those of the cosine alone.
-        With it, as at a phase's end, the yaml's `backend` is fitted on a
-        sample of the training utterances, for further figures; where there is
-        none, whitening is, so that all runs say what it would do.
-        `backend_path` keeps it: `lgl export` can put it into a model later.
-        A `whitening` is fitted and done to all embeddings first.
+        Without a `path`, which keeps the scores, only the cosine is scored.
+        With a `path`, as at a phase's end, the yaml's `backend` is fitted on a
+        sample of the training utterances and scored too. Without a `backend`,
+        whitening is, so that every run shows its effect. `backend_path` keeps
+        the back-end for `lgl export`. A `whitening` is fitted and applied to
+        all embeddings first.
         """
         backend = sample = None
         if path is not None:

@@ -17,18 +17,17 @@ from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import SCORES
 from lgl_plugin.utils.distributed import from_main
 
-# Of the method's weights, for who goes on from them.
+# File of the method's weights, to train on from.
 METHOD = "method.ckpt"
 
 
 def score_baselines(session: Session, folder: pathlib.Path) -> None:
     """Logs error rates of the floor and of the untrained encoder.
 
-    The floor are means and deviations of the log-mel bands, whitened by a
-    sample of the corpus: a network that does worse has learnt nothing of use.
-    That whitening is part of it, as weights are of a network; the run's
-    back-end comes on top, as for a network. Nothing is logged without a trial
-    list.
+    The floor is a baseline: means and deviations of log-mel bands, whitened by
+    a sample of the corpus. A network that does worse has learnt nothing useful.
+    This whitening is part of the baseline, as weights are of a network; the
+    run's back-end is added to both. Without a trial list nothing is logged.
     """
     settings = session.settings
 

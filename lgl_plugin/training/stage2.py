@@ -56,8 +56,8 @@ GATE = "gate.npz"
 class Round:
     """One round of Stage II in its folder, `iter<number>`.
 
-    A recipe says what the steps are; this keeps what they leave and reads it
-    for the next one.
+    A recipe names the steps; this class keeps each step's results and reads
+    them for the next.
 
     Arguments
     ---------
@@ -123,8 +123,8 @@ class Round:
         cluster = copy.copy(settings.cluster)
         if settings.log_mel_share:
             if getattr(cluster, "n_clusters", None) == "auto":
-                # With log-mel statistics it would count sessions: these tell
-                # them apart better than speakers.
+                # With log-mel statistics the estimate would count sessions
+                # instead of speakers.
                 cluster.n_clusters = cluster(points).n_clusters
             others = self._log_mels(embeddings.utterances)
             points = joined(points, others, settings.log_mel_share)
@@ -133,7 +133,7 @@ class Round:
         if self.given is not None:
             rows = manifest.rows(embeddings.utterances)
             labels = seeded(points, labels, self.given.of(rows))
-        # Of the embeddings as they are, for the classifier is to work on them.
+        # Centroids of the bare embeddings, which the classifier works on.
         means, _ = means_of(vectors, labels)
         with atomic_write(folder / "centroids.npy", "wb") as out:
             np.save(out, normalised(means.numpy()))
@@ -225,8 +225,8 @@ class Round:
     def start(self) -> tuple[Encoder, torch.nn.Module]:
         """Makes an encoder and a classifier.
 
-        The yaml's `encoder_init` and `classifier_init` say with what weights;
-        a wide encoder has none that fit, and begins at random.
+        The yaml's `encoder_init` and `classifier_init` choose the weights. No
+        weights fit a wide encoder, which begins at random.
         """
         encoder, classifier = self._new_modules()
         if not self.is_wide:

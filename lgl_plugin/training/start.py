@@ -66,10 +66,10 @@ def find_encoder(session: Session) -> pathlib.Path:
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")
     if given and begun and "iter1/embeddings" in run.done:
-        # Stage I's, say, is on record only as what that step was made from.
+        # Stage I's encoder is on record only as the source of that step.
         known.setdefault(name, begun)
-    # Also where the setting is left out this time: by another encoder all
-    # rounds would be done again, in the place of those that are done.
+    # Also if the setting is left out this time: another encoder would redo
+    # all rounds and overwrite the finished rounds.
     if given or name in known:
         run.given(name, path)
     return path
@@ -78,8 +78,8 @@ def find_encoder(session: Session) -> pathlib.Path:
 def check_trials(session: Session, first: pathlib.Path) -> None:
     """Scores Stage II's first encoder, unless Stage I has scored the trials.
 
-    Stage I's baselines show trial audio that cannot be scored before anything
-    is trained. Of Stage II alone it would end the first training.
+    Stage I's baselines find trial audio that cannot be scored before training.
+    Without Stage I it would end Stage II's first training.
 
     Raises
     ------
