@@ -1,7 +1,7 @@
 """SpeechBrain's verification script, unmodified, against our own scores.
 
 `make test-speechbrain SPEECHBRAIN_SRC=<checkout>` runs it; without a checkout
-these tests are skipped.
+the tests that need it are skipped.
 """
 
 import csv
@@ -15,10 +15,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hyperpyyaml import resolve_references
-from speechbrain.lobes.features import Fbank
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-from speechbrain.processing.features import InputNormalization
 
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import read_trials, trial_audio
@@ -28,15 +24,18 @@ from lgl_plugin.evaluation.verification import (
     cosine_scores,
 )
 from lgl_plugin.inference.export import export_checkpoint
-from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.extractor import Extractor, load_extractor
 from lgl_plugin.metrics.error_rates import eer
-from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.plain import dump_settings, plain_settings
+from lgl_plugin.runs.pretrained import build_encoder
+from lgl_plugin.runs.settings import load_settings
 
 SOURCE = os.environ.get("SPEECHBRAIN_SRC")
-if not SOURCE:
-    pytest.skip("SPEECHBRAIN_SRC names no checkout", allow_module_level=True)
+of_speechbrain = pytest.mark.skipif(
+    not SOURCE, reason="SPEECHBRAIN_SRC names no checkout"
+)
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = pathlib.Path(SOURCE).resolve() / "recipes/VoxCeleb/SpeakerRec"
+SCRIPTS = pathlib.Path(SOURCE or "").resolve() / "recipes/VoxCeleb/SpeakerRec"
 YAML = ROOT / "recipes/VoxCeleb/LGL/verification/verification_ecapa.yaml"
 RATE = 16000
 SPEAKERS, TESTED, EACH = 8, 5, 4
@@ -77,33 +76,35 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def extract():
+def extract(settings):
     """Our extractor around an encoder that has seen the corpus's like.
 
     With the norms' first statistics all embeddings would be nearly the same,
     and s-norm would measure rounding.
     """
     torch.manual_seed(0)
-    encoder = ECAPA_TDNN(80, lin_neurons=192, **NARROW)
+    encoder = build_encoder(settings)
     for _ in range(40):
-        encoder(torch.randn(8, 1, 80) + 2 * torch.randn(8, 100, 80))
-    return Extractor(
-        Fbank(n_mels=80),
-        InputNormalization(norm_type="sentence", std_norm=False),
-        encoder.eval(),
-    )
+        encoder.network(torch.randn(8, 1, 80) + 2 * torch.randn(8, 100, 80))
+    return Extractor(encoder.eval())
 
 
 @pytest.fixture(scope="module")
-def exported(extract, tmp_path_factory):
+def settings():
+    """Those of Stage I, with a narrow encoder, as plain data."""
+    own = {"data_folder": "corpus", "new_encoder": {"network": NARROW}}
+    text = dump_settings(own)
+    text = load_settings(ROOT / "hparams" / "stage1.yaml", text)[1]
+    return plain_settings(text)
+
+
+@pytest.fixture(scope="module")
+def exported(extract, settings, tmp_path_factory):
     """Its exported folder."""
     folder = tmp_path_factory.mktemp("exported")
-    changes = {"data_folder": "corpus", "new_encoder": NARROW}
-    with open(ROOT / "hparams" / "stage1.yaml", encoding="utf-8") as source:
-        text = resolve_references(source, changes).getvalue()
     weights = folder / "encoder.ckpt"
-    torch.save(extract.embedding_model.state_dict(), weights)
-    export_checkpoint(weights, plain_settings(text), folder / "model")
+    torch.save(extract.encoder.network.state_dict(), weights)
+    export_checkpoint(weights, settings, folder / "model")
     return folder / "model"
 
 
@@ -133,6 +134,18 @@ def script(request, corpus, exported):
     return request.param, exported / "verification", float(rate[1])
 
 
+def test_the_exported_encoder_is_ours(corpus, extract, exported):
+    trials = read_trials(corpus / "trials.txt", corpus / "wav")
+    audio = trial_audio(trials, corpus / "wav")
+    rows = np.arange(len(audio))
+    ours, theirs = (
+        one(audio, rows)[0].vectors
+        for one in (extract, load_extractor(exported))
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@of_speechbrain
 def test_scores_and_eer(script, corpus, extract):
     """Every trial to 1e-4; the EER to a trial of the rarer class."""
     norm, output, rate = script
@@ -177,6 +190,7 @@ def read_cohort(path):
     )
 
 
+@of_speechbrain
 def test_every_key_of_the_yaml_is_read():
     """By the script, by SpeechBrain, or by another key."""
     text = YAML.read_text(encoding="utf-8")
