@@ -167,7 +167,7 @@ class SpeakerBrain(HookedBrain):
         key = f"{self.seed} {self.epoch} {self.step} {rank()}"
         torch.manual_seed(random.Random(key).getrandbits(63))
         self.anneal()
-        should_step = self.step % self.grad_accumulation_factor == 0
+        should_step = not self.accumulates
         self.on_fit_batch_start(batch, should_step)
         with self.no_sync(not should_step), finite_statistics(self.modules):
             with self.training_ctx:
@@ -203,7 +203,10 @@ class SpeakerBrain(HookedBrain):
             skipped = (~loss.isfinite()).float()
             self.guard.count(skipped)
             self.tally.add(skipped=skipped)
-        self._leave_if_asked(self.step % STEPS_PER_READING == 0)
+        if not self.accumulates:
+            self._leave_if_asked(self.step % STEPS_PER_READING == 0)
+            if self.save_is_due:
+                self.save_in_epoch()
         # At the first step, too: the bar of a short epoch would show 0.
         if self.step > 1 and self.step % self.steps_per_reading:
             return avg_loss

@@ -55,7 +55,18 @@ class ResidentFilterbank(Filterbank):
 
 
 class HookedBrain(sb.Brain):
-    """SpeechBrain's Brain with public names for two private hooks."""
+    """SpeechBrain's Brain with public names for two private hooks.
+
+    A checkpoint within an epoch waits for the step of the optimiser: it does
+    not hold a gradient that is being accumulated.
+    """
+
+    save_is_due = False
+
+    @property
+    def accumulates(self) -> bool:
+        """Says whether a part of the next step's gradient is there."""
+        return self.step % self.grad_accumulation_factor != 0
 
     def before_save_in_epoch(self) -> None:
         """Runs, on every rank, before a checkpoint within an epoch is saved."""
@@ -65,8 +76,10 @@ class HookedBrain(sb.Brain):
         self._save_intra_epoch_ckpt()
 
     def _save_intra_epoch_ckpt(self):
-        self.before_save_in_epoch()
-        super()._save_intra_epoch_ckpt()
+        self.save_is_due = self.accumulates
+        if not self.save_is_due:
+            self.before_save_in_epoch()
+            super()._save_intra_epoch_ckpt()
 
     def _wrap_distributed(self):
         if not self.distributed_launch or self.device_type != "cpu":

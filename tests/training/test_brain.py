@@ -391,9 +391,12 @@ class Killed(BaseException):
     """Nothing that the code under test would catch."""
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "kind, accumulated",
+    [*((kind, 1) for kind in BRAINS), ("simclr", 3), ("gated", 3)],
+)
 def test_killed_at_any_step_ends_as_if_it_had_not_been(
-    kind, tmp_path, monkeypatch
+    kind, accumulated, tmp_path, monkeypatch
 ):
     """Weights, figures and what the gate saw; a checkpoint every second step.
 
@@ -418,7 +421,11 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
             kind,
             tmp_path,
             modules,
-            {"ckpt_interval_steps": 2, "noprogressbar": True},
+            {
+                "ckpt_interval_steps": 2,
+                "grad_accumulation_factor": accumulated,
+                "noprogressbar": True,
+            },
             fused=False,
             checkpointer=checkpointer,
             log=records.append,
