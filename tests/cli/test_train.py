@@ -10,6 +10,7 @@ import soundfile
 from lgl_plugin.cli import train
 from lgl_plugin.cli.main import main
 from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.utils import distributed
 from lgl_plugin.utils.distributed import launch_command
 
 
@@ -175,5 +176,11 @@ def test_the_command_to_go_on_with_is_the_one_typed(monkeypatch):
     """A log and `lgl status` name it; it is `lgl`, not python's."""
     monkeypatch.setattr("sys.argv", ["/env/bin/lgl", "train", "my audio"])
     assert launch_command() == "lgl train 'my audio'"
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    torchrun = "torchrun --nproc_per_node=2 --nnodes=2"
+    command = f"{torchrun} -m lgl_plugin train 'my audio'"
+    assert launch_command() == command
+    monkeypatch.undo()
     monkeypatch.setattr("sys.argv", ["train_lgl.py", "stage1.yaml"])
     assert launch_command() == "python train_lgl.py stage1.yaml"

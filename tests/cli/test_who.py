@@ -82,12 +82,6 @@ def test_the_page_plays_every_file(encoder, audio, tmp_path):
     assert all(path.is_file() for path in played)
 
 
-def test_a_known_number_must_be_possible(encoder, audio, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        who(encoder, audio, tmp_path, "--speakers=17")
-    assert "--speakers=17 must be from 1 to 16" in capsys.readouterr().err
-
-
 def test_labels_name_people_and_strangers_stay_strangers(
     encoder, audio, tmp_path, capsys
 ):

@@ -32,6 +32,16 @@ def test_bad_files_are_remembered_by_the_next_process(tmp_path):
         again.add([("c", "silent")])
 
 
+def test_processes_count_each_others_bad_files(tmp_path):
+    path = tmp_path / "bad_files.txt"
+    one, other = BadFiles(path, 2), BadFiles(path, 2)
+    one.add([("x", "silent")])
+    other.add([("y", "silent")])
+    assert set(other.reasons) == {"x", "y"}
+    with pytest.raises(ValueError, match="3 bad utterances"):
+        one.add([("z", "silent")])
+
+
 def test_starting_again_does_not_lift_the_limit(tmp_path):
     path = tmp_path / "bad_files.txt"
     found = [("a", "silent"), ("b", "silent")]

@@ -138,7 +138,7 @@ def test_crops_do_not_depend_on_who_reads(noise, persistent):
     )
     for epoch in (1, 2):
         data.set_epoch(epoch)
-        for here, there in zip(data, loader):
+        for here, there in zip(data, loader, strict=True):
             assert torch.equal(here["sig"], there["sig"])
 
 

@@ -158,26 +158,6 @@ def test_debug_leaves_no_trace_in_the_run(run, corpus):
     assert (run / "state.json").read_bytes() == state
 
 
-def test_selected_share_falls_with_the_threshold(run, corpus, tmp_path):
-    """A yaml override swaps the gate; a low tau selects fewer."""
-    shares = []
-    for tau in (5.0, 50.0):
-        output = tmp_path / str(tau)
-        fork(run, output, CLASSIFIED)
-        train_here(
-            "small_stage2.yaml",
-            corpus,
-            output,
-            *STAGE2,
-            "--n_iterations=1",
-            f"--gate=!new:lgl_plugin.nnet.gates.FixedGate [{tau}]",
-        )
-        last = read_metrics(output)[-1]
-        shares.append(last["selected_share"])
-    assert shares[0] < shares[1]
-    assert np.isclose(shares[1], 1.0)
-
-
 def test_other_settings_in_the_same_folder_are_refused(run, corpus):
     """Results of one gate must not pass for those of another."""
     gate = "--gate=!new:lgl_plugin.nnet.gates.NoGate"

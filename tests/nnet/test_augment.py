@@ -12,6 +12,7 @@ import torch
 from devices import DEVICES
 from pretended_device import DEVICE, nothing_waits, present
 
+from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.nnet.augment import Augmenter, audio_files
 from lgl_plugin.nnet.noise import (
     SNR,
@@ -483,6 +484,10 @@ def test_bank_leaves_out_bad_recordings(tmp_path, caplog):
     soundfile.write(good, np.random.randn(RATE) / 9, RATE)
     bad.write_bytes(b"")
     assert len(NoiseBank([bad, good], RATE, 9.0).samples) == RATE
+    (message,) = caplog.messages
+    assert message.startswith("1 noise recordings are left out; the first: ")
+    with pytest.raises(BadAudio, match="no noise recording can be read"):
+        NoiseBank([bad], RATE, 9.0)
 
 
 def test_bank_speech_is_babble(musan):

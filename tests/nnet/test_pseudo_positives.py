@@ -1,7 +1,5 @@
 """The sampling of SSPS against lists and loops."""
 
-import collections
-
 import numpy as np
 import pytest
 import torch
@@ -69,19 +67,6 @@ def test_each_of_those_that_fit_is_as_likely():
     assert counts[1:6].sum() == 10000
     # Four deviations of a binomial count.
     assert np.abs(counts[1:6] - 2000).max() < 4 * np.sqrt(1600)
-
-
-@given(st.lists(st.integers(1, 4), max_size=12), st.integers(1, 7))
-def test_the_queue_keeps_the_latest(batches, capacity):
-    positives = PseudoPositives(N, DIM, capacity)
-    expected, number = collections.deque(maxlen=capacity), 0
-    for size in batches:
-        rows = torch.arange(number, number + size) % N
-        positives.queue.add(rows, torch.randn(size, DIM))
-        expected.extend(rows.tolist())
-        number += size
-    held = positives.queue.rows[positives.queue.rows >= 0].tolist()
-    assert sorted(held) == sorted(expected)
 
 
 def test_an_empty_queue_or_no_clusters_gives_no_positive():

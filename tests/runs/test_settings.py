@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from speechbrain.utils.run_opts import RunOptions
 
 from lgl_plugin.nnet.gates import FixedGate
+from lgl_plugin.runs import settings as settings_module
 from lgl_plugin.runs.differences import changes, identity
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.schema import REFERRED_TO, Stage1Settings, Stage2Settings
@@ -632,12 +633,19 @@ def test_run_options_that_would_leave_no_trace_are_refused(name):
     load_yaml(path, run_opts=run_options(**{name: False}))
 
 
-def test_noprogressbar_silences_bars_before_the_yaml_makes_objects():
+def test_noprogressbar_silences_bars_before_the_yaml_makes_objects(monkeypatch):
     """A yaml's augmenter reads its noise behind a bar."""
-    path = HPARAMS / "small_stage1.yaml"
+    path, seen = HPARAMS / "small_stage1.yaml", []
+    make = settings_module.load_hyperpyyaml
+
+    def look(text):
+        seen.append(progress.tqdm.silent)
+        return make(text)
+
+    monkeypatch.setattr(settings_module, "load_hyperpyyaml", look)
     for silent in (True, False):
         load_yaml(path, run_opts=run_options(noprogressbar=silent))
-        assert progress.tqdm.silent is silent
+    assert seen == [True, False]
 
 
 def test_run_options_that_were_not_given_change_nothing():

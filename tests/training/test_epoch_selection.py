@@ -4,7 +4,7 @@ import typing
 
 import numpy as np
 import pytest
-from sklearn.metrics import adjusted_mutual_info_score, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.neighbors import NearestNeighbors
 from speechbrain.utils.checkpoints import Checkpointer
 
@@ -96,10 +96,7 @@ def test_agreement_is_adjusted_for_chance():
     figures = ClusterFigures()
     figures(first)
     agreement = figures(second)["agreement"]
-    # Noise clusters alike by chance alone: scikit-learn's measure of that.
-    labels = [rng.integers(20, size=200) for _ in range(2)]
-    chance = adjusted_mutual_info_score(*labels)
-    assert abs(agreement) < 0.15 and abs(chance) < 0.15
+    assert abs(agreement) < 0.15
 
 
 @pytest.mark.parametrize("name", CRITERIA)

@@ -3,6 +3,7 @@ in one, test_brain.py kills it at any step."""
 
 import datetime
 import math
+import signal
 import time
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 from pretended_device import NothingReadByTheHost
 from speechbrain.utils.checkpoints import Checkpointer
 
+from lgl_plugin.nnet.batch_norm import share_statistics
 from lgl_plugin.training import epoch_tally
 from lgl_plugin.training.epoch_tally import EpochTally
+from lgl_plugin.utils.distributed import from_main
+from lgl_plugin.utils.signals import Stop
 
 
 def counted():
@@ -176,7 +180,27 @@ def one_rank(rank, folder):
     tally.seen.insert(0, (torch.tensor([10 + rank]),))
     # In the order of the steps, the last of which both ended together.
     assert [part.tolist() for part in tally.join_seen()] == [[11, 10, 1]]
+    check_collectives(rank)
     torch.distributed.destroy_process_group()
+
+
+def check_collectives(rank):
+    """What one process meets, both learn."""
+
+    def full():
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        from_main(full)
+    assert from_main(lambda: rank) == 0
+    stop = Stop()
+    stop.requested = None if rank else signal.SIGTERM
+    assert not stop.should_stop(collective=False)
+    assert stop.should_stop(collective=True)
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean.fill_(rank)
+    share_statistics(norm)
+    assert norm.running_mean.tolist() == [0, 0]
 
 
 def test_two_processes_count_together(tmp_path):
