@@ -42,6 +42,8 @@ from lgl_plugin.runs.plain import dump_settings, plain_settings
 from lgl_plugin.runs.settings import load_settings, read_preset
 from lgl_plugin.runs.weights import load_weights
 
+ONNX_EXPORT = "lgl_plugin.inference.onnx_export"
+
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = {"channels": [8, 8, 8, 8, 24], "attention_channels": 4}
 WIDTH |= {"input_size": 24, "lin_neurons": 6}
@@ -401,6 +403,44 @@ def test_checkpoint_of_no_run_loses_its_wrappers(run, tmp_path):
         (folder / "hyperparams.yaml").read_text()
     )
     assert "No decision threshold" in (folder / "README.md").read_text()
+
+
+def test_an_average_of_a_step_is_exported_beside_it(run):
+    """Such as `lgl export --average=2` leaves below the step."""
+    average = run / "iter1" / "gated" / "average2"
+    average.mkdir()
+    for path in (run / "iter1" / "gated").glob("*.ckpt"):
+        shutil.copy(path, average)
+    try:
+        main(["export", str(run), "iter1/gated/average2", "--threshold=0.3"])
+    finally:
+        shutil.rmtree(average)
+    folder = run / "export" / "iter1-gated-average2-custom"
+    assert "threshold: 0.3" in (folder / "hyperparams.yaml").read_text()
+    card = (folder / "README.md").read_text()
+    assert "was not scored by itself" in card
+    assert load_extractor(folder).encoder is not None
+
+
+def test_onnx_is_written_into_the_exported_folder(run, tmp_path, monkeypatch):
+    """Of a run's step and of weights alone; the writing is tested apart."""
+    written = []
+    for module in ("lgl_plugin.inference.export", ONNX_EXPORT):
+        monkeypatch.setattr(
+            f"{module}.export_onnx", lambda *paths: written.append(paths)
+        )
+    monkeypatch.setattr(f"{ONNX_EXPORT}.check_onnx", lambda: None)
+    source = tmp_path / "mine.yaml"
+    source.write_text(dump_settings(stage_settings(tmp_path, 2)))
+    weights = str(run / "stage1" / "embedding_model.ckpt")
+    for words in (
+        [weights, f"--yaml={source}"],
+        [str(run), "stage1", "--threshold=0.0"],
+    ):
+        out = tmp_path / str(len(written))
+        main(["export", *words, f"--output={out}", "--onnx"])
+        assert (out / "hyperparams.yaml").exists()
+        assert [*map(pathlib.Path, written[-1])] == [out, out / "encoder.onnx"]
 
 
 def test_nothing_of_an_earlier_export_stays(run, tmp_path):

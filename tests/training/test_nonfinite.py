@@ -226,3 +226,22 @@ def test_weights_that_are_not_finite_are_named(gated):
     brain.modules.encoder.network.frame.bias.data[:] = math.nan
     with pytest.raises(ValueError, match="of encoder are not finite"):
         train(brain, *(STEPS_PER_READING * [False]))
+
+
+@KINDS
+def test_a_float16_step_that_is_not_finite_leaves_the_network(kind, make):
+    """Its scaler skips the step; the step counts as skipped all the same."""
+    brain = make(kind)
+    train(brain, False)
+    brain.scaler = torch.amp.GradScaler("cpu")
+    train(brain, False)
+    before = weights(brain)
+    train(brain, True)
+    # A teacher still moves, towards the network as it was.
+    assert not changed(brain, before) - {"method", "correction"}
+    assert all(p.isfinite().all() for p in brain.modules.parameters())
+    assert int(brain.guard.in_a_row) == 1
+    assert float(brain.tally.counts["skipped"]) == 1
+    train(brain, False)
+    assert "encoder" in changed(brain, before)
+    assert int(brain.guard.in_a_row) == 0
