@@ -139,7 +139,7 @@ def commands(page):
             found = re.search(r"(\w+)\.py (?:\w+/)*(\w+\.yaml)(.*)", line)
             if found:
                 own = {
-                    "gallery": {"minutes", "seeds", "jobs"},
+                    "gallery": {"minutes", "seeds", "methods", "jobs"},
                     "pretraining_study": {"data_folder", "further", "seeds"},
                 }
                 options = re.findall(r"\s--(\w+)", found[3])

@@ -4,8 +4,8 @@ Rungs are tried, the cheapest first: the mean of the audio's embeddings is
 subtracted; then all directions get similar variance; then, on request, the
 whole network is trained through the loss gate, for which a user may label a
 few recordings. A rung is kept only if it wins the verdict on recordings that
-nothing was fitted to; training is judged by speakers that it did not read.
-So the result may be that no rung is kept.
+nothing was fitted to; training is judged by clusters that it did not read. So
+the result may be that no rung is kept.
 """
 
 from __future__ import annotations

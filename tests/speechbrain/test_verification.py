@@ -91,7 +91,7 @@ def extract(settings):
 
 @pytest.fixture(scope="module")
 def settings():
-    """Those of Stage I, with a narrow encoder, as plain data."""
+    """Stage I's settings, with a narrow encoder, as plain data."""
     own = {"data_folder": "corpus", "new_encoder": {"network": NARROW}}
     text = dump_settings(own)
     text = load_settings(ROOT / "hparams" / "stage1.yaml", text)[1]

@@ -185,7 +185,7 @@ def one_rank(rank, folder):
 
 
 def check_collectives(rank):
-    """What one process meets, both learn."""
+    """Both processes learn of what one of them meets."""
 
     def full():
         raise OSError("the disk is full")
