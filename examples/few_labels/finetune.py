@@ -23,6 +23,7 @@ from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.runs.arguments import parse_arguments
 
 
 class FineTuner(sb.Brain):
@@ -49,7 +50,7 @@ class FineTuner(sb.Brain):
 
 
 if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     folder = pathlib.Path(hparams["output_folder"])

@@ -19,6 +19,7 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
 from lgl_plugin.nnet.losses import gated_mean
+from lgl_plugin.runs.arguments import parse_arguments
 
 
 class SpeakerBrain(sb.Brain):
@@ -111,7 +112,7 @@ def prepare_datasets(hparams):
 
 
 if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as source:
         hparams = load_hyperpyyaml(source, overrides)

@@ -20,6 +20,7 @@ from speechbrain.inference.speaker import EncoderClassifier
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.nnet.encoders import Encoder
+from lgl_plugin.runs.arguments import parse_arguments
 
 
 def write_annotation(path, manifest, labels):
@@ -58,7 +59,7 @@ def split(labels, dev_share, seed):
 
 
 if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     folder = pathlib.Path(hparams["output_folder"])

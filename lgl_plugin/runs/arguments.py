@@ -67,14 +67,19 @@ def parse_arguments(
         is_ours = key.startswith("--") and key[2:] not in theirs
         if not (is_ours and _is_misread(value)):
             taken.append(word)
-        elif value[0] in "!{['\"":  # a yaml text
-            lines.append(f"{key[2:]}: {value}")
         else:
-            lines.append(dump_settings({key[2:]: value}).strip())
+            lines.append(as_typed(key[2:], value))
     path, run_opts, overrides = sb.parse_arguments(taken)
     if own:
         lines.append(dump_settings(own).strip())
     return path, run_opts, "\n".join(filter(None, [overrides, *lines]))
+
+
+def as_typed(name: str, value: str) -> str:
+    """Returns the yaml line of an option, which reads as it was typed."""
+    if _is_misread(value) and value[0] not in "!{['\"":  # not a yaml text
+        return dump_settings({name: value}).strip()
+    return f"{name}: {value}"
 
 
 def for_other_stage(

@@ -236,6 +236,7 @@ def test_a_studys_paths_are_read_as_they_are():
     """Unquoted, "Tape #3" is "Tape", and "a, b" two folders."""
     teacher = study.Model("kmeans_layer").options(pathlib.Path("/Tape #3"))
     own = {"train_folders": ["/a, b/train", "/1e3"], **teacher}
-    found = plain_settings(study.as_yaml(own, ["--lr=1e-3"]))
-    assert found == {**own, "lr": 1e-3}
+    words = ["--lr=1e-3", "--noise_folder=/lr=0.1 #2"]
+    found = plain_settings(study.as_yaml(own, words))
+    assert found == {**own, "lr": 1e-3, "noise_folder": "/lr=0.1 #2"}
     assert found["teacher"].startswith("/Tape #3/hubert")

@@ -41,6 +41,7 @@ from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.log_mels import LogMels, write_log_mels
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.augment import Augmenter
+from lgl_plugin.runs.arguments import as_typed
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.progress import tqdm
@@ -161,7 +162,7 @@ def main():
 def as_yaml(own, words):
     """Turns the study's settings and a command line's into overrides."""
     pairs = (word.removeprefix("--").split("=", 1) for word in words)
-    typed = [f"{name}: {value}" for name, value in pairs]
+    typed = [as_typed(name, value) for name, value in pairs]
     return "\n".join([dump_settings(own), *typed])
 
 
