@@ -38,11 +38,7 @@ from lgl_plugin.evaluation.verification import (
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import Identity, load_backend
 from lgl_plugin.inference.verdict import judge
-from lgl_plugin.metrics.error_rates import (
-    count_rejected,
-    eer,
-    equal_error_point,
-)
+from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.weights import BACKEND
 
@@ -235,26 +231,18 @@ def true_interval(before, after, trials):
     names = [name.split("/")[-3] for name in trials.utterances]
     _, speakers = np.unique(names, return_inverse=True)
     first, second = speakers[trials.enrolment], speakers[trials.test]
-    sorted_trials = [count_rejected(s, trials.labels) for s in (before, after)]
+    curves = [
+        Resampled(scores, trials.labels, first, second)
+        for scores in (before, after)
+    ]
     rng, changes = np.random.default_rng(0), []
+    number = speakers.max() + 1
     while len(changes) < DRAWS:
-        drawn = rng.integers(speakers.max() + 1, size=speakers.max() + 1)
-        times = np.bincount(drawn, minlength=speakers.max() + 1)
-        # A trial within a speaker counts as often as that one was drawn.
-        weights = times[first] * np.where(trials.labels, 1, times[second])
-        if not (weights[trials.labels].any() and weights[~trials.labels].any()):
-            continue
-        rates = []
-        for order, _, missed, refused in sorted_trials:
-            weight, target = weights[order], trials.labels[order]
-            misses = np.append(0, np.cumsum(weight[target]))
-            refusals = np.append(0, np.cumsum(weight[~target]))
-            point = equal_error_point(
-                misses[missed] / misses[-1],
-                1 - refusals[refused] / refusals[-1],
-            )
-            rates.append(100 * point[0])
-        changes.append(rates[1] - rates[0])
+        drawn = rng.integers(number, size=number)
+        times = np.bincount(drawn, minlength=number)
+        change = 100 * (curves[1].eer(times) - curves[0].eer(times))
+        if not np.isnan(change):  # a draw may have no target trial
+            changes.append(change)
     return np.quantile(changes, [0.025, 0.975]).tolist()
 
 
