@@ -24,10 +24,11 @@ from speechbrain.utils.run_opts import RunOptions
 
 import lgl_plugin
 from lgl_plugin.cli.main import VERBS, build_parser
-from lgl_plugin.cli.train import as_pairs, key_of, keys
+from lgl_plugin.cli.train import as_pairs, keys
 from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.methods.method import Method
 from lgl_plugin.nnet.gates import Gate
+from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.runs.settings import load_settings, plain_settings, read_preset
 from lgl_plugin.training.session import Session
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
 from lgl_plugin.cli.recipe import RECIPE, load_recipe
-from lgl_plugin.cli.train import as_pairs, key_of
+from lgl_plugin.cli.train import as_pairs
+from lgl_plugin.runs.arguments import key_of
 
 if TYPE_CHECKING:
     from lgl_plugin.inference.adapt import Ladder

@@ -13,14 +13,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.cli.common import show_notices
-from lgl_plugin.cli.train import (
-    add_preset,
-    as_pairs,
-    key_of,
-    parse,
-    stages,
-    suggest,
-)
+from lgl_plugin.cli.train import add_preset, as_pairs, parse, stages, suggest
+from lgl_plugin.runs.arguments import key_of
 
 if TYPE_CHECKING:
     from lgl_plugin.runs.schema import Settings

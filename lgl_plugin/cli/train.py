@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.cli.recipe import RECIPE, load_recipe
+from lgl_plugin.runs.arguments import key_of
 
 if TYPE_CHECKING:
     from lgl_plugin.runs.schema import Settings
@@ -241,11 +242,6 @@ def keys(preset: str) -> list[set[str]]:
         {*read_preset(RECIPE / "hparams" / name), *schema.model_fields}
         for name, schema in zip(PRESETS[preset], schemas)
     ]
-
-
-def key_of(option: str) -> str:
-    """Returns the key of `--key=value`."""
-    return option.lstrip("-").partition("=")[0]
 
 
 def as_pairs(words: list[str] | None) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.runs.plain import dump_settings
-from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 
 if TYPE_CHECKING:
     from speechbrain.utils.run_opts import RunOptions
@@ -75,6 +74,11 @@ def parse_arguments(
     return path, run_opts, "\n".join(filter(None, [overrides, *lines]))
 
 
+def key_of(option: str) -> str:
+    """Returns the key of `--key=value`."""
+    return option.removeprefix("--").partition("=")[0]
+
+
 def as_typed(name: str, value: str) -> str:
     """Returns the yaml line of an option, which reads as it was typed."""
     if _is_misread(value) and value[0] not in "!{['\"":  # not a yaml text
@@ -90,13 +94,15 @@ def for_other_stage(
     `rename` gives that stage's yaml for the command's. Options that are
     settings of the command's own stage alone are left out.
     """
+    from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
+
     other, own = Stage2Settings.model_fields, Stage1Settings.model_fields
     if stage == 1:
         other, own = own, other
     words, name = [], ""
     for word in shlex.split(command):
         if word.startswith("--"):
-            name = word.removeprefix("--").partition("=")[0]
+            name = key_of(word)
         elif word.endswith(".yaml") and name != "stage1_yaml":
             word, name = rename(word), ""
         # Also where a value stands behind its option and a space.

@@ -7,7 +7,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.nnet.anchor import Anchor
-from lgl_plugin.runs.arguments import for_other_stage
+from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.schema import Stage2Settings
 from lgl_plugin.runs.state import check_artefact
@@ -129,7 +129,7 @@ def stage1_command(settings: Stage2Settings) -> str:
     Options that are settings of Stage II alone are left out.
     """
     words = for_other_stage(launch_command(), 1, lambda _: settings.stage1_yaml)
-    names = {word.removeprefix("--").partition("=")[0] for word in words}
+    names = {key_of(word) for word in words}
     if settings.stage1_yaml not in words:  # not the recipe's own script
         words = ["python", "train_lgl.py", settings.stage1_yaml]
         names = set()

@@ -9,6 +9,7 @@ import soundfile
 
 from lgl_plugin.cli import train
 from lgl_plugin.cli.main import main
+from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils import distributed
 from lgl_plugin.utils.distributed import launch_command
@@ -23,7 +24,7 @@ def parts(*words, preset="small", clusters=7):
     for _, options, usual in both:
         pairs = (option.lstrip("-").partition("=") for option in options)
         found.append({key: value for key, _, value in pairs} | usual)
-        assert not usual.keys() & {train.key_of(option) for option in options}
+        assert not usual.keys() & {key_of(option) for option in options}
     return found
 
 

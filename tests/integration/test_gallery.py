@@ -87,11 +87,11 @@ def test_a_trial_list_of_the_users_is_for_the_training_alone(monkeypatch):
     times = iter([10.0, 70.0])
     commands = []
 
-    def run_recipe(command):
+    def run_command(command, printed, threads):
         commands.append(command)
         return types.SimpleNamespace(ru_utime=next(times), ru_stime=0.0)
 
-    monkeypatch.setattr(gallery, "run_recipe", run_recipe)
+    monkeypatch.setattr(gallery, "run_command", run_command)
     command = ["train_lgl.py", "--verification_file=mine.txt", "--lr=1"]
     assert gallery.seconds_per_step(command) == 1.0
     for words in commands:

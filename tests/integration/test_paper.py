@@ -6,6 +6,7 @@ import sys
 import types
 from unittest import mock
 
+import experiments  # of the recipe's folder
 import numpy as np
 import pytest
 import study  # of the recipe's folder
@@ -55,10 +56,10 @@ def paper(names, folder, corpus, *options):
 @pytest.fixture
 def in_processes(monkeypatch):
     """Each run has a process of its own, as a user's."""
-    monkeypatch.setattr(script.Experiment, "_start", START)
+    monkeypatch.setattr(experiments, "run_command", RUN_COMMAND)
 
 
-START = script.Experiment._start
+RUN_COMMAND = experiments.run_command
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,13 +67,13 @@ def started():
     """Runs are in this process and without a page; the list of them."""
     runs = []
 
-    def start(self, recipe, folder, command):
-        runs.append(folder.name)
-        run_script(recipe, *command)
+    def start(command, printed, threads):
+        runs.append(printed.parent.name)
+        run_script(*command[1:])
 
     page = "lgl_plugin.report.build.try_to_write_report"
     with (
-        mock.patch.object(script.Experiment, "_start", start),
+        mock.patch.object(experiments, "run_command", start),
         mock.patch(page, id),
     ):
         yield runs

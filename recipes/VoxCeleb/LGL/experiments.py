@@ -17,7 +17,7 @@ import sys
 from speechbrain.utils.run_opts import RunOptions
 from tqdm import tqdm
 
-from lgl_plugin.runs.arguments import parse_arguments
+from lgl_plugin.runs.arguments import key_of, parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
@@ -27,6 +27,7 @@ from lgl_plugin.runs.settings import (
     read_preset,
     resolve,
 )
+from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.files import write_json
 
 # Steps after which a variant parts from its parent.
@@ -117,7 +118,7 @@ class Experiment:
             [
                 option
                 for option in options
-                if _key(option) in own or _key(option) not in other
+                if key_of(option) in own or key_of(option) not in other
             ]
             for own, other in (self.keys, self.keys[::-1])
         ]
@@ -175,8 +176,8 @@ class Experiment:
         folder = self.run_folder(seed, variant.name)
         common = [f"--output_folder={folder}", f"--seed={seed}"]
         base = variant.name == "base"
-        own = {_key(option): option for option in self.options[1]}
-        own.update({_key(option): option for option in variant.options})
+        own = {key_of(option): option for option in self.options[1]}
+        own.update({key_of(option): option for option in variant.options})
         own = [
             option.replace("<base>", str(self.run_folder(seed).absolute()))
             for option in own.values()
@@ -195,32 +196,40 @@ class Experiment:
             parent = self.run_folder(seed, variant.parent)
             keep = variant.keep
             if keep is None:
-                state = json.loads((parent / "state.json").read_text())
-                keep = list(state["done"])
+                keep = list(read_state(parent)["done"])
             fork(parent, folder, keep)
         recipe = self.recipe.with_name(variant.script or self.recipe.name)
+        share = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = os.environ.get("OMP_NUM_THREADS", share)
         for command in commands:
-            self._start(recipe, folder, command)
+            command = [*self.launch, recipe, *command]
+            run_command(command, folder / "printed.txt", threads)
         write_json(mark, commands)
 
-    def _start(self, recipe, folder, command):
-        """Runs a script of the recipe; a file of the run has what it prints."""
-        folder.mkdir(parents=True, exist_ok=True)
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        printed = folder / "printed.txt"
-        with open(printed, "ab") as out:
-            done = subprocess.run(
-                [*self.launch, recipe, *command],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": threads, **os.environ},
-            )
-        if done.returncode:
-            lines = printed.read_text("utf-8", "replace").splitlines()[-15:]
-            raise RuntimeError(
-                f"{recipe.name} {' '.join(command)} failed; the end of "
-                f"{printed}:\n" + "\n".join(lines)
-            )
+
+def run_command(command, printed, threads):
+    """Runs a command; what it prints goes behind what the file holds.
+
+    Returns the resources that it used. RuntimeError, with the end of what it
+    printed, if it fails.
+    """
+    printed.parent.mkdir(parents=True, exist_ok=True)
+    with open(printed, "ab") as out:
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        lines = printed.read_text("utf-8", "replace").splitlines()[-15:]
+        raise RuntimeError(
+            f"{' '.join(map(str, command))} failed; the end of {printed}:\n"
+            + "\n".join(lines)
+        )
+    return usage
 
 
 def _check(options, keys):
@@ -232,11 +241,6 @@ def _check(options, keys):
     for option in options:
         if not option.startswith("--"):
             raise ValueError(f"{option}: give settings as --key=value")
-        if _key(option) not in known:
-            hint = did_you_mean(_key(option), known)
-            raise ValueError(f"there is no option --{_key(option)}{hint}")
-
-
-def _key(option):
-    """The key of an option `--key=value`."""
-    return option.removeprefix("--").split("=")[0]
+        if key_of(option) not in known:
+            hint = did_you_mean(key_of(option), known)
+            raise ValueError(f"there is no option --{key_of(option)}{hint}")

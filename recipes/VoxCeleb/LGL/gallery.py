@@ -14,14 +14,12 @@ follow. A run that is done is not done again.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
 import numpy as np
-from experiments import run_all
+from experiments import run_all, run_command
 from scipy.stats import spearmanr
 from study import spread
 
@@ -147,15 +145,13 @@ def train(entry, command, folder, seed, minutes):
         run.mkdir(parents=True, exist_ok=True)
         write_json(length, {"seconds_per_step": step, "steps": EPOCHS * steps})
     facts = json.loads(length.read_text())
-    usage = run_recipe(
-        [
-            *command,
-            f"--output_folder={run}",
-            f"--number_of_epochs={EPOCHS}",
-            f"--steps_per_epoch={facts['steps'] // EPOCHS}",
-            "--selection_study=True",
-        ]
-    )
+    command += [
+        f"--output_folder={run}",
+        f"--number_of_epochs={EPOCHS}",
+        f"--steps_per_epoch={facts['steps'] // EPOCHS}",
+        "--selection_study=True",
+    ]
+    usage = run_command(command, run / "printed.txt", threads=1)
     facts["most_bytes"] = peak_bytes(usage)
     write_json(run / "gallery.json", facts)
 
@@ -166,41 +162,19 @@ def seconds_per_step(command):
     times = []
     for steps in PILOT:
         with tempfile.TemporaryDirectory() as scratch:
-            usage = run_recipe(
-                [
-                    *command,
-                    f"--output_folder={scratch}",
-                    "--number_of_epochs=1",
-                    f"--steps_per_epoch={steps}",
-                    "--verification_file=null",
-                ]
-            )
+            options = [
+                f"--output_folder={scratch}",
+                "--number_of_epochs=1",
+                f"--steps_per_epoch={steps}",
+                "--verification_file=null",
+            ]
+            printed = pathlib.Path(scratch, "printed.txt")
+            usage = run_command([*command, *options], printed, threads=1)
         times.append(usage.ru_utime + usage.ru_stime)
     step = (times[1] - times[0]) / (PILOT[1] - PILOT[0])
     if step <= 0:
         raise RuntimeError("steps cannot be timed: the machine is too busy")
     return step
-
-
-def run_recipe(command):
-    """Runs the recipe on one thread; returns what it used.
-
-    RuntimeError, with the end of what it printed, if it fails.
-    """
-    with tempfile.TemporaryFile("w+", errors="replace") as printed:
-        process = subprocess.Popen(
-            command,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            printed.seek(0)
-            end = "\n".join(printed.read().splitlines()[-15:])
-            raise RuntimeError(f"{' '.join(command)} failed:\n{end}")
-    return usage
 
 
 def tables(folder, methods, seeds):

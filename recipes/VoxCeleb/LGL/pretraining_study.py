@@ -41,7 +41,7 @@ from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.log_mels import LogMels, write_log_mels
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.augment import Augmenter
-from lgl_plugin.runs.arguments import as_typed
+from lgl_plugin.runs.arguments import as_typed, key_of
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.progress import tqdm
@@ -133,7 +133,7 @@ def main():
     own = {**shared, "output_folder": str(folder)}
     taken = {*own}.union(*(model.options(folder) for model in MODELS))
     for option in overrides:
-        if option.removeprefix("--").partition("=")[0] in taken:
+        if key_of(option) in taken:
             parser.error(f"{option}: the study sets that itself")
     read_settings(options.yaml, as_yaml(own, overrides))
     made_of = {"seeds": seeds, "corpora": ",".join(trains)}
