@@ -129,6 +129,7 @@ def fit(kind, output, run_opts):
         DataLoader(data, share, sampler=order, collate_fn=PaddedBatch),
         DataLoader(data, UTTERANCES, collate_fn=PaddedBatch),
     )
+    saved = brain.checkpointer.find_checkpoint()
     if sb.utils.distributed.if_main_process():
         weights = {
             name.replace("module.", ""): value
@@ -136,7 +137,6 @@ def fit(kind, output, run_opts):
         }
         torch.save(weights, output / "weights.ckpt")
         (output / "records.json").write_text(json.dumps(records))
-        saved = brain.checkpointer.find_checkpoint()
         state = torch.load(saved.paramfiles["embedding_model"])
         # Data parallelism leaves no trace in what SpeechBrain loads.
         assert list(state) == list(encoder.network.state_dict())

@@ -231,16 +231,26 @@ def open_session(
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.settings import load_settings
     from lgl_plugin.training.session import Session
+    from lgl_plugin.utils.device import check_device
 
-    few = ["--debug", f"--debug_batches={STEPS + 1}", "--debug_epochs=1"]
-    words = [str(yaml), *options, *few, "--noprogressbar"]
+    words = [str(yaml), *options, "--debug", "--debug_epochs=1"]
+    words.append("--noprogressbar")
     path, run_opts, overrides = parse_arguments(words, usual)
     settings, _ = load_settings(path, overrides, run_opts)
+    steps = STEPS + 1
+    if check_device(run_opts.get("device")) != "cpu":
+        # A GPU may have to wait for audio: behind what was read ahead, two
+        # batches of each of the loader's processes tell how long.
+        loader = settings.dataloader_options
+        steps += loader.read_ahead + 2 * loader.num_workers
+    words.append(f"--debug_batches={steps}")
     # Twice the factor: some are held out.
-    steps = max(STEPS + 2, 2 * (settings.grad_accumulation_factor or 1))
+    steps = max(steps + 1, 2 * (settings.grad_accumulation_factor or 1))
     n_rows = steps * settings.dataloader_options.batch_size
     sample = sample_of(folder / "manifest.csv", n_rows)
-    _, _, overrides = parse_arguments(words, usual | {"manifest": sample})
+    _, run_opts, overrides = parse_arguments(
+        words, usual | {"manifest": sample}
+    )
     loaded = load_settings(path, overrides, run_opts)
     session = Session(*loaded, run_opts, observer_of)
     session.seed(1)

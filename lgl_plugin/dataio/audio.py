@@ -1,6 +1,8 @@
 """Reads spans and random crops of audio files and of shards' members."""
 
 import contextlib
+import errno
+import functools
 import io
 import math
 import os
@@ -8,7 +10,8 @@ import random
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +42,22 @@ SEARCH_SECONDS = 60.0
 MPG123_NOTES = re.compile(
     rb"\s*$|(Note|Warning): |.*(libmpg123|\[\w+\.c:\d+\]).*(error|warning):"
 )
+# Errors of the storage or the machine, which say nothing of a file. An
+# input/output error (EIO) may be one bad sector, and counts as the file's.
+STORAGE = {
+    getattr(errno, name)
+    for name in (
+        *("ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
+        *("ENETUNREACH", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED"),
+        *("ENOTCONN", "ESHUTDOWN", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN"),
+    )
+    if hasattr(errno, name)
+}
+WAITS = (1, 5, 25)  # seconds between tries to read from such a storage
+
+
+class StorageFailure(OSError):
+    """A file that cannot be read now, for a fault that is not its own."""
 
 
 class BadAudio(ValueError):
@@ -67,6 +86,21 @@ class Header(NamedTuple):
         return self.frames / self.rate
 
 
+def patient(read: Callable) -> Callable:
+    """Lets a function that reads a file try again while the storage fails."""
+
+    @functools.wraps(read)
+    def read_patiently(*args, **kwargs):
+        for seconds in WAITS:
+            with contextlib.suppress(StorageFailure):
+                return read(*args, **kwargs)
+            time.sleep(seconds)
+        return read(*args, **kwargs)
+
+    return read_patiently
+
+
+@patient
 def probe(
     path: str | os.PathLike,
     sample_rate: int = 16000,
@@ -75,7 +109,7 @@ def probe(
     """Returns the size of a file that can be read as training will read it.
 
     Opens the file, seeks to the middle and decodes a twentieth of a second;
-    raises BadAudio if that fails.
+    raises BadAudio if that fails, and StorageFailure as `read_audio` does.
     """
     with open_audio(path) as audio:
         header = Header(audio.frames, audio.samplerate, audio.channels)
@@ -135,6 +169,8 @@ def read_audio(
     BadAudio
         If the file is missing, unreadable or empty, lacks the channel, or a
         sample is not finite.
+    StorageFailure
+        If the storage still fails after half a minute.
 
     Example
     -------
@@ -146,6 +182,7 @@ def read_audio(
     return read_spans(path, [(start, seconds)], sample_rate, place, channel)[0]
 
 
+@patient
 def read_spans(
     path: str | os.PathLike,
     spans: Sequence[tuple[float, float | None]],
@@ -215,8 +252,11 @@ def _why_unreadable(path, error):
     """Returns the reason why a file could not be opened or read.
 
     The file system is asked first, since libsndfile answers each of its
-    refusals with "System error".
+    refusals with "System error". StorageFailure if the file is not to blame:
+    a server that is away for a minute would make bad files of good ones.
     """
+    if getattr(error, "errno", None) in STORAGE:
+        raise StorageFailure(_storage_fails(path, error)) from error
     if os.path.exists(path) and not os.path.isfile(path):
         # Opening a named pipe would block the worker until somebody writes.
         return "is not a regular file"
@@ -224,9 +264,20 @@ def _why_unreadable(path, error):
         with open(path, "rb") as audio:
             empty = not audio.read(1)
     except OSError as refusal:
+        if refusal.errno in STORAGE:
+            raise StorageFailure(_storage_fails(path, refusal)) from refusal
         return f"cannot be opened: {refusal.strerror}"
     reason = getattr(error, "error_string", error)
     return "is empty" if empty else f"cannot be read: {reason}"
+
+
+def _storage_fails(path, error):
+    """Returns the message of a StorageFailure."""
+    return (
+        f"{path} cannot be read now: {error.strerror}. That is a fault of the "
+        "storage or of this machine, and does not count as a bad file. Start "
+        "the same command again when it is mended."
+    )
 
 
 def _read_span(audio, start, seconds, sample_rate, channel):

@@ -18,6 +18,9 @@ from lgl_plugin.dataio.manifest import Manifest
 # A loader's time limit for a batch: one process on the slowest disk. Without a
 # limit a loader waits for ever for a process that hangs.
 SECONDS_PER_BATCH = 600
+# Utterances that cannot be read one after the other. More of them mean that
+# the storage is gone, and would fill the list of bad files with good ones.
+IN_A_ROW = 1000
 
 
 class UtteranceDataset(DynamicItemDataset):
@@ -56,7 +59,7 @@ class UtteranceDataset(DynamicItemDataset):
     def __getitem__(self, index: int) -> dict:
         turn = index // len(self)
         bad = []
-        for step in range(len(self)):
+        for step in range(min(len(self), IN_A_ROW)):
             row = int(self.data_ids[(index + step) % len(self)])
             utterance = self.data.ids[row]
             try:
@@ -67,9 +70,12 @@ class UtteranceDataset(DynamicItemDataset):
                 bad.append(f"{utterance}\t{reason}")
             else:
                 return {**item, "bad": "\n".join(bad)}
+        words = f"{len(bad):,} utterances in a row cannot be read"
+        if len(bad) == len(self):
+            words = f"none of the {len(bad):,} utterances can be read"
         raise BadAudio(
-            f"none of the {len(self)} utterances can be read; the first: "
-            f"{bad[0]}"
+            f"{words}; the first: {bad[0]}. If their folder is back, start "
+            "the same command again: they are not counted as bad."
         )
 
 

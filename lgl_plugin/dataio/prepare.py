@@ -57,7 +57,7 @@ def prepare_manifest(
     trial_folder: str | pathlib.Path | None = None,
     min_seconds: float = 0.3,
     max_bad_share: float = 0.02,
-    num_workers: int = 8,
+    num_workers: int = 32,
     sample_rate: int = 16000,
     channel: int | None = None,
     accept: Callable[[str], None] | None = None,

@@ -37,6 +37,7 @@ from lgl_plugin.utils.signals import own_process_group, stop
 logger = get_logger(__name__)
 
 MAX_SECONDS = 60.0  # that are read of an utterance
+BATCH_SECONDS = 960.0  # of a batch on a GPU
 
 
 class Extractor:
@@ -102,7 +103,9 @@ class Extractor:
         self.sample_rate = sample_rate
         if batch_seconds is None:
             on_cpu = 20.0 if precision == "fp32" else 120.0
-            batch_seconds = on_cpu if self.device.type == "cpu" else 960.0
+            batch_seconds = (
+                on_cpu if self.device.type == "cpu" else BATCH_SECONDS
+            )
         self.batch_seconds = batch_seconds
         self.num_workers = num_workers
         self.precision = AMPConfig.from_name(precision).dtype
@@ -227,17 +230,21 @@ class Extractor:
             worker_init_fn=own_process_group,
         )
         self.encoder.to(self.device).eval()
+        # By speech: batches hold as much of it, but the long utterances come
+        # first, so that their number would promise far too long a time.
+        done = np.cumsum(seconds[order])[ends - 1]
+        lengths = np.diff(done, prepend=0)[rank() :: world_size()].round()
         progress = tqdm(
-            total=len(rows) // world_size(),
-            initial=len(share.positions()) + len(share.bad),
+            total=int(lengths.sum()),
+            initial=int(lengths[: share.batches].sum()),
             desc="embeddings",
-            unit="utt",
+            unit=" s of speech",
             leave=False,
             disable=rank() > 0,
         )
         with stop.defer() as may_leave, progress:
             for batch, wavs, n_samples, failures in loader:
-                progress.update(len(batch) + len(failures))
+                progress.update(int(lengths[share.batches]))
                 bad = [tuple(failure) for failure in failures]  # lists by now
                 vectors = None
                 if len(batch):

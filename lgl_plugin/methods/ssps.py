@@ -1,5 +1,6 @@
 """Stage I continued with positives of other utterances."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,11 +48,15 @@ class SSPSBrain(Stage1Brain):
 
     def on_stage_start(self, stage, epoch=None) -> None:
         """Clusters the utterances anew at an epoch's start."""
+        began = time.perf_counter()
         # In an epoch that goes on, the checkpoint's clusters hold: the
         # encoder of now would give others.
-        if stage == sb.Stage.TRAIN and self.step == 0:
+        grouping = stage == sb.Stage.TRAIN and self.step == 0
+        if grouping:
             self.modules.positives.regroup(*self.group(self.modules.encoder))
         super().on_stage_start(stage, epoch)
+        if grouping:  # else the time left would be too short
+            self.tally.started = began
 
     def substitutes(self, embeddings: Views, rows: Tensor) -> dict[str, Tensor]:
         """Returns what takes the place of B(b), and clusters of both."""

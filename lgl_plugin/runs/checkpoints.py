@@ -49,8 +49,16 @@ class WholeCheckpointer(Checkpointer):
 
     def list_checkpoints(self) -> list[Checkpoint]:
         """Returns the checkpoints that are as they were saved."""
-        folders = [p for p in checkpoint_folders(self) if self._check(p)]
-        return read_checkpoints(folders)
+        return read_checkpoints(self._whole_folders())
+
+    @main_process_only
+    def _whole_folders(self) -> list[pathlib.Path]:
+        """Lists the folders of whole checkpoints, the same to all processes.
+
+        If each looked for itself, one whose disk fails for a moment would go
+        on from another epoch.
+        """
+        return [p for p in checkpoint_folders(self) if self._check(p)]
 
     def _check(self, path: pathlib.Path) -> bool:
         """Tells whether a checkpoint is whole; warns once if it is not."""
@@ -59,8 +67,9 @@ class WholeCheckpointer(Checkpointer):
         try:
             text = (path / CHECKSUMS).read_text(encoding="utf-8")
             wrong = damage(path, json.loads(text))
-        except OSError as error:  # such as a disk that cannot be read there
-            wrong = [str(error)]
+        except OSError as error:  # such as a disk that cannot be read now
+            logger.warning("%s is not used: %s", path, error)
+            return False
         except (ValueError, TypeError, AttributeError, LookupError):
             wrong = [f"{CHECKSUMS} has been altered"]
         if wrong:

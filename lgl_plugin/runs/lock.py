@@ -15,6 +15,8 @@ from lgl_plugin.utils.files import explain_os_error
 logger = get_logger(__name__)
 
 LOCK = ".lock"
+# A server for network disks keeps a dead machine's lock for a minute or two.
+SECONDS = 180
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _held = {}  # from process and folder; a FileLock that is deleted lets go
@@ -26,7 +28,7 @@ def lock_folder(folder: str | pathlib.Path) -> None:
     Raises RuntimeError, naming the holder, if another process is in it. The
     kernel lets go of the lock with the process, however that ends. On NFS it
     needs a server that locks; where the file system cannot lock, a warning
-    says so.
+    says so. A process on another machine gets `SECONDS` to let go.
     """
     folder = pathlib.Path(folder)
     path = folder / LOCK
@@ -39,11 +41,18 @@ def lock_folder(folder: str | pathlib.Path) -> None:
     lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_holder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            holder = _holder(path)
+            if not holder or f" on {socket.gethostname()} " in holder:
+                raise
+            logger.info(
+                "%s: waiting up to %d s for %s", folder, SECONDS, holder
+            )
+            lock.acquire(timeout=SECONDS)
     except Timeout:
-        holder = ""
-        with contextlib.suppress(OSError):  # Windows does not let one read it
-            holder = path.read_text("utf-8", "replace").strip()
+        holder = _holder(path)
         raise RuntimeError(
             f"{folder} is being written by {holder or 'another process'}. "
             "Wait for its end or stop it; or set another --output_folder."
@@ -58,6 +67,13 @@ def lock_folder(folder: str | pathlib.Path) -> None:
             error.strerror,
         )
     _held[key] = lock
+
+
+def _holder(path: pathlib.Path) -> str:
+    """Returns who holds a locked file; "" if that is not known."""
+    with contextlib.suppress(OSError):  # Windows does not let one read it
+        return path.read_text("utf-8", "replace").strip()
+    return ""
 
 
 def _write_holder(handle: int) -> None:

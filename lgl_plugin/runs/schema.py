@@ -84,6 +84,12 @@ class LoaderOptions(BaseModel):
     batch_size: Annotated[int, Field(ge=2)]
     num_workers: Annotated[int, Field(ge=0)]
 
+    @property
+    def read_ahead(self) -> int:
+        """How many batches the processes read before they are asked for."""
+        factor = (self.model_extra or {}).get("prefetch_factor") or 2
+        return self.num_workers * factor
+
     @model_validator(mode="after")
     def _check_order(self) -> LoaderOptions:
         """Refuses what the recipe passes itself: torch would, after hours."""

@@ -18,15 +18,18 @@ from lgl_plugin.training.epoch_selection import criterion
 from lgl_plugin.training.epoch_tally import EpochTally
 from lgl_plugin.training.held_out import HeldOut, separate_generator
 from lgl_plugin.training.nonfinite import NonFiniteGuard
-from lgl_plugin.utils.distributed import rank, world_size
+from lgl_plugin.utils.distributed import rank, sum_over_ranks, world_size
 from lgl_plugin.utils.signals import stop
 from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
 logger = get_logger(__name__)
 
 # Between steps at which a GPU's host waits for the loss, and all processes ask
-# each other whether to stop.
+# each other whether to stop or to save.
 STEPS_PER_READING = 20
+# Nor longer than this, if steps are slow: torchrun kills what has not ended 30
+# seconds after a signal.
+SECONDS_PER_READING = 5.0
 
 
 class SpeakerBrain(HookedBrain):
@@ -100,6 +103,8 @@ class SpeakerBrain(HookedBrain):
         # A CPU has no queue of work that a reading would wait for.
         on_cpu = self.device_type == "cpu"
         self.steps_per_reading = 1 if on_cpu else STEPS_PER_READING
+        self.next_meeting = 0  # the step at which processes ask each other
+        self.may_wait = True
         self.checkpointer.add_recoverable("epoch", self.tally)
 
     def crops(self, batch: PaddedBatch) -> torch.Tensor:
@@ -154,6 +159,7 @@ class SpeakerBrain(HookedBrain):
         if not self.is_training:
             return
         self.tally.start()
+        self.next_meeting = 0
         self.epoch = epoch
         stop.deferred = True
 
@@ -203,10 +209,19 @@ class SpeakerBrain(HookedBrain):
             skipped = (~loss.isfinite()).float()
             self.guard.count(skipped)
             self.tally.add(skipped=skipped)
+        self.may_wait = world_size() == 1 or self.step >= self.next_meeting
         if not self.accumulates:
-            self._leave_if_asked(self.step % STEPS_PER_READING == 0)
+            self._leave_if_asked(self.may_wait)
             if self.save_is_due:
                 self.save_in_epoch()
+        if world_size() > 1 and self.may_wait:
+            # Of the sum, as all processes must come to the same step.
+            total = sum_over_ranks({"seconds": self.tally.seconds})["seconds"]
+            steps = (
+                SECONDS_PER_READING * world_size() * self.step / float(total)
+            )
+            steps = min(max(1, int(steps)), STEPS_PER_READING)
+            self.next_meeting = self.step + steps
         # At the first step, too: the bar of a short epoch would show 0.
         if self.step > 1 and self.step % self.steps_per_reading:
             return avg_loss

@@ -26,7 +26,7 @@ from lgl_plugin.dataio.prepare import check_folders, prepare_manifest
 from lgl_plugin.dataio.trials import trial_paths
 from lgl_plugin.inference.backends import Backend, Whitening
 from lgl_plugin.inference.export import export
-from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.extractor import BATCH_SECONDS, Extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import read_metrics, record_key
@@ -264,12 +264,13 @@ class Session:
                 settings.lr,
             )
         if options.num_workers:
-            samples = int(settings.crop_seconds * settings.sample_rate)
-            batch = 4 * 2 * samples * options.batch_size  # two float32 crops
-            held = dict(options).get("prefetch_factor") or 2
+            seconds = 2 * settings.crop_seconds * options.batch_size
+            if self.device != "cpu":  # the extractor's batches are larger
+                seconds = max(seconds, BATCH_SECONDS)
+            batch = int(4 * seconds * settings.sample_rate)  # float32
             # All processes of this machine share that memory.
             here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            check_shared_memory(here * options.num_workers * held * batch)
+            check_shared_memory(here * options.read_ahead * batch)
 
     @main_process_only
     def log(self, **record: Any) -> None:
@@ -420,7 +421,8 @@ class Session:
         """Exports a stage's or round's encoder, as the step `export/<name>`.
 
         A failure does not end a training that went well; the next start tries
-        the export again.
+        the export again. With several processes only one that all share: the
+        others would wait for a process that failed alone.
         """
         run = self.run
 
@@ -428,6 +430,9 @@ class Session:
             try:
                 return export(run.folder, name, folder, device=self.device)
             except Exception as error:
+                shared = ValueError, FileExistsError, FileNotFoundError
+                if world_size() > 1 and not isinstance(error, shared):
+                    raise
                 logger.warning(
                     "No export; try `lgl export %s %s`",
                     run.folder,

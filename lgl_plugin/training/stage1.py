@@ -120,10 +120,12 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
     def group(encoder):
         with separate_generator(session.device):
             found = session.embed(encoder, rows)
-        clusters, nearest = from_main(
-            neighbouring_clusters,
-            *(np.array(found.vectors), n_clusters, session.device),
-        )
+
+        def cluster():  # on one process: the vectors may take a gigabyte
+            vectors = np.array(found.vectors)
+            return neighbouring_clusters(vectors, n_clusters, session.device)
+
+        clusters, nearest = from_main(cluster)
         own = session.settings.ssps_source == "own"
         sources = clusters if own else nearest
         return clusters, sources, session.manifest.rows(found.utterances)

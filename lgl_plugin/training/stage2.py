@@ -46,6 +46,7 @@ from lgl_plugin.utils.files import (
     save_arrays,
     write_json,
 )
+from lgl_plugin.utils.threads import all_cores
 
 LOG_MELS = "log_mels"  # below the first round's embeddings
 MEMORY = "losses.ckpt"
@@ -125,10 +126,12 @@ class Round:
             if getattr(cluster, "n_clusters", None) == "auto":
                 # With log-mel statistics the estimate would count sessions
                 # instead of speakers.
-                cluster.n_clusters = cluster(points).n_clusters
+                with all_cores():
+                    cluster.n_clusters = cluster(points).n_clusters
             others = self._log_mels(embeddings.utterances)
             points = joined(points, others, settings.log_mel_share)
-        clusters = cluster(points)
+        with all_cores():
+            clusters = cluster(points)
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:
             rows = manifest.rows(embeddings.utterances)

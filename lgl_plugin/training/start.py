@@ -11,7 +11,12 @@ from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.schema import Stage2Settings
 from lgl_plugin.runs.state import check_artefact
-from lgl_plugin.runs.weights import ENCODER, load_weights, save_weights
+from lgl_plugin.runs.weights import (
+    ENCODER,
+    load_weights,
+    save_tensors,
+    save_weights,
+)
 from lgl_plugin.training.session import Session
 from lgl_plugin.utils.distributed import from_main, launch_command
 
@@ -109,7 +114,8 @@ def _keep_start(settings, path, begun):
     if settings.anchor:  # an anchor that holds nothing is refused in time
         new_anchor(settings, network, network.state_dict())(network)
     if not (begun and path.exists()):
-        save_weights(network, path)
+        # Not by save_weights, which waits for all processes: this is one's.
+        save_tensors(network.state_dict(), path)
 
 
 def new_anchor(

@@ -69,7 +69,10 @@ def broadcast(value: Any) -> Any:
 
 
 def from_main(work: Callable, *arguments: Any) -> Any:
-    """Calls a function on rank 0; returns or raises its outcome on all."""
+    """Calls a function on rank 0; returns or raises its outcome on all.
+
+    The function must not wait for the other ranks, as `save_weights` does.
+    """
     value = error = None
     if rank() == 0:
         try:

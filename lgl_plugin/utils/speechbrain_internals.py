@@ -62,6 +62,7 @@ class HookedBrain(sb.Brain):
     """
 
     save_is_due = False
+    may_wait = True  # at this step, for the device and the other processes
 
     @property
     def accumulates(self) -> bool:
@@ -74,6 +75,14 @@ class HookedBrain(sb.Brain):
     def save_in_epoch(self) -> None:
         """Saves a checkpoint from which the epoch goes on."""
         self._save_intra_epoch_ckpt()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        # SpeechBrain lets the processes ask each other at each step, for which
+        # each waits for its GPU.
+        due = 0 < self.ckpt_interval_steps <= steps_since_ckpt
+        return (self.may_wait or due) and super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
 
     def _save_intra_epoch_ckpt(self):
         self.save_is_due = self.accumulates

@@ -1,6 +1,8 @@
-"""The way OpenMP's threads wait; to be set before torch is loaded."""
+"""How many threads compute, and how OpenMP's wait for work."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 # Spins of a waiting thread before it sleeps; GNU's OpenMP, which torch has on
 # Linux, does 300,000 by itself.
@@ -9,6 +11,8 @@ SPINS = "1000"
 
 def spin_briefly() -> None:
     """Lets OpenMP's threads sleep soon, unless the user has said how to wait.
+
+    To be called before torch is loaded.
 
     Threads that spin make a step many times slower beside other busy
     processes; threads that sleep at once (OMP_WAIT_POLICY=passive) make a
@@ -23,3 +27,23 @@ def spin_briefly() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+@contextlib.contextmanager
+def all_cores() -> Iterator[None]:
+    """Gives the block all cores, where torchrun left one to each process.
+
+    For what one process computes while the others wait for it.
+
+    Example
+    -------
+    >>> with all_cores():
+    ...     pass
+    """
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(os.cpu_count()):
+        yield

@@ -1,5 +1,6 @@
 """Reading audio: files, spans, members of shards, why a file is bad."""
 
+import errno
 import io
 import os
 import random
@@ -14,6 +15,7 @@ from lgl_plugin.dataio import audio
 from lgl_plugin.dataio.audio import (
     BadAudio,
     Member,
+    StorageFailure,
     crop_spans,
     probe,
     read_audio,
@@ -111,6 +113,29 @@ def test_bad_files_are_bad_audio(tmp_path):
     }.items():
         with pytest.raises(BadAudio, match=words):
             read_audio(tmp_path / name)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_a_server_that_is_away_makes_no_bad_audio(times, noise, monkeypatch):
+    """It is asked again; if it stays away, the run ends."""
+    left = [times]
+
+    def away(path):
+        left[0] -= 1
+        return left[0] < 0
+
+    def refuse(path, mode):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(audio, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(audio.os.path, "isfile", away)
+    monkeypatch.setattr(audio.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(audio, "open", refuse, raising=False)
+    if times == 2:
+        assert len(read_audio(noise[0])) == 32000
+        return
+    with pytest.raises(StorageFailure, match="Stale .* not count as a bad"):
+        read_audio(noise[0])
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])

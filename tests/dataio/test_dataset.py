@@ -9,6 +9,7 @@ import soundfile
 import torch
 from speechbrain.dataio.dataloader import make_dataloader
 
+from lgl_plugin.dataio import dataset
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.dataset import UtteranceDataset, crop_dataset
@@ -73,8 +74,20 @@ def test_channels_of_one_recording_are_apart(tmp_path):
 def test_dataset_with_nothing_readable_ends(tmp_path):
     missing = manifest_of(a=tmp_path / "a", b=tmp_path / "b")
     data = crop_dataset(missing, np.arange(2), crop=0.5)
-    with pytest.raises(BadAudio, match="none of the 2 utterances"):
+    with pytest.raises(BadAudio, match="none of the 2 utterances.* back"):
         data[0]
+
+
+def test_a_folder_that_is_gone_makes_no_long_list_of_bad_files(
+    tmp_path, noise, monkeypatch
+):
+    """A thousand in a row end the training; here three do."""
+    monkeypatch.setattr(dataset, "IN_A_ROW", 3)
+    gone = {name: tmp_path / name for name in "abc"}
+    data = crop_dataset(manifest_of(**gone, d=noise[0]), np.arange(4), crop=0.5)
+    with pytest.raises(BadAudio, match="3 utterances in a row .* not counted"):
+        data[0]
+    assert len(data[1]["bad"].splitlines()) == 2
 
 
 def test_other_errors_are_not_swallowed():

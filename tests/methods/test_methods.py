@@ -23,6 +23,7 @@ from lgl_plugin.methods.dino import DINO
 from lgl_plugin.methods.method import local_views
 from lgl_plugin.methods.moco import MoCo
 from lgl_plugin.methods.sdpn import SDPN
+from lgl_plugin.methods.stage1 import clip_each
 from lgl_plugin.nnet.distillation import koleo
 from lgl_plugin.nnet.redundancy import spread_terms
 
@@ -157,6 +158,20 @@ def test_dinos_prototypes_rest_at_first(tmp_path):
     brain.step = 500
     brain.fit_batch(batch(2))
     assert not torch.equal(brain.method.prototypes.weight, start)
+
+
+@pytest.mark.parametrize("limit", [0.1, 3.0])
+def test_gradients_are_clipped_one_by_one_as_torch_does(limit):
+    shapes = (3, 4), (5,), (), (2, 1, 7)
+    gradients = [4 * torch.randn(shape) for shape in shapes]
+    expected = [gradient.clone() for gradient in gradients]
+    for gradient in expected:
+        parameter = torch.nn.Parameter(torch.zeros_like(gradient))
+        parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameter, limit)
+    clip_each(gradients, limit)
+    for found, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_sdpns_prototypes_are_neither_clipped_nor_decayed(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import threading
 import time
 
 import pytest
@@ -47,6 +48,22 @@ def test_a_kill_leaves_no_lock_behind(tmp_path, holder):
     text = (tmp_path / lock.LOCK).read_text()
     assert f"process {os.getpid()} on " in text
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_another_machine_gets_time_to_let_go(
+    lets_go, tmp_path, holder, monkeypatch, caplog
+):
+    """Network disks keep a dead machine's lock for a while."""
+    monkeypatch.setattr(lock, "SECONDS", 20 if lets_go else 0.2)
+    monkeypatch.setattr(lock.socket, "gethostname", lambda: "elsewhere")
+    if lets_go:
+        threading.Timer(0.5, holder.kill).start()
+        lock.lock_folder(tmp_path)
+    else:
+        with pytest.raises(RuntimeError, match=f"by process {holder.pid} on "):
+            lock.lock_folder(tmp_path)
+    assert f"s for process {holder.pid} on " in caplog.text
 
 
 def test_a_file_system_that_cannot_lock(tmp_path, monkeypatch, caplog):

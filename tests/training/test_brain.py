@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 import types
 
 import numpy as np
@@ -46,7 +47,7 @@ from lgl_plugin.nnet.gates import (
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
-from lgl_plugin.training import epoch_tally
+from lgl_plugin.training import brain as trainer, epoch_tally
 from lgl_plugin.training.brain import STEPS_PER_READING, SpeakerBrain
 from lgl_plugin.utils import signals
 from lgl_plugin.utils.signals import stop
@@ -168,6 +169,38 @@ def test_the_bar_shows_a_loss_from_the_first_step_on(gated):
         average = brain.update_average(torch.tensor(6.0 / brain.step), average)
         assert average == 6.0
     assert float(brain.tally.average) == pytest.approx((6 + 3 + 2) / 3)
+
+
+@pytest.mark.parametrize(
+    "pace, steps", [(0.01, [1, 21, 41]), (1.7, [*range(1, 60, 2)])]
+)
+def test_processes_ask_each_other_now_and_then(pace, steps, gated, monkeypatch):
+    """At a step in twenty, or in five seconds where steps are slow.
+
+    SpeechBrain asks at each step whether to save, and a GPU's host would wait.
+    """
+    core, brain = sb.core.torch.distributed, gated()
+    brain.ckpt_interval_minutes = 10.0
+    asked, sums = [], []
+    monkeypatch.setattr(sb.core, "is_distributed_initialized", lambda: True)
+    monkeypatch.setattr(
+        core, "broadcast_object_list", lambda *_, **__: asked.append(brain.step)
+    )
+    for module in (signals, trainer):
+        monkeypatch.setattr(module, "world_size", lambda: 2)
+
+    def total(values):
+        sums.append(brain.step)
+        return {"requested": 0, "seconds": 2 * brain.step * pace}
+
+    for module in (signals, trainer):
+        monkeypatch.setattr(module, "sum_over_ranks", total)
+    brain.on_stage_start(sb.Stage.TRAIN, 1)
+    for brain.step in range(1, 60):
+        brain.update_average(torch.tensor(1.0), 0.0)
+        brain._should_save_intra_epoch_ckpt(time.time(), brain.step)
+    assert asked == sorted({*sums}) == steps
+    stop.deferred = False
 
 
 def test_bad_utterances_are_counted_from_the_batch(simclr):
@@ -304,11 +337,13 @@ def test_told_behind_the_last_reading_of_an_epoch_it_keeps_the_steps(
 ):
     """Of several processes, which ask each other only at a reading."""
     brain = gated()
-    monkeypatch.setattr(signals, "world_size", lambda: 2)
+    for module in (signals, trainer):
+        monkeypatch.setattr(module, "world_size", lambda: 2)
     with stop.on_signals():
         brain.on_stage_start(sb.Stage.TRAIN, 1)
+        train(brain, False)
         os.kill(os.getpid(), signal.SIGTERM)
-        average = train(brain, False, False, False)
+        average = train(brain, False, False)
         assert brain.checkpointer.find_checkpoint() is None
         with pytest.raises(SystemExit):
             brain.on_stage_end(sb.Stage.TRAIN, average, 1)

@@ -3,8 +3,11 @@ in one, test_brain.py kills it at any step."""
 
 import datetime
 import math
+import os
+import pathlib
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -13,8 +16,10 @@ from pretended_device import NothingReadByTheHost
 from speechbrain.utils.checkpoints import Checkpointer
 
 from lgl_plugin.nnet.batch_norm import share_statistics
+from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.training import epoch_tally
 from lgl_plugin.training.epoch_tally import EpochTally
+from lgl_plugin.training.start import _keep_start
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.signals import Stop
 
@@ -161,6 +166,7 @@ def test_a_checkpoint_says_how_many_processes_there_were(tmp_path, monkeypatch):
 
 
 def one_rank(rank, folder):
+    os.environ["RANK"] = str(rank)  # SpeechBrain looks for it there
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -181,6 +187,7 @@ def one_rank(rank, folder):
     # In the order of the steps, the last of which both ended together.
     assert [part.tolist() for part in tally.join_seen()] == [[11, 10, 1]]
     check_collectives(rank)
+    check_files(rank, pathlib.Path(folder))
     torch.distributed.destroy_process_group()
 
 
@@ -201,6 +208,24 @@ def check_collectives(rank):
     norm.running_mean.fill_(rank)
     share_statistics(norm)
     assert norm.running_mean.tolist() == [0, 0]
+
+
+def check_files(rank, folder):
+    """One process writes, and both take the same checkpoint."""
+    settings = types.SimpleNamespace(
+        seed=1,
+        anchor=0,
+        new_encoder=lambda: types.SimpleNamespace(
+            network=torch.nn.Linear(1, 1)
+        ),
+    )
+    from_main(_keep_start, settings, folder / "start.ckpt", False)
+    assert from_main((folder / "start.ckpt").exists)
+    checkpointer = WholeCheckpointer(folder / "checkpoints")
+    checkpointer.save_checkpoint()
+    if rank == 1:  # whose disk cannot be read just now
+        checkpointer._check = lambda path: False
+    assert len(checkpointer.list_checkpoints()) == 1
 
 
 def test_two_processes_count_together(tmp_path):

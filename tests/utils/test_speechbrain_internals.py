@@ -26,6 +26,11 @@ VERSION = f"SpeechBrain {speechbrain.__version__}"
 
 SIGNATURES = [
     (Brain, "_save_intra_epoch_ckpt", "(self)"),
+    (
+        Brain,
+        "_should_save_intra_epoch_ckpt",
+        "(self, last_ckpt_time, steps_since_ckpt)",
+    ),
     (Brain, "_wrap_distributed", "(self)"),
     (Checkpointer, "_list_checkpoint_dirs", "(self)"),
     (InputNormalization, "_compute_current_stats", "(self, x, mask, dim)"),
