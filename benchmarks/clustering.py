@@ -27,6 +27,7 @@ import sklearn.cluster
 import threadpoolctl
 import torch
 from sklearn.cluster import kmeans_plusplus
+from sklearn.metrics import normalized_mutual_info_score as nmi
 from speechbrain.integrations.audio_tokenizers.kmeans import (
     MiniBatchKMeansSklearn,
 )
@@ -34,7 +35,6 @@ from speechbrain.integrations.audio_tokenizers.kmeans import (
 from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import exact_matmul, normalised
-from lgl_plugin.metrics.agreement import nmi
 
 
 class RandomStart(FaissKMeans):

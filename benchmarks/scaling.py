@@ -22,6 +22,7 @@ import time
 import numpy as np
 import torch
 from common import arguments, peaks, report, reset_peaks
+from sklearn.metrics import normalized_mutual_info_score
 
 from lgl_plugin.dataio.labels import read_labels, write_labels
 from lgl_plugin.dataio.manifest import COLUMNS, Strings, held_out, load_manifest
@@ -135,7 +136,7 @@ def mixture(n, folder):
 
 def nmi(n, folder):
     true, pseudo, _ = labels(n)
-    return lambda: agreement.nmi(true, pseudo)
+    return lambda: normalized_mutual_info_score(true, pseudo)
 
 
 def ami(n, folder):

@@ -1,4 +1,4 @@
-"""Agreement of two labellings: mutual information and purity."""
+"""Agreement of two labellings: their mutual information."""
 
 from __future__ import annotations
 
@@ -7,40 +7,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.special import gammaln
 from scipy.stats import entropy
-from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
+from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
-
-
-def nmi(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
-    """Returns the normalised mutual information of speakers and pseudo-labels.
-
-    The normaliser is the arithmetic mean of both entropies (paper, section
-    5.3). Small clusters bias the score upwards: many random clusters score
-    well above 0. `ami` has no such bias.
-
-    Arguments
-    ---------
-    true, pseudo : array-like, (N,), str or int
-        Speaker ("" or negative where not known) and pseudo-label of each
-        utterance.
-
-    Returns
-    -------
-    float
-        From 0 (independent) to 1 (the same partition).
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ or no utterance has a true label.
-
-    Example
-    -------
-    >>> nmi(["ann", "ann", "bob", "bob"], [7, 7, 3, 3])
-    1.0
-    """
-    true, pseudo, _ = with_known_speaker(true, pseudo)
-    return float(normalized_mutual_info_score(true, pseudo))
 
 
 def ami(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
@@ -51,12 +19,21 @@ def ami(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
     takes minutes for 6,000 clusters of a million utterances; this function
     takes a second.
 
-    Arguments and errors as of `nmi`.
+    Arguments
+    ---------
+    true, pseudo : array-like, (N,), str or int
+        Speaker ("" or negative where not known) and pseudo-label of each
+        utterance.
 
     Returns
     -------
     float
         1 for the same partition, about 0 for random ones, at times below 0.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ or no utterance has a true label.
 
     Example
     -------
@@ -75,29 +52,6 @@ def ami(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
         return 1.0
     information = mutual_info_score(None, None, contingency=counts)
     return float((information - expected) / (average - expected))
-
-
-def purity(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
-    """Returns the share of utterances of the main speaker of their cluster.
-
-    Purity grows with the number of clusters, up to 1 for one utterance per
-    cluster, so it compares only clusterings of the same size.
-
-    Arguments and errors as of `nmi`.
-
-    Returns
-    -------
-    float
-        In (0, 1].
-
-    Example
-    -------
-    >>> purity(["ann", "ann", "bob", "bob"], [0, 0, 0, 1])
-    0.75
-    """
-    true, pseudo, _ = with_known_speaker(true, pseudo)
-    main = contingency(true, pseudo).max(axis=1).toarray()
-    return float(main.sum() / len(true))
 
 
 def with_known_speaker(
