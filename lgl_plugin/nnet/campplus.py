@@ -121,8 +121,9 @@ class _ResidualBlock(torch.nn.Module):
 class _Head(torch.nn.Module):
     """The front, over bands and frames: 32 channels of an eighth of bands."""
 
-    def __init__(self, channels=32):
+    def __init__(self):
         super().__init__()
+        channels = 32
         self.conv1 = _conv2d(1, channels)
         self.bn1 = torch.nn.BatchNorm2d(channels)
         for name in ("layer1", "layer2"):

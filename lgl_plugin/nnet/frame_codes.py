@@ -26,8 +26,6 @@ class KMeansQuantiser(torch.nn.Module):
         Of what is clustered.
     cb_vocab : int
         Number of codes.
-    seed : int
-        Of the first centroids.
 
     Example
     -------
@@ -38,13 +36,10 @@ class KMeansQuantiser(torch.nn.Module):
     torch.Size([10, 20])
     """
 
-    def __init__(
-        self, transform: Maker, size: int, cb_vocab: int = 100, seed: int = 0
-    ):
+    def __init__(self, transform: Maker, size: int, cb_vocab: int = 100):
         super().__init__()
         self.transform = transform()
         self.cb_vocab = cb_vocab
-        self.seed = seed
         self.mean = torch.nn.Buffer(torch.zeros(size))
         self.centroids = torch.nn.Buffer(torch.zeros(cb_vocab, size))
 
@@ -55,7 +50,7 @@ class KMeansQuantiser(torch.nn.Module):
         """
         points = self.transform(crops).flatten(0, 1)
         self.mean.copy_(points.mean(0))
-        cluster = FaissKMeans(self.cb_vocab, seed=self.seed)
+        cluster = FaissKMeans(self.cb_vocab)
         found = cluster((points - self.mean).cpu().numpy()).centroids
         # Clusters without a member were dropped; their codes stay unused.
         self.centroids[: len(found)] = torch.from_numpy(found)
@@ -67,14 +62,7 @@ class KMeansQuantiser(torch.nn.Module):
 
 
 class Cepstra(torch.nn.Module):
-    """Mel-frequency cepstral coefficients of stacked log-mel frames.
-
-    Arguments
-    ---------
-    n_mels : int
-        Bands of a frame.
-    n_coefficients : int
-        To keep of each frame.
+    """13 mel-frequency cepstral coefficients of each stacked frame of 80 bands.
 
     Example
     -------
@@ -82,15 +70,14 @@ class Cepstra(torch.nn.Module):
     torch.Size([2, 50, 26])
     """
 
-    def __init__(self, n_mels: int = 80, n_coefficients: int = 13):
+    def __init__(self):
         super().__init__()
-        self.n_mels = n_mels
-        rows = dct(torch.eye(n_mels).numpy(), norm="ortho")[:, :n_coefficients]
+        rows = dct(torch.eye(80).numpy(), norm="ortho")[:, :13]
         self.rows = torch.nn.Buffer(torch.from_numpy(rows), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Transforms (batch, time, k n_mels) to (batch, time, k n)."""
-        stacked = frames.unflatten(-1, (-1, self.n_mels))
+        """Transforms (batch, time, k * 80) to (batch, time, k * 13)."""
+        stacked = frames.unflatten(-1, (-1, 80))
         return (stacked @ self.rows).flatten(-2)
 
 

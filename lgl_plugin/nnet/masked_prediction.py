@@ -17,6 +17,11 @@ from lgl_plugin.nnet.frame_codes import Maker
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
+# Decibels by which the first of mixed speakers is louder, or softer, at most.
+LOUDNESS = 5.0
+# Weight of the term of `ContrastivePrediction` that keeps all codes in use.
+DIVERSITY = 0.1
+
 
 def span_mask(batch: int, frames: int, share: float, length: int) -> Tensor:
     """Draws spans of frames to mask; spans may overlap.
@@ -51,9 +56,7 @@ def span_mask(batch: int, frames: int, share: float, length: int) -> Tensor:
     return max_pool1d(begun[:, None].float(), length, stride=1)[:, 0] > 0
 
 
-def mix_utterances(
-    log_mels: Tensor, share: float, decibels: float = 5.0
-) -> Tensor:
+def mix_utterances(log_mels: Tensor, share: float) -> Tensor:
     """Mixes a part of another utterance of the batch into some of them.
 
     WavLM's utterance mixing: what is predicted stays that of the first
@@ -66,8 +69,6 @@ def mix_utterances(
         Natural logarithms of powers, (batch, time, bands), at least 2 x 2.
     share : float
         Probability that an utterance is mixed; 0.2 in WavLM.
-    decibels : float
-        The first speaker is louder by up to so much, or softer.
 
     Returns
     -------
@@ -84,7 +85,7 @@ def mix_utterances(
     batch, frames, _ = log_mels.shape
     other = log_mels.roll(int(torch.randint(1, batch, ())), dims=0)
     loudness = log_mels.logsumexp((1, 2)) - other.logsumexp((1, 2))
-    ratio = decibels * (2 * torch.rand(batch) - 1) * math.log(10) / 10
+    ratio = LOUDNESS * (2 * torch.rand(batch) - 1) * math.log(10) / 10
     other = other + (loudness - ratio.to(other))[:, None, None]
     length = torch.randint(1, frames // 2 + 1, (batch, 1))
     start = (torch.rand(batch, 1) * (frames - length + 1)).long()
@@ -162,10 +163,6 @@ class ContrastivePrediction(torch.nn.Module):
         Of the space in which states and quantised frames are compared.
     n_codes : int
         Codes of each group.
-    temperature : float
-        Of the cosines.
-    diversity_weight : float
-        Weight of the term that keeps all codes in use.
 
     Example
     -------
@@ -183,12 +180,8 @@ class ContrastivePrediction(torch.nn.Module):
         frame_size: int,
         size: int = 64,
         n_codes: int = 32,
-        temperature: float = 0.1,
-        diversity_weight: float = 0.1,
     ):
         super().__init__()
-        self.temperature = temperature
-        self.diversity_weight = diversity_weight
         # From there wav2vec 2.0's temperature falls in 400,000 steps.
         self.quantiser = W2VTargetQuantiser(
             frame_size, size, num_vars=n_codes, temperature_decay=(2, 2, 1)
@@ -201,11 +194,9 @@ class ContrastivePrediction(torch.nn.Module):
         `codes` are of both groups, in sum.
         """
         targets, meta = self.quantiser(frames)
-        loss, accuracy = contrastive_loss(
-            self.predict(hidden), targets, mask, self.temperature
-        )
+        loss, accuracy = contrastive_loss(self.predict(hidden), targets, mask)
         figures = {"accuracy": accuracy, "codes": meta["code_perplex"]}
-        return loss + self.diversity_weight * meta["diversity_loss"], figures
+        return loss + DIVERSITY * meta["diversity_loss"], figures
 
 
 def contrastive_loss(

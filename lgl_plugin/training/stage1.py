@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,12 +71,10 @@ def train_stage1_phase(
     brain_class: Callable[..., SpeakerBrain],
     modules: dict[str, torch.nn.Module],
     folder: pathlib.Path,
-    **options: Any,
 ) -> None:
     """Trains a phase of Stage I, leaves its weights in `folder`, scores it.
 
     The folder is `stage1` or `ssps`, and the yaml says for how many epochs.
-    `options` are those of `training.fit.fit`, in the place of the yaml's.
     """
 
     def remark(brain):
@@ -86,15 +83,18 @@ def train_stage1_phase(
 
     encoder, settings = modules["encoder"], session.settings
     course = {"stage1": settings.number_of_epochs, "ssps": settings.ssps_epochs}
-    options = {"phase": folder.name, **part_of(course, folder.name), **options}
-    if folder.name == "stage1":
-        options["phase"] = modules["method"].name
-    options.update(stage=1, remark=remark)
-    fit(session, brain_class, modules, folder, **options)
+    phase = modules["method"].name if folder.name == "stage1" else folder.name
+    fit(
+        *(session, brain_class, modules, folder),
+        stage=1,
+        phase=phase,
+        remark=remark,
+        **part_of(course, folder.name),
+    )
     save_weights(encoder.network, folder / ENCODER)
     save_weights(modules["method"], folder / METHOD)
     figures = session.score(encoder, folder / SCORES, folder / BACKEND)
-    session.run.log(stage=1, phase=f"after {options['phase']}", **figures)
+    session.run.log(stage=1, phase=f"after {phase}", **figures)
 
 
 def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:

@@ -107,18 +107,14 @@ def append_line(path: str | pathlib.Path, line: str) -> None:
         os.fsync(out.fileno())
 
 
-def load_arrays(
-    path: str | pathlib.Path, max_bytes: int | None = None
-) -> dict[str, np.ndarray]:
+def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an npz file, refusing one that inflates.
 
-    They may take `max_bytes` of memory together; without a limit, the size of
-    the file, since `save_arrays` does not compress. Raises FileNotFoundError,
-    or ValueError if the file is damaged or too large.
+    Raises FileNotFoundError, or ValueError if the file is damaged.
     """
     os.stat(path)  # FileNotFoundError
     try:
-        check_inflation(path, max_bytes)
+        check_inflation(path)
         # zipfile reads no more of a member than its directory says; of an
         # array whose header claims more, numpy touches no further page.
         with np.load(path) as arrays:
@@ -127,15 +123,13 @@ def load_arrays(
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def check_inflation(
-    path: str | pathlib.Path, max_bytes: int | None = None
-) -> None:
-    """Raises ValueError for a zip file with more than `max_bytes` in it.
+def check_inflation(path: str | pathlib.Path) -> None:
+    """Raises ValueError for a zip file with more in it than its own size.
 
-    Without a limit, more than the file's size: numpy and torch, which write
-    zip files of arrays and of tensors, do not compress.
+    numpy and torch, which write zip files of arrays and of tensors, do not
+    compress.
     """
-    size = os.stat(path).st_size if max_bytes is None else max_bytes
+    size = os.stat(path).st_size
     with zipfile.ZipFile(path) as members:
         whole = sum(member.file_size for member in members.infolist())
     if whole > size:
