@@ -88,31 +88,3 @@ def write_log_mels(
             out.write(frames.numpy().astype(np.float16).tobytes())
     with atomic_write(folder / "ends.npy", "wb") as out:
         np.save(out, np.cumsum(lengths))
-
-
-def model_inputs(log_mels: torch.Tensor) -> torch.Tensor:
-    """Turns log-mel frames into what w2v-BERT's models of transformers read.
-
-    Each band gets mean 0 and variance 1 over the utterance, and two frames
-    become one, 50 a second: what transformers' SeamlessM4TFeatureExtractor
-    does with a waveform.
-
-    Arguments
-    ---------
-    log_mels : torch.Tensor
-        Shape (batch, time, 80).
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (batch, time // 2, 160).
-
-    Example
-    -------
-    >>> model_inputs(torch.randn(2, 201, 80)).shape
-    torch.Size([2, 100, 160])
-    """
-    variance, mean = torch.var_mean(log_mels, dim=1, keepdim=True)
-    normed = (log_mels - mean) / (variance + 1e-7).sqrt()
-    even = normed[:, : normed.shape[1] // 2 * 2]
-    return even.unflatten(1, (-1, 2)).flatten(2)

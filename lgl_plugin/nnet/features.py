@@ -1,6 +1,7 @@
 """Features as Kaldi computes them, or samples: inputs of other networks."""
 
 import torch
+from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.utils.autocast import fwd_default_precision
 from speechbrain.utils.filter_analysis import FilterProperties
 from torch import Tensor
@@ -87,3 +88,50 @@ class KaldiFbank(torch.nn.Module):
         """Turns power spectra into logarithms of bands."""
         floor = torch.finfo(torch.float32).eps
         return (power @ self.banks).clamp(min=floor).log()
+
+
+def model_inputs(log_mels: Tensor, n_frames: Tensor | None = None) -> Tensor:
+    """Turns log-mel frames into what w2v-BERT's models of transformers read.
+
+    Each band gets mean 0 and variance 1 over the utterance, and two frames
+    become one, 50 a second: what transformers' SeamlessM4TFeatureExtractor
+    does with a waveform.
+
+    Arguments
+    ---------
+    log_mels : torch.Tensor
+        Shape (batch, time, 80).
+    n_frames : torch.Tensor, optional
+        Frames of each utterance, int64 (batch,); all if not given.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (batch, time // 2, 160).
+
+    Example
+    -------
+    >>> model_inputs(torch.randn(2, 201, 80)).shape
+    torch.Size([2, 100, 160])
+    """
+    x = normalised(log_mels, n_frames, 1)
+    return x[:, : x.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
+
+
+def normalised(
+    x: Tensor, n_frames: Tensor | None, ddof: int, eps: float = 1e-7
+) -> Tensor:
+    """Brings x (batch, frames, bands) to mean 0 and deviation 1 over frames.
+
+    Of each utterance's own frames; those behind them become 0.
+    """
+    if n_frames is None:
+        mean = x.mean(1, keepdim=True)
+        variance = x.var(1, keepdim=True, correction=ddof)
+        return (x - mean) / (variance + eps).sqrt()
+    own = length_to_mask(n_frames, x.shape[1]).bool()[..., None]
+    n = n_frames[:, None, None]
+    mean = (x * own).sum(1, keepdim=True) / n
+    x = (x - mean) * own
+    variance = x.square().sum(1, keepdim=True) / (n - ddof)
+    return x / (variance + eps).sqrt()

@@ -6,6 +6,7 @@ utterance's own change nothing, and embeddings are (batch, embedding_size).
 """
 
 import torch
+from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.ECAPA_TDNN import (
     ECAPA_TDNN,
     AttentiveStatisticsPooling,
@@ -66,7 +67,7 @@ class WeightedECAPA(torch.nn.Module):
         x = _weighted(states, self.weights)
         if n_frames is None:
             return self.ecapa(x - x.mean(1, keepdim=True))[:, 0]
-        own = counted(n_frames, x.shape[1])[..., None]
+        own = length_to_mask(n_frames, x.shape[1]).bool()[..., None]
         x = x - (x * own).sum(1, keepdim=True) / n_frames[:, None, None]
         with padding_invariant(torch.nn.Identity(), self.ecapa, n_frames):
             lengths = relative_lengths(n_frames, x.shape[1])
@@ -121,7 +122,7 @@ class MHFA(torch.nn.Module):
         values = self.value(_weighted(states, self.value_weights))
         scores = self.attention(keys).float()
         if n_frames is not None:
-            own = counted(n_frames, scores.shape[1])[..., None]
+            own = length_to_mask(n_frames, scores.shape[1]).bool()[..., None]
             scores = scores.masked_fill(~own, -torch.inf)
         pooled = scores.softmax(1).transpose(1, 2) @ values.float()
         return self.embedding(pooled.flatten(1))
@@ -189,8 +190,3 @@ class LayerAdapters(torch.nn.Module):
 def _weighted(states, weights):
     """Returns the sum of the layers by weights that sum to one."""
     return torch.einsum("s,sbtc->btc", weights.softmax(0), states)
-
-
-def counted(n_frames: Tensor, total: int) -> Tensor:
-    """Returns which frames are an utterance's own, bool (batch, total)."""
-    return torch.arange(total, device=n_frames.device) < n_frames[:, None]

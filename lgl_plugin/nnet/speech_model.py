@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from speechbrain.dataio.dataio import length_to_mask
 from torch import Tensor
 
-from lgl_plugin.nnet.features import KaldiFbank
-from lgl_plugin.nnet.speech_heads import counted
+from lgl_plugin.nnet.features import KaldiFbank, model_inputs, normalised
 from lgl_plugin.nnet.speech_source import (
     read_config,
     read_model,
@@ -214,15 +214,15 @@ class SpeechModel(torch.nn.Module):
             n = (lengths * waveforms.shape[1]).round().long()
         if self.fbank is not None:
             x, n = _bert_features(self.fbank, waveforms, n)
-            mask = None if n is None else counted(n, x.shape[1])
+            mask = None if n is None else length_to_mask(n, x.shape[1]).bool()
             return self._layers(x, mask), n
         x = waveforms
         if self.normalise:
-            x = _normalised(x[..., None], n, 0)[..., 0]
+            x = normalised(x[..., None], n, 0)[..., 0]
         if n is None:
             return self._layers(x, None), None
         # transformers takes a mask of samples and reduces it to frames.
-        mask = counted(n, x.shape[1]).long()
+        mask = length_to_mask(n, x.shape[1])
         with _padding_left_out(self.front.feature_extractor, n):
             states = self._layers(x, mask)
         config = self.front.config
@@ -266,32 +266,13 @@ def _frames(n, kernels, strides):
     return n
 
 
-def _normalised(x, n_frames, ddof, eps=1e-7):
-    """Brings x (batch, frames, bands) to mean 0 and deviation 1 over frames.
-
-    Of each utterance's own frames; those behind them become 0.
-    """
-    if n_frames is None:
-        mean = x.mean(1, keepdim=True)
-        variance = x.var(1, keepdim=True, correction=ddof)
-        return (x - mean) / (variance + eps).sqrt()
-    own = counted(n_frames, x.shape[1])[..., None]
-    n = n_frames[:, None, None]
-    mean = (x * own).sum(1, keepdim=True) / n
-    x = (x - mean) * own
-    variance = x.square().sum(1, keepdim=True) / (n - ddof)
-    return x / (variance + eps).sqrt()
-
-
 def _bert_features(fbank, waveforms, n_samples):
     """Returns w2v-BERT's features (batch, frames, 160) and frames of each."""
     x = fbank(waveforms * 2**15)  # Kaldi's samples are 16-bit numbers
     n = n_samples
     if n is not None:
         n = (n - fbank.window_size) // fbank.stride + 1
-    x = _normalised(x, n, 1)
-    x = x[:, : x.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
-    return x, None if n is None else n // 2
+    return model_inputs(x, n), None if n is None else n // 2
 
 
 @contextlib.contextmanager
@@ -307,7 +288,7 @@ def _padding_left_out(convolutions, n_samples):
 
     def forward(norm, x):  # a group is a channel
         # Sums of 16 bits would be coarse.
-        x = _normalised(x.float().mT, n, 0, norm.eps).mT
+        x = normalised(x.float().mT, n, 0, norm.eps).mT
         return x * norm.weight[:, None] + norm.bias[:, None]
 
     # On the instance, where it hides the method of the class.

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from transformers import SeamlessM4TFeatureExtractor
 
-from lgl_plugin.inference.log_mels import LogMels, model_inputs, write_log_mels
+from lgl_plugin.inference.log_mels import LogMels, write_log_mels
+from lgl_plugin.nnet.features import model_inputs
 
 
 def test_inputs_are_those_of_transformers(tmp_path):

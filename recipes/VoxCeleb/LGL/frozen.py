@@ -12,7 +12,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from lgl_plugin.clustering.kmeans import FaissKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.inference.backends import Whitening
-from lgl_plugin.inference.log_mels import model_inputs
+from lgl_plugin.nnet.features import model_inputs
 from lgl_plugin.nnet.gates import DynamicGate
 from lgl_plugin.nnet.losses import AAMSoftmax, gated_mean
 
