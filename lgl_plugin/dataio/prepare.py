@@ -41,6 +41,9 @@ from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
 
+# Shorter files are left out as bad ones. A manifest made with another value is
+# made again.
+MIN_SECONDS = 0.3
 # Counts of the files found; each file is in one count.
 COUNTS = ("kept", "excluded", "bad", "short")
 
@@ -55,7 +58,6 @@ def prepare_manifest(
     speaker_folder: bool = True,
     trials: str | pathlib.Path | None = None,
     trial_folder: str | pathlib.Path | None = None,
-    min_seconds: float = 0.3,
     max_bad_share: float = 0.02,
     num_workers: int = 32,
     sample_rate: int = 16000,
@@ -92,10 +94,9 @@ def prepare_manifest(
         are left out: nobody is trained on who is tested on.
     trial_folder : str or pathlib.Path, optional
         Where the trial list's paths start from; data_root if not given.
-    min_seconds : float
-        Shorter files count as bad; 0.001 or more.
     max_bad_share : float
-        The share of files that may be bad, between 0 and 1.
+        The share of files that may be bad, between 0 and 1; those shorter than
+        0.3 s count as bad.
     num_workers : int
         The most processes that read files; no more than one for 64 files nor
         four a core, as they wait for the disk more than they compute.
@@ -150,7 +151,6 @@ def prepare_manifest(
     trial_folder = os.path.abspath(trial_folder or data_root)
     manifest = pathlib.Path(manifest)
     check_folders(train_folder, data_root)
-    check_from(0.001, min_seconds=min_seconds)  # the manifest keeps 1e-6 s
     check_from(0, max_bad_share=max_bad_share, channel=channel or 0)
     check_from(1, num_workers=num_workers)
     tested = trial_paths(trials, trial_folder) if trials else set()
@@ -160,7 +160,7 @@ def prepare_manifest(
         "speaker_folder": bool(speaker_folder),
         "trials": checksum(trials) if trials else None,
         "trial_folder": trial_folder if trials else None,
-        "min_seconds": float(min_seconds),
+        "min_seconds": MIN_SECONDS,
         "max_bad_share": float(max_bad_share),
         "sample_rate": sample_rate,
         "channel": channel,
@@ -335,8 +335,8 @@ def _write_rows(headers, settings, prefix, out, bad, counts):
         kind, problem = "bad", header
         if isinstance(header, Header):
             kind, problem = "short", None
-            if header.seconds < (least := settings["min_seconds"]):
-                problem = f"lasts {header.seconds:.3f} s, under {least} s"
+            if header.seconds < MIN_SECONDS:
+                problem = f"lasts {header.seconds:.3f} s, under {MIN_SECONDS} s"
         if problem:
             counts[kind] += 1
             bad.write(f"{one_line(name)}\t{one_line(problem)}\n")
@@ -396,10 +396,9 @@ def _check_counts(made, bad_files):
         raise ValueError(
             f"{wrong} of {made['found']} audio files below {folder} are bad "
             f"({made['bad']} unusable, {made['short']} shorter than "
-            f"min_seconds: {settings['min_seconds']}), {made['kept']} are "
-            f"left; max_bad_share: {share} allows "
-            f"{int(share * made['found'])}. All are named in {bad_files}; "
-            f"the first:\n{first}"
+            f"{MIN_SECONDS} s), {made['kept']} are left; max_bad_share: "
+            f"{share} allows {int(share * made['found'])}. All are named in "
+            f"{bad_files}; the first:\n{first}"
             + (
                 "Repair or remove them, or raise max_bad_share."
                 if made["kept"]

@@ -420,12 +420,14 @@ def test_deleted_manifest_is_made_again(tmp_path):
     assert scan(tmp_path)["kept"] == 2
 
 
-def test_other_settings_are_never_reused(tmp_path, logs):
+def test_other_settings_are_never_reused(tmp_path, logs, monkeypatch):
     put(tmp_path / "wav/ann/1.wav", 0.5)
     put(tmp_path / "wav/ann/2.wav", 0.9)
     put(tmp_path / "other/zoe/1.wav")
     scan(tmp_path)
-    made = scan(tmp_path, min_seconds=0.6, max_bad_share=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "MIN_SECONDS", 0.6)
+        made = scan(tmp_path, max_bad_share=0.5)
     assert made["kept"] == 1
     assert "min_seconds was 0.3, is 0.6" in logs.text
     prepare_manifest(tmp_path / "other", tmp_path / "m.csv", num_workers=1)
@@ -495,20 +497,20 @@ def test_a_kill_before_the_manifest_is_in_place_costs_no_scan(
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_finish", lambda manifest: None)
-        scan(tmp_path, min_seconds=0.2)  # up to the sidecar
+        scan(tmp_path, speaker_folder=False)  # up to the sidecar
     assert ids(tmp_path) == ["ann/1.wav"]
     logs.clear()
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "find_audio", None)  # no scan
-        assert scan(tmp_path, min_seconds=0.2)["kept"] == 2
+        assert scan(tmp_path, speaker_folder=False)["kept"] == 2
     assert ids(tmp_path) == ["ann/1.wav", "bob/1.wav"]
     assert "Reusing" in logs.text and "was not made here" not in logs.text
     # Before the sidecar, a scan is needed, and nothing else is said.
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "write_json", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            scan(tmp_path, min_seconds=0.1)
-    assert scan(tmp_path, min_seconds=0.1)["kept"] == 2
+            scan(tmp_path)
+    assert scan(tmp_path)["kept"] == 2
     assert "was not made here" not in logs.text
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"wav", "m.csv", "m.csv.json", "bad_files.txt"}
@@ -765,12 +767,7 @@ def test_data_root_not_above(tmp_path):
 
 @pytest.mark.parametrize(
     "name, value",
-    [
-        ("min_seconds", -1),
-        ("min_seconds", float("nan")),
-        ("max_bad_share", -0.1),
-        ("num_workers", 0),
-    ],
+    [("max_bad_share", -0.1), ("num_workers", 0)],
 )
 def test_arguments_out_of_range(tmp_path, name, value):
     put(tmp_path / "wav/ann/1.wav")
