@@ -97,11 +97,3 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise():
     assert python("-c", code, env=environment)[1] == "1000 False\n"
     environment["OMP_WAIT_POLICY"] = "active"
     assert python("-c", code, env=environment)[1] == "None False\n"
-
-
-def test_a_module_that_is_no_command_says_so():
-    """`python -m` on it used to end in silence with status 0."""
-    status, stdout, stderr = python("-m", "lgl_plugin.nnet.gates")
-    assert (status, stdout) == (1, "") and "lgl --help" in stderr
-    status, stdout, _ = python("-m", "lgl_plugin", "--version")
-    assert status == 0 and stdout.startswith("lgl-plugin ")
