@@ -11,7 +11,7 @@ import torch
 from lgl_plugin.clustering.first_step import means_of, parts
 from lgl_plugin.clustering.kmeans import Clustering, KMeans
 from lgl_plugin.clustering.vectors import largest_first, normalised
-from lgl_plugin.clustering.ward import join
+from lgl_plugin.clustering.ward import ward
 
 
 @dataclasses.dataclass(eq=False)
@@ -109,6 +109,6 @@ def average_linkage(
 
 def _join(means, sizes, threshold):
     """Joins clusters by their means (N, D) and sizes (N,); returns labels."""
-    tree = join(means, sizes, average=True, limit=1 - threshold)
+    tree = ward(means, sizes, average=True, limit=1 - threshold)
     labels = tree.cut(len(means) - len(tree.joins))
     return largest_first(labels, sizes.cpu().numpy())

@@ -14,7 +14,7 @@ from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.pseudo_labels import (
     clustering_report,
     hungarian_mapping,
-    reliable_by_row,
+    reliable,
 )
 from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
@@ -181,7 +181,7 @@ class TrueLabels:
         known = labels >= 0
         if not (self._speakers[known] >= 0).any():
             return None
-        trusted = reliable_by_row(self._speakers, labels)
+        trusted = reliable(self._speakers, labels)
 
         def means(rows, losses):
             # One step that went wrong must not take the epoch's figure.

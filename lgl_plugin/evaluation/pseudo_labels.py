@@ -57,23 +57,26 @@ def reliable(true: ArrayLike, pseudo: ArrayLike) -> np.ndarray:
     Reliable means that the cluster is mapped to the utterance's own speaker
     by `hungarian_mapping` (paper section 3).
 
-    Arguments and errors as of `hungarian_mapping`.
+    Arguments and errors as of `hungarian_mapping`; a pseudo-label of -1 is
+    none.
 
     Returns
     -------
     numpy.ndarray, (N,), bool
-        False where the speaker is not known.
+        False where the speaker is not known, or there is no pseudo-label.
 
     Example
     -------
     >>> reliable(["ann", "ann", "bob", "bob"], [5, 5, 5, 8]).tolist()
     [True, True, False, True]
     """
-    true, pseudo, known = with_known_speaker(true, pseudo)
-    _, true = np.unique(true, return_inverse=True)
-    _, pseudo = np.unique(pseudo, return_inverse=True)
-    mask = np.zeros(len(known), bool)
-    mask[known] = _assign(true, pseudo)[pseudo] == true
+    true, pseudo, mask = with_known_speaker(true, pseudo)
+    labelled = pseudo != -1
+    mask[mask] = labelled
+    if labelled.any():
+        _, true = np.unique(true[labelled], return_inverse=True)
+        _, pseudo = np.unique(pseudo[labelled], return_inverse=True)
+        mask[mask] = _assign(true, pseudo)[pseudo] == true
     return mask
 
 
@@ -178,14 +181,6 @@ def clustering_report(
         "gate_precision": quality["precision"],
         "gate_recall": quality["recall"],
     }
-
-
-def reliable_by_row(speakers: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns whether each row's label (N,), -1 for none, is reliable."""
-    found = np.zeros(len(labels), bool)
-    known = labels >= 0
-    found[known] = reliable(speakers[known], labels[known])
-    return found
 
 
 def _assign(true, pseudo):

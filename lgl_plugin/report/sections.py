@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lgl_plugin.evaluation.pseudo_labels import reliable_by_row
+from lgl_plugin.evaluation.pseudo_labels import reliable
 from lgl_plugin.report import figures
 from lgl_plugin.report.clusters import clusters, embedding_map, recordings
 from lgl_plugin.report.overview import interval
@@ -141,7 +141,7 @@ def gates(results: Results) -> Iterator[Block]:
 
 def _losses(results, number):
     """Yields the histograms of an iteration's losses, phase by phase."""
-    reliable = None
+    trusted = None
     for phase in PHASES:
         gate = results.gate(f"iter{number}/{phase}")
         if gate is None:
@@ -150,13 +150,13 @@ def _losses(results, number):
         groups, explained = {"all utterances": losses}, ""
         if results.speakers_known:
             speakers = results.manifest.speakers
-            if reliable is None:
+            if trusted is None:
                 labels = results.labels_by_row(number)
-                reliable = reliable_by_row(speakers, labels)
+                trusted = reliable(speakers, labels)
             known = speakers[rows] >= 0
             groups = {
-                "reliable": losses[reliable[rows]],
-                "unreliable": losses[known & ~reliable[rows]],
+                "reliable": losses[trusted[rows]],
+                "unreliable": losses[known & ~trusted[rows]],
                 "speaker not known": losses[~known],
             }
             groups = {n: group for n, group in groups.items() if len(group)}

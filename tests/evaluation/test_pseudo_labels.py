@@ -130,7 +130,7 @@ def test_mapping_is_one_to_one_and_tells_who_is_reliable(pairs):
     assert len(mapped) == len(set(mapped))
     assert set(mapped) <= set(true.tolist())
     expected = [mapping[p] == t for t, p in pairs]
-    assert reliable(true, pseudo).tolist() == expected
+    assert reliable(true, pseudo + 1).tolist() == expected
 
 
 def test_more_clusters_than_speakers():
@@ -224,6 +224,9 @@ def test_single_measures_leave_them_out_too():
     assert ami(true, pseudo) == pytest.approx(1)
     assert hungarian_mapping(true, pseudo) == {1: "ann", 2: "bob"}
     assert reliable(true, pseudo).tolist() == [True, False, True, True, False]
+    # Nor does a label of -1 take a speaker from a cluster.
+    assert reliable(["ann"] * 3, [-1, -1, 5]).tolist() == [False, False, True]
+    assert not reliable(true, [-1] * 5).any()
 
 
 def test_report_without_a_gate_and_with_one_that_selects_nothing():

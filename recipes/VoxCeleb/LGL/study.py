@@ -15,7 +15,7 @@ from experiments import CEILING, WITHOUT
 from lgl_plugin.clustering.kmeans import FaissKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import joined, normalised
-from lgl_plugin.clustering.ward import join
+from lgl_plugin.clustering.ward import ward
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.evaluation.pseudo_labels import clustering_report
 from lgl_plugin.evaluation.verification import (
@@ -216,7 +216,7 @@ def by_clustering(embedder):
 def average_to(vectors, n_clusters):
     """Average linkage to a number of clusters."""
     points = torch.from_numpy(normalised(vectors))
-    return join(points, torch.ones(len(points)), average=True).cut(n_clusters)
+    return ward(points, torch.ones(len(points)), average=True).cut(n_clusters)
 
 
 def embedders(experiment, options):
