@@ -168,33 +168,28 @@ class TrueLabels:
         return {"same_speaker_share": float(share)}
 
     def epoch_losses(
-        self, labels: np.ndarray
-    ) -> Callable[[np.ndarray, np.ndarray], dict] | None:
-        """Makes a function for the mean loss of reliable and other labels.
+        self, labels: np.ndarray, rows: np.ndarray, losses: np.ndarray
+    ) -> dict[str, float | None]:
+        """Measures the losses of reliable and of other labels in an epoch.
 
-        `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none.
-        The function takes an epoch's rows (n,) and losses (n,) and returns
-        `loss_reliable` and `loss_unreliable`, means of finite losses, None for
-        a group without any (paper, section 3 and figure 2). Returns None
-        instead of a function where no labelled row's speaker is known.
+        `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none,
+        `rows` (n,) and `losses` (n,) the epoch's. Returns `loss_reliable` and
+        `loss_unreliable`, means of finite losses, None for a group without any
+        (paper, section 3 and figure 2); {} where no labelled row's speaker is
+        known.
         """
-        known = labels >= 0
-        if not (self._speakers[known] >= 0).any():
-            return None
-        trusted = reliable(self._speakers, labels)
-
-        def means(rows, losses):
-            # One step that went wrong must not take the epoch's figure.
-            finite, good = np.isfinite(losses), trusted[rows]
-            groups = {"loss_reliable": good, "loss_unreliable": ~good}
-            return {
-                name: float(np.mean(losses[group & finite]))
-                if (group & finite).any()
-                else None
-                for name, group in groups.items()
-            }
-
-        return means
+        if not (self._speakers[labels >= 0] >= 0).any():
+            return {}
+        good = reliable(self._speakers, labels)[rows]
+        # One step that went wrong must not take the epoch's figure.
+        finite = np.isfinite(losses)
+        groups = {"loss_reliable": good, "loss_unreliable": ~good}
+        return {
+            name: float(np.mean(losses[group & finite]))
+            if (group & finite).any()
+            else None
+            for name, group in groups.items()
+        }
 
 
 def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:

@@ -334,9 +334,8 @@ class Round:
 
         def remark(brain):
             """Figures of true labels, for the record alone; {} without any."""
-            last = brain.tally.last
-            judge = observer.epoch_losses(brain.judged_labels(labels))
-            return judge(last["rows"], last["losses"]) if judge else {}
+            last, judged = brain.tally.last, brain.judged_labels(labels)
+            return observer.epoch_losses(judged, last["rows"], last["losses"])
 
         brain = fit(
             session,

@@ -1,5 +1,7 @@
 """The figures that a training loop may ask of true labels."""
 
+import functools
+
 import numpy as np
 import pytest
 import soundfile
@@ -57,23 +59,20 @@ def test_no_correction_has_no_precision():
 
 
 def test_epoch_losses_of_reliable_and_other_labels():
-    losses = TrueLabels(SPEAKERS).epoch_losses(LABELS)
-    rows = np.array([4, 2, 0, 5])
-    found = losses(rows, np.array([1.0, 4.0, 2.0, 8.0], np.float32))
+    rows, losses = np.array([4, 2, 0, 5]), np.float32([1.0, 4.0, 2.0, 8.0])
+    found = TrueLabels(SPEAKERS).epoch_losses(LABELS, rows, losses)
     assert found == {"loss_reliable": 1.5, "loss_unreliable": 6.0}
-    assert losses(rows[:1], np.ones(1)) == {
-        "loss_reliable": 1.0,
-        "loss_unreliable": None,
-    }
-    assert UNKNOWN.epoch_losses(LABELS) is None
+    first = TrueLabels(SPEAKERS).epoch_losses(LABELS, rows[:1], losses[:1])
+    assert first == {"loss_reliable": 1.0, "loss_unreliable": None}
+    assert UNKNOWN.epoch_losses(LABELS, rows, losses) == {}
     # A speaker who is known only where there is no pseudo-label is no use.
     alone = np.array([-1] * 6 + [1])
-    assert TrueLabels(alone).epoch_losses(LABELS) is None
+    assert TrueLabels(alone).epoch_losses(LABELS, rows, losses) == {}
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_takes_no_figure(broken):
-    means = TrueLabels(SPEAKERS).epoch_losses(LABELS)
+    means = functools.partial(TrueLabels(SPEAKERS).epoch_losses, LABELS)
     rows = np.flatnonzero(LABELS >= 0)
     losses = np.linspace(1, 3, len(rows)).astype(np.float32)
     known = losses.copy()
