@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lgl_plugin.training.session import Session
 
 STEPS = 5  # timed, after a first one that allocates
+SHOWN = 20  # bad files that are named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,8 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     """Prints counts, the machine, and an estimate by steps of the preset."""
     import tempfile
 
+    from lgl_plugin.dataio.given import read_names
+
     show_notices()
     given = [word for word in as_pairs(settings) if word != "--debug"]
     # The run's own folder stays as it is.
@@ -46,8 +49,10 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         choices = {"preset": preset or "small", "n_clusters": 2}
-        _, (of_data, _) = parse(choices, audio, folder / "run", given)
-        made = check_audio(of_data, folder)
+        _, (of_data, stage2) = parse(choices, audio, folder / "run", given)
+        if stage2.labels_file:
+            read_names(stage2.labels_file)
+        made = check_audio(of_data, folder, stage2.labels_file)
         show_machine()
         choices = suggest(made["kept"], made["hours"], preset)
         check_cost(audio, folder, made, choices, given)
@@ -65,10 +70,13 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     print("Train it with:", shlex.join(words))
 
 
-def check_audio(settings: Settings, folder: pathlib.Path) -> dict:
+def check_audio(
+    settings: Settings, folder: pathlib.Path, labels: str | None
+) -> dict:
     """Prints what there is to train on; returns what `prepare_manifest` does.
 
     A manifest of the user's own is taken as it is, and copied to the folder.
+    ValueError if `labels` name utterances that are not there.
     """
     import collections
     import shutil
@@ -76,11 +84,14 @@ def check_audio(settings: Settings, folder: pathlib.Path) -> dict:
     import numpy as np
 
     from lgl_plugin.dataio.folder import UNREAD
+    from lgl_plugin.dataio.given import read_given
     from lgl_plugin.dataio.manifest import load_manifest
     from lgl_plugin.dataio.prepare import prepare_manifest
 
     path = folder / "manifest.csv"
     if settings.manifest:
+        data = settings.data_folder, settings.allow_outside_data_folder
+        load_manifest(settings.manifest, *data)  # says what is wrong with it
         shutil.copy(settings.manifest, path)
         made = {"bad": 0, "short": 0, "passed_over": {}}
     else:
@@ -100,6 +111,8 @@ def check_audio(settings: Settings, folder: pathlib.Path) -> dict:
         settings.data_folder,
         settings.allow_outside_data_folder,
     )
+    if labels:
+        read_given(labels, manifest.ids)
     if settings.manifest:
         made["found"] = made["kept"] = len(manifest)
         made["hours"] = float(manifest.durations.sum()) / 3600
@@ -119,8 +132,10 @@ def check_audio(settings: Settings, folder: pathlib.Path) -> dict:
         lines = (folder / "bad_files.txt").read_text("utf-8").splitlines()
         print(
             f"Bad        {made['bad']:,} cannot be used, {made['short']:,} are "
-            f"too short; the first: {lines[0].replace(chr(9), ': ')}"
+            f"too short; the first {len(lines[:SHOWN])}:"
         )
+        for line in lines[:SHOWN]:
+            print(f"           {line.replace(chr(9), ': ')}")
     passed_over = dict(made["passed_over"])
     if hidden := passed_over.pop("hidden", 0):
         print(f"Hidden     {hidden:,} files and folders are not looked at")
@@ -181,8 +196,11 @@ def check_cost(
     # The stages' own notices are those of the run to come.
     logging.disable(logging.INFO)
     hours, n_phases, costs = {}, 0, (cost_of_stage1, cost_of_stage2)
-    # A sample of the manifest, which names the channel, takes their place.
-    given = [w for w in given if key_of(w) not in ("manifest", "channel")]
+    # A sample of the manifest, which names the channel, takes their place. It
+    # lacks most of the labelled utterances, and may have the bad ones.
+    replaced = "manifest", "channel", "labels_file", "max_bad_share"
+    given = [w for w in given if key_of(w) not in replaced]
+    given.append("--max_bad_share=1.0")
     try:
         both = stages(choices, audio, folder / "run", given)
         for cost, stage in zip(costs, both):
@@ -281,6 +299,7 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     from lgl_plugin.training.loss_gated import LossGatedBrain
 
     settings = session.settings
+    settings.cluster.check(made["kept"])
     n_rounds, wide = settings.n_iterations, settings.new_last_encoder
     # How many an estimate gives hardly changes the time.
     auto = settings.n_clusters == "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import pathlib
 
 ENCODER = "exported folder, another of SpeechBrain's, or CAM++'s weights"
 
@@ -26,6 +27,14 @@ def cosine(text: str) -> float:
             f"{text} is no cosine, which lies from -1 to 1"
         )
     return value
+
+
+def left_out(store: str | pathlib.Path) -> str:
+    """Says how many files of a folder could not be embedded; "" if none."""
+    lines = pathlib.Path(store, "bad_files.txt").read_text("utf-8").splitlines()
+    if not lines:
+        return ""
+    return f" {len(lines):,} could not be used: {store}/bad_files.txt."
 
 
 def show_notices() -> None:

@@ -5,7 +5,7 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
+from lgl_plugin.cli.common import ENCODER, add_machine, left_out, show_notices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,6 @@ def run(
     _, found = embed_folder(encoder, audio, output, device, num_workers)
     print(
         f"{len(found.utterances):,} files, {found.vectors.shape[1]} "
-        f"dimensions. In {output}: vectors.npy; utterances.csv, whose lines "
-        "name its rows; bad_files.txt, which names what could not be used"
+        f"dimensions.{left_out(output)}\nIn {output}: vectors.npy; "
+        "utterances.csv, whose lines name its rows"
     )

@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import os
 import sys
+from typing import Any
 
 from lgl_plugin import __version__
 from lgl_plugin.utils.threads import spin_briefly
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     spin_briefly()  # OpenMP reads that once, when torch is loaded
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = build_parser().parse_known_args(arguments)
-    options = vars(options)
+    options = {name: at_home(value) for name, value in vars(options).items()}
     run, verb, debug = (options.pop(key) for key in ("run", "parser", "debug"))
     if "settings" in options:
         # SpeechBrain's own --debug tries a setup out on a few batches.
@@ -57,6 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
         )
         status = 2 if isinstance(error, WRONG_CALL) else 1
         raise SystemExit(status) from error
+
+
+def at_home(value: Any) -> Any:
+    """Puts the home folder for a leading ~, which no shell does in --x=~/y."""
+    if isinstance(value, list):
+        return [at_home(each) for each in value]
+    if isinstance(value, str) and value.startswith("~/"):
+        return os.path.expanduser(value)
+    return value
 
 
 def swapped_value(arguments: list[str], rest: list[str]) -> str | None:

@@ -74,18 +74,22 @@ def run(
     import speechbrain as sb
     import torch
 
+    from lgl_plugin.dataio.given import read_names
     from lgl_plugin.utils.distributed import from_main
 
     recipe = load_recipe()
     given = as_pairs(settings)
     # A mistyped key is refused before the audio is listed.
     choices = {"preset": preset or "small", "n_clusters": 2}
-    parsed, (settings1, _) = parse(choices, audio, output_folder, given)
+    parsed, (settings1, settings2) = parse(choices, audio, output_folder, given)
+    if settings2.labels_file:
+        read_names(settings2.labels_file)
     if not torch.distributed.is_initialized():
         sb.utils.distributed.ddp_init_group(parsed[0][1])
     choices = from_main(choose, settings1, pathlib.Path(output_folder), preset)
-    for arguments in parse(choices, audio, output_folder, given)[0]:
-        recipe.train(*arguments)
+    parsed, (_, later) = parse(choices, audio, output_folder, given)
+    recipe.train(*parsed[0], later)
+    recipe.train(*parsed[1])
 
 
 def parse(

@@ -6,7 +6,13 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER, add_machine, cosine, show_notices
+from lgl_plugin.cli.common import (
+    ENCODER,
+    add_machine,
+    cosine,
+    left_out,
+    show_notices,
+)
 
 MADE = ("speakers.csv", "index.html", "wrong_labels.csv")
 
@@ -48,7 +54,7 @@ def run(
     """
     import pathlib
 
-    from lgl_plugin.dataio.given import read_given
+    from lgl_plugin.dataio.given import read_given, read_names
     from lgl_plugin.inference.folder import embed_folder, refuse_foreign
     from lgl_plugin.inference.speakers import (
         find_speakers,
@@ -68,6 +74,8 @@ def run(
             f"--speakers={speakers} is the number whatever the --threshold: "
             "leave one out"
         )
+    if labels:
+        read_names(labels)  # what is wrong shows before the folder is read
     show_notices()
     output, device = pathlib.Path(output), check_device(device)
     store = output / "embeddings"
@@ -94,8 +102,8 @@ def run(
     page = write_page(output / "index.html", speech, audio)
     print(
         f"{speech.n_speakers:,} speakers in {len(speech.files):,} files, by "
-        f"{speech.rule}.\nIn {output}: speakers.csv; {page.name}, which plays "
-        "each speaker's files; embeddings"
+        f"{speech.rule}.{left_out(store)}\nIn {output}: speakers.csv; "
+        f"{page.name}, which plays each speaker's files; embeddings"
     )
     if speech.named is not None:
         write_wrong(output / "wrong_labels.csv", speech)

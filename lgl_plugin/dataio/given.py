@@ -7,6 +7,7 @@ figures after the fact, and no training reads them.
 
 import csv
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterable
 
@@ -53,7 +54,7 @@ def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
     of speakers with a single utterance: no other one can show that its label
     is wrong.
     """
-    named = _read(path)
+    named = read_names(path)
     numbers: dict[str, int] = {}
     labels = [
         numbers.setdefault(named.pop(name), len(numbers))
@@ -79,9 +80,14 @@ def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
     return GivenLabels(tuple(numbers), by_row)
 
 
-def _read(path):
-    """Returns the speaker of each utterance that a file names."""
-    named = {}
+def read_names(path: str | pathlib.Path) -> dict[str, str]:
+    """Returns the speaker of each utterance that a csv names, as a dict.
+
+    FileNotFoundError or ValueError says what is wrong with the file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"labels: there is no file {path}")
+    named: dict[str, str] = {}
     try:
         # utf-8-sig: spreadsheets begin a csv with a byte-order mark.
         with open(path, newline="", encoding="utf-8-sig") as source:
@@ -90,10 +96,12 @@ def _read(path):
             if missing:
                 raise ValueError(
                     f"{path} lacks {' and '.join(sorted(missing))}: the first "
-                    f"line must name the columns {','.join(COLUMNS)}"
+                    f"line must name the columns {','.join(COLUMNS)}, with a "
+                    f"comma between, and names {reader.fieldnames or []}"
                 )
             for row in reader:
-                name, speaker = (row[column] for column in COLUMNS)
+                # Blanks would make two speakers of one.
+                name, speaker = ((row[c] or "").strip() for c in COLUMNS)
                 place = f"{path}, line {reader.line_num}"
                 if not name or not speaker:
                     raise ValueError(f"{place}: utterance or speaker is empty")

@@ -444,7 +444,7 @@ def _log_notices(made, counts, manifest, bad_files):
     if counts["bad"] + counts["short"]:
         logger.warning(
             f"{counts['bad']} unusable and {counts['short']} short files are "
-            f"left out; {bad_files} names them."
+            f"left out; {bad_files.name} names them."
         )
     if counts["converted"]:
         channel = settings["channel"]

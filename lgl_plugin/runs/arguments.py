@@ -20,7 +20,7 @@ def parse_arguments(
 
     SpeechBrain splits words at each "=" and quotes nothing: it reads a folder
     "lr=0.1" as "lr 0.1", "Tape #3" as "Tape", and fails on "Tape: 3". Here
-    only its own options are read so.
+    only its own options are read so, and none by a shortened name.
 
     Arguments
     ---------
@@ -49,25 +49,35 @@ def parse_arguments(
     from speechbrain.utils.run_opts import RunOptions
 
     theirs = {field.name for field in dataclasses.fields(RunOptions)}
+
+    def is_shortened(name):
+        # SpeechBrain takes it for the whole name, and then the yaml's value.
+        return name not in theirs and any(n.startswith(name) for n in theirs)
+
     taken: list[str] = []
     lines: list[str] = []
     for word in words:
+        before = taken[-1] if taken else ""
         # The value of an option before it, `--key value`.
         if (
-            _is_misread(word)
+            before.startswith("--")
             and not word.startswith("--")
-            and taken
-            and taken[-1].startswith("--")
-            and "=" not in taken[-1]
-            and taken[-1][2:] not in theirs
+            and "=" not in before
+            and before[2:] not in theirs
+            and (_is_misread(word) or is_shortened(before[2:]))
         ):
             word = f"{taken.pop()}={word}"
         key, _, value = word.partition("=")
-        is_ours = key.startswith("--") and key[2:] not in theirs
-        if not (is_ours and _is_misread(value)):
-            taken.append(word)
+        name = key[2:]
+        is_ours = key.startswith("--") and name not in theirs
+        if is_ours and (_is_misread(value) or value and is_shortened(name)):
+            lines.append(as_typed(name, value))
         else:
-            lines.append(as_typed(key[2:], value))
+            taken.append(word)
+    for word in [*taken]:
+        if word.startswith("--") and "=" not in word and is_shortened(word[2:]):
+            taken.remove(word)
+            lines.append(f"{word[2:]}: True")
     path, run_opts, overrides = sb.parse_arguments(taken)
     if own:
         lines.append(dump_settings(own).strip())

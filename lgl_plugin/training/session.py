@@ -206,6 +206,11 @@ class Session:
         # Over all processes, each of which reads so many.
         self.batch_size = settings.dataloader_options.batch_size
         self.batch_size *= world_size()
+        if len(self.train_rows) < 2:
+            raise ValueError(
+                f"{len(self.rows)} usable utterances are too few: one at least "
+                "is held out, and two make the smallest batch"
+            )
         if self.batch_size > len(self.train_rows):
             raise ValueError(
                 f"batch_size: {self.batch_size} is more than the "

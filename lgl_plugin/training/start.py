@@ -6,6 +6,7 @@ import shlex
 import torch
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.dataio.given import read_given
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.run import stage1_steps
@@ -78,6 +79,18 @@ def find_encoder(session: Session) -> pathlib.Path:
     if given or name in known:
         run.given(name, path)
     return path
+
+
+def check_inputs(settings: Stage2Settings, session: Session) -> None:
+    """Refuses what Stage II cannot do with a session's utterances.
+
+    The session is Stage I's, before its training. ValueError or
+    FileNotFoundError says what is wrong with the number of clusters or the
+    labels.
+    """
+    settings.cluster.check(len(session.rows))
+    if settings.labels_file:
+        read_given(settings.labels_file, session.manifest.ids)
 
 
 def check_trials(session: Session, first: pathlib.Path) -> None:

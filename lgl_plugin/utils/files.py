@@ -170,6 +170,8 @@ def explain_os_error(error: OSError, path: str | pathlib.Path) -> OSError:
     if error.errno in FULL:
         reason = FULL[error.errno]
         remedy = "Make room and start the same command again"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason, remedy = "a file is in the folder's place", "Name another one"
     message = f"{reason}; what was there before is whole. {remedy}"
     return OSError(error.errno, message, str(path))
 

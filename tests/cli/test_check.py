@@ -94,6 +94,30 @@ def opened(monkeypatch):
     return sessions
 
 
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--n_clusters=18", "n_clusters=18 is more than the 17"),
+        ("--labels_file=no.csv", "there is no file no.csv"),
+        ("--manifest=no.csv", "there is no manifest"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(option, message, folder, capsys):
+    options = [o for o in TINY if "n_clusters" not in o]
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", str(folder), *options, BY_TORCH, option])
+    assert message in capsys.readouterr().err
+
+
+def test_labels_of_utterances_out_of_the_sample_will_do(
+    folder, opened, tmp_path
+):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("utterance,speaker\nbob/0.flac,Bob\nbob/1.wav,Bob\n")
+    main(["check", str(folder), *TINY, f"--labels_file={labels}"])
+    assert len(opened) == 2
+
+
 def test_the_channel_is_that_of_training(folder, opened, capsys):
     main(["check", str(folder), *TINY, "--channel=0"])
     assert [{*one.manifest.channels.tolist()} for one in opened] == [{0}, {0}]

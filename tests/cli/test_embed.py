@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_named(encoder, audio, tmp_path):
     assert "ann/0.wav\t" in (tmp_path / "out" / "bad_files.txt").read_text()
 
 
-def test_no_number_of_bad_files_ends_the_work(encoder, audio, tmp_path):
+def test_no_number_of_bad_files_ends_the_work(encoder, audio, tmp_path, capsys):
     """More are bad than are listed, and one of the listed fails when read."""
     spoilt = tmp_path / "audio"
     shutil.copytree(audio, spoilt)
@@ -88,6 +88,8 @@ def test_no_number_of_bad_files_ends_the_work(encoder, audio, tmp_path):
     assert len(Embeddings.load(tmp_path / "out").utterances) == 6
     lines = (tmp_path / "out" / "bad_files.txt").read_text().splitlines()
     assert len(lines) == 10 and lines[-1].startswith("dan/0.wav\tis silent")
+    printed = capsys.readouterr().out
+    assert "6 files, " in printed and "10 could not be used: " in printed
 
 
 def test_audio_that_came_or_went_is_seen(encoder, audio, tmp_path):

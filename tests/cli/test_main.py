@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lgl_plugin.cli.main import VERBS, main
+from lgl_plugin.cli.main import VERBS, at_home, main
 
 
 def python(*arguments, **options):
@@ -50,6 +50,17 @@ def test_a_value_that_stands_in_an_arguments_place_is_named(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--n_clusters", "9", "/audio", "--output_folder=/run"])
     assert "write --n_clusters=9, or /audio before" in capsys.readouterr().err
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
+    capsys, tmp_path, monkeypatch
+):
+    """Shells leave it: the results would go to a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match="2"):
+        main(["status", "~/mine"])
+    assert f"{tmp_path / 'mine'} holds no metrics" in capsys.readouterr().err
+    assert at_home(["~/a", "b~", None, 3]) == [f"{tmp_path}/a", "b~", None, 3]
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -137,7 +137,7 @@ def test_a_manifest_decides_in_a_folder_of_any_name(tmp_path, monkeypatch):
     saved = json.loads((run / train.CHOICES).read_text())
     assert saved == {"preset": "paper", "n_clusters": 4}
     assert len(trained) == 2
-    for path, options, overrides, _ in trained:
+    for path, options, overrides, *_ in trained:
         settings, _ = load_settings(path, overrides, options)
         assert settings.manifest == str(manifest)
         assert settings.output_folder == str(run)

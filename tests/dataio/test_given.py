@@ -1,5 +1,7 @@
 """Labels that a user gives: what is read, and what is refused."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,7 @@ def test_a_spreadsheets_file_is_read(tmp_path, caplog):
     [
         ("file,speaker\na,b\n", "lacks utterance: the first line must name"),
         ("", "lacks speaker and utterance"),
+        ("utterance;speaker\na;b\n", "and names ['utterance;speaker']"),
         ("utterance,speaker\n", "labels no utterance"),
         ("utterance,speaker\na/1.wav,\n", "line 2: utterance or speaker is em"),
         ("utterance,speaker\na/1.wav\n", "line 2: utterance or speaker is em"),
@@ -48,8 +51,21 @@ def test_a_spreadsheets_file_is_read(tmp_path, caplog):
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, text, words):
-    with pytest.raises(ValueError, match=words.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=re.escape(words)):
         read_given(write(tmp_path, text), IDS)
+
+
+def test_blanks_make_no_other_speaker(tmp_path):
+    rows = "a/1.wav,Ann \nb/1.wav, Ann\n"
+    given = read_given(write(tmp_path, f"utterance,speaker\n{rows}"), IDS)
+    assert given.speakers == ("Ann",)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="labels: there is no file .*no"
+    ):
+        read_given(tmp_path / "no.csv", IDS)
 
 
 def test_a_spreadsheets_other_encoding_is_named(tmp_path):

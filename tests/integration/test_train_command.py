@@ -71,6 +71,23 @@ def test_an_error_of_stage2_comes_before_stage1(corpus, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--n_clusters=1000", "n_clusters=1000 is more than the"),
+        ("--labels_file={}", "labels 1 utterances that are not there"),
+    ],
+)
+def test_what_stage2_cannot_do_with_the_audio_is_said_before_stage1(
+    option, message, corpus, tmp_path, capsys
+):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("utterance,speaker\nnobody.wav,ann\n")
+    run = tmp_path / "run"
+    assert message in refused(capsys, corpus, run, option.format(labels))
+    assert not (run / "baselines").exists() and not (run / "stage2").exists()
+
+
 def test_an_error_behind_the_preparation_is_a_message(corpus, tmp_path, capsys):
     printed = refused(capsys, corpus, tmp_path, "--batch_size=4000")
     assert "Traceback" not in printed

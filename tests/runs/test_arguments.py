@@ -51,6 +51,22 @@ def test_a_value_is_read_as_it_was_typed(value, join):
 
 
 @pytest.mark.parametrize(
+    "words, read",
+    [
+        (["--preci=bf16"], {"preci": "bf16"}),
+        (["--preci", "bf16", "--lr=1"], {"preci": "bf16", "lr": 1}),
+        (["--ckpt_interval_m=1"], {"ckpt_interval_m": 1}),
+        (["--skip_nonfinite"], {"skip_nonfinite": True}),
+    ],
+)
+def test_a_shortened_option_of_speechbrains_is_no_option(words, read):
+    """SpeechBrain would take it, and train with the yaml's value."""
+    _, options, text = parse_arguments(["one.yaml", *words, "--device", "cpu"])
+    assert plain_settings(text) == read and options["device"] == "cpu"
+    assert set(options.overridden_args) == {"device"}
+
+
+@pytest.mark.parametrize(
     "value, read",
     [
         ("!new:Gate {name: a=b}", {"!new:Gate": {"name": "a=b"}}),

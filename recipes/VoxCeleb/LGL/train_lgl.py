@@ -38,7 +38,7 @@ from lgl_plugin.training.stage1 import (
     train_stage1_phase,
 )
 from lgl_plugin.training.stage2 import Round
-from lgl_plugin.training.start import check_trials, find_encoder
+from lgl_plugin.training.start import check_inputs, check_trials, find_encoder
 from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.signals import stop
 
@@ -137,11 +137,14 @@ def train_round(this):
 STAGES = {1: train_stage1, 2: train_stage2}
 
 
-def train(hparams_file, run_opts, overrides, plan=None, stages=STAGES):
+def train(
+    hparams_file, run_opts, overrides, plan=None, later=None, stages=STAGES
+):
     """Trains the stage that a yaml names; takes what SpeechBrain parsed.
 
     `plan` lists the steps of a job that has further stages; the screen counts
-    by it.
+    by it. `later` has the settings of Stage II, if it follows: what does not
+    fit the audio is refused before Stage I.
     """
     debug = bool(run_opts.get("debug"))
     with stop.on_signals():
@@ -149,6 +152,8 @@ def train(hparams_file, run_opts, overrides, plan=None, stages=STAGES):
             settings, text = load_settings(hparams_file, overrides, run_opts)
             session = Session(settings, text, run_opts, observer_of)
             session.run.plan = plan or session.run.plan
+            if later is not None:
+                check_inputs(later, session)
         with explained_errors(1, debug):
             stages[settings.stage](session)
 
