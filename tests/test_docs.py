@@ -74,6 +74,7 @@ NO_EXAMPLE = {
     "training.stage1.stage1_modules",
     "training.stage1.train_stage1_phase",
     "training.stage2.Round",
+    "training.start.check_inputs",
     "training.start.find_encoder",
     "training.start.check_trials",
 }

@@ -19,9 +19,6 @@ from lgl_plugin.utils.distributed import concatenated
 
 # Share of the training after which the teacher's temperature is the last one.
 WARM = 0.2
-# Share of the training in which prototypes do not move: an epoch of the
-# source's 150. The teacher's first guesses would pull them together.
-FROZEN = 1 / 150
 # Weight of RDINO's variance beside its covariance: 10, of which half is the
 # teacher's share, which has no gradient.
 VARIANCE = 5.0
@@ -65,6 +62,9 @@ class DINO(Method):
         Weight of RDINO's variance and covariance of the mean global embedding;
         0 for DINO, 0.2 in 3D-Speaker. As there, the covariance is divided by
         the number of prototypes, which leaves little of it.
+    frozen : float
+        Share of the training in which prototypes do not move: an epoch in the
+        sources. The teacher's first guesses would pull them together.
     clip_each : float, optional
         Longest gradient of each parameter.
     """
@@ -82,6 +82,7 @@ class DINO(Method):
         teacher_temperatures: Sequence[float] = (0.025, 0.025),
         teacher_momentum: float = 0.99,
         regularisation: float = 0.0,
+        frozen: float = 1 / 150,
         clip_each: float | None = 3.0,
     ) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class DINO(Method):
         )
         check_from(2, n_prototypes=n_prototypes)
         check_from(0, n_local=n_local, regularisation=regularisation)
-        check_share(teacher_momentum=teacher_momentum)
+        check_share(teacher_momentum=teacher_momentum, frozen=frozen)
         self.head = DistillationHead(
             embedding_size, hidden_size, bottleneck_size
         )
@@ -115,6 +116,7 @@ class DINO(Method):
         self.teacher_temperatures = teacher_temperatures
         self.teacher_momentum = teacher_momentum
         self.regularisation = regularisation
+        self.frozen = frozen
         self.clip_each = clip_each
 
     def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
@@ -138,7 +140,7 @@ class DINO(Method):
         """Returns the loss, and how the teacher uses the prototypes."""
         wanted = self.targets(targets[0], done)
         views = torch.cat(embeddings)
-        logits = self.prototypes(self.head(views), frozen=done < FROZEN)
+        logits = self.prototypes(self.head(views), frozen=done < self.frozen)
         loss = dino_loss(wanted, logits, self.temperature)
         if self.regularisation:
             variance, covariance = spread_terms(embeddings[0].mean(0))

@@ -100,7 +100,11 @@ class Stage1Brain(SpeakerBrain):
         """Does the adversary's own step, before the encoder's."""
         optimizer = self.optimizers_dict["adversary"]
         optimizer.zero_grad()
-        self.method.adversary_loss(embeddings).backward()
+        # In float32: float16's small gradients would vanish, and no scaler
+        # looks after these.
+        with torch.autocast(self.device_type, enabled=False):
+            views = [group.float() for group in embeddings]
+            self.method.adversary_loss(views).backward()
         average_gradients(self.method.adversary)
         self.guard.step(optimizer)
 

@@ -77,7 +77,8 @@ def mean_entropy_gap(probabilities: Tensor) -> Tensor:
     processes.
     """
     mean = gathered(probabilities.flatten(0, -2).mean(0, keepdim=True)).mean(0)
-    return math.log(len(mean)) - entropy(mean)
+    # At 0 the entropy's slope is infinite, and the gradient would be NaN.
+    return math.log(len(mean)) - entropy(mean.clamp(min=TINY))
 
 
 def koleo(embeddings: Tensor) -> Tensor:

@@ -80,7 +80,9 @@ class NTXent(nn.Module):
         """Returns the mean loss of the process's 2B segments, and accuracy.
 
         With the group of each segment (2B,), int64, anchors first, those of
-        one group are no negatives of each other; -1 is no group.
+        a segment's group are none of its negatives, nor those of its
+        positive's group, which may hold the very same utterance; -1 is no
+        group.
         """
         if anchor.ndim != 2 or anchor.shape != positive.shape:
             raise ValueError(
@@ -105,7 +107,9 @@ class NTXent(nn.Module):
             partner = itself.roll(len(anchor))
             logits = self.scale * segments @ candidates.T
             if groups is not None and others is not None:
-                alike = (groups[:, None] == others) & (groups[:, None] >= 0)
+                both = torch.stack([groups, groups.roll(len(anchor))])
+                alike = (both[..., None] == others) & (both[..., None] >= 0)
+                alike = alike.any(0)
                 alike.scatter_(1, partner[:, None], False)
                 logits = logits.masked_fill(alike, -math.inf)
             logits = logits.scatter(1, itself[:, None], -math.inf)

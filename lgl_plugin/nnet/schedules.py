@@ -51,6 +51,25 @@ class WarmupCosine:
         return self.lr * cosine_ramp(1.0, self.final, falling)
 
 
+class WarmupExponential(WarmupCosine):
+    """A linear rise, times an exponential fall that begins with the training.
+
+    wespeaker's ExponentialDecrease. Takes what `WarmupCosine` takes; `lr` is
+    the rate that the fall begins from, which the rise keeps it from reaching.
+
+    Example
+    -------
+    >>> schedule = WarmupExponential(lr=0.001, warmup=0.1, final=0.01)
+    >>> [round(schedule(done), 6) for done in (0.05, 0.1, 0.55, 1.0)]
+    [0.000397, 0.000631, 7.9e-05, 1e-05]
+    """
+
+    def __call__(self, done: float) -> float:
+        """Returns the rate; beyond 1, that of the end."""
+        rise = done / self.warmup if done < self.warmup else 1.0
+        return self.lr * rise * self.final ** min(done, 1.0)
+
+
 def lr_groups(
     given: Iterable[torch.nn.Parameter | dict],
     scales: dict[torch.nn.Parameter, float],

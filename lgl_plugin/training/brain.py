@@ -188,10 +188,11 @@ class SpeakerBrain(HookedBrain):
 
     def optimizers_step(self) -> None:
         """Clips the gradient and steps, unless the gradient is not finite."""
-        if self.scaler.is_enabled():  # float16, whose scaler skips such steps
-            super().optimizers_step()
-            return
+        if self.scaler.is_enabled():  # float16
+            self.scaler.unscale_(self.optimizer)
         self.skipped = self.guard.step(self.optimizer, self.max_grad_norm)
+        if self.scaler.is_enabled():
+            self.scaler.update()
         self.guard.count(self.skipped)
         self.tally.add(skipped=self.skipped)
         self.optimizer_step += 1
@@ -205,10 +206,6 @@ class SpeakerBrain(HookedBrain):
         if not self.is_training:  # held-out utterances have no loss
             return avg_loss
         self.tally.update_average(loss, self.step, avg_loss)
-        if self.scaler.is_enabled():
-            skipped = (~loss.isfinite()).float()
-            self.guard.count(skipped)
-            self.tally.add(skipped=skipped)
         self.may_wait = world_size() == 1 or self.step >= self.next_meeting
         if not self.accumulates:
             self._leave_if_asked(self.may_wait)

@@ -82,11 +82,20 @@ def find_encoder(session: Session) -> pathlib.Path:
 
 
 def check_inputs(settings: Stage2Settings, session: Session) -> None:
-    """Refuses what Stage II cannot do with a session's utterances.
+    """Refuses what Stage II cannot do with the utterances, before Stage I.
 
-    The session is Stage I's, before its training. ValueError or
-    FileNotFoundError says what is wrong with the number of clusters or the
-    labels.
+    Arguments
+    ---------
+    settings : lgl_plugin.runs.schema.Stage2Settings
+        Stage II's.
+    session : lgl_plugin.training.session.Session
+        Stage I's.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If there are more clusters than utterances, or the labels are not of
+        these.
     """
     settings.cluster.check(len(session.rows))
     if settings.labels_file:

@@ -77,7 +77,12 @@ def test_the_adversarial_part_has_the_utterances_own_views(ssps, monkeypatch):
     assert torch.equal(seen[0][0], views)
 
 
-def test_a_held_embedding_takes_no_gradient_and_gives_one(ssps):
+def test_a_held_embedding_takes_no_gradient_and_gives_one(tmp_path):
+    # Of two clusters, both an anchor's own and its positive's, all would be
+    # left out of the negatives.
+    thirds = np.array([0, 0, 1, 1, 2, 2])
+    group = thirds, np.roll(thirds, -2), np.arange(BATCH)
+    ssps = make_brain("ssps", tmp_path, group=lambda encoder: group)
     begin(ssps)
     first = torch.randn(3, BATCH, DIM, requires_grad=True)
     objectives(ssps, first)

@@ -230,18 +230,36 @@ def test_weights_that_are_not_finite_are_named(gated):
 
 @KINDS
 def test_a_float16_step_that_is_not_finite_leaves_the_network(kind, make):
-    """Its scaler skips the step; the step counts as skipped all the same."""
+    """Nor does a teacher move; the step counts as skipped."""
     brain = make(kind)
     train(brain, False)
     brain.scaler = torch.amp.GradScaler("cpu")
     train(brain, False)
     before = weights(brain)
     train(brain, True)
-    # A teacher still moves, towards the network as it was.
-    assert not changed(brain, before) - {"method", "correction"}
+    assert not changed(brain, before) - {"correction"}
     assert all(p.isfinite().all() for p in brain.modules.parameters())
     assert int(brain.guard.in_a_row) == 1
     assert float(brain.tally.counts["skipped"]) == 1
     train(brain, False)
     assert "encoder" in changed(brain, before)
     assert int(brain.guard.in_a_row) == 0
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_all_groups_of_weights_are_clipped_together(scaled, make):
+    """In float16, too, where SpeechBrain clips the first group alone."""
+    limit = 1e-3
+    options = {"max_grad_norm": limit, "remove_vector_weight_decay": True}
+    brain, norms = make("vicreg", run_opts=options), []
+
+    def note(optimizer, *_):
+        groups = [group["params"] for group in optimizer.param_groups]
+        assert len(groups) == 2
+        norms.extend(p.grad.norm() for group in groups for p in group)
+
+    brain.optimizer.register_step_pre_hook(note)
+    if scaled:
+        brain.scaler = torch.amp.GradScaler("cpu")
+    train(brain, False)
+    assert torch.stack(norms).norm().item() == pytest.approx(limit, rel=1e-3)
