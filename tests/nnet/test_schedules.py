@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgl_plugin.nnet.schedules import (
-    WarmupCosine,
-    WarmupExponential,
-    lr_groups,
-)
+from lgl_plugin.nnet.schedules import WarmupCosine, WarmupExponential, lr_groups
 
 
 def test_equals_schedulers_of_torch():
