@@ -4,6 +4,7 @@ import logging
 import shlex
 import sys
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from lgl_plugin.inference.backends import Centring, Whitening, load_backend
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.schema import LoaderOptions
 from lgl_plugin.runs.weights import ENCODER, save_weights
+from lgl_plugin.training import session as module
 from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session
@@ -37,8 +40,8 @@ GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
 def session(tmp_path, monkeypatch):
     """A session without the checks that a yaml and a corpus go through."""
     # SpeechBrain's loggers hand nothing on to pytest's.
-    for module in ("session", "start"):
-        name = f"lgl_plugin.training.{module}.logger"
+    for place in ("session", "start"):
+        name = f"lgl_plugin.training.{place}.logger"
         monkeypatch.setattr(name, logging.getLogger("t"))
     session = Session.__new__(Session)
     session.run = Run(tmp_path, 2, {})
@@ -296,6 +299,48 @@ def test_accumulation_over_more_than_an_epoch_is_an_error(
         session.steps_per_epoch(2 * session.batch_size + 1)
     session.settings.grad_accumulation_factor = factor - 1
     assert session.steps_per_epoch(2 * session.batch_size + 1) == factor - 1
+
+
+@pytest.mark.parametrize(
+    "device, seconds", [("cpu", 2 * 1.5 * 8), ("cuda:0", 960.0)]
+)
+def test_shared_memory_holds_what_all_processes_read_ahead(
+    device, seconds, session, monkeypatch
+):
+    """On a GPU the extractor's batches are larger than training's."""
+    asked = []
+    monkeypatch.setattr(module, "check_shared_memory", asked.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    session.device = device
+    session.settings.crop_seconds = 1.5
+    session.settings.sample_rate = 16000
+    session.settings.dataloader_options = LoaderOptions(
+        batch_size=8, num_workers=3, prefetch_factor=4
+    )
+    session._check_loaders()
+    assert asked == [2 * 3 * 4 * 4 * seconds * 16000]
+
+
+@pytest.mark.parametrize(
+    "error, processes, ends",
+    [
+        (RuntimeError("CUDA out of memory"), 1, False),
+        (RuntimeError("CUDA out of memory"), 2, True),
+        (ValueError("no threshold"), 2, False),
+    ],
+)
+def test_an_export_fails_alone_or_ends_all_processes(
+    error, processes, ends, session, monkeypatch, caplog
+):
+    """Others would wait for the one of several that failed for ever."""
+    monkeypatch.setattr(module, "world_size", lambda: processes)
+    monkeypatch.setattr(module, "export", mock.Mock(side_effect=error))
+    if ends:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            session.publish("stage1", "checksum")
+        return
+    session.publish("stage1", "checksum")
+    assert "No export; try `lgl export" in caplog.text
 
 
 def test_extraction_hears_of_the_limit_of_bad_files(session):
