@@ -255,8 +255,8 @@ def _why_unreadable(path, error):
     refusals with "System error". StorageFailure if the file is not to blame:
     a server that is away for a minute would make bad files of good ones.
     """
-    if getattr(error, "errno", None) in STORAGE:
-        raise StorageFailure(_storage_fails(path, error)) from error
+    if isinstance(error, OSError):
+        _check_storage(path, error)
     if os.path.exists(path) and not os.path.isfile(path):
         # Opening a named pipe would block the worker until somebody writes.
         return "is not a regular file"
@@ -264,20 +264,30 @@ def _why_unreadable(path, error):
         with open(path, "rb") as audio:
             empty = not audio.read(1)
     except OSError as refusal:
-        if refusal.errno in STORAGE:
-            raise StorageFailure(_storage_fails(path, refusal)) from refusal
+        _check_storage(path, refusal)
         return f"cannot be opened: {refusal.strerror}"
     reason = getattr(error, "error_string", error)
     return "is empty" if empty else f"cannot be read: {reason}"
 
 
-def _storage_fails(path, error):
-    """Returns the message of a StorageFailure."""
-    return (
-        f"{path} cannot be read now: {error.strerror}. That is a fault of the "
-        "storage or of this machine, and does not count as a bad file. Start "
-        "the same command again when it is mended."
-    )
+def _check_storage(path, error):
+    """Raises StorageFailure for an error that is not the file's own."""
+    if error.errno in STORAGE:
+        raise StorageFailure(
+            f"{path} cannot be read now: {error.strerror}. That is a fault of "
+            "the storage or of this machine, and does not count as a bad "
+            "file. Start the same command again when it is mended."
+        ) from error
+
+
+@contextlib.contextmanager
+def storage_failures(path: str | os.PathLike) -> Iterator[None]:
+    """Raises those of the block's errors that are not the file's own anew."""
+    try:
+        yield
+    except OSError as error:
+        _check_storage(path, error)
+        raise
 
 
 def _read_span(audio, start, seconds, sample_rate, channel):

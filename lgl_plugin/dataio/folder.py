@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.dataio.audio import StorageFailure, patient, storage_failures
 from lgl_plugin.dataio.manifest import one_line
 from lgl_plugin.runs.state import digest
 
@@ -75,14 +76,16 @@ def find_audio(
                 continue
             visited.add(real)
             try:
-                with os.scandir(path) as entries:
-                    below = [
-                        (os.path.join(name, entry.name), _kind(entry))
-                        for entry in entries
-                    ]
-                stack += sorted(below, reverse=True)
+                below = _entries(path)
+            except StorageFailure:
+                raise
             except OSError as error:
                 yield name, f"folder cannot be listed: {error.strerror}"
+                continue
+            stack += sorted(
+                ((os.path.join(name, own), kind) for own, kind in below),
+                reverse=True,
+            )
         elif extension not in EXTENSIONS:
             passed_over[extension or "no extension"] += 1
         elif kind == "file":
@@ -123,11 +126,21 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or SYSTEM.fullmatch(name) is not None
 
 
+@patient
+def _entries(path):
+    """Lists a folder: names, and the kinds that `_kind` tells."""
+    with storage_failures(path), os.scandir(path) as entries:
+        return [(entry.name, _kind(entry)) for entry in entries]
+
+
 def _kind(entry):
     """Returns "folder", "file" or "neither", that of its target for a link."""
     try:
-        if entry.is_dir():
-            return "folder"
-        return "file" if entry.is_file() else "neither"
+        with storage_failures(entry.path):
+            if entry.is_dir():
+                return "folder"
+            return "file" if entry.is_file() else "neither"
+    except StorageFailure:
+        raise
     except OSError:  # a link to itself
         return "neither"

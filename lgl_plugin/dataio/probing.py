@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from lgl_plugin.dataio.audio import BadAudio
+from lgl_plugin.dataio.audio import BadAudio, StorageFailure
 from lgl_plugin.dataio.manifest import one_line
 
 # Files that a worker takes at a time: a few milliseconds of work.
@@ -37,15 +37,20 @@ def probe_all(
     workers = max(len(first), 1)
     try:
         with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-            for batch in itertools.chain(first, batches):
-                future = pool.submit(_probe_batch, read, folder, batch)
-                waiting.append((future, batch))
-                if len(waiting) > 4 * workers:
+            try:
+                for batch in itertools.chain(first, batches):
+                    future = pool.submit(_probe_batch, read, folder, batch)
+                    waiting.append((future, batch))
+                    if len(waiting) > 4 * workers:
+                        yield from waiting[0][0].result()
+                        waiting.popleft()
+                while waiting:
                     yield from waiting[0][0].result()
                     waiting.popleft()
-            while waiting:
-                yield from waiting[0][0].result()
-                waiting.popleft()
+            except StorageFailure:
+                # Each batch that waits would wait for the storage, too.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     # The system kills a worker for want of memory, or libsndfile crashes.
     except BrokenProcessPool as error:
         (_, oldest), (_, newest) = waiting[0], waiting[-1]

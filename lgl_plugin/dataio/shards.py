@@ -190,7 +190,7 @@ def _estimated_bytes(utterances, data_root, decode):
     for row in rng.choice(n, min(n, N_SAMPLED), replace=False):
         path = utterances.wavs[row]
         # A bad file is counted as such when its shard is written.
-        with contextlib.suppress(BadAudio, OSError):
+        with contextlib.suppress(BadAudio):
             header = probe(path)
             seconds += header.seconds
             decoded = 2 * header.frames * header.channels

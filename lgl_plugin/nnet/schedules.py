@@ -54,8 +54,8 @@ class WarmupCosine:
 class WarmupExponential(WarmupCosine):
     """A linear rise, times an exponential fall that begins with the training.
 
-    wespeaker's ExponentialDecrease. Takes what `WarmupCosine` takes; `lr` is
-    the rate that the fall begins from, which the rise keeps it from reaching.
+    wespeaker's ExponentialDecrease. Takes what `WarmupCosine` takes. The fall
+    begins at `lr`; as the rate rises meanwhile, its peak is lower.
 
     Example
     -------

@@ -74,10 +74,9 @@ def parse_arguments(
             lines.append(as_typed(name, value))
         else:
             taken.append(word)
-    for word in [*taken]:
-        if word.startswith("--") and "=" not in word and is_shortened(word[2:]):
-            taken.remove(word)
-            lines.append(f"{word[2:]}: True")
+    flags = [w for w in taken if w.startswith("--") and is_shortened(w[2:])]
+    taken = [word for word in taken if word not in flags]
+    lines += [f"{flag[2:]}: True" for flag in flags]
     path, run_opts, overrides = sb.parse_arguments(taken)
     if own:
         lines.append(dump_settings(own).strip())

@@ -17,8 +17,9 @@ from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.training.epoch_selection import criterion
 from lgl_plugin.training.epoch_tally import EpochTally
 from lgl_plugin.training.held_out import HeldOut, separate_generator
+from lgl_plugin.training.meetings import Meetings
 from lgl_plugin.training.nonfinite import NonFiniteGuard
-from lgl_plugin.utils.distributed import rank, sum_over_ranks, world_size
+from lgl_plugin.utils.distributed import rank, world_size
 from lgl_plugin.utils.signals import stop
 from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
@@ -27,9 +28,6 @@ logger = get_logger(__name__)
 # Between steps at which a GPU's host waits for the loss, and all processes ask
 # each other whether to stop or to save.
 STEPS_PER_READING = 20
-# Nor longer than this, if steps are slow: torchrun kills what has not ended 30
-# seconds after a signal.
-SECONDS_PER_READING = 5.0
 
 
 class SpeakerBrain(HookedBrain):
@@ -103,7 +101,7 @@ class SpeakerBrain(HookedBrain):
         # A CPU has no queue of work that a reading would wait for.
         on_cpu = self.device_type == "cpu"
         self.steps_per_reading = 1 if on_cpu else STEPS_PER_READING
-        self.next_meeting = 0  # the step at which processes ask each other
+        self.meetings = Meetings(STEPS_PER_READING)
         self.may_wait = True
         self.checkpointer.add_recoverable("epoch", self.tally)
 
@@ -159,7 +157,7 @@ class SpeakerBrain(HookedBrain):
         if not self.is_training:
             return
         self.tally.start()
-        self.next_meeting = 0
+        self.meetings.start(self.step)
         self.epoch = epoch
         stop.deferred = True
 
@@ -192,9 +190,12 @@ class SpeakerBrain(HookedBrain):
             self.scaler.unscale_(self.optimizer)
         self.skipped = self.guard.step(self.optimizer, self.max_grad_norm)
         if self.scaler.is_enabled():
+            # It finds its scale by gradients that overflow: only a loss that
+            # is not finite counts, in `update_average`.
             self.scaler.update()
-        self.guard.count(self.skipped)
-        self.tally.add(skipped=self.skipped)
+        else:
+            self.guard.count(self.skipped)
+            self.tally.add(skipped=self.skipped)
         self.optimizer_step += 1
 
     def update_average(self, loss, avg_loss) -> float:
@@ -206,19 +207,18 @@ class SpeakerBrain(HookedBrain):
         if not self.is_training:  # held-out utterances have no loss
             return avg_loss
         self.tally.update_average(loss, self.step, avg_loss)
-        self.may_wait = world_size() == 1 or self.step >= self.next_meeting
+        if self.scaler.is_enabled():
+            skipped = (~loss.isfinite()).float()
+            self.guard.count(skipped)
+            self.tally.add(skipped=skipped)
+        # Behind a step that accumulates nothing is saved.
+        self.may_wait = not self.accumulates and self.meetings.is_due(self.step)
         if not self.accumulates:
             self._leave_if_asked(self.may_wait)
             if self.save_is_due:
                 self.save_in_epoch()
-        if world_size() > 1 and self.may_wait:
-            # Of the sum, as all processes must come to the same step.
-            total = sum_over_ranks({"seconds": self.tally.seconds})["seconds"]
-            steps = (
-                SECONDS_PER_READING * world_size() * self.step / float(total)
-            )
-            steps = min(max(1, int(steps)), STEPS_PER_READING)
-            self.next_meeting = self.step + steps
+        if self.may_wait:
+            self.meetings.hold(self.step)
         # At the first step, too: the bar of a short epoch would show 0.
         if self.step > 1 and self.step % self.steps_per_reading:
             return avg_loss

@@ -435,8 +435,9 @@ class Session:
             try:
                 return export(run.folder, name, folder, device=self.device)
             except Exception as error:
-                shared = ValueError, FileExistsError, FileNotFoundError
-                if world_size() > 1 and not isinstance(error, shared):
+                alike = ValueError, FileExistsError, FileNotFoundError
+                of_all = getattr(error, "on_all_ranks", world_size() == 1)
+                if not (of_all or isinstance(error, alike)):
                     raise
                 logger.warning(
                     "No export; try `lgl export %s %s`",

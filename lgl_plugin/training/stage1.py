@@ -15,6 +15,7 @@ from lgl_plugin.training.held_out import separate_generator
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import SCORES
 from lgl_plugin.utils.distributed import from_main
+from lgl_plugin.utils.threads import all_cores
 
 # File of the method's weights, to train on from.
 METHOD = "method.ckpt"
@@ -123,7 +124,10 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
 
         def cluster():  # on one process: the vectors may take a gigabyte
             vectors = np.array(found.vectors)
-            return neighbouring_clusters(vectors, n_clusters, session.device)
+            with all_cores():
+                return neighbouring_clusters(
+                    vectors, n_clusters, session.device
+                )
 
         clusters, nearest = from_main(cluster)
         own = session.settings.ssps_source == "own"

@@ -71,7 +71,8 @@ def broadcast(value: Any) -> Any:
 def from_main(work: Callable, *arguments: Any) -> Any:
     """Calls a function on rank 0; returns or raises its outcome on all.
 
-    The function must not wait for the other ranks, as `save_weights` does.
+    The function must not wait for the other ranks, as `save_weights` does. Its
+    error has the attribute `on_all_ranks`.
     """
     value = error = None
     if rank() == 0:
@@ -83,6 +84,7 @@ def from_main(work: Callable, *arguments: Any) -> Any:
             error = raised
     value, error = broadcast((value, error))
     if error is not None:
+        vars(error)["on_all_ranks"] = True
         raise error
     return value
 

@@ -30,7 +30,10 @@ def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
         if debug or rank() > 0:
             raise
         logger.debug("The error in full:", exc_info=True)
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # a loader's, with its traceback
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        print(f"{type(error).__name__}: {message}", file=sys.stderr)
         handlers = logging.getLogger().handlers
         is_logged = any(isinstance(h, logging.FileHandler) for h in handlers)
         if isinstance(error, RuntimeError) and is_logged:  # perhaps our fault

@@ -40,10 +40,14 @@ def all_cores() -> Iterator[None]:
     >>> with all_cores():
     ...     pass
     """
-    if "LOCAL_WORLD_SIZE" not in os.environ:
+    one_each = os.environ.get("OMP_NUM_THREADS") == "1"  # torchrun's choice
+    if not (one_each and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1):
         yield
         return
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(os.cpu_count()):
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):  # of the job, not of the machine
+        cores = len(os.sched_getaffinity(0))
+    with threadpool_limits(cores):
         yield

@@ -1,10 +1,13 @@
 """The search for audio: what is found, what is passed over."""
 
 import collections
+import errno
+import os
 
 import pytest
 import soundfile
 
+from lgl_plugin.dataio.audio import StorageFailure
 from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.folder import find_audio, is_hidden, names_and_sizes
 from lgl_plugin.dataio.prepare import prepare_manifest
@@ -62,6 +65,22 @@ GIVEN = [
 def put(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, [0.1] * 8000, 16000)
+
+
+def test_a_server_that_is_away_ends_the_listing(tmp_path, monkeypatch):
+    """Its folders would count as bad, and their speakers be lost."""
+    (tmp_path / "ann").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("ann"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return scandir(path)
+
+    monkeypatch.setattr("lgl_plugin.dataio.audio.WAITS", (0, 0))
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageFailure, match="ann cannot be read now: Stale"):
+        list(find_audio(tmp_path))
 
 
 def test_files_by_path_and_others_by_extension(tmp_path):

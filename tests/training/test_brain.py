@@ -47,7 +47,7 @@ from lgl_plugin.nnet.gates import (
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
-from lgl_plugin.training import brain as trainer, epoch_tally
+from lgl_plugin.training import epoch_tally, meetings
 from lgl_plugin.training.brain import STEPS_PER_READING, SpeakerBrain
 from lgl_plugin.utils import signals
 from lgl_plugin.utils.signals import stop
@@ -172,28 +172,40 @@ def test_the_bar_shows_a_loss_from_the_first_step_on(gated):
 
 
 @pytest.mark.parametrize(
-    "pace, steps", [(0.01, [1, 21, 41]), (1.7, [*range(1, 60, 2)])]
+    "pace, factor, steps",
+    [
+        (0.01, 1, [1, 21, 41]),
+        (1.7, 1, [*range(1, 60, 2)]),
+        # Not at a step that accumulates, behind which nothing is saved.
+        (0.01, 2, [2, 22, 42]),
+        (1.7, 4, [*range(4, 60, 4)]),
+    ],
 )
-def test_processes_ask_each_other_now_and_then(pace, steps, gated, monkeypatch):
+def test_processes_ask_each_other_now_and_then(
+    pace, factor, steps, gated, monkeypatch
+):
     """At a step in twenty, or in five seconds where steps are slow.
 
     SpeechBrain asks at each step whether to save, and a GPU's host would wait.
     """
     core, brain = sb.core.torch.distributed, gated()
     brain.ckpt_interval_minutes = 10.0
-    asked, sums = [], []
+    brain.grad_accumulation_factor = factor
+    asked, sums, before = [], [], [0]
     monkeypatch.setattr(sb.core, "is_distributed_initialized", lambda: True)
     monkeypatch.setattr(
         core, "broadcast_object_list", lambda *_, **__: asked.append(brain.step)
     )
-    for module in (signals, trainer):
+    for module in (signals, meetings):
         monkeypatch.setattr(module, "world_size", lambda: 2)
 
     def total(values):
         sums.append(brain.step)
-        return {"requested": 0, "seconds": 2 * brain.step * pace}
+        steps = brain.step - before[0]
+        before[0] = brain.step if "seconds" in values else before[0]
+        return {"requested": 0, "seconds": 2 * steps * pace}
 
-    for module in (signals, trainer):
+    for module in (signals, meetings):
         monkeypatch.setattr(module, "sum_over_ranks", total)
     brain.on_stage_start(sb.Stage.TRAIN, 1)
     for brain.step in range(1, 60):
@@ -337,7 +349,7 @@ def test_told_behind_the_last_reading_of_an_epoch_it_keeps_the_steps(
 ):
     """Of several processes, which ask each other only at a reading."""
     brain = gated()
-    for module in (signals, trainer):
+    for module in (signals, meetings):
         monkeypatch.setattr(module, "world_size", lambda: 2)
     with stop.on_signals():
         brain.on_stage_start(sb.Stage.TRAIN, 1)

@@ -31,6 +31,7 @@ from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import Round, start_from
 from lgl_plugin.training.start import find_encoder, stage1_command
+from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import checksum
 
 GATED = {"stage": 2, "iteration": 1, "phase": "gated"}
@@ -321,12 +322,20 @@ def test_shared_memory_holds_what_all_processes_read_ahead(
     assert asked == [2 * 3 * 4 * 4 * seconds * 16000]
 
 
+def raised_by_main(error):
+    """An error as all processes have it of work that one does."""
+    with pytest.raises(type(error)) as caught:
+        from_main(mock.Mock(side_effect=error))
+    return caught.value
+
+
 @pytest.mark.parametrize(
     "error, processes, ends",
     [
         (RuntimeError("CUDA out of memory"), 1, False),
         (RuntimeError("CUDA out of memory"), 2, True),
         (ValueError("no threshold"), 2, False),
+        (raised_by_main(OSError(28, "No space left on device")), 2, False),
     ],
 )
 def test_an_export_fails_alone_or_ends_all_processes(
