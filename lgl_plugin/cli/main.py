@@ -53,10 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (*WRONG_CALL, *FAILED) as error:
         if debug:
             raise
-        print(
-            f"{verb.prog}: {str(error) or type(error).__name__}",
-            file=sys.stderr,
-        )
+        from lgl_plugin.utils.errors import message_of
+
+        print(f"{verb.prog}: {message_of(error)}", file=sys.stderr)
         status = 2 if isinstance(error, WRONG_CALL) else 1
         raise SystemExit(status) from error
 

@@ -15,6 +15,14 @@ logger = get_logger(__name__)
 EXPLAINED = (ValueError, OSError, RuntimeError)
 
 
+def message_of(error: BaseException) -> str:
+    """Returns an error's message, without the traceback of a loader's."""
+    message = str(error)
+    if message.startswith("Caught "):
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    return message or type(error).__name__
+
+
 @contextlib.contextmanager
 def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
     """Ends the process with an error's message instead of a traceback.
@@ -30,10 +38,7 @@ def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
         if debug or rank() > 0:
             raise
         logger.debug("The error in full:", exc_info=True)
-        message = str(error)
-        if message.startswith("Caught "):  # a loader's, with its traceback
-            message = message.strip().splitlines()[-1].partition(": ")[2]
-        print(f"{type(error).__name__}: {message}", file=sys.stderr)
+        print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
         handlers = logging.getLogger().handlers
         is_logged = any(isinstance(h, logging.FileHandler) for h in handlers)
         if isinstance(error, RuntimeError) and is_logged:  # perhaps our fault

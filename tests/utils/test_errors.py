@@ -3,8 +3,28 @@
 import logging
 
 import pytest
+import torch
 
-from lgl_plugin.utils.errors import explained_errors
+from lgl_plugin.dataio.audio import StorageFailure
+from lgl_plugin.utils.errors import explained_errors, message_of
+
+
+class Away(torch.utils.data.Dataset):
+    """Utterances on a disk that is not there."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise StorageFailure("/disk/a.wav cannot be read now: Stale handle.")
+
+
+def test_an_error_of_a_loaders_process_is_its_message():
+    """torch adds the traceback of that process in front of the message."""
+    with pytest.raises(StorageFailure, match="Traceback") as caught:
+        list(torch.utils.data.DataLoader(Away(), num_workers=1))
+    said = "/disk/a.wav cannot be read now: Stale handle."
+    assert message_of(caught.value) == said
 
 
 def test_the_message_alone_is_shown(capsys):
