@@ -21,8 +21,10 @@ PRESETS = {
     "small": ("small_stage1.yaml", "small_stage2.yaml"),
     "paper": ("stage1.yaml", "stage2.yaml"),
 }
-# Audio that the paper's encoder and schedule are worth their time for, hours.
-LARGE = 10.0
+# Files from which the paper's preset trains for long enough. An epoch of it
+# sees each file once: with 50,000, the last round's 20 epochs train an encoder
+# from nothing in 4,000 steps.
+LARGE = 50_000
 # Files whose headers tell how long the others are.
 SAMPLE = 400
 # The presets' clusters suit their corpora: elsewhere at least so many files
@@ -56,11 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
     """Declares the option that names a preset."""
-    hours = f"{LARGE:.0f} hours"
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help=f"none: small for less than {hours} of audio, else paper",
+        help=f"none: paper for {LARGE:,} files or more on a GPU, else small",
     )
 
 
@@ -131,16 +132,20 @@ def choose(settings: Settings, run: pathlib.Path, preset: str | None) -> dict:
     """
     import json
 
+    from lgl_plugin.runs.state import STATE
     from lgl_plugin.utils.files import write_json
 
     path = run / CHOICES
-    if path.exists():
+    # A call that failed before the run began, as for a wrong folder, chooses
+    # nothing for the next.
+    begun = path.exists() and (run / STATE).exists()
+    if begun:
         choices = json.loads(path.read_text(encoding="utf-8"))
         if preset in (None, choices["preset"]):
             return choices
     choices = suggest(*survey(settings), preset)
     # A begun run refuses another preset: it must not be the next call's.
-    if not (path.exists() and (run / "state.json").exists()):
+    if not begun:
         write_json(path, choices)
     return choices
 
@@ -150,10 +155,13 @@ def suggest(n_files: int, hours: float, preset: str | None = None) -> dict:
 
     The preset is the given one, if one is given.
     """
+    import torch
+
     from lgl_plugin.runs.settings import read_preset
 
     if preset is None:
-        preset = "small" if hours < LARGE else "paper"
+        large = n_files >= LARGE and torch.cuda.is_available()
+        preset = "paper" if large else "small"
     stage2 = RECIPE / "hparams" / PRESETS[preset][1]
     n_clusters = read_preset(stage2)["n_clusters"]
     words = "an estimated number of clusters"

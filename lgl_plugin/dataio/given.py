@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -50,11 +51,23 @@ def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
     """Reads a csv with the columns `utterance` and `speaker`.
 
     `ids` are the N utterances of the manifest: for a folder of audio, paths in
-    there. ValueError names what is wrong with a column, a row or a name. Warns
+    there, which the csv may write in another Unicode form and with a `./` in
+    front. ValueError names what is wrong with a column, a row or a name. Warns
     of speakers with a single utterance: no other one can show that its label
     is wrong.
     """
-    named = read_names(path)
+    named, ids = read_names(path), [*ids]
+    if unknown := named.keys() - {*ids}:
+        # File names from a Mac have letters and accents apart, which look the
+        # same as in a csv that was typed.
+        alike = {_plain(name): name for name in ids}
+        for name in [name for name in unknown if _plain(name) in alike]:
+            found = alike[_plain(name)]
+            if found in named:
+                raise ValueError(
+                    f"{path} labels {found!r} a second time as {name!r}"
+                )
+            named[found] = named.pop(name)
     numbers: dict[str, int] = {}
     labels = [
         numbers.setdefault(named.pop(name), len(numbers))
@@ -115,6 +128,11 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
     if not named:
         raise ValueError(f"{path} labels no utterance")
     return named
+
+
+def _plain(name):
+    """Returns a path in Unicode's composed form, without `./`."""
+    return os.path.normpath(unicodedata.normalize("NFC", name))
 
 
 def _some(names):

@@ -152,14 +152,18 @@ def read_trials(
     # malformed line 1, not as a UnicodeDecodeError.
     with open(path, encoding="utf-8-sig", errors="replace") as source:
         for number, line in enumerate(source, 1):
-            row = line.split()
+            # Tabs between the fields let names hold blanks.
+            row = [field.strip() for field in line.split("\t")]
+            if len(row) != 3:
+                row = line.split()
             if not row:
                 continue
             if len(row) != 3 or row[0] not in ("0", "1"):
                 raise ValueError(
                     f"verification_file: {path}, line {number} is malformed: "
                     f"{' '.join(row)[:200]!r}. Each line holds "
-                    "'label enrolment test' with label 1 (same speaker) or 0"
+                    "'label enrolment test' with label 1 (same speaker) or 0, "
+                    "with tabs between them if names hold blanks"
                 )
             labels.append(row[0] == "1")
             enrolment.append(row[1])

@@ -117,6 +117,11 @@ class Run:
     def _check_settings(self, settings):
         """Refuses settings with which the stage's steps would differ."""
         stage = f"stage {self.stage}"
+        # Steps of both would be shown as one run's.
+        if self.settings and (self.stage == 0) != ("stage 0" in self.settings):
+            kinds = ["a training run", "an adaptation"]
+            kind = kinds["stage 0" in self.settings]
+            raise ValueError(f"{self.folder} holds {kind}: name another folder")
         before = self.settings.get(stage, settings)
         differences = changes(before, settings)
         begun = [step for step in self._begun() if step != "baselines"]

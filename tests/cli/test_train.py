@@ -94,7 +94,9 @@ def of(folder):
     return types.SimpleNamespace(manifest=None, **dict.fromkeys(names, folder))
 
 
-def test_the_preset_follows_from_the_hours(hour, tmp_path, capsys, monkeypatch):
+def test_the_preset_follows_from_the_files_and_the_gpu(
+    hour, tmp_path, capsys, monkeypatch
+):
     hour = of(hour)
     assert train.survey(hour) == (30, pytest.approx(5.0))
     chosen = train.choose(hour, tmp_path / "run", None)
@@ -103,8 +105,14 @@ def test_the_preset_follows_from_the_hours(hour, tmp_path, capsys, monkeypatch):
         "the preset small with an estimated number" in capsys.readouterr().out
     )
     # A run that was begun keeps its own, whatever the folder holds by now.
-    monkeypatch.setattr(train, "LARGE", 1.0)
+    monkeypatch.setattr(train, "LARGE", 30)
+    (tmp_path / "run" / "state.json").touch()
     assert train.choose(hour, tmp_path / "run", None) == chosen
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    again = train.choose(hour, tmp_path / "other", None)
+    assert again == chosen
+    # A choice that no run was begun with is no choice.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     again = train.choose(hour, tmp_path / "other", None)
     assert again == {"preset": "paper", "n_clusters": 3}
     saved = json.loads((tmp_path / "run" / train.CHOICES).read_text())
@@ -115,7 +123,6 @@ def test_a_preset_that_a_begun_run_refuses_is_not_its_next(hour, tmp_path):
     run, hour = tmp_path / "run", of(hour)
     assert train.choose(hour, run, None)["preset"] == "small"
     assert train.choose(hour, run, "paper")["preset"] == "paper"
-    assert train.choose(hour, run, None)["preset"] == "paper"
     (run / "state.json").touch()
     assert train.choose(hour, run, "small")["preset"] == "small"
     assert train.choose(hour, run, None)["preset"] == "paper"
@@ -135,7 +142,7 @@ def test_a_manifest_decides_in_a_folder_of_any_name(tmp_path, monkeypatch):
     words = [f"--output_folder={run}", f"--manifest={manifest}"]
     main(["train", str(folder), *words])
     saved = json.loads((run / train.CHOICES).read_text())
-    assert saved == {"preset": "paper", "n_clusters": 4}
+    assert saved == {"preset": "small", "n_clusters": "auto"}
     assert len(trained) == 2
     for path, options, overrides, *_ in trained:
         settings, _ = load_settings(path, overrides, options)

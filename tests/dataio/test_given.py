@@ -55,6 +55,18 @@ def test_what_cannot_be_meant_is_refused(tmp_path, text, words):
         read_given(write(tmp_path, text), IDS)
 
 
+def test_a_name_in_another_form_is_the_same_file(tmp_path):
+    """A Mac writes ü as u and a diaeresis; `find .` puts ./ in front."""
+    rows = 'u\u0308,x\n./a/1.wav,y\n"u\u0308, x.wav",z\n'
+    path = write(tmp_path, f"utterance,speaker\n{rows}")
+    given = read_given(path, [*IDS, "ü"])
+    names = [given.speakers[n] if n >= 0 else None for n in given.by_row]
+    assert names == ["y", None, None, "z", "x"]
+    path = write(tmp_path, "utterance,speaker\na/1.wav,x\n./a/1.wav,y\n")
+    with pytest.raises(ValueError, match="'a/1.wav' a second time as"):
+        read_given(path, IDS)
+
+
 def test_blanks_make_no_other_speaker(tmp_path):
     rows = "a/1.wav,Ann \nb/1.wav, Ann\n"
     given = read_given(write(tmp_path, f"utterance,speaker\n{rows}"), IDS)

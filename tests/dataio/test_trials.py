@@ -53,6 +53,12 @@ def test_malformed_line_is_shown(tmp_path, line):
     assert str(path) in str(error.value)
 
 
+def test_tabs_let_names_hold_blanks(tmp_path):
+    path = tmp_path / "trials.txt"
+    path.write_text("1\ta b.wav\tc.wav\n0 c.wav\td.wav\n")
+    assert read_trials(path).utterances == ["a b.wav", "c.wav", "d.wav"]
+
+
 def test_audio_in_place_of_a_list(tmp_path):
     path = tmp_path / "trials.wav"
     path.write_bytes(b"RIFF\xff\xfe\x00\x01" * 100)

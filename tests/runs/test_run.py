@@ -75,6 +75,13 @@ def test_stages_share_a_folder_with_settings_of_their_own(tmp_path):
         Run(tmp_path, 2, {"lr": 3})
 
 
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (2, 0)])
+def test_an_adaptation_and_a_training_share_no_folder(tmp_path, first, second):
+    Run(tmp_path, first, {"a": 1}).step("start", lambda folder: {})
+    with pytest.raises(ValueError, match="holds a.* name another folder"):
+        Run(tmp_path, second, {"a": 1})
+
+
 def test_torn_line_swallows_neither_itself_nor_the_next(tmp_path):
     run = Run(tmp_path, 1, {})
     run.log(stage=1, phase="simclr", epoch=1)
