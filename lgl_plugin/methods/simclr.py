@@ -80,6 +80,10 @@ class SimCLR(Method):
         views = embeddings[0]
         if positive is None:
             positive = views[-1]
+        if clusters is None:
+            # An utterance that a batch holds twice, as where a pass over a
+            # small corpus ends, is no negative of itself.
+            clusters = rows.repeat(2)
         loss, accuracy = self.contrastive(views[0], positive, clusters)
         figures = {"accuracy": accuracy}
         if self.adversary is not None:

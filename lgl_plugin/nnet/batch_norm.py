@@ -28,8 +28,7 @@ def finite_statistics(model: torch.nn.Module) -> Iterator[None]:
     # torch.where decides on the device: an `if` would make the host wait.
     kept = torch.where(after.isfinite().all(), after, before)
     sizes = [len(statistic) for statistic in statistics]
-    for statistic, part in zip(statistics, kept.split(sizes)):
-        statistic.copy_(part)
+    torch._foreach_copy_(statistics, list(kept.split(sizes)))
 
 
 def share_statistics(model: torch.nn.Module) -> None:

@@ -13,6 +13,7 @@ from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
 from torch import Tensor
 from torch.nn.functional import cross_entropy, max_pool1d, normalize
 
+from lgl_plugin.clustering.vectors import exact_matmul
 from lgl_plugin.nnet.frame_codes import Maker
 
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -213,7 +214,9 @@ def contrastive_loss(
         targets = normalize(targets.float(), dim=-1)
         cosines = normalize(predicted.float(), dim=-1) @ targets.mT
         with torch.no_grad():
-            same = targets @ targets.mT > 1 - 1e-5
+            # Nor in TF32, which SpeechBrain allows on a GPU.
+            with exact_matmul():
+                same = targets @ targets.mT > 1 - 1e-5
             allowed = mask[:, None] & ~same
             allowed |= torch.eye(
                 mask.shape[1], dtype=torch.bool, device=mask.device

@@ -69,7 +69,7 @@ class MomentumCopy(nn.Module):
                     held.copy_(other)
         change = torch._foreach_sub(new, own)
         taken = (1 - momentum) * (1 - skipped)
-        torch._foreach_mul_(change, len(change) * [taken])
+        torch._foreach_mul_(change, taken)
         torch._foreach_add_(own, change)
 
 

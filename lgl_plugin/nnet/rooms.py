@@ -25,7 +25,8 @@ def impulse_responses(
     rooms = torch.zeros(len(files), n_samples, dtype=torch.float16)
     for room, path in zip(rooms, tqdm(files, desc="rooms", unit="file")):
         try:
-            wav = read_audio(path, 0.0, None, sample_rate)
+            # The mean of several microphones would be a comb filter.
+            wav = read_audio(path, 0.0, None, sample_rate, channel=0)
         except BadAudio as error:
             raise BadAudio(f"impulse response {path} {error}") from error
         peak = int(wav.abs().argmax())

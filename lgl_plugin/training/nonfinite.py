@@ -37,6 +37,8 @@ class NonFiniteGuard:
         if isinstance(optimizer, Adam | SGD) and optimizer.defaults.get(
             "fused"
         ):
+            if isinstance(optimizer, SGD):
+                begin_momentum(optimizer)
             optimizer.found_inf = skipped
             optimizer.step()
         elif not skipped:
@@ -86,3 +88,17 @@ class NonFiniteGuard:
             "--nonfinite_patience allows. None of them changed a parameter. "
             f"{advice}"
         )
+
+
+def begin_momentum(optimizer: SGD) -> None:
+    """Gives parameters with a gradient a momentum of zero, if they have none.
+
+    torch would allocate it without a value, and a first step that is skipped
+    leaves it so: the second would add whatever the memory held.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if parameter.grad is not None:
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)

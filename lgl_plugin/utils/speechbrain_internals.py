@@ -73,8 +73,14 @@ class HookedBrain(sb.Brain):
         """Runs, on every rank, before a checkpoint within an epoch is saved."""
 
     def save_in_epoch(self) -> None:
-        """Saves a checkpoint from which the epoch goes on."""
-        self._save_intra_epoch_ckpt()
+        """Saves a checkpoint from which the epoch goes on.
+
+        At the epoch's end, too, whose last gradient may be a part of a step's
+        and is thrown away.
+        """
+        self.save_is_due = False
+        self.before_save_in_epoch()
+        super()._save_intra_epoch_ckpt()
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         # SpeechBrain lets the processes ask each other at each step, for which
@@ -87,8 +93,7 @@ class HookedBrain(sb.Brain):
     def _save_intra_epoch_ckpt(self):
         self.save_is_due = self.accumulates
         if not self.save_is_due:
-            self.before_save_in_epoch()
-            super()._save_intra_epoch_ckpt()
+            self.save_in_epoch()
 
     def _wrap_distributed(self):
         if not self.distributed_launch or self.device_type != "cpu":

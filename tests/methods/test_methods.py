@@ -23,6 +23,7 @@ from lgl_plugin.methods.dino import DINO
 from lgl_plugin.methods.method import local_views
 from lgl_plugin.methods.moco import MoCo
 from lgl_plugin.methods.sdpn import SDPN
+from lgl_plugin.methods.simclr import SimCLR
 from lgl_plugin.methods.stage1 import clip_each
 from lgl_plugin.nnet.distillation import koleo
 from lgl_plugin.nnet.redundancy import spread_terms
@@ -193,6 +194,22 @@ def test_sdpns_prototypes_are_neither_clipped_nor_decayed(tmp_path):
     (parameter,) = group["params"]
     assert parameter is brain.method.prototypes.weight
     assert group["weight_decay"] == 0
+
+
+def test_an_utterance_twice_in_a_batch_is_no_negative_of_itself():
+    """As where a pass over a small corpus ends within the batch."""
+    method = SimCLR(None, 8, 10, adversarial_weight=0.0)
+    views = torch.stack([torch.eye(4, 8), torch.eye(4, 8)])
+    views[:, 1] = views[:, 0]
+    rows = torch.tensor([3, 3, 5, 6])
+    loss, _ = method([views], [], rows, 0.0)
+    # Two utterances less than where all four are others: 4 negatives, not 6.
+    twice = float(loss)
+    expected = math.log1p(4 * math.exp(-10))
+    alone = math.log1p(6 * math.exp(-10))
+    assert twice == pytest.approx((2 * expected + 2 * alone) / 4, rel=1e-3)
+    same, _ = method([views], [], torch.arange(4), 0.0)
+    assert float(same) > twice + 0.1
 
 
 def test_mocos_negatives_are_of_others():

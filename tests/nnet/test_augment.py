@@ -380,6 +380,15 @@ def test_impulse_responses_start_at_their_peak(rirs):
         assert room[[0, echo]].tolist() == [1.0, -0.5]
 
 
+def test_of_several_microphones_the_first_is_a_room(tmp_path):
+    """Their mean would have an echo for each."""
+    response = np.zeros((800, 2), np.float32)
+    response[0, 0] = response[100, 1] = 0.5
+    path = tmp_path / "array.wav"
+    soundfile.write(path, response, RATE)
+    assert impulse_responses([path], RATE)[0].nonzero()[:, 0].tolist() == [0]
+
+
 def test_of_many_responses_an_even_selection_is_kept(rirs, monkeypatch):
     monkeypatch.setattr("lgl_plugin.nnet.rooms.MOST", 4)
     (path, _) = sorted(rirs.rglob("*.wav"))

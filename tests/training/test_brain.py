@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 import time
 import types
 
@@ -212,6 +213,26 @@ def test_processes_ask_each_other_now_and_then(
         brain.update_average(torch.tensor(1.0), 0.0)
         brain._should_save_intra_epoch_ckpt(time.time(), brain.step)
     assert asked == sorted({*sums}) == steps
+    stop.deferred = False
+
+
+def test_a_stop_at_an_epochs_end_is_saved_whatever_was_accumulated(
+    gated, monkeypatch
+):
+    brain, saved = gated(), []
+    brain.grad_accumulation_factor = 3
+    brain.on_stage_start(sb.Stage.TRAIN, 1)
+    for brain.step in range(1, 6):
+        brain.update_average(torch.tensor(1.0), 0.0)
+    monkeypatch.setattr(
+        sb.Brain, "_save_intra_epoch_ckpt", lambda self: saved.append(self.step)
+    )
+    monkeypatch.setattr(stop, "should_stop", lambda _: True)
+    monkeypatch.setattr(stop, "leave", lambda: sys.exit(143))
+    assert brain.accumulates
+    with pytest.raises(SystemExit):
+        brain.on_stage_end(sb.Stage.TRAIN, 1.0, 1)
+    assert saved == [5]
     stop.deferred = False
 
 

@@ -68,6 +68,23 @@ def test_one_wrong_gradient_and_nothing_steps(stepped, value):
     assert not torch.equal(layer.weight, weight)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_first_step_that_is_skipped_leaves_no_momentum(name):
+    """torch's fused SGD would go on with memory that nobody has written."""
+    layer = torch.nn.Linear(300, 200)  # large enough for used memory
+    fresh = copy.deepcopy(layer)
+    guard, steps = NonFiniteGuard(1), {}
+    for module in layer, fresh:
+        steps[module] = OPTIMIZERS[name](module.parameters())
+    layer(torch.full((1, 300), math.nan)).sum().backward()
+    assert guard.step(steps[layer]) == 1
+    for _ in range(2):
+        for module, optimizer in steps.items():
+            module(torch.ones(1, 300)).sum().backward()
+            assert guard.step(optimizer) == 0
+    assert torch.equal(layer.weight, fresh.weight)
+
+
 def test_gradients_are_clipped():
     layer = torch.nn.Linear(3, 2, bias=False)
     before = layer.weight.detach().clone()
