@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import math
 import os
 import random
@@ -401,36 +402,82 @@ def read_crops(
     """Reads random disjoint crops of the utterance at `offset` in a file.
 
     Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
-    are in seconds. A silent crop is replaced by one around the first sound of
-    the utterance; `BadAudio` is raised if there is none.
+    are in seconds. A silent crop is replaced by one with sound, from the minute
+    that begins where it does, or the next minute that has any; past the end the
+    search goes on at the beginning. It overlaps no other crop where there is
+    sound elsewhere. `BadAudio` is raised if there is none at all.
     """
     n_samples = round(crop * sample_rate)
     spans = crop_spans(duration, crop, n_crops, rng)
     spans = [(offset + start, seconds) for start, seconds in spans]
-    source = sample_rate, place, channel
-    crops = read_spans(path, spans, *source)
-    for index, wav in enumerate(crops):
-        if is_silent(wav):
-            wav = _first_sound(path, offset, duration, *source)
-            # Around the sample of the largest magnitude.
-            start = int(wav.abs().argmax()) - n_samples // 2
-            start = max(0, min(start, len(wav) - n_samples))
-            crops[index] = wav[start : start + n_samples]
+    crops = read_spans(path, spans, sample_rate, place, channel)
+    if any(map(is_silent, crops)):
+        starts = [start for start, _ in spans]
+        whole = offset, duration, min(crop, duration)
+        source = sample_rate, place, channel
+        crops = _replace_silent(path, crops, starts, *whole, *source)
     return torch.stack([wrap(wav, n_samples) for wav in crops])
 
 
-def _first_sound(path, start, seconds, sample_rate, place, channel):
-    """Returns the first `SEARCH_SECONDS` of a span that are not silent."""
+@patient
+def _replace_silent(
+    path, crops, starts, offset, duration, size, sample_rate, place, channel
+):
+    """Returns crops with those replaced that are silent, see `read_crops`."""
+    taken = [at for at, wav in zip(starts, crops) if not is_silent(wav)]
+    end = offset + duration
+    replaced = []
     with open_audio(path, place) as audio:
-        end = min(start + seconds, audio.frames / audio.samplerate)
-        while True:
-            piece = min(SEARCH_SECONDS, end - start)
-            wav = _read_span(audio, start, piece, sample_rate, channel)
-            start += SEARCH_SECONDS
-            if start >= end:
+        for own, wav in zip(starts, crops):
+            if is_silent(wav):
+                sounds = itertools.chain(
+                    _sounds(audio, own, end, sample_rate, channel),
+                    _sounds(audio, offset, own, sample_rate, channel),
+                )
+                # Around any sample with sound, and inside the utterance.
+                places = (
+                    (times - size / 2).clamp(max=end - size).clamp(min=offset)
+                    for times in sounds
+                )
+                start = _draw_place(places, taken, size, own)
+                if start is not None:
+                    taken.append(start)
+                    wav = _read_span(audio, start, size, sample_rate, channel)
                 check_sound(wav)
-            if not is_silent(wav):
-                return wav
+            replaced.append(wav)
+    return replaced
+
+
+def _draw_place(stretches, taken, size, seed):
+    """Draws a start from the first stretch with one away from those taken.
+
+    If there is none, it may overlap them; None if no stretch has any.
+    """
+    # Not by the caller's generator: other utterances' crops are drawn from it,
+    # and must not depend on this one's silence.
+    rng = random.Random(seed)
+    other = None
+    for starts in stretches:
+        away = torch.ones_like(starts, dtype=torch.bool)
+        for start in taken:
+            away &= (starts - start).abs() >= size
+        if away.any():
+            return rng.choice(starts[away]).item()
+        if other is None:
+            other = rng.choice(starts).item()
+    return other
+
+
+def _sounds(audio, start, end, sample_rate, channel):
+    """Yields times (s) of samples with sound, for each minute that has some."""
+    end = min(end, audio.frames / audio.samplerate)
+    while (end - start) * audio.samplerate >= 1:
+        piece = min(SEARCH_SECONDS, end - start)
+        wav = _read_span(audio, start, piece, sample_rate, channel)
+        (loud,) = torch.where(wav.abs() > SILENCE)
+        if len(loud):
+            yield start + loud.double() / sample_rate
+        start += SEARCH_SECONDS
 
 
 def wrap(wav: torch.Tensor, n_samples: int) -> torch.Tensor:

@@ -338,6 +338,69 @@ def test_a_silent_crop_gives_way_to_sound(tmp_path):
         assert crops.any(dim=1).all()
 
 
+@pytest.fixture
+def bursts(tmp_path):
+    """20 s, silent but for half a second every four; samples tell their time.
+
+    In seconds over 100; the first burst begins at 2 s.
+    """
+    times = np.arange(320000) / 16000
+    samples = np.where((times % 4 >= 2) & (times % 4 < 2.5), times / 100, 0.0)
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    return tmp_path / "a.wav"
+
+
+def times_of(crop):
+    """The seconds of a file of bursts that a crop holds, as a set."""
+    return {round(1600000 * sample) for sample in crop.tolist() if sample}
+
+
+def test_crops_of_a_mostly_silent_utterance_are_many(bursts):
+    places = set()
+    for seed in range(20):
+        rng, other = random.Random(seed), random.Random(seed)
+        one, two = crops = read_crops(bursts, 0.0, 20.0, 0.4, 2, rng=rng)
+        assert times_of(one) and times_of(two)
+        assert not times_of(one) & times_of(two)
+        places |= {min(times_of(one)), min(times_of(two))}
+        assert torch.equal(
+            crops, read_crops(bursts, 0.0, 20.0, 0.4, 2, rng=other)
+        )
+        # The crops of other utterances do not depend on this one's silence.
+        other.seed(seed)
+        crop_spans(20.0, 0.4, 2, other)
+        assert rng.random() == other.random()
+    assert len(places) > 20
+
+
+def test_sound_is_searched_from_the_silent_crop_on(bursts, monkeypatch):
+    monkeypatch.setattr(audio, "SEARCH_SECONDS", 0.6)
+    found = []
+    for place in (1.0, 7.0, 19.0):  # the last goes on at the beginning
+        spans = [(place, 0.4)]
+        monkeypatch.setattr(audio, "crop_spans", lambda *_, s=spans: s)
+        found.append(100 * read_crops(bursts, 0.0, 20.0, 0.4).max())
+    np.testing.assert_allclose(found, [2.25, 10.25, 2.25], atol=0.26)
+
+
+def test_a_replaced_crop_overlaps_none_where_there_is_sound_elsewhere(
+    bursts, monkeypatch
+):
+    monkeypatch.setattr(audio, "SEARCH_SECONDS", 0.6)
+    spans = [(0.0, 0.5), (2.0, 0.5), (1.0, 0.5)]
+    monkeypatch.setattr(audio, "crop_spans", lambda *_: spans)
+    one, given, two = map(times_of, read_crops(bursts, 0.0, 20.0, 0.5, 3))
+    assert one and given and two
+    assert not (one & given or one & two or given & two)
+
+
+def test_the_only_sound_is_in_all_crops(bursts, monkeypatch):
+    spans = [(0.0, 0.5), (1.0, 0.5)]
+    monkeypatch.setattr(audio, "crop_spans", lambda *_: spans)
+    for crop in read_crops(bursts, 0.0, 2.1, 0.5, 2):
+        assert times_of(crop) == {*range(32000, 33600)}
+
+
 def test_sound_is_searched_in_stretches(tmp_path, monkeypatch):
     """Hours of silence are never held at once."""
     samples = np.zeros(64000)
