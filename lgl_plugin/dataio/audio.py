@@ -480,6 +480,46 @@ def _sounds(audio, start, end, sample_rate, channel):
         start += SEARCH_SECONDS
 
 
+def read_beginning(
+    path: str | os.PathLike,
+    offset: float,
+    duration: float,
+    limit: float,
+    sample_rate: int = 16000,
+    place: Sequence[int] | None = None,
+    channel: int | None = None,
+) -> torch.Tensor:
+    """Reads the first `limit` seconds of the utterance at `offset` in a file.
+
+    Where these are silent, they are those from the first sound on; `BadAudio`
+    is raised if there is none. Otherwise as `read_audio`.
+    """
+    source = sample_rate, place, channel
+    wav = read_audio(path, offset, min(duration, limit), *source)
+    if is_silent(wav) and duration > limit:
+        wav = _read_from_sound(path, wav, offset, duration, limit, *source)
+    check_sound(wav)
+    return wav
+
+
+@patient
+def _read_from_sound(
+    path, wav, offset, duration, limit, sample_rate, place, channel
+):
+    """Reads `limit` seconds from the first sound behind the first `limit`.
+
+    Returns `wav`, which is silent, if there is none.
+    """
+    end = offset + duration
+    with open_audio(path, place) as audio:
+        sounds = _sounds(audio, offset + limit, end, sample_rate, channel)
+        for times in sounds:
+            start = times[0].item()
+            piece = min(limit, end - start)
+            return _read_span(audio, start, piece, sample_rate, channel)
+    return wav
+
+
 def wrap(wav: torch.Tensor, n_samples: int) -> torch.Tensor:
     """Repeats a waveform (time,) end to end, and cuts it at `n_samples`."""
     if len(wav) < n_samples:

@@ -10,7 +10,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.audio import BadAudio, check_sound, read_audio
+from lgl_plugin.dataio.audio import BadAudio, read_beginning
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH
 from lgl_plugin.dataio.manifest import Manifest, Strings
@@ -45,8 +45,9 @@ class Extractor:
 
     In float32 an utterance's embedding does not depend on its batch, as
     `Encoder` promises. A longer one than 60 s (`MAX_SECONDS`) is embedded by
-    its beginning. Under torch.distributed each rank embeds its share; all
-    ranks call, and all get the whole.
+    its beginning; where that is silent, by the 60 s from its first sound on.
+    Under torch.distributed each rank embeds its share; all ranks call, and all
+    get the whole.
 
     Arguments
     ---------
@@ -409,15 +410,15 @@ class _Waveforms(torch.utils.data.Dataset):
     def _read(self, position):
         """A waveform that can be embedded."""
         item = self.manifest[self.rows[position]]
-        wav = read_audio(
+        wav = read_beginning(
             item["wav"],
             item["offset"],
+            item["duration"],
             self.seconds[position],
             self.rate,
             item["place"],
             item["channel"],
         )
-        check_sound(wav)
         if len(wav) < self.shortest:
             raise BadAudio(
                 f"lasts {len(wav)} samples, but the embedding model needs "

@@ -4,12 +4,13 @@ A trial's score is the cosine of both recordings' embeddings; it is attributed
 to the second one, see `lgl_plugin.inference.attribution`.
 """
 
+import math
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from lgl_plugin.dataio.audio import BadAudio, check_sound, read_audio
+from lgl_plugin.dataio.audio import BadAudio, read_beginning
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.inference.attribution import PATHS, Explainer
 from lgl_plugin.inference.extractor import MAX_SECONDS, load_extractor
@@ -121,8 +122,7 @@ def draw(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
 def _read(path, rate, shortest):
     """Reads a recording, as far as it is embedded."""
     try:
-        wav = read_audio(path, 0.0, MAX_SECONDS, rate)
-        check_sound(wav)
+        wav = read_beginning(path, 0.0, math.inf, MAX_SECONDS, rate)
     except BadAudio as error:
         raise ValueError(f"{path} {error}") from error
     if len(wav) < shortest:

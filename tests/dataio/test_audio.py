@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 import random
 
@@ -399,6 +400,20 @@ def test_the_only_sound_is_in_all_crops(bursts, monkeypatch):
     monkeypatch.setattr(audio, "crop_spans", lambda *_: spans)
     for crop in read_crops(bursts, 0.0, 2.1, 0.5, 2):
         assert times_of(crop) == {*range(32000, 33600)}
+
+
+def test_a_silent_beginning_is_not_read(bursts):
+    for offset, duration, expected in (
+        (2.0, 9.0, (2.0, 3.0)),  # has sound
+        (3.0, 9.0, (6.0, 7.0)),
+        (3.0, 3.2, (6.0, 6.2)),  # as far as the utterance goes
+        (3.0, math.inf, (6.0, 7.0)),
+    ):
+        wav = audio.read_beginning(bursts, offset, duration, 1.0)
+        start, end = expected
+        assert torch.equal(wav, read_audio(bursts, start, end - start))
+    with pytest.raises(BadAudio, match="silent: no sample"):
+        audio.read_beginning(bursts, 2.6, 3.4, 1.0)
 
 
 def test_sound_is_searched_in_stretches(tmp_path, monkeypatch):

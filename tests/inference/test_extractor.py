@@ -17,7 +17,7 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
-from lgl_plugin.dataio.audio import BadAudio, read_audio
+from lgl_plugin.dataio.audio import BadAudio, read_beginning
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference import extractor
@@ -204,11 +204,11 @@ def test_long_utterances_are_read_up_to_a_limit(speech, encoder, monkeypatch):
     read = []
 
     def spy(*arguments):
-        wav = read_audio(*arguments)
+        wav = read_beginning(*arguments)
         read.append(len(wav))
         return wav
 
-    monkeypatch.setattr(extractor, "read_audio", spy)
+    monkeypatch.setattr(extractor, "read_beginning", spy)
     monkeypatch.setattr(extractor, "MAX_SECONDS", 1.0)
     cut, _ = Extractor(encoder)(speech, [4])
     item = speech[4]
@@ -216,6 +216,29 @@ def test_long_utterances_are_read_up_to_a_limit(speech, encoder, monkeypatch):
     expected, _ = Extractor(encoder)(short, [0])
     np.testing.assert_array_equal(cut.vectors, expected.vectors)
     assert read == [RATE, RATE]
+
+
+def test_a_silent_beginning_is_passed_over(
+    speech, encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(extractor, "MAX_SECONDS", 1.0)
+    wav, _ = soundfile.read(speech[4]["wav"], dtype="float32")
+    wav[0] = 0.1
+    path = str(tmp_path / "late.wav")
+    padded = np.concatenate([np.zeros(5 * RATE // 2), wav])
+    soundfile.write(path, padded, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "now.wav", wav, RATE, subtype="FLOAT")
+    whole = 2.5 + len(wav) / RATE
+    rows = [
+        ("late", path, 0.0, whole, ""),
+        ("silent", path, 0.0, 2.4, ""),
+        ("now", str(tmp_path / "now.wav"), 0.0, len(wav) / RATE, ""),
+    ]
+    found, bad = Extractor(encoder)(Manifest.of(rows), [0, 1, 2])
+    assert list(found.utterances) == ["late", "now"]
+    np.testing.assert_array_equal(*found.vectors)
+    ((name, reason),) = bad
+    assert name == "silent" and reason.startswith("is silent: no sample")
 
 
 @pytest.mark.parametrize("batch_seconds", [0.1, 100.0])
