@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--decode",
         action="store_true",
-        help="write wav of 16 bits, which is read many times faster than ogg "
-        "and mp3",
+        help="write wav of 16 bits (32 where floats exceed full scale), which "
+        "is read many times faster than ogg and mp3",
     )
     add(
         "--allow_outside_data_folder",

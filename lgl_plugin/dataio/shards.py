@@ -81,9 +81,11 @@ def write_shards(
     file that is one utterance is copied byte for byte. An utterance that is a
     part of a longer file is cut out, decoded and kept with the same samples: as
     flac if they have up to 24 bits, as 32-bit floating-point wav if they have
-    more or come from mp3 or ogg. `decode` writes 16-bit wav only: far
-    more room than mp3, but no decoding in training. Samples beyond full scale
-    are clipped, further bits cut off.
+    more or come from mp3 or ogg. `decode` writes 16-bit wav: far more room than
+    mp3, but no decoding in training. Further bits are cut off, and what mp3 or
+    ogg decode to beyond full scale is clipped. A file of floats beyond full
+    scale, such as integers written as floats, becomes 32-bit floating-point
+    wav.
 
     The folder gets `shard-000000.tar` and so on, `bad_files.txt`, `shards.json`
     (the settings) and, last, `manifest.csv`: the rows of `manifest` without
@@ -320,7 +322,8 @@ def _read_utterance(decode, wav, offset, duration, **_):
         audio.seek(first)
         kind, subtype = PART_FORMATS.get(audio.subtype, ("wav", "FLOAT"))
         if decode:
-            kind, subtype = "wav", "PCM_16"
+            loud = _exceeds_full_scale(audio, n_frames)
+            kind, subtype = "wav", "FLOAT" if loud else "PCM_16"
             # Decoded from the beginning, an mp3 that is cut short goes on with
             # samples of before.
             end = min(first + n_frames, audio.frames) / rate
@@ -334,6 +337,19 @@ def _read_utterance(decode, wav, offset, duration, **_):
                 part.write(block)
                 n_written += len(block)
     return kind, content.getvalue(), n_written
+
+
+def _exceeds_full_scale(audio, n_frames):
+    """Tells whether 16 bits would clip the next samples of an open file."""
+    # Lossy codings overshoot by a little, which is not worth twice the room
+    # and a second decoding.
+    if audio.subtype not in ("FLOAT", "DOUBLE"):
+        return False
+    first = audio.tell()
+    blocks = audio.blocks(BLOCK // audio.channels, frames=n_frames)
+    loud = any(not np.abs(block).max() <= 1 for block in blocks)  # or NaN
+    audio.seek(first)
+    return loud
 
 
 def _member_key(name):

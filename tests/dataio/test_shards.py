@@ -208,6 +208,35 @@ def test_decoded_shards_are_wav_of_16_bits(tmp_path):
     assert record["bytes"] == pytest.approx(2 * n_samples * 3 * (1 + 2))
 
 
+def test_floats_beyond_full_scale_are_not_clipped_when_decoded(tmp_path):
+    """Some programs write the integers of 16 or 32 bits as floats."""
+    lines = []
+    for name, peak in (("in.wav", 0.9), ("over.wav", 1.5), ("int.wav", 3e4)):
+        samples = peak * np.sin(np.arange(16000) / 9)
+        samples[8000:] *= 0.5 / peak
+        soundfile.write(tmp_path / name, samples, 16000, subtype="FLOAT")
+        lines.append(row(name, name, 0, 16000))
+        lines.append(row(f"{name} loud", name, 2000, 6000))
+        lines.append(row(f"{name} quiet", name, 9000, 16000))
+    make_manifest(tmp_path, lines)
+    made = write(tmp_path, decode=True)
+    expected = read_all(tmp_path / "in.csv", tmp_path)
+    found = read_all(made, made.parent)
+    assert list(found) == list(expected)
+    kinds = {
+        name: soundfile.info(io.BytesIO(content)).subtype
+        for _, name, content in members(made.parent)
+    }
+    floats = {name for name, kind in kinds.items() if kind == "FLOAT"}
+    assert len(kinds) == 9 and len(floats) == 4
+    for name, (rate, samples) in expected.items():
+        assert found[name][0] == rate
+        if "in." in name or "quiet" in name:
+            np.testing.assert_allclose(found[name][1], samples, atol=2**-14)
+        else:
+            np.testing.assert_array_equal(found[name][1], samples)
+
+
 def test_a_damaged_record_is_named(tmp_path):
     make_corpus(tmp_path, 4)
     (write(tmp_path).parent / "shards.json").write_text('{"settings": {')
