@@ -128,6 +128,11 @@ def check_audio(
         f"Durations  {middle:.1f} s in the middle, 5 % under {low:.1f} s, 5 % "
         f"over {high:.1f} s"
     )
+    if narrow := made.get("narrow"):  # a manifest of one's own has no rates
+        print(
+            f"Rates      {narrow:,} files below {settings.sample_rate} Hz, the "
+            f"lowest {made['lowest_rate']} Hz"
+        )
     if made["bad"] or made["short"]:
         lines = (folder / "bad_files.txt").read_text("utf-8").splitlines()
         print(

@@ -118,9 +118,10 @@ def prepare_manifest(
     dict
         The content of `<manifest>.json`: settings; the numbers of files
         found, kept, excluded (test speakers), bad and short; hours; folders
-        (first-level ones with a kept file); passed_over (numbers of "hidden"
-        files and folders, and of other files by extension); manifest_bytes
-        and manifest_sha256.
+        (first-level ones with a kept file); narrow (kept files of a lower rate
+        than `sample_rate`); lowest_rate, in Hz; passed_over (numbers of
+        "hidden" files and folders, and of other files by extension);
+        manifest_bytes and manifest_sha256.
 
     Raises
     ------
@@ -303,6 +304,8 @@ def _scan(settings, manifest, tested, num_workers, accept):
             **{key: counts[key] for key in COUNTS},
             "hours": round(counts["seconds"] / 3600, 3),
             "folders": counts["folders"],
+            "narrow": counts["narrow"],
+            "lowest_rate": counts["lowest rate"],
             "passed_over": dict(passed_over),
         }
         _check_counts(made, bad_files)
@@ -351,6 +354,8 @@ def _write_rows(headers, settings, prefix, out, bad, counts):
         counts["seconds"] += seconds
         other_rate = rate != settings["sample_rate"]
         counts["other rate"] += other_rate
+        counts["narrow"] += rate < settings["sample_rate"]
+        counts["lowest rate"] = min(rate, counts["lowest rate"] or rate)
         counts["more channels"] += channels > 1
         counts["converted"] += other_rate or channels > 1
         # Sorted by path, a folder's files come one after another.
@@ -451,7 +456,16 @@ def _log_notices(made, counts, manifest, bad_files):
         mix = "mean" if channel is None else f"channel {channel}"
         logger.warning(
             f"{counts['converted']} files are not {settings['sample_rate']} Hz "
-            f"mono ({counts['other rate']} of another rate, "
-            f"{counts['more channels']} of more channels, whose {mix} is "
-            "taken); they are converted when read."
+            f"mono ({counts['other rate']} of another rate, {made['narrow']} "
+            f"of them of a lower one, {counts['more channels']} of more "
+            f"channels, whose {mix} is taken); they are converted when read."
+        )
+    if 0.01 <= made["narrow"] / made["kept"] <= 0.99:
+        logger.warning(
+            f"{made['narrow']} of {made['kept']} files are below "
+            f"{settings['sample_rate']} Hz and have nothing above half of "
+            "their own rate, so that clusters may follow the telephone line or "
+            "the recorder rather than the speaker. To train on them, set "
+            f"--sample_rate={made['lowest_rate']}, their lowest, and "
+            "--log_mel_share=0 in Stage II."
         )

@@ -124,6 +124,16 @@ def test_the_channel_is_that_of_training(folder, opened, capsys):
     assert "--channel=0" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_files_of_a_lower_rate_are_counted(folder, opened, capsys):
+    wav, rate = soundfile.read(folder / "bob" / "0.wav")
+    soundfile.write(folder / "bob" / "0.wav", wav, rate // 2)
+    main(["check", str(folder), *TINY])
+    printed = capsys.readouterr().out
+    assert f"\nRates      1 files below {rate} Hz, the lowest 8000" in printed
+    main(["check", str(folder), *TINY, "--sample_rate=8000"])
+    assert "\nRates" not in capsys.readouterr().out
+
+
 def test_the_folder_of_the_run_stays_as_it_is(audio, opened, tmp_path, capsys):
     word = f"--output_folder={tmp_path / 'run'}"
     main(["check", str(audio), *TINY, word])

@@ -683,8 +683,20 @@ def test_notice_of_files_that_are_converted(tmp_path, logs):
     put(tmp_path / "wav/c.wav", rate=44100, channels=2)
     put(tmp_path / "wav/d.wav", channels=2)
     scan(tmp_path)
-    notice = "3 files are not 16000 Hz mono (2 of another rate, 2 of more"
+    notice = "3 files are not 16000 Hz mono (2 of another rate, 1 of them"
     assert logs.text.count(notice) == 1
+    assert "a lower one, 2 of more channels, whose mean" in logs.text
+
+
+@pytest.mark.parametrize("narrow, warned", [(0, 0), (1, 1), (3, 1), (4, 0)])
+def test_warning_of_several_bandwidths(tmp_path, logs, narrow, warned):
+    for n in range(4):
+        put(tmp_path / f"wav/{n}.wav", rate=8000 if n < narrow else 44100)
+    made = scan(tmp_path)
+    assert made["narrow"] == narrow
+    assert made["lowest_rate"] == (8000 if narrow else 44100)
+    assert logs.text.count(f"{narrow} of 4 files are below 16000 Hz") == warned
+    assert logs.text.count("--sample_rate=8000, their lowest") == warned
 
 
 def test_train_folder_missing(tmp_path):
