@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -21,12 +20,11 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.given import read_given
-from lgl_plugin.dataio.manifest import load_manifest
-from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.folder import list_folder
 from lgl_plugin.inference.model_card import adapted_card
 from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
 from lgl_plugin.inference.split import kept_out
@@ -93,19 +91,14 @@ class Ladder:
         files = encoder_files(encoder)
         made_from = {name: checksum(path) for name, path in files.items()}
         self._check_begun(made_from, f"another encoder than {encoder}")
-        prepare_manifest(
+        other = f"other audio than {audio} has now"
+        self.manifest, version = list_folder(
             audio,
             listed,
-            speaker_folder=False,
-            max_bad_share=1.0,
-            list_again=True,
-            sample_rate=self.extract.sample_rate,
-            accept=lambda found: self._check_begun(
-                {listed.name: found}, f"other audio than {audio} has now"
-            ),
+            self.extract.sample_rate,
+            lambda found: self._check_begun({listed.name: found}, other),
         )
-        self.manifest = load_manifest(listed, os.path.abspath(audio))
-        made_from[listed.name] = checksum(listed)
+        made_from[listed.name] = version[listed.name]
         number, self.given = len(self.manifest), None
         order, n_known = np.random.default_rng(0).permutation(number), 0
         if labels is not None:

@@ -113,22 +113,10 @@ def embed_folder(
                 "folder, or delete that one"
             )
 
-    # Files that cannot be read are counted and named; no limit ends the work.
-    prepare_manifest(
-        audio,
-        listed,
-        speaker_folder=False,
-        max_bad_share=1.0,
-        list_again=True,
-        sample_rate=extract.sample_rate,
-        accept=accept,
-    )
-    manifest = load_manifest(listed, os.path.abspath(audio))
+    manifest, version = list_folder(audio, listed, extract.sample_rate, accept)
     if check is not None:
         check(manifest)
-    made_from["manifest.csv"] = checksum(listed)
-    # A file that is written anew may have other audio of the same length.
-    made_from["times"] = _times(manifest)
+    made_from.update(version)
     if before == made_from:
         logger.info("%s: all is embedded already", folder)
         return manifest, Embeddings.load(folder)
@@ -146,6 +134,33 @@ def embed_folder(
     write_csv(folder / "utterances.csv", itertools.chain([header], rows))
     write_json(folder / RECORD, made_from)  # last: all before it is whole
     return manifest, found
+
+
+def list_folder(
+    audio: str | pathlib.Path,
+    listed: pathlib.Path,
+    sample_rate: int,
+    accept: Callable[[str], None],
+) -> tuple[Manifest, dict[str, str]]:
+    """Lists a folder's audio in a csv, anew if files came, went or changed.
+
+    Files that cannot be read are counted and named; no limit ends the work.
+    `accept` is as of `prepare_manifest`. Returns the manifest, and checksums
+    by which a later call tells whether the audio is the same: of the csv, and
+    of the files' times, since a file that is written anew may have other audio
+    of the same length.
+    """
+    prepare_manifest(
+        audio,
+        listed,
+        speaker_folder=False,
+        max_bad_share=1.0,
+        list_again=True,
+        sample_rate=sample_rate,
+        accept=accept,
+    )
+    manifest = load_manifest(listed, os.path.abspath(audio))
+    return manifest, {listed.name: checksum(listed), "times": _times(manifest)}
 
 
 def refuse_foreign(
