@@ -98,7 +98,11 @@ class Ladder:
             self.extract.sample_rate,
             lambda found: self._check_begun({listed.name: found}, other),
         )
-        made_from[listed.name] = version[listed.name]
+        self.times = version["times"]
+        self._check_begun(
+            {"times": self.times}, f"{other}, by the files' times"
+        )
+        made_from.update(version)
         number, self.given = len(self.manifest), None
         order, n_known = np.random.default_rng(0).permutation(number), 0
         if labels is not None:
@@ -182,8 +186,13 @@ class Ladder:
     def _embed(self, extract, folder):
         """Embeds pseudo-trials, and the recordings to fit on, into a folder."""
         parts = self._pseudo_trials(extract, folder)
-        found, _ = extract(self.manifest, self.fitted[:FITTED], folder)
+        found = self._read(extract, self.fitted[:FITTED], folder)
         return parts, found.vectors
+
+    def _read(self, extract, rows, folder):
+        """Embeds those of some recordings that can be read, into a folder."""
+        found, _ = extract(self.manifest, rows, folder, version=self.times)
+        return found
 
     def _pseudo_trials(self, extract, folder):
         """Embeds the recordings that the verdict is passed on."""
@@ -243,7 +252,7 @@ class Ladder:
             known = Embeddings.load(self.folder / "start")
             rows = self.manifest.rows(known.utterances)
             rest = np.setdiff1d(np.arange(len(self.manifest)), rows)
-            found, _ = self.extract(self.manifest, rest, folder)
+            found = self._read(self.extract, rest, folder)
             rest = self.manifest.rows(found.utterances)
             rows = np.concatenate([rows, rest])
             vectors = np.concatenate([known.vectors, found.vectors])

@@ -119,6 +119,7 @@ class Extractor:
         rows: np.ndarray,
         folder: str | pathlib.Path | None = None,
         bad_files: BadFiles | None = None,
+        version: str = "",
     ) -> tuple[Embeddings, list[tuple[str, str]]]:
         """Embeds utterances.
 
@@ -134,6 +135,9 @@ class Extractor:
         bad_files : BadFiles, optional
             Gets what cannot be embedded at once. Above its limit extraction
             ends, and goes on from there at the next call.
+        version : str, optional
+            Of the audio, such as a checksum of the files' times. What an
+            interrupted call left in the folder counts for the same one only.
 
         Returns
         -------
@@ -151,7 +155,9 @@ class Extractor:
         """
         rows = np.asarray(rows, np.int64)
         with explain_full_disk(folder or ""):
-            share = self._embed_share(manifest, rows, folder, bad_files)
+            share = self._embed_share(
+                manifest, rows, folder, bad_files, version
+            )
             shares = gather(
                 (share.positions(), share.dim, share.close(), share.bad)
             )
@@ -194,7 +200,7 @@ class Extractor:
             )
         return found.vectors
 
-    def _embed_share(self, manifest, rows, folder, bad_files):
+    def _embed_share(self, manifest, rows, folder, bad_files, version):
         """Embeds the batches of this rank."""
         seconds = np.minimum(manifest.durations[rows], MAX_SECONDS)
         order, ends = self._batches(seconds)
@@ -203,7 +209,7 @@ class Extractor:
         # Other audio of the same durations would pass for the stored one.
         audio = (
             *(manifest.ids.block, manifest.wavs.block, manifest.offsets),
-            *(manifest.channels, manifest.places),
+            *(manifest.channels, manifest.places, version),
         )
         key = fingerprint(*parts, *audio) if folder else ""
         shortest = getattr(self.encoder, "min_samples", 1)

@@ -122,16 +122,17 @@ def embed_folder(
         return manifest, Embeddings.load(folder)
     # A crash must not leave vectors of one encoder under another's record.
     (folder / RECORD).unlink(missing_ok=True)
+    rows, times = np.arange(len(manifest)), version["times"]
     with stop.on_signals():
-        found, bad = extract(manifest, np.arange(len(manifest)), folder)
+        found, bad = extract(manifest, rows, folder, version=times)
     BadFiles(folder / "bad_files.txt", limit=sys.maxsize).add(bad)
     durations = manifest.durations[manifest.rows(found.utterances)]
-    rows = (
+    lines = (
         [row, name, round(float(seconds), 3)]
         for row, (name, seconds) in enumerate(zip(found.utterances, durations))
     )
     header = ["row", "ID", "seconds"]
-    write_csv(folder / "utterances.csv", itertools.chain([header], rows))
+    write_csv(folder / "utterances.csv", itertools.chain([header], lines))
     write_json(folder / RECORD, made_from)  # last: all before it is whole
     return manifest, found
 

@@ -226,6 +226,17 @@ def test_audio_that_came_is_refused(ecapa, calls, tmp_path):
         Ladder(ecapa, mine, run, "cpu")
 
 
+def test_audio_that_was_replaced_is_refused(ecapa, calls, tmp_path):
+    """Of the same length, so that the listing is as before."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    shutil.copytree(calls, mine)
+    Ladder(ecapa, mine, run, "cpu")
+    wav, rate = soundfile.read(mine / "0.wav", dtype="int16")
+    soundfile.write(mine / "0.wav", wav[::-1], rate)
+    with pytest.raises(ValueError, match="has now, by the files' times"):
+        Ladder(ecapa, mine, run, "cpu")
+
+
 def test_nothing_is_fitted_on_what_is_judged(ecapa, calls, tmp_path):
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     assert len(ladder.manifest) == 40 and len(ladder.judged) == 20

@@ -115,6 +115,38 @@ def test_audio_that_was_replaced_is_embedded_again(encoder, audio, tmp_path):
     assert differ.tolist() == [True] + 15 * [False]
 
 
+def test_what_was_replaced_after_an_interruption_is_embedded_again(
+    encoder, audio, tmp_path, monkeypatch
+):
+    """Of the same length: vectors that were kept are of the old audio."""
+    mine, out = tmp_path / "audio", tmp_path / "out"
+    shutil.copytree(audio, mine)
+    bad, changed = mine / "dan" / "0.wav", mine / "ann" / "0.wav"
+    good = bad.read_bytes()
+    soundfile.write(bad, np.zeros(len(soundfile.read(bad)[0])), 16000)
+    embed(encoder, mine, tmp_path / "before")
+
+    def interrupted(self, *parts):
+        embed_share(self, *parts).save()
+        raise KeyboardInterrupt
+
+    embed_share = Extractor._embed_share
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Extractor, "_embed_share", interrupted)
+        embed(encoder, mine, out)
+    bad.write_bytes(good)
+    wav, rate = soundfile.read(changed, dtype="int16")
+    soundfile.write(changed, wav[::-1], rate)
+    embed(encoder, mine, out)
+    embed(encoder, mine, tmp_path / "whole")
+    found, whole, before = (
+        Embeddings.load(tmp_path / name) for name in ("out", "whole", "before")
+    )
+    assert len(found.utterances) == 16 == len(before.utterances) + 1
+    np.testing.assert_array_equal(found.vectors, whole.vectors)
+    assert (found.vectors[0] != before.vectors[0]).any()
+
+
 @pytest.mark.parametrize("name", ["vectors.npy", "manifest.csv"])
 def test_files_of_others_are_not_replaced(
     encoder, audio, tmp_path, capsys, name
