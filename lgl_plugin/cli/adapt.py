@@ -106,7 +106,7 @@ def run(
         )
     ladder.try_backends()
     if train:
-        work = functools.partial(train_network, given=given, labels=labels)
+        work = functools.partial(train_network, given=given)
         ladder.try_training(work, changed)
     exported = folder / "export" / "adapted"
     if ladder.kept:
@@ -138,9 +138,7 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     return changes(*map(plain_settings, texts))
 
 
-def train_network(
-    ladder: Ladder, given: list[str], labels: str | None
-) -> pathlib.Path:
+def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     """Trains a ladder's network by a round of Stage II, on rows to train on."""
     from lgl_plugin.nnet.batch_norm import batch_norms
     from lgl_plugin.runs.arguments import parse_arguments
@@ -150,7 +148,8 @@ def train_network(
 
     folder = ladder.training
     listed = ladder.folder / "trained.csv"
-    ladder.list_trained(listed)
+    labels = ladder.folder / "trained_labels.csv"
+    ladder.list_trained(listed, labels)
     audio = ladder.audio.absolute()
     own = {
         "data_folder": audio,
@@ -169,7 +168,7 @@ def train_network(
         own["embedding_size"] = ladder.parts.first.shape[-1]
     if not batch_norms(ladder.extract.encoder.network):
         own["freeze_batch_statistics"] = False
-    if labels:
+    if ladder.given is not None:
         own["labels_file"] = labels
     named = {key_of(option) for option in given}
     own = {key: value for key, value in own.items() if key not in named}

@@ -13,13 +13,16 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import itertools
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.given import read_given
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.given import COLUMNS, read_given
 from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import InferenceModel
@@ -50,6 +53,7 @@ from lgl_plugin.utils.files import (
     save_arrays,
 )
 from lgl_plugin.utils.signals import stop
+from lgl_plugin.utils.tables import write_csv
 
 logger = get_logger(__name__)
 
@@ -190,8 +194,12 @@ class Ladder:
         return parts, found.vectors
 
     def _read(self, extract, rows, folder):
-        """Embeds those of some recordings that can be read, into a folder."""
-        found, _ = extract(self.manifest, rows, folder, version=self.times)
+        """Embeds those of some recordings that can be read, into a folder.
+
+        The others are named in bad_files.txt.
+        """
+        found, bad = extract(self.manifest, rows, folder, version=self.times)
+        BadFiles(self.folder / "bad_files.txt", limit=sys.maxsize).add(bad)
         return found
 
     def _pseudo_trials(self, extract, folder):
@@ -258,7 +266,7 @@ class Ladder:
             vectors = np.concatenate([known.vectors, found.vectors])
             labelled = np.zeros(len(rows), bool)
             if self.given is not None:
-                labelled = self.given.by_row[rows] >= 0
+                labelled = self.given.of(rows) >= 0
             out = rows[kept_out(vectors, labelled, device=self.device)]
             if len(out) < FEWEST:
                 raise ValueError(
@@ -269,7 +277,9 @@ class Ladder:
                 )
             self.judged = np.random.default_rng(0).permutation(out)[:JUDGED]
             self._pseudo_trials(self.extract, folder)
-            save_arrays(folder / ROWS, kept_out=out, judged=self.judged)
+            # Without what cannot be read: training ends at 2 % of such files.
+            split = {"kept_out": out, "trained": np.setdiff1d(rows, out)}
+            save_arrays(folder / ROWS, judged=self.judged, **split)
             return {"kept_out": len(out)}
 
         self._step(SPLIT, work)
@@ -277,7 +287,7 @@ class Ladder:
         order = np.random.default_rng(0).permutation(len(self.manifest))
         self.judged = rows["judged"]
         self.fitted = order[~np.isin(order, self.judged)]
-        self.trained = order[~np.isin(order, rows["kept_out"])]
+        self.trained = rows["trained"]
         parts = load_arrays(self.folder / SPLIT / PSEUDO_TRIALS)
         self.best = self.parts = Parts(**parts)
         if self.backend is not None:
@@ -354,8 +364,11 @@ class Ladder:
         model.save(folder, card, threshold)
         return threshold
 
-    def list_trained(self, path: pathlib.Path) -> None:
-        """Writes the manifest of the recordings to train on, and no other."""
+    def list_trained(self, path: pathlib.Path, labels: pathlib.Path) -> None:
+        """Writes the manifest of the recordings to train on, and no other.
+
+        `labels` gets the labels that are given of these, if there are any.
+        """
         names = {self.manifest.ids[row] for row in self.trained}
         listed = self.folder / "manifest.csv"
         with open(listed, newline="", encoding="utf-8") as source:
@@ -366,3 +379,9 @@ class Ladder:
         with atomic_write(path) as out:
             form = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
             form.writerows([header, *kept])
+        if self.given is None:
+            return
+        known = self.trained[self.given.by_row[self.trained] >= 0]
+        speakers = (self.given.speakers[n] for n in self.given.by_row[known])
+        named = zip((self.manifest.ids[row] for row in known), speakers)
+        write_csv(labels, itertools.chain([COLUMNS], named))

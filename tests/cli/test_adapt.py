@@ -15,6 +15,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 from lgl_plugin.cli import adapt as verb, status
 from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.given import read_names
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.inference import adapt as module
@@ -352,9 +353,9 @@ def test_the_list_of_what_is_trained_on_keeps_every_name(tmp_path):
     write_csv(tmp_path / "manifest.csv", [["ID", "duration", "wav"], *rows])
     ids = types.SimpleNamespace(ids=[" a.wav", "a.wav"])
     ladder = types.SimpleNamespace(
-        manifest=ids, trained=[0, 1], folder=tmp_path
+        manifest=ids, trained=[0, 1], folder=tmp_path, given=None
     )
-    Ladder.list_trained(ladder, tmp_path / "trained.csv")
+    Ladder.list_trained(ladder, tmp_path / "trained.csv", tmp_path / "labels")
     with open(tmp_path / "trained.csv", newline="") as source:
         listed = [*csv.DictReader(source, skipinitialspace=True)]
     assert [row["ID"] for row in listed] == [" a.wav", "a.wav"]
@@ -410,6 +411,44 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     assert after.first.shape == before.first.shape
 
 
+def test_training_gets_only_what_can_be_read(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    """The other rungs pass over files that would end it; so do the labels."""
+    mine, labels = tmp_path / "mine", tmp_path / "labels.csv"
+    shutil.copytree(calls, mine)
+    for name in ("3.wav", "17.wav"):  # listed, since a header says all is well
+        soundfile.write(mine / name, np.zeros(19200), 16000)
+    lines = ["utterance,speaker", "3.wav,ann", "4.wav,ann", "5.wav,bob"]
+    labels.write_text("\n".join(lines))
+    listed = []
+
+    def train(ladder):
+        paths = tmp_path / "trained.csv", tmp_path / "known.csv"
+        ladder.list_trained(*paths)
+        listed.extend(load_manifest(paths[0], mine).ids)
+        listed.append(read_names(paths[1]))
+        return ladder.weights
+
+    say(monkeypatch, *[WORSE] * 3)
+    monkeypatch.setattr(module, "kept_out", every_second)
+    ladder = Ladder(ecapa, mine, tmp_path / "run", "cpu", labels=labels)
+    ladder.try_backends()
+    ladder.try_training(train)
+    *names, known = listed
+    assert len(ladder.manifest) == 40 and {"4.wav", "5.wav"} <= {*names}
+    assert not {"3.wav", "17.wav"} & {*names}
+    assert known == {"4.wav": "ann", "5.wav": "bob"}
+    bad = (tmp_path / "run" / "bad_files.txt").read_text()
+    assert "3.wav\tis silent" in bad and "17.wav\tis silent" in bad
+    labels.write_text("\n".join([*lines[:2], lines[3]]))
+    say(monkeypatch, *[WORSE] * 3)
+    ladder = Ladder(ecapa, mine, tmp_path / "run", "cpu", labels=labels)
+    ladder.try_backends()
+    with pytest.raises(ValueError, match="labelled 'ann' can be read"):
+        ladder.try_training(train)
+
+
 def test_labels_of_all_clusters_leave_nothing_to_judge_training_by(
     ecapa, calls, tmp_path, monkeypatch
 ):
@@ -438,19 +477,20 @@ def test_what_training_is_given(tmp_path, monkeypatch):
         settings={"new_encoder": network, "sample_rate": 8000},
         parts=types.SimpleNamespace(first=np.zeros((1, 2, 16))),
         trained=range(10),
+        given="labels of some",
         extract=types.SimpleNamespace(
             num_workers=8,
             encoder=types.SimpleNamespace(network=torch.nn.BatchNorm1d(3)),
         ),
         device="cpu",
-        list_trained=lambda path: None,
+        list_trained=lambda path, labels: None,
     )
-    verb.train_network(ladder, ["--lr=0.1", "--batch_size=4"], "labels #1.csv")
+    verb.train_network(ladder, ["--lr=0.1", "--batch_size=4"])
     ((_, options, overrides),) = given
     found = plain_settings(overrides)
     assert found["data_folder"] == str(folder)
     assert found["manifest"] == str(folder / "trained.csv")
-    assert found["labels_file"] == "labels #1.csv"
+    assert found["labels_file"] == str(folder / "trained_labels.csv")
     assert found["new_encoder"] == network and found["lr"] == 0.1
     assert found["batch_size"] == 4
     assert "freeze_batch_statistics" not in found  # as the yaml has it
@@ -460,13 +500,13 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     folder.mkdir()
     network = CAMPPlus(80, 12, growth_rate=2, init_channels=4)
     torch.save(network.state_dict(), ladder.weights)
-    verb.train_network(ladder, [], None)
+    verb.train_network(ladder, [])
     path, options, overrides = given[-1]
     settings, _ = load_settings(path, overrides, options)
     assert type(settings.new_encoder().network) is CAMPPlus
     assert settings.embedding_size == 12 and settings.freeze_batch_statistics
     ladder.extract.encoder.network = torch.nn.Linear(3, 3)
-    verb.train_network(ladder, [], None)
+    verb.train_network(ladder, [])
     assert plain_settings(given[-1][2])["freeze_batch_statistics"] is False
 
 
