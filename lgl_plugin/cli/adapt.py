@@ -29,6 +29,8 @@ OWN = (
     *("pretrained_encoder", "new_encoder", "embedding_size", "sample_rate"),
     "labels_file",
 )
+# Errors that a training ends with where nothing is wrong with the program.
+FAILED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +82,7 @@ def run(
     """Tries the rungs, and writes what is kept and a page."""
     from lgl_plugin.inference.adapt import Ladder
     from lgl_plugin.inference.rungs import TRAINED
-    from lgl_plugin.report.adaptation import conclusion, write_page
+    from lgl_plugin.utils.errors import message_of
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
     if given and not train:
@@ -105,18 +107,37 @@ def run(
             "twice, or name another --output_folder"
         )
     ladder.try_backends()
+    # A training takes long and may fail. One on record has its result written.
+    said = f"It is in {folder}."
+    if TRAINED not in ladder.run.done:
+        said = write_result(ladder, labelled, license)
     if train:
         work = functools.partial(train_network, given=given)
-        ladder.try_training(work, changed)
-    exported = folder / "export" / "adapted"
+        try:
+            ladder.try_training(work, changed)
+        except FAILED as error:
+            raise RuntimeError(
+                f"the training failed: {message_of(error)}\n"
+                f"What came before it is kept. {said}"
+            ) from error
+        said = write_result(ladder, labelled, license)
+    print(said)
+
+
+def write_result(ladder: Ladder, labelled: bool, license: str) -> str:
+    """Writes what is kept so far and the page; returns what to say of them."""
+    from lgl_plugin.report.adaptation import conclusion, write_page
+
+    exported = ladder.folder / "export" / "adapted"
     if ladder.kept:
         ladder.export(exported, labelled, license)
     elif exported.exists():  # by verdicts that no longer stand
         shutil.rmtree(exported)
     page = write_page(ladder, exported)
-    print(f"{conclusion(ladder.rungs)}\n{page}")
+    said = f"{conclusion(ladder.rungs)}\n{page}"
     if ladder.kept:
-        print(f"The adapted encoder: {exported}")
+        said += f"\nThe adapted encoder: {exported}"
+    return said
 
 
 def check_settings(audio: str, given: list[str]) -> list[str]:
@@ -173,5 +194,10 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     named = {key_of(option) for option in given}
     own = {key: value for key, value in own.items() if key not in named}
     words = [str(YAML), f"--device={ladder.device}", *given]
-    load_recipe().train(*parse_arguments(words, own))
+    try:
+        load_recipe().train(*parse_arguments(words, own))
+    except SystemExit as error:
+        if error.code not in (1, 2):  # a signal's
+            raise
+        raise RuntimeError("its message is above") from error
     return folder / "iter1" / "gated" / WEIGHTS

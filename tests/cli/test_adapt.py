@@ -462,6 +462,58 @@ def test_labels_of_all_clusters_leave_nothing_to_judge_training_by(
         ladder.try_training(lambda ladder: ladder.weights)
 
 
+@pytest.mark.parametrize("first", [BETTER, WORSE])
+def test_a_training_that_fails_leaves_what_the_other_rungs_gave(
+    ecapa, calls, tmp_path, monkeypatch, capsys, first
+):
+    exported = tmp_path / "export" / "adapted"
+    page = tmp_path / "report" / "index.html"
+    say(monkeypatch, first, WORSE, WORSE)
+    monkeypatch.setattr(
+        module, "kept_out", lambda found, known, device: known & ~known
+    )
+    with pytest.raises(SystemExit, match="1"):
+        adapt(ecapa, calls, tmp_path, "--train")
+    said = capsys.readouterr().err
+    assert "training failed: 0 recordings are of speakers" in said
+    assert "What came before it is kept. " in said and str(page) in said
+    assert (str(exported) in said) == exported.exists() == (first is BETTER)
+    assert "best as it is" in page.read_text() or first is BETTER
+
+    def fail(ladder, given):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(module, "kept_out", every_second)
+    monkeypatch.setattr(verb, "train_network", lambda ladder, given: weights)
+    weights = tmp_path / "start" / "embedding_model.ckpt"
+    adapt(ecapa, calls, tmp_path, "--train")
+    before = page.read_bytes()
+    assert b"loss_gate" in before
+    # Other settings: what the first training gave stays.
+    monkeypatch.setattr(verb, "train_network", fail)
+    with pytest.raises(SystemExit, match="1"):
+        adapt(ecapa, calls, tmp_path, "--train", "--lr=0.2")
+    said = capsys.readouterr().err
+    assert (
+        f"no such thing\nWhat came before it is kept. It is in {tmp_path}"
+        in (said)
+    )
+    assert page.read_bytes() == before
+
+
+def test_an_error_of_the_recipe_is_one_of_training(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    """The recipe prints it and ends the process."""
+    say(monkeypatch, BETTER, WORSE)
+    monkeypatch.setattr(module, "kept_out", every_second)
+    with pytest.raises(SystemExit, match="1"):
+        adapt(ecapa, calls, tmp_path, "--train", "--batch_size=25")
+    said = capsys.readouterr().err
+    assert "Lower batch_size." in said and "What came before it is kept" in said
+    assert (tmp_path / "export" / "adapted" / "hyperparams.yaml").exists()
+
+
 def test_what_training_is_given(tmp_path, monkeypatch):
     """Paths as they were typed, and the processes that read audio."""
     given = []
