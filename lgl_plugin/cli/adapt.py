@@ -21,14 +21,23 @@ if TYPE_CHECKING:
 
 YAML = RECIPE / "hparams" / "adapt.yaml"
 
-# Settings of the training that follow from the verb's own arguments. Another
-# manifest, or labels that the ladder does not know of, would train on what is
-# judged.
-OWN = (
-    *("data_folder", "train_folder", "trial_folder", "manifest"),
-    *("pretrained_encoder", "new_encoder", "embedding_size", "sample_rate"),
-    "labels_file",
-)
+# Settings of the training that the verb sets itself, and what to say of them.
+# Another manifest, or labels that the ladder does not know of, would train on
+# what is judged.
+OWN = {
+    **dict.fromkeys(
+        [
+            *("data_folder", "train_folder", "trial_folder", "manifest"),
+            *("pretrained_encoder", "new_encoder"),
+            *("embedding_size", "sample_rate"),
+        ],
+        "encoder and audio say that",
+    ),
+    "labels_file": "--labels has the labels that you give",
+    "channel": "adapt reads the mean of all channels; for a single one give "
+    "files of that alone",
+    "allow_outside_data_folder": "all audio lies in the folder that you name",
+}
 # Errors that a training ends with where nothing is wrong with the program.
 FAILED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
@@ -85,17 +94,14 @@ def run(
     from lgl_plugin.utils.errors import message_of
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
+    for option in given:
+        if key_of(option) in OWN:
+            raise ValueError(f"{option}: {OWN[key_of(option)]}; leave it out")
     if given and not train:
         check_settings(audio, given)  # a mistyped option is no setting at all
         raise ValueError(f"{given[0]} is a setting of training: add --train")
     if labels and not train:
         raise ValueError("--labels are for training alone: add --train")
-    for option in given:
-        if key_of(option) in OWN:
-            raise ValueError(
-                f"{option}: encoder and audio say that, and --labels has the "
-                "labels that you give; leave it out"
-            )
     show_notices()
     folder = pathlib.Path(output_folder)
     changed = check_settings(audio, given) if given else []
@@ -106,6 +112,7 @@ def run(
             "would be another in its place: add --train, which trains nothing "
             "twice, or name another --output_folder"
         )
+    check_batch(ladder, given)
     ladder.try_backends()
     # A training takes long and may fail. One on record has its result written.
     said = f"It is in {folder}."
@@ -157,6 +164,27 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
         )
         texts.append(load_settings(path, overrides, run_opts)[1])
     return changes(*map(plain_settings, texts))
+
+
+def check_batch(ladder: Ladder, given: list[str]) -> None:
+    """Refuses a batch of more recordings than training can have.
+
+    The training would refuse it too, but only after the other rungs.
+    """
+    from lgl_plugin.inference.verdict import FEWEST
+    from lgl_plugin.runs.plain import plain_settings
+
+    most = len(ladder.manifest) - FEWEST
+    for option in given:
+        if key_of(option) != "batch_size":
+            continue
+        (size,) = plain_settings(option.replace("=", ": ")).values()
+        if size > most:
+            raise ValueError(
+                f"{option}: training can have {most} recordings at most, as "
+                f"{FEWEST} of {len(ladder.manifest)} are to judge it by. Lower "
+                "it, or leave it out"
+            )
 
 
 def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:

@@ -597,6 +597,15 @@ def test_labels_must_leave_enough_to_judge_on(ecapa, calls, tmp_path, capsys):
     assert "leaves 9 recordings without a label" in capsys.readouterr().err
 
 
+def test_a_batch_of_more_than_there_is_shows_before_the_rungs(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Ladder, "try_backends", pytest.fail)
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--train", "--batch_size=31")
+    assert "training can have 30 recordings at most" in capsys.readouterr().err
+
+
 def test_settings_of_training_are_refused_without_it(
     ecapa, calls, tmp_path, capsys
 ):
@@ -613,4 +622,13 @@ def test_settings_of_training_are_refused_without_it(
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--train", "--labels_file=mine.csv")
     assert "--labels has the labels" in capsys.readouterr().err
+    for train in ([], ["--train"]):
+        with pytest.raises(SystemExit, match="2"):
+            adapt(ecapa, calls, tmp_path, *train, "--channel=1")
+        said = capsys.readouterr().err
+        assert "--channel=1: adapt reads the mean of all channels" in said
+    outside = "--allow_outside_data_folder=True"
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--train", outside)
+    assert f"{outside}: all audio lies in" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
