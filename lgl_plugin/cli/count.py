@@ -29,10 +29,11 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
     from lgl_plugin.inference.backends import Whitening
     from lgl_plugin.inference.store import Embeddings
     from lgl_plugin.report.figures import count_figure, save
-    from lgl_plugin.utils.files import write_json
+    from lgl_plugin.utils.files import check_writable, write_json
     from lgl_plugin.utils.tables import markdown_table
 
     output = pathlib.Path(output or folder.resolve().parent / "count")
+    check_writable(output)  # before the clustering
     vectors = Embeddings.load(folder).vectors
     check_enough(len(vectors))
     kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)

@@ -39,6 +39,7 @@ from lgl_plugin.runs.run import planned_steps
 from lgl_plugin.runs.state import check_artefact, read_state
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
+from lgl_plugin.utils.files import check_writable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,7 @@ def export(
     name = source.short_name + ("-custom" if custom else "")
     folder = folder or run / "export" / name
     check_target(folder)  # before the search for a threshold
+    from_main(check_writable, folder)
     model, manifest = source.model, source.manifest
     share, seed = (model.settings[k] for k in ("held_out_share", "seed"))
     decision = None if threshold is None else (threshold, "given")

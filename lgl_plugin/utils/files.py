@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -174,6 +175,22 @@ def explain_os_error(error: OSError, path: str | pathlib.Path) -> OSError:
         reason, remedy = "a file is in the folder's place", "Name another one"
     message = f"{reason}; what was there before is whole. {remedy}"
     return OSError(error.errno, message, str(path))
+
+
+def check_writable(folder: str | pathlib.Path) -> None:
+    """Raises OSError, saying what to do, if no file can be made in a folder.
+
+    For work that takes long before it writes. Leaves nothing: a folder that is
+    not there counts by the nearest one above it that is.
+    """
+    above = pathlib.Path(folder).absolute()
+    try:
+        while not above.exists():
+            above = above.parent
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
 
 
 def is_outside(path: str, folder: str | pathlib.Path) -> bool:

@@ -105,6 +105,17 @@ def test_command(tmp_path, capsys):
     assert (tmp_path / "other" / "count.json").exists()
 
 
+def test_command_tries_to_write_before_it_clusters(
+    tmp_path, capsys, monkeypatch
+):
+    Embeddings(Strings("abcd"), np.eye(4, dtype=np.float32)).save(tmp_path)
+    (tmp_path / "mine").touch()
+    monkeypatch.setattr(Embeddings, "load", pytest.fail)
+    with pytest.raises(SystemExit):
+        main(["count", str(tmp_path), f"--output={tmp_path / 'mine' / 'out'}"])
+    assert "a file is in the folder's place" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, message",
     [("nowhere", "holds no embeddings"), (".", "too few to estimate")],

@@ -463,6 +463,15 @@ def test_files_of_a_project_are_not_replaced(run, tmp_path, name):
     assert [*tmp_path.iterdir()] == [tmp_path / name]
 
 
+def test_a_folder_that_cannot_be_written_shows_before_the_search(
+    run, tmp_path, monkeypatch
+):
+    (tmp_path / "mine").touch()
+    monkeypatch.setattr(exporting, "find_threshold", pytest.fail)
+    with pytest.raises(OSError, match="a file is in the folder's place"):
+        export(run, "stage1", tmp_path / "mine" / "out")
+
+
 @pytest.mark.parametrize(
     "option",
     ["stage1", "--backend=fitted", "--data_folder=there", "--device=cpu"],

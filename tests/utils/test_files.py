@@ -1,14 +1,17 @@
 """Files that are whole or absent."""
 
+import errno
 import hashlib
 import json
 import os
 import stat
+import tempfile
 
 import pytest
 
 from lgl_plugin.utils.files import (
     atomic_write,
+    check_writable,
     checksum,
     is_outside,
     write_json,
@@ -81,6 +84,23 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="a file is in .* place.*Name another"):
         with atomic_write(tmp_path / "file" / "run" / "labels.csv"):
             pass
+
+
+def test_whether_a_folder_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "new" / "out"):
+        check_writable(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(NotADirectoryError, match="Name another one"):
+            check_writable(folder)
+
+    def refuse(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match="Read-only.*Make it writable.*out"):
+        check_writable(tmp_path / "out")
 
 
 def test_what_failed_does_not_count_as_written(tmp_path):
