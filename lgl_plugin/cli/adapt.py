@@ -11,7 +11,12 @@ import pathlib
 import shutil
 from typing import TYPE_CHECKING
 
-from lgl_plugin.cli.common import ENCODER, add_machine, show_notices
+from lgl_plugin.cli.common import (
+    ENCODER,
+    add_channel,
+    add_machine,
+    show_notices,
+)
 from lgl_plugin.cli.recipe import RECIPE, load_recipe
 from lgl_plugin.cli.train import as_pairs
 from lgl_plugin.runs.arguments import key_of
@@ -34,8 +39,6 @@ OWN = {
         "encoder and audio say that",
     ),
     "labels_file": "--labels has the labels that you give",
-    "channel": "adapt reads the mean of all channels; for a single one give "
-    "files of that alone",
     "allow_outside_data_folder": "all audio lies in the folder that you name",
 }
 # Errors that a training ends with where nothing is wrong with the program.
@@ -68,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the model card says that labels went into the encoder",
     )
     add("--license", default="other", help="of the weights, such as cc-by-4.0")
+    add_channel(parser)
     add_machine(parser)
     parser.epilog = (
         "With --train any key of hparams/adapt.yaml may follow as "
@@ -84,6 +88,7 @@ def run(
     labels: str | None,
     labelled: bool,
     license: str,
+    channel: int | None,
     device: str | None,
     num_workers: int | None,
     settings: list[str] | None,
@@ -105,7 +110,9 @@ def run(
     show_notices()
     folder = pathlib.Path(output_folder)
     changed = check_settings(audio, given) if given else []
-    ladder = Ladder(encoder, audio, folder, device, num_workers, labels)
+    ladder = Ladder(
+        encoder, audio, folder, device, num_workers, labels, channel
+    )
     if TRAINED in ladder.run.done and not train:
         raise ValueError(
             f"{folder} holds a trained encoder, and without --train there "

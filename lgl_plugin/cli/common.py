@@ -19,6 +19,16 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_channel(parser: argparse.ArgumentParser) -> None:
+    """Declares the option that chooses a channel of stereo audio."""
+    parser.add_argument(
+        "--channel",
+        type=int,
+        help="the one to read of files with several, from 0, as of calls with "
+        "a speaker on each; none: their mean",
+    )
+
+
 def cosine(text: str) -> float:
     """Reads a threshold; a percentage would make everybody a stranger."""
     value = float(text)

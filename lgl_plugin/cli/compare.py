@@ -5,7 +5,7 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER, cosine
+from lgl_plugin.cli.common import ENCODER, add_channel, cosine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=cosine,
         help="cosine from which on two are one speaker; none: the encoder's",
     )
+    add_channel(parser)
     add("--device", default="cpu", help="where to embed")
 
 
 def run(
-    encoder: str, first: str, second: str, threshold: float | None, device: str
+    encoder: str,
+    first: str,
+    second: str,
+    threshold: float | None,
+    channel: int | None,
+    device: str,
 ) -> None:
     """Prints the cosine, the threshold and the verdict."""
-
     from lgl_plugin.clustering.vectors import normalised
     from lgl_plugin.dataio.audio import probe
     from lgl_plugin.dataio.manifest import Manifest
@@ -40,9 +45,11 @@ def run(
     rate, rows = extract.sample_rate, []
     for file in first, second:
         try:
-            rows.append((file, file, 0.0, probe(file, rate).seconds, ""))
+            header = probe(file, rate)
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
+        read = channel if header.channels > 1 else None
+        rows.append((file, file, 0.0, header.seconds, "", read, None))
     one, other = normalised(extract.embed_all(Manifest.of(rows)))
     cosine = float(one @ other)
     print(f"cosine     {cosine:.3f}")

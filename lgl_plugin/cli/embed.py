@@ -5,7 +5,13 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER, add_machine, left_out, show_notices
+from lgl_plugin.cli.common import (
+    ENCODER,
+    add_channel,
+    add_machine,
+    left_out,
+    show_notices,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,17 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("encoder", help=ENCODER)
     parser.add_argument("audio", help="folder of wav, flac, ogg and mp3 files")
     parser.add_argument("output", help="folder of the vectors")
+    add_channel(parser)
     add_machine(parser)
 
 
 def run(
-    encoder: str, audio: str, output: str, device: str | None, num_workers: int
+    encoder: str,
+    audio: str,
+    output: str,
+    channel: int | None,
+    device: str | None,
+    num_workers: int,
 ) -> None:
     """Writes the vectors, one row per file, and the files' names."""
     from lgl_plugin.inference.folder import embed_folder
 
     show_notices()
-    _, found = embed_folder(encoder, audio, output, device, num_workers)
+    _, found = embed_folder(
+        encoder, audio, output, device, num_workers, channel=channel
+    )
     print(
         f"{len(found.utterances):,} files, {found.vectors.shape[1]} "
         f"dimensions.{left_out(output)}\nIn {output}: vectors.npy; "

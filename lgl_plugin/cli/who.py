@@ -8,6 +8,7 @@ import argparse
 
 from lgl_plugin.cli.common import (
     ENCODER,
+    add_channel,
     add_machine,
     cosine,
     left_out,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="csv of utterance,speaker: who speaks in some of the files; the "
         "others are named, strangers marked, and doubtful labels listed",
     )
+    add_channel(parser)
     add_machine(parser)
 
 
@@ -45,6 +47,7 @@ def run(
     threshold: float | None,
     speakers: int | None,
     labels: str | None,
+    channel: int | None,
     device: str | None,
     num_workers: int,
 ) -> None:
@@ -92,7 +95,7 @@ def run(
 
     refuse_foreign(output, MADE, store)
     manifest, found = embed_folder(
-        encoder, audio, store, device, num_workers, check
+        encoder, audio, store, device, num_workers, check, channel
     )
     speech = find_speakers(
         encoder, manifest, found, threshold, speakers, device, given

@@ -70,9 +70,10 @@ class Ladder:
     where it stopped. `encoder` is as of `load_extractor`, `audio` a folder of
     files, at any depth, and `labels` a csv of a few recordings' speakers, see
     `read_given`, which the user gives for training: the verdict uses none
-    of these. FileNotFoundError or ValueError if a folder is missing, the
-    encoder cannot be loaded, there is too little audio, the labels do not fit,
-    or the folder was begun with another encoder or audio.
+    of these. `channel` is the one to read of files with several.
+    FileNotFoundError or ValueError if a folder is missing, the encoder cannot
+    be loaded, there is too little audio, the labels do not fit, or the folder
+    was begun with another encoder or audio.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Ladder:
         device: str | None = None,
         num_workers: int | None = None,
         labels: str | pathlib.Path | None = None,
+        channel: int | None = None,
     ):
         self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
         self.device = check_device(device)
@@ -101,6 +103,7 @@ class Ladder:
             listed,
             self.extract.sample_rate,
             lambda found: self._check_begun({listed.name: found}, other),
+            channel,
         )
         self.times = version["times"]
         self._check_begun(

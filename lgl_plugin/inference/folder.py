@@ -37,6 +37,7 @@ def embed_folder(
     device: str | None = None,
     num_workers: int | None = None,
     check: Callable[[Manifest], object] | None = None,
+    channel: int | None = None,
 ) -> tuple[Manifest, Embeddings]:
     """Embeds every audio file of a folder and keeps the vectors on disk.
 
@@ -61,6 +62,8 @@ def embed_folder(
     check : callable, optional
         Takes the manifest before anything is embedded, and raises if what
         comes with the audio does not fit.
+    channel : int, optional
+        The one to read of files with several, from 0; by default their mean.
 
     Returns
     -------
@@ -113,7 +116,8 @@ def embed_folder(
                 "folder, or delete that one"
             )
 
-    manifest, version = list_folder(audio, listed, extract.sample_rate, accept)
+    rate = extract.sample_rate
+    manifest, version = list_folder(audio, listed, rate, accept, channel)
     if check is not None:
         check(manifest)
     made_from.update(version)
@@ -142,6 +146,7 @@ def list_folder(
     listed: pathlib.Path,
     sample_rate: int,
     accept: Callable[[str], None],
+    channel: int | None = None,
 ) -> tuple[Manifest, dict[str, str]]:
     """Lists a folder's audio in a csv, anew if files came, went or changed.
 
@@ -158,6 +163,7 @@ def list_folder(
         max_bad_share=1.0,
         list_again=True,
         sample_rate=sample_rate,
+        channel=channel,
         accept=accept,
     )
     manifest = load_manifest(listed, os.path.abspath(audio))

@@ -622,11 +622,6 @@ def test_settings_of_training_are_refused_without_it(
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--train", "--labels_file=mine.csv")
     assert "--labels has the labels" in capsys.readouterr().err
-    for train in ([], ["--train"]):
-        with pytest.raises(SystemExit, match="2"):
-            adapt(ecapa, calls, tmp_path, *train, "--channel=1")
-        said = capsys.readouterr().err
-        assert "--channel=1: adapt reads the mean of all channels" in said
     outside = "--allow_outside_data_folder=True"
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--train", outside)

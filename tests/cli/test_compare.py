@@ -1,6 +1,8 @@
 """lgl compare: a cosine, a threshold and a verdict."""
 
+import numpy as np
 import pytest
+import soundfile
 
 from lgl_plugin.cli.main import main
 
@@ -17,6 +19,22 @@ def test_verdict(encoder, audio, capsys, other, verdict):
     found = dict(lines)
     assert found["threshold"] == "0.900" and found["verdict"] == verdict
     assert (float(found["cosine"]) >= 0.9) == (verdict == "one speaker")
+
+
+def test_a_channel_of_a_call(encoder, audio, tmp_path, capsys):
+    path = audio / "ann" / "0.wav"
+    one, _ = soundfile.read(path, always_2d=True)
+    call = tmp_path / "call.wav"
+    soundfile.write(call, np.hstack([np.sign(one), one]), 16000)
+    cosines = []
+    for channel in (0, 1):
+        words = [str(path), str(call), f"--channel={channel}"]
+        main(["compare", str(encoder), *words])
+        cosines.append(float(capsys.readouterr().out.split()[1]))
+    assert cosines[0] < cosines[1] == 1.0
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(encoder), str(path), str(call), "--channel=2"])
+    assert "no channel 2" in capsys.readouterr().err
 
 
 def test_an_encoder_without_a_threshold(encoder, audio, capsys, tmp_path):

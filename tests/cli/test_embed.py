@@ -37,6 +37,25 @@ def test_vectors_stand_in_the_order_of_their_names(encoder, audio, tmp_path):
         np.testing.assert_allclose(vector, alone, rtol=1e-4, atol=1e-4)
 
 
+def test_one_channel_of_a_call_is_embedded(encoder, audio, tmp_path):
+    """As if the file had that channel alone; another channel is other audio."""
+    calls, one = tmp_path / "calls", read_audio(audio / "ann" / "0.wav")
+    calls.mkdir()
+    other = read_audio(audio / "bob" / "0.wav")[: len(one)]
+    both = np.stack([np.resize(other, len(one)), one], axis=1)
+    soundfile.write(calls / "a.wav", both, 16000, subtype="FLOAT")
+    found = []
+    for option in (["--channel=1"], ["--channel=0"], []):
+        out = str(tmp_path / "out")
+        main(["embed", str(encoder), str(calls), out, "--device=cpu", *option])
+        found.append(Embeddings.load(tmp_path / "out").vectors[0].copy())
+    model = load_extractor(encoder).encoder.eval()
+    for vector, wav in zip(found, (one, both[:, 0], both.mean(1))):
+        wav = torch.as_tensor(wav, dtype=torch.float32)
+        alone = model(wav[None], torch.ones(1))[0]
+        np.testing.assert_allclose(vector, alone, rtol=1e-3, atol=1e-3)
+
+
 def test_a_second_call_embeds_nothing(encoder, audio, tmp_path, monkeypatch):
     embed(encoder, audio, tmp_path)
     before = (tmp_path / "vectors.npy").stat().st_mtime_ns
