@@ -22,6 +22,8 @@ from pretended_device import DEVICE, Waits, present  # noqa: E402
 from tiny_brains import begin, make_brain, watch_step  # noqa: E402
 from tiny_encoders import ENCODERS  # noqa: E402
 
+from lgl_plugin.nnet.augment import NoAugmentation  # noqa: E402
+
 SAMPLES = 8000  # of a crop
 # Distance of a result from float64's, relative to its length, that is no fault.
 # Some networks lose more to float32's rounding, on a CPU too: the device may
@@ -30,16 +32,6 @@ LIMITS = {"loss": 1e-4, "embeddings": 1e-4, "gradient": 1e-3}
 FACTOR = 5
 PAIRS = [(kind, "ecapa") for kind in tiny_brains.BRAINS]
 PAIRS += [("simclr", name) for name in ENCODERS if name != "ecapa"]
-
-
-class Same(torch.nn.Module):
-    """In the place of augmentation, which would draw otherwise elsewhere."""
-
-    def draw(self, *shape):
-        return None
-
-    def forward(self, wavs, draw=None):
-        return wavs
 
 
 @contextlib.contextmanager
@@ -80,7 +72,8 @@ def in_float64(encoder):
 
 def one_step(kind, encoder, device, prepare=lambda x: x):
     """Returns loss, embeddings and gradient of a batch, float64, on the CPU."""
-    modules = {"augment": Same()}
+    # Augmentation would draw otherwise on another device.
+    modules = {"augment": NoAugmentation()}
     with brain_of(kind, encoder, device, modules, prepare) as brain:
         if kind not in tiny_brains.STAGE2:
             brain.train_adversary = lambda embeddings: None  # Adam's first step

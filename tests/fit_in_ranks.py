@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from lgl_plugin.methods.dino import DINO
 from lgl_plugin.methods.sdpn import SDPN
+from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.gates import NoGate
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.utils.distributed import rank, world_size
@@ -36,16 +37,6 @@ GROUPS = (
     20 + (ROWS + 7) % 20,
     ROWS,
 )
-
-
-class Same(torch.nn.Module):
-    """In the place of augmentation: changes nothing."""
-
-    def draw(self, *shape):
-        return None
-
-    def forward(self, wavs, draw=None):
-        return wavs
 
 
 class EverySecond(NoGate):
@@ -94,7 +85,7 @@ def main(kinds, output, commands=()):
 
 def fit(kind, output, run_opts):
     sb.utils.seed.seed_everything(7)
-    modules = {"augment": Same(), **method_modules(kind, UTTERANCES)}
+    modules = {"augment": NoAugmentation(), **method_modules(kind, UTTERANCES)}
     encoder = modules["encoder"]
     options = {}
     if kind == "ssps":

@@ -271,6 +271,17 @@ class Augmenter(torch.nn.Module):
             yield rows, noise
 
 
+class NoAugmentation(torch.nn.Module):
+    """In the place of an `Augmenter`: returns waveforms as they are."""
+
+    def draw(self, *shape):
+        """Draws nothing."""
+
+    def forward(self, wavs, draw=None):
+        """Returns waveforms as they are."""
+        return wavs
+
+
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copies from the CPU to a device without waiting for it."""
     # From other memory a GPU's driver waits for a copy of more than 64 KB.

@@ -19,6 +19,7 @@ from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.labels import labelled_rows, labels_by_row, read_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.methods.method import embedded
+from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.plain import dump_settings
@@ -55,17 +56,6 @@ class Probe:
             part.momentum = 0.0  # the kept ones stay as they are
 
 
-class _Same(torch.nn.Module):
-    """In the place of augmentation."""
-
-    def draw(self, *shape):
-        """Draws nothing."""
-
-    def forward(self, wavs, draw=None):
-        """Returns waveforms as they are."""
-        return wavs
-
-
 @dataclasses.dataclass(eq=False)
 class MethodProbe(Probe):
     """Stage I's encoder and method, on one batch of two crops of each."""
@@ -93,7 +83,7 @@ class MethodProbe(Probe):
         method = copy.deepcopy(self.model["method"])
         with torch.random.fork_rng(devices=[]):  # for views that are drawn
             torch.manual_seed(0)
-            views, taught = method.views(self.crops, _Same())
+            views, taught = method.views(self.crops, NoAugmentation())
             return method(
                 [embedded(self.model["encoder"], group) for group in views],
                 method.teach(taught),
