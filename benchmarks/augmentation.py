@@ -80,7 +80,6 @@ def transforms(n_rows, n_samples, n_room, device):
 
 def main(options, folder):
     """Times the variants on one batch."""
-    torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     device = options.device
     n_samples = round(options.crop * RATE)

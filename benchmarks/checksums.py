@@ -57,7 +57,6 @@ def main():
     parser.add_argument("--utterances", type=int, default=1_092_009)
     parser.add_argument("--folder", help="where to write; the system's")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         folder = pathlib.Path(folder)
         make_run(folder / "run", options.utterances)

@@ -209,7 +209,6 @@ if __name__ == "__main__":
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=[])
     parser.add_argument("--backend", choices=("torch", "faiss"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     threadpoolctl.threadpool_limits(options.threads)
 
     backends = {f"torch {options.device}": TorchKMeans}

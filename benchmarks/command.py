@@ -89,7 +89,6 @@ def main(options, folder):
     """Times the variants in turn."""
     if options.n < LEAST:
         raise SystemExit(f"--n: `lgl check` needs {LEAST} files or more")
-    torch.set_num_threads(options.threads)
     audio = folder / "audio"
     audio.mkdir()
     write_speech(audio, options.n)

@@ -5,7 +5,6 @@ hands rows to `report`:
 
 > parser = arguments(__doc__)
 > options = parser.parse_args()
-> torch.set_num_threads(options.threads)
 > found = measure({"slow": slow, "fast": fast}, options.repeats, options.device)
 > rows = [{"what": name, **figures} for name, figures in found.items()]
 > report(rows, "slow against fast", options.json)
@@ -40,10 +39,17 @@ def arguments(description):
         allow_abbrev=False,
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    # A string: argparse hands a default on to `type` only if it is one.
+    parser.add_argument("--threads", type=threads, default=f"{os.cpu_count()}")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="where to write the figures")
     return parser
+
+
+def threads(number):
+    """Lets torch use so many threads; returns the number."""
+    torch.set_num_threads(int(number))
+    return int(number)
 
 
 def synchronize(device):

@@ -125,7 +125,6 @@ def main():
     parser.add_argument("--bf16", type=float, default=989, help="TFLOP/s")
     parser.add_argument("--tf32", type=float, default=494, help="TFLOP/s")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     n_utterances = VOXCELEB2
     if options.hours:
         n_utterances = round(3600 * options.hours / options.seconds)

@@ -42,7 +42,6 @@ def main():
     parser.add_argument("--batch_seconds", type=float)
     parser.add_argument("--store", type=int, default=0, help="its size")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         if options.n:

@@ -16,7 +16,6 @@ import pathlib
 import random
 
 import common
-import torch
 
 from lgl_plugin.cli.recipe import RECIPE, load_recipe
 from lgl_plugin.dataio.folder import find_audio
@@ -40,7 +39,6 @@ def main():
     # A mistyped option shows here, and not after labels were written.
     path, run_opts, overrides = parsed(options, options.work, settings, None)
     load_settings(path, overrides, run_opts)
-    torch.set_num_threads(options.threads)
     first, rows = None, []
     for n_speakers in options.speakers:
         for number in options.utterances if n_speakers else [0]:

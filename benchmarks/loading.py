@@ -21,7 +21,6 @@ import time
 
 import numpy as np
 import soundfile
-import torch
 from common import arguments, measure, peaks, report, reset_peaks
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
@@ -46,7 +45,6 @@ def main():
     parser.add_argument("--memory_workers", type=int, default=8)
     parser.add_argument("--memory_batches", type=int, default=200)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         if options.memory:

@@ -115,7 +115,6 @@ def seconds(work, device):
 
 def main(options, folder):
     """Alternates each method's step and floor, and reports their ratio."""
-    torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     if "cpu" in options.device:
         keep_freed_memory()

@@ -17,7 +17,6 @@ import statistics
 
 import common
 import numpy as np
-import torch
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.number import FIRST_STEP, estimate
@@ -82,7 +81,6 @@ if __name__ == "__main__":
     parser = common.arguments(__doc__)
     parser.add_argument("--run", nargs="+", help="folders of runs")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     if options.run:
         groups = {"runs": [of_run(folder) for folder in options.run]}
     else:

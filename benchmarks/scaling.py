@@ -215,7 +215,6 @@ def timed(name, n, threads):
 
 def main(options):
     """Runs all tasks at all sizes and reports their growth."""
-    torch.set_num_threads(options.threads)
     sizes = [10**power for power in range(4, options.max + 1)]
     seconds = {(name, n): [] for name in TASKS for n in sizes}
     memory = {}

@@ -436,7 +436,6 @@ def variants(benchmark, precisions):
 
 def main(options, folder):
     """Alternates the variants and reports them beside the floor."""
-    torch.set_num_threads(options.threads)
     sb.utils.seed.seed_everything(1)
     device, batch = options.device, options.batch
     benchmark = Benchmark(options, folder)

@@ -17,7 +17,6 @@ import pathlib
 
 import common
 import numpy as np
-import torch
 
 from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.inference.calibration import find_threshold
@@ -57,7 +56,6 @@ def main():
     parser = common.arguments(__doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     errors = {}
     for run in options.runs:
         for path in sorted(run.glob("[si]*/**/scores.npz")):

@@ -16,7 +16,6 @@ import pathlib
 
 import common
 import numpy as np
-import torch
 
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
@@ -34,7 +33,6 @@ def main():
     for name in ("encoder", "corpus", "run"):
         parser.add_argument(name, type=pathlib.Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     run, corpus = options.run, options.corpus
     trained = sorted(run.glob("training*/export/iter1"))
     if len(trained) != 1:

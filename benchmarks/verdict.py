@@ -61,7 +61,6 @@ def main():
     parser.add_argument("--rir_folder", required=True)
     parser.add_argument("--carriers", nargs="+")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     carriers = make_carriers(options)
     verdicts, ends = [], []
     for name in options.carriers or carriers:

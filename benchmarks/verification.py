@@ -319,6 +319,5 @@ if __name__ == "__main__":
         task = against_speechbrain
     else:
         task = coverage if options.coverage else full_size
-    torch.set_num_threads(options.threads)
     with threadpool_limits(options.threads):
         task(options)

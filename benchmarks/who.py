@@ -16,7 +16,6 @@ import tempfile
 
 import common
 import numpy as np
-import torch
 
 from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.inference.folder import embed_folder
@@ -34,7 +33,6 @@ def main():
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--work", type=pathlib.Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     work = options.work or pathlib.Path(tempfile.mkdtemp())
     audio, device = options.audio, options.device
     manifest, found = embed_folder(options.encoder, audio, work, device, 0)
