@@ -14,7 +14,7 @@ TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
 
 def profile(
     x: np.ndarray,
-    lines: dict[str, tuple[np.ndarray, np.ndarray]],
+    lines: dict[str, tuple[np.ndarray, np.ndarray | float]],
     xlabel: str,
     ylabel: str,
     hz: bool = False,
@@ -38,7 +38,8 @@ def profile(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(max(x[0], 40), x[-1])
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(fontsize=8)
+    # Inside, the names of many lines would cover them.
+    figure.legend(loc="outside upper center", fontsize=8)
     return figure
 
 
@@ -112,17 +113,4 @@ def contours(
     ticks = np.linspace(levels[0], levels[-1], 6)
     bar.set_ticks(ticks, labels=[f"{10**tick:.2g}" for tick in ticks])
     bar.set_label(label)
-    return figure
-
-
-def curves(
-    lines: dict[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str
-) -> Figure:
-    """Draws curves (x, y), which may have an axis of their own each."""
-    figure, (axes,) = panels(4.8, 3.4)
-    for index, (name, (x, y)) in enumerate(lines.items()):
-        axes.plot(x, y, label=name, ms=3, **style(index))
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", fontsize=8)
     return figure

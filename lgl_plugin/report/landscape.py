@@ -237,9 +237,10 @@ def _lines(lines) -> Iterator[Block]:
         if lines:
             yield Figure(
                 f"lines_{'all' if which == 0 else 'counted'}",
-                inside_figures.curves(
+                inside_figures.profile(
+                    PLACES,
                     {
-                        f"{source} to {name}": (PLACES, found[:, which])
+                        f"{source} to {name}": (found[:, which], 0.0)
                         for name, (source, found) in lines.items()
                     },
                     "0: the one, 1: the other",
