@@ -12,6 +12,7 @@ CPU's part is done, at small sizes, and the page says what a GPU would be asked.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -43,39 +44,21 @@ def check(tells, seconds):
     return register
 
 
-@check("losses, gradients and embeddings, against float64 on the CPU", 45)
-def parity(device):
+def on_a_device(name, device):
+    """Calls a check of the module of that name, which imports the tests'."""
     import on_a_device
 
-    return on_a_device.parity(device)
+    return getattr(on_a_device, name)(device)
 
 
-@check("the host waits for nothing in a step", 30)
-def waits(device):
-    import on_a_device
-
-    return on_a_device.waits(device)
-
-
-@check("bfloat16 and float16 beside float32", 20)
-def precisions(device):
-    import on_a_device
-
-    return on_a_device.precisions(device)
-
-
-@check("compiled networks beside eager ones", 90)
-def compiled(device):
-    import on_a_device
-
-    return on_a_device.compiled(device) if device != "cpu" else []
-
-
-@check("NCCL, data parallelism and SyncBN, in one process", 20)
-def one_process(device):
-    import on_a_device
-
-    return on_a_device.one_process(device)
+for name, tells, seconds in (
+    ("parity", "losses, gradients, embeddings, against float64 on the CPU", 45),
+    ("waits", "the host waits for nothing in a step", 30),
+    ("precisions", "bfloat16 and float16 beside float32", 20),
+    ("compiled", "compiled networks beside eager ones", 90),
+    ("one_process", "NCCL, data parallelism and SyncBN, in one process", 20),
+):
+    CHECKS[name] = functools.partial(on_a_device, name), tells, seconds
 
 
 @check("augmentation from banks of MUSAN's size", 40)
