@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from hyperpyyaml import load_hyperpyyaml
 
 from lgl_plugin.dataio.audio import BadAudio, read_crops
 from lgl_plugin.dataio.labels import labelled_rows, labels_by_row, read_labels
@@ -22,7 +21,7 @@ from lgl_plugin.methods.method import embedded
 from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.report.results import PHASES
-from lgl_plugin.runs.plain import dump_settings
+from lgl_plugin.runs.pretrained import build_encoder, made
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.runs.weights import CLASSIFIER, ENCODER, load_weights
@@ -211,7 +210,7 @@ class ProbedRun:
                 name,
                 self._model(name, number, phase).to(device),
                 crops[kept.to(device)],
-                _made(self.settings[aam]),
+                made(self.settings[aam]),
                 torch.from_numpy(labels[self.rows])[kept].to(device),
                 torch.from_numpy(trained_on)[kept].to(device),
             )
@@ -226,12 +225,12 @@ class ProbedRun:
     def _stage1(self, device):
         """Makes Stage I's encoder and method; with two crops of each."""
         settings = self.all_settings["stage 1"]
-        encoder = _made(settings["new_encoder"])()
+        encoder = build_encoder(settings)
         size = settings["embedding_size"]
-        made = _made(settings["method"])(encoder, size, len(self.manifest))
+        method = made(settings["method"])(encoder, size, len(self.manifest))
         load_weights(encoder.network, self.folder / STAGE1 / ENCODER)
-        load_weights(made, self.folder / STAGE1 / METHOD)
-        both = {"encoder": encoder, "method": made}
+        load_weights(method, self.folder / STAGE1 / METHOD)
+        both = {"encoder": encoder, "method": method}
         model = torch.nn.ModuleDict(both).to(device)
         crops = self._crops(settings, 2).to(device)
         return model, crops, torch.from_numpy(self.rows).to(device)
@@ -284,8 +283,8 @@ class ProbedRun:
     def _model(self, name, number, phase):
         """Makes the encoder and the classifier of a probe."""
         kind = "new_last_encoder" if self._is_wide(number) else "new_encoder"
-        encoder = _made(self.settings[kind])()
-        classifier = _made(self.settings["new_classifier"])(
+        encoder = made(self.settings[kind])()
+        classifier = made(self.settings["new_classifier"])(
             out_neurons=self.done[f"iter{number}/labels"]["n_clusters"]
         )
         folder = self.folder / name
@@ -311,8 +310,3 @@ class ProbedRun:
     def _is_wide(self, number):
         last = number == self.settings["n_iterations"]
         return bool(last and self.settings.get("new_last_encoder"))
-
-
-def _made(setting):
-    """Makes what a setting names."""
-    return load_hyperpyyaml(dump_settings({"made": setting}))["made"]

@@ -5,6 +5,7 @@ Their settings are plain data, in the form that a recipe's yaml gives them:
 """
 
 import pathlib
+from typing import Any
 
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -85,8 +86,12 @@ def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:
 
 def build_encoder(settings: dict) -> torch.nn.Module:
     """Makes an encoder, of random weights, by its settings."""
-    new = {"new_encoder": settings["new_encoder"]}
-    return load_hyperpyyaml(dump_settings(new))["new_encoder"]()
+    return made(settings["new_encoder"])()
+
+
+def made(setting: Any) -> Any:
+    """Makes what a setting names, such as a module or its factory."""
+    return load_hyperpyyaml(dump_settings({"made": setting}))["made"]
 
 
 @torch.no_grad()
