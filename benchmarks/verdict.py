@@ -30,11 +30,7 @@ from lgl_plugin.dataio.audio import probe, read_audio
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import read_trials
-from lgl_plugin.evaluation.verification import (
-    adaptive_s_norm,
-    cohort_statistics,
-    cosine_scores,
-)
+from lgl_plugin.evaluation.verification import as_norm, cosine_scores
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import Identity, load_backend
 from lgl_plugin.inference.verdict import judge
@@ -197,9 +193,7 @@ def examine(ladder, vectors, trials):
     figures["kept"] = kept[-1] if kept else "none"
     figures["adapted"] = percent(scores, trials)
     cohort = best(ladder.vectors)
-    size = min(COHORT, len(cohort))
-    statistics = cohort_statistics(best(vectors), cohort, size)
-    scores = adaptive_s_norm(scores, trials, *statistics)
+    scores = as_norm(scores, trials, best(vectors), cohort, COHORT)
     figures["with AS-norm"] = percent(scores, trials)
     return rows, figures
 

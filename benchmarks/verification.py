@@ -40,6 +40,7 @@ from threadpoolctl import threadpool_limits
 from lgl_plugin.dataio.trials import Trials, read_trials
 from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
+    as_norm,
     bootstrap_eer,
     cohort_statistics,
     cosine_scores,
@@ -97,7 +98,7 @@ def full_size(options):
     def scores():
         kept["scores"] = cosine_scores(embeddings, trials)
 
-    def as_norm():
+    def normalised():
         kept["scores"] = adaptive_s_norm(
             kept["scores"], trials, *kept["statistics"]
         )
@@ -105,7 +106,7 @@ def full_size(options):
     calls = {
         "cohort_statistics": statistics,
         "cosine_scores": scores,
-        "adaptive_s_norm": as_norm,
+        "adaptive_s_norm": normalised,
         "eer": lambda: eer(kept["scores"], trials.labels),
         "bootstrap_eer": lambda: bootstrap_eer(
             kept["scores"], trials, options.resamples
@@ -276,11 +277,8 @@ def our_scoring(options, whole, n_trials, cohort, folder):
 
     def score():
         trials = read_trials(folder / "trials.txt")
-        scores = adaptive_s_norm(
-            cosine_scores(embeddings, trials),
-            trials,
-            *cohort_statistics(embeddings, cohort, top),
-        )
+        scores = cosine_scores(embeddings, trials)
+        scores = as_norm(scores, trials, embeddings, cohort, top)
         write_scores(folder / "scores.txt", trials, scores)
 
     return score

@@ -17,6 +17,7 @@ from lgl_plugin.evaluation.pseudo_labels import (
     reliable,
 )
 from lgl_plugin.evaluation.verification import (
+    TOP,
     adaptive_s_norm,
     cohort_statistics,
     cosine_scores,
@@ -24,9 +25,6 @@ from lgl_plugin.evaluation.verification import (
 )
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.utils.files import save_arrays
-
-# Nearest of the cohort that AS-norm takes, as in `lgl verify`.
-TOP = 300
 
 
 class TrueLabels:

@@ -22,6 +22,7 @@ from lgl_plugin.utils.files import atomic_write
 ROWS, COLUMNS = 256, 32768
 # Trials whose embeddings are gathered at once: tens of megabytes.
 TRIALS = 16384
+TOP = 300  # nearest of a cohort that AS-norm takes
 
 
 def cosine_scores(embeddings: ArrayLike, trials: Trials) -> np.ndarray:
@@ -185,6 +186,19 @@ def adaptive_s_norm(
         (scores - mean[side]) / deviation[side]
         for side in (trials.enrolment, trials.test)
     )
+
+
+def as_norm(
+    scores: ArrayLike,
+    trials: Trials,
+    embeddings: ArrayLike,
+    cohort: np.ndarray,
+    top: int = TOP,
+) -> np.ndarray:
+    """Normalises scores by the nearest of a cohort, all of a smaller one."""
+    nearest = min(top, len(cohort))
+    statistics = cohort_statistics(embeddings, cohort, nearest)
+    return adaptive_s_norm(scores, trials, *statistics)
 
 
 def bootstrap_eer(

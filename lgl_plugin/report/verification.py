@@ -15,9 +15,9 @@ import numpy as np
 from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.verification import (
-    adaptive_s_norm,
+    TOP,
+    as_norm,
     bootstrap_eer,
-    cohort_statistics,
     cosine_scores,
     figures_of,
     write_scores,
@@ -61,7 +61,7 @@ def verify_encoders(
             "--top and --cohort_utterances are for a cohort: add --cohort, or "
             "leave them out"
         )
-    top = 300 if top is None else top
+    top = TOP if top is None else top
     if cohort_utterances is None:
         cohort_utterances = 20000
     # First of all, while the arguments are the only local variables.
@@ -111,12 +111,12 @@ def verify_encoders(
             n_cohort["cohort"] = len(near)
             whitened = Whitening().fit(near)(vectors)
             scores["whitened"] = cosine_scores(whitened, joined)
-            nearest = min(top, len(near))
-            if nearest < top:
-                print(f"--top={top}: the cohort has {nearest}, which all count")
-            statistics = cohort_statistics(vectors, near, nearest)
-            scores["AS-norm"] = adaptive_s_norm(
-                scores["cosine"], joined, *statistics
+            if len(near) < top:
+                print(
+                    f"--top={top}: the cohort has {len(near)}, which all count"
+                )
+            scores["AS-norm"] = as_norm(
+                scores["cosine"], joined, vectors, near, top
             )
         normalised = [*scores][-1]  # AS-norm, without a cohort the cosine
         for kind, values in scores.items():

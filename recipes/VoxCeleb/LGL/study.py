@@ -19,8 +19,7 @@ from lgl_plugin.clustering.ward import ward
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.evaluation.pseudo_labels import clustering_report
 from lgl_plugin.evaluation.verification import (
-    adaptive_s_norm,
-    cohort_statistics,
+    as_norm,
     cosine_scores,
     figures_of,
 )
@@ -35,7 +34,7 @@ from lgl_plugin.runs.weights import ENCODER
 from lgl_plugin.utils.tables import markdown_table
 
 FLOOR, UNTRAINED = "log-mel statistics", "untrained"
-COHORT, TOP = 2000, 300  # of AS-norm
+COHORT = 2000  # of AS-norm
 # The choice of a run that is told nothing.
 CHOSEN = "whitened, 1"
 BACKENDS = {
@@ -124,7 +123,7 @@ def by_backend(embedder):
     others = floor_whitening().fit(floor.sample)(floor.of_trials)
     both = joined(vectors, others, floor_share())
     figures[JOINED] = figures_of(cosine_scores(both, trials), trials)
-    scores = as_norm(vectors, trials, sample)
+    scores = as_norm(cosine_scores(vectors, trials), trials, vectors, sample)
     return {**figures, "AS-norm": figures_of(scores, trials)}
 
 
@@ -311,7 +310,7 @@ class Embedder:
         vectors = self.vectors(trial_audio(trials, folder))
         scores = cosine_scores(vectors, trials)
         if normed:
-            scores = as_norm(vectors, trials, self.sample)
+            scores = as_norm(scores, trials, vectors, self.sample)
         return figures_of(scores, trials)["eer_percent"]
 
     def vectors(self, audio, rows=None):
@@ -335,12 +334,6 @@ def trials_of(settings, of_what):
         settings["trial_folder"],
         settings.get("allow_outside_data_folder", False),
     )
-
-
-def as_norm(vectors, trials, cohort):
-    """Cosine scores of trials, normalised by unlabelled training speech."""
-    statistics = cohort_statistics(vectors, cohort, min(TOP, len(cohort)))
-    return adaptive_s_norm(cosine_scores(vectors, trials), trials, *statistics)
 
 
 def after(experiment, name, iteration=1, figure="eer", phase="gated"):
