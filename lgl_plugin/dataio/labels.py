@@ -12,6 +12,8 @@ import numpy as np
 from lgl_plugin.dataio.manifest import CONTROL, Manifest, Strings, version
 from lgl_plugin.utils.files import atomic_write
 
+LABELS = "labels.csv"  # below a round's `labels`
+
 
 def write_labels(
     path: str | pathlib.Path, utterances: Iterable[str], labels: np.ndarray
@@ -38,6 +40,14 @@ def labels_by_row(
     by_row = np.full(len(manifest), -1)
     by_row[manifest.rows(utterances)] = labels
     return by_row
+
+
+def round_labels(
+    run: pathlib.Path, number: int, manifest: Manifest
+) -> np.ndarray:
+    """Returns the labels of a run's round as `labels_by_row` does."""
+    path = run / f"iter{number}" / "labels" / LABELS
+    return labels_by_row(manifest, *read_labels(path))
 
 
 def labelled_rows(folder: pathlib.Path, manifest: Manifest) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lgl_plugin.dataio.audio import BadAudio
-from lgl_plugin.dataio.labels import labelled_rows, read_labels
+from lgl_plugin.dataio.labels import LABELS, labelled_rows, read_labels
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
@@ -230,7 +230,7 @@ def read_trained_step(
         data_folder or chosen["data_folder"],
         chosen.get("allow_outside_data_folder", False),
     )
-    labels = run / place / "labels" / "labels.csv"
+    labels = run / place / "labels"
     latest = [name for name in steps if name.split("/")[0] == place][-1:]
     settings = sorted(state["settings"].items())
     return TrainedStep(
@@ -239,8 +239,8 @@ def read_trained_step(
         settings={name: value for name, value in settings if name <= stage},
         model=model,
         manifest=manifest,
-        labelled=labelled_rows(labels.parent, manifest),
-        pseudo=read_labels(labels) if iteration else None,
+        labelled=labelled_rows(labels, manifest),
+        pseudo=read_labels(labels / LABELS) if iteration else None,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lgl_plugin.dataio.audio import BadAudio, read_crops
-from lgl_plugin.dataio.labels import labelled_rows, labels_by_row, read_labels
+from lgl_plugin.dataio.labels import labelled_rows, round_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.methods.method import embedded
 from lgl_plugin.nnet.augment import NoAugmentation
@@ -202,7 +202,7 @@ class ProbedRun:
             crops = self._crops(self.settings)[:, 0].to(device)
         for name in names:
             number, phase = int(name[4:].split("/")[0]), name.split("/")[1]
-            labels = self._labels(number)
+            labels = round_labels(self.folder, number, self.manifest)
             kept = torch.from_numpy(labels[self.rows] >= 0)
             trained_on = self._trained_on(name, labels)[self.rows]
             aam = "large_margin" if phase == "large_margin" else "aam"
@@ -260,11 +260,6 @@ class ProbedRun:
             print(said)
         self.rows = np.array([*crops])
         return torch.stack([*crops.values()])
-
-    def _labels(self, number):
-        """Returns a round's pseudo-labels by row, -1 for none."""
-        path = self.folder / f"iter{number}" / "labels" / "labels.csv"
-        return labels_by_row(self.manifest, *read_labels(path))
 
     def _trained_on(self, name, labels):
         """Returns the labels by which utterances counted, -1 for none."""

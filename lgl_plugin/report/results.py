@@ -15,7 +15,7 @@ import urllib.parse
 import numpy as np
 
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.labels import labels_by_row, read_labels
+from lgl_plugin.dataio.labels import LABELS, read_labels, round_labels
 from lgl_plugin.dataio.manifest import Manifest, Strings, load_manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import bootstrap_eer
@@ -174,12 +174,12 @@ class Results:
 
     def labels(self, number: int) -> tuple[Strings, np.ndarray] | None:
         """Reads an iteration's utterances and pseudo-labels, if any."""
-        path = self.folder / f"iter{number}" / "labels" / "labels.csv"
+        path = self.folder / f"iter{number}" / "labels" / LABELS
         return read_labels(path) if path.exists() else None
 
     def labels_by_row(self, number: int) -> np.ndarray:
         """Returns an iteration's label of each manifest row, -1 for none."""
-        return labels_by_row(self.manifest, *self.labels(number))
+        return round_labels(self.folder, number, self.manifest)
 
     def embeddings(self, number: int) -> Embeddings | None:
         """Opens an iteration's embeddings, on disk; None if incomplete."""
