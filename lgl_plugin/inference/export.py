@@ -35,7 +35,7 @@ from lgl_plugin.inference.model_card import (
 )
 from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
-from lgl_plugin.runs.run import planned_steps
+from lgl_plugin.runs.run import encoder_kind, encoder_steps, planned_steps
 from lgl_plugin.runs.state import check_artefact, read_state
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
@@ -183,11 +183,7 @@ def read_trained_step(
     """Reads what a step of a run has left; arguments and errors as `export`."""
     run = pathlib.Path(run)
     state = read_state(run)
-    steps = [
-        name
-        for name in state["done"]
-        if not name.startswith("export") and (run / name / ENCODER).exists()
-    ]
+    steps = encoder_steps(run, state["done"])
     # `done` ends with a step that was done again, wherever its place is.
     plan = planned_steps(state["settings"])
     steps.sort(key=lambda name: plan.index(name) if name in plan else -1)
@@ -206,8 +202,6 @@ def read_trained_step(
     iteration = int(place[4:]) if place.startswith("iter") else 0
     stage = "stage 2" if iteration else "stage 1"
     chosen = state["settings"][stage]
-    last = iteration == chosen.get("n_iterations")
-    wide = last and chosen.get("new_last_encoder")
     fitted = None
     if chosen.get("backend") if backend is None else backend:
         path = encoder.with_name(BACKEND)
@@ -222,7 +216,7 @@ def read_trained_step(
         chosen,
         encoder,
         encoder.with_name(CLASSIFIER) if iteration else None,
-        "new_last_encoder" if wide else "new_encoder",
+        encoder_kind(chosen, iteration),
         fitted,
     )
     manifest = load_manifest(

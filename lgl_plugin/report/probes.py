@@ -22,7 +22,7 @@ from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.pretrained import build_encoder, made
-from lgl_plugin.runs.run import stage1_steps
+from lgl_plugin.runs.run import encoder_kind, stage1_steps
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.runs.weights import CLASSIFIER, ENCODER, load_weights
 from lgl_plugin.training.stage1 import METHOD
@@ -182,7 +182,8 @@ class ProbedRun:
             names = [f"iter{number}/{phase}" for phase in PHASES]
             names = [name for name in names if name in self.done]
             # An encoder of another kind has no classifier to begin with.
-            other = self._is_wide(number) or (
+            wide = encoder_kind(self.settings, number) != "new_encoder"
+            other = wide or (
                 number == 1 and self.settings.get("new_first_encoder")
             )
             begins = not other and self._source(number).exists()
@@ -277,7 +278,7 @@ class ProbedRun:
 
     def _model(self, name, number, phase):
         """Makes the encoder and the classifier of a probe."""
-        kind = "new_last_encoder" if self._is_wide(number) else "new_encoder"
+        kind = encoder_kind(self.settings, number)
         encoder = made(self.settings[kind])()
         classifier = made(self.settings["new_classifier"])(
             out_neurons=self.done[f"iter{number}/labels"]["n_clusters"]
@@ -301,7 +302,3 @@ class ProbedRun:
         last = self.folder / stage1_steps(self.all_settings)[-1]
         path = pathlib.Path(given or last)
         return path / ENCODER if path.is_dir() else path
-
-    def _is_wide(self, number):
-        last = number == self.settings["n_iterations"]
-        return bool(last and self.settings.get("new_last_encoder"))

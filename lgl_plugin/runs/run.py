@@ -27,6 +27,7 @@ from lgl_plugin.runs.state import (
     read_state,
     write_state,
 )
+from lgl_plugin.runs.weights import ENCODER
 from lgl_plugin.utils.distributed import broadcast, from_main
 from lgl_plugin.utils.files import (
     append_line,
@@ -337,6 +338,22 @@ def stage1_steps(settings: dict[str, dict]) -> list[str]:
     """Lists Stage I's steps that train; Stage II starts from the last one."""
     ssps = settings.get("stage 1", {}).get("ssps_epochs")
     return ["stage1", "ssps"] if ssps else ["stage1"]
+
+
+def encoder_kind(settings: dict, number: int) -> str:
+    """Names the setting that a round's encoder is made by, 0 for Stage I's."""
+    last = number == settings.get("n_iterations")
+    wide = last and settings.get("new_last_encoder")
+    return "new_last_encoder" if wide else "new_encoder"
+
+
+def encoder_steps(folder: pathlib.Path, done: Iterable[str]) -> list[str]:
+    """Lists those of a run's done steps that left an encoder."""
+    return [
+        name
+        for name in done
+        if not name.startswith("export") and (folder / name / ENCODER).exists()
+    ]
 
 
 def step_of(record: dict) -> str:

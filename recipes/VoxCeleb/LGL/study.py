@@ -28,9 +28,9 @@ from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import mean_and_range
+from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
-from lgl_plugin.runs.weights import ENCODER
 from lgl_plugin.utils.tables import markdown_table
 
 FLOOR, UNTRAINED = "log-mel statistics", "untrained"
@@ -228,11 +228,7 @@ def embedders(experiment, options):
         experiment.train([])
         runs = [experiment.run_folder(seed) for seed in experiment.seeds]
     for run in runs:
-        steps = [
-            step
-            for step in read_state(run)["done"]
-            if not step.startswith("export") and (run / step / ENCODER).exists()
-        ]
+        steps = encoder_steps(run, read_state(run)["done"])
         if not steps:
             raise ValueError(
                 f"{run} has trained no encoder yet: finish that run"
