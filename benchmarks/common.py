@@ -17,13 +17,13 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import resource
 import statistics
 import time
 
 import torch
 
+from lgl_plugin.runs.provenance import device_name
 from lgl_plugin.utils.memory import peak_bytes
 from lgl_plugin.utils.tables import markdown_table
 
@@ -125,20 +125,16 @@ def measure(variants, repeats=5, device="cpu"):
 
 def machine(device="cpu"):
     """Describes the machine, as a dict of plain values."""
-    cpu = platform.processor()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists() and "model name" in cpuinfo.read_text():
-        cpu = cpuinfo.read_text().split("model name")[1].split("\n")[0]
     facts = {
         "device": str(device),
-        "cpu": cpu.strip(" \t:"),
+        "cpu": device_name("cpu"),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
     if torch.device(device).type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["gpu"] = device_name(device)
     return facts
 
 
