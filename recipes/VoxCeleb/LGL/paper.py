@@ -98,13 +98,14 @@ def table1(experiment, options):
     }
     rows = []
     for phase, (name, step) in phases.items():
-        cells = []
-        for trials, folder in options.lists.values():
-            found = []
-            for seed in experiment.seeds:
-                embedder = Embedder(experiment.run_folder(seed, name), step)
-                found.append(embedder.eer(trials, folder))
-            cells.append(spread(found))
+        encoders = [
+            Embedder(experiment.run_folder(seed, name), step)
+            for seed in experiment.seeds
+        ]
+        cells = [
+            spread([encoder.eer(trials, folder) for encoder in encoders])
+            for trials, folder in options.lists.values()
+        ]
         rows.append([phase, *cells])
     return markdown_table(["EER %", *options.lists], rows)
 
@@ -311,12 +312,14 @@ def gates(experiment, options):
 def selection(experiment, options):
     """Each criterion against the true EER, epoch by epoch."""
     experiment.train([Variant("study", ("--selection_study=True",))])
+    kinds = ("Stage I", "classifier", "gated")
+    found = {kind: phases(experiment, kind) for kind in kinds}
     rows = []
     for name in CRITERIA:
         row = [name]
-        for kind in ("Stage I", "classifier", "gated"):
+        for kind in kinds:
             ranks, regrets = [], []
-            for epochs in phases(experiment, kind):
+            for epochs in found[kind]:
                 eers = np.array([epoch["eer"] for epoch in epochs])
                 costs = np.array([criterion(epoch, name) for epoch in epochs])
                 known = np.isfinite(costs)
@@ -327,7 +330,7 @@ def selection(experiment, options):
             row += [spread(ranks, 1, 2), spread(regrets)]
         rows.append(row)
     header = ["criterion"]
-    for kind in ("Stage I", "classifier", "gated"):
+    for kind in kinds:
         header += [f"{kind}: rank correlation", "regret, points of EER"]
     picked = markdown_table(header, rows)
     rows = []
@@ -336,9 +339,9 @@ def selection(experiment, options):
             continue
         for patience in (2, 4):
             row = [name, patience]
-            for kind in ("Stage I", "classifier", "gated"):
+            for kind in kinds:
                 saved, regrets = [], []
-                for epochs in phases(experiment, kind):
+                for epochs in found[kind]:
                     costs = [criterion(epoch, name) for epoch in epochs]
                     end = stop(costs, patience)
                     eers = np.array([epoch["eer"] for epoch in epochs])
@@ -348,7 +351,7 @@ def selection(experiment, options):
                 row += [spread(saved, 100, 0), spread(regrets)]
             rows.append(row)
     header = ["criterion", "patience"]
-    for kind in ("Stage I", "classifier", "gated"):
+    for kind in kinds:
         header += [f"{kind}: epochs saved %", "EER above that of all epochs"]
     return picked + "\n\n" + markdown_table(header, rows)
 
@@ -426,12 +429,12 @@ def steps(experiment, options):
         compare(label, found, iteration)
     settings = experiment.settings
     trials = trials_of(settings, "steps")
-    found = []
-    for seed in experiment.seeds:
-        embedder = Embedder(experiment.run_folder(seed), f"iter{last}/gated")
-        found.append(
-            embedder.eer(trials, settings["trial_folder"], normed=True)
+    found = [
+        Embedder(experiment.run_folder(seed), f"iter{last}/gated").eer(
+            trials, settings["trial_folder"], normed=True
         )
+        for seed in experiment.seeds
+    ]
     compare("AS-norm", found, last)
     return markdown_table(
         ["step", "iteration", "base, EER %", "with it", "difference"], rows
