@@ -13,6 +13,7 @@ import functools
 import json
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
@@ -27,33 +28,27 @@ from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.device import keep_freed_memory
 
-HPARAMS = pathlib.Path(__file__).parents[1] / "hparams"
+RECIPE = pathlib.Path(__file__).parents[1] / "recipes" / "VoxCeleb" / "LGL"
+sys.path.append(str(RECIPE))
+
+from gallery import METHODS  # noqa: E402
+
 RATE, N_UTTERANCES = 16000, 4096
-METHODS = {
-    "SimCLR + AAT": "simclr.SimCLR",
-    "SimCLR": "simclr.SimCLR {adversarial_weight: 0.0}",
-    "MoCo": "moco.MoCo",
-    "VICReg": "vicreg.VICReg",
-    "Barlow Twins": "vicreg.BarlowTwins",
-    "SimSiam": "simsiam.SimSiam",
-    "DINO": "dino.DINO",
-    "RDINO": "dino.DINO {regularisation: 0.2}",
-    "SDPN": "sdpn.SDPN",
-}
 
 
 class Case:
     """A method's Brain of the small preset, and its views of one batch."""
 
-    def __init__(self, made_by, options, folder):
+    def __init__(self, entry, options, folder):
         width = options.channels
         given = {
             "data_folder": str(folder),
             "new_encoder": {"network": {"channels": [width] * 4 + [2 * width]}},
         }
         text = json.dumps(given)[:-1]
-        text += f", method: !name:lgl_plugin.methods.{made_by}\n}}"
-        settings, _ = load_settings(HPARAMS / "small_stage1.yaml", text)
+        text += f", method: {entry.option.removeprefix('--method=')}\n}}"
+        yaml = RECIPE / "hparams" / "small_stage1.yaml"
+        settings, _ = load_settings(yaml, text)
         encoder = settings.new_encoder()
         method = settings.method(encoder, settings.embedding_size, N_UTTERANCES)
         self.device = options.device
@@ -119,8 +114,8 @@ def main(options, folder):
     if "cpu" in options.device:
         keep_freed_memory()
     rows = []
-    for title, made_by in METHODS.items():
-        case = Case(made_by, options, folder / title)
+    for entry in METHODS:
+        case = Case(entry, options, folder / entry.name)
         times = {"step": [], "floor": [], "augmentation": []}
         for repeat in range(options.repeats + 1):
             for name, work in (
@@ -134,7 +129,7 @@ def main(options, folder):
         found = {name: statistics.median(all_) for name, all_ in times.items()}
         rest = found["step"] - found["floor"] - found["augmentation"]
         ratio = found["step"] / found["floor"]
-        row = {"method": title, **found, "the rest": rest, "ratio": ratio}
+        row = {"method": entry.title, **found, "the rest": rest, "ratio": ratio}
         rows.append(row)
         print({k: v if k == "method" else round(v, 4) for k, v in row.items()})
     title = (
