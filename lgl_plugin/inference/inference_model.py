@@ -14,6 +14,7 @@ from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.onnx_export import ONNX
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.plain import dump_settings
+from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.weights import (
     AFFINE,
     CLASSIFIER,
@@ -212,7 +213,7 @@ class InferenceModel:
         # SpeechBrain loads no folder without this file: it goes first and
         # comes last, so that a crash leaves no mixture of two exports.
         # An earlier export's files would be of other weights than this one's.
-        old = ("hyperparams.yaml", AFFINE, MEAN, CLASSIFIER, NAMES, ONNX)
+        old = (YAML, AFFINE, MEAN, CLASSIFIER, NAMES, ONNX)
         for name in old:
             (folder / name).unlink(missing_ok=True)
         save_tensors(self.encoder, folder / ENCODER)
@@ -247,7 +248,7 @@ class InferenceModel:
         )
         with atomic_write(folder / "README.md") as out:
             out.write(card)
-        with atomic_write(folder / "hyperparams.yaml") as out:
+        with atomic_write(folder / YAML) as out:
             out.write(text)
         # Found without labels, it lies within 0.1 of what labels would give.
         found = "not found" if threshold is None else f"{threshold:.2f}"
@@ -259,7 +260,7 @@ def check_target(folder: PathLike) -> None:
 
     For example, a project would lose its README.md.
     """
-    marks = {"hyperparams.yaml": FIRST_LINE, "README.md": CARD_LINE}
+    marks = {YAML: FIRST_LINE, "README.md": CARD_LINE}
     for name, mark in marks.items():
         path = pathlib.Path(folder) / name
         if path.is_file() and mark not in path.read_text("utf-8", "replace"):

@@ -6,10 +6,8 @@ import numpy as np
 
 from lgl_plugin.report.page import Block, Command, Verdict
 from lgl_plugin.report.results import Results
-from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE
+from lgl_plugin.runs.metrics_log import COLUMNS, FLOOR, LABEL_FREE
 from lgl_plugin.training import health
-
-FLOOR = "log-mel statistics"
 
 
 def overview(results: Results, failures: list[str]) -> Iterator[Block]:

@@ -21,10 +21,11 @@ from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import bootstrap_eer
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.arguments import for_other_stage
-from lgl_plugin.runs.metrics_log import read_metrics, summarise
+from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
+from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import read_starts
 from lgl_plugin.runs.run import planned_steps
-from lgl_plugin.runs.state import read_state
+from lgl_plugin.runs.state import STATE, read_state
 from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
@@ -67,7 +68,7 @@ class Results:
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
         self.starts = read_starts(folder)
-        known = (self.folder / "state.json").exists()
+        known = (self.folder / STATE).exists()
         state = read_state(folder) if known else {}
         self.settings, self.done, self.failed, self.inputs = (
             state.get(key, {})
@@ -124,7 +125,7 @@ class Results:
             if step.startswith("export/")
         ]
         for encoder in reversed(exports):
-            if (encoder / "hyperparams.yaml").exists():  # it comes last
+            if (encoder / YAML).exists():  # it comes last
                 words = ["lgl", "who", str(encoder), "AUDIO", "OUT"]
                 return "Next", shlex.join(words)
         return "Next", shlex.join(["lgl", "export", str(self.folder)])
@@ -201,7 +202,7 @@ class Results:
     def scored(self) -> dict[str, pathlib.Path]:
         """Maps each scored phase's name, as of `summarise`, to its file."""
         files = {
-            "log-mel statistics": "baselines/floor.npz",
+            FLOOR: "baselines/floor.npz",
             "untrained": "baselines/untrained.npz",
             "Stage I": "stage1/scores.npz",
             "Stage I, SSPS": "ssps/scores.npz",

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lgl_plugin.runs.lock import LOCK
+from lgl_plugin.runs.state import STATE
 from lgl_plugin.utils.tables import markdown_table
 
+FLOOR = "log-mel statistics"  # the phase of an encoder that is not learnt
 # Figures of a table: their heading, factor and number of decimals.
 COLUMNS = {
     "eer": ("EER %", 1.0, 1),
@@ -76,7 +78,7 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     """
     path = pathlib.Path(run) / "metrics.jsonl"
     if not path.exists():
-        if any(path.with_name(x).exists() for x in ("state.json", LOCK)):
+        if any(path.with_name(x).exists() for x in (STATE, LOCK)):
             return []
         raise FileNotFoundError(
             f"{run} holds no metrics.jsonl: is it the output_folder of a run?"

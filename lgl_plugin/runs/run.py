@@ -21,6 +21,7 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin.runs.differences import changes, flatten, identity
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.state import (
+    STATE,
     damage,
     describe,
     digest,
@@ -378,7 +379,7 @@ def fork(
     of the steps.
     """
     source, target, steps = pathlib.Path(source), pathlib.Path(target), [*steps]
-    if (target / "state.json").exists():
+    if (target / STATE).exists():
         return
     state = read_state(source)
     missing = [step for step in steps if step not in state["done"]]

@@ -30,14 +30,16 @@ from lgl_plugin.inference.extractor import BATCH_SECONDS, Extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import read_metrics, record_key
+from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import record_start
-from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.run import METRICS, Run
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import (
     SETTINGS_TOO,
     plain_settings,
     without_helpers,
 )
+from lgl_plugin.runs.state import STATE
 from lgl_plugin.training.health import findings
 from lgl_plugin.utils.device import (
     check_device,
@@ -156,7 +158,7 @@ class Session:
         # would come on top.
         logging.getLogger("speechbrain.nnet.schedulers").setLevel("WARNING")
         if sb.utils.distributed.if_main_process():
-            with atomic_write(folder / "hyperparams.yaml") as out:
+            with atomic_write(folder / YAML) as out:
                 out.write(without_helpers(text))
 
     def _read_data(self):
@@ -459,7 +461,7 @@ def _with_device(run_opts, device):
 def _forget(folder):
     """Makes a debug run's folder as if it had never been used."""
     lock_folder(folder)
-    for name in ("state.json", "metrics.jsonl"):
+    for name in (STATE, METRICS):
         (folder / name).unlink(missing_ok=True)
     for checkpoints in folder.glob("**/checkpoints"):
         shutil.rmtree(checkpoints)

@@ -8,6 +8,7 @@ import torch
 
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
+from lgl_plugin.runs.metrics_log import FLOOR
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.fit import fit, part_of
@@ -35,7 +36,7 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
         return floor_encoder(settings.sample_rate)
 
     for phase, make, whitening, name in (
-        ("log-mel statistics", floor, floor_whitening(), "floor.npz"),
+        (FLOOR, floor, floor_whitening(), "floor.npz"),
         ("untrained", settings.new_encoder, None, "untrained.npz"),
     ):
         path = folder / name

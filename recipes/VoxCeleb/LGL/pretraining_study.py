@@ -42,6 +42,7 @@ from lgl_plugin.inference.log_mels import LogMels, write_log_mels
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.arguments import as_typed, key_of
+from lgl_plugin.runs.metrics_log import FLOOR
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.progress import tqdm
@@ -51,7 +52,6 @@ SIZES = {"small": {}, "large": {"hidden_size": 128, "n_layers": 4}}
 PART, MIXING = 0.0625, 0.2  # of the speech; of the utterances, as in WavLM
 BACKEND, STUDY = "backend.json", "study.json"
 UTTERANCES, SECONDS = 2000, 2.0  # of the back-end's training, in two views
-FLOOR = "log-mel statistics"
 TITLES = {
     "untrained": "not trained",
     "best_rq": "masked, random projection (BEST-RQ)",

@@ -27,13 +27,13 @@ from lgl_plugin.inference.backends import Centring, Identity, Whitening
 from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.features import Waveform
-from lgl_plugin.runs.metrics_log import mean_and_range
+from lgl_plugin.runs.metrics_log import FLOOR, mean_and_range
 from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.tables import markdown_table
 
-FLOOR, UNTRAINED = "log-mel statistics", "untrained"
+UNTRAINED = "untrained"
 COHORT = 2000  # of AS-norm
 # The choice of a run that is told nothing.
 CHOSEN = "whitened, 1"
