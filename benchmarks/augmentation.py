@@ -17,42 +17,15 @@ import csv
 import pathlib
 import tempfile
 
-import numpy as np
 import scipy.fft
-import soundfile
 import torch
-from common import MIB, arguments, measure, report
+from common import MIB, RATE, arguments, measure, report, write_audio
 from speechbrain.augment.time_domain import AddNoise, AddReverb
 
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.noise import SNR
 
-RATE = 16000
 COLUMNS = ["ID", "duration", "wav", "wav_format", "wav_opts"]
-
-
-def write_noises(folder, number, seconds):
-    """White noise in MUSAN's folders, and a csv for SpeechBrain."""
-    rng = np.random.default_rng(0)
-    paths = [folder / list(SNR)[i % 3] / f"{i}.wav" for i in range(number)]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = rng.normal(0, 0.1, round(seconds * RATE))
-        soundfile.write(path, noise.clip(-1, 1), RATE)
-    write_csv(folder, paths, seconds)
-
-
-def write_rooms(folder, number):
-    """Rooms of half a second that fade by 60 dB in 0.4 s, and a csv."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    fade = 0.1 * 10 ** (-3 * np.arange(RATE // 2) / RATE / 0.4)
-    paths = [folder / f"{i}.wav" for i in range(number)]
-    for path in paths:
-        room = rng.normal(0, 1, len(fade)) * fade
-        room[0] = 0.9
-        soundfile.write(path, room.clip(-1, 1), RATE)
-    write_csv(folder, paths, 0.5)
 
 
 def write_csv(folder, paths, seconds):
@@ -85,7 +58,9 @@ def main(options, folder):
     n_samples = round(options.crop * RATE)
     wavs = 0.1 * torch.randn(options.batch, n_samples, device=device)
     lengths = torch.ones(options.batch, device=device)
-    write_rooms(folder / "rooms", options.rooms)
+    # Of half a second, fading by 60 dB in 0.4 s.
+    rooms = write_audio(folder / "rooms", options.rooms, 0.5, 0.5, fade=0.4)
+    write_csv(folder / "rooms", rooms, 0.5)
 
     def speechbrain(noises):
         reverb = AddReverb(folder / "rooms" / "files.csv")
@@ -95,7 +70,13 @@ def main(options, folder):
     variants = {}
     for seconds in options.noise_seconds:
         noises = folder / f"{seconds}"
-        write_noises(noises, options.noises, seconds)
+        number = options.noises // len(SNR)
+        paths = [
+            path
+            for kind in SNR  # MUSAN's folders
+            for path in write_audio(noises / kind, number, seconds, seconds)
+        ]
+        write_csv(noises, paths, seconds)
         variants[f"SpeechBrain, noises of {seconds:g} s"] = speechbrain(noises)
     baselines = list(variants)
     with_files = Augmenter(RATE, noises, folder / "rooms", bank_seconds=1e4)

@@ -21,6 +21,8 @@ import resource
 import statistics
 import time
 
+import numpy as np
+import soundfile
 import torch
 
 from lgl_plugin.runs.provenance import device_name
@@ -28,6 +30,7 @@ from lgl_plugin.utils.memory import peak_bytes
 from lgl_plugin.utils.tables import markdown_table
 
 MIB = 2**20
+RATE = 16000
 
 
 def arguments(description):
@@ -173,6 +176,20 @@ def _cell(value):
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def write_audio(folder, number, low, high, fade=None):
+    """Writes files of noise, `low` to `high` seconds long, 16 bit."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    paths = [folder / f"{i}.wav" for i in range(number)]
+    for path in paths:
+        samples = rng.normal(0, 0.1, round(rng.uniform(low, high) * RATE))
+        if fade:  # a room: the direct path, then 60 dB down in so many s
+            samples *= 10 ** (-3 * np.arange(len(samples)) / RATE / fade)
+            samples[0] = 0.9
+        soundfile.write(path, samples.clip(-1, 1), RATE)
+    return paths
 
 
 def give_freed_memory():

@@ -29,6 +29,7 @@ import soundfile
 import speechbrain as sb
 import torch
 from common import (
+    RATE,
     arguments,
     give_freed_memory,
     measure,
@@ -36,6 +37,7 @@ from common import (
     report,
     reset_peaks,
     synchronize,
+    write_audio,
 )
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -56,23 +58,8 @@ from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.utils.device import keep_freed_memory
 
-RATE = 16000
 LAST = "the last, loading nothing"
 HPARAMS = pathlib.Path(__file__).parents[1] / "hparams"
-
-
-def write_audio(folder, number, low, high, fade=None):
-    """Writes files of noise, `low` to `high` seconds long, 16 bit."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    paths = [folder / f"{i}.wav" for i in range(number)]
-    for path in paths:
-        samples = rng.normal(0, 0.1, round(rng.uniform(low, high) * RATE))
-        if fade:  # a room: the direct path, then 60 dB down in so many s
-            samples *= 10 ** (-3 * np.arange(len(samples)) / RATE / fade)
-            samples[0] = 0.9
-        soundfile.write(path, samples.clip(-1, 1), RATE)
-    return paths
 
 
 class PerFile(torch.utils.data.Dataset):
