@@ -19,6 +19,7 @@ from tiny import RECIPE, STAGE1, STAGE2, TINY, run_script
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.weights import ENCODER
 
 spec = importlib.util.spec_from_file_location("paper", RECIPE / "paper.py")
 script = importlib.util.module_from_spec(spec)
@@ -361,7 +362,7 @@ def test_data_that_lack_something_are_refused_before_any_training(
 def test_encoders_that_backends_compares(monkeypatch, tmp_path):
     """None that is untrained where a pre-trained network takes waveforms."""
     (tmp_path / "stage1").mkdir()
-    (tmp_path / "stage1" / study.ENCODER).touch()
+    (tmp_path / "stage1" / ENCODER).touch()
     monkeypatch.setattr(study, "read_state", lambda run: {"done": ["stage1"]})
     options = types.SimpleNamespace(runs=[tmp_path])
     for features, untrained in (
