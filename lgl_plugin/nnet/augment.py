@@ -274,10 +274,10 @@ class Augmenter(torch.nn.Module):
 class NoAugmentation(torch.nn.Module):
     """In the place of an `Augmenter`: returns waveforms as they are."""
 
-    def draw(self, *shape):
+    def draw(self, *shape: int) -> None:
         """Draws nothing."""
 
-    def forward(self, wavs, draw=None):
+    def forward(self, wavs: torch.Tensor, draw: None = None) -> torch.Tensor:
         """Returns waveforms as they are."""
         return wavs
 
