@@ -41,8 +41,8 @@ class GivenLabels:
         if lost:
             names = _some(self.speakers[number] for number in lost)
             raise ValueError(
-                f"no utterance that is labelled {names} can be read: see "
-                "bad_files.txt, and take the speaker out of the labels"
+                f"no utterance that is labelled {names} can be read: repair "
+                "them, or take the speaker out of the labels"
             )
         return found
 

@@ -19,7 +19,7 @@ from lgl_plugin.clustering.vectors import (
     normalised,
     without_small,
 )
-from lgl_plugin.dataio.labels import labels_by_row, read_labels, write_labels
+from lgl_plugin.dataio.labels import LABELS, round_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.inference.store import Embeddings
@@ -122,15 +122,14 @@ class Round:
         if settings.cluster_backend is not None:
             points = settings.cluster_backend.fit(vectors)(vectors)
         cluster = copy.copy(settings.cluster)
-        if settings.log_mel_share:
-            if getattr(cluster, "n_clusters", None) == "auto":
-                # With log-mel statistics the estimate would count sessions
-                # instead of speakers.
-                with all_cores():
-                    cluster.n_clusters = cluster(points).n_clusters
-            others = self._log_mels(embeddings.utterances)
-            points = joined(points, others, settings.log_mel_share)
         with all_cores():
+            if settings.log_mel_share:
+                if getattr(cluster, "n_clusters", None) == "auto":
+                    # With log-mel statistics the estimate would count sessions
+                    # instead of speakers.
+                    cluster.n_clusters = cluster(points).n_clusters
+                others = self._log_mels(embeddings.utterances)
+                points = joined(points, others, settings.log_mel_share)
             clusters = cluster(points)
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:
@@ -143,7 +142,7 @@ class Round:
         kept = np.flatnonzero(labels >= 0)
         names = Strings(embeddings.utterances[row] for row in kept)
         labels = labels[kept]
-        write_labels(folder / "labels.csv", names, labels)
+        write_labels(folder / LABELS, names, labels)
         n_clusters = len(means)
         facts = {
             "n_clusters": n_clusters,
@@ -192,19 +191,18 @@ class Round:
         """
         if self.number == 1:
             return None
-        now, before = self.labels, self._read_labels(self.number - 1)
+        now, before = self.labels, self._labels_of(self.number - 1)
         both = (now >= 0) & (before >= 0)
         return ami(before[both], now[both])
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """The pseudo-labels by row of the manifest, int64, -1 for none."""
-        return self._read_labels(self.number)
+        return self._labels_of(self.number)
 
-    def _read_labels(self, number):
-        folder = self.session.run.folder / f"iter{number}" / "labels"
-        pseudo = read_labels(folder / "labels.csv")
-        return labels_by_row(self.session.manifest, *pseudo)
+    def _labels_of(self, number):
+        run, manifest = self.session.run, self.session.manifest
+        return round_labels(run.folder, number, manifest)
 
     @property
     def course(self) -> dict[str, int]:

@@ -3,10 +3,13 @@
 import pathlib
 import shlex
 
+import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.dataio.audio import BadAudio, read_beginning
 from lgl_plugin.dataio.given import read_given
+from lgl_plugin.inference.extractor import MAX_SECONDS
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.run import stage1_steps
@@ -94,12 +97,26 @@ def check_inputs(settings: Stage2Settings, session: Session) -> None:
     Raises
     ------
     ValueError, FileNotFoundError
-        If there are more clusters than utterances, or the labels are not of
-        these.
+        If there are more clusters than utterances, the labels are not of
+        these, or nothing of a labelled speaker can be read.
     """
     settings.cluster.check(len(session.rows))
     if settings.labels_file:
-        read_given(settings.labels_file, session.manifest.ids)
+        manifest, rate = session.manifest, settings.sample_rate
+        given = read_given(settings.labels_file, manifest.ids)
+        rows = np.flatnonzero(given.by_row >= 0)
+        given.of([row for row in rows if _can_be_read(manifest[row], rate)])
+
+
+def _can_be_read(utterance, sample_rate):
+    """Tells whether an utterance can be read as it is embedded."""
+    span = utterance["wav"], utterance["offset"], utterance["duration"]
+    source = utterance["place"], utterance["channel"]
+    try:
+        read_beginning(*span, MAX_SECONDS, sample_rate, *source)
+    except BadAudio:
+        return False
+    return True
 
 
 def check_trials(session: Session, first: pathlib.Path) -> None:

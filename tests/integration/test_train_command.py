@@ -8,6 +8,7 @@ import pytest
 from tiny import STAGE1, STAGE2, TINY
 
 from lgl_plugin.cli.main import main
+from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.runs.metrics_log import read_metrics
 
 # What tells of the clock and not of the run.
@@ -86,6 +87,28 @@ def test_what_stage2_cannot_do_with_the_audio_is_said_before_stage1(
     run = tmp_path / "run"
     assert message in refused(capsys, corpus, run, option.format(labels))
     assert not (run / "baselines").exists() and not (run / "stage2").exists()
+
+
+def test_a_labelled_speaker_who_cannot_be_read_is_named_before_stage1(
+    corpus, tmp_path, capsys, monkeypatch
+):
+    """Such as by files that are silent, which the listing does not hear."""
+    folder = corpus / "wav"
+    names = [p.relative_to(folder) for p in sorted(folder.rglob("*.wav"))]
+    tested = (corpus / "trials.txt").read_text()
+    names = [n for n in names if n.parts[0] not in tested]
+    labels = tmp_path / "labels.csv"
+    lines = [f"{name},ann" for name in names[:2]] + [f"{names[-1]},bob"]
+    labels.write_text("\n".join(["utterance,speaker", *lines]))
+
+    def read(path, *span):
+        if path.endswith(str(names[-1])):
+            raise BadAudio("is silent")
+
+    monkeypatch.setattr("lgl_plugin.training.start.read_beginning", read)
+    option = f"--labels_file={labels}"
+    said = refused(capsys, corpus, tmp_path / "run", option)
+    assert "no utterance that is labelled 'bob' can be read" in said
 
 
 def test_an_error_behind_the_preparation_is_a_message(corpus, tmp_path, capsys):
