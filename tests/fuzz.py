@@ -35,8 +35,9 @@ import soundfile
 import torch
 
 from lgl_plugin.dataio import labels, manifest, prepare
-from lgl_plugin.dataio.audio import BadAudio, probe, read_crops
+from lgl_plugin.dataio.audio import BadAudio, probe
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import Strings, load_manifest
 from lgl_plugin.dataio.trials import read_trials

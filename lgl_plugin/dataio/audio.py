@@ -1,13 +1,11 @@
-"""Reads spans and random crops of audio files and of shards' members."""
+"""Reads spans of audio files and of shards' members."""
 
 import contextlib
 import errno
 import functools
 import io
-import itertools
 import math
 import os
-import random
 import re
 import tempfile
 import threading
@@ -194,7 +192,7 @@ def read_spans(
     """Reads spans (start, seconds) of a file opened once, see `read_audio`."""
     with open_audio(path, place) as audio:
         return [
-            _read_span(audio, *span, sample_rate, channel) for span in spans
+            decode_span(audio, *span, sample_rate, channel) for span in spans
         ]
 
 
@@ -291,7 +289,7 @@ def storage_failures(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def _read_span(audio, start, seconds, sample_rate, channel):
+def decode_span(audio, start, seconds, sample_rate, channel):
     """Reads one span of an open file, as `read_audio` returns it."""
     check_rate(audio.samplerate, sample_rate)
     wav = torch.from_numpy(_read_mono(audio, start, seconds, channel))
@@ -369,111 +367,12 @@ def is_silent(wav: torch.Tensor) -> bool:
     return not wav.abs().max() > SILENCE
 
 
-def crop_spans(
-    duration: float, crop: float, n_crops: int, rng: random.Random
-) -> list[tuple[float, float]]:
-    """Draws start and length of disjoint crops, all in seconds.
-
-    With room for all crops, their positions are uniformly random; a shorter
-    utterance is cut into equal parts, which `read_crops` repeats to full
-    length. The order is random too, so that neither view of Stage I is always
-    the earlier one (paper, section 2.1).
-    """
-    length = min(crop, duration / n_crops)
-    slack = max(duration - n_crops * length, 0.0)
-    # Sorted cuts of the slack are the gaps between crops laid end to end.
-    cuts = sorted(rng.uniform(0.0, slack) for _ in range(n_crops))
-    spans = [(cut + i * length, length) for i, cut in enumerate(cuts)]
-    rng.shuffle(spans)
-    return spans
-
-
-def read_crops(
-    path: str | os.PathLike,
-    offset: float,
-    duration: float,
-    crop: float,
-    n_crops: int = 1,
-    sample_rate: int = 16000,
-    rng: random.Random = random,  # type: ignore[assignment]
-    place: Sequence[int] | None = None,
-    channel: int | None = None,
-) -> torch.Tensor:
-    """Reads random disjoint crops of the utterance at `offset` in a file.
-
-    Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
-    are in seconds. A silent crop is replaced by one with sound, from the minute
-    that begins where it does, or the next minute that has any; past the end the
-    search goes on at the beginning. It overlaps no other crop where there is
-    sound elsewhere. `BadAudio` is raised if there is none at all.
-    """
-    n_samples = round(crop * sample_rate)
-    spans = crop_spans(duration, crop, n_crops, rng)
-    spans = [(offset + start, seconds) for start, seconds in spans]
-    crops = read_spans(path, spans, sample_rate, place, channel)
-    if any(map(is_silent, crops)):
-        starts = [start for start, _ in spans]
-        whole = offset, duration, min(crop, duration)
-        source = sample_rate, place, channel
-        crops = _replace_silent(path, crops, starts, *whole, *source)
-    return torch.stack([wrap(wav, n_samples) for wav in crops])
-
-
-@patient
-def _replace_silent(
-    path, crops, starts, offset, duration, size, sample_rate, place, channel
-):
-    """Returns crops with those replaced that are silent, see `read_crops`."""
-    taken = [at for at, wav in zip(starts, crops) if not is_silent(wav)]
-    end = offset + duration
-    replaced = []
-    with open_audio(path, place) as audio:
-        for own, wav in zip(starts, crops):
-            if is_silent(wav):
-                sounds = itertools.chain(
-                    _sounds(audio, own, end, sample_rate, channel),
-                    _sounds(audio, offset, own, sample_rate, channel),
-                )
-                # Around any sample with sound, and inside the utterance.
-                places = (
-                    (times - size / 2).clamp(max=end - size).clamp(min=offset)
-                    for times in sounds
-                )
-                start = _draw_place(places, taken, size, own)
-                if start is not None:
-                    taken.append(start)
-                    wav = _read_span(audio, start, size, sample_rate, channel)
-                check_sound(wav)
-            replaced.append(wav)
-    return replaced
-
-
-def _draw_place(stretches, taken, size, seed):
-    """Draws a start from the first stretch with one away from those taken.
-
-    If there is none, it may overlap them; None if no stretch has any.
-    """
-    # Not by the caller's generator: other utterances' crops are drawn from it,
-    # and must not depend on this one's silence.
-    rng = random.Random(seed)
-    other = None
-    for starts in stretches:
-        away = torch.ones_like(starts, dtype=torch.bool)
-        for start in taken:
-            away &= (starts - start).abs() >= size
-        if away.any():
-            return rng.choice(starts[away]).item()
-        if other is None:
-            other = rng.choice(starts).item()
-    return other
-
-
-def _sounds(audio, start, end, sample_rate, channel):
+def sounds(audio, start, end, sample_rate, channel):
     """Yields times (s) of samples with sound, for each minute that has some."""
     end = min(end, audio.frames / audio.samplerate)
     while (end - start) * audio.samplerate >= 1:
         piece = min(SEARCH_SECONDS, end - start)
-        wav = _read_span(audio, start, piece, sample_rate, channel)
+        wav = decode_span(audio, start, piece, sample_rate, channel)
         (loud,) = torch.where(wav.abs() > SILENCE)
         if len(loud):
             yield start + loud.double() / sample_rate
@@ -512,19 +411,12 @@ def _read_from_sound(
     """
     end = offset + duration
     with open_audio(path, place) as audio:
-        sounds = _sounds(audio, offset + limit, end, sample_rate, channel)
-        for times in sounds:
+        later = sounds(audio, offset + limit, end, sample_rate, channel)
+        for times in later:
             start = times[0].item()
             piece = min(limit, end - start)
-            return _read_span(audio, start, piece, sample_rate, channel)
+            return decode_span(audio, start, piece, sample_rate, channel)
     return wav
-
-
-def wrap(wav: torch.Tensor, n_samples: int) -> torch.Tensor:
-    """Repeats a waveform (time,) end to end, and cuts it at `n_samples`."""
-    if len(wav) < n_samples:
-        wav = wav.repeat(-(-n_samples // len(wav)))
-    return wav[:n_samples]
 
 
 class Member(io.FileIO):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from lgl_plugin.dataio.audio import BadAudio, read_crops
+from lgl_plugin.dataio.audio import BadAudio
+from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.manifest import Manifest
 
 # A loader's time limit for a batch: one process on the slowest disk. Without a

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from lgl_plugin.dataio.audio import BadAudio, read_crops
+from lgl_plugin.dataio.audio import BadAudio
+from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.extractor import Extractor

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.audio import BadAudio, read_audio, wrap
+from lgl_plugin.dataio.audio import BadAudio, read_audio
+from lgl_plugin.dataio.crops import wrap
 from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)

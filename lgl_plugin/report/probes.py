@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from lgl_plugin.dataio.audio import BadAudio, read_crops
+from lgl_plugin.dataio.audio import BadAudio
+from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.labels import labelled_rows, round_labels
 from lgl_plugin.dataio.manifest import held_out, load_manifest
 from lgl_plugin.methods.method import embedded

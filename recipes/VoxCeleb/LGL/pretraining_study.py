@@ -33,7 +33,8 @@ from pretrain import MODEL, RECORD, pretrain, read_settings
 from study import spread
 from transformers import Wav2Vec2BertModel
 
-from lgl_plugin.dataio.audio import probe, read_audio, read_crops
+from lgl_plugin.dataio.audio import probe, read_audio
+from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import verify
