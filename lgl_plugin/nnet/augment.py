@@ -153,7 +153,7 @@ class Augmenter(torch.nn.Module):
                 raise FileNotFoundError(
                     f"rir_folder: {rir_folder} holds recordings of noise alone"
                 )
-            self.rooms = impulse_responses(responses, sample_rate)
+            self.rooms = impulse_responses(tuple(responses), sample_rate)
         self.kinds = list(SNR) if musan_folder else ["noise", "speech"]
         ranges = {**SNR, **({"noise": noise_snr} if noise_snr else {})}
         self.snr_range = torch.tensor([ranges[kind] for kind in self.kinds])

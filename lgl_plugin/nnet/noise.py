@@ -1,5 +1,6 @@
 """Noise for augmentation: recordings, babble and coloured noise."""
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -36,32 +37,9 @@ class NoiseBank(torch.nn.Module):
         self, files: list[pathlib.Path], sample_rate: int, max_seconds: float
     ):
         super().__init__()
-        room = round(max_seconds * sample_rate)
-        order = np.random.default_rng(0).permutation(len(files))
-        pieces, bad = [], []
-        for index in tqdm(order, desc="noise bank", unit="file"):
-            try:
-                # A recording of hours would otherwise be decoded whole.
-                wav = read_audio(files[index], 0.0, max_seconds, sample_rate)
-            except BadAudio as error:
-                bad.append(f"{files[index]} {error}")
-                continue
-            # The same loudness for all, so that babble is of equal talkers.
-            wav = wav[:room] / mean_square(wav[None]).sqrt()[0] * 0.05
-            pieces.append((wav.clamp(-1, 1) * 32767).to(torch.int16))
-            room -= len(wav)
-            if room <= 0:
-                break
-        if not pieces:
-            raise BadAudio(f"no noise recording can be read: {bad[0]}")
-        if bad:
-            logger.warning(
-                "%d noise recordings are left out; the first: %s",
-                len(bad),
-                bad[0],
-            )
         self.samples: torch.Tensor
-        self.register_buffer("samples", torch.cat(pieces), persistent=False)
+        samples = _read_noise(tuple(files), sample_rate, max_seconds)
+        self.register_buffer("samples", samples, persistent=False)
 
     def forward(
         self,
@@ -91,6 +69,37 @@ class NoiseBank(torch.nn.Module):
         chosen = stretches.index_select(0, start % len(stretches)).float()
         noise = torch.zeros(len(source), n_samples, device=device)
         return noise.index_add_(0, row, chosen).mul_(1 / 32767)
+
+
+# `lgl train` makes an augmentation of each stage's yaml, several times.
+@functools.lru_cache(maxsize=len(SNR))
+def _read_noise(files, sample_rate, max_seconds):
+    """Reads recordings to one block, int16 (samples,), which callers share."""
+    room = round(max_seconds * sample_rate)
+    order = np.random.default_rng(0).permutation(len(files))
+    pieces, bad = [], []
+    for index in tqdm(order, desc="noise bank", unit="file"):
+        try:
+            # A recording of hours would otherwise be decoded whole.
+            wav = read_audio(files[index], 0.0, max_seconds, sample_rate)
+        except BadAudio as error:
+            bad.append(f"{files[index]} {error}")
+            continue
+        # The same loudness for all, so that babble is of equal talkers.
+        wav = wav[:room] / mean_square(wav[None]).sqrt()[0] * 0.05
+        pieces.append((wav.clamp(-1, 1) * 32767).to(torch.int16))
+        room -= len(wav)
+        if room <= 0:
+            break
+    if not pieces:
+        raise BadAudio(f"no noise recording can be read: {bad[0]}")
+    if bad:
+        logger.warning(
+            "%d noise recordings are left out; the first: %s",
+            len(bad),
+            bad[0],
+        )
+    return torch.cat(pieces)
 
 
 def babble(

@@ -1,5 +1,6 @@
 """Rooms and channels for augmentation: recorded or simulated filters."""
 
+import functools
 import pathlib
 
 import torch
@@ -12,13 +13,15 @@ SECONDS = 0.5  # kept of an impulse response
 MOST = 20000  # impulse responses kept in memory, 16 kB each
 
 
+# `lgl train` makes an augmentation of each stage's yaml, several times.
+@functools.lru_cache(maxsize=1)
 def impulse_responses(
-    files: list[pathlib.Path], sample_rate: int
+    files: tuple[pathlib.Path, ...], sample_rate: int
 ) -> torch.Tensor:
     """Reads impulse responses, each from its direct path on.
 
-    Returns shape (n, SECONDS * sample_rate), float16, the first sample 1. Of
-    more than `MOST` files an even selection is read.
+    Returns shape (n, SECONDS * sample_rate), float16, the first sample 1, which
+    callers share. Of more than `MOST` files an even selection is read.
     """
     n_samples = round(SECONDS * sample_rate)
     files = files[:: -(-len(files) // MOST)]

@@ -373,7 +373,7 @@ def test_rooms_are_convolutions(rirs):
 
 
 def test_impulse_responses_start_at_their_peak(rirs):
-    rooms = impulse_responses(sorted(rirs.rglob("*.wav")), RATE)
+    rooms = impulse_responses((*sorted(rirs.rglob("*.wav")),), RATE)
     assert rooms.dtype == torch.float16
     for room, echo in zip(rooms, (100, 700)):
         assert room.nonzero()[:, 0].tolist() == [0, echo]
@@ -386,13 +386,29 @@ def test_of_several_microphones_the_first_is_a_room(tmp_path):
     response[0, 0] = response[100, 1] = 0.5
     path = tmp_path / "array.wav"
     soundfile.write(path, response, RATE)
-    assert impulse_responses([path], RATE)[0].nonzero()[:, 0].tolist() == [0]
+    assert impulse_responses((path,), RATE)[0].nonzero()[:, 0].tolist() == [0]
+
+
+def test_folders_are_read_once_for_all_augmenters(rirs, tmp_path, monkeypatch):
+    """`lgl train` makes several, and a folder may be on a slow disk."""
+    for kind in ("noise", "speech", "music"):
+        (tmp_path / "musan" / kind).mkdir(parents=True)
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, RATE)
+        soundfile.write(tmp_path / "musan" / kind / "a.wav", noise, RATE)
+    folders = str(tmp_path / "musan"), str(rirs)
+    first = Augmenter(RATE, *folders)
+    for module in ("noise", "rooms"):
+        monkeypatch.setattr(f"lgl_plugin.nnet.{module}.read_audio", pytest.fail)
+    second = Augmenter(RATE, *folders)
+    assert torch.equal(first.rooms, second.rooms)
+    for kind, bank in first.banks.items():
+        assert torch.equal(bank.samples, second.banks[kind].samples)
 
 
 def test_of_many_responses_an_even_selection_is_kept(rirs, monkeypatch):
     monkeypatch.setattr("lgl_plugin.nnet.rooms.MOST", 4)
     (path, _) = sorted(rirs.rglob("*.wav"))
-    assert len(impulse_responses([path] * 10, RATE)) == 4
+    assert len(impulse_responses((path,) * 10, RATE)) == 4
 
 
 def test_simulated_rooms_have_the_stated_direct_to_reverberant_ratio():
