@@ -1,11 +1,13 @@
 """Random crops of utterances, of which none is silent where there is sound."""
 
 import itertools
+import math
 import os
 import random
 from collections.abc import Sequence
 
 import torch
+import torchaudio
 
 from lgl_plugin.dataio.audio import (
     check_sound,
@@ -28,16 +30,19 @@ def read_crops(
     rng: random.Random = random,  # type: ignore[assignment]
     place: Sequence[int] | None = None,
     channel: int | None = None,
+    speed: int = 100,
 ) -> torch.Tensor:
     """Reads random disjoint crops of the utterance at `offset` in a file.
 
     Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
-    are in seconds. A silent crop is replaced by one with sound, from the minute
-    that begins where it does, or the next minute that has any; past the end the
-    search goes on at the beginning. It overlaps no other crop where there is
-    sound elsewhere. `BadAudio` is raised if there is none at all.
+    are in seconds. At another `speed`, in %, pitch and formants change by that
+    factor, too, as on a tape. A silent crop is replaced by one with sound, from
+    the minute that begins where it does, or the next minute that has any; past
+    the end the search goes on at the beginning. It overlaps no other crop where
+    there is sound elsewhere. `BadAudio` is raised if there is none at all.
     """
     n_samples = round(crop * sample_rate)
+    n_read, crop = math.ceil(n_samples * speed / 100), crop * speed / 100
     spans = crop_spans(duration, crop, n_crops, rng)
     spans = [(offset + start, seconds) for start, seconds in spans]
     crops = read_spans(path, spans, sample_rate, place, channel)
@@ -46,7 +51,10 @@ def read_crops(
         whole = offset, duration, min(crop, duration)
         source = sample_rate, place, channel
         crops = _replace_silent(path, crops, starts, *whole, *source)
-    return torch.stack([wrap(wav, n_samples) for wav in crops])
+    wavs = torch.stack([wrap(wav, n_read) for wav in crops])
+    if speed != 100:
+        wavs = torchaudio.functional.resample(wavs, speed, 100)
+    return wavs[:, :n_samples]
 
 
 def crop_spans(

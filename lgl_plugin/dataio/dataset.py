@@ -7,6 +7,7 @@ next utterance takes its place, and either way `BadFiles` names it.
 
 import functools
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -88,6 +89,7 @@ def crop_dataset(
     labels: np.ndarray | None = None,
     sample_rate: int = 16000,
     seed: int = 0,
+    speeds: Sequence[int] = (100,),
 ) -> UtteranceDataset:
     """Makes a dataset of random crops, with pseudo-labels if they are given.
 
@@ -112,6 +114,9 @@ def crop_dataset(
         The rate to convert to, in Hz.
     seed : int
         The seed of the crops.
+    speeds : sequence of int
+        In %; an utterance gets one at random in each pass, for all of its
+        crops. 110 is faster and higher.
 
     Returns
     -------
@@ -134,7 +139,7 @@ def crop_dataset(
     # No closures: loaders that spawn their processes pickle the dataset.
     size = crop, n_crops, sample_rate
     dataset.add_dynamic_item(
-        functools.partial(_read, dataset.epoch, seed, size),
+        functools.partial(_read, dataset.epoch, seed, size, tuple(speeds)),
         takes=["turn", "id", "wav", "offset", "duration", "place", "channel"],
         provides="sig",
     )
@@ -147,7 +152,10 @@ def crop_dataset(
     return dataset
 
 
-def _read(epoch, seed, size, turn, utterance, wav, offset, duration, *source):
+def _read(
+    epoch, seed, size, speeds, turn, utterance, wav, offset, duration, *source
+):
     """Reads an utterance's crops, drawn by seed, pass and utterance."""
     rng = random.Random(f"{seed} {epoch.item() + turn} {utterance}")
-    return read_crops(wav, offset, duration, *size, rng, *source)
+    speed = rng.choice(speeds) if len(speeds) > 1 else speeds[0]
+    return read_crops(wav, offset, duration, *size, rng, *source, speed)

@@ -43,6 +43,7 @@ Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Epochs = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Speed = Annotated[int, Field(ge=50, le=200)]
 # A union of types would name the error of each.
 Clusters = Annotated[
     int,
@@ -136,6 +137,7 @@ class Settings(BaseModel):
     batch_size: Annotated[int, Field(ge=2)]
     steps_per_epoch: Count | None
     crop_seconds: Above0
+    speeds: Annotated[list[Speed], Field(min_length=1)]
     lr: Above0
     ckpt_interval_minutes: From0
     keep_checkpoints: Count

@@ -103,6 +103,7 @@ def fit(
         labels,
         settings.sample_rate,
         seed,
+        settings.speeds,
     )
     if len(train) < session.batch_size:
         raise ValueError(

@@ -32,6 +32,20 @@ def test_crops_are_disjoint_and_inside(duration, crop, n_crops, seed):
     assert ends <= duration + tolerance
 
 
+@pytest.mark.parametrize("speed", [80, 90, 100, 110, 125])
+def test_speed_changes_pitch_and_not_length(tmp_path, speed):
+    """A tone of 1 kHz; 0.5 s at 110 % are 0.55 s of the file."""
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    soundfile.write(tmp_path / "a.wav", tone, 16000)
+    crops = read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.4, 2, speed=speed)
+    assert crops.shape == (2, 6400)
+    for crop in crops.numpy():
+        power = np.abs(np.fft.rfft(crop * np.hanning(6400)))
+        hertz = power.argmax() * 16000 / 6400
+        assert hertz == pytest.approx(10 * speed, abs=2.6)
+        assert crop[200:-200].std() == pytest.approx(0.5 / 2**0.5, rel=0.02)
+
+
 def test_crops_cover_all_places_in_both_orders():
     rng = random.Random(0)
     spans = [crop_spans(10.0, 1.0, 2, rng) for _ in range(4000)]

@@ -57,6 +57,21 @@ def test_dataset_skips_bad_files_and_names_them(tmp_path, noise):
     assert data[0]["bad"] == ""
 
 
+def test_all_crops_of_an_utterance_have_one_speed_a_pass(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000)
+    soundfile.write(tmp_path / "a.wav", tone, 16000)
+    manifest = manifest_of(a=tmp_path / "a.wav")
+    data = crop_dataset(manifest, np.arange(1), 0.5, 2, speeds=[90, 100, 110])
+    found = set()
+    for turn in range(20):
+        spectra = np.abs(np.fft.rfft(data[turn]["sig"].numpy()))
+        one, other = spectra.argmax(1)
+        assert abs(int(one) - int(other)) <= 1
+        found.add(round(one / 50))
+        assert torch.equal(data[turn]["sig"], data[turn]["sig"])
+    assert found == {9, 10, 11}
+
+
 def test_channels_of_one_recording_are_apart(tmp_path):
     """Two talkers on the telephone, each on a channel."""
     path = tmp_path / "call.wav"
