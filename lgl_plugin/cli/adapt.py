@@ -121,9 +121,10 @@ def run(
         )
     check_batch(ladder, given)
     ladder.try_backends()
-    # A training takes long and may fail. One on record has its result written.
-    said = f"It is in {folder}."
-    if TRAINED not in ladder.run.done:
+    # A training takes long and may fail. Where one was begun, the folder may
+    # hold the result of an earlier one.
+    said = f"The result so far is in {folder}."
+    if TRAINED not in ladder.run.sources:
         said = write_result(ladder, labelled, license)
     if train:
         work = functools.partial(train_network, given=given)

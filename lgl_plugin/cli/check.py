@@ -49,12 +49,14 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         choices = {"preset": preset or "small", "n_clusters": 2}
-        _, (of_data, stage2) = parse(choices, audio, folder / "run", given)
+        run = folder / "run"
+        parsed, (of_data, stage2) = parse(choices, audio, run, given)
         if stage2.labels_file:
             read_names(stage2.labels_file)
         made = check_audio(of_data, folder, stage2.labels_file)
         show_machine()
-        choices = suggest(made["kept"], made["hours"], preset)
+        device = parsed[0][1].get("device")
+        choices = suggest(made["kept"], made["hours"], preset, device)
         check_cost(audio, folder, made, choices, given)
     if preset is not None:
         words.append(f"--preset={preset}")

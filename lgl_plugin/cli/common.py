@@ -23,10 +23,18 @@ def add_channel(parser: argparse.ArgumentParser) -> None:
     """Declares the option that chooses a channel of stereo audio."""
     parser.add_argument(
         "--channel",
-        type=int,
-        help="the one to read of files with several, from 0, as of calls with "
-        "a speaker on each; none: their mean",
+        type=channel,
+        help="the one to read of calls with a speaker on each, from 0; files "
+        "without it are left out; none: the mean of all channels",
     )
+
+
+def channel(text: str) -> int:
+    """Reads a channel's number; one below 0 would count from the last."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: channels count from 0")
+    return number
 
 
 def cosine(text: str) -> float:

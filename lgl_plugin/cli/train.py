@@ -87,7 +87,10 @@ def run(
         read_names(settings2.labels_file)
     if not torch.distributed.is_initialized():
         sb.utils.distributed.ddp_init_group(parsed[0][1])
-    choices = from_main(choose, settings1, pathlib.Path(output_folder), preset)
+    device = parsed[0][1].get("device")
+    choices = from_main(
+        choose, settings1, pathlib.Path(output_folder), preset, device
+    )
     parsed, (_, later) = parse(choices, audio, output_folder, given)
     recipe.train(*parsed[0], later)
     recipe.train(*parsed[1])
@@ -125,7 +128,12 @@ def parse(
     return [(*arguments, plan) for arguments in parsed], settings
 
 
-def choose(settings: Settings, run: pathlib.Path, preset: str | None) -> dict:
+def choose(
+    settings: Settings,
+    run: pathlib.Path,
+    preset: str | None,
+    device: str | None = None,
+) -> dict:
     """Chooses the preset and the clusters, or reads what was chosen before.
 
     A resumed run must not be given others because files came or went.
@@ -143,24 +151,28 @@ def choose(settings: Settings, run: pathlib.Path, preset: str | None) -> dict:
         choices = json.loads(path.read_text(encoding="utf-8"))
         if preset in (None, choices["preset"]):
             return choices
-    choices = suggest(*survey(settings), preset)
+    choices = suggest(*survey(settings), preset, device)
     # A begun run refuses another preset: it must not be the next call's.
-    if not begun:
+    if not (run / STATE).exists():
         write_json(path, choices)
     return choices
 
 
-def suggest(n_files: int, hours: float, preset: str | None = None) -> dict:
+def suggest(
+    n_files: int,
+    hours: float,
+    preset: str | None = None,
+    device: str | None = None,
+) -> dict:
     """Returns a preset and a number of clusters for so much audio, and says so.
 
     The preset is the given one, if one is given.
     """
-    import torch
-
     from lgl_plugin.runs.settings import read_preset
+    from lgl_plugin.utils.device import check_device
 
     if preset is None:
-        large = n_files >= LARGE and torch.cuda.is_available()
+        large = n_files >= LARGE and check_device(device).startswith("cuda")
         preset = "paper" if large else "small"
     stage2 = RECIPE / "hparams" / PRESETS[preset][1]
     n_clusters = read_preset(stage2)["n_clusters"]

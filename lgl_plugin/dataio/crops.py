@@ -1,5 +1,6 @@
 """Random crops of utterances, of which none is silent where there is sound."""
 
+import functools
 import itertools
 import math
 import os
@@ -53,8 +54,14 @@ def read_crops(
         crops = _replace_silent(path, crops, starts, *whole, *source)
     wavs = torch.stack([wrap(wav, n_read) for wav in crops])
     if speed != 100:
-        wavs = torchaudio.functional.resample(wavs, speed, 100)
+        wavs = _resampler(speed)(wavs)
     return wavs[:, :n_samples]
+
+
+@functools.lru_cache
+def _resampler(speed):
+    """Makes the filter of a speed once; that takes as long as its use."""
+    return torchaudio.transforms.Resample(speed, 100)
 
 
 def crop_spans(

@@ -465,7 +465,7 @@ def _log_notices(made, counts, manifest, bad_files):
             f"{made['narrow']} of {made['kept']} files are below "
             f"{settings['sample_rate']} Hz and have nothing above half of "
             "their own rate, so that clusters may follow the telephone line or "
-            "the recorder rather than the speaker. To train on them, set "
+            "the recorder rather than the speaker. `lgl train` takes "
             f"--sample_rate={made['lowest_rate']}, their lowest, and "
-            "--log_mel_share=0 in Stage II."
+            "--log_mel_share=0 against that."
         )

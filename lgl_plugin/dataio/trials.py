@@ -108,7 +108,8 @@ def read_trials(
     """Reads a trial list in VoxCeleb's form.
 
     One trial a line, `label enrolment test`: label 1 for the same speaker, 0
-    for different ones, then two paths without blanks. Empty lines are skipped.
+    for different ones, then two paths. With tabs between the three, paths may
+    hold blanks. Empty lines are skipped.
 
     Arguments
     ---------
@@ -154,7 +155,7 @@ def read_trials(
         for number, line in enumerate(source, 1):
             # Tabs between the fields let names hold blanks.
             row = [field.strip() for field in line.split("\t")]
-            if len(row) != 3:
+            if len(row) != 3 or not all(row):
                 row = line.split()
             if not row:
                 continue

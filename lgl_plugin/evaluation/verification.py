@@ -303,6 +303,7 @@ def write_scores(
 ) -> None:
     """Writes scores as SpeechBrain does: `enrolment test label score`.
 
+    With tabs between them where the trial list has names with blanks.
     Raises ValueError, and leaves an earlier file as it was, when there is not
     one score per trial.
     """
@@ -314,8 +315,10 @@ def write_scores(
         np.asarray(scores).tolist(),
         strict=True,
     )
+    gap = "\t" if any(" " in name for name in trials.utterances) else " "
     with atomic_write(path) as out:
-        out.writelines(map("%s %s %d %f\n".__mod__, lines))
+        form = gap.join(["%s", "%s", "%d", "%f\n"])
+        out.writelines(map(form.__mod__, lines))
 
 
 def _unit(embeddings, what, names=None):

@@ -70,7 +70,7 @@ class Ladder:
     where it stopped. `encoder` is as of `load_extractor`, `audio` a folder of
     files, at any depth, and `labels` a csv of a few recordings' speakers, see
     `read_given`, which the user gives for training: the verdict uses none
-    of these. `channel` is the one to read of files with several.
+    of these. `channel` is the one to read, by default the mean of all.
     FileNotFoundError or ValueError if a folder is missing, the encoder cannot
     be loaded, there is too little audio, the labels do not fit, or the folder
     was begun with another encoder or audio.

@@ -63,7 +63,8 @@ def embed_folder(
         Takes the manifest before anything is embedded, and raises if what
         comes with the audio does not fit.
     channel : int, optional
-        The one to read of files with several, from 0; by default their mean.
+        The one to read, from 0; files without it are left out. By default the
+        mean of all.
 
     Returns
     -------

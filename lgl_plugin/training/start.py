@@ -102,10 +102,23 @@ def check_inputs(settings: Stage2Settings, session: Session) -> None:
     """
     settings.cluster.check(len(session.rows))
     if settings.labels_file:
-        manifest, rate = session.manifest, settings.sample_rate
-        given = read_given(settings.labels_file, manifest.ids)
-        rows = np.flatnonzero(given.by_row >= 0)
-        given.of([row for row in rows if _can_be_read(manifest[row], rate)])
+        given = read_given(settings.labels_file, session.manifest.ids)
+        if "stage1" not in session.run.done:
+            given.of(list(_read_one_of_each(given, session)))
+
+
+def _read_one_of_each(given, session):
+    """Yields a row of each labelled speaker that can be read, if there is one.
+
+    One is enough: the labels may be of tens of thousands of utterances.
+    """
+    rate, found = session.settings.sample_rate, set()
+    for row in np.flatnonzero(given.by_row >= 0):
+        speaker = given.by_row[row]
+        utterance = session.manifest[row]
+        if speaker not in found and _can_be_read(utterance, rate):
+            found.add(speaker)
+            yield row
 
 
 def _can_be_read(utterance, sample_rate):

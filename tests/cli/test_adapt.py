@@ -495,8 +495,8 @@ def test_a_training_that_fails_leaves_what_the_other_rungs_gave(
         adapt(ecapa, calls, tmp_path, "--train", "--lr=0.2")
     said = capsys.readouterr().err
     assert (
-        f"no such thing\nWhat came before it is kept. It is in {tmp_path}"
-        in (said)
+        "no such thing\nWhat came before it is kept. The result so far is in "
+        f"{tmp_path}" in said
     )
     assert page.read_bytes() == before
 

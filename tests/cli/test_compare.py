@@ -35,6 +35,9 @@ def test_a_channel_of_a_call(encoder, audio, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["compare", str(encoder), str(path), str(call), "--channel=2"])
     assert "no channel 2" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(encoder), str(path), str(call), "--channel=-1"])
+    assert "-1: channels count from 0" in capsys.readouterr().err
 
 
 def test_an_encoder_without_a_threshold(encoder, audio, capsys, tmp_path):

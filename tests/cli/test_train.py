@@ -11,7 +11,7 @@ from lgl_plugin.cli import train
 from lgl_plugin.cli.main import main
 from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.runs.settings import load_settings
-from lgl_plugin.utils import distributed
+from lgl_plugin.utils import device, distributed
 from lgl_plugin.utils.distributed import launch_command
 
 
@@ -108,11 +108,10 @@ def test_the_preset_follows_from_the_files_and_the_gpu(
     monkeypatch.setattr(train, "LARGE", 30)
     (tmp_path / "run" / "state.json").touch()
     assert train.choose(hour, tmp_path / "run", None) == chosen
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    again = train.choose(hour, tmp_path / "other", None)
+    again = train.choose(hour, tmp_path / "other", None, "cpu")
     assert again == chosen
     # A choice that no run was begun with is no choice.
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(device, "check_device", lambda wanted: "cuda")
     again = train.choose(hour, tmp_path / "other", None)
     assert again == {"preset": "paper", "n_clusters": 3}
     saved = json.loads((tmp_path / "run" / train.CHOICES).read_text())
@@ -139,10 +138,12 @@ def test_a_manifest_decides_in_a_folder_of_any_name(tmp_path, monkeypatch):
     trained = []
     recipe = types.SimpleNamespace(train=lambda *words: trained.append(words))
     monkeypatch.setattr(train, "load_recipe", lambda: recipe)
+    monkeypatch.setattr(train, "LARGE", 40)
+    monkeypatch.setattr(device, "check_device", lambda wanted: "cuda")
     words = [f"--output_folder={run}", f"--manifest={manifest}"]
     main(["train", str(folder), *words])
     saved = json.loads((run / train.CHOICES).read_text())
-    assert saved == {"preset": "small", "n_clusters": "auto"}
+    assert saved == {"preset": "paper", "n_clusters": 4}
     assert len(trained) == 2
     for path, options, overrides, *_ in trained:
         settings, _ = load_settings(path, overrides, options)

@@ -13,6 +13,7 @@ from lgl_plugin.dataio.trials import (
     trial_audio,
     trial_paths,
 )
+from lgl_plugin.evaluation.verification import write_scores
 
 
 def test_read_trials(tmp_path):
@@ -56,7 +57,14 @@ def test_malformed_line_is_shown(tmp_path, line):
 def test_tabs_let_names_hold_blanks(tmp_path):
     path = tmp_path / "trials.txt"
     path.write_text("1\ta b.wav\tc.wav\n0 c.wav\td.wav\n")
-    assert read_trials(path).utterances == ["a b.wav", "c.wav", "d.wav"]
+    trials = read_trials(path)
+    assert trials.utterances == ["a b.wav", "c.wav", "d.wav"]
+    scores = tmp_path / "scores.txt"
+    write_scores(scores, trials, [0.5, -0.25])
+    lines = scores.read_text().splitlines()
+    assert lines[0].split("\t") == ["a b.wav", "c.wav", "1", "0.500000"]
+    path.write_text("1 a.wav b.wav\t\t\n0 a.wav\tc.wav\n")
+    assert read_trials(path).utterances == ["a.wav", "b.wav", "c.wav"]
 
 
 def test_audio_in_place_of_a_list(tmp_path):
