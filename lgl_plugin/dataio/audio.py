@@ -289,7 +289,13 @@ def storage_failures(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def decode_span(audio, start, seconds, sample_rate, channel):
+def decode_span(
+    audio: soundfile.SoundFile,
+    start: float,
+    seconds: float | None,
+    sample_rate: int,
+    channel: int | None,
+) -> torch.Tensor:
     """Reads one span of an open file, as `read_audio` returns it."""
     check_rate(audio.samplerate, sample_rate)
     wav = torch.from_numpy(_read_mono(audio, start, seconds, channel))
@@ -367,7 +373,13 @@ def is_silent(wav: torch.Tensor) -> bool:
     return not wav.abs().max() > SILENCE
 
 
-def sounds(audio, start, end, sample_rate, channel):
+def sounds(
+    audio: soundfile.SoundFile,
+    start: float,
+    end: float,
+    sample_rate: int,
+    channel: int | None,
+) -> Iterator[torch.Tensor]:
     """Yields times (s) of samples with sound, for each minute that has some."""
     end = min(end, audio.frames / audio.samplerate)
     while (end - start) * audio.samplerate >= 1:
