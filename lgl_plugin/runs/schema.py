@@ -137,7 +137,6 @@ class Settings(BaseModel):
     batch_size: Annotated[int, Field(ge=2)]
     steps_per_epoch: Count | None
     crop_seconds: Above0
-    speeds: Annotated[list[Speed], Field(min_length=1)]
     lr: Above0
     ckpt_interval_minutes: From0
     keep_checkpoints: Count
@@ -192,6 +191,7 @@ class Stage1Settings(Settings):
     """The settings of Stage I."""
 
     number_of_epochs: Count
+    speeds: Annotated[list[Speed], Field(min_length=1)]
     method: Factory
     ssps_epochs: Epochs
     ssps_cluster_size: Annotated[int, Field(ge=2)]

@@ -103,7 +103,7 @@ def fit(
         labels,
         settings.sample_rate,
         seed,
-        settings.speeds,
+        settings.speeds if labels is None else (100,),
     )
     if len(train) < session.batch_size:
         raise ValueError(

@@ -17,15 +17,6 @@ from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.utils.signals import own_process_group
 
 
-@pytest.fixture
-def noise(tmp_path):
-    """Two seconds of noise at 16 kHz: its path and its samples."""
-    samples = np.random.default_rng(1).uniform(-0.5, 0.5, 32000)
-    path = tmp_path / "noise.wav"
-    soundfile.write(path, samples, 16000)
-    return path, soundfile.read(path, dtype="float32")[0]
-
-
 def manifest_of(**utterances):
     """A manifest of files, or of (file, duration)s, by ID."""
     rows = []

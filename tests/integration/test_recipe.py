@@ -256,6 +256,18 @@ def test_every_criterion_is_logged_for_the_study(corpus, stage1_run, tmp_path):
     assert [r["loss"] for r in epochs] == [r["loss"] for r in blind]
 
 
+def test_stage1_changes_the_speed_of_what_it_trains_on(
+    corpus, stage1_run, tmp_path
+):
+    options = ["--number_of_epochs=1", "--speeds=[80]"]
+    train_here("small_stage1.yaml", corpus, tmp_path, *options)
+    changed, plain = (
+        next(r["loss"] for r in read_metrics(run) if r["phase"] == "simclr")
+        for run in (tmp_path, stage1_run)
+    )
+    assert changed != plain
+
+
 def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
     """The same utterances are read: alike in what no order of them changes."""
     manifest = stage1_run / "manifest.csv"

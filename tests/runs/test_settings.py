@@ -171,7 +171,6 @@ def test_any_typo_in_a_name_is_refused(data):
         ("selection", "eer", "'eer' should be 'last', .*"),
         # A value out of its range.
         ("crop_seconds", "0", "0 should be greater than 0"),
-        ("speeds", "[]", ".*at least 1 item.*"),
         ("sample_rate", "0", "0 should be greater than or equal to 1000"),
         ("held_out_share", "1.5", "1.5 should be less than 1"),
         ("held_out_share", "0", "0 should be greater than 0"),
@@ -215,11 +214,21 @@ def test_a_wrong_value_is_refused_by_name(name, value, problem):
 
 @pytest.mark.parametrize(
     ("speeds", "problem"),
-    [("[1.1]", "0: 1.1 should be a"), ("[100, 20]", "1: 20 should be greater")],
+    [
+        ("[1.1]", ".0: 1.1 should be a"),
+        ("[100, 20]", ".1: 20 should be greater"),
+        ("[]", ": [] List should have at least 1 item"),
+    ],
 )
 def test_a_speed_is_in_percent(speeds, problem):
-    (line,) = refusal(speeds=speeds)
-    assert line.startswith(f"speeds.{problem}")
+    (line,) = refusal("small_stage1", speeds=speeds)
+    assert line.startswith(f"speeds{problem}")
+
+
+def test_stage2_changes_no_speed():
+    """It made Stage II worse; `lgl train --speeds` goes to Stage I alone."""
+    (line,) = refusal("small_stage2", speeds="[90, 100]")
+    assert line.startswith("there is no setting 'speeds'")
 
 
 def test_a_manifest_names_its_channels_itself():
