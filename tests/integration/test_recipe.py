@@ -259,7 +259,7 @@ def test_every_criterion_is_logged_for_the_study(corpus, stage1_run, tmp_path):
 def test_stage1_changes_the_speed_of_what_it_trains_on(
     corpus, stage1_run, tmp_path
 ):
-    options = ["--number_of_epochs=1", "--speeds=[80]"]
+    options = [*STAGE1, "--speeds=[80]"]
     train_here("small_stage1.yaml", corpus, tmp_path, *options)
     changed, plain = (
         next(r["loss"] for r in read_metrics(run) if r["phase"] == "simclr")
