@@ -289,7 +289,10 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
         for run in (stage1_run, tmp_path / "run")
     )
     # The floor is whitened on the training set; then the untrained encoder.
-    assert before[:2] == after[:2]
+    # Cosines of float32 may round otherwise where memory is aligned otherwise.
+    for one, other in zip(before[:2], after[:2], strict=True):
+        assert one.pop("phase") == other.pop("phase")
+        assert other == pytest.approx(one, rel=1e-6)
     assert after[2]["phase"] == "simclr" and after[2]["loss"] > 0
     assert after[-1]["phase"] == "after simclr"
 
