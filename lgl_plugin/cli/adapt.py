@@ -110,8 +110,14 @@ def run(
     show_notices()
     folder = pathlib.Path(output_folder)
     changed = check_settings(audio, given) if given else []
+
+    def check(ladder):
+        if given:
+            check_sizes(ladder, given)
+
     ladder = Ladder(
-        encoder, audio, folder, device, num_workers, labels, channel
+        *(encoder, audio, folder, device, num_workers, labels, channel),
+        check=check,
     )
     if TRAINED in ladder.run.done and not train:
         raise ValueError(
@@ -119,7 +125,6 @@ def run(
             "would be another in its place: add --train, which trains nothing "
             "twice, or name another --output_folder"
         )
-    check_batch(ladder, given)
     ladder.try_backends()
     # A training takes long and may fail. Where one was begun, the folder may
     # hold the result of an earlier one.
@@ -174,25 +179,44 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     return changes(*map(plain_settings, texts))
 
 
-def check_batch(ladder: Ladder, given: list[str]) -> None:
-    """Refuses a batch of more recordings than training can have.
+def check_sizes(ladder: Ladder, given: list[str]) -> None:
+    """Refuses sizes that the recordings left for training may not bear.
 
-    The training would refuse it too, but only after the other rungs.
+    The training would refuse them too, but only after the other rungs. How
+    many are kept out to judge it by shows only then: up to half.
     """
-    from lgl_plugin.inference.verdict import FEWEST
-    from lgl_plugin.runs.plain import plain_settings
+    from lgl_plugin.dataio.manifest import held_out
+    from lgl_plugin.inference.split import SHARE
+    from lgl_plugin.runs.arguments import parse_arguments
+    from lgl_plugin.runs.settings import load_settings
+    from lgl_plugin.training.sizes import check_batch, check_clusters
 
-    most = len(ladder.manifest) - FEWEST
-    for option in given:
-        if key_of(option) != "batch_size":
-            continue
-        (size,) = plain_settings(option.replace("=", ": ")).values()
-        if size > most:
-            raise ValueError(
-                f"{option}: training can have {most} recordings at most, as "
-                f"{FEWEST} of {len(ladder.manifest)} are to judge it by. Lower "
-                "it, or leave it out"
-            )
+    number, known = len(ladder.manifest), 0
+    if ladder.given is not None:
+        known = int((ladder.given.by_row >= 0).sum())
+    left = max(number - int(SHARE * number), known)
+    own = {"data_folder": ladder.audio, "batch_size": own_batch(left)}
+    named = {key_of(option) for option in given}
+    own = {key: value for key, value in own.items() if key not in named}
+    path, run_opts, overrides = parse_arguments([str(YAML), *given], own)
+    settings, _ = load_settings(path, overrides, run_opts)
+    rows, _ = held_out(left, settings.held_out_share, settings.seed)
+    batch_size = settings.dataloader_options.batch_size
+    try:
+        check_batch(settings, batch_size, left, len(rows))
+        check_clusters(settings, left)
+    except ValueError as error:
+        raise ValueError(
+            f"training may have only {left} of the {number} recordings, as the "
+            f"others may be kept to judge it by. {error}"
+        ) from error
+
+
+def own_batch(n_utterances: int) -> int:
+    """Returns the yaml's batch, or a smaller one for few utterances."""
+    from lgl_plugin.runs.settings import read_preset
+
+    return min(read_preset(YAML)["batch_size"], n_utterances // 2)
 
 
 def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
@@ -200,7 +224,6 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     from lgl_plugin.nnet.batch_norm import batch_norms
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.pretrained import encoder_settings
-    from lgl_plugin.runs.settings import read_preset
     from lgl_plugin.runs.weights import ENCODER as WEIGHTS
 
     folder = ladder.training
@@ -215,9 +238,7 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         "output_folder": folder,
         "manifest": listed,
         "pretrained_encoder": ladder.weights,
-        "batch_size": min(
-            read_preset(YAML)["batch_size"], len(ladder.trained) // 2
-        ),
+        "batch_size": own_batch(len(ladder.trained)),
         "dataloader_options": {"num_workers": ladder.extract.num_workers},
     }
     if encoder_settings(ladder.weights) is None:  # else the weights say that

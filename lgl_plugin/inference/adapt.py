@@ -70,7 +70,8 @@ class Ladder:
     where it stopped. `encoder` is as of `load_extractor`, `audio` a folder of
     files, at any depth, and `labels` a csv of a few recordings' speakers, see
     `read_given`, which the user gives for training: the verdict uses none
-    of these. `channel` is the one to read, by default the mean of all.
+    of these. `channel` is the one to read, by default the mean of all. `check`
+    takes this before anything is embedded, and raises if the audio will not do.
     FileNotFoundError or ValueError if a folder is missing, the encoder cannot
     be loaded, there is too little audio, the labels do not fit, or the folder
     was begun with another encoder or audio.
@@ -85,6 +86,7 @@ class Ladder:
         num_workers: int | None = None,
         labels: str | pathlib.Path | None = None,
         channel: int | None = None,
+        check: Callable[[Ladder], object] = lambda ladder: None,
     ):
         self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
         self.device = check_device(device)
@@ -137,6 +139,7 @@ class Ladder:
                 f"{labels} leaves {number - n_known} recordings without a "
                 f"label, but judging takes {FEWEST}"
             )
+        check(self)
         self.judged, self.fitted = np.split(order, [n_judged])
         self.rungs: list[Rung] = []
         self.backend: Backend | None = None

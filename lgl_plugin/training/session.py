@@ -41,6 +41,7 @@ from lgl_plugin.runs.settings import (
 )
 from lgl_plugin.runs.state import STATE
 from lgl_plugin.training.health import findings
+from lgl_plugin.training.sizes import check_batch, steps_per_epoch
 from lgl_plugin.utils.device import (
     check_device,
     check_shared_memory,
@@ -208,18 +209,8 @@ class Session:
         # Over all processes, each of which reads so many.
         self.batch_size = settings.dataloader_options.batch_size
         self.batch_size *= world_size()
-        if len(self.train_rows) < 2:
-            raise ValueError(
-                f"{len(self.rows)} usable utterances are too few: one at least "
-                "is held out, and two make the smallest batch"
-            )
-        if self.batch_size > len(self.train_rows):
-            raise ValueError(
-                f"batch_size: {self.batch_size} is more than the "
-                f"{len(self.train_rows)} utterances to train on "
-                f"({len(self.rows)}, less those held out). Lower batch_size."
-            )
-        self.steps_per_epoch(len(self.train_rows))  # refused before any work
+        sizes = self.batch_size, len(self.rows), len(self.train_rows)
+        check_batch(settings, *sizes)  # refused before any work
 
     def _warn_of_tested(self):
         """Tells how many utterances of the user's list are tested on.
@@ -327,21 +318,8 @@ class Session:
         sb.utils.seed.seed_everything(self.settings.seed * 1000 + step)
 
     def steps_per_epoch(self, n_utterances: int) -> int:
-        """Returns the steps of an epoch on so many utterances.
-
-        ValueError if gradients are accumulated over more: each epoch begins
-        with none, so the weights would stay as they are.
-        """
-        whole = n_utterances // self.batch_size
-        steps = self.settings.steps_per_epoch or whole
-        if steps < (self.settings.grad_accumulation_factor or 1):
-            raise ValueError(
-                "grad_accumulation_factor: "
-                f"{self.settings.grad_accumulation_factor} is more than the "
-                f"{steps} steps of an epoch, so nothing would be trained. "
-                "Lower it, or train fewer phases in another --output_folder."
-            )
-        return steps
+        """Returns the steps of an epoch on so many utterances."""
+        return steps_per_epoch(self.settings, self.batch_size, n_utterances)
 
     def extractor(self, encoder: torch.nn.Module) -> Extractor:
         """Makes the extractor of whole utterances for an encoder."""

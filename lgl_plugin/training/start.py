@@ -22,6 +22,7 @@ from lgl_plugin.runs.weights import (
     save_weights,
 )
 from lgl_plugin.training.session import Session
+from lgl_plugin.training.sizes import check_clusters
 from lgl_plugin.utils.distributed import from_main, launch_command
 
 logger = get_logger(__name__)
@@ -97,10 +98,10 @@ def check_inputs(settings: Stage2Settings, session: Session) -> None:
     Raises
     ------
     ValueError, FileNotFoundError
-        If there are more clusters than utterances, the labels are not of
+        If so many utterances make no such clusters, the labels are not of
         these, or nothing of a labelled speaker can be read.
     """
-    settings.cluster.check(len(session.rows))
+    check_clusters(settings, len(session.rows))
     if settings.labels_file:
         given = read_given(settings.labels_file, session.manifest.ids)
         if "stage1" not in session.run.done:

@@ -508,9 +508,9 @@ def test_an_error_of_the_recipe_is_one_of_training(
     say(monkeypatch, BETTER, WORSE)
     monkeypatch.setattr(module, "kept_out", every_second)
     with pytest.raises(SystemExit, match="1"):
-        adapt(ecapa, calls, tmp_path, "--train", "--batch_size=25")
+        adapt(ecapa, calls, tmp_path, "--train", "--min_cluster_size=20")
     said = capsys.readouterr().err
-    assert "Lower batch_size." in said and "What came before it is kept" in said
+    assert "no cluster has 20" in said and "What came before it is kept" in said
     assert (tmp_path / "export" / "adapted" / "hyperparams.yaml").exists()
 
 
@@ -597,13 +597,33 @@ def test_labels_must_leave_enough_to_judge_on(ecapa, calls, tmp_path, capsys):
     assert "leaves 9 recordings without a label" in capsys.readouterr().err
 
 
-def test_a_batch_of_more_than_there_is_shows_before_the_rungs(
-    ecapa, calls, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        # Of 40, 20 may be kept out, and 2 of the others are held out.
+        ("--batch_size=19", "Lower batch_size"),
+        ("--held_out_share=0.95", "too few"),
+        ("--grad_accumulation_factor=51", "grad_accumulation_factor: 51"),
+        ("--n_clusters=21", "n_clusters=21 is more than the 20"),
+        ("--min_cluster_size=21", "min_cluster_size: 21 is more than the 20"),
+        ("--batch_size=18", None),
+    ],
+)
+def test_sizes_that_training_cannot_do_with_show_before_the_work(
+    ecapa, calls, tmp_path, monkeypatch, capsys, option, said
 ):
-    monkeypatch.setattr(Ladder, "try_backends", pytest.fail)
-    with pytest.raises(SystemExit, match="2"):
-        adapt(ecapa, calls, tmp_path, "--train", "--batch_size=31")
-    assert "training can have 30 recordings at most" in capsys.readouterr().err
+    class Begun(BaseException):
+        """The work has begun."""
+
+    def begin(ladder):
+        raise Begun
+
+    monkeypatch.setattr(Ladder, "_start", begin)
+    with pytest.raises(SystemExit if said else Begun):
+        adapt(ecapa, calls, tmp_path, "--train", option)
+    printed = capsys.readouterr().err
+    assert said is None or said in printed
+    assert ("only 20 of the 40 recordings" in printed) == bool(said)
 
 
 def test_settings_of_training_are_refused_without_it(

@@ -541,6 +541,7 @@ def test_trial_audio_is_tried_before_the_first_round(
     session.rows, session.given = [], None
     session.settings.n_iterations = 1
     session.settings.cluster = types.SimpleNamespace(check=lambda n: None)
+    session.settings.min_cluster_size = 0
     if asked:
         with pytest.raises(ValueError, match="cannot be scored"):
             train_lgl.train_stage2(session)

@@ -30,6 +30,7 @@ from lgl_plugin.report.build import try_to_write_report
 from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.training.session import Session
+from lgl_plugin.training.sizes import check_clusters
 from lgl_plugin.training.stage1 import (
     check_method,
     grouping,
@@ -85,7 +86,7 @@ def train_stage1(session):
 def train_stage2(session):
     """Paper, sections 2.2 and 3: rounds of clustering and training."""
     first = find_encoder(session)
-    session.settings.cluster.check(len(session.rows))
+    check_clusters(session.settings, len(session.rows))
     check_trials(session, first)
     for number in range(1, session.settings.n_iterations + 1):
         train_round(Round(session, number, first))

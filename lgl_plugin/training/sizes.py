@@ -1,0 +1,77 @@
+"""Sizes that are known before any work, and that no training can do with."""
+
+from lgl_plugin.runs.schema import Settings, Stage2Settings
+
+
+def check_batch(
+    settings: Settings, batch_size: int, n_utterances: int, n_train: int
+) -> None:
+    """Refuses a batch that the utterances to train on do not fill.
+
+    Takes the batch of all processes, and the numbers of utterances and of
+    those of them that are not held out. ValueError names the setting.
+    """
+    if n_train < 2:
+        raise ValueError(
+            f"{n_utterances} usable utterances are too few: one at least "
+            "is held out, and two make the smallest batch"
+        )
+    if batch_size > n_train:
+        raise ValueError(
+            f"batch_size: {batch_size} is more than the {n_train} utterances "
+            f"to train on ({n_utterances}, less those held out). Lower "
+            "batch_size."
+        )
+    steps_per_epoch(settings, batch_size, n_train)
+
+
+def steps_per_epoch(
+    settings: Settings, batch_size: int, n_utterances: int
+) -> int:
+    """Returns the steps of an epoch on so many utterances.
+
+    ValueError if gradients are accumulated over more: each epoch begins
+    with none, so the weights would stay as they are.
+    """
+    steps = settings.steps_per_epoch or n_utterances // batch_size
+    if steps < (settings.grad_accumulation_factor or 1):
+        raise ValueError(
+            "grad_accumulation_factor: "
+            f"{settings.grad_accumulation_factor} is more than the "
+            f"{steps} steps of an epoch, so nothing would be trained. "
+            "Lower it, or train fewer phases in another --output_folder."
+        )
+    return steps
+
+
+def check_clusters(settings: Stage2Settings, n_utterances: int) -> None:
+    """Refuses clusters that so many utterances cannot make, before any work.
+
+    Arguments
+    ---------
+    settings : lgl_plugin.runs.schema.Stage2Settings
+        Of which `cluster` and `min_cluster_size` are read.
+    n_utterances : int
+        How many are to be clustered.
+
+    Raises
+    ------
+    ValueError
+        Names the setting.
+
+    Example
+    -------
+    >>> import types
+    >>> from lgl_plugin.clustering.kmeans import TorchKMeans
+    >>> settings = types.SimpleNamespace(
+    ...     cluster=TorchKMeans(8), min_cluster_size=1
+    ... )
+    >>> check_clusters(settings, 8)
+    """
+    settings.cluster.check(n_utterances)
+    if settings.min_cluster_size > n_utterances:
+        raise ValueError(
+            f"min_cluster_size: {settings.min_cluster_size} is more than the "
+            f"{n_utterances} utterances, so no cluster would be left. Lower "
+            "it."
+        )

@@ -1,0 +1,40 @@
+"""Sizes that no training can do with, before any work."""
+
+import types
+
+import pytest
+
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.training.sizes import check_batch, check_clusters
+
+
+def settings(**given):
+    usual = {"steps_per_epoch": None, "grad_accumulation_factor": None}
+    return types.SimpleNamespace(**usual | given)
+
+
+def test_what_fills_a_batch_is_taken():
+    check_batch(settings(), 18, 20, 18)
+    check_batch(settings(grad_accumulation_factor=4), 5, 22, 20)
+
+
+@pytest.mark.parametrize(
+    "given, sizes, said",
+    [
+        ({}, (19, 20, 18), "batch_size: 19 is more than the 18 .*Lower batch"),
+        ({}, (2, 3, 1), "3 usable utterances are too few"),
+        ({"grad_accumulation_factor": 4}, (6, 22, 20), "the 3 steps of an"),
+    ],
+)
+def test_what_fills_no_batch_names_the_setting(given, sizes, said):
+    with pytest.raises(ValueError, match=said):
+        check_batch(settings(**given), *sizes)
+
+
+def test_clusters_that_utterances_cannot_make():
+    made = settings(cluster=TorchKMeans(8), min_cluster_size=9)
+    check_clusters(made, 9)
+    with pytest.raises(ValueError, match="min_cluster_size: 9 is more than"):
+        check_clusters(made, 8)
+    with pytest.raises(ValueError, match="n_clusters=8 is more than the 7"):
+        check_clusters(made, 7)
