@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 import pathlib
 
 
@@ -13,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("embeddings", help="folder of a store")
     add("--seed", type=int, default=0, help="of the estimate")
     add("--device", default="cpu", help="where to cluster")
-    add("--output", help="folder of the results; none: count beside the store")
+    add("--output", help="folder of the results; none: STORE_count beside it")
 
 
 def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
@@ -29,11 +30,20 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
     from lgl_plugin.inference.backends import Whitening
     from lgl_plugin.inference.store import Embeddings
     from lgl_plugin.report.figures import count_figure, save
-    from lgl_plugin.utils.files import check_writable, write_json
+    from lgl_plugin.utils.files import check_writable, read_json, write_json
     from lgl_plugin.utils.tables import markdown_table
 
-    output = pathlib.Path(output or folder.resolve().parent / "count")
-    check_writable(output)  # before the clustering
+    store = folder.resolve()
+    results = pathlib.Path(output or store.with_name(f"{store.name}_count"))
+    # By the way from one to the other, so that both can be moved.
+    of = os.path.relpath(store, results.resolve())
+    before = read_json(results / "count.json").get("store", of)
+    if before != of:
+        raise ValueError(
+            f"{results} holds the count of another store, {before} from "
+            "there: name another --output, or delete that one"
+        )
+    check_writable(results)  # before the clustering
     vectors = Embeddings.load(folder).vectors
     check_enough(len(vectors))
     kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)
@@ -47,14 +57,15 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
     ]
     print(markdown_table(["clusters", "explained", "beyond chance"], rows))
     facts = {
+        "store": of,
         "n_clusters": k,
         "beyond_chance": float(found.gap[k - 1]),
         "seed": seed,
         "utterances": len(vectors),
     }
-    write_json(output / "count.json", facts)
-    save(count_figure(found), output, "count")
+    write_json(results / "count.json", facts)
+    save(count_figure(found), results, "count")
     print(
-        f"\n{k} clusters: {output / 'count.json'}, "
-        f"{output / 'count.png'}, {output / 'count.svg'}"
+        f"\n{k} clusters: {results / 'count.json'}, "
+        f"{results / 'count.png'}, {results / 'count.svg'}"
     )

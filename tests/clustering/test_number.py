@@ -92,7 +92,7 @@ def test_command(tmp_path, capsys):
     store = tmp_path / "iter1" / "embeddings"
     Embeddings(names, embeddings).save(store)
     main(["count", str(store)])
-    folder = tmp_path / "iter1" / "count"
+    folder = tmp_path / "iter1" / "embeddings_count"
     facts = json.loads((folder / "count.json").read_text())
     assert facts["n_clusters"] == 20 and facts["beyond_chance"] > 0.1
     assert (folder / "count.png").read_bytes()[1:4] == b"PNG"
@@ -103,6 +103,28 @@ def test_command(tmp_path, capsys):
 
     main(["count", str(store), f"--output={tmp_path / 'other'}"])
     assert (tmp_path / "other" / "count.json").exists()
+
+
+def test_two_stores_of_a_folder_do_not_share_results(
+    tmp_path, capsys, monkeypatch
+):
+    embeddings, _ = blobs(4, 10, spread=0.05)
+    names = Strings([f"{n}.wav" for n in range(len(embeddings))])
+    for store in ("one", "two"):
+        Embeddings(names, embeddings).save(tmp_path / "runs" / store)
+        main(["count", str(tmp_path / "runs" / store)])
+        assert (tmp_path / "runs" / f"{store}_count" / "count.json").exists()
+    # Both may be moved, and counted again.
+    moved = (tmp_path / "runs").rename(tmp_path / "moved")
+    output = f"--output={moved / 'one_count'}"
+    main(["count", str(moved / "one"), output])
+    before = (moved / "one_count" / "count.json").read_bytes()
+    monkeypatch.setattr(Embeddings, "load", pytest.fail)
+    with pytest.raises(SystemExit):
+        main(["count", str(moved / "two"), output])
+    said = capsys.readouterr().err
+    assert "the count of another store, ../one from there" in said
+    assert (moved / "one_count" / "count.json").read_bytes() == before
 
 
 def test_command_tries_to_write_before_it_clusters(
