@@ -167,6 +167,7 @@ def prepare_manifest(
         "channel": channel,
     }
     made = _finished(manifest) or _finish(manifest)
+    changes: list[str] = []
     if made is not None:
         changes = _changes(made, settings)
         if not changes and list_again and not _lists(manifest, train_folder):
@@ -178,8 +179,10 @@ def prepare_manifest(
                 "again."
             )
             return made
-        logger.warning(f"Making {manifest} again: {', '.join(changes)}.")
-    return _scan(settings, manifest, tested, num_workers, accept)
+    made = _scan(settings, manifest, tested, num_workers, accept)
+    if changes:  # said only now: what is refused leaves the manifest as it was
+        logger.warning(f"Made {manifest} again: {', '.join(changes)}.")
+    return made
 
 
 def check_folders(train_folder: str, data_root: str) -> None:

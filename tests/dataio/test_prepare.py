@@ -436,6 +436,25 @@ def test_other_settings_are_never_reused(tmp_path, logs, monkeypatch):
     assert not (tmp_path / "m.csv.old").exists()
 
 
+def test_what_is_refused_is_not_announced(tmp_path, logs):
+    """Neither other audio than a run was begun with, nor too many bad files."""
+
+    def refuse(checksum):
+        raise ValueError("other audio")
+
+    put(tmp_path / "wav/ann/1.wav")
+    (tmp_path / "wav/ann/2.wav").touch()
+    scan(tmp_path, max_bad_share=0.5)
+    before = rows(tmp_path)
+    with pytest.raises(ValueError, match="other audio"):
+        scan(tmp_path, speaker_folder=False, accept=refuse, max_bad_share=0.5)
+    with pytest.raises(ValueError, match="max_bad_share: 0.4 allows 0"):
+        scan(tmp_path, max_bad_share=0.4)
+    assert "again:" not in logs.text and rows(tmp_path) == before
+    scan(tmp_path, speaker_folder=False, max_bad_share=0.5)
+    assert "again: speaker_folder was True, is False." in logs.text
+
+
 def test_more_tolerance_needs_no_other_scan(tmp_path, monkeypatch):
     """Too little of it does, and says so."""
     put(tmp_path / "wav/ann/1.wav")
