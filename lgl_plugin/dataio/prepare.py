@@ -19,6 +19,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import Header, probe
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.bandwidths import warn_of_bandwidths
 from lgl_plugin.dataio.folder import EXTENSIONS, UNREAD, find_audio
 from lgl_plugin.dataio.manifest import (
     CHANNEL,
@@ -463,12 +464,5 @@ def _log_notices(made, counts, manifest, bad_files):
             f"of them of a lower one, {counts['more channels']} of more "
             f"channels, whose {mix} is taken); they are converted when read."
         )
-    if 0.01 <= made["narrow"] / made["kept"] <= 0.99:
-        logger.warning(
-            f"{made['narrow']} of {made['kept']} files are below "
-            f"{settings['sample_rate']} Hz and have nothing above half of "
-            "their own rate, so that clusters may follow the telephone line or "
-            "the recorder rather than the speaker. `lgl train` takes "
-            f"--sample_rate={made['lowest_rate']}, their lowest, and "
-            "--log_mel_share=0 against that."
-        )
+    rates = made["lowest_rate"], settings["sample_rate"]
+    warn_of_bandwidths(made["narrow"], made["kept"], *rates, "files")

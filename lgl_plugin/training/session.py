@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.bandwidths import try_some, warn_of_bandwidths
 from lgl_plugin.dataio.folder import names_and_sizes
 from lgl_plugin.dataio.given import GivenLabels, read_given
 from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
@@ -147,6 +148,8 @@ class Session:
             if folder := getattr(settings, name):
                 self.run.given(name, folder, names_and_sizes)
         self._read_data()
+        if settings.manifest and not self.debug:
+            from_main(self._try_manifest)
         self._check_loaders()
         self.observer = observe(self.manifest)
 
@@ -211,6 +214,24 @@ class Session:
         self.batch_size *= world_size()
         sizes = self.batch_size, len(self.rows), len(self.train_rows)
         check_batch(settings, *sizes)  # refused before any work
+
+    def _try_manifest(self):
+        """Tries some files of the user's list, all of which nobody has read."""
+        settings = self.settings
+        rate = settings.sample_rate
+        bad, rates = try_some(self.manifest, rate)
+        if not rates:  # not to be counted: the list may be of another folder
+            raise ValueError(
+                f"manifest: none of {len(bad)} utterances tried of "
+                f"{settings.manifest} can be used. The first is "
+                f"{': '.join(bad[0])}. Set --data_folder, now "
+                f"{settings.data_folder}, to what $data_root stands for there."
+            )
+        self.bad_files.add(bad)  # which may be too many already
+        narrow = sum(found < rate for found in rates)
+        lowest = min(rates, default=rate)
+        which = f"files tried of {settings.manifest}"
+        warn_of_bandwidths(narrow, len(rates), lowest, rate, which)
 
     def _warn_of_tested(self):
         """Tells how many utterances of the user's list are tested on.

@@ -289,6 +289,30 @@ def test_utterances_of_a_users_list_that_are_tested_on(
     assert message.startswith("2 of 20 utterances of")
 
 
+def test_files_of_a_users_list_are_tried(session, tmp_path, caplog):
+    """What a scan of a folder says and refuses, before the first epoch."""
+    for n in range(4):
+        wav = np.full(8000, 0.1)
+        soundfile.write(tmp_path / f"{n}.wav", wav, 8000 if n < 2 else 16000)
+    names = [f"{n}.wav" for n in range(4)]
+    settings, wavs = session.settings, [str(tmp_path / n) for n in names]
+    settings.sample_rate, settings.manifest = 16000, "mine.csv"
+    session.manifest = Manifest.of(
+        (*both, 0.0, 0.5, "") for both in zip(names, wavs)
+    )
+    session.bad_files = BadFiles(tmp_path / "bad_files.txt", 0)
+    session._try_manifest()
+    assert "2 of 4 files tried of mine.csv are below 16000 Hz" in caplog.text
+    soundfile.write(tmp_path / "3.wav", np.full(8000, 0.1), 44101)
+    with pytest.raises(ValueError, match="3.wav: has 44101 Hz, too odd"):
+        session._try_manifest()
+    settings.data_folder = "elsewhere"
+    session.manifest = Manifest.of((n, n, 0.0, 0.5, "") for n in names)
+    with pytest.raises(ValueError, match="--data_folder, now elsewhere, to"):
+        session._try_manifest()
+    assert [*session.bad_files.reasons] == ["3.wav"]
+
+
 @pytest.mark.parametrize("steps, factor", [(None, 3), (4, 5)])
 def test_accumulation_over_more_than_an_epoch_is_an_error(
     session, steps, factor

@@ -1,0 +1,58 @@
+"""The rates of audio files, several of which make several bandwidths."""
+
+import numpy as np
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.dataio.audio import BadAudio, decode_span, open_audio, patient
+from lgl_plugin.dataio.manifest import Manifest
+
+logger = get_logger(__name__)
+
+# Utterances of a user's own manifest that are tried: in a second or two also
+# of a million, and two of them are the share that is warned of.
+N_TRIED = 200
+
+
+def try_some(
+    manifest: Manifest, sample_rate: int
+) -> tuple[list[tuple[str, str]], list[int]]:
+    """Reads a little of some utterances, as training will read them.
+
+    Returns (ID, reason) of those that cannot be used, and the rates in Hz of
+    the others' files. A scan of a folder has tried all files; for a manifest
+    of a user's own nothing has.
+    """
+    bad, rates = [], []
+    number = len(manifest)
+    rng = np.random.default_rng(0)
+    for row in rng.permutation(number)[:N_TRIED]:
+        try:
+            rates.append(_rate(sample_rate, **manifest[row]))
+        except BadAudio as error:
+            bad.append((manifest.ids[row], str(error)))
+    return bad, rates
+
+
+@patient
+def _rate(sample_rate, wav, offset, duration, place, channel):
+    """Returns a file's rate, once the middle of an utterance is decoded."""
+    with open_audio(wav, place) as audio:
+        middle = offset + duration / 2
+        decode_span(audio, middle, 0.05, sample_rate, channel)
+        return audio.samplerate
+
+
+def warn_of_bandwidths(
+    narrow: int, number: int, lowest: int, sample_rate: int, files: str
+) -> None:
+    """Warns if some files, but not all, are below the rate of training."""
+    if not 0.01 <= narrow / max(number, 1) <= 0.99:
+        return
+    logger.warning(
+        f"{narrow} of {number} {files} are below "
+        f"{sample_rate} Hz and have nothing above half of "
+        "their own rate, so that clusters may follow the telephone line or "
+        "the recorder rather than the speaker. `lgl train` takes "
+        f"--sample_rate={lowest}, their lowest, and "
+        "--log_mel_share=0 against that."
+    )
