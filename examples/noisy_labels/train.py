@@ -58,7 +58,8 @@ class SpeakerBrain(sb.Brain):
             self.train_loss = stage_loss
             return
         error_rate = self.error_metrics.summarize("average")
-        old_lr, new_lr = self.hparams.lr_annealing(epoch)
+        # StepScheduler counts from 0: the first epoch has the yaml's rate.
+        old_lr, new_lr = self.hparams.lr_annealing(epoch - 1)
         sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch": epoch, "lr": old_lr},

@@ -99,7 +99,7 @@ def test_a_folder_gets_pseudo_labels(pseudo_labelled):
 
 
 def train_loss(corpus, pseudo, output, *options):
-    """The last training loss of the supervised example."""
+    """The training loss of the supervised example's only epoch."""
     speakers = {row["spk_id"] for row in rows(pseudo / "train.csv")}
     output.mkdir()
     run_example(
@@ -118,6 +118,7 @@ def train_loss(corpus, pseudo, output, *options):
         *options,
     )
     log = (output / "train_log.txt").read_text()
+    assert "lr: 1.00e-03" in log  # the yaml's, in the first epoch
     (loss,) = re.findall(r"train loss: (\S+) - valid loss: \S+, valid Err", log)
     return float(loss)
 
