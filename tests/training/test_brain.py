@@ -460,13 +460,20 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "kind, accumulated",
-    [*((kind, 1) for kind in BRAINS), ("simclr", 3), ("gated", 3)],
+    "kind, accumulated, told",
+    [
+        *((kind, 1, False) for kind in BRAINS),
+        *(("simclr", 3, told) for told in (False, True)),
+        *(("gated", n, told) for n, told in ((3, False), (3, True), (1, True))),
+    ],
 )
 def test_killed_at_any_step_ends_as_if_it_had_not_been(
-    kind, accumulated, tmp_path, monkeypatch
+    kind, accumulated, told, tmp_path, monkeypatch
 ):
     """Weights, figures and what the gate saw; a checkpoint every second step.
+
+    Or, told by a signal, one at the next step of the optimiser: with three
+    batches to each, behind an epoch's end, which throws two batches away.
 
     An epoch has 5 steps, validation after each counts as a step here. Methods
     differ in what they keep from step to step, not in when that is saved: of
@@ -511,8 +518,11 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
         steps = iter(range(1, 100))
 
         def survive():
-            if next(steps) == dies:
+            if next(steps) != dies:
+                return
+            if not told:
                 raise Killed
+            os.kill(os.getpid(), signal.SIGTERM)
 
         for name in ("fit_batch", "evaluate_batch"):
             whole = getattr(brain, name)
@@ -523,17 +533,18 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
 
             monkeypatch.setattr(brain, name, part)
         options = {"collate_fn": PaddedBatch}
-        brain.fit(
-            counter,
-            data,
-            Crops(),
-            train_loader_kwargs={
-                **options,
-                "batch_size": 2,
-                "sampler": sampler,
-            },
-            valid_loader_kwargs={**options, "batch_size": 10},
-        )
+        with stop.on_signals():
+            brain.fit(
+                counter,
+                data,
+                Crops(),
+                train_loader_kwargs={
+                    **options,
+                    "batch_size": 2,
+                    "sampler": sampler,
+                },
+                valid_loader_kwargs={**options, "batch_size": 10},
+            )
         return brain
 
     monkeypatch.setenv("SB_GLOBAL_SEED", "7")
@@ -557,7 +568,7 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
     few = kind not in ("simclr", "ssps", "gated")
     for dies in (4, 7, 9) if few else (1, 2, 4, 5, 6, 7, 9, 11, 12):
         folder, again = tmp_path / str(dies), []
-        with pytest.raises(Killed):
+        with pytest.raises(SystemExit if told else Killed):
             fit(folder, again, dies)
         torch.manual_seed(99)
         brain = fit(folder, again)
