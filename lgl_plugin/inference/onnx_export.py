@@ -132,6 +132,8 @@ def _make_traceable(encoder):
         elif isinstance(part, InputNormalization):
             # Its mask of padding would have the traced length for good.
             replace_statistics(part, _whole_statistics)
+        elif isinstance(part, torch.nn.RMSNorm):
+            part.forward = functools.partial(_root_mean_square, part)
 
 
 def _stft(stft, waveform):
@@ -158,6 +160,13 @@ def _convolved(waveform, responses, stride):
         for kernel in (responses.real, responses.imag)
     ]
     return torch.stack(parts, dim=3).transpose(1, 2)
+
+
+def _root_mean_square(norm, x):
+    """Returns x over its last dimension's root mean square."""
+    # This opset has no operator for the module, which a back-end begins with.
+    scaled = x * (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
+    return scaled if norm.weight is None else scaled * norm.weight
 
 
 def _whole_statistics(x, mask, dim):

@@ -1,6 +1,7 @@
 """Encoders as ONNX files, against torch."""
 
 import functools
+import io
 import sys
 
 import numpy as np
@@ -103,3 +104,17 @@ def test_a_file_embeds_as_torch_at_any_length(tmp_path, name, monkeypatch):
         found = session.run(None, {"waveform": waveform.numpy()})[0]
         expected = encoder(waveform).numpy()
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_back_end_is_traced():
+    """RMSNorm, which an exported back-end begins with, has no operator."""
+    norm = torch.nn.RMSNorm(6, eps=1e-20, elementwise_affine=False)
+    vectors = torch.randn(3, 6)
+    expected = norm(vectors)
+    _make_traceable(norm)
+    pytest.importorskip("onnx", reason="onnx and onnxruntime are an extra")
+    torch.testing.assert_close(norm(vectors), expected)
+    torch.onnx.export(
+        norm, (vectors,), io.BytesIO(), dynamo=False, opset_version=17
+    )
