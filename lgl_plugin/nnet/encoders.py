@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from speechbrain.nnet.containers import LengthsCapableSequential
 from torch import Tensor
 
 from lgl_plugin.nnet.batch_norm import batch_norms
@@ -54,6 +55,12 @@ class Encoder(torch.nn.Module):
         one-dimensional ones and for those whose class says
         `masks_padding = True`; they are given `lengths`, shares of the frames.
 
+    Raises
+    ------
+    ValueError
+        If `features` or `normalise` has weights or statistics of a corpus,
+        which no checkpoint would keep.
+
     Example
     -------
     >>> from speechbrain.lobes.features import Fbank
@@ -77,6 +84,7 @@ class Encoder(torch.nn.Module):
         keep_on_device(self.features)
         self.normalise = _built(normalise)
         self.network = _built(network)
+        _refuse_weights(features=self.features, normalise=self.normalise)
         filters = getattr(self.features, "get_filter_properties", None)
         shape = None if filters is None else filters()
         self.hop = 1 if shape is None else shape.stride
@@ -206,6 +214,9 @@ def _masks_padding(network):
     parts = list(network.modules())
     if any(getattr(part, "masks_padding", False) for part in parts):
         return True
+    if isinstance(network, LengthsCapableSequential):
+        # It takes lengths, and passes them on to those of its layers that do.
+        return _masks_padding(next(iter(network.values())))
     # Other packages may not. SpeechBrain's ResNet, its network with
     # two-dimensional convolutions, ignores lengths.
     return "lengths" in inspect.signature(network.forward).parameters and all(
@@ -213,6 +224,25 @@ def _masks_padding(network):
         and not isinstance(part, torch.nn.Conv2d)
         for part in parts
     )
+
+
+def _refuse_weights(**parts):
+    """Raises ValueError if a part that no checkpoint keeps has weights."""
+    for name, part in parts.items():
+        if part is None:
+            continue
+        kind = getattr(part, "norm_type", None)
+        if next(part.parameters(), None) is not None:
+            found = "has weights"
+        elif kind in ("global", "speaker"):
+            found = f"has statistics of a corpus (norm_type: {kind})"
+        else:
+            continue
+        raise ValueError(
+            f"the encoder's {name}, {type(part).__name__}, {found}, but only "
+            "the network's weights are trained, loaded and kept: make it "
+            "part of the network, or take another without"
+        )
 
 
 def _built(part):

@@ -243,3 +243,22 @@ def test_statistics_of_a_network_without_any_cannot_be_frozen():
     encoder = Encoder(Waveform(), torch.nn.Flatten())
     with pytest.raises(ValueError, match="freeze_batch_statistics: the enc"):
         encoder.freeze_statistics()
+
+
+class Scaled(torch.nn.Module):
+    """A front end with a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return FBANK()(x) * self.scale
+
+
+def test_weights_that_no_checkpoint_keeps_are_refused():
+    with pytest.raises(ValueError, match="features, Scaled, has weights"):
+        Encoder(Scaled, NETWORKS["ecapa"])
+    corpus = InputNormalization(norm_type="global")
+    with pytest.raises(ValueError, match="norm_type: global"):
+        Encoder(FBANK, NETWORKS["ecapa"], corpus)
