@@ -179,6 +179,8 @@ class Ladder:
 
         def embed(folder):
             save_weights(self.extract.encoder.network, folder / ENCODER)
+            # What cannot be exported shows before hours of work.
+            InferenceModel(self.settings, folder / ENCODER)
             self._embed(self.extract, folder)
 
         self.made_from = self.run.identity()

@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+import pydoc
 import re
 
 import numpy as np
@@ -94,7 +95,6 @@ class InferenceModel:
                 "make it an lgl_plugin.nnet.encoders.Encoder of both"
             )
         tag, arguments = _instance(parts["network"])
-        arguments = dict(arguments)
         self.encoder_class = tag.rpartition(".")[2]
         self.parts = {
             "sample_rate": settings["sample_rate"],
@@ -127,13 +127,6 @@ class InferenceModel:
         load_weights(network, encoder, self.encoder)
         if self.affine is not None:
             self.built["backend"].load_state_dict(self.affine)
-            if "lengths" not in inspect.signature(network.forward).parameters:
-                # The frames of padding would then count.
-                raise ValueError(
-                    f"{self.encoder_class} takes no `lengths`, by which "
-                    "SpeechBrain's container of it and the back-end passes "
-                    "them on: export with --backend=none"
-                )
 
     def _add_classifier(self, weights):
         """Takes a classifier over, SpeechBrain's or one with sub-centres."""
@@ -286,6 +279,17 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
 
 
 def _instance(setting):
-    """Returns tag and arguments of the instance that a `!name:` makes."""
+    """Returns tag and arguments of the instance that a `!name:` makes.
+
+    A list of arguments gets their names, by which others can be added.
+    """
     ((tag, arguments),) = setting.items()
+    if isinstance(arguments, list):
+        made = inspect.signature(pydoc.locate(tag.partition(":")[2]))
+        bound = made.bind_partial(*arguments)
+        variable = inspect.Parameter.VAR_POSITIONAL
+        if all(p.kind is not variable for p in made.parameters.values()):
+            arguments = bound.arguments
+    elif arguments:
+        arguments = dict(arguments)
     return tag.replace("!name:", "!new:", 1), arguments or {}

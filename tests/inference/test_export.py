@@ -262,16 +262,50 @@ def test_the_yaml_says_whether_the_back_end_is_part(
         (run / "state.json").write_text(state)
 
 
-def test_a_network_without_lengths_takes_no_back_end(run, tmp_path):
+@torch.no_grad()
+def test_a_network_without_lengths_takes_a_back_end(run, tmp_path):
+    """Ours embeds each utterance of a batch as if it were alone."""
     settings = stage_settings(tmp_path, 1)
     ((_, parts),) = settings["new_encoder"].items()
     xvector = "!name:speechbrain.lobes.models.Xvector.Xvector"
     options = {"in_channels": 24, "lin_neurons": 6}
     parts["network"] = {xvector: options}
     torch.save(Xvector(**options).state_dict(), tmp_path / "mine.ckpt")
-    backend = Whitening().fit(np.eye(6))
-    with pytest.raises(ValueError, match="Xvector takes no `lengths`"):
-        InferenceModel(settings, tmp_path / "mine.ckpt", backend=backend)
+    backend = Whitening(1.0).fit(np.random.default_rng(0).normal(size=(20, 6)))
+    bare, whole = (
+        InferenceModel(settings, tmp_path / "mine.ckpt", backend=behind)
+        for behind in (None, backend)
+    )
+    whole.save(tmp_path / "whole", "library_name: speechbrain\n")
+    theirs = SpeakerRecognition.from_hparams(source=str(tmp_path / "whole"))
+    wav = torch.randn(1, 16000) / 9
+    padded = torch.cat([wav, torch.zeros(1, 8000)], 1)
+    for model in (whole.extractor(), load_extractor(tmp_path / "whole")):
+        embed = model.encoder.eval()
+        expected = backend(bare.extractor().encoder.eval()(wav).numpy())
+        scale = np.abs(expected).max()
+        for found in (
+            embed(wav).numpy(),
+            embed(padded, torch.tensor([2 / 3])).numpy(),
+            theirs.encode_batch(wav)[:, 0].numpy(),
+        ):
+            # Its pooling adds noise, which whitening makes larger.
+            np.testing.assert_allclose(
+                found / scale, expected / scale, atol=3e-3
+            )
+
+
+def test_arguments_of_a_network_may_be_a_list(run, tmp_path):
+    settings = stage_settings(tmp_path, 1)
+    ((_, parts),) = settings["new_encoder"].items()
+    parts["network"] = {
+        "!name:speechbrain.lobes.models.Xvector.Xvector": ["cpu"]
+    }
+    torch.save(Xvector("cpu").state_dict(), tmp_path / "mine.ckpt")
+    model = InferenceModel(settings, tmp_path / "mine.ckpt")
+    assert model.parts["embedding_model"] == {
+        "!new:speechbrain.lobes.models.Xvector.Xvector": {"device": "cpu"}
+    }
 
 
 def test_card_holds_no_path_and_parses(run, exported):
