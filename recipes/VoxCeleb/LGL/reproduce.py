@@ -31,7 +31,7 @@ STAGES = (
 )
 # EER in % as published, or from the best to the worst of who reproduced it.
 PUBLISHED = {
-    "stage1": ("7.36", "", "", "Tao et al. 2022"),
+    "stage1": ("7.36", "", "", "Tao et al., release"),
     "stage2": ("1.66", "2.18", "3.76", "Tao et al. 2022"),
     "moco": ("8.71", "9.29", "14.76", "wespeaker"),
     "vicreg": ("7.42", "", "", "sslsv, 1,024 channels"),
