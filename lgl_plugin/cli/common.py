@@ -19,13 +19,19 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_channel(parser: argparse.ArgumentParser) -> None:
-    """Declares the option that chooses a channel of stereo audio."""
+def add_channel(
+    parser: argparse.ArgumentParser,
+    without: str = "files without it are left out",
+) -> None:
+    """Declares the option that chooses a channel of stereo audio.
+
+    The verb does `without` to files that lack the channel.
+    """
     parser.add_argument(
         "--channel",
         type=channel,
-        help="the one to read of calls with a speaker on each, from 0; files "
-        "without it are left out; none: the mean of all channels",
+        help="the one to read of calls with a speaker on each, from 0; "
+        f"{without}; none: the mean of all channels",
     )
 
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=cosine,
         help="cosine from which on two are one speaker; none: the encoder's",
     )
-    add_channel(parser)
+    add_channel(parser, "a file with a single channel is read as it is")
     add("--device", default="cpu", help="where to embed")
 
 

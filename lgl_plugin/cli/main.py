@@ -100,8 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         module.add_arguments(verb)
-        verb.add_argument(
-            "--debug", action="store_true", help="show an error's traceback"
-        )
+        debug = "show an error's traceback"
+        if name == "train":  # SpeechBrain's own option of that name
+            debug += ", and train a few batches of each phase to try the setup"
+        verb.add_argument("--debug", action="store_true", help=debug)
         verb.set_defaults(run=module.run, parser=verb)
     return parser

@@ -39,6 +39,19 @@ def test_every_verb_has_help(verb, capsys):
     assert f"usage: lgl {verb}" in capsys.readouterr().out
 
 
+def test_help_says_what_an_option_does_in_that_verb(capsys):
+    """`compare` reads single channels; `--debug` of `train` tries it out."""
+    said = {}
+    for verb in ("compare", "embed", "train", "status"):
+        with pytest.raises(SystemExit, match="0"):
+            main([verb, "--help"])
+        said[verb] = " ".join(capsys.readouterr().out.split())
+    left_out = "files without it are left out"
+    assert left_out in said["embed"] and left_out not in said["compare"]
+    assert "a few batches" in said["train"]
+    assert "a few batches" not in said["status"]
+
+
 def test_a_wrong_call_is_one_line_and_status_2(capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         main(["status", str(tmp_path / "nowhere")])
