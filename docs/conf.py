@@ -68,6 +68,9 @@ def mark_code(app, what, name, thing, options, lines):
 
 def link_here(app, name, source):
     """Leads links out of this folder to the pages that include the files."""
-    source[0] = source[0].replace(
-        "(../benchmarks/README.md)", "(benchmarks.md)"
-    )
+    for file, page in (
+        ("../benchmarks/README", "benchmarks"),
+        ("../CONTRIBUTING", "contributing"),
+        ("../CHANGELOG", "changelog"),
+    ):
+        source[0] = source[0].replace(f"({file}.md", f"({page}.md")

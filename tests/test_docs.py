@@ -183,14 +183,31 @@ def test_all_that_users_name_is_in_the_reference():
     text += "\n".join("".join(cell["source"]) for cell in TUTORIAL["cells"])
     text += "\n".join(PAGES.values())
     tagged = r"!(?:new|name):lgl_plugin\.([\w.]+)"
-    linked = r"\{py:(?:class|func)\}`~?lgl_plugin\.([\w.]+)`"
+    linked = r"\[`lgl_plugin\.([\w.]+)`\]\(api/"
     used = {*re.findall(tagged, text), *re.findall(linked, text)}
+    used -= {name.rpartition(".")[0] for name in listed}  # modules
     imports = r"^ *from lgl_plugin\.([\w.]+) import (\([^)]*\)|.*)$"
     for module, names in re.findall(imports, text, re.M):
         for name in re.findall(r"\w+", names):
             if not name.isupper():  # a constant
                 used.add(f"{module}.{name}")
     assert used - named <= set(listed)
+
+
+def test_pages_link_as_a_repository_shows_them():
+    """To files and headings; Sphinx's roles are no links on its page."""
+    for page, text in PAGES.items():
+        assert not re.search(r"\{(doc|ref|py:\w+)\}`", text), page
+        for name, anchor in re.findall(r"\]\(([^)#:]*)#?([^)#:]*)\)", text):
+            path = (ROOT / page).parent / name if name else ROOT / page
+            assert path.exists(), (page, name)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+                slugs = [re.sub(r"[^\w\- ]", "", one.lower()) for one in heads]
+                assert anchor in [one.replace(" ", "-") for one in slugs], (
+                    page,
+                    anchor,
+                )
 
 
 def test_what_the_reference_shows_is_fully_documented():
