@@ -40,7 +40,7 @@ def draw(folder):
     for index, (panel, (corpus, points)) in enumerate(
         zip(panels, figures.items())
     ):
-        (floor, *_), *points = points
+        (baseline, *_), *points = points
         means, lowest, highest = zip(*points)
         errors = [
             [mean - low for mean, low in zip(means, lowest)],
@@ -57,7 +57,7 @@ def draw(folder):
                 textcoords="offset points",
                 fontsize=8,
             )
-        panel.axhline(floor, color=GREY, ls=":", label=phases[0])
+        panel.axhline(baseline, color=GREY, ls=":", label=phases[0])
         panel.set_title(corpus, fontsize=10)
         names = [name.replace(" with", "\nwith") for name in phases[1:]]
         panel.set_xticks(range(len(names)), names, fontsize=7.5)

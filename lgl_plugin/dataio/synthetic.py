@@ -1,4 +1,4 @@
-"""The embedded demo corpus: synthetic speakers over changing channels.
+"""The synthetic demo corpus: invented speakers over changing channels.
 
 A speaker is an espeak-ng voice of its own (accent, formants, glottal quality,
 pitch, range, rate); a session is a channel of its own (frequency response,

@@ -19,7 +19,7 @@ figure3    NMI and AMI of each iteration; all against selected
 gates      every gate in iteration 1: EER, selection, precision, recall
 selection  how well each label-free criterion picks the epoch
 steps      larger steps: what each gains or costs
-study      floor, both stages, true labels: cosine, back-end, AS-norm
+study      log-mels, both stages, true labels: cosine, back-end, AS-norm
 backends   EER and minDCF of each encoder by back-end, without training
 clusterings  labels of each encoder by clustering, without training
 
