@@ -15,9 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(runs: list[str]) -> None:
     """Prints the table of the runs named, and writes their pages."""
     from lgl_plugin.report.build import write_report
-    from lgl_plugin.runs.metrics_log import read_metrics, summarise, table
+    from lgl_plugin.report.results import Results
+    from lgl_plugin.runs.metrics_log import table
 
-    print(table([summarise(read_metrics(run)) for run in runs]))
+    print(table([Results(run).rows for run in runs]))
     pages = [write_report([run]) for run in runs]
     if len(runs) > 1:
         pages.append(write_report(runs))

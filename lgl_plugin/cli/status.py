@@ -23,15 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(run_folder: str) -> None:
     """Prints steps, last figures, warnings and the next command."""
     from lgl_plugin.report.results import Results
-    from lgl_plugin.runs.state import read_state
+    from lgl_plugin.runs.state import is_adaptation, read_state
     from lgl_plugin.training.health import findings
 
     folder = pathlib.Path(run_folder)
-    if (folder / "state.json").exists():
-        state = read_state(folder)
-        if "stage 0" in state["settings"]:
-            print("\n".join(adaptation(folder, state["done"])))
-            return
+    if is_adaptation(folder):
+        print("\n".join(adaptation(folder, read_state(folder)["done"])))
+        return
     results = Results(run_folder)
     holder = writer_of(results.folder)
     steps = results.steps

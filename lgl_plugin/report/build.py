@@ -28,8 +28,9 @@ logger = get_logger(__name__)
 def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
     """Writes the page of a run, or the comparison of several; returns its path.
 
-    FileNotFoundError if one of the folders is no run's; anything else that is
-    missing or damaged is named on the page.
+    FileNotFoundError if one of the folders is no run's, ValueError if it is of
+    an `lgl adapt`; anything else that is missing or damaged is named on the
+    page.
     """
     runs = [Results(folder) for folder in folders]
     folder = runs[0].folder / "report"

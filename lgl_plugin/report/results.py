@@ -25,7 +25,7 @@ from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import read_starts
 from lgl_plugin.runs.run import planned_steps
-from lgl_plugin.runs.state import STATE, read_state
+from lgl_plugin.runs.state import STATE, read_state, refuse_adaptation
 from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
@@ -50,7 +50,8 @@ class Results:
     FileNotFoundError
         If that folder is no run's.
     ValueError
-        If the metrics or state.json are damaged.
+        If the metrics or state.json are damaged, or the folder is that of an
+        `lgl adapt`, whose page is another.
 
     Example
     -------
@@ -65,6 +66,7 @@ class Results:
 
     def __init__(self, folder: str | pathlib.Path):
         self.folder = pathlib.Path(folder)
+        refuse_adaptation(folder)
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
         self.starts = read_starts(folder)

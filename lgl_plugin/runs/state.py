@@ -83,6 +83,37 @@ def read_state(folder: str | pathlib.Path) -> dict:
     return state
 
 
+def is_adaptation(folder: str | pathlib.Path) -> bool:
+    """Says whether a folder is that of an `lgl adapt`, and no training's."""
+    if not (pathlib.Path(folder) / STATE).exists():
+        return False
+    return "stage 0" in read_state(folder)["settings"]
+
+
+def refuse_adaptation(folder: str | pathlib.Path) -> None:
+    """Raises ValueError if a folder is that of an `lgl adapt`.
+
+    The message names what of use lies there.
+    """
+    if not is_adaptation(folder):
+        return
+    folder = pathlib.Path(folder)
+    there = {
+        "Its page": [folder / "report" / "index.html"],
+        "Its adapted encoder": [folder / "export" / "adapted"],
+        "Its training": sorted(folder.glob("training*")),
+    }
+    raise ValueError(
+        f"{folder} is a folder of `lgl adapt`, not of a training."
+        + "".join(
+            f" {what}: {path}."
+            for what, paths in there.items()
+            for path in paths
+            if path.exists()
+        )
+    )
+
+
 def _check_state(state: dict) -> None:
     """Raises one of several errors unless a state is whole."""
     before = state.pop("checksum", None)

@@ -5,6 +5,8 @@ import pytest
 import soundfile
 import torch
 
+from lgl_plugin.runs.run import Run
+
 RATE, SPEAKERS, EACH = 16000, ("ann", "bob", "cat", "dan"), 4
 
 
@@ -39,3 +41,16 @@ modules:
     )
     torch.save({}, folder / "embedding_model.ckpt")
     return folder
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A folder of `lgl adapt`, as far as other verbs look at it."""
+    run = Run(tmp_path / "adapted", 0, {"made_from": {}})
+    run.done["start"] = {}
+    run.save()
+    for place in ("start", "report", "export/adapted", "training-1"):
+        (run.folder / place).mkdir(parents=True)
+    (run.folder / "start" / "embedding_model.ckpt").write_bytes(b"weights")
+    (run.folder / "report" / "index.html").write_text("the rungs")
+    return run.folder
