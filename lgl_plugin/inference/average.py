@@ -5,6 +5,7 @@ import pathlib
 from speechbrain.utils.checkpoints import average_checkpoints
 
 from lgl_plugin.runs.checkpoints import FROZEN, WholeCheckpointer
+from lgl_plugin.runs.state import refuse_adaptation
 from lgl_plugin.runs.weights import read_tensors, save_tensors
 
 NAMES = ("embedding_model", "classifier")
@@ -16,9 +17,10 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
     `selection` chooses the epochs; by default they are the last. Means
     and variances of batch normalisation are averaged like weights. Returns the
     name of the folder below the run's, which `export` takes for a step.
-    ValueError if fewer epochs were kept.
+    ValueError if fewer epochs were kept, or the folder is of an `lgl adapt`.
     """
     run = pathlib.Path(run)
+    refuse_adaptation(run)
     folder = run / step / "checkpoints"
     found = []
     if folder.is_dir():

@@ -36,7 +36,7 @@ from lgl_plugin.inference.model_card import (
 from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.run import encoder_kind, encoder_steps, planned_steps
-from lgl_plugin.runs.state import check_artefact, read_state
+from lgl_plugin.runs.state import check_artefact, read_state, refuse_adaptation
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import check_writable
@@ -111,8 +111,9 @@ def export(
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no run or no such step; if the weights are damaged or do not
-        fit the settings, or no utterance can be read.
+        If there is no run or no such step; if the folder is that of an
+        `lgl adapt`; if the weights are damaged or do not fit the settings, or
+        no utterance can be read.
     FileExistsError
         If the folder holds a README.md or hyperparams.yaml of something else.
 
@@ -182,6 +183,7 @@ def read_trained_step(
 ) -> TrainedStep:
     """Reads what a step of a run has left; arguments and errors as `export`."""
     run = pathlib.Path(run)
+    refuse_adaptation(run)
     state = read_state(run)
     steps = encoder_steps(run, state["done"])
     # `done` ends with a step that was done again, wherever its place is.

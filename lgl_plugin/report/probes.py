@@ -24,7 +24,7 @@ from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.pretrained import build_encoder, made
 from lgl_plugin.runs.run import encoder_kind, stage1_steps
-from lgl_plugin.runs.state import read_state
+from lgl_plugin.runs.state import read_state, refuse_adaptation
 from lgl_plugin.runs.weights import CLASSIFIER, ENCODER, load_weights
 from lgl_plugin.training.stage1 import METHOD
 from lgl_plugin.training.stage2 import GATE, start_from
@@ -153,6 +153,7 @@ class ProbedRun:
 
     def __init__(self, folder: pathlib.Path, utterances: int, seed: int):
         self.folder = folder
+        refuse_adaptation(folder)
         state = read_state(folder)
         self.all_settings = state["settings"]
         self.done = state["done"]
