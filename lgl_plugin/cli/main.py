@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     An error that the user can mend is a message on stderr and SystemExit: of
     status 2 if an argument, or the file that it names, cannot be used, 1 if
-    the work failed. With `--debug` it is raised as it is.
+    the work failed. Ctrl-C is a line and status 130. With `--debug` it is
+    raised as it is.
     """
     spin_briefly()  # OpenMP reads that once, when torch is loaded
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -58,6 +59,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{verb.prog}: {message_of(error)}", file=sys.stderr)
         status = 2 if isinstance(error, WRONG_CALL) else 1
         raise SystemExit(status) from error
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        # Where nothing is to be finished first; `utils.signals` does the rest.
+        print(f"{verb.prog}: stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def at_home(value: Any) -> Any:

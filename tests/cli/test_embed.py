@@ -150,7 +150,7 @@ def test_what_was_replaced_after_an_interruption_is_embedded_again(
         raise KeyboardInterrupt
 
     embed_share = Extractor._embed_share
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Extractor, "_embed_share", interrupted)
         embed(encoder, mine, out)
     bad.write_bytes(good)

@@ -93,6 +93,18 @@ def test_a_failure_is_status_1(capsys, tmp_path, monkeypatch):
     assert "No space left" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_one_line_and_a_shells_status(capsys, tmp_path, monkeypatch):
+    """Also where no work has to be finished first, as in `lgl verify`."""
+
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lgl_plugin.dataio.synthetic.make_corpus", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["corpus", str(tmp_path)])
+    assert capsys.readouterr().err == "lgl corpus: stopped by Ctrl-C\n"
+
+
 def test_faults_of_the_program_keep_their_traceback(tmp_path, monkeypatch):
     def faulty(*_args, **_options):
         raise KeyError("a bug")
