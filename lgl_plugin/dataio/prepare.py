@@ -9,6 +9,7 @@ import collections
 import contextlib
 import csv
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -21,13 +22,7 @@ from lgl_plugin.dataio.audio import Header, probe
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.bandwidths import warn_of_bandwidths
 from lgl_plugin.dataio.folder import EXTENSIONS, UNREAD, find_audio
-from lgl_plugin.dataio.manifest import (
-    CHANNEL,
-    COLUMNS,
-    CONTROL,
-    load_manifest,
-    one_line,
-)
+from lgl_plugin.dataio.manifest import CHANNEL, COLUMNS, CONTROL, one_line
 from lgl_plugin.dataio.probing import probe_all
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.checks import check_from
@@ -111,8 +106,8 @@ def prepare_manifest(
         what it raises leaves all files as they are.
     list_again : bool
         Whether a finished manifest is reused only while the folder holds the
-        files that it was made of, by their names, and none was written
-        since. For manifests without a trial list.
+        files that it was made of, by their names, sizes and times of
+        modification. For manifests without a trial list.
 
     Returns
     -------
@@ -122,7 +117,8 @@ def prepare_manifest(
         (first-level ones with a kept file); narrow (kept files of a lower rate
         than `sample_rate`); lowest_rate, in Hz; passed_over (numbers of
         "hidden" files and folders, and of other files by extension);
-        manifest_bytes and manifest_sha256.
+        manifest_bytes and manifest_sha256; with `list_again` a checksum of the
+        files' names, sizes and times.
 
     Raises
     ------
@@ -171,7 +167,7 @@ def prepare_manifest(
     changes: list[str] = []
     if made is not None:
         changes = _changes(made, settings)
-        if not changes and list_again and not _lists(manifest, train_folder):
+        if not changes and list_again and not _lists(manifest, made):
             changes = ["files came, went or changed"]
         if not changes:
             logger.info(
@@ -180,7 +176,7 @@ def prepare_manifest(
                 "again."
             )
             return made
-    made = _scan(settings, manifest, tested, num_workers, accept)
+    made = _scan(settings, manifest, tested, num_workers, accept, list_again)
     if changes:  # said only now: what is refused leaves the manifest as it was
         logger.warning(f"Made {manifest} again: {', '.join(changes)}.")
     return made
@@ -254,29 +250,39 @@ def _changes(made, settings):
     ]
 
 
-def _lists(manifest, folder):
-    """Says whether manifest and bad_files.txt name a folder's present files.
+def _lists(manifest, made):
+    """Says whether a folder holds the files that a manifest was made of.
 
-    A file that was written since, such as a repaired one, does not count.
+    They may have other times than now: what is copied over one of them often
+    keeps an older time. A file that could not be used has changed, too, if its
+    inode has since: what repairs it may have its size and its time.
     """
-    listed = manifest.stat().st_mtime_ns
-    bad = {*BadFiles(manifest.with_name("bad_files.txt")).reasons}
-    good = iter(load_manifest(manifest, folder).ids)  # in the folder's order
-    expected = next(good, None)
-    for name, _ in find_audio(folder):
-        is_bad = one_line(name) in bad
-        bad.discard(one_line(name))
-        if name == expected:  # it may have turned bad when embedded
-            expected = next(good, None)
-        elif not is_bad:
-            return False
+    folder, listed = made["settings"]["train_folder"], manifest.stat()
+    bad = BadFiles(manifest.with_name("bad_files.txt")).reasons
+    if len(bad) < made["bad"] + made["short"]:
+        return False
+    stamps = hashlib.sha256()
+    for name, _ in _stamped(find_audio(folder), folder, stamps):
+        if one_line(name) in bad:
+            with contextlib.suppress(OSError):
+                changed = os.stat(os.path.join(folder, name)).st_ctime_ns
+                if changed > listed.st_mtime_ns:
+                    return False
+    return stamps.hexdigest() == made.get("files")
+
+
+def _stamped(files, folder, stamps):
+    """Passes files on; a checksum gains their names, sizes and times."""
+    for name, problem in files:
+        stamp = None
         with contextlib.suppress(OSError):
-            if os.stat(os.path.join(folder, name)).st_mtime_ns > listed:
-                return False
-    return expected is None and not bad
+            status = os.stat(os.path.join(folder, name))
+            stamp = status.st_size, status.st_mtime_ns
+        stamps.update(repr((name, stamp)).encode())
+        yield name, problem
 
 
-def _scan(settings, manifest, tested, num_workers, accept):
+def _scan(settings, manifest, tested, num_workers, accept, stamp):
     """Writes bad_files.txt, the manifest and its sidecar."""
     sidecar, new = _beside(manifest)
     bad_files = manifest.with_name("bad_files.txt")
@@ -284,7 +290,9 @@ def _scan(settings, manifest, tested, num_workers, accept):
     prefix = os.path.relpath(folder, settings["data_root"])
     prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
     counts, passed_over = collections.Counter(), collections.Counter()
-    files = find_audio(folder, passed_over)
+    files, stamps = find_audio(folder, passed_over), hashlib.sha256()
+    if stamp:  # else a call for each file, which a network disk answers late
+        files = _stamped(files, folder, stamps)
     files = exclude_tested(files, folder, tested, counts)
     files = (
         (name, problem or _name_problem(prefix + name))
@@ -315,6 +323,8 @@ def _scan(settings, manifest, tested, num_workers, accept):
         _check_counts(made, bad_files)
     made["manifest_bytes"] = new.stat().st_size
     made["manifest_sha256"] = checksum(new)
+    if stamp:
+        made["files"] = stamps.hexdigest()
     if manifest.exists() and _finished(manifest) is None:
         aside = manifest.with_name(manifest.name + ".old")
         os.replace(manifest, aside)

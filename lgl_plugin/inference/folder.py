@@ -11,7 +11,7 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.manifest import Manifest, load_manifest
+from lgl_plugin.dataio.manifest import Manifest, load_manifest, one_line
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.store import Embeddings
@@ -44,7 +44,8 @@ def embed_folder(
     `folder` gets `vectors.npy`, `utterances.csv` with a line for each row of
     these, `manifest.csv` and `bad_files.txt`. The same call goes on where an
     earlier one was interrupted, and does nothing once all is embedded, unless
-    files came, went or have another time of modification.
+    files came, went or have another time of modification, or one that could
+    not be read was replaced.
 
     Arguments
     ---------
@@ -123,8 +124,10 @@ def embed_folder(
         check(manifest)
     made_from.update(version)
     if before == made_from:
-        logger.info("%s: all is embedded already", folder)
-        return manifest, Embeddings.load(folder)
+        found = Embeddings.load(folder)
+        if not _unnamed(manifest, found, folder):
+            logger.info("%s: all is embedded already", folder)
+            return manifest, found
     # A crash must not leave vectors of one encoder under another's record.
     (folder / RECORD).unlink(missing_ok=True)
     rows, times = np.arange(len(manifest)), version["times"]
@@ -189,6 +192,20 @@ def refuse_foreign(
             f"{folder} holds {', '.join(there)}, which would be replaced: "
             "name another folder, or delete these files"
         )
+
+
+def _unnamed(manifest, found, folder):
+    """Says whether a file has no vector, and bad_files.txt does not say why.
+
+    So it is after a new listing: the file may have been repaired.
+    """
+    if len(found.utterances) == len(manifest):
+        return False
+    bad, known = BadFiles(folder / "bad_files.txt"), {*found.utterances}
+    return any(
+        name not in known and one_line(name) not in bad.reasons
+        for name in manifest.ids
+    )
 
 
 def _times(manifest):

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -132,6 +133,26 @@ def test_audio_that_was_replaced_is_embedded_again(encoder, audio, tmp_path):
     embed(encoder, mine, out)
     differ = (np.load(out / "vectors.npy") != before).any(axis=1)
     assert differ.tolist() == [True] + 15 * [False]
+
+
+def test_a_repair_of_the_same_size_and_time_is_embedded(
+    encoder, audio, tmp_path
+):
+    """Only decoding showed that the file was bad: the listing had it."""
+    mine, out = tmp_path / "audio", tmp_path / "out"
+    shutil.copytree(audio, mine)
+    path = mine / "ann" / "0.wav"
+    whole, times = path.read_bytes(), path.stat()
+    for content, number in (
+        (whole[:44].ljust(len(whole), b"\0"), 15),
+        (whole, 16),
+    ):
+        time.sleep(0.02)  # a tick of the disk's clock
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        embed(encoder, mine, out)
+        assert len(Embeddings.load(out).utterances) == number
+    assert not (out / "bad_files.txt").read_text()
 
 
 def test_what_was_replaced_after_an_interruption_is_embedded_again(

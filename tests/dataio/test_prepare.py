@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -410,6 +411,35 @@ def test_a_manifest_is_reused_while_the_folder_has_its_files(
         (tmp_path / "wav" / name).unlink()
         scan(tmp_path, **options)
     assert ids(tmp_path) == ["a/2.wav", "b.wav"]
+
+
+def test_a_copy_that_keeps_an_older_time_is_seen(tmp_path):
+    """As by cp -p, rsync -a or unzip, over a good file and over a bad one."""
+    good, bad = tmp_path / "wav/good.wav", tmp_path / "wav/bad.wav"
+    put(good), put(tmp_path / "longer.wav", seconds=3)
+    bad.write_text("no audio")
+    options = {"max_bad_share": 1.0, "num_workers": 1, "list_again": True}
+    scan(tmp_path, **options)
+    os.utime(tmp_path / "longer.wav", (10**9, 10**9))
+    for path, seconds in ((good, ["3.0"]), (bad, ["3.0", "3.0"])):
+        shutil.copy2(tmp_path / "longer.wav", path)
+        scan(tmp_path, **options)
+        assert [row["duration"] for row in rows(tmp_path)] == seconds
+
+
+def test_a_repair_of_the_same_size_and_time_is_seen(tmp_path):
+    """Such as the original, by rsync -c, over what a disk has damaged."""
+    path = tmp_path / "wav/1.wav"
+    put(path), put(tmp_path / "wav/2.wav")
+    whole, times = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(len(whole)))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    options = {"max_bad_share": 1.0, "num_workers": 1, "list_again": True}
+    assert scan(tmp_path, **options)["bad"] == 1
+    time.sleep(0.02)  # a tick of the disk's clock
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert scan(tmp_path, **options)["bad"] == 0
 
 
 def test_deleted_manifest_is_made_again(tmp_path):
