@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterable
 
 from lgl_plugin.dataio.audio import BadAudio, probe
-from lgl_plugin.dataio.folder import find_audio
-from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.folder import find_audio, name_problem
+from lgl_plugin.dataio.manifest import Manifest, one_line
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.progress import tqdm
 
@@ -23,9 +23,9 @@ def draw_cohort(
     """Draws files of a folder at random, sorted by path, which is the ID.
 
     As in training, first-level folders that hold an utterance of a trial list
-    are left out; the number is printed. Files that cannot be read are passed
-    over. A folder that is missing raises FileNotFoundError, one without
-    audio of untested speakers ValueError.
+    are left out; the number is printed. So it is with files that cannot be
+    read, or whose names a list cannot hold. A folder that is missing raises
+    FileNotFoundError, one without audio of untested speakers ValueError.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -35,7 +35,13 @@ def draw_cohort(
     for path in trial_lists:
         tested |= trial_paths(path, trial_folder)
     files = exclude_tested(find_audio(folder), folder, tested, counts)
-    names = [name for name, problem in files if problem is None]
+    names, bad = [], []
+    for name, problem in files:
+        problem = problem or name_problem(str(folder / name))
+        if problem:
+            bad.append((name, problem))
+        else:
+            names.append(name)
     if counts["excluded"]:
         print(
             f"{counts['excluded']} files of the cohort, of "
@@ -55,9 +61,15 @@ def draw_cohort(
             path = str(folder / name)
             try:
                 yield name, path, 0.0, probe(path).seconds, ""
-            except BadAudio:
-                continue
+            except BadAudio as error:
+                bad.append((name, str(error)))
 
     rows = itertools.islice(readable(), size)
     size = min(size, len(names))
-    return Manifest.of(sorted(tqdm(rows, "cohort", size, delay=3)))
+    cohort = sorted(tqdm(rows, "cohort", size, delay=3))
+    if bad:
+        print(
+            f"{len(bad)} files of the cohort cannot be used and are left out; "
+            f"the first: {' '.join(map(one_line, bad[0]))}"
+        )
+    return Manifest.of(cohort)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import StorageFailure, patient, storage_failures
-from lgl_plugin.dataio.manifest import one_line
+from lgl_plugin.dataio.manifest import CONTROL, one_line
 from lgl_plugin.runs.state import digest
 
 logger = get_logger(__name__)
@@ -119,6 +119,17 @@ def names_and_sizes(root: str | pathlib.Path) -> str:
             if problem is None
         ]
     )
+
+
+def name_problem(path: str) -> str | None:
+    """Returns why a list of files cannot hold a path, or None."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "name is not UTF-8"
+    if CONTROL.search(path):
+        return "name holds a line break or another control character"
+    return None
 
 
 def is_hidden(name: str) -> bool:

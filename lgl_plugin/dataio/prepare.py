@@ -21,8 +21,13 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin.dataio.audio import Header, probe
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.bandwidths import warn_of_bandwidths
-from lgl_plugin.dataio.folder import EXTENSIONS, UNREAD, find_audio
-from lgl_plugin.dataio.manifest import CHANNEL, COLUMNS, CONTROL, one_line
+from lgl_plugin.dataio.folder import (
+    EXTENSIONS,
+    UNREAD,
+    find_audio,
+    name_problem,
+)
+from lgl_plugin.dataio.manifest import CHANNEL, COLUMNS, one_line
 from lgl_plugin.dataio.probing import probe_all
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.checks import check_from
@@ -379,15 +384,9 @@ def _write_rows(headers, settings, prefix, out, bad, counts):
 
 def _name_problem(path):
     """Returns why a path would not survive the csv and its readers, or None."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return "name is not UTF-8"
-    if CONTROL.search(path):
-        return "name holds a line break or another control character"
-    if _VARIABLE.search(path):
+    if not name_problem(path) and _VARIABLE.search(path):
         return "name holds a $ that SpeechBrain would take for a variable"
-    return None
+    return name_problem(path)
 
 
 def _check_counts(made, bad_files):

@@ -1,5 +1,8 @@
 """The cohort of score normalisation: seeded, untested, readable."""
 
+import os
+import shutil
+
 import pytest
 import soundfile
 
@@ -40,6 +43,30 @@ def test_a_file_without_a_header_is_passed_over(corpus, tmp_path):
     soundfile.write(tmp_path / "zoe" / "good.wav", [0.1] * 8000, 16000)
     cohort = draw_cohort(tmp_path, [corpus / "trials.txt"], corpus, 1)
     assert list(cohort.ids) == ["zoe/good.wav"]
+
+
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        (b"lat\xe9in.wav", r"lat\udce9in.wav name is not UTF-8"),
+        (b"new\nline.wav", r"new\nline.wav name holds a line break"),
+    ],
+)
+def test_a_name_that_no_list_holds_is_passed_over(
+    corpus, tmp_path, capsys, name, problem
+):
+    """One such file among thousands ended `lgl verify`, and was not named."""
+    path = tmp_path / "good.wav"
+    soundfile.write(path, [0.1] * 8000, 16000)
+    try:
+        shutil.copy(path, tmp_path / os.fsdecode(name))
+    except OSError:
+        pytest.skip("the disk takes no such name")
+    cohort = draw_cohort(tmp_path, [corpus / "trials.txt"], corpus, 5)
+    assert list(cohort.ids) == ["good.wav"]
+    printed = capsys.readouterr().out
+    assert "1 files of the cohort cannot be used" in printed
+    assert problem in printed
 
 
 def test_a_cohort_needs_audio_of_others(corpus, tmp_path):
