@@ -392,7 +392,7 @@ def sounds(
 
 
 def read_beginning(
-    path: str | os.PathLike,
+    wav: str | os.PathLike,
     offset: float,
     duration: float,
     limit: float,
@@ -406,11 +406,11 @@ def read_beginning(
     is raised if there is none. Otherwise as `read_audio`.
     """
     source = sample_rate, place, channel
-    wav = read_audio(path, offset, min(duration, limit), *source)
-    if is_silent(wav) and duration > limit:
-        wav = _read_from_sound(path, wav, offset, duration, limit, *source)
-    check_sound(wav)
-    return wav
+    part = read_audio(wav, offset, min(duration, limit), *source)
+    if is_silent(part) and duration > limit:
+        part = _read_from_sound(wav, part, offset, duration, limit, *source)
+    check_sound(part)
+    return part
 
 
 @patient

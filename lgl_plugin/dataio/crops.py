@@ -22,7 +22,7 @@ from lgl_plugin.dataio.audio import (
 
 
 def read_crops(
-    path: str | os.PathLike,
+    wav: str | os.PathLike,
     offset: float,
     duration: float,
     crop: float,
@@ -46,13 +46,13 @@ def read_crops(
     n_read, crop = math.ceil(n_samples * speed / 100), crop * speed / 100
     spans = crop_spans(duration, crop, n_crops, rng)
     spans = [(offset + start, seconds) for start, seconds in spans]
-    crops = read_spans(path, spans, sample_rate, place, channel)
+    crops = read_spans(wav, spans, sample_rate, place, channel)
     if any(map(is_silent, crops)):
         starts = [start for start, _ in spans]
         whole = offset, duration, min(crop, duration)
         source = sample_rate, place, channel
-        crops = _replace_silent(path, crops, starts, *whole, *source)
-    wavs = torch.stack([wrap(wav, n_read) for wav in crops])
+        crops = _replace_silent(wav, crops, starts, *whole, *source)
+    wavs = torch.stack([wrap(part, n_read) for part in crops])
     if speed != 100:
         wavs = _resampler(speed)(wavs)
     return wavs[:, :n_samples]

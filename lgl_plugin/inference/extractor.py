@@ -415,15 +415,10 @@ class _Waveforms(torch.utils.data.Dataset):
 
     def _read(self, position):
         """A waveform that can be embedded."""
-        item = self.manifest[self.rows[position]]
         wav = read_beginning(
-            item["wav"],
-            item["offset"],
-            item["duration"],
-            self.seconds[position],
-            self.rate,
-            item["place"],
-            item["channel"],
+            **self.manifest[self.rows[position]],
+            limit=self.seconds[position],
+            sample_rate=self.rate,
         )
         if len(wav) < self.shortest:
             raise BadAudio(

@@ -154,17 +154,14 @@ def embed_parts(
         for start in range(0, len(rows), BATCH):
             crops, heard = [], []
             for row in rows[start : start + BATCH].tolist():
-                item = manifest[row]
-                source = item.pop("wav")
                 try:
                     crops.append(
                         read_crops(
-                            source,
+                            **manifest[row],
                             crop=crop,
                             n_crops=2,
                             sample_rate=rate,
                             rng=rng,
-                            **item,
                         )
                     )
                 except BadAudio:

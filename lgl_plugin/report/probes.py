@@ -246,13 +246,16 @@ class ProbedRun:
         crop, rate = settings["crop_seconds"], settings["sample_rate"]
         crops, bad = {}, []
         for row in self.rows.tolist():
-            item = self.manifest[row]
-            given = {"crop": crop, "sample_rate": rate, **item}
-            given["n_crops"] = number
             name = self.manifest.ids[row]
             rng = random.Random(f"{self.seed} {name}")
             try:
-                crops[row] = read_crops(given.pop("wav"), rng=rng, **given)
+                crops[row] = read_crops(
+                    **self.manifest[row],
+                    crop=crop,
+                    n_crops=number,
+                    sample_rate=rate,
+                    rng=rng,
+                )
             except BadAudio as error:
                 bad.append(f"{name} {error}")
         if bad:

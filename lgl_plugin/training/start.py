@@ -124,10 +124,8 @@ def _read_one_of_each(given, session):
 
 def _can_be_read(utterance, sample_rate):
     """Tells whether an utterance can be read as it is embedded."""
-    span = utterance["wav"], utterance["offset"], utterance["duration"]
-    source = utterance["place"], utterance["channel"]
     try:
-        read_beginning(*span, MAX_SECONDS, sample_rate, *source)
+        read_beginning(**utterance, limit=MAX_SECONDS, sample_rate=sample_rate)
     except BadAudio:
         return False
     return True

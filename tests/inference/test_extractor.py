@@ -203,8 +203,8 @@ def test_batches_hold_every_utterance_once_within_the_limit(seconds, limit):
 def test_long_utterances_are_read_up_to_a_limit(speech, encoder, monkeypatch):
     read = []
 
-    def spy(*arguments):
-        wav = read_beginning(*arguments)
+    def spy(**given):
+        wav = read_beginning(**given)
         read.append(len(wav))
         return wav
 
