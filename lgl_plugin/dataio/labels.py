@@ -33,21 +33,14 @@ def read_labels(path: str | pathlib.Path) -> tuple[Strings, np.ndarray]:
     return _parse(path, version(path))
 
 
-def labels_by_row(
-    manifest: Manifest, utterances: Strings, labels: np.ndarray
-) -> np.ndarray:
-    """Returns the label of each manifest row, int64 (N,), -1 for none."""
-    by_row = np.full(len(manifest), -1)
-    by_row[manifest.rows(utterances)] = labels
-    return by_row
-
-
 def round_labels(
     run: pathlib.Path, number: int, manifest: Manifest
 ) -> np.ndarray:
-    """Returns the labels of a run's round as `labels_by_row` does."""
-    path = run / f"iter{number}" / "labels" / LABELS
-    return labels_by_row(manifest, *read_labels(path))
+    """Returns a round's label of each manifest row, int64 (N,), -1 for none."""
+    utterances, labels = read_labels(run / f"iter{number}" / "labels" / LABELS)
+    by_row = np.full(len(manifest), -1)
+    by_row[manifest.rows(utterances)] = labels
+    return by_row
 
 
 def labelled_rows(folder: pathlib.Path, manifest: Manifest) -> np.ndarray:
