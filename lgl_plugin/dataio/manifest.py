@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lgl_plugin.utils.files import is_outside
+from lgl_plugin.utils.files import atomic_write, is_outside
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 SHARD_COLUMNS = ("first_byte", "n_bytes")
@@ -384,6 +384,24 @@ def _place(row):
             "numbers of bytes"
         )
     return first, size
+
+
+def write_part(
+    manifest: str | pathlib.Path,
+    path: str | pathlib.Path,
+    rows: Collection[int],
+) -> None:
+    """Writes rows of a manifest, by their numbers, as a manifest of its own."""
+    wanted = set(rows)
+    with open(manifest, newline="", encoding="utf-8-sig") as source:
+        lines = filter(None, csv.reader(source, skipinitialspace=True))
+        header = next(lines)
+        kept = {row: line for row, line in enumerate(lines) if row in wanted}
+    with atomic_write(path) as out:
+        # A reader skips blanks before a cell that is not quoted.
+        form = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        form.writerow(header)
+        form.writerows(kept[row] for row in rows)
 
 
 def held_out(

@@ -11,7 +11,6 @@ the result may be that no rung is kept.
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import itertools
 import pathlib
@@ -23,6 +22,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.given import COLUMNS, read_given
+from lgl_plugin.dataio.manifest import write_part
 from lgl_plugin.inference.backends import Backend, load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.export import InferenceModel
@@ -46,12 +46,7 @@ from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.state import digest, read_state
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import (
-    atomic_write,
-    checksum,
-    load_arrays,
-    save_arrays,
-)
+from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
 from lgl_plugin.utils.signals import stop
 from lgl_plugin.utils.tables import write_csv
 
@@ -377,16 +372,7 @@ class Ladder:
 
         `labels` gets the labels that are given of these, if there are any.
         """
-        names = {self.manifest.ids[row] for row in self.trained}
-        listed = self.folder / "manifest.csv"
-        with open(listed, newline="", encoding="utf-8") as source:
-            header, *rows = csv.reader(source)
-        place = header.index("ID")
-        kept = [row for row in rows if row[place] in names]
-        # A reader skips blanks before a cell that is not quoted.
-        with atomic_write(path) as out:
-            form = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
-            form.writerows([header, *kept])
+        write_part(self.folder / "manifest.csv", path, self.trained)
         if self.given is None:
             return
         known = self.trained[self.given.by_row[self.trained] >= 0]

@@ -29,7 +29,6 @@ from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.files import load_arrays
-from lgl_plugin.utils.tables import write_csv
 
 BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
 
@@ -345,20 +344,6 @@ def test_the_network_is_trained_and_judged(
     say(monkeypatch, BETTER, WORSE, BETTER)
     adapt(ecapa, calls, tmp_path, "--train", *options)
     assert len([*tmp_path.glob("training-*")]) == 2
-
-
-def test_the_list_of_what_is_trained_on_keeps_every_name(tmp_path):
-    """Also a blank at its beginning, which a reader of csv would skip."""
-    rows = [[" a.wav", 1.5, "$data_root/ a.wav"], ["a.wav", 2, "a.wav"]]
-    write_csv(tmp_path / "manifest.csv", [["ID", "duration", "wav"], *rows])
-    ids = types.SimpleNamespace(ids=[" a.wav", "a.wav"])
-    ladder = types.SimpleNamespace(
-        manifest=ids, trained=[0, 1], folder=tmp_path, given=None
-    )
-    Ladder.list_trained(ladder, tmp_path / "trained.csv", tmp_path / "labels")
-    with open(tmp_path / "trained.csv", newline="") as source:
-        listed = [*csv.DictReader(source, skipinitialspace=True)]
-    assert [row["ID"] for row in listed] == [" a.wav", "a.wav"]
 
 
 def test_other_settings_have_a_training_and_a_verdict_of_their_own(

@@ -14,6 +14,7 @@ from lgl_plugin.dataio.manifest import (
     held_out,
     load_manifest,
     one_line,
+    write_part,
 )
 
 texts = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n")))
@@ -212,6 +213,17 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("\ufeff" + HEADER + GOOD, encoding="utf-8")
     assert list(load_manifest(path, tmp_path).ids) == ["a.wav"]
+
+
+def test_a_part_keeps_every_name(tmp_path):
+    """Also a blank at its beginning, which a reader of csv would skip."""
+    path = tmp_path / "own.csv"
+    rows = [f'"{name}",1.0,a.wav,0,8000,"x, y"\n' for name in ("b", " a", "a")]
+    path.write_text("\ufeff" + HEADER + "\n".join(rows), encoding="utf-8")
+    whole = load_manifest(path, "", allow_outside=True)
+    write_part(path, tmp_path / "part.csv", np.array([2, 1]))
+    part = load_manifest(tmp_path / "part.csv", "", allow_outside=True)
+    assert [*part.ids] == [whole.ids[2], whole.ids[1]] == ["a", " a"]
 
 
 def test_channels_of_a_recording_may_be_utterances_of_their_own(tmp_path):

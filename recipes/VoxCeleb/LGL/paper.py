@@ -27,7 +27,6 @@ The last two also take finished runs: --runs RUN …, a run for each seed.
 """
 
 import argparse
-import csv
 import pathlib
 import re
 
@@ -58,6 +57,7 @@ from study import (
     trials_of,
 )
 
+from lgl_plugin.dataio.manifest import load_manifest, write_part
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.report.figures import save, style
 from lgl_plugin.training.epoch_selection import CRITERIA, criterion
@@ -447,25 +447,19 @@ def ten_speakers(source, target):
     Those with the most utterances: the analysis needs true labels, and with
     them the paper chose its ten.
     """
-    with open(source, newline="", encoding="utf-8") as listed:
-        header, *rows = csv.reader(listed)
-    by_speaker = {}
-    for row in rows:
-        by_speaker.setdefault(row[header.index("spk_id")], []).append(row)
-    by_speaker.pop("", None)
-    if len(by_speaker) < 10:
+    # Only rows are counted here: no audio is looked for.
+    speakers = load_manifest(source, "", allow_outside=True).speakers
+    counts = np.bincount(speakers[speakers >= 0])
+    if len(counts) < 10:
         raise ValueError(
             f"figure2 needs ten speakers with true labels, {source} names "
-            f"{len(by_speaker)}"
+            f"{len(counts)}"
         )
-    most = sorted(by_speaker.values(), key=len, reverse=True)[:10]
-    with atomic_write(target) as out:
-        writer = csv.writer(out)
-        writer.writerow(header)
-        rng = np.random.default_rng(0)
-        for of_one in most:
-            for n in np.sort(rng.permutation(len(of_one))[:100]):
-                writer.writerow(of_one[n])
+    rows, rng = [], np.random.default_rng(0)
+    for speaker in np.argsort(-counts, kind="stable")[:10]:
+        of_one = np.flatnonzero(speakers == speaker)
+        rows += of_one[np.sort(rng.permutation(len(of_one))[:100])].tolist()
+    write_part(source, target, rows)
 
 
 ALL = (
