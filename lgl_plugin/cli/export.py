@@ -116,10 +116,10 @@ def run(
 
 def check_backend(run: str, step: str, backend: str | None) -> None:
     """Refuses the back-end of an average, of which none was fitted."""
+    from lgl_plugin.runs.run import stage_of
     from lgl_plugin.runs.state import read_state
 
-    stage = "stage 2" if step.startswith("iter") else "stage 1"
-    settings = read_state(run)["settings"].get(stage, {})
+    settings = read_state(run)["settings"].get(stage_of(step), {})
     if backend == "fitted" or settings.get("backend"):
         raise ValueError(
             "a back-end is fitted to the embeddings of a phase, and none to "

@@ -112,7 +112,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
 
 def progress(results: Results, step: str) -> str:
     """Returns how far a step of training is; "" before its first epoch."""
-    from lgl_plugin.runs.run import step_of
+    from lgl_plugin.runs.run import stage_of, step_of
 
     epochs = [
         r for r in results.records if r.get("epoch") and step_of(r) == step
@@ -121,8 +121,7 @@ def progress(results: Results, step: str) -> str:
         return ""
     phase = step.split("/")[-1]
     key = "number_of_epochs" if phase == "stage1" else f"{phase}_epochs"
-    stage = "stage 2" if "/" in step else "stage 1"
-    total = results.settings.get(stage, {}).get(key)
+    total = results.settings.get(stage_of(step), {}).get(key)
     last = epochs[-1]
     text = f"epoch {last['epoch']}" + (f" of {total}" if total else "")
     seconds = sum(record.get("seconds") or 0 for record in epochs)

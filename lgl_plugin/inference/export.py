@@ -35,7 +35,13 @@ from lgl_plugin.inference.model_card import (
 )
 from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
-from lgl_plugin.runs.run import encoder_kind, encoder_steps, planned_steps
+from lgl_plugin.runs.run import (
+    encoder_kind,
+    encoder_steps,
+    planned_steps,
+    round_of,
+    stage_of,
+)
 from lgl_plugin.runs.state import check_artefact, read_state, refuse_adaptation
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
@@ -200,9 +206,7 @@ def read_trained_step(
             f"{', '.join(steps) or 'no step yet'}."
         )
     check_artefact(encoder)
-    place = step.split("/")[0]
-    iteration = int(place[4:]) if place.startswith("iter") else 0
-    stage = "stage 2" if iteration else "stage 1"
+    place, iteration, stage = step.split("/")[0], round_of(step), stage_of(step)
     chosen = state["settings"][stage]
     fitted = None
     if chosen.get("backend") if backend is None else backend:

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lgl_plugin.runs.differences import flatten
 from lgl_plugin.runs.metrics_log import cells, columns, row_name
+from lgl_plugin.runs.run import round_of
 from lgl_plugin.utils.tables import markdown_table
 
 SPEED = ("utterances_per_second", "seconds")  # no figures of the model
@@ -74,7 +75,7 @@ def model_card(
         method=_class(chosen, "method"),
         gate=_class(chosen, "gate"),
         log_mels=bool(chosen.get("log_mel_share")),
-        iteration=step.split("/")[0].removeprefix("iter"),
+        iteration=round_of(step),
         n_classes=n_classes,
         results=_table(header, body) if len(header) > 1 else "",
         scored=own in rows,
@@ -183,9 +184,8 @@ def _rows_until(rows, step):
     """Returns a run's rows up to that of a step, and that row's name."""
     place, *phase = re.sub(r"/average\d+$", "", step).split("/")
     record = {"stage": 1, "phase": place}
-    if place.startswith("iter"):
-        record = {"stage": 2, "iteration": place.removeprefix("iter")}
-        record["phase"] = "/".join(phase)
+    if number := round_of(step):
+        record = {"stage": 2, "iteration": number, "phase": "/".join(phase)}
     own = row_name(record)
     if own in rows:
         names = list(rows)

@@ -23,7 +23,7 @@ from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.pretrained import build_encoder, made
-from lgl_plugin.runs.run import encoder_kind, stage1_steps
+from lgl_plugin.runs.run import encoder_kind, round_of, stage1_steps
 from lgl_plugin.runs.state import read_state, refuse_adaptation
 from lgl_plugin.runs.weights import CLASSIFIER, ENCODER, load_weights
 from lgl_plugin.training.stage1 import METHOD
@@ -204,7 +204,7 @@ class ProbedRun:
         if names:
             crops = self._crops(self.settings)[:, 0].to(device)
         for name in names:
-            number, phase = int(name[4:].split("/")[0]), name.split("/")[1]
+            number, phase = round_of(name), name.split("/")[1]
             labels = round_labels(self.folder, number, self.manifest)
             kept = torch.from_numpy(labels[self.rows] >= 0)
             trained_on = self._trained_on(name, labels)[self.rows]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -155,7 +156,7 @@ class Run:
         return [
             name
             for name in dict.fromkeys([*self.done, *trained])
-            if (2 if name.split("/")[0].startswith("iter") else 1) == self.stage
+            if stage_of(name) == f"stage {self.stage}"
             and not name.startswith("export/")
         ]
 
@@ -355,6 +356,17 @@ def encoder_steps(folder: pathlib.Path, done: Iterable[str]) -> list[str]:
         for name in done
         if not name.startswith("export") and (folder / name / ENCODER).exists()
     ]
+
+
+def round_of(step: str) -> int:
+    """Returns the number of the round that a step is of, 0 for Stage I."""
+    found = re.match(r"iter(\d+)(/|$)", step)
+    return int(found[1]) if found else 0
+
+
+def stage_of(step: str) -> str:
+    """Returns the name of a step's stage, as its settings have it."""
+    return "stage 2" if round_of(step) else "stage 1"
 
 
 def step_of(record: dict) -> str:

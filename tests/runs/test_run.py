@@ -8,7 +8,14 @@ import pytest
 
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.provenance import record_start
-from lgl_plugin.runs.run import Run, fork, planned_steps, step_of
+from lgl_plugin.runs.run import (
+    Run,
+    fork,
+    planned_steps,
+    round_of,
+    stage_of,
+    step_of,
+)
 from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 
@@ -25,6 +32,14 @@ def test_ssps_is_a_step_of_stage1_behind_simclr():
     assert planned_steps(settings) == simclr
     assert step_of({"stage": 1, "phase": "after ssps"}) == "ssps"
     assert step_of({"stage": 1, "phase": "simclr"}) == "stage1"
+
+
+def test_a_step_tells_its_round_and_stage():
+    rounds = {"iter2": 2, "iter12/gated": 12, "iter1/gated/average3": 1}
+    assert {step: round_of(step) for step in rounds} == rounds
+    assert {stage_of(step) for step in rounds} == {"stage 2"}
+    for step in ("stage1", "ssps", "export/iter2", "", "iterations/1"):
+        assert round_of(step) == 0 and stage_of(step) == "stage 1"
 
 
 def test_step_that_fails_is_not_done(tmp_path):
