@@ -91,11 +91,13 @@ def check_audio(
     from lgl_plugin.dataio.prepare import prepare_manifest
 
     path = folder / "manifest.csv"
+    data = settings.data_folder, settings.allow_outside_data_folder
     if settings.manifest:
-        data = settings.data_folder, settings.allow_outside_data_folder
-        load_manifest(settings.manifest, *data)  # says what is wrong with it
+        manifest = load_manifest(settings.manifest, *data)
         shutil.copy(settings.manifest, path)
         made = {"bad": 0, "short": 0, "passed_over": {}}
+        made["found"] = made["kept"] = len(manifest)
+        made["hours"] = float(manifest.durations.sum()) / 3600
     else:
         made = prepare_manifest(
             settings.train_folder,
@@ -108,16 +110,9 @@ def check_audio(
             sample_rate=settings.sample_rate,
             channel=settings.channel,
         )
-    manifest = load_manifest(
-        path,
-        settings.data_folder,
-        settings.allow_outside_data_folder,
-    )
+        manifest = load_manifest(path, *data)
     if labels:
         read_given(labels, manifest.ids)
-    if settings.manifest:
-        made["found"] = made["kept"] = len(manifest)
-        made["hours"] = float(manifest.durations.sum()) / 3600
     formats = collections.Counter(
         pathlib.PurePath(name).suffix.lower() for name in manifest.wavs
     )

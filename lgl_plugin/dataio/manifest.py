@@ -247,6 +247,17 @@ def load_manifest(
     return _parse(str(path), version(path), str(data_root), allow_outside)
 
 
+def run_manifest(
+    folder: pathlib.Path, settings: dict, data_folder: str | None = None
+) -> Manifest:
+    """Reads the manifest of a run's folder, by the settings of a stage."""
+    return load_manifest(
+        settings["manifest"] or folder / "manifest.csv",
+        data_folder or settings["data_folder"],
+        settings.get("allow_outside_data_folder", False),
+    )
+
+
 def version(path: str | pathlib.Path) -> tuple[int, int, int]:
     """Returns inode, size and time of change: a key to what a file contains."""
     status = os.stat(path)

@@ -20,7 +20,7 @@ import torch
 
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.labels import LABELS, labelled_rows, read_labels
-from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
+from lgl_plugin.dataio.manifest import Manifest, held_out, run_manifest
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.inference_model import (
@@ -225,11 +225,7 @@ def read_trained_step(
         encoder_kind(chosen, iteration),
         fitted,
     )
-    manifest = load_manifest(
-        chosen["manifest"] or run / "manifest.csv",
-        data_folder or chosen["data_folder"],
-        chosen.get("allow_outside_data_folder", False),
-    )
+    manifest = run_manifest(run, chosen, data_folder)
     labels = run / place / "labels"
     latest = [name for name in steps if name.split("/")[0] == place][-1:]
     settings = sorted(state["settings"].items())

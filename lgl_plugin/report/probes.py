@@ -17,7 +17,7 @@ import torch
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.labels import labelled_rows, round_labels
-from lgl_plugin.dataio.manifest import held_out, load_manifest
+from lgl_plugin.dataio.manifest import held_out, run_manifest
 from lgl_plugin.methods.method import embedded
 from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.batch_norm import batch_norms
@@ -163,11 +163,7 @@ class ProbedRun:
         self.settings = stages[0] or stages[1]
         self.seed = seed
         settings = self.settings
-        self.manifest = load_manifest(
-            settings["manifest"] or folder / "manifest.csv",
-            settings["data_folder"],
-            settings.get("allow_outside_data_folder", False),
-        )
+        self.manifest = run_manifest(folder, settings)
         split = settings["held_out_share"], settings["seed"]
         labelled = labelled_rows(folder / "iter1" / "labels", self.manifest)
         rows, _ = held_out(len(self.manifest), *split, labelled)

@@ -24,6 +24,7 @@ from speechbrain.lobes.models.Xvector import Xvector
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.labels import write_labels
+from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.inference import export as exporting
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.calibration import find_threshold
@@ -172,7 +173,7 @@ def test_threshold_and_mean_are_those_of_the_model(run, exported):
             for path in paths
         ]
     )
-    names = exporting.load_manifest(run / "manifest.csv", "").ids
+    names = load_manifest(run / "manifest.csv", "").ids
     assert list(names) == [path.name for path in paths]
     _, aside = exporting.held_out(N, 0.5, 1)
     unit = torch.nn.functional.normalize(vectors)
@@ -221,7 +222,7 @@ def test_speechbrain_alone_applies_the_back_end(run, with_backend, tmp_path):
     np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
 
     # The threshold is of these cosines, and ours are the same.
-    manifest = exporting.load_manifest(run / "manifest.csv", paths[0].parent)
+    manifest = load_manifest(run / "manifest.csv", paths[0].parent)
     ours = load_extractor(whole)(manifest, np.arange(N))[0].vectors
     theirs = torch.stack([then.encode_batch(wav[None])[0, 0] for wav in wavs])
     np.testing.assert_allclose(ours / scale, theirs.numpy() / scale, atol=1e-4)
