@@ -43,16 +43,28 @@ def _rate(sample_rate, wav, offset, duration, place, channel):
 
 
 def warn_of_bandwidths(
-    narrow: int, number: int, lowest: int, sample_rate: int, files: str
+    narrow: int,
+    number: int,
+    lowest: int,
+    sample_rate: int,
+    files: str,
+    to_train: bool = True,
 ) -> None:
-    """Warns if some files, but not all, are below the rate of training."""
+    """Warns if some files, but not all, are below the rate of training.
+
+    Settings against that are named only where an encoder is to be trained.
+    """
     if not 0.01 <= narrow / max(number, 1) <= 0.99:
         return
-    logger.warning(
+    message = (
         f"{narrow} of {number} {files} are below "
         f"{sample_rate} Hz and have nothing above half of "
         "their own rate, so that clusters may follow the telephone line or "
-        "the recorder rather than the speaker. `lgl train` takes "
-        f"--sample_rate={lowest}, their lowest, and "
-        "--log_mel_share=0 against that."
+        "the recorder rather than the speaker."
     )
+    if to_train:
+        message += (
+            f" `lgl train` takes --sample_rate={lowest}, their lowest, and "
+            "--log_mel_share=0 against that."
+        )
+    logger.warning(message)

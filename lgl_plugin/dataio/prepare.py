@@ -65,6 +65,7 @@ def prepare_manifest(
     channel: int | None = None,
     accept: Callable[[str], None] | None = None,
     list_again: bool = False,
+    to_train: bool = True,
 ) -> dict:
     """Scans a folder for wav, flac, ogg and mp3 files and lists them in a csv.
 
@@ -113,6 +114,9 @@ def prepare_manifest(
         Whether a finished manifest is reused only while the folder holds the
         files that it was made of, by their names, sizes and times of
         modification. For manifests without a trial list.
+    to_train : bool
+        Whether an encoder is to be trained on the manifest, so that notices
+        name settings of training; else an encoder is given.
 
     Returns
     -------
@@ -181,9 +185,12 @@ def prepare_manifest(
                 "again."
             )
             return made
-    made = _scan(settings, manifest, tested, num_workers, accept, list_again)
+    made, counts = _scan(
+        settings, manifest, tested, num_workers, accept, list_again
+    )
     if changes:  # said only now: what is refused leaves the manifest as it was
         logger.warning(f"Made {manifest} again: {', '.join(changes)}.")
+    _log_notices(made, counts, manifest, to_train)
     return made
 
 
@@ -288,7 +295,10 @@ def _stamped(files, folder, stamps):
 
 
 def _scan(settings, manifest, tested, num_workers, accept, stamp):
-    """Writes bad_files.txt, the manifest and its sidecar."""
+    """Writes bad_files.txt, the manifest and its sidecar, which it returns.
+
+    With it come all counts.
+    """
     sidecar, new = _beside(manifest)
     bad_files = manifest.with_name("bad_files.txt")
     folder = settings["train_folder"]
@@ -341,8 +351,7 @@ def _scan(settings, manifest, tested, num_workers, accept, stamp):
     # start finds the manifest that it belongs to and need not scan again.
     write_json(sidecar, made)
     _finish(manifest)
-    _log_notices(made, counts, manifest, bad_files)
-    return made
+    return made, counts
 
 
 def _write_rows(headers, settings, prefix, out, bad, counts):
@@ -432,7 +441,7 @@ def _check_counts(made, bad_files):
         )
 
 
-def _log_notices(made, counts, manifest, bad_files):
+def _log_notices(made, counts, manifest, to_train):
     """Logs what a user should know about a new manifest."""
     settings, where = made["settings"], f"in {made['folders']} folders"
     if not made["folders"]:
@@ -451,8 +460,8 @@ def _log_notices(made, counts, manifest, bad_files):
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(unread.items()))
         logger.warning(
             f"{sum(unread.values())} files of other audio formats are left "
-            f"out ({kinds}). To train on them, convert them, for example by "
-            f"`ffmpeg -i file{next(iter(unread))} file.wav`."
+            f"out ({kinds}). To have them read, convert them, for example "
+            f"by `ffmpeg -i file{next(iter(unread))} file.wav`."
         )
     if counts["excluded"]:
         logger.warning(
@@ -462,7 +471,7 @@ def _log_notices(made, counts, manifest, bad_files):
     if counts["bad"] + counts["short"]:
         logger.warning(
             f"{counts['bad']} unusable and {counts['short']} short files are "
-            f"left out; {bad_files.name} names them."
+            "left out; bad_files.txt names them."
         )
     if counts["converted"]:
         channel = settings["channel"]
@@ -474,4 +483,4 @@ def _log_notices(made, counts, manifest, bad_files):
             f"channels, whose {mix} is taken); they are converted when read."
         )
     rates = made["lowest_rate"], settings["sample_rate"]
-    warn_of_bandwidths(made["narrow"], made["kept"], *rates, "files")
+    warn_of_bandwidths(made["narrow"], made["kept"], *rates, "files", to_train)

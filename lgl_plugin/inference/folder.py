@@ -166,6 +166,7 @@ def list_folder(
         speaker_folder=False,
         max_bad_share=1.0,
         list_again=True,
+        to_train=False,
         sample_rate=sample_rate,
         channel=channel,
         accept=accept,

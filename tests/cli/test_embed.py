@@ -96,6 +96,19 @@ def test_what_cannot_be_read_is_named(encoder, audio, tmp_path):
     assert "ann/0.wav\t" in (tmp_path / "out" / "bad_files.txt").read_text()
 
 
+def test_no_setting_of_training_is_advised(encoder, audio, tmp_path, caplog):
+    """A given encoder takes neither another rate nor a log_mel_share."""
+    mine = tmp_path / "audio"
+    shutil.copytree(audio / "ann", mine)
+    wav, _ = soundfile.read(mine / "0.wav")
+    soundfile.write(mine / "narrow.wav", wav, 8000)
+    (mine / "call.m4a").touch()
+    embed(encoder, mine, tmp_path / "out")
+    assert "1 of 5 files are below 16000 Hz" in caplog.text
+    assert "(1 .m4a). To have them read, convert them" in caplog.text
+    assert "--" not in caplog.text and "lgl train" not in caplog.text
+
+
 def test_no_number_of_bad_files_ends_the_work(encoder, audio, tmp_path, capsys):
     """More are bad than are listed, and one of the listed fails when read."""
     spoilt = tmp_path / "audio"
