@@ -98,7 +98,8 @@ def run(
         encoder, audio, store, device, num_workers, check, channel
     )
     speech = find_speakers(
-        encoder, manifest, found, threshold, speakers, device, given
+        *(encoder, manifest, found, threshold, speakers, device, given),
+        num_workers=num_workers,
     )
     write_speakers(output / "speakers.csv", speech)
     (output / "wrong_labels.csv").unlink(missing_ok=True)  # of other labels

@@ -24,7 +24,7 @@ from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.given import COLUMNS, read_given
 from lgl_plugin.dataio.manifest import write_part
 from lgl_plugin.inference.backends import Backend, load_backend
-from lgl_plugin.inference.calibration import find_threshold
+from lgl_plugin.inference.calibration import threshold_by_halves
 from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import list_folder
@@ -346,9 +346,9 @@ class Ladder:
             self.settings, self.weights, backend=self.backend
         )
         extract = model.extractor(self.device)
+        extract.num_workers = self.extract.num_workers
         judged = self.manifest.take(self.judged)  # no back-end has their mean
-        decision, _ = find_threshold(extract, judged, 0.5, 0)
-        threshold = decision[0] if decision else None
+        threshold = threshold_by_halves(extract, judged, 0.5, 0)
         facts = {
             "encoder": model.encoder_class,
             "package": model.package,

@@ -39,9 +39,7 @@ def find_threshold(
     float32 (n, D), of the utterances that were drawn. BadAudio if none of them
     can be read.
     """
-    train, aside = held_out(len(manifest), share, seed, labelled)
-    rng = np.random.default_rng(seed)
-    train, aside = (rng.permutation(rows)[:SAMPLE] for rows in (train, aside))
+    train, aside = _draw(manifest, share, seed, labelled)
     drawn, _ = extract(manifest, np.concatenate([aside, train]))
     if pseudo is not None:
         wanted = set(drawn.utterances)
@@ -52,12 +50,28 @@ def find_threshold(
         threshold = threshold_by_pseudo_labels(drawn.vectors, labels, mask)
         if threshold is not None:
             return (threshold, "pseudo-labels"), drawn.vectors
+    threshold = threshold_by_halves(extract, manifest, share, seed, labelled)
+    decision = None if threshold is None else (threshold, "halves")
+    return decision, drawn.vectors
+
+
+def threshold_by_halves(
+    extract: Callable,
+    manifest: Manifest,
+    share: float,
+    seed: int,
+    labelled: ArrayLike = (),
+) -> float | None:
+    """Returns the equal-error threshold of halves of held-out utterances.
+
+    Arguments as of `find_threshold`, of which it embeds the halves alone. None
+    if fewer than two utterances have two halves that can be embedded.
+    """
+    _, aside = _draw(manifest, share, seed, labelled)
     first, second = _embed_halves(extract, manifest, aside)
-    if len(first) < 2:
-        return None, drawn.vectors
     # Halves share their session, and a short half scores lower than a whole
     # utterance: the two errors have opposite directions.
-    return (pairs_eer(first, second)[1], "halves"), drawn.vectors
+    return pairs_eer(first, second)[1] if len(first) >= 2 else None
 
 
 def threshold_by_pseudo_labels(
@@ -93,6 +107,13 @@ def pairs_eer(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """
     scores = normalised(first) @ normalised(second).T
     return eer(scores.ravel(), np.eye(len(scores), dtype=bool).ravel())
+
+
+def _draw(manifest, share, seed, labelled):
+    """Draws rows that were trained on and rows that were held out."""
+    rows = held_out(len(manifest), share, seed, labelled)
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(part)[:SAMPLE] for part in rows]
 
 
 def _embed_halves(extract, manifest, rows):

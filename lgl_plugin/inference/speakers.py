@@ -12,7 +12,7 @@ from lgl_plugin.clustering.vectors import largest_first, normalised
 from lgl_plugin.clustering.ward import ward
 from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.inference.calibration import find_threshold
+from lgl_plugin.inference.calibration import threshold_by_halves
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold
 from lgl_plugin.inference.naming import Named, name_files
@@ -81,6 +81,7 @@ def find_speakers(
     n_speakers: int | None = None,
     device: str = "cpu",
     given: GivenLabels | None = None,
+    num_workers: int | None = None,
 ) -> Speakers:
     """Clusters files by speaker; the number of speakers follows.
 
@@ -104,6 +105,8 @@ def find_speakers(
         Where to cluster.
     given : GivenLabels, optional
         The speakers of some files, by the manifest's rows.
+    num_workers : int, optional
+        As of `embed_folder`, for the search for a threshold.
 
     Raises
     ------
@@ -135,7 +138,7 @@ def find_speakers(
     else:
         limit, origin = threshold, "given"
         if limit is None:
-            limit, origin = calibrated(encoder, manifest, device)
+            limit, origin = calibrated(encoder, manifest, device, num_workers)
         rule = f"average linkage at a cosine of {limit:.3f} ({origin})"
         if given is None:
             labels = average_linkage(vectors, limit, device)
@@ -240,7 +243,10 @@ def by_speaker(speech: Speakers) -> np.ndarray:
 
 
 def calibrated(
-    encoder: str | pathlib.Path, manifest: Manifest, device: str = "cpu"
+    encoder: str | pathlib.Path,
+    manifest: Manifest,
+    device: str = "cpu",
+    num_workers: int | None = None,
 ) -> tuple[float, str]:
     """Returns the encoder's threshold, or else one from the files at hand.
 
@@ -249,11 +255,11 @@ def calibrated(
     known = read_threshold(encoder)
     if known is not None:
         return known, "the encoder's"
-    extract = load_extractor(encoder, device)
-    decision, _ = find_threshold(extract, manifest, share=0.5, seed=0)
-    if decision is None:
+    extract = load_extractor(encoder, device, num_workers)
+    found = threshold_by_halves(extract, manifest, share=0.5, seed=0)
+    if found is None:
         raise ValueError(
             f"{encoder} names no threshold, and none can be found with so few "
             "files: say one by --threshold, or the number by --speakers"
         )
-    return decision[0], "found by halves of these files"
+    return found, "found by halves of these files"

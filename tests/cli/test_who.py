@@ -13,6 +13,7 @@ from sklearn.metrics import silhouette_samples
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.clustering.vectors import normalised
+from lgl_plugin.inference import speakers
 from lgl_plugin.inference.speakers import Speakers, confidences
 from lgl_plugin.report.speakers import PLAYERS_A_SPEAKER, write_page
 
@@ -162,13 +163,24 @@ def test_a_large_page_shows_some_of_each_speaker(tmp_path):
     assert "48 more between these are in speakers.csv" in text
 
 
-def test_an_encoder_without_a_threshold(encoder, audio, tmp_path, capsys):
+def test_an_encoder_without_a_threshold(
+    encoder, audio, tmp_path, capsys, monkeypatch
+):
     """One is found by halves of these very files."""
     for name in ("hyperparams.yaml", "embedding_model.ckpt"):
         (tmp_path / name).write_bytes((encoder / name).read_bytes())
     yaml = tmp_path / "hyperparams.yaml"
     yaml.write_text(yaml.read_text().replace("threshold: 0.9\n", ""))
-    rows = who(tmp_path, audio, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        load, asked = speakers.load_extractor, []
+
+        def note(*options):
+            asked.append(options)
+            return load(*options)
+
+        patch.setattr(speakers, "load_extractor", note)
+        rows = who(tmp_path, audio, tmp_path / "out", "--num_workers=1")
+    assert asked == [(str(tmp_path), "cpu", 1)]
     assert "found by halves of these files" in capsys.readouterr().out
     assert len(rows) == 16
 

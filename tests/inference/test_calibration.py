@@ -9,6 +9,7 @@ from lgl_plugin.dataio.manifest import Manifest, Strings, held_out
 from lgl_plugin.inference.calibration import (
     find_threshold,
     pairs_eer,
+    threshold_by_halves,
     threshold_by_pseudo_labels,
 )
 from lgl_plugin.inference.store import Embeddings
@@ -97,6 +98,16 @@ def test_without_pseudo_labels_halves_are_compared():
     _, halves = extract.asked
     names = {half["wav"] for half in halves.values()}
     assert not names & {MANIFEST.ids[row] for row in aside[:2]}
+
+
+def test_halves_alone_embed_nothing_else():
+    """Whole utterances are not needed then."""
+    extract = FakeExtractor()
+    found = threshold_by_halves(extract, MANIFEST, 0.5, 0)
+    (halves,) = extract.asked
+    assert len(halves) == 8 and not {*halves} & {*MANIFEST.ids}
+    (expected, _), _ = find_threshold(FakeExtractor(), MANIFEST, 0.5, 0)
+    assert found == expected
 
 
 def test_pseudo_labels_of_one_kind_leave_the_halves():
