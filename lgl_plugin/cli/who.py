@@ -100,6 +100,7 @@ def run(
     speech = find_speakers(
         *(encoder, manifest, found, threshold, speakers, device, given),
         num_workers=num_workers,
+        store=store,
     )
     write_speakers(output / "speakers.csv", speech)
     (output / "wrong_labels.csv").unlink(missing_ok=True)  # of other labels

@@ -24,7 +24,11 @@ from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.given import COLUMNS, read_given
 from lgl_plugin.dataio.manifest import write_part
 from lgl_plugin.inference.backends import Backend, load_backend
-from lgl_plugin.inference.calibration import threshold_by_halves
+from lgl_plugin.inference.calibration import (
+    THRESHOLD,
+    kept_threshold,
+    threshold_by_halves,
+)
 from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import list_folder
@@ -345,10 +349,23 @@ class Ladder:
         model = InferenceModel(
             self.settings, self.weights, backend=self.backend
         )
-        extract = model.extractor(self.device)
-        extract.num_workers = self.extract.num_workers
-        judged = self.manifest.take(self.judged)  # no back-end has their mean
-        threshold = threshold_by_halves(extract, judged, 0.5, 0)
+
+        def find():
+            extract = model.extractor(self.device)
+            extract.num_workers = self.extract.num_workers
+            # No back-end has their mean.
+            judged = self.manifest.take(self.judged)
+            return threshold_by_halves(extract, judged, 0.5, 0)
+
+        # A back-end follows from the network and what it was fitted on: all
+        # that is not judged.
+        made_from = {
+            "run": self.run.identity(),
+            "weights": checksum(self.weights),
+            "backend": self.kind,
+            "judged": digest(self.judged.tolist()),
+        }
+        threshold = kept_threshold(self.folder / THRESHOLD, made_from, find)
         facts = {
             "encoder": model.encoder_class,
             "package": model.package,

@@ -8,7 +8,9 @@ name; `benchmarks/thresholds.py` measures how far off they are.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +19,9 @@ from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.manifest import Manifest, Strings, held_out
 from lgl_plugin.metrics.error_rates import eer
+from lgl_plugin.utils.files import read_json, write_json
 
+THRESHOLD = "threshold.json"
 # Held-out utterances that a threshold is found with, and as many others.
 SAMPLE = 1000
 
@@ -72,6 +76,21 @@ def threshold_by_halves(
     # Halves share their session, and a short half scores lower than a whole
     # utterance: the two errors have opposite directions.
     return pairs_eer(first, second)[1] if len(first) >= 2 else None
+
+
+def kept_threshold(
+    path: pathlib.Path, made_from: Any, find: Callable[[], float | None]
+) -> float | None:
+    """Returns a threshold that an earlier call found, or else finds it.
+
+    The file at `path` keeps it, with the plain data that it was `made_from`.
+    """
+    kept = read_json(path)
+    if kept.get("made_from") == made_from and "threshold" in kept:
+        return kept["threshold"]
+    threshold = find()
+    write_json(path, {"threshold": threshold, "made_from": made_from})
+    return threshold
 
 
 def threshold_by_pseudo_labels(

@@ -12,11 +12,16 @@ from lgl_plugin.clustering.vectors import largest_first, normalised
 from lgl_plugin.clustering.ward import ward
 from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.inference.calibration import threshold_by_halves
+from lgl_plugin.inference.calibration import (
+    THRESHOLD,
+    kept_threshold,
+    threshold_by_halves,
+)
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.inference.folder import read_threshold
+from lgl_plugin.inference.folder import RECORD, read_threshold
 from lgl_plugin.inference.naming import Named, name_files
 from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.utils.files import read_json
 from lgl_plugin.utils.tables import write_csv
 
 # Cosines of files with speakers that are held at once: 64 MiB.
@@ -82,6 +87,7 @@ def find_speakers(
     device: str = "cpu",
     given: GivenLabels | None = None,
     num_workers: int | None = None,
+    store: pathlib.Path | None = None,
 ) -> Speakers:
     """Clusters files by speaker; the number of speakers follows.
 
@@ -107,6 +113,9 @@ def find_speakers(
         The speakers of some files, by the manifest's rows.
     num_workers : int, optional
         As of `embed_folder`, for the search for a threshold.
+    store : pathlib.Path, optional
+        The folder of `embed_folder`, which then keeps a threshold that was
+        found: the same call again need not search.
 
     Raises
     ------
@@ -138,7 +147,9 @@ def find_speakers(
     else:
         limit, origin = threshold, "given"
         if limit is None:
-            limit, origin = calibrated(encoder, manifest, device, num_workers)
+            limit, origin = calibrated(
+                encoder, manifest, device, num_workers, store
+            )
         rule = f"average linkage at a cosine of {limit:.3f} ({origin})"
         if given is None:
             labels = average_linkage(vectors, limit, device)
@@ -247,16 +258,27 @@ def calibrated(
     manifest: Manifest,
     device: str = "cpu",
     num_workers: int | None = None,
+    store: pathlib.Path | None = None,
 ) -> tuple[float, str]:
     """Returns the encoder's threshold, or else one from the files at hand.
 
-    With it comes its origin in words. Raises ValueError if none can be found.
+    With it comes its origin in words. `store`, a folder of `embed_folder`,
+    keeps one that was found, with what the embeddings were made from. Raises
+    ValueError if none can be found.
     """
     known = read_threshold(encoder)
     if known is not None:
         return known, "the encoder's"
-    extract = load_extractor(encoder, device, num_workers)
-    found = threshold_by_halves(extract, manifest, share=0.5, seed=0)
+
+    def find():
+        extract = load_extractor(encoder, device, num_workers)
+        return threshold_by_halves(extract, manifest, share=0.5, seed=0)
+
+    made_from = read_json(store / RECORD) if store is not None else {}
+    if store is not None and made_from:
+        found = kept_threshold(store / THRESHOLD, made_from, find)
+    else:
+        found = find()
     if found is None:
         raise ValueError(
             f"{encoder} names no threshold, and none can be found with so few "

@@ -190,7 +190,9 @@ def test_it_goes_on_where_it_was_interrupted(
         say(patch, WORSE, BETTER)
         patch.setattr(module, "embed_parts", fail)
         adapt(ecapa, calls, tmp_path)
-    adapt(ecapa, calls, tmp_path)  # whose judge would fail
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "threshold_by_halves", fail)
+        adapt(ecapa, calls, tmp_path)  # whose judge would fail
     state = json.loads((tmp_path / "state.json").read_text())
     assert state["done"]["whitening"]["high"] == -4.0
 

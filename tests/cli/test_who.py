@@ -3,7 +3,9 @@
 import collections
 import csv
 import html.parser
+import json
 import pathlib
+import shutil
 import urllib.parse
 
 import numpy as np
@@ -166,11 +168,13 @@ def test_a_large_page_shows_some_of_each_speaker(tmp_path):
 def test_an_encoder_without_a_threshold(
     encoder, audio, tmp_path, capsys, monkeypatch
 ):
-    """One is found by halves of these very files."""
+    """One is found by halves of these very files, and kept beside the store."""
     for name in ("hyperparams.yaml", "embedding_model.ckpt"):
         (tmp_path / name).write_bytes((encoder / name).read_bytes())
     yaml = tmp_path / "hyperparams.yaml"
     yaml.write_text(yaml.read_text().replace("threshold: 0.9\n", ""))
+    mine = tmp_path / "mine"
+    shutil.copytree(audio, mine)
     with monkeypatch.context() as patch:
         load, asked = speakers.load_extractor, []
 
@@ -179,9 +183,19 @@ def test_an_encoder_without_a_threshold(
             return load(*options)
 
         patch.setattr(speakers, "load_extractor", note)
-        rows = who(tmp_path, audio, tmp_path / "out", "--num_workers=1")
+        rows = who(tmp_path, mine, tmp_path / "out", "--num_workers=1")
     assert asked == [(str(tmp_path), "cpu", 1)]
-    assert "found by halves of these files" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "found by halves of these files" in said
+    with monkeypatch.context() as patch:
+        patch.setattr(speakers, "load_extractor", pytest.fail)
+        assert who(tmp_path, mine, tmp_path / "out") == rows
+    assert capsys.readouterr().out == said
+    kept = tmp_path / "out" / "embeddings" / "threshold.json"
+    before = json.loads(kept.read_text())
+    shutil.copy(mine / "ann" / "0.wav", mine / "new.wav")
+    who(tmp_path, mine, tmp_path / "out")
+    assert json.loads(kept.read_text())["made_from"] != before["made_from"]
     assert len(rows) == 16
 
 
