@@ -23,11 +23,17 @@ from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.batch_norm import batch_norms
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.pretrained import build_encoder, made
-from lgl_plugin.runs.run import encoder_kind, round_of, stage1_steps
+from lgl_plugin.runs.run import (
+    CENTROIDS,
+    GATE,
+    encoder_kind,
+    round_of,
+    stage1_steps,
+)
 from lgl_plugin.runs.state import read_state, refuse_adaptation
 from lgl_plugin.runs.weights import CLASSIFIER, ENCODER, load_weights
 from lgl_plugin.training.stage1 import METHOD
-from lgl_plugin.training.stage2 import GATE, start_from
+from lgl_plugin.training.stage2 import start_from
 from lgl_plugin.utils.files import load_arrays
 
 BATCH = 64  # crops that are embedded at once
@@ -287,7 +293,7 @@ class ProbedRun:
         folder = self.folder / name
         if phase == START:
             load_weights(encoder.network, self._source(number))
-            means = self.folder / f"iter{number}" / "labels" / "centroids.npy"
+            means = self.folder / f"iter{number}" / "labels" / CENTROIDS
             start_from(classifier, torch.from_numpy(np.load(means)))
         else:
             load_weights(encoder.network, folder / ENCODER)

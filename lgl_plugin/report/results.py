@@ -24,7 +24,7 @@ from lgl_plugin.runs.arguments import for_other_stage
 from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import read_starts
-from lgl_plugin.runs.run import planned_steps
+from lgl_plugin.runs.run import GATE, SCORES, planned_steps
 from lgl_plugin.runs.state import STATE, read_state, refuse_adaptation
 from lgl_plugin.utils.files import is_outside, load_arrays
 
@@ -197,7 +197,7 @@ class Results:
         `rows` of the manifest, int64 (n,); their `losses`, float32 (n,); the
         `selected`, bool (n,); the threshold `tau`.
         """
-        path = self.folder / step / "gate.npz"
+        path = self.folder / step / GATE
         return load_arrays(path) if path.exists() else None
 
     @property
@@ -206,13 +206,13 @@ class Results:
         files = {
             FLOOR: "baselines/floor.npz",
             "untrained": "baselines/untrained.npz",
-            "Stage I": "stage1/scores.npz",
-            "Stage I, SSPS": "ssps/scores.npz",
+            "Stage I": f"stage1/{SCORES}",
+            "Stage I, SSPS": f"ssps/{SCORES}",
         }
         for number in self.iterations:
             for phase in PHASES:
                 name = f"iteration {number}, {phase}"
-                files[name] = f"iter{number}/{phase}/scores.npz"
+                files[name] = f"iter{number}/{phase}/{SCORES}"
         paths = {name: self.folder / file for name, file in files.items()}
         return {name: path for name, path in paths.items() if path.exists()}
 

@@ -11,6 +11,7 @@ from lgl_plugin.runs.lock import LOCK
 from lgl_plugin.runs.state import STATE
 from lgl_plugin.utils.tables import markdown_table
 
+METRICS = "metrics.jsonl"  # below the run's folder
 FLOOR = "log-mel statistics"  # the phase of an encoder that is not learnt
 # Figures of a table: their heading, factor and number of decimals.
 COLUMNS = {
@@ -76,7 +77,7 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     >>> read_metrics(folder)
     [{'stage': 1, 'phase': 'simclr', 'epoch': 1, 'loss': 4.5}]
     """
-    path = pathlib.Path(run) / "metrics.jsonl"
+    path = pathlib.Path(run) / METRICS
     if not path.exists():
         if any(path.with_name(x).exists() for x in (STATE, LOCK)):
             return []

@@ -21,6 +21,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.differences import changes, flatten, identity
 from lgl_plugin.runs.lock import lock_folder
+from lgl_plugin.runs.metrics_log import METRICS
 from lgl_plugin.runs.state import (
     STATE,
     damage,
@@ -40,7 +41,9 @@ from lgl_plugin.utils.files import (
 
 logger = get_logger(__name__)
 
-METRICS = "metrics.jsonl"
+# Files below a step's folder: trial scores, the last gated epoch, the means of
+# the clusters.
+SCORES, GATE, CENTROIDS = "scores.npz", "gate.npz", "centroids.npy"
 
 
 class Run:

@@ -30,10 +30,10 @@ from lgl_plugin.inference.export import export
 from lgl_plugin.inference.extractor import BATCH_SECONDS, Extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.metrics_log import read_metrics, record_key
+from lgl_plugin.runs.metrics_log import METRICS, read_metrics, record_key
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import record_start
-from lgl_plugin.runs.run import METRICS, Run
+from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import (
     SETTINGS_TOO,

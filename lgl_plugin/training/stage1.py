@@ -9,12 +9,12 @@ import torch
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
 from lgl_plugin.runs.metrics_log import FLOOR
+from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.held_out import separate_generator
 from lgl_plugin.training.session import Session
-from lgl_plugin.training.stage2 import SCORES
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.threads import all_cores
 

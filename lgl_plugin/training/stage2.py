@@ -26,6 +26,7 @@ from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.given import GivenRows
+from lgl_plugin.runs.run import CENTROIDS, GATE, SCORES
 from lgl_plugin.runs.weights import (
     BACKEND,
     CLASSIFIER,
@@ -50,8 +51,6 @@ from lgl_plugin.utils.threads import all_cores
 
 LOG_MELS = "log_mels"  # below the first round's embeddings
 MEMORY = "losses.ckpt"
-SCORES = "scores.npz"
-GATE = "gate.npz"
 
 
 class Round:
@@ -137,7 +136,7 @@ class Round:
             labels = seeded(points, labels, self.given.of(rows))
         # Centroids of the bare embeddings, which the classifier works on.
         means, _ = means_of(vectors, labels)
-        with atomic_write(folder / "centroids.npy", "wb") as out:
+        with atomic_write(folder / CENTROIDS, "wb") as out:
             np.save(out, normalised(means.numpy()))
         kept = np.flatnonzero(labels >= 0)
         names = Strings(embeddings.utterances[row] for row in kept)
@@ -233,7 +232,7 @@ class Round:
         if not self.is_wide:
             load_weights(encoder.network, self.start_of_encoder)
         if self.settings.classifier_init == "centroids":
-            centroids = np.load(self.folder / "labels" / "centroids.npy")
+            centroids = np.load(self.folder / "labels" / CENTROIDS)
             start_from(classifier, torch.from_numpy(centroids))
         return encoder, classifier
 

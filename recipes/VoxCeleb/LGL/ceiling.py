@@ -12,10 +12,10 @@ are what that does without. `paper.py study` does.
 
 from train_lgl import main
 
+from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
-from lgl_plugin.training.stage2 import SCORES
 from lgl_plugin.training.start import check_trials, find_encoder
 from lgl_plugin.utils.files import checksum
 

@@ -10,6 +10,7 @@ import torch
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 
 from lgl_plugin.clustering.kmeans import FaissKMeans
+from lgl_plugin.clustering.number import FIRST_STEP
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.nnet.features import model_inputs
@@ -19,7 +20,6 @@ from lgl_plugin.nnet.losses import AAMSoftmax, gated_mean
 EMBEDDING_SIZE, BATCH_SIZE, LR = 128, 128, 0.002
 WEIGHTS_LR = 0.05  # of the layers' weights: few steps would leave them equal
 EPOCHS, GATED_EPOCHS, ROUNDS = 12, 8, 2  # as many of both with true labels
-MOST_CLUSTERS = 50_000  # above it k-means comes before Ward's method
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def train_head(views, labels, seed, gated):
 def pseudo_labels(vectors):
     """Clusters embeddings as the small preset does, their number estimated."""
     white = Whitening().fit(vectors)(vectors)
-    kmeans = FaissKMeans(MOST_CLUSTERS)
+    kmeans = FaissKMeans(FIRST_STEP)
     return TwoStepKMeans(kmeans, "auto")(white).labels
 
 

@@ -13,6 +13,7 @@ import torch
 from experiments import CEILING, WITHOUT
 
 from lgl_plugin.clustering.kmeans import FaissKMeans
+from lgl_plugin.clustering.number import FIRST_STEP
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import joined, normalised
 from lgl_plugin.clustering.ward import ward
@@ -31,10 +32,10 @@ from lgl_plugin.runs.metrics_log import FLOOR, mean_and_range
 from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
+from lgl_plugin.training.session import SAMPLE
 from lgl_plugin.utils.tables import markdown_table
 
 UNTRAINED = "untrained"
-COHORT = 2000  # of AS-norm
 # The choice of a run that is told nothing.
 CHOSEN = "whitened, 1"
 BACKENDS = {
@@ -46,7 +47,6 @@ BACKENDS = {
     },
 }
 JOINED = "with log-mel statistics"
-FIRST_STEP = 50_000  # Ward's method begins with so many clusters of k-means
 
 
 def study(experiment, options):
@@ -284,7 +284,7 @@ class Embedder:
         """Embeddings of up to 2,000 of these: for back-ends, and a cohort."""
         manifest = self.step.manifest
         rng = np.random.default_rng(self.step.model.settings["seed"])
-        rows = np.sort(rng.permutation(len(manifest))[:COHORT])
+        rows = np.sort(rng.permutation(len(manifest))[:SAMPLE])
         if "of_corpus" in vars(self) or len(rows) == len(manifest):
             return self.of_corpus[rows]
         return self.vectors(manifest, rows)
