@@ -299,6 +299,7 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
 
     from lgl_plugin.training.estimate import seconds_per_step, speech_per_second
     from lgl_plugin.training.loss_gated import LossGatedBrain
+    from lgl_plugin.training.stage2 import stage2_modules
 
     settings = session.settings
     settings.cluster.check(made["kept"])
@@ -311,13 +312,10 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     steps = epochs * session.steps_per_epoch(made["kept"])
 
     def seconds_of(encoder, words):
-        modules = {
-            "encoder": encoder,
-            "classifier": settings.new_classifier(out_neurons=n_clusters),
-            "aam": settings.aam,
-            "gate": settings.no_gate,
-            "memory": settings.new_memory(len(session.rows)),
-        }
+        classifier = settings.new_classifier(out_neurons=n_clusters)
+        modules = stage2_modules(
+            settings, encoder, classifier, len(session.rows)
+        )
         context = {"stage": 2, "iteration": 1, "phase": "classifier"}
         seconds = seconds_per_step(
             session, LossGatedBrain, modules, labels=labels, **context

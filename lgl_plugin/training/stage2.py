@@ -27,6 +27,7 @@ from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.given import GivenRows
 from lgl_plugin.runs.run import CENTROIDS, GATE, SCORES
+from lgl_plugin.runs.schema import Stage2Settings
 from lgl_plugin.runs.weights import (
     BACKEND,
     CLASSIFIER,
@@ -301,15 +302,12 @@ class Round:
         """
         session, settings, labels = self.session, self.settings, self.labels
         observer, n_utterances = session.observer, len(session.manifest)
-        if memory is None:
-            memory = settings.new_memory(n_utterances)
-        modules = {
-            "encoder": encoder,
-            "classifier": classifier,
-            "aam": aam or settings.aam,
-            "gate": gate,
-            "memory": memory,
-        }
+        modules = stage2_modules(settings, encoder, classifier, n_utterances)
+        modules["gate"] = gate
+        if memory is not None:
+            modules["memory"] = memory
+        if aam is not None:
+            modules["aam"] = aam
         if settings.anchor:
             start = read_tensors(self.start_of_encoder)
             modules["anchor"] = new_anchor(settings, encoder.network, start)
@@ -348,7 +346,7 @@ class Round:
         )
         save_weights(encoder.network, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)
-        save_weights(memory, folder / MEMORY)
+        save_weights(modules["memory"], folder / MEMORY)
         figures = session.score(encoder, folder / SCORES, folder / BACKEND)
         if last := brain.tally.last:
             save_arrays(folder / GATE, **last)
@@ -358,6 +356,22 @@ class Round:
             judged = brain.judged_labels(labels), last["rows"]
             figures.update(observer.selection(*judged, selected, corrected))
         self.log(phase=f"after {folder.name}", **figures)
+
+
+def stage2_modules(
+    settings: Stage2Settings,
+    encoder: Encoder,
+    classifier: torch.nn.Module,
+    n_utterances: int,
+) -> dict[str, torch.nn.Module]:
+    """Makes what trains an encoder on the labels of all utterances."""
+    return {
+        "encoder": encoder,
+        "classifier": classifier,
+        "aam": settings.aam,
+        "gate": settings.no_gate,
+        "memory": settings.new_memory(n_utterances),
+    }
 
 
 def start_from(classifier: torch.nn.Module, centroids: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
+from lgl_plugin.training.stage2 import stage2_modules
 from lgl_plugin.training.start import check_trials, find_encoder
 from lgl_plugin.utils.files import checksum
 
@@ -37,17 +38,11 @@ def train_ceiling(session):
         encoder = settings.new_encoder()
         load_weights(encoder.network, first)
         n_speakers = int(speakers.max()) + 1
-        modules = {
-            "encoder": encoder,
-            "classifier": settings.new_classifier(out_neurons=n_speakers),
-            "aam": settings.aam,
-            "gate": settings.no_gate,
-            "memory": settings.new_memory(len(speakers)),
-        }
+        classifier = settings.new_classifier(out_neurons=n_speakers)
         fit(
             session,
             LossGatedBrain,
-            modules,
+            stage2_modules(settings, encoder, classifier, len(speakers)),
             folder,
             settings.n_iterations * epochs,
             labels=speakers,
