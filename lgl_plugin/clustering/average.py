@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from lgl_plugin.clustering.first_step import means_of, parts
+from lgl_plugin.clustering.first_step import parts, parts_of
 from lgl_plugin.clustering.kmeans import Clustering, KMeans
 from lgl_plugin.clustering.vectors import largest_first, normalised
 from lgl_plugin.clustering.ward import ward
@@ -62,13 +62,12 @@ class AverageLinkage:
         embeddings = np.asarray(embeddings)
         first = parts(self.kmeans, embeddings)
         labels = _join(first.means, first.sizes, self.threshold)[first.labels]
-        means, sizes = means_of(embeddings, labels)
-        squares = (sizes * means.double().square().sum(dim=1)).sum()
+        found = parts_of(embeddings, labels, "cpu")
         return Clustering(
             labels=labels,
-            centroids=normalised(means.numpy()),
-            inertia=np.array([len(labels) - float(squares)]),
-            n_clusters=len(sizes),
+            centroids=normalised(found.means.numpy()),
+            inertia=np.array([found.within]),
+            n_clusters=len(found.sizes),
             points_used=len(embeddings),
         )
 

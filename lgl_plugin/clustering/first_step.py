@@ -42,10 +42,15 @@ def parts(kmeans: KMeans, embeddings: np.ndarray) -> Parts:
     else:
         check_embeddings(embeddings)
         labels = np.arange(len(embeddings))
+    return parts_of(embeddings, labels, kmeans.device)
+
+
+def parts_of(embeddings: np.ndarray, labels: np.ndarray, device: str) -> Parts:
+    """Describes the clusters of embeddings (N, D) by their labels from 0."""
     means, sizes = means_of(embeddings, labels)
     # At length 1 the squares of a part sum to its size.
     within = len(labels) - float((sizes * means.double().square().sum(1)).sum())
-    return Parts(labels, means.to(kmeans.device), sizes, max(within, 0.0))
+    return Parts(labels, means.to(device), sizes, max(within, 0.0))
 
 
 def means_of(
