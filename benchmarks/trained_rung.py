@@ -61,7 +61,7 @@ def main():
             row = {"encoder": what, "scores": title}
             for name, (listed, *_) in sets.items():
                 scores = cosine_scores(backend(vectors[name]), listed)
-                rate = figures_of(scores, listed)["eer_percent"]
+                rate = figures_of(scores, listed)["eer"]
                 row[f"EER %, {name}"] = rate
             found.append(row)
     n_speakers = len({manifest.ids[row].split("/")[0] for row in rows})

@@ -71,10 +71,10 @@ class TrueLabels:
         backend: Callable[[np.ndarray], np.ndarray] | None = None,
         cohort: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Scores the trial list as `verification.verify`; {} without one.
+        """Scores the trial list by `verification.figures_of`; {} without one.
 
-        Its `eer_percent` is called `eer`, as in metrics.jsonl. `embed` takes
-        the list's audio, n utterances, and returns their embeddings (n, D).
+        `embed` takes the list's audio, n utterances, and returns their
+        embeddings (n, D).
         `path` is an npz file to keep the `scores` (T,) and `labels` (T,) in.
         A `backend`, which transforms embeddings, adds `eer_backend` and
         `min_dcf_001_backend`; a `cohort` (M, D) of training utterances'
@@ -89,7 +89,6 @@ class TrueLabels:
         if path is not None:
             save_arrays(path, scores=scores, labels=trials.labels)
         figures = figures_of(scores, trials)
-        figures = {"eer": figures.pop("eer_percent"), **figures}
         others = {}
         if backend is not None:
             others["backend"] = cosine_scores(backend(embeddings), trials)
@@ -101,7 +100,7 @@ class TrueLabels:
                 others["as_norm"] = normed
         for name, of_it in others.items():
             found = figures_of(of_it, trials)
-            figures[f"eer_{name}"] = found["eer_percent"]
+            figures[f"eer_{name}"] = found["eer"]
             figures[f"min_dcf_001_{name}"] = found["min_dcf_001"]
         return figures
 

@@ -284,14 +284,18 @@ def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
     >>> figures["eer_percent"], figures["min_dcf_001"], figures["threshold"]
     (0.0, 0.0, 0.5)
     """
-    return figures_of(cosine_scores(embeddings, trials), trials)
+    figures = figures_of(cosine_scores(embeddings, trials), trials)
+    return {"eer_percent": figures.pop("eer"), **figures}
 
 
 def figures_of(scores: np.ndarray, trials: Trials) -> dict[str, float]:
-    """Computes the figures of `verify` from trials' scores (T,)."""
+    """Computes the figures of `verify` from trials' scores (T,).
+
+    The EER, in percent, is called `eer`, as in metrics.jsonl.
+    """
     rate, threshold = eer(scores, trials.labels)
     return {
-        "eer_percent": 100 * rate,
+        "eer": 100 * rate,
         "min_dcf_001": min_dcf(scores, trials.labels, p_target=0.01),
         "min_dcf_005": min_dcf(scores, trials.labels, p_target=0.05),
         "threshold": threshold,

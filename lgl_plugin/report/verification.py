@@ -205,8 +205,7 @@ def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
         # The scores were validated above, so ValueError here means a single
         # speaker.
         interval = None
-    rate = found.pop("eer_percent")
-    return {"eer": rate, "eer_interval": interval, **found}
+    return {"eer": found["eer"], "eer_interval": interval, **found}
 
 
 def table(metrics: dict[str, dict]) -> str:

@@ -83,7 +83,7 @@ def backends(experiment, options):
     eers, costs = {}, {}
     for embedder in embedders(experiment, options):
         figures = by_backend(embedder)
-        for table, key in ((eers, "eer_percent"), (costs, "min_dcf_001")):
+        for table, key in ((eers, "eer"), (costs, "min_dcf_001")):
             row = table.setdefault(embedder.name, {})
             for backend, found in figures.items():
                 row.setdefault(backend, []).append(found[key])
@@ -307,7 +307,7 @@ class Embedder:
         scores = cosine_scores(vectors, trials)
         if normed:
             scores = as_norm(scores, trials, vectors, self.sample)
-        return figures_of(scores, trials)["eer_percent"]
+        return figures_of(scores, trials)["eer"]
 
     def vectors(self, audio, rows=None):
         """Embeddings of a manifest, of all of it if no rows are given."""
