@@ -26,7 +26,7 @@ import soundfile
 import torch
 
 from lgl_plugin.runs.provenance import device_name
-from lgl_plugin.utils.memory import peak_bytes
+from lgl_plugin.utils.device import peak_bytes
 from lgl_plugin.utils.tables import markdown_table
 
 MIB = 2**20

@@ -84,7 +84,7 @@ def run(
         )
     if average is not None and backend != "none":
         check_backend(source, step, backend)
-    from lgl_plugin.inference.average import average_step
+    from lgl_plugin.inference.checkpoint_average import average_step
     from lgl_plugin.inference.export import export, export_checkpoint
     from lgl_plugin.inference.onnx_export import ONNX, check_onnx, export_onnx
     from lgl_plugin.runs.pretrained import encoder_settings

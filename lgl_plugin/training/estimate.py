@@ -12,7 +12,7 @@ import torch
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.session import Session
-from lgl_plugin.utils.memory import peak_bytes
+from lgl_plugin.utils.device import peak_bytes
 
 
 def seconds_per_step(

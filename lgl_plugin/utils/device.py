@@ -1,9 +1,11 @@
-"""Chooses the device and keeps its memory."""
+"""Chooses the device, keeps its memory and tells the peak of a process."""
 
 import contextlib
 import ctypes
 import os
 import shutil
+import sys
+from typing import Any
 
 import speechbrain as sb
 import torch
@@ -71,3 +73,9 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, -1)
         libc.mallopt(mmap_max, 0)
+
+
+def peak_bytes(usage: Any) -> int:
+    """Returns the peak of what `getrusage` or `os.wait4` reports, in bytes."""
+    # macOS counts bytes, Linux and the BSDs kilobytes.
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

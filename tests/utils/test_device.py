@@ -2,11 +2,18 @@
 
 import collections
 import shutil
+import sys
+import types
 
 import pytest
 import torch
 
-from lgl_plugin.utils.device import check_device, check_shared_memory
+from lgl_plugin.training.estimate import peak_memory
+from lgl_plugin.utils.device import (
+    check_device,
+    check_shared_memory,
+    peak_bytes,
+)
 
 
 def test_each_rank_takes_its_own_gpu(monkeypatch):
@@ -47,3 +54,16 @@ def test_a_container_without_shared_memory_is_refused(monkeypatch):
 
 def test_a_system_without_that_folder_is_left_alone(tmp_path):
     check_shared_memory(2**60, str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("system, unit", [("linux", 1024), ("darwin", 1)])
+def test_peaks_are_bytes_on_each_system(monkeypatch, system, unit):
+    monkeypatch.setattr(sys, "platform", system)
+    assert peak_bytes(types.SimpleNamespace(ru_maxrss=7)) == 7 * unit
+
+
+def test_without_the_module_the_peak_is_unknown(monkeypatch):
+    """On Windows; the machine's other figures still come."""
+    assert peak_memory("cpu")[0] > 2**20
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory("cpu") == (None, 0)

@@ -26,8 +26,8 @@ from study import spread
 from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.utils.device import peak_bytes
 from lgl_plugin.utils.files import atomic_write, write_json
-from lgl_plugin.utils.memory import peak_bytes
 from lgl_plugin.utils.tables import markdown_table
 
 ASKED = "gallery_options.json"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_brains import batch, begin, make_brain, run_epoch
 
-from lgl_plugin.inference.average import average_step
+from lgl_plugin.inference.checkpoint_average import average_step
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 
 
