@@ -12,7 +12,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from lgl_plugin.cli.common import (
-    ENCODER,
+    ENCODER_HELP,
     add_channel,
     add_machine,
     show_notices,
@@ -48,7 +48,7 @@ FAILED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     add = parser.add_argument
-    add("encoder", help=ENCODER)
+    add("encoder", help=ENCODER_HELP)
     add("audio", help="folder of audio, one speaker a file")
     add(
         "--output_folder",

@@ -7,13 +7,13 @@
 import argparse
 from typing import Any
 
-from lgl_plugin.cli.common import ENCODER
+from lgl_plugin.cli.common import ENCODER_HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     add = parser.add_argument
-    add("encoder", help=ENCODER)
+    add("encoder", help=ENCODER_HELP)
     add("trials", help="trial list, lines of label path path")
     add("audio", help="folder where the list's paths begin")
     add("--output_folder", required=True, help="folder of the page")

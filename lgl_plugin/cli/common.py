@@ -6,7 +6,7 @@ import argparse
 import logging
 import pathlib
 
-ENCODER = "exported folder, another of SpeechBrain's, or CAM++'s weights"
+ENCODER_HELP = "exported folder, another of SpeechBrain's, or CAM++'s weights"
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

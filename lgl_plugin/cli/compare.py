@@ -5,13 +5,13 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER, add_channel, cosine
+from lgl_plugin.cli.common import ENCODER_HELP, add_channel, cosine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     add = parser.add_argument
-    add("encoder", help=ENCODER)
+    add("encoder", help=ENCODER_HELP)
     add("first", help="an audio file")
     add("second", help="another")
     add(

@@ -6,7 +6,7 @@
 import argparse
 
 from lgl_plugin.cli.common import (
-    ENCODER,
+    ENCODER_HELP,
     add_channel,
     add_machine,
     left_out,
@@ -16,7 +16,7 @@ from lgl_plugin.cli.common import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument("encoder", help=ENCODER)
+    parser.add_argument("encoder", help=ENCODER_HELP)
     parser.add_argument("audio", help="folder of wav, flac, ogg and mp3 files")
     parser.add_argument("output", help="folder of the vectors")
     add_channel(parser)

@@ -67,6 +67,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     from lgl_plugin.inference.rungs import BACKENDS, SPLIT, TRAINED, Rung
     from lgl_plugin.inference.verdict import Verdict
     from lgl_plugin.report.results import Results
+    from lgl_plugin.runs.pretrained import YAML
     from lgl_plugin.runs.provenance import read_starts
 
     holder, starts = writer_of(folder), read_starts(folder)
@@ -98,7 +99,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
         for step in results.left[:1]:
             yield f"  {training}: {step} {progress(results, step)}".rstrip()
     exported = folder / "export" / "adapted"
-    is_written = (exported / "hyperparams.yaml").exists()
+    is_written = (exported / YAML).exists()
     if holder:
         yield f"Being written by {holder}: wait for its end"
     elif missing or any_kept and not is_written:

@@ -8,13 +8,13 @@
 import argparse
 from typing import Any
 
-from lgl_plugin.cli.common import ENCODER, add_machine
+from lgl_plugin.cli.common import ENCODER_HELP, add_machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     add = parser.add_argument
-    add("encoders", nargs="+", metavar="encoder", help=ENCODER)
+    add("encoders", nargs="+", metavar="encoder", help=ENCODER_HELP)
     add("audio", help="folder where the lists' paths begin")
     add(
         "--trials",

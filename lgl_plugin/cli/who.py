@@ -7,7 +7,7 @@
 import argparse
 
 from lgl_plugin.cli.common import (
-    ENCODER,
+    ENCODER_HELP,
     add_channel,
     add_machine,
     cosine,
@@ -21,7 +21,7 @@ MADE = ("speakers.csv", "index.html", "wrong_labels.csv")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     add = parser.add_argument
-    add("encoder", help=ENCODER)
+    add("encoder", help=ENCODER_HELP)
     add("audio", help="folder of audio files, each of one speaker")
     add("output", help="folder of the results")
     add(

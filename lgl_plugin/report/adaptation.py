@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.rungs import HEADER, TRAINED, Rung
-from lgl_plugin.report.page import Block, Command, Page, Table, Verdict
+from lgl_plugin.report.page import Block, Command, Page, Summary, Table
 
 
 def conclusion(rungs: Sequence[Rung]) -> str:
@@ -44,7 +44,7 @@ def write_page(ladder: Ladder, exported: pathlib.Path) -> pathlib.Path:
 
 def _introduction(ladder, exported) -> Iterator[Block]:
     """Yields the outcome and the facts."""
-    yield Verdict(True, conclusion(ladder.rungs))
+    yield Summary(True, conclusion(ladder.rungs))
     facts = {
         "encoder": str(ladder.source),
         "audio": str(ladder.audio),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lgl_plugin.report.page import Block, Command, Verdict
+from lgl_plugin.report.page import Block, Command, Summary
 from lgl_plugin.report.results import Results
 from lgl_plugin.runs.metrics_log import COLUMNS, FLOOR, LABEL_FREE
 from lgl_plugin.training import health
@@ -23,7 +23,7 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
         verdict = f"Look at what follows: {len(doubts)} in all."
     if results.left:
         verdict = f"Not finished, next step: {results.left[0]}. {verdict}"
-    yield Verdict(not doubts, verdict)
+    yield Summary(not doubts, verdict)
     if doubts:
         yield doubts
     facts = _quality(results)

@@ -20,7 +20,7 @@ from lgl_plugin.utils.files import atomic_write
 
 
 @dataclass
-class Verdict:
+class Summary:
     """A sentence that sums a run up, in a colour that says how it stands."""
 
     good: bool
@@ -93,7 +93,7 @@ class Figure:
 
 # A paragraph, a list, a few facts from name to value, or one of the above.
 Block = (str | list | dict) | (
-    Verdict | Command | Table | Recordings | Links | Figure
+    Summary | Command | Table | Recordings | Links | Figure
 )
 
 

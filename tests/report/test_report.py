@@ -23,8 +23,8 @@ from lgl_plugin.report.page import (
     Links,
     Page,
     Recordings,
+    Summary,
     Table,
-    Verdict,
 )
 from lgl_plugin.report.results import Results
 
@@ -311,7 +311,7 @@ def fill(folder, text):
         yield Table(text, [text, text], [[text, text]], {text: 1})
         yield Table(text, [text], [[text]], prose=True)
         yield Table(text, [text], [[text]], folded=True)
-        yield Verdict(True, text)
+        yield Summary(True, text)
         yield Command(text, text)
         yield Recordings(text, {text: [(text, text)]})
         yield Figure("sizes", figures.cluster_sizes({"a": [1]}), text, text)
