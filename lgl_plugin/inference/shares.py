@@ -63,6 +63,8 @@ class Share:
             size = self.path.stat().st_size
             if known["key"] == self.key and size >= known["n_bytes"]:
                 known["bad"] = [tuple(bad) for bad in known["bad"]]
+                # No other names: a damaged file may hold any.
+                known = {name: known[name] for name in PROGRESS}
                 vars(self).update(known, placed=[placed])
         if not self.n_bytes:  # else the vectors to come would count as those
             self.path.with_suffix(".npz").unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """Embeddings of one rank, kept so that an extraction can go on."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from lgl_plugin.inference.shares import (
     fingerprint,
     remove_shares,
 )
+from lgl_plugin.utils.files import load_arrays
 
 VECTORS = np.arange(4, dtype=np.float32).reshape(2, 2)
 
@@ -58,6 +61,16 @@ def test_a_torn_file_means_a_fresh_start(tmp_path, suffix):
     (tmp_path / f".share0{suffix}").write_bytes(b"torn")
     again = Share(tmp_path, "encoder 1")
     assert again.batches == 0 and len(again.positions()) == 0
+
+
+def test_a_file_sets_no_other_attribute(tmp_path):
+    first_batch(tmp_path)
+    path = tmp_path / ".share0.npz"
+    saved = load_arrays(path)
+    known = json.loads(str(saved["known"])) | {"save_seconds": "never"}
+    np.savez(path, known=json.dumps(known), placed=saved["placed"])
+    again = Share(tmp_path, "encoder 1")
+    assert again.batches == 1 and again.save_seconds == 600.0
 
 
 def test_shares_are_joined_in_the_order_of_utterances(tmp_path):
