@@ -48,39 +48,26 @@ def parse_arguments(
     import speechbrain as sb
     from speechbrain.utils.run_opts import RunOptions
 
-    theirs = {field.name for field in dataclasses.fields(RunOptions)}
-
-    def is_shortened(name):
-        # SpeechBrain takes it for the whole name, and then the yaml's value.
-        return name not in theirs and any(n.startswith(name) for n in theirs)
-
+    theirs = {"help", *(field.name for field in dataclasses.fields(RunOptions))}
     taken: list[str] = []
-    lines: list[str] = []
+    ours: list[str] = []
+    waits = False  # whether the last word is an option of ours without a value
     for word in words:
-        before = taken[-1] if taken else ""
-        # The value of an option before it, `--key value`.
-        if (
-            before.startswith("--")
-            and not word.startswith("--")
-            and "=" not in before
-            and before[2:] not in theirs
-            and (_is_misread(word) or is_shortened(before[2:]))
-        ):
-            word = f"{taken.pop()}={word}"
-        key, _, value = word.partition("=")
-        name = key[2:]
-        is_ours = key.startswith("--") and name not in theirs
-        if is_ours and (_is_misread(value) or value and is_shortened(name)):
-            lines.append(as_typed(name, value))
+        is_option = word.startswith("--")
+        is_ours = is_option and key_of(word) not in theirs
+        if is_ours:
+            ours.append(word)
+        elif waits and not is_option:  # `--key value`
+            ours[-1] += f"={word}"
         else:
             taken.append(word)
-    flags = [w for w in taken if w.startswith("--") and is_shortened(w[2:])]
-    taken = [word for word in taken if word not in flags]
-    lines += [f"{flag[2:]}: True" for flag in flags]
+        waits = is_ours and "=" not in word
     path, run_opts, overrides = sb.parse_arguments(taken)
+    pairs = (word[2:].partition("=") for word in ours)
+    lines = [overrides, *(as_typed(name, value) for name, _, value in pairs)]
     if own:
         lines.append(dump_settings(own).strip())
-    return path, run_opts, "\n".join(filter(None, [overrides, *lines]))
+    return path, run_opts, "\n".join(filter(None, lines))
 
 
 def key_of(option: str) -> str:

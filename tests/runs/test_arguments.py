@@ -56,7 +56,7 @@ def test_a_value_is_read_as_it_was_typed(value, join):
         (["--preci=bf16"], {"preci": "bf16"}),
         (["--preci", "bf16", "--lr=1"], {"preci": "bf16", "lr": 1}),
         (["--ckpt_interval_m=1"], {"ckpt_interval_m": 1}),
-        (["--skip_nonfinite"], {"skip_nonfinite": True}),
+        (["--skip_nonfinite"], {"skip_nonfinite": None}),
     ],
 )
 def test_a_shortened_option_of_speechbrains_is_no_option(words, read):
