@@ -24,7 +24,7 @@ from lgl_plugin.runs.arguments import key_of
 if TYPE_CHECKING:
     from lgl_plugin.inference.adapt import Ladder
 
-YAML = RECIPE / "hparams" / "adapt.yaml"
+PRESET = RECIPE / "hparams" / "adapt.yaml"
 
 # Settings of the training that the verb sets itself, and what to say of them.
 # Another manifest, or labels that the ladder does not know of, would train on
@@ -173,7 +173,7 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     texts = []
     for words in ([], given):
         path, run_opts, overrides = parse_arguments(
-            [str(YAML), *words], {"data_folder": audio}
+            [str(PRESET), *words], {"data_folder": audio}
         )
         texts.append(load_settings(path, overrides, run_opts)[1])
     return changes(*map(plain_settings, texts))
@@ -198,7 +198,7 @@ def check_sizes(ladder: Ladder, given: list[str]) -> None:
     own = {"data_folder": ladder.audio, "batch_size": own_batch(left)}
     named = {key_of(option) for option in given}
     own = {key: value for key, value in own.items() if key not in named}
-    path, run_opts, overrides = parse_arguments([str(YAML), *given], own)
+    path, run_opts, overrides = parse_arguments([str(PRESET), *given], own)
     settings, _ = load_settings(path, overrides, run_opts)
     rows, _ = held_out(left, settings.held_out_share, settings.seed)
     batch_size = settings.dataloader_options.batch_size
@@ -216,7 +216,7 @@ def own_batch(n_utterances: int) -> int:
     """Returns the yaml's batch, or a smaller one for few utterances."""
     from lgl_plugin.runs.settings import read_preset
 
-    return min(read_preset(YAML)["batch_size"], n_utterances // 2)
+    return min(read_preset(PRESET)["batch_size"], n_utterances // 2)
 
 
 def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
@@ -250,7 +250,7 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         own["labels_file"] = labels
     named = {key_of(option) for option in given}
     own = {key: value for key, value in own.items() if key not in named}
-    words = [str(YAML), f"--device={ladder.device}", *given]
+    words = [str(PRESET), f"--device={ladder.device}", *given]
     try:
         load_recipe().train(*parse_arguments(words, own))
     except SystemExit as error:
