@@ -289,6 +289,7 @@ def test_the_network_is_trained_and_judged(
     options += ["--crop_seconds=0.5", "--batch_size=8", "--noprogressbar"]
     options += [f"--labels={labels}"]
     adapt(ecapa, calls, tmp_path, "--train", *options)
+    assert "--train has 0.0 hours of audio" in capsys.readouterr().err
     read = functools.partial(torch.load, weights_only=True)
     before, after = (
         read(tmp_path / name / "embedding_model.ckpt")
