@@ -42,7 +42,7 @@ $(VENV)/.installed: setup.py requirements.txt
 demo: venv
 	$(BIN)/lgl corpus $(DEMO)/corpus
 	$(BIN)/python $(RECIPE)/train_lgl.py hparams/small_stage1.yaml \
-	$(DEMO_OPTIONS) --number_of_epochs=1
+	$(DEMO_OPTIONS) --number_of_epochs=1 --ssps_epochs=1
 	$(BIN)/python $(RECIPE)/train_lgl.py hparams/small_stage2.yaml \
 	$(DEMO_OPTIONS) --classifier_epochs=2 --gated_epochs=1
 	$(BIN)/lgl report $(DEMO)/run

@@ -43,7 +43,7 @@ TINY = (
     "--ckpt_interval_steps=2",
 )
 STAGES = (
-    ("small_stage1.yaml", "--number_of_epochs=2"),
+    ("small_stage1.yaml", "--number_of_epochs=2", "--ssps_epochs=0"),
     (
         "small_stage2.yaml",
         "--n_iterations=2",

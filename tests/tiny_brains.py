@@ -14,6 +14,7 @@ from speechbrain.nnet.schedulers import StepScheduler
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.filter_analysis import FilterProperties
 
+from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.methods.dino import DINO
 from lgl_plugin.methods.moco import MoCo
@@ -27,10 +28,7 @@ from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import LossMemory, NoGate, PosteriorGate
 from lgl_plugin.nnet.losses import AAMSoftmax
-from lgl_plugin.nnet.pseudo_positives import (
-    PseudoPositives,
-    neighbouring_clusters,
-)
+from lgl_plugin.nnet.pseudo_positives import PseudoPositives, nearest_clusters
 from lgl_plugin.nnet.relabelling import TeacherLabels
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.metrics_log import read_metrics
@@ -301,5 +299,6 @@ def group_crops(encoder):
     data, encoder = Crops(), encoder.eval()
     wavs = torch.stack([data[row]["sig"][0] for row in range(len(data))])
     wavs = wavs.to(next(encoder.parameters()).device)
-    groups = neighbouring_clusters(encoder(wavs).cpu().numpy(), 3)
-    return *groups, np.arange(len(data))
+    found = TorchKMeans(3)(encoder(wavs).cpu().numpy())
+    nearest = nearest_clusters(found.centroids)
+    return found.labels, nearest[found.labels], np.arange(len(data))

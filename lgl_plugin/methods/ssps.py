@@ -35,23 +35,31 @@ class SSPSBrain(Stage1Brain):
     group : callable
         Takes the encoder at an epoch's start; on every process it returns
         clusters, sources and rows as `PseudoPositives.regroup` takes them.
+    cluster_epochs : int
+        For how many epochs clusters hold until it is called again.
     """
 
     def __init__(
         self,
         *args: Any,
         group: Callable[[torch.nn.Module], tuple],
+        cluster_epochs: int = 1,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.group = group
+        self.cluster_epochs = cluster_epochs
 
     def on_stage_start(self, stage, epoch=None) -> None:
-        """Clusters the utterances anew at an epoch's start."""
+        """Clusters the utterances anew where an epoch starts and it is time."""
         began = time.perf_counter()
         # In an epoch that goes on, the checkpoint's clusters hold: the
         # encoder of now would give others.
-        grouping = stage == sb.Stage.TRAIN and self.step == 0
+        grouping = (
+            stage == sb.Stage.TRAIN
+            and self.step == 0
+            and (epoch - 1) % self.cluster_epochs == 0
+        )
         if grouping:
             self.modules.positives.regroup(*self.group(self.modules.encoder))
         super().on_stage_start(stage, epoch)

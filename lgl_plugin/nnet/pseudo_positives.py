@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.vectors import exact_matmul
 from lgl_plugin.nnet.queue import EmbeddingQueue
 
@@ -50,7 +49,8 @@ class PseudoPositives(nn.Module):
     -------
     >>> positives = PseudoPositives(4, dim=2, capacity=3)
     >>> vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]])
-    >>> positives.regroup(*neighbouring_clusters(vectors.numpy(), 2), range(4))
+    >>> clusters = np.array([0, 0, 1, 1])
+    >>> positives.regroup(clusters, 1 - clusters, range(4))  # of the other
     >>> positives(torch.tensor([0]))[0]  # the queue is empty
     tensor([-1])
     >>> positives.queue.add(torch.tensor([1, 2]), vectors[1:3])
@@ -94,22 +94,14 @@ class PseudoPositives(nn.Module):
         return chosen, self.queue.vectors[index]
 
 
-def neighbouring_clusters(
-    embeddings: np.ndarray, n_clusters: int, device: str = "cpu"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters embeddings (N, dim) by spherical k-means, for `PseudoPositives`.
-
-    Returns the cluster of each, and the other cluster whose centroid is nearest
-    to that cluster's, both int64 (N,).
-    """
-    found = TorchKMeans(n_clusters, n_iterations=10, device=device)(embeddings)
-    centroids = torch.from_numpy(found.centroids).to(device)
+def nearest_clusters(centroids: np.ndarray, device: str = "cpu") -> np.ndarray:
+    """Returns for each centroid (K, dim) the nearest other: int64 (K,)."""
+    points = torch.from_numpy(centroids).to(device)
     nearest = []
     with exact_matmul():
-        for start in range(0, len(centroids), CHUNK):
-            cosines = centroids[start : start + CHUNK] @ centroids.T
+        for start in range(0, len(points), CHUNK):
+            cosines = points[start : start + CHUNK] @ points.T
             itself = torch.arange(len(cosines), device=device)
             cosines[itself, start + itself] = -math.inf
             nearest.append(cosines.argmax(1))
-    neighbour = torch.cat(nearest).cpu().numpy()
-    return found.labels, neighbour[found.labels]
+    return torch.cat(nearest).cpu().numpy()

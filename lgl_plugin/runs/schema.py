@@ -69,7 +69,10 @@ REFERRED_TO = (
 
 # Settings that do nothing where another one, a number of epochs, is 0.
 ONLY_WITH = {
-    "ssps_cluster_size": "ssps_epochs",
+    "ssps_cluster_epochs": "ssps_epochs",
+    "ssps_cluster": "ssps_epochs",
+    "ssps_backend": "ssps_epochs",
+    "ssps_log_mel_share": "ssps_epochs",
     "ssps_source": "ssps_epochs",
     "gate": "gated_epochs",
     "new_memory": "gated_epochs",
@@ -194,7 +197,10 @@ class Stage1Settings(Settings):
     speeds: Annotated[list[Speed], Field(min_length=1)]
     method: Factory
     ssps_epochs: Epochs
-    ssps_cluster_size: Annotated[int, Field(ge=2)]
+    ssps_cluster_epochs: Count
+    ssps_cluster: Made
+    ssps_backend: Made | None
+    ssps_log_mel_share: Annotated[float, Field(ge=0, lt=1)]
     ssps_source: Literal["own", "nearest"]
 
 

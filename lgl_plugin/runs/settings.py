@@ -11,6 +11,7 @@ import inspect
 import io
 import os
 import pathlib
+import pydoc
 import re
 import warnings
 from collections.abc import Iterable
@@ -166,7 +167,18 @@ def resolve(
     _check_effect(path, tree, changes)
     _complete_paths(tree)
     _take_pretrained(path, tree, changes)
+    _leave_positives(tree, changes)
     return _resolved(tree)
+
+
+def _leave_positives(tree, changes):
+    """Sets ssps_epochs to 0 for a given method that has no use for them."""
+    if "method" not in changes or "ssps_epochs" in changes:
+        return
+    (tag,) = plain_settings(_resolved(tree))["method"]
+    made = pydoc.locate(tag.partition(":")[2])
+    if not getattr(made, "takes_positives", True):
+        tree["ssps_epochs"] = 0
 
 
 def _take_pretrained(path, tree, changes):

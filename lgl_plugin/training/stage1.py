@@ -1,5 +1,6 @@
 """Stage I: figures that it must beat, its phases, its clusters."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -7,16 +8,16 @@ import numpy as np
 import torch
 
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
-from lgl_plugin.nnet.pseudo_positives import neighbouring_clusters
+from lgl_plugin.nnet.pseudo_positives import nearest_clusters
 from lgl_plugin.runs.metrics_log import FLOOR
 from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
+from lgl_plugin.training.clusters import pseudo_speakers, whitened_log_mels
 from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.held_out import separate_generator
 from lgl_plugin.training.session import Session
 from lgl_plugin.utils.distributed import from_main
-from lgl_plugin.utils.threads import all_cores
 
 # File of the method's weights, to train on from.
 METHOD = "method.ckpt"
@@ -102,37 +103,49 @@ def train_stage1_phase(
 def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
     """Makes what clusters the training utterances by an encoder, for SSPS.
 
-    Raises ValueError if they make no two clusters of `ssps_cluster_size`, or
-    the method has no use for them.
+    Raises ValueError if there are too few utterances for the yaml's clusters,
+    or the method has no use for them.
     """
-    method = session.settings.method
+    settings, rows = session.settings, session.train_rows
+    method = settings.method
     if not getattr(method, "func", method).takes_positives:
         raise ValueError(
             "ssps_epochs: only SimCLR goes on with positives of other "
             "utterances. Set it to 0, or take that method."
         )
-    size, rows = session.settings.ssps_cluster_size, session.train_rows
-    n_clusters = len(rows) // size
-    if n_clusters < 2:
+    try:
+        settings.ssps_cluster.check(len(rows))
+    except ValueError as error:
         raise ValueError(
-            f"ssps_cluster_size: {len(rows)} utterances to train on make no "
-            f"two clusters of {size}. Lower it, or set ssps_epochs to 0."
-        )
+            f"ssps_cluster: {error}, or set ssps_epochs to 0"
+        ) from error
+    share, own = settings.ssps_log_mel_share, settings.ssps_source == "own"
+
+    @functools.cache
+    def statistics():
+        floor = floor_encoder(settings.sample_rate)
+        with separate_generator(session.device):
+            return session.embed(floor, rows)
 
     def group(encoder):
         with separate_generator(session.device):
             found = session.embed(encoder, rows)
+        log_mels = None
+        if share:
+            log_mels = whitened_log_mels(statistics(), found.utterances)
 
         def cluster():  # on one process: the vectors may take a gigabyte
-            vectors = np.array(found.vectors)
-            with all_cores():
-                return neighbouring_clusters(
-                    vectors, n_clusters, session.device
-                )
+            clusters, _ = pseudo_speakers(
+                *(np.array(found.vectors), settings.ssps_cluster),
+                *(settings.ssps_backend, log_mels, share),
+            )
+            sources = clusters.labels
+            if not own:
+                nearest = nearest_clusters(clusters.centroids, session.device)
+                sources = nearest[clusters.labels]
+            return clusters.labels, sources
 
-        clusters, nearest = from_main(cluster)
-        own = session.settings.ssps_source == "own"
-        sources = clusters if own else nearest
+        clusters, sources = from_main(cluster)
         return clusters, sources, session.manifest.rows(found.utterances)
 
     return group

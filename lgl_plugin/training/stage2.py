@@ -1,6 +1,5 @@
 """A round of Stage II: its steps, its pseudo-labels, its weights."""
 
-import copy
 import functools
 import pathlib
 import time
@@ -15,13 +14,12 @@ from lgl_plugin.clustering.first_step import means_of
 from lgl_plugin.clustering.seeding import seeded
 from lgl_plugin.clustering.vectors import (
     cluster_sizes,
-    joined,
     normalised,
     without_small,
 )
 from lgl_plugin.dataio.labels import LABELS, round_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
-from lgl_plugin.inference.floor import floor_encoder, floor_whitening
+from lgl_plugin.inference.floor import floor_encoder
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
@@ -36,6 +34,7 @@ from lgl_plugin.runs.weights import (
     read_tensors,
     save_weights,
 )
+from lgl_plugin.training.clusters import pseudo_speakers, whitened_log_mels
 from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.relabelling import RelabellingBrain
@@ -48,7 +47,6 @@ from lgl_plugin.utils.files import (
     save_arrays,
     write_json,
 )
-from lgl_plugin.utils.threads import all_cores
 
 LOG_MELS = "log_mels"  # below the first round's embeddings
 MEMORY = "losses.ckpt"
@@ -118,19 +116,16 @@ class Round:
         settings, manifest = self.settings, self.session.manifest
         embeddings = Embeddings.load(self.folder / "embeddings")
         started = time.perf_counter()
-        points = vectors = np.array(embeddings.vectors)
-        if settings.cluster_backend is not None:
-            points = settings.cluster_backend.fit(vectors)(vectors)
-        cluster = copy.copy(settings.cluster)
-        with all_cores():
-            if settings.log_mel_share:
-                if getattr(cluster, "n_clusters", None) == "auto":
-                    # With log-mel statistics the estimate would count sessions
-                    # instead of speakers.
-                    cluster.n_clusters = cluster(points).n_clusters
-                others = self._log_mels(embeddings.utterances)
-                points = joined(points, others, settings.log_mel_share)
-            clusters = cluster(points)
+        vectors, log_mels = np.array(embeddings.vectors), None
+        if settings.log_mel_share:
+            first = self.folder.parent / "iter1" / "embeddings" / LOG_MELS
+            log_mels = whitened_log_mels(
+                Embeddings.load(first), embeddings.utterances
+            )
+        clusters, points = pseudo_speakers(
+            *(vectors, settings.cluster, settings.cluster_backend),
+            *(log_mels, settings.log_mel_share),
+        )
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:
             rows = manifest.rows(embeddings.utterances)
@@ -168,20 +163,6 @@ class Round:
             **self.session.observer.clusters(manifest.rows(names), labels),
         )
         return {"n_clusters": n_clusters}
-
-    def _log_mels(self, utterances):
-        """Returns the whitened log-mel statistics of utterances (N, 160).
-
-        Zero for one whose audio could not be read at that time.
-        """
-        first = self.folder.parent / "iter1" / "embeddings" / LOG_MELS
-        store = Embeddings.load(first)
-        place = {name: row for row, name in enumerate(store.utterances)}
-        rows = np.array([place.get(name, -1) for name in utterances])
-        statistics = store.vectors[rows[rows >= 0]]
-        found = np.zeros((len(rows), statistics.shape[1]), np.float32)
-        found[rows >= 0] = floor_whitening().fit(statistics)(statistics)
-        return found
 
     def _agreement(self):
         """Returns the AMI of the pseudo-labels and those of the round before.

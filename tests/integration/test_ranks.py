@@ -176,6 +176,7 @@ def test_killed_process_ends_the_job_and_one_process_goes_on(
 ):
     options = (
         "--number_of_epochs=3",
+        "--ssps_epochs=0",
         "--ckpt_interval_minutes=0",
         "--ckpt_interval_steps=1",
     )

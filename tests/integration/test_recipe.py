@@ -246,7 +246,7 @@ def test_audio_of_unknown_speakers(corpus, stage1_run, tmp_path):
 
 def test_every_criterion_is_logged_for_the_study(corpus, stage1_run, tmp_path):
     """And the run goes the same way as without looking."""
-    options = ["--number_of_epochs=2", "--selection_study=True"]
+    options = [*STAGE1, "--selection_study=True"]
     train_here("small_stage1.yaml", corpus, tmp_path, *options)
     epochs = [r for r in read_metrics(tmp_path) if r["phase"] == "simclr"]
     for figure, _ in CRITERIA.values():
@@ -283,6 +283,7 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
         f"--data_folder={shards}",
         f"--verification_file={corpus}/trials.txt",
         "--number_of_epochs=1",
+        "--ssps_epochs=0",
     )
     before, after = (
         [json.loads(line) for line in (run / "metrics.jsonl").open()]
@@ -301,7 +302,7 @@ def test_pseudo_trials_may_choose_the_epoch(corpus, tmp_path):
     """And SpeechBrain's own train logger hears of each."""
     log = tmp_path / "train.txt"
     options = [
-        "--number_of_epochs=2",
+        *STAGE1,
         "--selection=pseudo_trials",
         "--train_logger=!new:speechbrain.utils.train_logger.FileTrainLogger "
         f"[{log}]",
@@ -322,7 +323,7 @@ def test_stage2_starts_from_positives_of_other_utterances(
     corpus, tmp_path, capsys
 ):
     """SSPS is a step of its own; the report, the status, the export know it."""
-    options = [*STAGE1, "--ssps_epochs=2", "--ssps_cluster_size=4"]
+    options = [STAGE1[0], "--ssps_epochs=2", "--ssps_cluster_epochs=1"]
     options.append("--lr_annealing={warmup: 0.0}")
     train_here("small_stage1.yaml", corpus, tmp_path, *options)
     records = read_metrics(tmp_path)
@@ -345,8 +346,8 @@ def test_stage2_starts_from_positives_of_other_utterances(
 
 
 def test_too_few_utterances_for_clusters_are_refused_at_once(corpus, tmp_path):
-    options = ["--ssps_epochs=1", "--ssps_cluster_size=1000"]
-    with pytest.raises(ValueError, match="ssps_cluster_size: .* no two clus"):
+    options = ["--ssps_epochs=1", "--ssps_cluster={n_clusters: 1000}"]
+    with pytest.raises(ValueError, match="ssps_cluster: .*lower n_clusters"):
         train_here("small_stage1.yaml", corpus, tmp_path, *options)
     assert not (tmp_path / "stage1" / "embedding_model.ckpt").exists()
 

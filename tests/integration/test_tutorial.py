@@ -14,7 +14,7 @@ tiny = ["--batch_size=8", "--dataloader_options={num_workers: 0}"]
 tiny += ["--steps_per_epoch=null"]
 tiny += ["--crop_seconds=0.5", "--device=cpu"]
 tiny += ["--new_encoder={network: {channels: [16, 16, 16, 16, 48]}}"]
-stage1 = ["--number_of_epochs=1", *tiny]
+stage1 = ["--number_of_epochs=1", "--ssps_epochs=0", *tiny]
 stage2 = ["--n_iterations=1", "--classifier_epochs=1", *tiny]
 stage2 += ["--gated_epochs=1"]
 n_clusters = 5

@@ -18,7 +18,8 @@ TIMES = ("seconds", "utterances_per_second")
 
 def start(corpus, output, stage, *options):
     """A stage as the command starts it, but in this process."""
-    own = ["--number_of_epochs=1"] if stage == 1 else STAGE2
+    own = ["--number_of_epochs=1", "--ssps_epochs=0"]
+    own = own if stage == 1 else STAGE2
     train_here(f"small_stage{stage}.yaml", corpus, output, *own, *options)
 
 

@@ -29,7 +29,7 @@ TINY = [
     "--device=cpu",
     "--noprogressbar",
 ]
-STAGE1 = ["--number_of_epochs=2"]
+STAGE1 = ["--number_of_epochs=2", "--ssps_epochs=0"]
 STAGE2 = [
     "--n_iterations=2",
     "--n_clusters=5",

@@ -138,3 +138,17 @@ def test_utterances_are_clustered_at_an_epochs_start_alone(tmp_path):
     ssps.step = 0
     ssps.on_stage_start(sb.Stage.TRAIN, 2)
     assert calls == [ssps.modules.encoder]
+
+
+def test_clusters_hold_for_as_many_epochs_as_they_are_to(tmp_path):
+    calls = []
+
+    def group(encoder):
+        calls.append(encoder)
+        return HALVES
+
+    ssps = make_brain("ssps", tmp_path, group=group, cluster_epochs=2)
+    ssps.on_fit_start()
+    for epoch in (1, 2, 3, 4, 5):
+        ssps.on_stage_start(sb.Stage.TRAIN, epoch)
+    assert len(calls) == 3

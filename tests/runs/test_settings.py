@@ -253,8 +253,17 @@ def test_settings_of_ssps():
     (line,) = refusal("small_stage1", ssps_source="nearby", ssps_epochs=1)
     assert line.startswith("ssps_source: 'nearby' should be 'own' or 'near")
     assert line.endswith("did you mean 'nearest'?")
-    (line,) = refusal("small_stage1", ssps_cluster_size=1, ssps_epochs=1)
-    assert line.startswith("ssps_cluster_size: 1 should be")
+    (line,) = refusal("small_stage1", ssps_cluster_epochs=0, ssps_epochs=1)
+    assert line.startswith("ssps_cluster_epochs: 0 should be")
+
+
+def test_a_method_without_use_for_positives_goes_without():
+    """One override is enough, unless it is asked for what it cannot do."""
+    moco = "!name:lgl_plugin.methods.moco.MoCo"
+    assert load("small_stage1", method=moco).ssps_epochs == 0
+    assert load("small_stage1", method=moco, ssps_epochs=3).ssps_epochs == 3
+    changed = load("small_stage1", method="{adversarial_weight: 3.0}")
+    assert changed.ssps_epochs == load("small_stage1").ssps_epochs > 0
 
 
 def test_a_wrong_argument_inside_an_entry_is_named_by_its_place():
@@ -333,7 +342,8 @@ def test_correcting_labels_where_nothing_is_rejected():
     "preset, value, needed",
     [
         ("small_stage1", {"ssps_source": "nearest"}, "ssps_epochs"),
-        ("small_stage1", {"ssps_cluster_size": 5}, "ssps_epochs"),
+        ("small_stage1", {"ssps_cluster_epochs": 5}, "ssps_epochs"),
+        ("small_stage1", {"ssps_cluster": "{n_clusters: 9}"}, "ssps_epochs"),
         ("small_stage2", {"large_margin": "{margin: 1}"}, MARGIN_EPOCHS),
         ("small_stage2", {"large_margin_crop_seconds": 2}, MARGIN_EPOCHS),
         ("stage2", {"gate": "{taus: [1]}"}, "gated_epochs"),

@@ -194,9 +194,11 @@ class Experiment:
             return
         if not base:
             parent = self.run_folder(seed, variant.parent)
-            keep = variant.keep
+            done, keep = read_state(parent)["done"], variant.keep
             if keep is None:
-                keep = list(read_state(parent)["done"])
+                keep = list(done)
+            elif "ssps" in done:  # Stage I's last step, where there is one
+                keep = [*keep, "ssps"]
             fork(parent, folder, keep)
         recipe = self.recipe.with_name(variant.script or self.recipe.name)
         share = max(1, (os.cpu_count() or 1) // self.jobs)

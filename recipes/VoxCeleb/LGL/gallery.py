@@ -136,7 +136,7 @@ def train(entry, command, folder, seed, minutes):
     run = folder / f"seed{seed}" / entry.name
     if (run / "gallery.json").exists():
         return
-    command = [*command, entry.option, f"--seed={seed}"]
+    command = [*command, entry.option, f"--seed={seed}", "--ssps_epochs=0"]
     length = run / "length.json"
     # An interrupted run goes on with as many steps as it began with.
     if not length.exists():

@@ -69,7 +69,9 @@ def train_stage1(session):
         modules["positives"] = PseudoPositives(
             len(session.manifest), settings.embedding_size
         )
-        brain_class = functools.partial(SSPSBrain, group=group)
+        brain_class = functools.partial(
+            SSPSBrain, group=group, cluster_epochs=settings.ssps_cluster_epochs
+        )
         train_stage1_phase(session, brain_class, modules, folder)
 
     check_method(session)

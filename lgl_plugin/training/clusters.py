@@ -1,0 +1,54 @@
+"""Pseudo-speakers: clusters of utterances, for both stages."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lgl_plugin.clustering.kmeans import Clustering
+from lgl_plugin.clustering.vectors import joined
+from lgl_plugin.inference.backends import Backend
+from lgl_plugin.inference.floor import floor_whitening
+from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.utils.threads import all_cores
+
+
+def pseudo_speakers(
+    vectors: np.ndarray,
+    cluster: Callable[[np.ndarray], Clustering],
+    backend: Backend | None = None,
+    log_mels: np.ndarray | None = None,
+    share: float = 0.0,
+) -> tuple[Clustering, np.ndarray]:
+    """Clusters embeddings (N, D), behind a back-end that is fitted on them.
+
+    With `log_mels` (N, D'), whitened log-mel statistics, a `share` of the
+    cosines is theirs. Returns the clusters and the points that were clustered.
+    """
+    points = vectors
+    if backend is not None:
+        points = backend.fit(vectors)(vectors)
+    cluster = copy.copy(cluster)
+    with all_cores():
+        if log_mels is not None:
+            if getattr(cluster, "n_clusters", None) == "auto":
+                # With log-mel statistics the estimate would count sessions
+                # instead of speakers.
+                cluster.n_clusters = cluster(points).n_clusters
+            points = joined(points, log_mels, share)
+        return cluster(points), points
+
+
+def whitened_log_mels(
+    store: Embeddings, utterances: Sequence[str]
+) -> np.ndarray:
+    """Returns the whitened log-mel statistics of utterances (N, 160).
+
+    Zero for one that the store lacks, as its audio could not be read then.
+    """
+    place = {name: row for row, name in enumerate(store.utterances)}
+    rows = np.array([place.get(name, -1) for name in utterances])
+    statistics = np.array(store.vectors[rows[rows >= 0]])
+    found = np.zeros((len(rows), statistics.shape[1]), np.float32)
+    found[rows >= 0] = floor_whitening().fit(statistics)(statistics)
+    return found
