@@ -139,9 +139,9 @@ def run(
         hours = ladder.manifest.durations.sum() / 3600
         if hours < FEW_HOURS:
             print(
-                f"Warning: --train has {hours:.1f} hours of audio. On so little "
-                "it may do harm that the verdict does not see: check the "
-                "result on trials that you trust.",
+                f"Warning: --train has {hours:.1f} hours of audio. On so "
+                "little it may do harm that the verdict does not see: check "
+                "the result on trials that you trust.",
                 file=sys.stderr,
             )
         work = functools.partial(train_network, given=given)
