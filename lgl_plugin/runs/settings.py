@@ -5,6 +5,7 @@ its own entries then replace theirs, and a mapping without a tag changes single
 arguments, as overrides on the command line do.
 """
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -175,10 +176,14 @@ def _leave_positives(tree, changes):
     """Sets ssps_epochs to 0 for a given method that has no use for them."""
     if "method" not in changes or "ssps_epochs" in changes:
         return
-    (tag,) = plain_settings(_resolved(tree))["method"]
-    made = pydoc.locate(tag.partition(":")[2])
-    if not getattr(made, "takes_positives", True):
-        tree["ssps_epochs"] = 0
+    method = plain_settings(_resolved(tree))["method"]
+    if not isinstance(method, dict) or len(method) != 1:
+        return  # the check of values says what is wrong
+    (tag,) = method
+    with contextlib.suppress(pydoc.ErrorDuringImport):
+        made = pydoc.locate(tag.partition(":")[2])
+        if not getattr(made, "takes_positives", True):
+            tree["ssps_epochs"] = 0
 
 
 def _take_pretrained(path, tree, changes):

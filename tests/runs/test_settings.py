@@ -262,6 +262,8 @@ def test_a_method_without_use_for_positives_goes_without():
     moco = "!name:lgl_plugin.methods.moco.MoCo"
     assert load("small_stage1", method=moco).ssps_epochs == 0
     assert load("small_stage1", method=moco, ssps_epochs=3).ssps_epochs == 3
+    (line,) = refusal("small_stage1", method="SimCLR")
+    assert line.startswith("method: ")
     changed = load("small_stage1", method="{adversarial_weight: 3.0}")
     assert changed.ssps_epochs == load("small_stage1").ssps_epochs > 0
 
