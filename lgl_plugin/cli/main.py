@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         if debug:
             raise
-        # Where nothing is to be finished first; `utils.signals` does the rest.
+        # Steps that must finish something first catch it: `utils.signals`.
         print(f"{verb.prog}: stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(130) from None
 

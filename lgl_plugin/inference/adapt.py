@@ -178,7 +178,7 @@ class Ladder:
 
         def embed(folder):
             save_weights(self.extract.encoder.network, folder / ENCODER)
-            # What cannot be exported shows before hours of work.
+            # An encoder that cannot be exported is refused before the work.
             InferenceModel(self.settings, folder / ENCODER)
             self._embed(self.extract, folder)
 

@@ -290,7 +290,7 @@ def test_utterances_of_a_users_list_that_are_tested_on(
 
 
 def test_files_of_a_users_list_are_tried(session, tmp_path, caplog):
-    """What a scan of a folder says and refuses, before the first epoch."""
+    """The preparation of a folder: its notices and refusals."""
     for n in range(4):
         wav = np.full(8000, 0.1)
         soundfile.write(tmp_path / f"{n}.wav", wav, 8000 if n < 2 else 16000)
