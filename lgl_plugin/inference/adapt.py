@@ -308,16 +308,19 @@ class Ladder:
         """Tries the whole network, trained on by what is given.
 
         `train` takes the ladder, trains on the rows `trained` from `weights`,
-        in the folder `training`, and returns the path of the new ones. Each
-        `settings` that it has, in words, get a training and a verdict of
-        their own. ValueError if too few speakers are left to judge by.
+        in the folder `training`, and returns the path of the new ones. Other
+        labels, and each `settings` that it has, in words, get a training and a
+        verdict of their own. ValueError if too few speakers are left to judge
+        by.
         """
         before = self.judged, self.fitted, self.parts, self.best
         self._split()
         if settings:
-            made_by = digest([*settings])
-            self.made_from = digest([self.made_from, made_by])
-            self.training = self.folder / f"{self.training.name}-{made_by[:8]}"
+            made_by = digest([*settings])[:8]
+            self.training = self.folder / f"{self.training.name}-{made_by}"
+        # The split knows only which recordings have labels: a corrected name
+        # would leave the old training as it is. The folder's name has both.
+        self.made_from = digest([self.made_from, self.training.name])
 
         def work(folder):
             extract = copy.copy(self.extract)

@@ -368,6 +368,27 @@ def test_other_settings_have_a_training_and_a_verdict_of_their_own(
     assert trained[1].startswith("training-")
 
 
+def test_a_corrected_name_has_a_training_of_its_own(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    """Which recordings have a label is as before, and so is the split."""
+    monkeypatch.setattr(module, "kept_out", every_second)
+    labels, trained = tmp_path / "labels.csv", []
+
+    def train(ladder):
+        trained.append(ladder.training.name)
+        return ladder.weights
+
+    for name in ("ann", "bob"):
+        lines = ["utterance,speaker", "0.wav,ann", "1.wav,bob", f"2.wav,{name}"]
+        labels.write_text("\n".join(lines))
+        say(monkeypatch, *[WORSE] * 3)
+        ladder = Ladder(ecapa, calls, tmp_path / "run", "cpu", labels=labels)
+        ladder.try_backends()
+        ladder.try_training(train)
+    assert len(trained) == len({*trained}) == 2
+
+
 def test_training_is_judged_by_speakers_that_it_did_not_read(
     ecapa, calls, tmp_path, monkeypatch
 ):
