@@ -32,7 +32,7 @@ from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import as_norm, cosine_scores
 from lgl_plugin.inference.adapt import Ladder
-from lgl_plugin.inference.backends import Identity, load_backend
+from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.verdict import judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.augment import Augmenter
@@ -86,11 +86,17 @@ def examine_all(options, folder, trials):
         found, end = examine(ladder, vectors, trials)
         rows += [{"encoder": run.name, **row} for row in found]
         ends.append({"encoder": run.name, **end})
-        ladders[run.name] = ladder.start, cosine_scores(vectors, trials)
+        judged = dict(zip(ladder.judged, ladder.embedded.of(ladder.judged)))
+        scores = cosine_scores(vectors, trials)
+        ladders[run.name] = judged, ladder.n_speakers, scores
     for one, other in itertools.combinations(ladders, 2):
         before, after = ladders[one], ladders[other]
-        found = judge(before[0], after[0])
-        row = held_against(found, before[1], after[1], trials)
+        both = [row for row in before[0] if row in after[0]]
+        sides = [
+            np.stack([of[0][row] for row in both]) for of in (before, after)
+        ]
+        found = judge(*sides, before[1])
+        row = held_against(found, before[2], after[2], trials)
         rows.append({"encoder": one, "rung": f"or {other}", **row})
     return rows, ends
 
@@ -177,13 +183,13 @@ def manifest(folder, utterances):
 
 def examine(ladder, vectors, trials):
     """Holds each back-end's verdict, and the ladder's end, against labels."""
-    best = Identity().fit(vectors)
-    plain = cosine_scores(vectors, trials)
+    best, plain = np.asarray, cosine_scores(vectors, trials)
+    judged = ladder.embedded.of(ladder.judged)
     rows, figures = [], {"as it came": percent(plain, trials)}
     for rung in ladder.rungs:
         backend = load_backend(ladder.folder / rung.name / BACKEND)
         scores = cosine_scores(backend(vectors), trials)
-        found = judge(ladder.start, ladder.start.through(backend))
+        found = judge(judged, backend(judged), ladder.n_speakers)
         row = held_against(found, plain, scores, trials)
         rows.append({"rung": rung.name, **row})
         figures[rung.name] = percent(scores, trials)
@@ -192,7 +198,7 @@ def examine(ladder, vectors, trials):
     scores = cosine_scores(best(vectors), trials)
     figures["kept"] = kept[-1] if kept else "none"
     figures["adapted"] = percent(scores, trials)
-    cohort = best(ladder.vectors)
+    cohort = best(ladder.embedded.of(ladder.fitted))
     scores = as_norm(scores, trials, best(vectors), cohort, COHORT)
     figures["with AS-norm"] = percent(scores, trials)
     return rows, figures

@@ -255,7 +255,7 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     }
     if encoder_settings(ladder.weights) is None:  # else the weights say that
         own.update(ladder.settings)  # new_encoder and sample_rate
-        own["embedding_size"] = ladder.parts.first.shape[-1]
+        own["embedding_size"] = ladder.embedded.vectors.shape[-1]
     if not batch_norms(ladder.extract.encoder.network):
         own["freeze_batch_statistics"] = False
     if ladder.given is not None:

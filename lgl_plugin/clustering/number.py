@@ -78,6 +78,12 @@ class Estimate:
         """How much more is explained than by chance, at 1, 2, … clusters."""
         return self.explained - self.by_chance
 
+    @property
+    def is_guess(self) -> bool:
+        """Says that clusters explain hardly more than chance."""
+        gap = self.gap
+        return bool(gap[1 : len(gap) // 2].max() < CHANCE)
+
 
 def estimate(
     kmeans: KMeans,
@@ -134,9 +140,10 @@ def estimate(
     doublings = np.log2(np.arange(2, 2 + len(gap)))
     value = gap - SLACK * gap.max() * doublings
     value[gap < (1 - SLACK) * gap.max()] = -np.inf
-    n_clusters = 2 + int(np.argmax(value))
-    if gap.max() < CHANCE:
-        n_clusters = max(n_clusters, n_parts // GUESSED_SIZE)
+    found = Estimate(2 + int(np.argmax(value)), explained, by_chance)
+    if found.is_guess:
+        n_clusters = max(found.n_clusters, n_parts // GUESSED_SIZE)
+        found = dataclasses.replace(found, n_clusters=n_clusters)
         logger.warning(
             "n_clusters: auto finds no recordings that belong together, so %d "
             "is a guess. Either this encoder does not tell speakers apart: "
@@ -145,7 +152,7 @@ def estimate(
             "is. If you know about how many speakers there are, set n_clusters",
             n_clusters,
         )
-    return Estimate(n_clusters, explained, by_chance)
+    return found
 
 
 def check_enough(n_points: int) -> None:

@@ -36,13 +36,7 @@ from lgl_plugin.inference.model_card import adapted_card
 from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
 from lgl_plugin.inference.split import kept_out
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.inference.verdict import (
-    FEWEST,
-    Parts,
-    Verdict,
-    embed_parts,
-    judge,
-)
+from lgl_plugin.inference.verdict import FEWEST, Verdict, count_speakers, judge
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start
@@ -58,8 +52,23 @@ logger = get_logger(__name__)
 
 # The most recordings that the verdict uses, their largest share of all, and
 # the most that a back-end is fitted on.
-JUDGED, JUDGED_SHARE, FITTED = 400, 0.5, 20000
-PSEUDO_TRIALS, ROWS = "pseudo_trials.npz", "rows.npz"
+JUDGED, JUDGED_SHARE, FITTED = 1000, 0.5, 20000
+ROWS = "rows.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Embeddings (N, D) of recordings, by their rows in the manifest (N,)."""
+
+    rows: np.ndarray
+    vectors: np.ndarray
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the vectors of those of some rows that could be read."""
+        order = np.argsort(self.rows)
+        place = np.searchsorted(self.rows, rows, sorter=order)
+        place = order[np.minimum(place, len(order) - 1)]
+        return self.vectors[place[self.rows[place] == rows]]
 
 
 class Ladder:
@@ -110,7 +119,8 @@ class Ladder:
         self._check_begun(
             {"times": self.times}, f"{other}, by the files' times"
         )
-        made_from.update(version)
+        # Steps of an earlier version, which judged by fewer, are done again.
+        made_from.update(version, judged=JUDGED)
         number, self.given = len(self.manifest), None
         order, n_known = np.random.default_rng(0).permutation(number), 0
         if labels is not None:
@@ -185,7 +195,7 @@ class Ladder:
         self.made_from = self.run.identity()
         self._step("start", embed)
         self._take("start")
-        self.start = self.best = self.parts
+        self._judge_by(self.judged)
 
     def _step(self, name, work):
         """Does a step after the one before, unless it is done."""
@@ -195,10 +205,16 @@ class Ladder:
         return result
 
     def _embed(self, extract, folder):
-        """Embeds pseudo-trials, and the recordings to fit on, into a folder."""
-        parts = self._pseudo_trials(extract, folder)
-        found = self._read(extract, self.fitted[:FITTED], folder)
-        return parts, found.vectors
+        """Embeds the recordings to judge by and to fit on, into a folder."""
+        rows = np.concatenate([self.judged, self.fitted[:FITTED]])
+        return self._embedded(self._read(extract, rows, folder))
+
+    def _embedded(self, *stores):
+        """Returns the embeddings of stores, by rows."""
+        return Embedded(
+            np.concatenate([self.manifest.rows(s.utterances) for s in stores]),
+            np.concatenate([s.vectors for s in stores]),
+        )
 
     def _read(self, extract, rows, folder):
         """Embeds those of some recordings that can be read, into a folder.
@@ -209,17 +225,18 @@ class Ladder:
         BadFiles(self.folder / "bad_files.txt", limit=sys.maxsize).add(bad)
         return found
 
-    def _pseudo_trials(self, extract, folder):
-        """Embeds the recordings that the verdict is passed on."""
-        parts = embed_parts(extract, self.manifest, self.judged)
-        save_arrays(folder / PSEUDO_TRIALS, **dataclasses.asdict(parts))
-        return parts
-
     def _take(self, name):
         """Goes on from the network that a step left."""
         self.weights = self.folder / name / ENCODER
-        self.parts = Parts(**load_arrays(self.folder / name / PSEUDO_TRIALS))
-        self.vectors = Embeddings.load(self.folder / name).vectors
+        self.embedded = self._embedded(Embeddings.load(self.folder / name))
+
+    def _judge_by(self, rows):
+        """Judges from here on by those of some rows that could be read."""
+        self.judged = rows[np.isin(rows, self.embedded.rows)]
+        self.best = self.embedded.of(self.judged)
+        self.n_speakers = count_speakers(self.best)
+        if self.backend is not None:
+            self.best = self.backend(self.best)
 
     def _done(self, name, result):
         """Notes a rung that is done; says whether it is kept."""
@@ -228,34 +245,28 @@ class Ladder:
         logger.info("%s: %s", name, rung.verdict)
         return rung.kept
 
-    def _judge(self, kind, folder, parts, vectors):
+    def _judge(self, kind, folder, embedded):
         """Fits a back-end, or none, and judges against the best so far."""
-        behind = parts
+        behind = embedded.of(self.judged)
         if kind:
-            backend = BACKENDS[kind]().fit(vectors)
+            backend = BACKENDS[kind]().fit(embedded.of(self.fitted))
             backend.save(folder / BACKEND)
-            behind = parts.through(backend)
-        found = judge(self.best, behind)
-        if parts is self.parts and self.kind and not found.sign:
-            # A tie of back-ends goes to the later, if that wins over none.
-            # Whitening costs short parts more than whole recordings, and
-            # labelled trials gained by it: docs/adapt_measured.md.
-            found = judge(self.parts, behind)
-        return dataclasses.asdict(found)
+            behind = backend(behind)
+        return dataclasses.asdict(judge(self.best, behind, self.n_speakers))
 
     def _climb(self, name, kind):
         """Goes on from a rung that is kept."""
-        self.kind, self.best = kind, self.parts
+        self.kind, self.best = kind, self.embedded.of(self.judged)
         if kind:
             self.backend = load_backend(self.folder / name / BACKEND)
-            self.best = self.parts.through(self.backend)
+            self.best = self.backend(self.best)
 
     def try_backends(self) -> None:
         """Tries the rungs that train nothing."""
         for name in BACKENDS:
 
             def fit(folder, kind=name):
-                return self._judge(kind, folder, self.parts, self.vectors)
+                return self._judge(kind, folder, self.embedded)
 
             if self._done(name, self._step(name, fit)):
                 self._climb(name, name)
@@ -264,17 +275,15 @@ class Ladder:
         """Judges from here on by speakers that no training reads."""
 
         def work(folder):
-            known = Embeddings.load(self.folder / "start")
-            rows = self.manifest.rows(known.utterances)
-            rest = np.setdiff1d(np.arange(len(self.manifest)), rows)
-            found = self._read(self.extract, rest, folder)
-            rest = self.manifest.rows(found.utterances)
-            rows = np.concatenate([rows, rest])
-            vectors = np.concatenate([known.vectors, found.vectors])
-            labelled = np.zeros(len(rows), bool)
+            rest = self.fitted[FITTED:]
+            if len(rest):
+                self._read(self.extract, rest, folder)
+            known = every()
+            labelled = np.zeros(len(known.rows), bool)
             if self.given is not None:
-                labelled = self.given.of(rows) >= 0
-            out = rows[kept_out(vectors, labelled, device=self.device)]
+                labelled = self.given.of(known.rows) >= 0
+            drawn = kept_out(known.vectors, labelled, device=self.device)
+            out = known.rows[drawn]
             if len(out) < FEWEST:
                 raise ValueError(
                     f"{len(out)} recordings are of speakers to judge training "
@@ -282,23 +291,25 @@ class Ladder:
                     "label and hold less than half of the recordings. Give "
                     "labels of fewer speakers, or leave --train out."
                 )
-            self.judged = np.random.default_rng(0).permutation(out)[:JUDGED]
-            self._pseudo_trials(self.extract, folder)
+            judged = np.random.default_rng(0).permutation(out)[:JUDGED]
             # Without what cannot be read: training ends at 2 % of such files.
-            split = {"kept_out": out, "trained": np.setdiff1d(rows, out)}
-            save_arrays(folder / ROWS, judged=self.judged, **split)
+            split = {"kept_out": out, "trained": np.setdiff1d(known.rows, out)}
+            save_arrays(folder / ROWS, judged=judged, **split)
             return {"kept_out": len(out)}
 
+        def every():
+            stores = [Embeddings.load(self.folder / "start")]
+            if len(self.fitted) > FITTED:
+                stores.append(Embeddings.load(self.folder / SPLIT))
+            return self._embedded(*stores)
+
         self._step(SPLIT, work)
+        self.embedded = every()
         rows = load_arrays(self.folder / SPLIT / ROWS)
         order = np.random.default_rng(0).permutation(len(self.manifest))
-        self.judged = rows["judged"]
+        self._judge_by(rows["judged"])
         self.fitted = order[~np.isin(order, self.judged)]
         self.trained = rows["trained"]
-        parts = load_arrays(self.folder / SPLIT / PSEUDO_TRIALS)
-        self.best = self.parts = Parts(**parts)
-        if self.backend is not None:
-            self.best = self.parts.through(self.backend)
 
     def try_training(
         self,
@@ -313,7 +324,8 @@ class Ladder:
         verdict of their own. ValueError if too few speakers are left to judge
         by.
         """
-        before = self.judged, self.fitted, self.parts, self.best
+        names = "judged", "fitted", "embedded", "best", "n_speakers"
+        before = {name: getattr(self, name) for name in names}
         self._split()
         if settings:
             made_by = digest([*settings])[:8]
@@ -327,14 +339,14 @@ class Ladder:
             extract.encoder = copy.deepcopy(self.extract.encoder)
             load_weights(extract.encoder.network, train(self))
             save_weights(extract.encoder.network, folder / ENCODER)
-            parts, vectors = self._embed(extract, folder)
-            return self._judge(self.kind, folder, parts, vectors)
+            return self._judge(self.kind, folder, self._embed(extract, folder))
 
         if self._done(TRAINED, self._step(TRAINED, work)):
             self._take(TRAINED)
             self._climb(TRAINED, self.kind)
         else:
-            self.judged, self.fitted, self.parts, self.best = before
+            for name in names:
+                setattr(self, name, before[name])
 
     def export(
         self,
@@ -378,7 +390,7 @@ class Ladder:
             "trained": any(r.kept and r.name == TRAINED for r in self.rungs),
             "recordings": len(self.manifest),
             "hours": float(self.manifest.durations.sum()) / 3600,
-            "judged": len(self.best.rows),
+            "judged": len(self.best),
             "given": self.given,
         }
         rungs = HEADER, [rung.cells() for rung in self.rungs]

@@ -1,194 +1,74 @@
 """A verdict without labels: whether one encoder is better than another.
 
-Both encoders score the same pseudo-trials of unlabelled audio. A target trial
-joins two disjoint parts of one recording, a non-target trial parts of two
-recordings. One part stays as recorded; the other gets another channel and, half
-the time, another room. Otherwise an encoder would win by knowing microphones
-and lines. The interval comes from drawing recordings, not trials: thousands of
-trials share a recording.
+Both encoders score the same pseudo-trials, pairs of whole recordings. Each of
+the two clusters the recordings by its own scores. A pair that both put into one
+cluster is a target trial, a pair that both put into two is a non-target trial,
+and a pair on which they disagree is none. Neither encoder's mistakes count as
+the truth, and its own mistakes cost either as much. The interval comes from
+drawing recordings, not trials: thousands of trials share a recording.
 
-What can mislead: some recordings that count as different speakers are of the
-same one, and nothing here can know which. The nearest few of each recording
-are therefore left out, by both encoders' scores alike. What two parts share
-beside the voice stays a cue: the noise behind it, the words' style, the mood
-of the day. An encoder that drops such a cue may look worse than it is; one that
-learns it, or was trained on these recordings, may look better. Parts are short,
-so whitening, which amplifies the noise of short speech, looks worse than it is.
-With few speakers, recordings are not independent and the interval is too
-narrow. `benchmarks/verdict.py` measures all this
-where labels exist.
+What can mislead: mistakes that both encoders make count as the truth, so that
+the error rates are lower than the true ones. A recording's room, line and
+microphone tell it apart, too: where a speaker's recordings share these and no
+two speakers do, an encoder may win by knowing them. With few speakers,
+recordings are not independent and the interval is too narrow. An encoder that
+was trained on these recordings looks better than it is.
+`benchmarks/verdict.py` measures all this where labels exist.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import random
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
-from lgl_plugin.dataio.audio import BadAudio
-from lgl_plugin.dataio.crops import read_crops
-from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.inference.backends import Backend
-from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.number import FIRST_STEP, estimate
+from lgl_plugin.clustering.two_step import TwoStepKMeans
+from lgl_plugin.clustering.vectors import normalised
+from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.metrics.error_rates import Resampled
-from lgl_plugin.nnet.augment import Augmenter
-from lgl_plugin.utils.progress import tqdm
 
-# Seconds of a recording below which half of it says little about a voice, and
-# the longest part that is heard.
-SHORTEST, LONGEST_PART = 1.0, 4.0
-BATCH = 16  # recordings whose parts are augmented together
-# Other recordings, nearest first: the share that is left out as perhaps the
-# same speaker, and how many of the next are trials, beside as many of the
-# rest.
-SAME_SPEAKER, TRIALS = 0.05, 20
-# An interval of fewer says nothing.
-FEWEST = 10
+# An interval of fewer recordings says nothing, nor does one of fewer target
+# trials; more non-target trials than this change no error rate.
+FEWEST, FEWEST_TARGETS, MOST_OTHERS = 10, 10, 100_000
 RESAMPLES, LEVEL = 1000, 0.95
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """Embeddings of two disjoint parts of each recording, in pairs of copies.
+def count_speakers(vectors: ArrayLike) -> int:
+    """Estimates how many speakers the judged recordings have.
 
     Arguments
     ---------
-    rows : numpy.ndarray
-        The recordings' rows in their manifest, int64 (N,).
-    first, second : numpy.ndarray
-        The parts', float32 (N, copies, D). A trial compares parts of one
-        place in the second axis.
-
-    Example
-    -------
-    >>> rng = np.random.default_rng(0)
-    >>> parts = Parts(np.arange(9), *rng.normal(size=(2, 9, 2, 4)))
-    >>> from lgl_plugin.inference.backends import Centring
-    >>> parts.through(Centring().fit(rng.normal(size=(9, 4)))).first.shape
-    (9, 2, 4)
-    """
-
-    rows: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-
-    def through(self, backend: Backend) -> Parts:
-        """Returns the parts behind a back-end."""
-
-        def transformed(vectors):
-            flat = backend(vectors.reshape(-1, vectors.shape[-1]))
-            return flat.reshape(*vectors.shape[:-1], -1)
-
-        return Parts(
-            self.rows, transformed(self.first), transformed(self.second)
-        )
-
-    def scores(self) -> np.ndarray:
-        """Returns the cosines of all parts (N, N, copies), float32."""
-        first, second = (
-            part / np.linalg.norm(part, axis=-1, keepdims=True)
-            for part in (self.first, self.second)
-        )
-        return np.einsum("icd,jcd->ijc", first, second).astype(np.float32)
-
-
-@torch.no_grad()
-def embed_parts(
-    extract: Extractor, manifest: Manifest, rows: ArrayLike, seed: int = 0
-) -> Parts:
-    """Embeds two parts of each recording, either once as it is, once changed.
-
-    The change is a channel, one in three a telephone band, and for half of the
-    parts a room. Noise made the verdict no truer (docs/adapt_measured.md).
-
-    Arguments
-    ---------
-    extract : Extractor
-        Around the encoder.
-    manifest, rows : Manifest, array-like
-        Where the audio is, and which of its recordings, int64 (n,).
-    seed : int
-        Of parts and changes. One seed gives all encoders equal audio.
-
-    Returns
-    -------
-    Parts
-        Of the recordings that can be read and last a second, and whose
-        embeddings are finite.
+    vectors : array-like
+        Their embeddings by the encoder as it came, float (N, D), N from 10.
 
     Raises
     ------
     ValueError
-        If these are too few for a verdict.
+        If they are too few, or no two seem to be of one speaker, so that no
+        verdict can be passed.
 
     Example
     -------
-    >>> import soundfile
-    >>> from speechbrain.lobes.features import Fbank
-    >>> from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
-    >>> path = str(getfixture("tmp_path") / "noise.wav")
-    >>> soundfile.write(path, np.random.randn(240000) / 9, 16000)
-    >>> manifest = Manifest.of(
-    ...     [(f"{n}", path, float(n), 1.5, "") for n in range(12)]
-    ... )
-    >>> extract = Extractor(Encoder(Fbank(n_mels=80), LogMelStatistics()))
-    >>> embed_parts(extract, manifest, range(12)).first.shape
-    (12, 2, 160)
+    >>> rng = np.random.default_rng(0)
+    >>> voices = np.repeat(rng.normal(size=(12, 16)), 9, axis=0)
+    >>> count_speakers(voices + 0.1 * rng.normal(size=voices.shape))
+    12
     """
-    rows = np.asarray(rows, np.int64)
-    rows = rows[manifest.durations[rows] >= SHORTEST]
-    half = float(np.median(manifest.durations[rows])) / 2 if len(rows) else 1.0
-    crop, rate = min(half, LONGEST_PART), extract.sample_rate
-    augment = Augmenter(
-        rate, reverb_only=0.5, noise_only=0.0, clean=0.5, channel=1.0
-    )
-    augment, rng = augment.to(extract.device), random.Random(seed)
-    encoder = extract.encoder.to(extract.device).eval()
-    kept, vectors = [], []
-    progress = tqdm(total=len(rows), desc="pseudo-trials", unit="rec")
-    with torch.random.fork_rng(), progress:
-        torch.manual_seed(seed)
-        for start in range(0, len(rows), BATCH):
-            crops, heard = [], []
-            for row in rows[start : start + BATCH].tolist():
-                try:
-                    crops.append(
-                        read_crops(
-                            **manifest[row],
-                            crop=crop,
-                            n_crops=2,
-                            sample_rate=rate,
-                            rng=rng,
-                        )
-                    )
-                except BadAudio:
-                    continue
-                heard.append(row)
-            progress.update(len(rows[start : start + BATCH]))
-            if not crops:
-                continue
-            wavs = torch.cat(crops).to(extract.device)
-            both = torch.stack([encoder(wavs), encoder(augment(wavs))])
-            both = both.unflatten(1, (-1, 2)).float().cpu()
-            # One NaN would make the nearness of all recordings NaN.
-            finite = both.isfinite().all(dim=(0, 2, 3))
-            kept.extend(np.array(heard)[finite.numpy()])
-            vectors.append(both[:, finite])
-    if len(kept) < FEWEST:
+    vectors = np.asarray(vectors)
+    if len(vectors) < FEWEST:
         raise ValueError(
-            f"{len(kept)} recordings of {SHORTEST:g} s or more can be read "
-            f"and embedded, but a verdict needs {FEWEST}"
+            f"a verdict needs {FEWEST} recordings, got {len(vectors)}"
         )
-    # By (as it is or changed, recording, part, dim).
-    plain, changed = torch.cat(vectors, 1).numpy()
-    return Parts(
-        np.array(kept),
-        np.stack([plain[:, 0], changed[:, 0]], axis=1),
-        np.stack([changed[:, 1], plain[:, 1]], axis=1),
-    )
+    points = Whitening(1.0).fit(vectors)(vectors)
+    found = estimate(TorchKMeans(FIRST_STEP), points)
+    if found.is_guess:
+        raise ValueError(
+            f"no two of {len(vectors)} recordings seem to be of one speaker, "
+            "so that nothing can be judged: either each speaker has one "
+            "recording only, or this encoder does not tell speakers apart"
+        )
+    return found.n_clusters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,44 +116,55 @@ points)
         )
 
 
-def judge(before: Parts, after: Parts, seed: int = 0) -> Verdict:
+def judge(
+    before: ArrayLike, after: ArrayLike, n_speakers: int, seed: int = 0
+) -> Verdict:
     """Compares two encoders by pseudo-trials of the same recordings.
 
     Arguments
     ---------
-    before, after : Parts
-        Of the same recordings and copies, N from 10.
+    before, after : array-like
+        Embeddings of the recordings, behind the back-ends, if there are any:
+        float (N, D) and (N, D'), N from 10, in one order.
+    n_speakers : int
+        About how many speakers the recordings have: `count_speakers`.
     seed : int
-        Of the non-target trials and of the interval.
+        Of the interval, and of the non-target trials where these are many.
 
     Raises
     ------
     ValueError
-        If the recordings differ or are too few.
+        If the recordings differ in number or are too few.
 
     Example
     -------
     >>> rng = np.random.default_rng(0)
-    >>> voice = rng.normal(size=(60, 1, 8))
+    >>> voices = np.repeat(rng.normal(size=(20, 16)), 9, axis=0)
     >>> def heard(noise):
-    ...     return Parts(
-    ...         np.arange(60), *(voice + noise * rng.normal(size=(2, 60, 2, 8)))
-    ...     )
-    >>> judge(heard(1.0), heard(0.5)).sign
+    ...     return voices + noise * rng.normal(size=voices.shape)
+    >>> judge(heard(1.0), heard(0.7), n_speakers=20).sign
     -1
     """
-    if not np.array_equal(before.rows, after.rows):
-        raise ValueError("before and after are not of the same recordings")
-    number = len(before.rows)
+    encoders = [normalised(np.asarray(side)) for side in (before, after)]
+    number = len(encoders[0])
+    if len(encoders[1]) != number:
+        raise ValueError(
+            f"before and after are of {number} and {len(encoders[1])} "
+            "recordings, not of the same"
+        )
     if number < FEWEST:
         raise ValueError(f"a verdict needs {FEWEST} recordings, got {number}")
     rng = np.random.default_rng(seed)
-    scores = before.scores(), after.scores()
-    i, j = _trials(*scores, rng)
-    sides = [np.repeat(side, scores[0].shape[2]) for side in (i, j)]
+    first, second, labels = _trials(encoders, n_speakers, rng)
+    if np.count_nonzero(labels) < FEWEST_TARGETS:
+        # They agree on nothing that could be counted, and nothing is shown.
+        return Verdict(number, 50.0, 50.0, -50.0, 50.0)
     curves = [
-        Resampled(of_all[i, j].ravel(), sides[0] == sides[1], *sides)
-        for of_all in scores
+        Resampled(
+            np.einsum("td,td->t", points[first], points[second]),
+            *(labels, first, second),
+        )
+        for points in encoders
     ]
     once = np.ones(number, np.int64)
     rates = [100 * curve.eer(once) for curve in curves]
@@ -282,27 +173,21 @@ def judge(before: Parts, after: Parts, seed: int = 0) -> Verdict:
         times = np.bincount(rng.integers(number, size=number), minlength=number)
         changes.append(100 * (curves[1].eer(times) - curves[0].eer(times)))
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(changes, [tail, 1 - tail])
+    low, high = np.nanquantile(changes, [tail, 1 - tail])
     return Verdict(number, rates[0], rates[1], float(low), float(high))
 
 
-def _trials(before, after, rng):
-    """Draws trials (i, j) of recordings, targets first, from both's scores.
-
-    Nearness is the mean of both encoders' scores, each in units of its own
-    spread. Trials that are hard for one encoder would count against it.
-    """
-    number = len(before)
-    nearness = np.zeros((number, number))
-    for scores in (before, after):
-        mean = scores.mean(axis=2, dtype=np.float64)
-        nearness += (mean + mean.T) / mean.std()
-    np.fill_diagonal(nearness, np.inf)  # itself comes first
-    order = np.argsort(-nearness, axis=1, kind="stable")
-    first = 1 + int(np.ceil(SAME_SPEAKER * (number - 1)))
-    near, rest = np.split(order[:, first:], [TRIALS], axis=1)
-    far = rng.permuted(rest, axis=1)[:, :TRIALS]
-    others = np.hstack([near, far])
-    own = np.arange(number)
-    i = np.concatenate([own, np.repeat(own, others.shape[1])])
-    return i, np.concatenate([own, others.ravel()])
+def _trials(encoders, n_speakers, rng):
+    """Returns the pairs on which the encoders agree, and which are targets."""
+    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_speakers)
+    first, second = np.triu_indices(len(encoders[0]), 1)
+    one, other = (
+        labels[first] == labels[second]
+        for labels in (cluster(points).labels for points in encoders)
+    )
+    targets, others = np.flatnonzero(one & other), np.flatnonzero(~one & ~other)
+    if len(others) > MOST_OTHERS:
+        others = rng.choice(others, MOST_OTHERS, replace=False)
+    chosen = np.concatenate([targets, others])
+    labels = np.arange(len(chosen)) < len(targets)
+    return first[chosen], second[chosen], labels

@@ -50,8 +50,8 @@ def _introduction(ladder, exported) -> Iterator[Block]:
         "audio": str(ladder.audio),
         "recordings": f"{len(ladder.manifest):,}",
         "minutes": f"{ladder.manifest.durations.sum() / 60:,.0f}",
-        "judged on": f"{len(ladder.best.rows):,}",
-        "fitted on": f"{len(ladder.vectors):,}",
+        "judged on": f"{len(ladder.best):,}",
+        "fitted on": f"{len(ladder.embedded.of(ladder.fitted)):,}",
     }
     if ladder.given is not None:
         number = int((ladder.given.by_row >= 0).sum())
@@ -66,8 +66,7 @@ def _introduction(ladder, exported) -> Iterator[Block]:
 def _rungs(ladder) -> Iterator[Block]:
     """Yields the table of rungs."""
     yield Table(
-        "Equal error rates on pseudo-trials; before is the best rung so far, "
-        "or the encoder as it came where two back-ends are even",
+        "Equal error rates on pseudo-trials; before is the best rung so far",
         HEADER,
         [rung.cells() for rung in ladder.rungs],
     )
@@ -84,13 +83,13 @@ def _limits(ladder) -> Iterator[Block]:
     if ladder.given is not None:
         known = "The labels that you gave were trained on, never judged by."
     yield [
-        f"{known} Targets are two parts of one recording, of "
-        "which one is heard through another channel; non-targets are parts "
-        "of two recordings.",
-        "Some non-targets are of one speaker. The nearest few of each "
-        "recording are left out, but nobody can know which they are.",
-        "What the parts of a recording share beside the voice, such as its "
-        "background, counts as voice here.",
+        f"{known} Each side clusters the recordings. Pairs that both put into "
+        "one cluster are targets, pairs that both put into two are "
+        "non-targets.",
+        "Mistakes that both sides make count as the truth: true error rates "
+        "are higher.",
+        "What the recordings of a speaker share beside the voice, such as the "
+        "room or the line, counts as voice here.",
         "Training is judged by recordings of clusters that it never read; a "
         "cluster stands for a speaker, but may hold a part of one only.",
         "These error rates are not those of real trials. "

@@ -23,7 +23,7 @@ from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.inference.verdict import Parts, Verdict
+from lgl_plugin.inference.verdict import Verdict, count_speakers
 from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import Run
@@ -85,6 +85,12 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     return folder
 
 
+@pytest.fixture(autouse=True)
+def counted(monkeypatch):
+    """The recordings count as of eight speakers: they are of forty."""
+    monkeypatch.setattr(module, "count_speakers", lambda vectors: 8)
+
+
 def adapt(encoder, audio, folder, *options):
     main(
         [
@@ -140,22 +146,35 @@ def test_speechbrain_loads_what_is_kept(
 TIE = Verdict(20, 4.0, 3.9, -1.0, 0.5)
 
 
-@pytest.mark.parametrize("last", [BETTER, TIE])
-def test_a_tie_of_backends_goes_to_the_one_that_wins_over_none(
-    ecapa, calls, tmp_path, monkeypatch, last
+def test_each_backend_is_judged_against_what_is_kept(
+    ecapa, calls, tmp_path, monkeypatch
 ):
-    heard, left = [], [BETTER, TIE, last]
+    heard, left = [], [BETTER, TIE]
 
-    def judge(before, after):
-        heard.append(before)
+    def judge(before, after, n_speakers):
+        heard.append((before, after))
         return left.pop(0)
 
     monkeypatch.setattr(module, "judge", judge)
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     ladder.try_backends()
-    assert [rung.kept for rung in ladder.rungs] == [True, last is BETTER]
-    assert heard[0] is heard[2] is ladder.start and heard[1] is not heard[0]
-    assert ladder.kind == ("whitening" if last is BETTER else "centring")
+    assert [rung.kept for rung in ladder.rungs] == [True, False]
+    assert ladder.kind == "centring"
+    bare = ladder.embedded.of(ladder.judged)
+    assert np.array_equal(heard[0][0], bare)
+    centred = load_backend(tmp_path / "centring" / "backend.npz")(bare)
+    for found in (heard[0][1], heard[1][0], ladder.best):
+        assert np.array_equal(found, centred)
+
+
+def test_speakers_with_one_recording_each_are_refused(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(module, "count_speakers", count_speakers)
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path)
+    said = capsys.readouterr().err
+    assert "no two of 20 recordings seem to be of one speaker" in said
 
 
 def test_an_encoder_that_is_best_as_it_is_stays(
@@ -188,7 +207,7 @@ def test_it_goes_on_where_it_was_interrupted(
     assert "stopped    centring" in printed
     with monkeypatch.context() as patch:
         say(patch, WORSE, BETTER)
-        patch.setattr(module, "embed_parts", fail)
+        patch.setattr(Ladder, "_embed", fail)
         adapt(ecapa, calls, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(module, "threshold_by_halves", fail)
@@ -248,7 +267,7 @@ def test_nothing_is_fitted_on_what_is_judged(ecapa, calls, tmp_path):
     assert not {*ladder.judged} & {*ladder.fitted}
     ladder.try_backends()
     assert [rung.name for rung in ladder.rungs] == list(module.BACKENDS)
-    assert len(ladder.vectors) == 20
+    assert len(ladder.embedded.of(ladder.fitted)) == 20
 
 
 def test_an_adapted_encoder_can_be_adapted(ecapa, calls, tmp_path, monkeypatch):
@@ -395,7 +414,7 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     """Only what is kept of it changes what the other rungs are judged by."""
     heard, left = [], [WORSE, BETTER, WORSE]
 
-    def judge(before, after):
+    def judge(before, after, n_speakers):
         heard.append((before, after))
         return left.pop(0)
 
@@ -407,17 +426,29 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     ladder.try_training(lambda ladder: ladder.weights)
     rows = load_arrays(tmp_path / "split" / "rows.npz")
     assert {*ladder.trained} == {*range(40)} - {*rows["kept_out"]}
-    # Recordings that were embedded before are not embedded again.
-    found = Embeddings.load(tmp_path / "split").utterances
-    assert {*found} == {ladder.manifest.ids[row] for row in judged}
     assert ladder.judged is judged and ladder.best is best
     before, after = heard[-1]
-    assert {*before.rows} == {*rows["judged"]}
-    # The network came back as it was, behind the back-end that is kept.
-    raw = Parts(**load_arrays(tmp_path / "split" / "pseudo_trials.npz"))
+    # Behind the back-end that is kept; training left the network as it was.
     backend = load_backend(tmp_path / "whitening" / "backend.npz")
-    np.testing.assert_allclose(before.first, raw.through(backend).first)
-    assert after.first.shape == before.first.shape
+    raw = ladder.embedded.of(rows["judged"])
+    np.testing.assert_allclose(before, backend(raw))
+    assert after.shape == before.shape
+
+
+def test_recordings_that_no_rung_needed_are_embedded_for_the_split(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    say(monkeypatch, *[WORSE] * 3)
+    monkeypatch.setattr(module, "FITTED", 5)
+    monkeypatch.setattr(module, "kept_out", every_second)
+    ladder = Ladder(ecapa, calls, tmp_path, "cpu")
+    ladder.try_backends()
+    assert len(ladder.embedded.rows) == 25
+    ladder.try_training(lambda ladder: ladder.weights)
+    found = Embeddings.load(tmp_path / "split").utterances
+    assert {*found} == {ladder.manifest.ids[row] for row in ladder.fitted[5:]}
+    rows = load_arrays(tmp_path / "split" / "rows.npz")
+    assert {*rows["kept_out"]} | {*rows["trained"]} == {*range(40)}
 
 
 def test_training_gets_only_what_can_be_read(
@@ -536,7 +567,7 @@ def test_what_training_is_given(tmp_path, monkeypatch):
         audio=folder,
         weights=folder / "weights.ckpt",
         settings={"new_encoder": network, "sample_rate": 8000},
-        parts=types.SimpleNamespace(first=np.zeros((1, 2, 16))),
+        embedded=types.SimpleNamespace(vectors=np.zeros((1, 16))),
         trained=range(10),
         given="labels of some",
         extract=types.SimpleNamespace(
