@@ -7,7 +7,7 @@
 import argparse
 from typing import Any
 
-from lgl_plugin.cli.common import ENCODER_HELP
+from lgl_plugin.cli.common import ENCODER_HELP, LONE_CHANNEL, add_channel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="paths to take; those that the encoder lacks are left out",
     )
     add("--seed", type=int, default=0, help="of what is drawn")
+    add_channel(parser, LONE_CHANNEL)
     add("--device", help="none: the GPU if there is one")
 
 

@@ -7,6 +7,8 @@ import logging
 import pathlib
 
 ENCODER_HELP = "exported folder, another of SpeechBrain's, or CAM++'s weights"
+# Of the verbs that cannot go on without a file.
+LONE_CHANNEL = "a file with a single channel is read as it is"
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

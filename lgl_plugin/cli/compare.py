@@ -5,7 +5,12 @@
 
 import argparse
 
-from lgl_plugin.cli.common import ENCODER_HELP, add_channel, cosine
+from lgl_plugin.cli.common import (
+    ENCODER_HELP,
+    LONE_CHANNEL,
+    add_channel,
+    cosine,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=cosine,
         help="cosine from which on two are one speaker; none: the encoder's",
     )
-    add_channel(parser, "a file with a single channel is read as it is")
+    add_channel(parser, LONE_CHANNEL)
     add("--device", default="cpu", help="where to embed")
 
 
@@ -33,7 +38,7 @@ def run(
 ) -> None:
     """Prints the cosine, the threshold and the verdict."""
     from lgl_plugin.clustering.vectors import normalised
-    from lgl_plugin.dataio.audio import probe
+    from lgl_plugin.dataio.audio import channel_of, probe
     from lgl_plugin.dataio.manifest import Manifest
     from lgl_plugin.inference.extractor import load_extractor
     from lgl_plugin.inference.folder import read_threshold
@@ -46,9 +51,9 @@ def run(
     for file in first, second:
         try:
             header = probe(file, rate)
+            read = channel_of(header, channel)
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
-        read = channel if header.channels > 1 else None
         rows.append((file, file, 0.0, header.seconds, "", read, None))
     one, other = normalised(extract.embed_all(Manifest.of(rows)))
     cosine = float(one @ other)

@@ -8,7 +8,12 @@
 import argparse
 from typing import Any
 
-from lgl_plugin.cli.common import ENCODER_HELP, add_machine
+from lgl_plugin.cli.common import (
+    ENCODER_HELP,
+    LONE_CHANNEL,
+    add_channel,
+    add_machine,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many files of the cohort are drawn; none: 20000",
     )
     add("--seed", type=int, default=0, help="of what is drawn")
+    add_channel(parser, LONE_CHANNEL)
     add_machine(parser)
 
 

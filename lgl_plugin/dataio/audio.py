@@ -121,6 +121,26 @@ def probe(
     return header
 
 
+def channel_of(header: Header, channel: int | None) -> int | None:
+    """Returns the channel to read of a file; a single one is read as it is.
+
+    Raises BadAudio if the file has several channels, but not this one.
+    """
+    if header.channels == 1:
+        return None
+    _check_channel(header.channels, channel)
+    return channel
+
+
+def _check_channel(channels, channel):
+    """Raises BadAudio if a file of so many channels lacks one."""
+    if channel is not None and channel >= channels:
+        raise BadAudio(
+            f"has {channels} channels, numbered from 0, and no channel "
+            f"{channel}"
+        )
+
+
 def check_rate(rate: int, sample_rate: int) -> None:
     """Raises BadAudio if `rate` cannot be converted to `sample_rate` (Hz)."""
     if not RATES[0] <= rate <= RATES[1]:
@@ -307,11 +327,7 @@ def decode_span(
 def _read_mono(audio, start, seconds, channel):
     """Reads one span of an open file, mixed to mono block by block."""
     rate, channels = audio.samplerate, audio.channels
-    if channel is not None and channel >= channels:
-        raise BadAudio(
-            f"has {channels} channels, numbered from 0, and no channel "
-            f"{channel}"
-        )
+    _check_channel(channels, channel)
     if not audio.seekable():  # GSM 6.10 and other codings of telephones
         raise BadAudio(
             f"is coded as {audio.subtype_info}, which can only be read from "

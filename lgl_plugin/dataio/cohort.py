@@ -6,7 +6,7 @@ import pathlib
 import random
 from collections.abc import Iterable
 
-from lgl_plugin.dataio.audio import BadAudio, probe
+from lgl_plugin.dataio.audio import BadAudio, channel_of, probe
 from lgl_plugin.dataio.folder import find_audio, name_problem
 from lgl_plugin.dataio.manifest import Manifest, one_line
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
@@ -19,13 +19,16 @@ def draw_cohort(
     trial_folder: str | pathlib.Path,
     size: int,
     seed: int = 0,
+    channel: int | None = None,
 ) -> Manifest:
     """Draws files of a folder at random, sorted by path, which is the ID.
 
     As in training, first-level folders that hold an utterance of a trial list
     are left out; the number is printed. So it is with files that cannot be
-    read, or whose names a list cannot hold. A folder that is missing raises
-    FileNotFoundError, one without audio of untested speakers ValueError.
+    read, or whose names a list cannot hold. `channel` is as of `trial_audio`;
+    files of several channels that lack it cannot be read. A folder that is
+    missing raises FileNotFoundError, one without audio of untested speakers
+    ValueError.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -60,7 +63,9 @@ def draw_cohort(
         for name in names:
             path = str(folder / name)
             try:
-                yield name, path, 0.0, probe(path).seconds, ""
+                header = probe(path)
+                read = channel_of(header, channel)
+                yield name, path, 0.0, header.seconds, "", read, None
             except BadAudio as error:
                 bad.append((name, str(error)))
 

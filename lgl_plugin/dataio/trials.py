@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.audio import BadAudio, probe
+from lgl_plugin.dataio.audio import BadAudio, channel_of, probe
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.utils.files import is_outside
 from lgl_plugin.utils.progress import tqdm
@@ -63,10 +63,14 @@ def exclude_tested(
             yield name, problem
 
 
-def trial_audio(trials: Trials, folder: str | pathlib.Path) -> Manifest:
+def trial_audio(
+    trials: Trials, folder: str | pathlib.Path, channel: int | None = None
+) -> Manifest:
     """Returns a manifest of a list's utterances, in its order, below `folder`.
 
-    Audio that cannot be read raises ValueError, which names the first ten.
+    `channel` is the one to read of files that have several, from 0; by default
+    their mean. Audio that cannot be read raises ValueError, which names the
+    first ten.
     """
     folder, rows, bad = pathlib.Path(folder), [], []
     # delay: only long lists and network disks are worth a progress bar.
@@ -74,7 +78,9 @@ def trial_audio(trials: Trials, folder: str | pathlib.Path) -> Manifest:
     for name in names:
         path = str(folder / name)
         try:
-            rows.append((name, path, 0.0, probe(path).seconds, ""))
+            header = probe(path)
+            read = channel_of(header, channel)
+            rows.append((name, path, 0.0, header.seconds, "", read, None))
         except BadAudio as error:
             bad.append(f"  {name} {error}")
     if bad:

@@ -39,6 +39,8 @@ class TrueLabels:
         True speaker of each row of the manifest, -1 where not known.
     trials, folder : Trials and str or pathlib.Path, optional
         A trial list with its labels, and where its paths begin.
+    channel : int, optional
+        The one to read of audio that has several; by default the mean.
 
     Example
     -------
@@ -54,15 +56,17 @@ class TrueLabels:
         speakers: ArrayLike,
         trials: Trials | None = None,
         folder: str | pathlib.Path | None = None,
+        channel: int | None = None,
     ):
         self._speakers = np.asarray(speakers)
         self._trials = trials
         self._folder = folder
+        self._channel = channel
 
     @functools.cached_property
     def _audio(self):
         """The trial list's utterances; their headers are read when needed."""
-        return trial_audio(self._trials, self._folder)
+        return trial_audio(self._trials, self._folder, self._channel)
 
     def score_trials(
         self,
@@ -198,7 +202,7 @@ def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
     Arguments
     ---------
     settings : lgl_plugin.runs.schema.Settings
-        Those of a stage: verification_file, trial_folder and
+        Those of a stage: verification_file, trial_folder, channel and
         allow_outside_data_folder are read.
 
     Returns
@@ -214,7 +218,9 @@ def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
     Example
     -------
     >>> from types import SimpleNamespace
-    >>> settings = SimpleNamespace(verification_file=None, trial_folder=".")
+    >>> settings = SimpleNamespace(
+    ...     verification_file=None, trial_folder=".", channel=None
+    ... )
     >>> observe = observer_of(settings)
     >>> observe(SimpleNamespace(speakers=np.array([0, 0, 1])))
     <lgl_plugin.evaluation.observer.TrueLabels object at ...>
@@ -223,4 +229,5 @@ def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
     if settings.verification_file:
         outside = settings.allow_outside_data_folder
         trials = read_trials(settings.verification_file, folder, outside)
-    return lambda manifest: TrueLabels(manifest.speakers, trials, folder)
+    where = trials, folder, settings.channel
+    return lambda manifest: TrueLabels(manifest.speakers, *where)

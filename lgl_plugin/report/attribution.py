@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lgl_plugin.dataio.audio import BadAudio, read_beginning
+from lgl_plugin.dataio.audio import BadAudio, channel_of, probe, read_beginning
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.inference.attribution import PATHS, Explainer
 from lgl_plugin.inference.extractor import MAX_SECONDS, load_extractor
@@ -39,6 +39,7 @@ def attribute(
     steps: int = 512,
     over: tuple[str, ...] = PATHS,
     seed: int = 0,
+    channel: int | None = None,
     device: str | None = None,
 ) -> dict:
     """Attributes scores of trials to bands, moments and layers.
@@ -72,12 +73,12 @@ def attribute(
     names = {name for pair in drawn for name in pair}
     for name in tqdm(sorted(names), "recordings", unit="recording"):
         # A bad one at the end would cost hours.
-        _read(folder / name, rate, shortest)
+        _read(folder / name, rate, shortest, channel)
     done, left_out = [], {}
     bar = tqdm(rows, "trials", unit="trial")
     for row, names in zip(bar, drawn):
         wavs = [
-            _read(folder / name, rate, shortest).to(extract.device)
+            _read(folder / name, rate, shortest, channel).to(extract.device)
             for name in names
         ]
         try:
@@ -119,10 +120,13 @@ def draw(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
     return np.concatenate(halves)
 
 
-def _read(path, rate, shortest):
+def _read(path, rate, shortest, channel):
     """Reads a recording, as far as it is embedded."""
     try:
-        wav = read_beginning(path, 0.0, math.inf, MAX_SECONDS, rate)
+        read = channel_of(probe(path, rate), channel)
+        wav = read_beginning(
+            path, 0.0, math.inf, MAX_SECONDS, rate, channel=read
+        )
     except BadAudio as error:
         raise ValueError(f"{path} {error}") from error
     if len(wav) < shortest:

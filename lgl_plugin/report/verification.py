@@ -39,6 +39,7 @@ def verify_encoders(
     top: int | None = None,
     cohort_utterances: int | None = None,
     seed: int = 0,
+    channel: int | None = None,
     device: str | None = None,
     num_workers: int | None = None,
 ) -> dict[str, dict]:
@@ -77,11 +78,11 @@ def verify_encoders(
         for name, path in zip(short_names(trial_lists, ".txt"), trial_lists)
     }
     joined = join_trials([*lists.values()])
-    speech = trial_audio(joined, audio)
+    speech = trial_audio(joined, audio, channel)
     others = None
     if cohort is not None:
         others = draw_cohort(
-            cohort, trial_lists, audio, cohort_utterances, seed
+            *(cohort, trial_lists, audio, cohort_utterances, seed, channel)
         )
         if not 2 <= top <= len(others):
             raise ValueError(

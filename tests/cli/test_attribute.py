@@ -113,6 +113,33 @@ def test_a_bad_recording_is_found_before_the_first_trial(
         attribute(encoder, tmp_path / "list", tmp_path, tmp_path / "out")
 
 
+def test_a_channel_of_a_call(encoder, audio, tmp_path):
+    """The speaker there and not both mixed; a single channel as it is."""
+    one, _ = soundfile.read(audio / "bob" / "1.wav", dtype="int16")
+    other, _ = soundfile.read(audio / "ann" / "0.wav", dtype="int16")
+    size = min(len(one), len(other))
+    (tmp_path / "call").mkdir()
+    (tmp_path / "alone").mkdir()
+    call = np.c_[other[:size], one[:size]]
+    soundfile.write(tmp_path / "call" / "b.wav", call, 16000)
+    soundfile.write(tmp_path / "alone" / "b.wav", one[:size], 16000)
+    for folder in ("call", "alone"):
+        soundfile.write(tmp_path / folder / "a.wav", other, 16000)
+    (tmp_path / "list").write_text("1 a.wav a.wav\n0 a.wav b.wav\n")
+
+    def score(folder, *options):
+        out = tmp_path / f"{folder}{len(options)}"
+        words = [str(encoder), str(tmp_path / "list"), str(tmp_path / folder)]
+        words += [f"--output_folder={out}", "--over=features", *options]
+        main(["attribute", *words, "--device=cpu"])
+        facts = json.loads((out / "attribution.json").read_text())
+        return facts["score"]["non-target"]
+
+    assert score("call", "--channel=1") == score("alone") != score("call")
+    with pytest.raises(SystemExit, match="2"):
+        score("call", "--channel=2", "--seed=1")
+
+
 def test_half_of_what_is_drawn_are_targets():
     labels = np.arange(40) < 4
     rows = draw(labels, 10, seed=1)

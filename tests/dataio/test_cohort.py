@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -43,6 +44,18 @@ def test_a_file_without_a_header_is_passed_over(corpus, tmp_path):
     soundfile.write(tmp_path / "zoe" / "good.wav", [0.1] * 8000, 16000)
     cohort = draw_cohort(tmp_path, [corpus / "trials.txt"], corpus, 1)
     assert list(cohort.ids) == ["zoe/good.wav"]
+
+
+def test_a_channel_of_a_cohort(corpus, tmp_path, capsys):
+    (tmp_path / "zoe").mkdir()
+    for name, channels in {"one": 1, "two": 2, "three": 3}.items():
+        samples = np.full((8000, channels), 0.1)
+        soundfile.write(tmp_path / "zoe" / f"{name}.wav", samples, 16000)
+    trials = [corpus / "trials.txt"]
+    cohort = draw_cohort(tmp_path, trials, corpus, 3, channel=2)
+    found = {row["wav"][-7:]: row["channel"] for row in cohort}
+    assert found == {"one.wav": None, "ree.wav": 2}
+    assert "zoe/two.wav has 2 channels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

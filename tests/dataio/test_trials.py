@@ -164,3 +164,17 @@ def test_audio_of_a_list(tmp_path):
     audio = trial_audio(trials, tmp_path)
     assert np.array_equal(audio.durations, [0.5, 0.5, 0.5])
     assert list(audio.ids) == trials.utterances
+
+
+def test_a_channel_of_a_lists_audio(tmp_path):
+    """Of a list with calls and single channels, which are read as they are."""
+    soundfile.write(tmp_path / "call.wav", np.full((8000, 2), 0.5), 16000)
+    soundfile.write(tmp_path / "one.wav", np.full(8000, 0.5), 16000)
+    (tmp_path / "trials.txt").write_text(
+        "1 call.wav one.wav\n0 one.wav one.wav"
+    )
+    trials = read_trials(tmp_path / "trials.txt", tmp_path)
+    audio = trial_audio(trials, tmp_path, channel=1)
+    assert [row["channel"] for row in audio] == [1, None]
+    with pytest.raises(ValueError, match=r"call\.wav has 2 .* no channel 2"):
+        trial_audio(trials, tmp_path, channel=2)

@@ -1,13 +1,14 @@
 """The figures that a training loop may ask of true labels."""
 
 import functools
+import types
 
 import numpy as np
 import pytest
 import soundfile
 
 from lgl_plugin.dataio.trials import Trials
-from lgl_plugin.evaluation.observer import TrueLabels
+from lgl_plugin.evaluation.observer import TrueLabels, observer_of
 from lgl_plugin.evaluation.pseudo_labels import clustering_report
 from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
@@ -68,6 +69,28 @@ def test_epoch_losses_of_reliable_and_other_labels():
     # A speaker who is known only where there is no pseudo-label is no use.
     alone = np.array([-1] * 6 + [1])
     assert TrueLabels(alone).epoch_losses(LABELS, rows, losses) == {}
+
+
+def test_trials_are_read_by_the_channel_of_the_settings(tmp_path):
+    """Else training would hear one speaker of a call, and the trials both."""
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.full((8000, 2), 0.5), 16000)
+    (tmp_path / "list").write_text("1 a.wav a.wav\n0 a.wav b.wav\n")
+    settings = types.SimpleNamespace(
+        verification_file=tmp_path / "list",
+        trial_folder=tmp_path,
+        allow_outside_data_folder=False,
+        channel=1,
+    )
+    observer = observer_of(settings)(types.SimpleNamespace(speakers=SPEAKERS))
+    heard = []
+
+    def embed(manifest):
+        heard.extend(row["channel"] for row in manifest)
+        return np.eye(2)
+
+    observer.score_trials(embed)
+    assert heard == [1, 1]
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

@@ -204,6 +204,29 @@ def test_several_lists_and_encoders(encoder, corpus, tmp_path, capsys):
     assert (out / "part" / "det.png").exists()
 
 
+def test_a_channel_of_calls(encoder, corpus, tmp_path):
+    """As that speaker alone, of the cohort too, and not as both mixed."""
+    calls = tmp_path / "calls"
+    for speaker in (*TESTED, *OTHERS):
+        (calls / speaker).mkdir(parents=True)
+        for n in range(EACH):
+            name = f"{speaker}/{n}.wav"
+            wav, _ = soundfile.read(corpus / name, dtype="int16")
+            if n:  # a single channel is read as it is
+                wav = np.c_[np.roll(wav, 500)[::-1], wav]
+            soundfile.write(calls / name, wav, RATE)
+    shutil.copy(corpus / "trials.txt", calls)
+
+    def found(name, folder, *options):
+        options = f"--cohort={folder}", "--top=5", *options
+        return run(encoder, folder, tmp_path / name, *options)
+
+    alone, mixed = found("alone", corpus), found("mixed", calls)
+    one = found("one", calls, "--channel=1")
+    assert one[1] == alone[1] != mixed[1]
+    assert one[0]["scores"] == alone[0]["scores"]
+
+
 def test_the_same_encoder_twice(encoder, corpus, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(
@@ -246,6 +269,10 @@ def write(path, text=""):
     path.write_text(text)
 
 
+def write_stereo(path):
+    soundfile.write(path, np.ones((RATE, 2)) / 9, RATE)
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [
@@ -280,6 +307,13 @@ def write(path, text=""):
         (
             lambda at: at.update(cohort=at["audio"] / "ann"),
             "that the trial list does not test on",
+        ),
+        (
+            lambda at: (
+                at.update(channel=2),
+                write_stereo(at["audio"] / "bob" / "1.wav"),
+            ),
+            "bob/1.wav has 2 channels, numbered from 0, and no channel 2",
         ),
         (lambda at: at.pop("cohort"), "for a cohort: add --cohort"),
         (lambda at: at.update(top=13), "which is 12 of --cohort_utterances=20"),

@@ -268,11 +268,16 @@ class Embedder:
         """The run's own trial list."""
         return trials_of(self.step.model.settings, self.run)
 
+    @property
+    def channel(self):
+        """The channel that the run read of audio that has several."""
+        return self.step.model.settings.get("channel")
+
     @functools.cached_property
     def of_trials(self):
         """Embeddings of the run's own trial list."""
         folder = self.step.model.settings["trial_folder"]
-        return self.vectors(trial_audio(self.trials, folder))
+        return self.vectors(trial_audio(self.trials, folder, self.channel))
 
     @functools.cached_property
     def of_corpus(self):
@@ -303,7 +308,7 @@ class Embedder:
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""
-        vectors = self.vectors(trial_audio(trials, folder))
+        vectors = self.vectors(trial_audio(trials, folder, self.channel))
         scores = cosine_scores(vectors, trials)
         if normed:
             scores = as_norm(scores, trials, vectors, self.sample)
