@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(**options: Any) -> None:
     """Writes scores and figures and prints the error rates."""
-    from lgl_plugin.report.verification import table, verify_encoders
+    from lgl_plugin.report.verification import (
+        AT_THRESHOLD,
+        has_thresholds,
+        table,
+        verify_encoders,
+    )
 
     metrics = verify_encoders(**options)
     print()
@@ -57,8 +62,14 @@ def run(**options: Any) -> None:
             f"{name}: {of_list['targets']:,} target and {nontargets:,} "
             "non-target trials"
         )
+    print(f"\n{table(metrics)}\n")
+    if has_thresholds(metrics):
+        print(
+            f"{AT_THRESHOLD}: non-targets accepted and targets rejected at the "
+            "encoder's own threshold, which is for the cosine"
+        )
     print(
-        f"\n{table(metrics)}\n\nIn {options['output_folder']}: scores.txt, "
+        f"In {options['output_folder']}: scores.txt, "
         "metrics.json, det.png, det.svg"
         + (", in a folder for each list" if len(metrics) > 1 else "")
     )

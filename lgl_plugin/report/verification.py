@@ -24,10 +24,13 @@ from lgl_plugin.evaluation.verification import (
 )
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.inference.folder import read_threshold
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
 from lgl_plugin.utils.tables import markdown_table
+
+AT_THRESHOLD = "FA / FR %"
 
 
 def verify_encoders(
@@ -53,7 +56,9 @@ def verify_encoders(
 
     Returned is, by list, what its `metrics.json` holds: under "scores" what
     `error_rates` returns, by system, which is "cosine", "whitened" or "AS-norm"
-    behind the encoder's name if there are several; counts; the options.
+    behind the encoder's name if there are several; counts; the options. For
+    the cosine of an encoder that has a threshold, what `rates_at` returns is
+    there, too.
     ValueError if an utterance cannot be embedded, the cohort is too small, or
     an option of the cohort is given without one.
     """
@@ -73,6 +78,7 @@ def verify_encoders(
         name: load_extractor(path, device, num_workers)
         for name, path in zip(short_names(encoders), encoders)
     }
+    decisions = dict(zip(extractors, map(read_threshold, encoders)))
     lists = {
         name: read_trials(path, audio)
         for name, path in zip(short_names(trial_lists, ".txt"), trial_lists)
@@ -95,6 +101,9 @@ def verify_encoders(
     places = {n: output / n if len(lists) > 1 else output for n in lists}
     bounds = np.cumsum([len(trials) for trials in lists.values()])[:-1]
     systems: dict[str, dict] = {name: {} for name in lists}
+    # Of the systems that an encoder's threshold is for: other scores are no
+    # cosines of its embeddings.
+    thresholds = {}
     speeds, n_cohort = {}, {}
     for encoder, extract in extractors.items():
         own = encoder if len(extractors) > 1 else ""
@@ -107,6 +116,7 @@ def verify_encoders(
             f"{speeds[encoder]:.1f} a second"
         )
         scores = {"cosine": cosine_scores(vectors, joined)}
+        thresholds[prefix + "cosine"] = decisions[encoder]
         if others is not None:
             near = _embed_cohort(extract, others)
             n_cohort["cohort"] = len(near)
@@ -131,6 +141,8 @@ def verify_encoders(
         rates, curves = {}, {}
         for system, values in systems[name].items():
             rates[system] = error_rates(values, trials, seed)
+            if (threshold := thresholds.get(system)) is not None:
+                rates[system] |= rates_at(threshold, values, trials.labels)
             title = f"{system}: EER {rates[system]['eer']:.1f} %"
             curves[title] = values, trials.labels
         save(det(curves), places[name], "det")
@@ -209,9 +221,32 @@ def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
     return {"eer": found["eer"], "eer_interval": interval, **found}
 
 
+def rates_at(
+    threshold: float, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Computes what an encoder's own threshold does on trials.
+
+    Scores and labels are (T,); as in `lgl compare`, a score that is equal to
+    the threshold is accepted. Returned are the `encoder_threshold`, and in
+    percent `false_acceptance`, of non-targets, and `false_rejection`, of
+    targets.
+    """
+    accepted = np.asarray(scores) >= threshold
+    return {
+        "encoder_threshold": threshold,
+        "false_acceptance": 100 * float(accepted[~labels].mean()),
+        "false_rejection": 100 * float((~accepted)[labels].mean()),
+    }
+
+
 def table(metrics: dict[str, dict]) -> str:
-    """Returns a Markdown table of the error rates from `verify_encoders`."""
+    """Returns a Markdown table of the error rates from `verify_encoders`.
+
+    Where an encoder has a threshold, a column says what it does.
+    """
     header = ["scores", "EER % (95 %)"]
+    decided = has_thresholds(metrics)
+    header += [AT_THRESHOLD] if decided else []
     header += ["minDCF 0.01", "minDCF 0.05", "threshold"]
     several = len(metrics) > 1
     rows = []
@@ -221,6 +256,27 @@ def table(metrics: dict[str, dict]) -> str:
             if rates["eer_interval"]:
                 rate += " ({:.2f}-{:.2f})".format(*rates["eer_interval"])
             others = ("min_dcf_001", "min_dcf_005", "threshold")
-            row = [name, rate, *(f"{rates[key]:.3f}" for key in others)]
+            row = [name, rate]
+            if decided:
+                row.append(_at_threshold(rates))
+            row += [f"{rates[key]:.3f}" for key in others]
             rows.append([trials, *row] if several else row)
     return markdown_table(["trials", *header] if several else header, rows)
+
+
+def has_thresholds(metrics: dict[str, dict]) -> bool:
+    """Says whether any encoder has a threshold of its own."""
+    return any(
+        "encoder_threshold" in rates
+        for of_list in metrics.values()
+        for rates in of_list["scores"].values()
+    )
+
+
+def _at_threshold(rates):
+    """Returns the cell of what an encoder's threshold does, "" without one."""
+    if "encoder_threshold" not in rates:
+        return ""
+    accepted, rejected = rates["false_acceptance"], rates["false_rejection"]
+    at = rates["encoder_threshold"]
+    return f"{accepted:.2f} / {rejected:.2f} (at {at:.3f})"

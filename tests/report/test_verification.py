@@ -18,7 +18,7 @@ from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.metrics.error_rates import eer
-from lgl_plugin.report.verification import error_rates, table
+from lgl_plugin.report.verification import error_rates, rates_at, table
 from lgl_plugin.runs.settings import plain_settings
 
 RATE = 16000
@@ -159,6 +159,41 @@ def test_figures_and_table(encoder, corpus, tmp_path, capsys):
     assert "9 target and 27 non-target trials" in printed
     assert "\n| cosine | " in printed and "\n| AS-norm | " in printed
     assert "\n| whitened | " in printed
+
+
+def test_what_the_encoders_threshold_does(encoder, corpus, tmp_path, capsys):
+    """Counted trial by trial; AS-norm's scores are no cosines."""
+    metrics, rows = run(encoder, corpus, tmp_path / "none")
+    assert "encoder_threshold" not in metrics["scores"]["cosine"]
+    assert "FA / FR" not in capsys.readouterr().out
+    chosen = sorted(float(row[3]) for row in rows)[20]
+    decided = tmp_path / "decided"
+    shutil.copytree(encoder, decided)
+    with open(decided / "hyperparams.yaml", "a") as yaml:
+        yaml.write(f"threshold: {chosen}\n")
+    cohort = f"--cohort={corpus}", "--top=5"
+    metrics, _ = run(decided, corpus, tmp_path / "out", *cohort)
+    found = metrics["scores"]["cosine"]
+    wrong = {"0": [], "1": []}
+    for *_, same, score in rows:
+        wrong[same].append((float(score) >= chosen) != (same == "1"))
+    accepted, rejected = (100 * np.mean(wrong[same]) for same in "01")
+    one = 100 / len(wrong["1"])  # rounding of scores.txt may decide a trial
+    assert found["encoder_threshold"] == chosen
+    assert found["false_acceptance"] == pytest.approx(accepted, abs=one)
+    assert found["false_rejection"] == pytest.approx(rejected, abs=one)
+    assert 0 < found["false_acceptance"] < 100
+    for other in ("whitened", "AS-norm"):
+        assert "encoder_threshold" not in metrics["scores"][other]
+    cell = f"{found['false_acceptance']:.2f} / {found['false_rejection']:.2f}"
+    printed = capsys.readouterr().out
+    assert f" | {cell} (at {chosen:.3f}) | " in printed
+    assert "at the encoder's own threshold" in printed
+    assert rates_at(0.5, [0.5, 0.5], np.array([True, False])) == {
+        "encoder_threshold": 0.5,
+        "false_acceptance": 100.0,
+        "false_rejection": 0.0,
+    }
 
 
 def test_several_lists_and_encoders(encoder, corpus, tmp_path, capsys):
