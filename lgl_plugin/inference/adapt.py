@@ -153,6 +153,7 @@ class Ladder:
         self.rungs: list[Rung] = []
         self.backend: Backend | None = None
         self.kind = ""
+        self.backend_checksum = ""
         self._start()
 
     @property
@@ -258,7 +259,9 @@ class Ladder:
         """Goes on from a rung that is kept."""
         self.kind, self.best = kind, self.embedded.of(self.judged)
         if kind:
-            self.backend = load_backend(self.folder / name / BACKEND)
+            path = self.folder / name / BACKEND
+            self.backend = load_backend(path)
+            self.backend_checksum = checksum(path)
             self.best = self.backend(self.best)
 
     def try_backends(self) -> None:
@@ -372,12 +375,12 @@ class Ladder:
             judged = self.manifest.take(self.judged)
             return threshold_by_halves(extract, judged, 0.5, 0)
 
-        # A back-end follows from the network and what it was fitted on: all
-        # that is not judged.
+        # By its content: a rung that is done again may be fitted to files that
+        # could not be read before, or by another version of this package.
         made_from = {
             "run": self.run.identity(),
             "weights": checksum(self.weights),
-            "backend": self.kind,
+            "backend": self.backend_checksum,
             "judged": digest(self.judged.tolist()),
         }
         threshold = kept_threshold(self.folder / THRESHOLD, made_from, find)

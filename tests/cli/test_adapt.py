@@ -20,7 +20,7 @@ from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.inference import adapt as module
 from lgl_plugin.inference.adapt import Ladder
-from lgl_plugin.inference.backends import load_backend
+from lgl_plugin.inference.backends import Whitening, load_backend
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.inference.verdict import Verdict, count_speakers
@@ -214,6 +214,25 @@ def test_it_goes_on_where_it_was_interrupted(
         adapt(ecapa, calls, tmp_path)  # whose judge would fail
     state = json.loads((tmp_path / "state.json").read_text())
     assert state["done"]["whitening"]["high"] == -4.0
+
+
+def test_another_backend_has_a_threshold_of_its_own(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    """Of the same kind, behind the same network: of another version, say."""
+    found = iter([0.1, 0.2])
+    monkeypatch.setattr(
+        module, "threshold_by_halves", lambda *options: next(found)
+    )
+    say(monkeypatch, WORSE, BETTER, BETTER)
+    for shrinkage, threshold in ((10.0, 0.1), (10.0, 0.1), (0.5, 0.2)):
+        make = functools.partial(Whitening, shrinkage)
+        monkeypatch.setitem(module.BACKENDS, "whitening", make)
+        if threshold == 0.2:
+            (tmp_path / "whitening" / "backend.npz").unlink()
+        ladder = Ladder(ecapa, calls, tmp_path, "cpu")
+        ladder.try_backends()
+        assert ladder.export(tmp_path / "export") == threshold
 
 
 def test_a_folder_is_of_one_encoder_and_of_one_corpus(
