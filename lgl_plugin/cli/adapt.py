@@ -106,6 +106,7 @@ def run(
     for option in given:
         if key_of(option) in OWN:
             raise ValueError(f"{option}: {OWN[key_of(option)]}; leave it out")
+        check_batch_option(option)
     if given and not train:
         check_settings(audio, given)  # a mistyped option is no setting at all
         raise ValueError(f"{given[0]} is a setting of training: add --train")
@@ -170,6 +171,25 @@ def write_result(ladder: Ladder, labelled: bool, license: str) -> str:
     if ladder.kept:
         said += f"\nThe adapted encoder: {exported}"
     return said
+
+
+def check_batch_option(option: str) -> None:
+    """Refuses a batch in dataloader_options, beside which ours has no effect.
+
+    The settings would be refused for a batch_size that nobody has typed.
+    """
+    from lgl_plugin.runs.arguments import as_typed
+    from lgl_plugin.runs.plain import plain_settings
+
+    name, _, value = option.removeprefix("--").partition("=")
+    if name != "dataloader_options":
+        return
+    options = plain_settings(as_typed(name, value))[name]
+    if isinstance(options, dict) and "batch_size" in options:
+        raise ValueError(
+            f"{option}: name the batch by --batch_size="
+            f"{options['batch_size']} instead"
+        )
 
 
 def check_settings(audio: str, given: list[str]) -> list[str]:

@@ -62,11 +62,15 @@ def run(
 
     alone = yaml is not None or pathlib.Path(source).is_file()
     if not alone and (pathlib.Path(source) / "hyperparams.yaml").exists():
-        raise ValueError(
-            f"{source} is an encoder's folder already: export takes a run's "
-            "output_folder or a file of weights. For ONNX, call "
-            "lgl_plugin.inference.onnx_export.export_onnx"
-        )
+        others = step, output, data_folder, threshold, backend, average, device
+        if not onnx or license != "other" or {*others} != {None}:
+            raise ValueError(
+                f"{source} is an encoder's folder already: export takes a "
+                "run's output_folder or a file of weights. To such a folder "
+                "--onnx, without another option, adds encoder.onnx"
+            )
+        add_onnx(source)
+        return
     if alone and output is None:
         raise ValueError("a file of weights needs --output, where to write")
     of_a_run = (
@@ -89,9 +93,12 @@ def run(
     from lgl_plugin.inference.onnx_export import ONNX, check_onnx, export_onnx
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_plain
+    from lgl_plugin.runs.state import refuse_adaptation
     from lgl_plugin.utils.device import check_device
 
     device = check_device(device or "cpu")
+    if not alone:
+        refuse_adaptation(source)  # before something to install is asked for
     if onnx:
         check_onnx()  # before the search for a threshold
     show_notices()
@@ -112,6 +119,17 @@ def run(
     export_checkpoint(source, settings, folder, threshold, license)
     if onnx:
         export_onnx(folder, folder / ONNX)
+
+
+def add_onnx(folder: str) -> None:
+    """Adds encoder.onnx to the folder of an encoder."""
+    import pathlib
+
+    from lgl_plugin.inference.onnx_export import ONNX, export_onnx
+
+    path = pathlib.Path(folder) / ONNX
+    export_onnx(folder, path)
+    print(f"Written: {path}")
 
 
 def check_backend(run: str, step: str, backend: str | None) -> None:

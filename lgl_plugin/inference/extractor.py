@@ -27,6 +27,7 @@ from lgl_plugin.runs.pretrained import (
     YAML,
     build_encoder,
     encoder_settings,
+    where_encoder_is,
 )
 from lgl_plugin.runs.weights import AFFINE, ENCODER, load_weights
 from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
@@ -362,7 +363,7 @@ def _load_folder(folder):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} is no exported encoder: it holds no {name}. "
-                "`lgl export RUN` writes one to RUN/export"
+                f"{where_encoder_is(folder)}"
             )
     path = folder / YAML
     try:

@@ -4,6 +4,7 @@ Their settings are plain data, in the form that a recipe's yaml gives them:
 `new_encoder`, an `Encoder` by `!name:`, and `sample_rate`.
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from lgl_plugin.runs.plain import dump_settings, plain_settings
+from lgl_plugin.runs.state import STATE, is_adaptation, nothing_kept
 from lgl_plugin.runs.weights import AFFINE, ENCODER, read_tensors
 
 PathLike = str | pathlib.Path
@@ -82,6 +84,27 @@ def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:
         return {ENCODER: source}
     names = (ENCODER, AFFINE, YAML)
     return {n: source / n for n in names if (source / n).exists()}
+
+
+def where_encoder_is(folder: PathLike) -> str:
+    """Says what to name in place of a folder that is no encoder's.
+
+    It may be that of a run or of an `lgl adapt`, whose encoders lie below it.
+    """
+    folder = pathlib.Path(folder)
+    below = [
+        path.parent
+        for place in (folder, folder / "export")
+        for path in sorted(place.glob(f"*/{YAML}"))
+        if (path.parent / ENCODER).is_file()
+    ]
+    if below:
+        return f"Name an encoder below it: {', '.join(map(str, below))}"
+    with contextlib.suppress(ValueError):  # a state.json of elsewhere
+        if is_adaptation(folder):
+            return nothing_kept(folder)
+    run = folder if (folder / STATE).is_file() else "RUN"
+    return f"`lgl export {run}` writes one to {run}/export"
 
 
 def build_encoder(settings: dict) -> torch.nn.Module:

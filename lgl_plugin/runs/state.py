@@ -103,14 +103,25 @@ def refuse_adaptation(folder: str | pathlib.Path) -> None:
         "Its adapted encoder": [folder / "export" / "adapted"],
         "Its training": sorted(folder.glob("training*")),
     }
+    said = [
+        f" {what}: {path}."
+        for what, paths in there.items()
+        for path in paths
+        if path.exists()
+    ]
+    if not there["Its adapted encoder"][0].exists():
+        said.append(f" {nothing_kept(folder)}.")
     raise ValueError(
         f"{folder} is a folder of `lgl adapt`, not of a training."
-        + "".join(
-            f" {what}: {path}."
-            for what, paths in there.items()
-            for path in paths
-            if path.exists()
-        )
+        + "".join(said)
+    )
+
+
+def nothing_kept(folder: str | pathlib.Path) -> str:
+    """Says why the folder of an `lgl adapt` may have no encoder."""
+    return (
+        "It has no adapted encoder: none was kept, or the work is not done, "
+        f"as `lgl status {folder}` says"
     )
 
 

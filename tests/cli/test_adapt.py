@@ -701,6 +701,12 @@ def test_settings_of_training_are_refused_without_it(
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--train", "--labels_file=mine.csv")
     assert "--labels has the labels" in capsys.readouterr().err
+    within = "--dataloader_options={batch_size: 8}"
+    for train in ([], ["--train"]):
+        with pytest.raises(SystemExit, match="2"):
+            adapt(ecapa, calls, tmp_path, *train, within)
+        said = capsys.readouterr().err
+        assert f"{within}: name the batch by --batch_size=8 instead" in said
     outside = "--allow_outside_data_folder=True"
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path, "--train", outside)

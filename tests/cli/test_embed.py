@@ -15,10 +15,44 @@ from lgl_plugin.dataio.audio import read_audio
 from lgl_plugin.inference.extractor import Extractor, load_extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.campplus import CAMPPlus
+from lgl_plugin.runs.run import Run
 
 
 def embed(encoder, audio, output):
     main(["embed", str(encoder), str(audio), str(output), "--device=cpu"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "embed {} audio out",
+        "who {} audio out",
+        "compare {} one.wav other.wav",
+        "verify {} audio --trials=list --output_folder=out",
+        "attribute {} list audio --output_folder=out",
+        "adapt {} audio --output_folder=out",
+    ],
+)
+def test_the_folder_of_a_run_is_no_encoder(
+    adapted, call, tmp_path, capsys, monkeypatch
+):
+    """What is said names the encoder that lies in it, or why there is none."""
+    monkeypatch.chdir(tmp_path)
+
+    def said(folder):
+        with pytest.raises(SystemExit, match="2"):
+            main(call.format(folder).split())
+        return capsys.readouterr().err
+
+    assert f"as `lgl status {adapted}` says" in said(adapted)
+    exported = adapted / "export" / "adapted"
+    for name in ("hyperparams.yaml", "embedding_model.ckpt"):
+        (exported / name).touch()
+    for folder in (adapted, adapted / "export"):
+        assert f"Name an encoder below it: {exported}" in said(folder)
+    Run(tmp_path / "run", 1, {}).save()
+    assert f"`lgl export {tmp_path}/run` writes" in said(tmp_path / "run")
+    assert "`lgl export RUN` writes one" in said("nowhere")
 
 
 def test_vectors_stand_in_the_order_of_their_names(encoder, audio, tmp_path):
