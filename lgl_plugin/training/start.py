@@ -12,6 +12,7 @@ from lgl_plugin.dataio.given import read_given
 from lgl_plugin.inference.extractor import MAX_SECONDS
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.runs.arguments import for_other_stage, key_of
+from lgl_plugin.runs.pretrained import where_encoder_is
 from lgl_plugin.runs.run import stage1_steps
 from lgl_plugin.runs.schema import Stage2Settings
 from lgl_plugin.runs.state import check_artefact
@@ -48,9 +49,7 @@ def find_encoder(session: Session) -> pathlib.Path:
     new = settings.new_first_encoder or settings.new_encoder
     given = settings.pretrained_encoder
     last = stage1_steps(session.run.settings)[-1]
-    path = pathlib.Path(given) if given else folder / last / ENCODER
-    if path.is_dir():
-        path = path / ENCODER
+    path = _weights(given) if given else folder / last / ENCODER
     if settings.new_first_encoder is not None:
         begun = "iter1/embeddings" in session.run.done
         from_main(_keep_start, settings, folder / START, begun)
@@ -61,13 +60,7 @@ def find_encoder(session: Session) -> pathlib.Path:
         path = folder / "untrained.ckpt"
         save_weights(new().network, path)
         return path
-    if not path.exists():
-        key = f"pretrained_encoder: {given}" if given else "Stage II"
-        raise FileNotFoundError(
-            f"{key}: there is no encoder at {path}. Train one with "
-            f"`{stage1_command(settings)}`, or set pretrained_encoder to a "
-            "SpeechBrain checkpoint."
-        )
+    _check_there(path, settings)
     check_artefact(path)
     load_weights(new().network, path)
     if settings.freeze_batch_statistics:  # refused in time
@@ -85,6 +78,27 @@ def find_encoder(session: Session) -> pathlib.Path:
     return path
 
 
+def _weights(given):
+    """Returns the weights that pretrained_encoder names, itself or within."""
+    path = pathlib.Path(given)
+    return path / ENCODER if path.is_dir() else path
+
+
+def _check_there(path, settings):
+    """Raises FileNotFoundError if there are no weights to start from."""
+    if path.exists():
+        return
+    given = settings.pretrained_encoder
+    key = f"pretrained_encoder: {given}" if given else "Stage II"
+    advice = (
+        f"Train one with `{stage1_command(settings)}`, or set "
+        "pretrained_encoder to a SpeechBrain checkpoint."
+    )
+    if given and pathlib.Path(given).is_dir():
+        advice = f"{where_encoder_is(given)}."
+    raise FileNotFoundError(f"{key}: there is no encoder at {path}. {advice}")
+
+
 def check_inputs(settings: Stage2Settings, session: Session) -> None:
     """Refuses what Stage II cannot do with the utterances, before Stage I.
 
@@ -99,8 +113,11 @@ def check_inputs(settings: Stage2Settings, session: Session) -> None:
     ------
     ValueError, FileNotFoundError
         If so many utterances make no such clusters, the labels are not of
-        these, or nothing of a labelled speaker can be read.
+        these, nothing of a labelled speaker can be read, or there is no
+        pretrained_encoder.
     """
+    if settings.pretrained_encoder and not session.debug:
+        _check_there(_weights(settings.pretrained_encoder), settings)
     check_clusters(settings, len(session.rows))
     if settings.labels_file:
         given = read_given(settings.labels_file, session.manifest.ids)

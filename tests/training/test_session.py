@@ -30,7 +30,7 @@ from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import Round, start_from
-from lgl_plugin.training.start import find_encoder, stage1_command
+from lgl_plugin.training.start import check_inputs, find_encoder, stage1_command
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import checksum
 
@@ -487,7 +487,7 @@ def test_a_classifier_can_start_from_centroids(new):
     assert all(p.requires_grad for p in classifier.parameters())
 
 
-def test_no_encoder_to_start_from_is_an_error_that_says_how(session):
+def test_no_encoder_to_start_from_is_an_error_that_says_how(session, tmp_path):
     options = {"pretrained_encoder": None, "stage1_yaml": "s1.yaml"}
     options |= {"output_folder": "out", "data_folder": "in"}
     for name, value in options.items():
@@ -498,6 +498,16 @@ def test_no_encoder_to_start_from_is_an_error_that_says_how(session):
     session.settings.pretrained_encoder = "nowhere"
     with pytest.raises(FileNotFoundError, match="^pretrained_encoder: nowhere"):
         find_encoder(session)
+    exported = tmp_path / "adapted" / "export" / "adapted"
+    exported.mkdir(parents=True)
+    for name in ("hyperparams.yaml", "embedding_model.ckpt"):
+        (exported / name).touch()
+    settings = session.settings
+    settings.pretrained_encoder = tmp_path / "adapted"
+    for look in (find_encoder, lambda _: check_inputs(settings, session)):
+        # The latter comes before Stage I, which would be trained in vain.
+        with pytest.raises(FileNotFoundError, match=f"below it: {exported}.$"):
+            look(session)
 
 
 @pytest.mark.parametrize(
