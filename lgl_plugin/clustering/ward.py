@@ -70,7 +70,9 @@ def ward(
     # Of each round: names kept, names dropped, heights.
     joins = [(names[:0], names[:0], heights[:0])]
     n_joins = len(points) - 1
-    with exact_matmul(), tqdm(total=n_joins, desc="joins", unit="") as bar:
+    # Where all is done in a second a bar would only fill the screen.
+    bar = tqdm(total=n_joins, desc="joins", unit="", delay=1)
+    with exact_matmul(), bar:
         while len(means) > 1:
             nearest[stale], gaps[stale] = _neighbours(
                 means, weights, stale, average

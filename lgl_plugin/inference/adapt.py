@@ -120,7 +120,7 @@ class Ladder:
             {"times": self.times}, f"{other}, by the files' times"
         )
         # Steps of an earlier version, which judged by fewer, are done again.
-        made_from.update(version, judged=JUDGED)
+        made_from.update(version, judged=str(JUDGED))
         number, self.given = len(self.manifest), None
         order, n_known = np.random.default_rng(0).permutation(number), 0
         if labels is not None:
