@@ -24,7 +24,23 @@ def test_a_step_takes_its_share_of_the_loaders_time(
     device, workers, expected, tmp_path, monkeypatch
 ):
     """The median of these is a tenth of a second."""
-    clock = iter([0.0, *(time for time in ENDED for _ in (0, 1))][:-1])
+    found = seconds_of(ENDED, device, workers, tmp_path, monkeypatch)
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_steps", [2, 5, 6])
+def test_fewer_steps_than_are_read_ahead_have_a_time(
+    n_steps, tmp_path, monkeypatch
+):
+    """That of the last step: the others had all been read ahead."""
+    ended = ENDED[:n_steps]
+    found = seconds_of(ended, "cuda", 2, tmp_path, monkeypatch)
+    assert found == pytest.approx(ended[-1] - ended[-2])
+
+
+def seconds_of(ended, device, workers, tmp_path, monkeypatch):
+    """The time of a step whose epoch's steps end so many seconds after 0."""
+    clock = iter([0.0, *(time for time in ended for _ in (0, 1))][:-1])
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
 
     class Brain:
@@ -35,7 +51,7 @@ def test_a_step_takes_its_share_of_the_loaders_time(
 
     def fit(session, brain_class, modules, folder, epochs):
         brain = brain_class()
-        for batch in ENDED:
+        for batch in ended:
             brain.fit_batch(batch)
 
     monkeypatch.setattr(estimate, "fit", fit)
@@ -45,5 +61,4 @@ def test_a_step_takes_its_share_of_the_loaders_time(
         run=types.SimpleNamespace(folder=tmp_path),
         settings=types.SimpleNamespace(dataloader_options=options),
     )
-    found = estimate.seconds_per_step(session, Brain, {})
-    assert found == pytest.approx(expected)
+    return estimate.seconds_per_step(session, Brain, {})
