@@ -57,10 +57,11 @@ def cosine(text: str) -> float:
 
 def left_out(store: str | pathlib.Path) -> str:
     """Says how many files of a folder could not be embedded; "" if none."""
-    lines = pathlib.Path(store, "bad_files.txt").read_text("utf-8").splitlines()
-    if not lines:
-        return ""
-    return f" {len(lines):,} could not be used: {store}/bad_files.txt."
+    from lgl_plugin.dataio.bad_files import BadFiles
+
+    path = pathlib.Path(store, "bad_files.txt")
+    number = len(BadFiles(path).reasons)  # none, too, where it was deleted
+    return f" {number:,} could not be used: {path}." if number else ""
 
 
 def show_notices() -> None:
