@@ -206,7 +206,7 @@ def check_cost(
     try:
         both = stages(choices, audio, folder / "run", given)
         for cost, stage in zip(costs, both):
-            session = open_session(folder, *stage)
+            session = open_session(folder, made["kept"], *stage)
             hours |= cost(session, made)
             n_phases += phases(session.settings)
     except ValueError as error:
@@ -242,11 +242,15 @@ def phases(settings: Settings) -> int:
 
 def open_session(
     folder: pathlib.Path,
+    n_kept: int,
     yaml: pathlib.Path,
     options: list[str],
     usual: dict[str, Any],
 ) -> Session:
-    """Opens a stage's session on a few of the folder's files."""
+    """Opens a stage's session on a few of the folder's `n_kept` files."""
+    import random
+
+    from lgl_plugin.dataio.manifest import write_part
     from lgl_plugin.evaluation.observer import observer_of
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.settings import load_settings
@@ -267,7 +271,9 @@ def open_session(
     # Twice the factor: some are held out.
     steps = max(steps + 1, 2 * (settings.grad_accumulation_factor or 1))
     n_rows = steps * settings.dataloader_options.batch_size
-    sample = sample_of(folder / "manifest.csv", n_rows)
+    sample = folder / f"sample{n_rows}.csv"
+    rows = random.Random(0).sample(range(n_kept), min(n_rows, n_kept))
+    write_part(folder / "manifest.csv", sample, sorted(rows))
     _, run_opts, overrides = parse_arguments(
         words, usual | {"manifest": sample}
     )
@@ -338,15 +344,3 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
         "Stage II without clustering": steps * seconds / 3600,
         "embedding": n_rounds * made["hours"] / speed,
     }
-
-
-def sample_of(manifest: pathlib.Path, n_rows: int) -> pathlib.Path:
-    """Writes a manifest of rows drawn at random; returns its path."""
-    import random
-
-    text = manifest.read_text("utf-8")
-    head, *lines = (line + "\n" for line in text.splitlines() if line)
-    lines = random.Random(0).sample(lines, min(n_rows, len(lines)))
-    path = manifest.with_name(f"sample{n_rows}.csv")
-    path.write_text(head + "".join(sorted(lines)), encoding="utf-8")
-    return path

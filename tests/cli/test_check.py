@@ -178,6 +178,22 @@ def test_a_manifest_is_what_is_counted(audio, opened, tmp_path, capsys):
         assert {name[:4] for name in session.manifest.ids} == {"ann ", "bob "}
 
 
+def test_the_sample_of_a_manifest_is_of_whole_rows(audio, opened, tmp_path):
+    """A cell of a further column may hold what splits lines."""
+    note = "\u2028one\x85two"
+    rows = [
+        f'{who} {n},0.5,$data_root/{who}/{n}.wav,0,8000,,"a\n{note}"'
+        for who in ("ann", "bob")
+        for n in range(4)
+    ]
+    head = "ID,duration,wav,start,stop,spk_id,note"
+    mine = tmp_path / "mine.csv"
+    mine.write_text("\n".join([head, *rows]), encoding="utf-8")
+    main(["check", str(audio), *TINY, f"--manifest={mine}"])
+    for session in opened:
+        assert [*session.manifest.ids] == [row.split(",")[0] for row in rows]
+
+
 def test_checkpoints_that_are_kept_take_room(monkeypatch, capsys, tmp_path):
     """A GiB of weights, of which the network is not made."""
 
