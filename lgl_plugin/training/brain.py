@@ -19,7 +19,7 @@ from lgl_plugin.training.epoch_tally import EpochTally
 from lgl_plugin.training.held_out import HeldOut, separate_generator
 from lgl_plugin.training.meetings import Meetings
 from lgl_plugin.training.nonfinite import NonFiniteGuard
-from lgl_plugin.utils.distributed import rank, world_size
+from lgl_plugin.utils.distributed import rank, sum_over_ranks, world_size
 from lgl_plugin.utils.signals import stop
 from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
@@ -208,7 +208,10 @@ class SpeakerBrain(HookedBrain):
             return avg_loss
         self.tally.update_average(loss, self.step, avg_loss)
         if self.scaler.is_enabled():
-            skipped = (~loss.isfinite()).float()
+            # Of all processes: one that alone ended the run would leave the
+            # others waiting for its gradients.
+            found = sum_over_ranks({"skipped": ~loss.isfinite()})
+            skipped = (found["skipped"] > 0).float()
             self.guard.count(skipped)
             self.tally.add(skipped=skipped)
         # Behind a step that accumulates nothing is saved.

@@ -18,7 +18,9 @@ from speechbrain.utils.checkpoints import Checkpointer
 from lgl_plugin.nnet.batch_norm import share_statistics
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.training import epoch_tally
+from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.epoch_tally import EpochTally
+from lgl_plugin.training.nonfinite import NonFiniteGuard
 from lgl_plugin.training.start import _keep_start
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.signals import Stop
@@ -187,6 +189,7 @@ def one_rank(rank, folder):
     # In the order of the steps, the last of which both ended together.
     assert [part.tolist() for part in tally.join_seen()] == [[11, 10, 1]]
     check_collectives(rank)
+    check_skipped(rank)
     check_files(rank, pathlib.Path(folder))
     torch.distributed.destroy_process_group()
 
@@ -208,6 +211,24 @@ def check_collectives(rank):
     norm.running_mean.fill_(rank)
     share_statistics(norm)
     assert norm.running_mean.tolist() == [0, 0]
+
+
+def check_skipped(rank):
+    """Both count a float16 step of which one has a loss that is not finite."""
+    brain = types.SimpleNamespace(
+        is_training=True,
+        tally=EpochTally("cpu"),
+        scaler=torch.amp.GradScaler("cpu"),
+        guard=NonFiniteGuard(patience=9),
+        accumulates=True,
+        step=1,
+        steps_per_reading=20,
+    )
+    for found in (math.nan, 2.0):
+        loss = torch.tensor(found if rank else 2.0)
+        SpeakerBrain.update_average(brain, loss, 0.0)
+        assert brain.guard.in_a_row == math.isnan(found)
+    assert brain.tally.counts["skipped"] == 1
 
 
 def check_files(rank, folder):
