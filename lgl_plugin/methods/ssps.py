@@ -92,5 +92,10 @@ class SSPSBrain(Stage1Brain):
         rows, chosen = (part.numpy() for part in self.tally.join_seen())
         self.tally.seen = []
         self.tally.last = {"rows": rows, "positives": chosen}
-        share = float((chosen >= 0).mean())
-        return {**super().epoch_summary(), "substituted_share": share}
+        counts = self.tally.total()
+        return {
+            **super().epoch_summary(),
+            # Of all steps: it is known before their loss is.
+            "alike_share": float(counts["alike_share"] / counts["batches"]),
+            "substituted_share": float((chosen >= 0).mean()),
+        }

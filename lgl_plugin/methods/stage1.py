@@ -7,14 +7,10 @@ from torch import Tensor
 
 from lgl_plugin.methods.method import Views, embedded
 from lgl_plugin.training.brain import SpeakerBrain
-from lgl_plugin.utils.distributed import (
-    average_gradients,
-    unwrapped,
-    world_size,
-)
+from lgl_plugin.utils.distributed import average_gradients, unwrapped
 
-# Names that the base Brain counts under, beside a method's figures.
-COUNTS = ("utterances", "batches", "skipped")
+# Names under which steps are counted, beside a method's figures.
+COUNTS = ("utterances", "batches", "skipped", "with_figures")
 
 
 class Stage1Brain(SpeakerBrain):
@@ -88,8 +84,12 @@ class Stage1Brain(SpeakerBrain):
             self.done,
             **self.substitutes(embeddings, rows),
         )
-        finite = {n: value.nan_to_num(0, 0, 0) for n, value in figures.items()}
-        self.tally.add(**finite)
+        # All figures of a step or none: an accuracy is finite for any logits.
+        counts = loss.detach().isfinite()
+        for value in figures.values():
+            counts = counts & value.isfinite()
+        figures = {n: value.where(counts, 0) for n, value in figures.items()}
+        self.tally.add(with_figures=counts.float(), **figures)
         return loss
 
     def substitutes(self, embeddings: Views, rows: Tensor) -> dict[str, Tensor]:
@@ -131,9 +131,7 @@ class Stage1Brain(SpeakerBrain):
     def epoch_summary(self) -> dict[str, float]:
         """Returns the means of the method's figures."""
         counts = self.tally.total()
-        # A skipped step has no figures.
-        skipped = world_size() * counts.get("skipped", 0)
-        steps = max(float(counts["batches"] - skipped), 1.0)
+        steps = max(float(counts.get("with_figures", 0)), 1.0)
         figures = [name for name in counts if name not in COUNTS]
         return {name: float(counts[name]) / steps for name in figures}
 

@@ -1,6 +1,7 @@
 """Stage I's Brain: contrastive and adversarial, on a tiny encoder."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tiny_brains import (
     make_brain,
     run_epoch,
     tiny_encoder,
+    train,
     warnings_of,
     weights,
 )
@@ -162,6 +164,23 @@ def test_simclr_learns_a_batch_by_heart(simclr):
     summary = simclr.epoch_summary()
     assert 0 <= summary["accuracy"] <= 1
     assert 0 <= summary["discriminator_accuracy"] <= 1
+
+
+def test_figures_are_means_of_the_steps_that_have_any(simclr):
+    """A loss that is finite has them, whatever its gradient."""
+    seen = []
+    simclr.modules.method.register_forward_hook(
+        lambda method, given, found: seen.append(found[1]["accuracy"].item())
+    )
+    weight = simclr.modules.encoder.network.frame.weight
+    train(simclr, False)
+    overflow = weight.register_hook(lambda gradient: gradient * math.inf)
+    train(simclr, False, False)
+    overflow.remove()
+    train(simclr, True)
+    assert simclr.tally.counts["skipped"] == 3
+    accuracy = simclr.epoch_summary()["accuracy"]
+    assert accuracy == pytest.approx(np.mean(seen[:3])) and accuracy > 0
 
 
 def test_a_discriminator_that_nobody_answers_is_warned_of(simclr, monkeypatch):
