@@ -180,6 +180,12 @@ class Manifest:
             None if self.places is None else self.places[rows],
         )
 
+    def without_speakers(self) -> Manifest:
+        """Returns the same utterances, of speakers who are not known."""
+        unknown = np.full(len(self), -1)
+        unknown.flags.writeable = False
+        return dataclasses.replace(self, speakers=unknown)
+
     def rows(self, ids: Collection[str]) -> np.ndarray:
         """Returns the rows of utterances, see `find`."""
         return find(self.ids, ids)

@@ -81,7 +81,7 @@ class Session:
     run : lgl_plugin.runs.run.Run
         The run folder.
     manifest : lgl_plugin.dataio.manifest.Manifest
-        All utterances.
+        All utterances, their speakers unknown.
     given : lgl_plugin.dataio.given.GivenLabels or None
         The labels that the yaml's `labels_file` gives. These are of the user,
         who asks for them to be trained on; the observer's true labels are not
@@ -152,6 +152,9 @@ class Session:
             from_main(self._try_manifest)
         self._check_loaders()
         self.observer = observe(self.manifest)
+        # The observer alone knows true speakers: no training, and no choice
+        # of one, can read them here.
+        self.manifest = self.manifest.without_speakers()
 
     def _begin_log(self, text):
         """Begins the stage's log, and keeps the yaml as it is used."""

@@ -392,10 +392,14 @@ def test_extraction_hears_of_the_limit_of_bad_files(session):
 
 
 def test_noise_folders_are_on_record(tmp_path, monkeypatch):
-    """Other noise, or one still being copied, would change a run unseen."""
+    """Other noise, or one still being copied, would change a run unseen.
+
+    Nor does the session keep the speakers, which it shows to the observer.
+    """
     for name in ("_begin_log", "_read_data", "_check_loaders"):
         monkeypatch.setattr(Session, name, lambda *given: None)
-    monkeypatch.setattr(Session, "manifest", None, raising=False)
+    known = Manifest.of([("a", "a", 0.0, 1.0, "ann")])
+    monkeypatch.setattr(Session, "manifest", known, raising=False)
     audio = tmp_path / "wav"
     audio.mkdir()
     (tmp_path / "rooms").mkdir()
@@ -417,12 +421,16 @@ def test_noise_folders_are_on_record(tmp_path, monkeypatch):
     )
 
     def unseen(settings):
-        return lambda manifest: None
+        return lambda manifest: manifest.speakers.tolist()
 
     run_opts = RunOptions.from_dictionary({"device": "cpu"})
 
     def start():
-        return Session(settings, "stage: 1", run_opts, unseen).run
+        session = Session(settings, "stage: 1", run_opts, unseen)
+        assert session.observer == [0]
+        assert session.manifest.speakers.tolist() == [-1]
+        assert session.manifest.ids == known.ids and known.speakers == [0]
+        return session.run
 
     start().step("stage1", lambda folder: {})
     assert [*start().inputs["stage 1"]] == ["rir_folder"]

@@ -12,6 +12,7 @@ are what that does without. `paper.py study` does.
 
 from train_lgl import main
 
+from lgl_plugin.dataio.manifest import run_manifest
 from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.fit import fit
@@ -23,7 +24,9 @@ from lgl_plugin.utils.files import checksum
 
 def train_ceiling(session):
     """Trains on the true labels, as a step of the run; those must be known."""
-    settings, speakers = session.settings, session.manifest.speakers
+    settings = session.settings
+    # Its own manifest: the session's names no speakers.
+    speakers = run_manifest(session.run.folder, dict(settings)).speakers
     if not (speakers >= 0).all():
         raise ValueError(
             "ceiling: the manifest must name each utterance's speaker, set "
