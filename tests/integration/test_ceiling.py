@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+import types
 
 import ceiling  # of the recipe's folder
 import pytest
@@ -10,6 +11,7 @@ import speechbrain as sb
 import train_lgl
 from tiny import RECIPE
 
+from lgl_plugin.runs.schema import Settings
 from lgl_plugin.utils.signals import stop
 
 
@@ -42,3 +44,26 @@ def test_threads_spin_briefly_in_each_script(name):
     imported = re.findall(r"^(?:import|from) (\w+)", before, re.MULTILINE)
     assert set(imported) <= {*sys.stdlib_module_names, "lgl_plugin"}
     assert before.count("lgl_plugin.") == 1 and after
+
+
+def test_the_speakers_are_read_past_the_session(tmp_path, monkeypatch):
+    """The manifest of a session names none."""
+
+    class Found(Exception):
+        """The encoder is looked for behind the check of speakers."""
+
+    def find(session):
+        raise Found
+
+    monkeypatch.setattr(ceiling, "find_encoder", find)
+    settings = Settings.model_construct(manifest=None, data_folder="corpus")
+    run = types.SimpleNamespace(folder=tmp_path)
+    session = types.SimpleNamespace(settings=settings, run=run)
+    for last, error in (("bob", Found), ("", ValueError)):
+        (tmp_path / "manifest.csv").write_text(
+            "ID,duration,wav,start,stop,spk_id\n"
+            "a,1,$data_root/a.wav,0,16000,ann\n"
+            f"b,1,$data_root/b.wav,0,16000,{last}\n"
+        )
+        with pytest.raises(error):
+            ceiling.train_ceiling(session)
