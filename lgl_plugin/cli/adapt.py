@@ -200,15 +200,17 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.differences import changes
     from lgl_plugin.runs.plain import plain_settings
-    from lgl_plugin.runs.settings import load_settings
+    from lgl_plugin.runs.settings import load_settings, resolve
 
-    texts = []
-    for words in ([], given):
-        path, run_opts, overrides = parse_arguments(
-            [str(PRESET), *words], {"data_folder": audio}
-        )
-        texts.append(load_settings(path, overrides, run_opts)[1])
-    return changes(*map(plain_settings, texts))
+    preset, changed = (
+        parse_arguments([str(PRESET), *words], {"data_folder": audio})
+        for words in ([], given)
+    )
+    path, run_opts, overrides = preset
+    before = resolve(path, overrides, run_opts)
+    path, run_opts, overrides = changed
+    _, after = load_settings(path, overrides, run_opts)
+    return changes(plain_settings(before), plain_settings(after))
 
 
 def check_sizes(ladder: Ladder, given: list[str]) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from lgl_plugin.utils.checks import check_from
-
 
 class PassSampler(Sampler):
     """An endless stream of passes over a dataset, cut into epochs.
@@ -24,21 +22,20 @@ class PassSampler(Sampler):
     for a window to be a fair sample of the corpus.
     """
 
+    window = 8
+
     def __init__(
         self,
         size: int,
         length: int,
         seed: int = 0,
         shards: np.ndarray | None = None,
-        window: int = 8,
     ) -> None:
         super().__init__()
-        check_from(1, window=window)
         self.size = size
         self.length = length
         self.seed = int(seed)
         self.shards = None if shards is None else np.asarray(shards)
-        self.window = window
         self.epoch = 1
 
     def __len__(self) -> int:

@@ -264,34 +264,34 @@ def bootstrap_eer(
     return float(low), float(high)
 
 
-def verify(embeddings: ArrayLike, trials: Trials) -> dict[str, float]:
+def figures_of(scores: ArrayLike, trials: Trials) -> dict[str, float]:
     """Computes the figures by which speaker encoders are compared.
 
-    Arguments and errors as of `cosine_scores`.
+    Arguments
+    ---------
+    scores, trials : array-like, (T,), float, and Trials
+        The trials, and one score each, higher for the same speaker.
 
     Returns
     -------
     dict
-        `eer_percent`, from 0 to 100; `min_dcf_001` and `min_dcf_005` (p_target
-        0.01 and 0.05, unit costs, normalised); the cosine `threshold` at the
+        `eer`, in percent, as in metrics.jsonl; `min_dcf_001` and `min_dcf_005`
+        (p_target 0.01 and 0.05, unit costs, normalised); the `threshold` at the
         EER.
+
+    Raises
+    ------
+    ValueError
+        As `eer` does.
 
     Example
     -------
     >>> sides = np.array([[0, 0], [1, 2]])  # a against b, a against c
     >>> trials = Trials(np.array([True, False]), ["a", "b", "c"], *sides)
-    >>> figures = verify([[1, 0], [2, 0], [0, 3]], trials)
-    >>> figures["eer_percent"], figures["min_dcf_001"], figures["threshold"]
+    >>> scores = cosine_scores([[1, 0], [2, 0], [0, 3]], trials)
+    >>> figures = figures_of(scores, trials)
+    >>> figures["eer"], figures["min_dcf_001"], figures["threshold"]
     (0.0, 0.0, 0.5)
-    """
-    figures = figures_of(cosine_scores(embeddings, trials), trials)
-    return {"eer_percent": figures.pop("eer"), **figures}
-
-
-def figures_of(scores: np.ndarray, trials: Trials) -> dict[str, float]:
-    """Computes the figures of `verify` from trials' scores (T,).
-
-    The EER, in percent, is called `eer`, as in metrics.jsonl.
     """
     rate, threshold = eer(scores, trials.labels)
     return {

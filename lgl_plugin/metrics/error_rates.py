@@ -46,15 +46,13 @@ def min_dcf(
     scores: npt.ArrayLike,
     labels: npt.ArrayLike,
     p_target: float,
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
 ) -> float:
     """Returns the minimum of the normalised detection cost, exact.
 
-    This is the cost c_miss * p_target * P_miss + c_fa * (1 - p_target) * P_fa
-    at the best threshold, divided by the cheaper of rejecting all and accepting
-    all, min(c_miss * p_target, c_fa * (1 - p_target)): the convention
-    of NIST SRE and VoxCeleb. SpeechBrain's `minDCF` leaves out the division.
+    This is the cost p_target * P_miss + (1 - p_target) * P_fa at the best
+    threshold, divided by the cheaper of rejecting all and accepting all,
+    min(p_target, 1 - p_target): the convention of NIST SRE and VoxCeleb.
+    SpeechBrain's `minDCF` leaves out the division.
 
     Arguments
     ---------
@@ -62,8 +60,6 @@ def min_dcf(
         As of `eer`.
     p_target : float
         Prior probability of a target trial, between 0 and 1.
-    c_miss, c_fa : float
-        Cost of rejecting a target and of accepting a non-target, above 0.
 
     Returns
     -------
@@ -73,22 +69,18 @@ def min_dcf(
     Raises
     ------
     ValueError
-        As `eer` does, and if the prior or a cost is out of range.
+        As `eer` does, and if the prior is out of range.
 
     Example
     -------
     >>> min_dcf([0.9, 0.4, 0.7, 0.1], [True, True, False, False], 0.5)
     0.5
     """
-    if not (0 < p_target < 1 and c_miss > 0 and c_fa > 0):
-        raise ValueError(
-            "p_target must be between 0 and 1 and both costs positive, got "
-            f"p_target={p_target}, c_miss={c_miss}, c_fa={c_fa}"
-        )
+    if not 0 < p_target < 1:
+        raise ValueError(f"p_target must be between 0 and 1, got {p_target}")
     _, p_miss, p_fa = operating_points(scores, labels)
-    miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
-    cost = miss * p_miss + false_alarm * p_fa
-    return float(cost.min() / min(miss, false_alarm))
+    cost = p_target * p_miss + (1 - p_target) * p_fa
+    return float(cost.min() / min(p_target, 1 - p_target))
 
 
 def operating_points(

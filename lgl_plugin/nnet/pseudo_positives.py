@@ -11,6 +11,7 @@ from lgl_plugin.nnet.queue import EmbeddingQueue
 
 # Centroids that are compared with all others at once: 100 MB at 25,000.
 CHUNK = 1024
+CAPACITY = 25000  # embeddings that the queue holds, for VoxCeleb2
 
 
 class PseudoPositives(nn.Module):
@@ -33,9 +34,6 @@ class PseudoPositives(nn.Module):
         Number of rows.
     dim : int
         Of an embedding.
-    capacity : int
-        Length of the queue: 25,000 for VoxCeleb2. For a smaller corpus, the
-        length of an epoch, so that nothing older is held.
 
     Attributes
     ---------
@@ -47,7 +45,7 @@ class PseudoPositives(nn.Module):
 
     Example
     -------
-    >>> positives = PseudoPositives(4, dim=2, capacity=3)
+    >>> positives = PseudoPositives(4, dim=2)
     >>> vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]])
     >>> clusters = np.array([0, 0, 1, 1])
     >>> positives.regroup(clusters, 1 - clusters, range(4))  # of the other
@@ -59,11 +57,10 @@ class PseudoPositives(nn.Module):
             [0.9000, 0.1000]]))
     """
 
-    def __init__(
-        self, n_utterances: int, dim: int, capacity: int = 25000
-    ) -> None:
+    def __init__(self, n_utterances: int, dim: int) -> None:
         super().__init__()
-        capacity = min(capacity, n_utterances)
+        # Of a smaller corpus an epoch, so that nothing older is held.
+        capacity = min(CAPACITY, n_utterances)
         none = torch.full((n_utterances,), -1)
         self.clusters = nn.Buffer(none)
         self.sources = nn.Buffer(none.clone())

@@ -14,6 +14,13 @@ from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
 from lgl_plugin.dataio.shards import write_shards
 
 
+def windowed(window, *options):
+    """A sampler that reads so many shards at a time."""
+    sampler = PassSampler(*options)
+    sampler.window = window
+    return sampler
+
+
 @given(
     st.integers(0, 12),
     st.integers(1, 20),
@@ -25,7 +32,7 @@ def test_each_index_once_and_few_shards_at_a_time(n, size, window, turn):
     numbers = np.random.default_rng(0).permutation(np.repeat(range(n), size))
     numbers = numbers.astype(int)
     total = n * size
-    sampler = PassSampler(total, total, 1, numbers, window)
+    sampler = windowed(window, total, total, 1, numbers)
     sampler.set_epoch(turn + 1)
     stream = list(sampler)
     assert all(type(index) is int for index in stream)
@@ -51,7 +58,7 @@ def test_each_index_once_and_few_shards_at_a_time(n, size, window, turn):
 def test_epochs_of_any_length_leave_no_utterance_out(size, length, n, shards):
     """Visits differ by one at most, and no pass repeats an index."""
     numbers = np.arange(size) // 3 if shards else None
-    sampler = PassSampler(size, length, 5, numbers, window=2)
+    sampler = windowed(2, size, length, 5, numbers)
     stream = []
     for epoch in range(1, n + 1):
         sampler.set_epoch(epoch)
@@ -68,7 +75,7 @@ def test_order_follows_from_seed_and_pass():
     numbers = np.repeat(np.arange(16), 25)
 
     def order(turn, seed=7):
-        sampler = PassSampler(400, 400, seed, numbers, window=4)
+        sampler = windowed(4, 400, 400, seed, numbers)
         sampler.set_epoch(turn + 1)
         return [index - 400 * turn for index in sampler]
 
@@ -80,8 +87,6 @@ def test_order_follows_from_seed_and_pass():
     # Other shards are together, and their utterances are mixed.
     assert set(numbers[zero[:100]]) != set(numbers[one[:100]])
     assert len(set(numbers[zero[:25]])) == 4
-    with pytest.raises(ValueError, match="window must be 1 or more"):
-        PassSampler(400, 400, 0, numbers, window=0)
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -91,7 +96,7 @@ def test_ranks_share_without_repeats(world):
     def indices(rank, epoch):
         # As Brain.fit wraps a sampler under DDP.
         wrapped = DistributedSamplerWrapper(
-            PassSampler(480, 480, 0, numbers, window=3),
+            windowed(3, 480, 480, 0, numbers),
             num_replicas=world,
             rank=rank,
             drop_last=False,
@@ -132,7 +137,7 @@ def corpus(tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_share_without_repeats(corpus, workers):
     data, numbers = corpus
-    sampler = PassSampler(24, 24, 0, numbers, window=2)
+    sampler = windowed(2, 24, 24, 0, numbers)
     loader = SaveableDataLoader(
         data, 4, sampler=sampler, num_workers=workers, collate_fn=list
     )
@@ -146,7 +151,7 @@ def test_resumes_in_mid_epoch(tmp_path, corpus, workers):
     data, numbers = corpus
 
     def make():
-        sampler = PassSampler(24, 24, 0, numbers, window=2)
+        sampler = windowed(2, 24, 24, 0, numbers)
         sampler.set_epoch(3)
         loader = SaveableDataLoader(
             data, 4, sampler=sampler, num_workers=workers, collate_fn=list

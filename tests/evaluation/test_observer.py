@@ -14,7 +14,7 @@ from lgl_plugin.evaluation.verification import (
     adaptive_s_norm,
     cohort_statistics,
     cosine_scores,
-    verify,
+    figures_of,
 )
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.metrics.error_rates import eer
@@ -121,8 +121,7 @@ def test_trials_are_scored_and_kept(tmp_path):
         return vectors
 
     path = tmp_path / "scores.npz"
-    figures = verify(vectors, trials)
-    figures["eer"] = figures.pop("eer_percent")  # the key of metrics.jsonl
+    figures = figures_of(cosine_scores(vectors, trials), trials)
     assert observer.score_trials(embed) == figures
     assert observer.score_trials(embed, path) == figures
     with np.load(path) as kept:
@@ -131,8 +130,8 @@ def test_trials_are_scored_and_kept(tmp_path):
         np.testing.assert_array_equal(kept["scores"], expected)
     backend = Whitening().fit(vectors)
     more = observer.score_trials(embed, path, backend, vectors)
-    under = verify(backend(vectors), trials)
-    assert more["eer_backend"] == under["eer_percent"]
+    under = figures_of(cosine_scores(backend(vectors), trials), trials)
+    assert more["eer_backend"] == under["eer"]
     assert more["min_dcf_001_backend"] == under["min_dcf_001"]
     statistics = cohort_statistics(vectors, vectors, 3)
     normed = adaptive_s_norm(expected, trials, *statistics)

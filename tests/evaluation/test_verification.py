@@ -11,7 +11,7 @@ from lgl_plugin.evaluation.verification import (
     bootstrap_eer,
     cohort_statistics,
     cosine_scores,
-    verify,
+    figures_of,
     write_scores,
 )
 from lgl_plugin.metrics.error_rates import eer, min_dcf
@@ -246,18 +246,18 @@ def test_lists_are_as_good_as_arrays():
         bootstrap_eer(scores, trials, 0)
 
 
-def test_verify_puts_it_together():
+def test_figures_are_those_of_the_measures():
     trials = random_trials(40, 400)
     embeddings = np.random.default_rng(3).normal(size=(40, 16))
     scores = cosine_scores(embeddings, trials)
-    figures = verify(embeddings, trials)
+    figures = figures_of(scores, trials)
     rate, threshold = eer(scores, trials.labels)
     assert figures == {
-        "eer_percent": 100 * rate,
+        "eer": 100 * rate,
         "min_dcf_001": min_dcf(scores, trials.labels, 0.01),
         "min_dcf_005": min_dcf(scores, trials.labels, 0.05),
         "threshold": threshold,
     }
-    assert 30 < figures["eer_percent"] < 70  # random labels
+    assert 30 < figures["eer"] < 70  # random labels
     # Checkpoint metadata and JSON take plain numbers only.
     assert {type(value) for value in figures.values()} == {float}

@@ -122,7 +122,7 @@ def test_cuts_part_any_two_scores(trials, n_neighbours):
     assert 0 <= eer(scores, labels)[0] <= 1
 
 
-def slow_min_dcf(scores, labels, p_target, c_miss, c_fa):
+def slow_min_dcf(scores, labels, p_target):
     """Every threshold, every trial, one at a time."""
     best = float("inf")
     for threshold in [-np.inf, *scores]:
@@ -130,23 +130,18 @@ def slow_min_dcf(scores, labels, p_target, c_miss, c_fa):
         for score, target in zip(scores, labels, strict=True):
             misses += target and score <= threshold
             false_alarms += not target and score > threshold
-        cost = c_miss * p_target * misses / sum(labels)
-        cost += c_fa * (1 - p_target) * false_alarms / sum(~labels)
+        cost = p_target * misses / sum(labels)
+        cost += (1 - p_target) * false_alarms / sum(~labels)
         best = min(best, cost)
-    return best / min(c_miss * p_target, c_fa * (1 - p_target))
+    return best / min(p_target, 1 - p_target)
 
 
 @settings(deadline=None)
-@given(
-    some_trials,
-    st.sampled_from([0.01, 0.05, 0.5, 0.9]),
-    st.sampled_from([1.0, 10.0]),
-    st.sampled_from([1.0, 5.0]),
-)
-def test_min_dcf_against_a_double_loop(trials, p_target, c_miss, c_fa):
+@given(some_trials, st.sampled_from([0.01, 0.05, 0.5, 0.9]))
+def test_min_dcf_against_a_double_loop(trials, p_target):
     scores, labels = columns(trials)
-    cost = min_dcf(scores, labels, p_target, c_miss, c_fa)
-    expected = slow_min_dcf(scores, labels, p_target, c_miss, c_fa)
+    cost = min_dcf(scores, labels, p_target)
+    expected = slow_min_dcf(scores, labels, p_target)
     assert cost == pytest.approx(expected)
     assert 0 <= cost <= 1 + 1e-12
 

@@ -8,6 +8,7 @@ from pretended_device import NothingReadByTheHost
 
 from lgl_plugin.nnet import pseudo_positives
 from lgl_plugin.nnet.pseudo_positives import PseudoPositives, nearest_clusters
+from lgl_plugin.nnet.queue import EmbeddingQueue
 
 N, DIM = 12, 3
 whole = st.integers(0, 3)
@@ -16,7 +17,8 @@ labels = st.lists(st.integers(-1, 3), min_size=N, max_size=N)
 
 def filled(clusters, sources, added, capacity=5):
     """Positives with clusters of all rows, and a queue of what was added."""
-    positives = PseudoPositives(N, DIM, capacity)
+    positives = PseudoPositives(N, DIM)
+    positives.queue = EmbeddingQueue(capacity, DIM)
     positives.regroup(np.array(clusters), np.array(sources), np.arange(N))
     for number, row in enumerate(added):
         vector = torch.full((1, DIM), float(number))
@@ -99,7 +101,7 @@ def test_the_queue_is_no_longer_than_the_utterances_are_many():
 
 def test_a_checkpoint_holds_queue_and_clusters():
     before = filled([0, 1] * 6, [1, 0] * 6, range(7))
-    after = PseudoPositives(N, DIM, 5)
+    after = filled([-1] * N, [-1] * N, [])
     after.load_state_dict(before.state_dict())
     for positives in (before, after):
         torch.manual_seed(3)

@@ -37,7 +37,7 @@ from lgl_plugin.dataio.audio import probe, read_audio
 from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.trials import read_trials
-from lgl_plugin.evaluation.verification import verify
+from lgl_plugin.evaluation.verification import cosine_scores, figures_of
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.log_mels import LogMels, write_log_mels
 from lgl_plugin.metrics.agreement import ami
@@ -242,7 +242,8 @@ def judge(folder, model, corpus, seeds):
     def eer(embed):
         fitted = Whitening().fit(embed(train.flatten(0, 1)).numpy())
         vectors = fitted(embed(test).numpy())
-        return verify(vectors, corpus.trials)["eer_percent"]
+        scores = cosine_scores(vectors, corpus.trials)
+        return figures_of(scores, corpus.trials)["eer"]
 
     first = first_labels(train)
     found = {
