@@ -66,7 +66,8 @@ def _introduction(ladder, exported) -> Iterator[Block]:
 def _rungs(ladder) -> Iterator[Block]:
     """Yields the table of rungs."""
     yield Table(
-        "Equal error rates on pseudo-trials; before is the best rung so far",
+        "Equal error rates on pseudo-trials; before is the best rung so far, "
+        "or the encoder as it came where two back-ends are even",
         HEADER,
         [rung.cells() for rung in ladder.rungs],
     )

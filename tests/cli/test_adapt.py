@@ -146,10 +146,11 @@ def test_speechbrain_loads_what_is_kept(
 TIE = Verdict(20, 4.0, 3.9, -1.0, 0.5)
 
 
-def test_each_backend_is_judged_against_what_is_kept(
-    ecapa, calls, tmp_path, monkeypatch
+@pytest.mark.parametrize("last", [BETTER, TIE])
+def test_a_tie_of_backends_goes_to_the_one_that_wins_over_none(
+    ecapa, calls, tmp_path, monkeypatch, last
 ):
-    heard, left = [], [BETTER, TIE]
+    heard, left = [], [BETTER, TIE, last]
 
     def judge(before, after, n_speakers):
         heard.append((before, after))
@@ -158,13 +159,17 @@ def test_each_backend_is_judged_against_what_is_kept(
     monkeypatch.setattr(module, "judge", judge)
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     ladder.try_backends()
-    assert [rung.kept for rung in ladder.rungs] == [True, False]
-    assert ladder.kind == "centring"
+    assert [rung.kept for rung in ladder.rungs] == [True, last is BETTER]
     bare = ladder.embedded.of(ladder.judged)
-    assert np.array_equal(heard[0][0], bare)
-    centred = load_backend(tmp_path / "centring" / "backend.npz")(bare)
-    for found in (heard[0][1], heard[1][0], ladder.best):
-        assert np.array_equal(found, centred)
+    centred, white = (
+        load_backend(tmp_path / name / "backend.npz")(bare)
+        for name in ("centring", "whitening")
+    )
+    pairs = [(bare, centred), (centred, white), (bare, white)]
+    for found, expected in zip(heard, pairs, strict=True):
+        assert all(map(np.array_equal, found, expected))
+    assert ladder.kind == ("whitening" if last is BETTER else "centring")
+    assert np.array_equal(ladder.best, white if last is BETTER else centred)
 
 
 def test_speakers_with_one_recording_each_are_refused(
