@@ -86,16 +86,14 @@ def examine_all(options, folder, trials):
         found, end = examine(ladder, vectors, trials)
         rows += [{"encoder": run.name, **row} for row in found]
         ends.append({"encoder": run.name, **end})
-        judged = dict(zip(ladder.judged, ladder.embedded.of(ladder.judged)))
         scores = cosine_scores(vectors, trials)
-        ladders[run.name] = judged, ladder.n_speakers, scores
+        ladders[run.name] = ladder.embedded, ladder.n_speakers, scores
     for one, other in itertools.combinations(ladders, 2):
         before, after = ladders[one], ladders[other]
-        both = [row for row in before[0] if row in after[0]]
-        sides = [
-            np.stack([of[0][row] for row in both]) for of in (before, after)
-        ]
-        found = judge(*sides, before[1])
+        both = np.intersect1d(before[0].rows, after[0].rows)
+        judged = np.isin(both, ladder.judged)
+        sides = before[0].of(both), after[0].of(both)
+        found = judge(*sides, before[1], judged)
         row = held_against(found, before[2], after[2], trials)
         rows.append({"encoder": one, "rung": f"or {other}", **row})
     return rows, ends
@@ -184,12 +182,13 @@ def manifest(folder, utterances):
 def examine(ladder, vectors, trials):
     """Holds each back-end's verdict, and the ladder's end, against labels."""
     best, plain = np.asarray, cosine_scores(vectors, trials)
-    judged = ladder.embedded.of(ladder.judged)
+    bare = ladder.embedded.of(ladder.clustered)
+    judged = np.isin(ladder.clustered, ladder.judged)
     rows, figures = [], {"as it came": percent(plain, trials)}
     for rung in ladder.rungs:
         backend = load_backend(ladder.folder / rung.name / BACKEND)
         scores = cosine_scores(backend(vectors), trials)
-        found = judge(judged, backend(judged), ladder.n_speakers)
+        found = judge(bare, backend(bare), ladder.n_speakers, judged)
         row = held_against(found, plain, scores, trials)
         rows.append({"rung": rung.name, **row})
         figures[rung.name] = percent(scores, trials)

@@ -196,7 +196,7 @@ class Ladder:
         self.made_from = self.run.identity()
         self._step("start", embed)
         self._take("start")
-        self._judge_by(self.judged)
+        self._judge_by(self.judged, self.embedded.rows)
 
     def _step(self, name, work):
         """Does a step after the one before, unless it is done."""
@@ -231,10 +231,11 @@ class Ladder:
         self.weights = self.folder / name / ENCODER
         self.embedded = self._embedded(Embeddings.load(self.folder / name))
 
-    def _judge_by(self, rows):
-        """Judges from here on by those of some rows that could be read."""
-        self.judged = rows[np.isin(rows, self.embedded.rows)]
-        self.best = self.embedded.of(self.judged)
+    def _judge_by(self, judged, clustered):
+        """Judges from here on by some rows, and clusters these and others."""
+        self.judged = judged[np.isin(judged, self.embedded.rows)]
+        self.clustered = clustered
+        self.best = self.embedded.of(clustered)
         self.n_speakers = count_speakers(self.best)
         if self.backend is not None:
             self.best = self.backend(self.best)
@@ -248,23 +249,23 @@ class Ladder:
 
     def _judge(self, kind, folder, embedded):
         """Fits a back-end, or none, and judges against the best so far."""
-        behind = embedded.of(self.judged)
+        behind = bare = embedded.of(self.clustered)
         if kind:
             backend = BACKENDS[kind]().fit(embedded.of(self.fitted))
             backend.save(folder / BACKEND)
-            behind = backend(behind)
-        found = judge(self.best, behind, self.n_speakers)
+            behind = backend(bare)
+        judged = self.n_speakers, np.isin(self.clustered, self.judged)
+        found = judge(self.best, behind, *judged)
         if embedded is self.embedded and self.kind and not found.sign:
             # A tie of back-ends goes to the later, if that wins over none:
             # where they were even, labelled trials gained by whitening.
             # docs/adapt_measured.md has the figures.
-            bare = embedded.of(self.judged)
-            found = judge(bare, behind, self.n_speakers)
+            found = judge(bare, behind, *judged)
         return dataclasses.asdict(found)
 
     def _climb(self, name, kind):
         """Goes on from a rung that is kept."""
-        self.kind, self.best = kind, self.embedded.of(self.judged)
+        self.kind, self.best = kind, self.embedded.of(self.clustered)
         if kind:
             path = self.folder / name / BACKEND
             self.backend = load_backend(path)
@@ -317,7 +318,7 @@ class Ladder:
         self.embedded = every()
         rows = load_arrays(self.folder / SPLIT / ROWS)
         order = np.random.default_rng(0).permutation(len(self.manifest))
-        self._judge_by(rows["judged"])
+        self._judge_by(rows["judged"], rows["judged"])
         self.fitted = order[~np.isin(order, self.judged)]
         self.trained = rows["trained"]
 
@@ -334,7 +335,8 @@ class Ladder:
         verdict of their own. ValueError if too few speakers are left to judge
         by.
         """
-        names = "judged", "fitted", "embedded", "best", "n_speakers"
+        names = ["judged", "fitted", "clustered"]
+        names += ["embedded", "best", "n_speakers"]
         before = {name: getattr(self, name) for name in names}
         self._split()
         if settings:
@@ -400,7 +402,7 @@ class Ladder:
             "trained": any(r.kept and r.name == TRAINED for r in self.rungs),
             "recordings": len(self.manifest),
             "hours": float(self.manifest.durations.sum()) / 3600,
-            "judged": len(self.best),
+            "judged": len(self.judged),
             "given": self.given,
         }
         rungs = HEADER, [rung.cells() for rung in self.rungs]

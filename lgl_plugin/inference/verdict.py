@@ -35,7 +35,7 @@ RESAMPLES, LEVEL = 1000, 0.95
 
 
 def count_speakers(vectors: ArrayLike) -> int:
-    """Estimates how many speakers the judged recordings have.
+    """Estimates how many speakers the recordings have.
 
     Arguments
     ---------
@@ -117,7 +117,11 @@ points)
 
 
 def judge(
-    before: ArrayLike, after: ArrayLike, n_speakers: int, seed: int = 0
+    before: ArrayLike,
+    after: ArrayLike,
+    n_speakers: int,
+    judged: ArrayLike | None = None,
+    seed: int = 0,
 ) -> Verdict:
     """Compares two encoders by pseudo-trials of the same recordings.
 
@@ -128,6 +132,10 @@ def judge(
         float (N, D) and (N, D'), N from 10, in one order.
     n_speakers : int
         About how many speakers the recordings have: `count_speakers`.
+    judged : array-like, optional
+        Of which recordings pairs are trials, bool (N,), 10 or more. The others
+        are clustered with them: the more recordings of a speaker there are,
+        the better are the clusters.
     seed : int
         Of the interval, and of the non-target trials where these are many.
 
@@ -146,16 +154,21 @@ def judge(
     -1
     """
     encoders = [normalised(np.asarray(side)) for side in (before, after)]
-    number = len(encoders[0])
-    if len(encoders[1]) != number:
+    if len(encoders[0]) != len(encoders[1]):
         raise ValueError(
-            f"before and after are of {number} and {len(encoders[1])} "
-            "recordings, not of the same"
+            f"before and after are of {len(encoders[0])} and "
+            f"{len(encoders[1])} recordings, not of the same"
         )
+    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_speakers)
+    clusters = [cluster(points).labels for points in encoders]
+    if judged is not None:
+        encoders = [points[judged] for points in encoders]
+        clusters = [labels[judged] for labels in clusters]
+    number = len(encoders[0])
     if number < FEWEST:
         raise ValueError(f"a verdict needs {FEWEST} recordings, got {number}")
     rng = np.random.default_rng(seed)
-    first, second, labels = _trials(encoders, n_speakers, rng)
+    first, second, labels = _trials(clusters, rng)
     if np.count_nonzero(labels) < FEWEST_TARGETS:
         # They agree on nothing that could be counted, and nothing is shown.
         return Verdict(number, 50.0, 50.0, -50.0, 50.0)
@@ -177,14 +190,10 @@ def judge(
     return Verdict(number, rates[0], rates[1], float(low), float(high))
 
 
-def _trials(encoders, n_speakers, rng):
-    """Returns the pairs on which the encoders agree, and which are targets."""
-    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_speakers)
-    first, second = np.triu_indices(len(encoders[0]), 1)
-    one, other = (
-        labels[first] == labels[second]
-        for labels in (cluster(points).labels for points in encoders)
-    )
+def _trials(clusters, rng):
+    """Returns the pairs on which two clusterings agree, and the targets."""
+    first, second = np.triu_indices(len(clusters[0]), 1)
+    one, other = (labels[first] == labels[second] for labels in clusters)
     targets, others = np.flatnonzero(one & other), np.flatnonzero(~one & ~other)
     if len(others) > MOST_OTHERS:
         others = rng.choice(others, MOST_OTHERS, replace=False)

@@ -50,7 +50,7 @@ def _introduction(ladder, exported) -> Iterator[Block]:
         "audio": str(ladder.audio),
         "recordings": f"{len(ladder.manifest):,}",
         "minutes": f"{ladder.manifest.durations.sum() / 60:,.0f}",
-        "judged on": f"{len(ladder.best):,}",
+        "judged on": f"{len(ladder.judged):,}",
         "fitted on": f"{len(ladder.embedded.of(ladder.fitted)):,}",
     }
     if ladder.given is not None:

@@ -152,7 +152,7 @@ def test_a_tie_of_backends_goes_to_the_one_that_wins_over_none(
 ):
     heard, left = [], [BETTER, TIE, last]
 
-    def judge(before, after, n_speakers):
+    def judge(before, after, n_speakers, judged):
         heard.append((before, after))
         return left.pop(0)
 
@@ -160,7 +160,7 @@ def test_a_tie_of_backends_goes_to_the_one_that_wins_over_none(
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     ladder.try_backends()
     assert [rung.kept for rung in ladder.rungs] == [True, last is BETTER]
-    bare = ladder.embedded.of(ladder.judged)
+    bare = ladder.embedded.of(ladder.clustered)
     centred, white = (
         load_backend(tmp_path / name / "backend.npz")(bare)
         for name in ("centring", "whitening")
@@ -179,7 +179,7 @@ def test_speakers_with_one_recording_each_are_refused(
     with pytest.raises(SystemExit, match="2"):
         adapt(ecapa, calls, tmp_path)
     said = capsys.readouterr().err
-    assert "no two of 20 recordings seem to be of one speaker" in said
+    assert "no two of 40 recordings seem to be of one speaker" in said
 
 
 def test_an_encoder_that_is_best_as_it_is_stays(
@@ -438,7 +438,7 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     """Only what is kept of it changes what the other rungs are judged by."""
     heard, left = [], [WORSE, BETTER, WORSE]
 
-    def judge(before, after, n_speakers):
+    def judge(before, after, n_speakers, judged):
         heard.append((before, after))
         return left.pop(0)
 
