@@ -191,7 +191,6 @@ class Benchmark:
             modules["classifier"] = hparams["new_classifier"](
                 out_neurons=n_clusters
             )
-            modules["memory"] = hparams["new_memory"](len(self.labels))
             modules.update({name: hparams[name] for name in names})
         return torch.nn.ModuleDict(modules).to(self.options.device)
 

@@ -26,7 +26,7 @@ from lgl_plugin.methods.stage1 import Stage1Brain
 from lgl_plugin.methods.vicreg import BarlowTwins, VICReg
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.encoders import Encoder
-from lgl_plugin.nnet.gates import LossMemory, NoGate, PosteriorGate
+from lgl_plugin.nnet.gates import NoGate, PosteriorGate
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.nnet.pseudo_positives import PseudoPositives, nearest_clusters
 from lgl_plugin.nnet.relabelling import TeacherLabels
@@ -96,8 +96,7 @@ def method_modules(kind, n_utterances=BATCH, encoder=None):
     """A Brain's modules but augmentation."""
     encoder = encoder or tiny_encoder()
     modules = {"encoder": encoder}
-    if kind != "gated":
-        n_utterances = max(n_utterances, len(Crops()))
+    n_utterances = max(n_utterances, len(Crops()))
     if kind not in STAGE2:
         make = METHODS["simclr" if kind == "ssps" else kind]
         modules["method"] = make(encoder, DIM, n_utterances)
@@ -108,7 +107,6 @@ def method_modules(kind, n_utterances=BATCH, encoder=None):
         classifier=Classifier(DIM, out_neurons=CLASSES),
         aam=AAMSoftmax(0.2, 30.0),
         gate=NoGate(),
-        memory=LossMemory(n_utterances, 0.0),
     )
     if kind == "relabelled":
         modules["gate"] = PosteriorGate()

@@ -60,54 +60,6 @@ class Gate(nn.Module):
         """Does nothing; a subclass sets tau from the epoch's losses (N,)."""
 
 
-class LossMemory(nn.Module):
-    """A running mean of the loss of each utterance, as input for a gate.
-
-    The loss of one step depends on the augmentation as much as on the label: a
-    gate on it selects what was augmented mildly, and the network forgets the
-    rest. The mean over epochs cancels the augmentation. A call with the rows
-    (batch,), int64, and losses (batch,) of a batch returns its means (batch,).
-    A loss that is infinite or NaN is returned as it is and not remembered.
-
-    Arguments
-    ---------
-    n_utterances : int
-        Number of rows.
-    momentum : float
-        Weight of the past, in [0, 1); at 0, as in the paper, there is none.
-
-    Example
-    -------
-    >>> memory = LossMemory(3, momentum=0.5)
-    >>> memory(torch.tensor([0, 2]), torch.tensor([4.0, 1.0]))
-    tensor([4., 1.])
-    >>> memory(torch.tensor([2, 1]), torch.tensor([3.0, 5.0]))
-    tensor([2., 5.])
-    """
-
-    def __init__(self, n_utterances: int, momentum: float) -> None:
-        check_share(momentum=momentum)
-        super().__init__()
-        self.momentum = momentum
-        self.losses = nn.Buffer(torch.full((n_utterances,), math.nan))
-
-    def forward(self, rows: Tensor, losses: Tensor) -> Tensor:
-        """Updates the means of a batch and returns them."""
-        losses = losses.detach()
-        past = self.losses[rows]
-        mean = past + (1 - self.momentum) * (losses - past)
-        mean = torch.where(past.isnan(), losses, mean)
-        # One step that went wrong must not wipe what was known before it.
-        self.losses[rows] = torch.where(mean.isfinite(), mean, past)
-        return mean
-
-    def overwrite(self, rows: np.ndarray, means: np.ndarray) -> None:
-        """Sets the finite of the means (N,), float32, of other ranks' rows."""
-        finite = np.isfinite(means)
-        index = torch.from_numpy(rows[finite]).to(self.losses.device)
-        self.losses[index] = torch.from_numpy(means[finite]).to(self.losses)
-
-
 class NoGate(Gate):
     """A gate that selects everything: the baseline.
 

@@ -75,7 +75,6 @@ ONLY_WITH = {
     "ssps_log_mel_share": "ssps_epochs",
     "ssps_source": "ssps_epochs",
     "gate": "gated_epochs",
-    "new_memory": "gated_epochs",
     "large_margin": "large_margin_epochs",
     "large_margin_crop_seconds": "large_margin_epochs",
 }
@@ -232,7 +231,6 @@ class Stage2Settings(Settings):
     new_classifier: Factory
     aam: Made
     large_margin: Made
-    new_memory: Factory
     no_gate: Made
     gate: Made
     correct_labels: Factory | None

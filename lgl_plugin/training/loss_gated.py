@@ -13,8 +13,8 @@ class LossGatedBrain(SpeakerBrain):
     """Stage II: additive angular margin on pseudo-labels, gated by the loss.
 
     Paper, sections 2.2 and 3, equation 3. Further modules: classifier
-    (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate and
-    memory (both of `nnet.gates`), correction if labels are to be corrected
+    (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate (of
+    `nnet.gates`), correction if labels are to be corrected
     (`gates.LabelCorrection`), anchor if the encoder is to stay near its start
     (`nnet.anchor.Anchor`), and given if a user has given labels
     (`nnet.given.GivenRows`).
@@ -82,8 +82,8 @@ class LossGatedBrain(SpeakerBrain):
         corrected labels and the votes, each (batch,).
         """
         losses = self.modules.aam(outputs, labels)
-        remembered = self.modules.memory(rows, losses)
-        weights = self.modules.gate(remembered)
+        judged = losses.detach()
+        weights = self.modules.gate(judged)
         if "given" in self.modules:
             weights = self.modules.given(rows, weights)
         selected = weights > 0.5
@@ -97,7 +97,7 @@ class LossGatedBrain(SpeakerBrain):
             weights = weights.masked_fill(changed, 1)
             labels = torch.where(changed, corrected, labels)
             losses = self.modules.aam(outputs, labels)
-        return losses, weights, (remembered, selected, corrected, votes)
+        return losses, weights, (judged, selected, corrected, votes)
 
     def count(
         self,
@@ -119,7 +119,6 @@ class LossGatedBrain(SpeakerBrain):
         last = last_visits(seen[0])
         rows, losses, selected, corrected, votes = (part[last] for part in seen)
         self.tally.seen = []
-        self.modules.memory.overwrite(rows, losses)
         if "correction" in self.modules:
             self.modules.correction.end_epoch(rows, votes)
         tau = float(self.modules.gate.tau)

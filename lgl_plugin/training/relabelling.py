@@ -30,8 +30,8 @@ class RelabellingBrain(LossGatedBrain):
         modules, given = self.modules, labels
         labels, outputs = modules.correction.labels[rows], self._alive(outputs)
         clean = self.clean_cosines(batch)
-        remembered = modules.memory(rows, modules.aam(clean, labels))
-        weights = modules.gate(remembered)
+        judged = modules.aam(clean, labels).detach()
+        weights = modules.gate(judged)
         # The teacher does not vote on crops with NaN or infinite cosines, nor
         # on user labels.
         asked = clean.isfinite().all(1)
@@ -43,7 +43,7 @@ class RelabellingBrain(LossGatedBrain):
         corrected = torch.where(labels == given, -1, labels)
         votes = torch.where(asked, clean.argmax(1), -1)
         losses = modules.aam(outputs, labels)
-        return losses, weights, (remembered, selected, corrected, votes)
+        return losses, weights, (judged, selected, corrected, votes)
 
     @torch.no_grad()
     def clean_cosines(self, batch: PaddedBatch) -> torch.Tensor:

@@ -49,7 +49,6 @@ from lgl_plugin.utils.files import (
 )
 
 LOG_MELS = "log_mels"  # below the first round's embeddings
-MEMORY = "losses.ckpt"
 
 
 class Round:
@@ -238,18 +237,18 @@ class Round:
         """How many pseudo-speakers the round has."""
         return self.session.run.done[f"{self.name}/labels"]["n_clusters"]
 
-    def primed_gate(self) -> tuple[torch.nn.Module, torch.nn.Module]:
-        """Readies the gate and the memory of losses for the gated phase.
+    def primed_gate(self) -> torch.nn.Module:
+        """Readies the gate for the gated phase.
 
-        The losses of the classifier's phase are known, so that the gate is
+        It knows the losses of the classifier's last epoch, so that it is
         selective from its first step on.
         """
         gate = self.settings.gate
         gate.start_iteration(self.number)
-        memory = self.settings.new_memory(len(self.session.manifest))
-        load_weights(memory, self.folder / "classifier" / MEMORY)
-        gate.end_epoch(memory.losses[~memory.losses.isnan()])
-        return gate, memory
+        # Of that epoch alone: losses fall from epoch to epoch, and those of
+        # several would part into early and late, not right and wrong.
+        gate.end_epoch(load_arrays(self.folder / "classifier" / GATE)["losses"])
+        return gate
 
     def selected_rows(self) -> np.ndarray:
         """Returns the manifest rows that the gate let through last."""
@@ -262,7 +261,6 @@ class Round:
         encoder: Encoder,
         classifier: torch.nn.Module,
         gate: torch.nn.Module,
-        memory: torch.nn.Module | None = None,
         aam: torch.nn.Module | None = None,
         correction: Callable[[int], torch.nn.Module] | None = None,
         relabel: Callable[..., torch.nn.Module] | None = None,
@@ -273,20 +271,17 @@ class Round:
         The folder's name is the phase's in the metrics. The yaml says for how
         many epochs `classifier`, `gated` and `large_margin` train; a phase of
         another name needs `epochs`. The `gate` selects utterances by their
-        losses, of which `memory` has those known before; `aam` is the loss,
-        the yaml's if not given. `correction` takes the number of utterances
-        and makes a module that gives other labels to those that the gate
-        rejects; `relabel` takes encoder, classifier, labels and how many there
-        are, and makes a teacher that gives labels,
+        losses; `aam` is the loss, the yaml's if not given. `correction` takes
+        the number of utterances and makes a module that gives other labels to
+        those that the gate rejects; `relabel` takes encoder, classifier, labels
+        and how many there are, and makes a teacher that gives labels,
         `relabelling.TeacherLabels`. Further options are those of
         `training.fit.fit`.
         """
         session, settings, labels = self.session, self.settings, self.labels
-        observer, n_utterances = session.observer, len(session.manifest)
-        modules = stage2_modules(settings, encoder, classifier, n_utterances)
+        observer = session.observer
+        modules = stage2_modules(settings, encoder, classifier)
         modules["gate"] = gate
-        if memory is not None:
-            modules["memory"] = memory
         if aam is not None:
             modules["aam"] = aam
         if settings.anchor:
@@ -296,7 +291,7 @@ class Round:
             known = torch.from_numpy(self.given.by_row >= 0)
             modules["given"] = GivenRows(known)
         if correction is not None:
-            modules["correction"] = correction(n_utterances)
+            modules["correction"] = correction(len(session.manifest))
         brain_class = LossGatedBrain
         if relabel is not None:
             brain_class = RelabellingBrain
@@ -327,7 +322,6 @@ class Round:
         )
         save_weights(encoder.network, folder / ENCODER)
         save_weights(classifier, folder / CLASSIFIER)
-        save_weights(modules["memory"], folder / MEMORY)
         figures = session.score(encoder, folder / SCORES, folder / BACKEND)
         if last := brain.tally.last:
             save_arrays(folder / GATE, **last)
@@ -343,7 +337,7 @@ def stage2_modules(
     settings: Stage2Settings,
     encoder: Encoder,
     classifier: torch.nn.Module,
-    n_utterances: int,
+    _n_utterances: int = 0,  # cli.check passes it
 ) -> dict[str, torch.nn.Module]:
     """Makes what trains an encoder on the labels of all utterances."""
     return {
@@ -351,7 +345,6 @@ def stage2_modules(
         "classifier": classifier,
         "aam": settings.aam,
         "gate": settings.no_gate,
-        "memory": settings.new_memory(n_utterances),
     }
 
 

@@ -154,11 +154,10 @@ def test_a_yaml_builds_every_piece():
     embeddings = torch.randn(8, 192)
     cosines = pieces["classifier"](embeddings[:, None])[:, 0]
     found = pieces["aam"](cosines, torch.arange(8))
-    remembered = pieces["memory"](torch.arange(8), found)
     built = [piece for piece in pieces.values() if isinstance(piece, Gate)]
     assert len(built) == 6
     for gate in built:
-        mask = gate(remembered)
+        mask = gate(found)
         assert pieces["gated_mean"](found, mask).isfinite()
         corrected = pieces["correct_labels"](
             torch.arange(8), cosines, mask > 0.5

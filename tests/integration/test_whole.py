@@ -83,7 +83,7 @@ def delete_and_checkpoints(path):
         ("iter1/embeddings", "utterances.txt", truncate),
         ("iter1/labels", "labels.csv", flip),
         ("iter1/labels", "centroids.npy", delete),
-        ("iter1/classifier", "losses.ckpt", delete),
+        ("iter1/classifier", "gate.npz", delete),
         ("iter1/classifier", "classifier.ckpt", delete_and_checkpoints),
         ("iter1/gated", "embedding_model.ckpt", flip),
         ("iter2/gated", "gate.npz", truncate),

@@ -15,7 +15,6 @@ from lgl_plugin.nnet.gates import (
     FixedGate,
     Gate,
     LabelCorrection,
-    LossMemory,
     NoGate,
     PosteriorGate,
     ScheduleGate,
@@ -362,58 +361,6 @@ def test_posterior_gate_keeps_its_mixture_and_is_restored():
     assert torch.equal(other(losses), known)
     gate.start_iteration(3)  # of other labels nothing is known
     assert (gate(losses) == 1).all()
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_memory_is_an_exponential_mean(momentum):
-    """Held against the recursion in plain Python, over random batches."""
-    memory = LossMemory(20, momentum)
-    generator = torch.Generator().manual_seed(0)
-    known = {}
-    for _ in range(30):
-        rows = torch.randperm(20, generator=generator)[:7]
-        losses = 5 * torch.rand(7, generator=generator)
-        found = memory(rows, losses)
-        for row, loss, mean in zip(rows.tolist(), losses.tolist(), found):
-            past = known.get(row, loss)
-            known[row] = momentum * past + (1 - momentum) * loss
-            assert mean.item() == pytest.approx(known[row], rel=1e-5)
-    assert memory.losses.isnan().sum() == 20 - len(known)
-
-
-def test_memory_holds_no_graph_and_checks_its_momentum():
-    losses = torch.ones(2, requires_grad=True)
-    assert not LossMemory(3, 0.5)(torch.tensor([0, 1]), losses).requires_grad
-    with pytest.raises(ValueError, match="momentum must be in"):
-        LossMemory(3, 1.0)
-
-
-def test_means_of_other_ranks_replace_those_of_the_memory():
-    memory = LossMemory(3, momentum=0.5)
-    memory.overwrite(np.array([2, 0]), np.array([1.0, 4.0], np.float32))
-    means = memory(torch.tensor([0, 1]), torch.tensor([2.0, 5.0]))
-    assert means.tolist() == [3, 5]
-    assert memory.losses.tolist() == [3, 5, 1]
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-def test_a_loss_that_is_not_finite_leaves_the_past_alone(broken, momentum):
-    memory, other = LossMemory(3, momentum), LossMemory(3, momentum)
-    rows = torch.arange(3)
-    for step in ([1.0, 2.0, broken], [3.0, broken, 4.0], [5.0, 6.0, 7.0]):
-        losses = torch.tensor(step)
-        found = memory(rows, losses)
-        finite = losses.isfinite()
-        assert torch.equal(found.isfinite(), finite)  # the gate sees it
-        other(rows[finite], losses[finite])
-        assert torch.equal(found[finite], other.losses[rows[finite]])
-        # As another rank's, at the end of the epoch.
-        memory.overwrite(rows.numpy(), found.numpy())
-        torch.testing.assert_close(
-            memory.losses, other.losses, rtol=0, atol=0, equal_nan=True
-        )
-    assert memory.losses.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,6 @@ def test_correcting_labels_where_nothing_is_rejected():
         ("small_stage2", {"large_margin": "{margin: 1}"}, MARGIN_EPOCHS),
         ("small_stage2", {"large_margin_crop_seconds": 2}, MARGIN_EPOCHS),
         ("stage2", {"gate": "{taus: [1]}"}, "gated_epochs"),
-        ("stage2", {"new_memory": "{momentum: 0.5}"}, "gated_epochs"),
     ],
 )
 def test_a_setting_of_epochs_that_there_are_none_of(preset, value, needed):
@@ -381,7 +380,6 @@ def test_a_setting_of_epochs_that_there_are_none_of(preset, value, needed):
             "new_encoder.features: ",
             "n_mel",
         ),
-        ("new_memory", "{momentun: 0.5}", "new_memory: ", "momentun"),
         ("opt_class", "{weight_decy: 0.1}", "opt_class: ", "weight_decy"),
         (
             "dataloader_options",

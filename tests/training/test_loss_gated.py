@@ -20,13 +20,7 @@ from tiny_brains import (
 )
 
 from lgl_plugin.nnet.anchor import Anchor
-from lgl_plugin.nnet.gates import (
-    FixedGate,
-    Gate,
-    LabelCorrection,
-    LossMemory,
-    NoGate,
-)
+from lgl_plugin.nnet.gates import FixedGate, Gate, LabelCorrection, NoGate
 from lgl_plugin.nnet.given import GivenRows
 from lgl_plugin.training.loss_gated import last_visits
 
@@ -161,26 +155,16 @@ def test_gate_sees_the_losses_of_the_epoch(gated, monkeypatch):
     assert np.array_equal(losses <= 7.0, last["selected"])
     assert np.array_equal(losses, last["losses"])
     assert last["rows"].tolist() == list(range(BATCH))
-    kept = brain.modules.memory.losses[:BATCH].numpy()
-    assert np.array_equal(losses, kept)
     assert summary["tau"] == last["tau"] == 7.0
     brain.on_stage_start(sb.Stage.TRAIN, 2)
-    brain.fit_batch(batch(1))
+    others = batch(1)
+    others.row += 2
+    brain.fit_batch(others)
     brain.epoch_summary()
-    assert len(ended[1]) == BATCH  # the first epoch's are forgotten
-
-
-def test_memory_holds_the_epochs_losses_of_all_processes(gated):
-    """Another rank's utterances reach this rank's memory at the end."""
-    brain = gated(memory=LossMemory(BATCH + 2, 0.0))
-    brain.fit_batch(batch(1))
-    rows = torch.tensor([BATCH + 1])
-    others = (rows, torch.tensor([9.0]), rows > 0, -rows, -rows)
-    brain.tally.seen.append(others)
-    brain.epoch_summary()
-    losses = brain.modules.memory.losses
-    assert losses[BATCH + 1] == 9.0 and losses[BATCH].isnan()
-    assert losses[:BATCH].isfinite().all()
+    # The first epoch's are forgotten, also those that this one did not visit.
+    assert len(ended[1]) == BATCH
+    assert brain.tally.last["rows"].tolist() == list(range(2, BATCH + 2))
+    assert np.array_equal(brain.tally.last["losses"], ended[1])
 
 
 def test_gate_losses_are_float32_under_autocast(gated):
@@ -207,20 +191,6 @@ def test_rows_are_kept_by_themselves(gated):
     given.row.share_memory_()
     brain.fit_batch(given)
     assert not brain.tally.seen[0][0].is_shared()
-
-
-def test_gate_judges_by_the_remembered_loss(gated):
-    """An utterance known to be hard stays out after one easy draw."""
-    memory = LossMemory(BATCH, 0.9)
-    brain = gated(gate=FixedGate(5.0), memory=memory)
-    memory.losses.fill_(1.0)
-    memory.losses[0] = 100.0
-    given = batch(1)
-    easy = torch.nn.functional.one_hot(given.label, CLASSES).float()
-    loss = brain.compute_objectives(easy, given, sb.Stage.TRAIN)
-    _, remembered, selected, *_ = brain.tally.seen[-1]
-    assert not selected[0] and selected[1:].all()
-    assert remembered[0] > 80 and torch.isfinite(loss)
 
 
 def test_corrected_labels_are_trained_with_the_margin_on_them(gated):
@@ -275,8 +245,7 @@ def test_given_labels_pass_every_gate_and_stay(gated, share):
 def test_the_votes_of_an_epoch_are_those_of_all_processes(gated):
     """Another rank's utterances vote here, too; what is selected as well."""
     correction = LabelCorrection(BATCH + 1, confidence=0.0)
-    memory = LossMemory(BATCH + 1, 0.0)
-    brain = gated(gate=NoGate(), memory=memory, correction=correction)
+    brain = gated(gate=NoGate(), correction=correction)
     given = batch(1)
     believed = (given.label + 1) % CLASSES
     cosines = torch.nn.functional.one_hot(believed, CLASSES).float()

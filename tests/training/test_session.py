@@ -20,6 +20,7 @@ from lgl_plugin.dataio.manifest import Manifest, held_out
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.evaluation.observer import TrueLabels
 from lgl_plugin.inference.backends import Centring, Whitening, load_backend
+from lgl_plugin.nnet.gates import DynamicGate
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
@@ -472,6 +473,18 @@ def test_too_few_for_the_large_margin_leave_the_round_as_it_is(session, caplog):
     (message,) = caplog.messages
     assert message.startswith("iteration 1, large_margin: nothing is trained")
     assert "7 utterances" in message and "no batch of 8" in message
+
+
+def test_the_gate_begins_with_the_last_epoch_of_the_classifier(session):
+    """Losses fall: of several epochs it would part early from late."""
+    this, rng = make_round(session), np.random.default_rng(0)
+    right, wrong = rng.normal(-2, 0.3, 300), rng.normal(0, 0.3, 200)
+    (this.folder / "classifier").mkdir()
+    path = this.folder / "classifier" / "gate.npz"
+    np.savez(path, losses=np.exp(np.append(right, wrong)))
+    session.settings.gate = DynamicGate()
+    tau = this.primed_gate().tau.item()
+    assert np.log(tau) == pytest.approx(-1, abs=0.3)
 
 
 def test_rows_of_the_large_margin_are_those_last_selected(session):

@@ -45,7 +45,7 @@ def train_ceiling(session):
         fit(
             session,
             LossGatedBrain,
-            stage2_modules(settings, encoder, classifier, len(speakers)),
+            stage2_modules(settings, encoder, classifier),
             folder,
             settings.n_iterations * epochs,
             labels=speakers,

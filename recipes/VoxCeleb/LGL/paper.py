@@ -65,9 +65,6 @@ from lgl_plugin.utils.files import atomic_write
 from lgl_plugin.utils.tables import markdown_table
 
 HERE = pathlib.Path(__file__).parent
-# The paper's gate sees the loss at hand, not a mean over epochs.
-AT_HAND = "--new_memory={momentum: 0.0}"
-REMEMBERED = "--new_memory={momentum: 0.8}"
 CORRECT = "--correct_labels=!name:lgl_plugin.nnet.gates.LabelCorrection"
 SCHEDULE = "--gate=!new:lgl_plugin.nnet.gates.ScheduleGate"
 SHARE = "--gate=!new:lgl_plugin.nnet.gates.TargetShareGate [0.8]"
@@ -77,13 +74,10 @@ DYNAMIC = "--gate=!new:lgl_plugin.nnet.gates.DynamicGate"
 FIRST = ("--n_iterations=1", "--new_last_encoder=null")
 
 GATES = {
-    "schedule": (SCHEDULE, AT_HAND, KEEP_LABELS),
-    "share": (SHARE, AT_HAND, KEEP_LABELS),
-    "share, remembered": (SHARE, REMEMBERED, KEEP_LABELS),
-    "dynamic": (DYNAMIC, AT_HAND, KEEP_LABELS),
-    "dynamic, remembered": (DYNAMIC, REMEMBERED, KEEP_LABELS),
-    "DLG-LC": (DYNAMIC, AT_HAND, CORRECT),
-    "DLG-LC, remembered": (DYNAMIC, REMEMBERED, CORRECT),
+    "schedule": (SCHEDULE, KEEP_LABELS),
+    "share": (SHARE, KEEP_LABELS),
+    "dynamic": (DYNAMIC, KEEP_LABELS),
+    "DLG-LC": (DYNAMIC, CORRECT),
 }
 
 
@@ -166,7 +160,7 @@ def table4(experiment, options):
     names = {tau: f"tau-{tau}" for tau in gates}
     experiment.train(
         [
-            Variant(names[tau], (*gate, AT_HAND, *FIRST), CLASSIFIED)
+            Variant(names[tau], (*gate, *FIRST), CLASSIFIED)
             for tau, gate in gates.items()
         ]
     )
@@ -201,7 +195,6 @@ def figure2(experiment, options):
             "--classifier_init=random",
             "--batch_size=32",
             *NO_GATE,
-            AT_HAND,
         ),
         keep=(),
     )
@@ -285,7 +278,7 @@ def figure3(experiment, options):
 
 def gates(experiment, options):
     """Every gate in iteration 1, told nothing of the corpus."""
-    names = {gate: f"gate-{gate.replace(', ', '-')}" for gate in GATES}
+    names = {gate: f"gate-{gate}" for gate in GATES}
     # A preset's own correction stays: at the class's scale it may do harm.
     own = [CORRECT] if experiment.settings["correct_labels"] else []
     variants = [

@@ -105,7 +105,7 @@ def train_round(this):
 
     def gated(folder):
         """Only utterances of low loss, whose labels are reliable (eq. 3)."""
-        parts = *this.load("classifier"), *this.primed_gate()
+        parts = *this.load("classifier"), this.primed_gate()
         correct, relabel = settings.correct_labels, settings.relabel
         this.fit(folder, *parts, correction=correct, relabel=relabel)
 
