@@ -195,7 +195,8 @@ class Results:
         """Reads the arrays of a step's last gated epoch, if there was one.
 
         `rows` of the manifest, int64 (n,); their `losses`, float32 (n,); the
-        `selected`, bool (n,); the threshold `tau`.
+        `selected`, bool (n,); the threshold `tau`. And more, see
+        `lgl_plugin.training.loss_gated.LossGatedBrain`.
         """
         path = self.folder / step / GATE
         return load_arrays(path) if path.exists() else None

@@ -97,15 +97,17 @@ class EpochTally:
 
     def freeze(self, end_of_epoch: bool) -> None:
         """Collects from all processes what the next checkpoint keeps."""
+        last = {
+            name: torch.from_numpy(value)
+            if isinstance(value, np.ndarray)
+            else value
+            for name, value in self.last.items()
+        }
         if end_of_epoch:
-            self._saved = {
-                name: torch.from_numpy(value)
-                if isinstance(value, np.ndarray)
-                else value
-                for name, value in self.last.items()
-            }
+            self._saved = last
             return
         self._saved = {
+            "last": last,
             "tally": self.total(),
             "seen": self.join_seen(),
             "seconds": self.seconds,
@@ -121,13 +123,15 @@ class EpochTally:
     def load(self, path: str | pathlib.Path, end_of_epoch: bool) -> None:
         """Reads what `save` wrote; `start` then goes on from it."""
         saved = torch.load(path, map_location=self.device, weights_only=True)
+        # Within an epoch, those of earlier versions lack it.
+        last = saved if end_of_epoch else saved.pop("last", {})
+        self.last = {
+            name: value.cpu().numpy()
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in last.items()
+        }
         if end_of_epoch:
-            self.last = {
-                name: value.cpu().numpy()
-                if isinstance(value, torch.Tensor)
-                else value
-                for name, value in saved.items()
-            }
             return
         saved["seen"] = [tuple(saved["seen"])] if saved["seen"] else []
         if rank() > 0:  # the first process goes on with what all had

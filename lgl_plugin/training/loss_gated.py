@@ -21,8 +21,9 @@ class LossGatedBrain(SpeakerBrain):
 
     After an epoch `tally.last` holds `rows`, the manifest rows of the
     utterances in the order last seen, each once, `losses`, which the gate
-    judged, `selected`, what it let through at the threshold `tau`, and
-    `corrected`, the labels that took the place of others, -1 elsewhere.
+    judged, `selected`, what it let through at the threshold `tau`,
+    `corrected`, the labels that took the place of others, -1 elsewhere, and
+    `passed`, all rows that were selected when the phase last visited them.
     """
 
     def compute_forward(self, batch, stage):
@@ -121,6 +122,8 @@ class LossGatedBrain(SpeakerBrain):
         self.tally.seen = []
         if "correction" in self.modules:
             self.modules.correction.end_epoch(rows, votes)
+        # An epoch of `steps_per_epoch` may visit few of many utterances.
+        before = np.setdiff1d(self.tally.last.get("passed", rows[:0]), rows)
         tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(losses)
         self.tally.last = {
@@ -128,6 +131,7 @@ class LossGatedBrain(SpeakerBrain):
             "losses": losses,
             "selected": selected,
             "corrected": corrected,
+            "passed": np.union1d(before, rows[selected]),
             "tau": tau,
         }
         counts = self.tally.total()

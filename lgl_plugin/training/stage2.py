@@ -251,9 +251,8 @@ class Round:
         return gate
 
     def selected_rows(self) -> np.ndarray:
-        """Returns the manifest rows that the gate let through last."""
-        gate = load_arrays(self.folder / "gated" / GATE)
-        return np.sort(gate["rows"][gate["selected"]])
+        """Returns the rows that passed the gate at their last visit, sorted."""
+        return load_arrays(self.folder / "gated" / GATE)["passed"]
 
     def fit(
         self,

@@ -554,7 +554,8 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
     names = {
         "ssps": {"rows", "positives"},
         **dict.fromkeys(
-            STAGE2, {"rows", "losses", "selected", "corrected", "tau"}
+            STAGE2,
+            {"rows", "losses", "selected", "corrected", "passed", "tau"},
         ),
     }
     assert whole.tally.last.keys() == names.get(kind, set())

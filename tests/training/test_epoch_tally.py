@@ -126,7 +126,8 @@ def test_time_leaves_out_the_interruption(tmp_path, monkeypatch):
     assert again.seconds == 35
 
 
-def test_what_a_whole_epoch_left_outlasts_a_restart(tmp_path):
+@pytest.mark.parametrize("end_of_epoch", [True, False])
+def test_what_a_whole_epoch_left_outlasts_a_restart(tmp_path, end_of_epoch):
     tally = counted()
     tally.last = {
         "rows": np.arange(4),
@@ -134,14 +135,14 @@ def test_what_a_whole_epoch_left_outlasts_a_restart(tmp_path):
         "selected": np.array([True, False, True, True]),
         "tau": 0.1,
     }
-    again = recovered(tally, tmp_path, end_of_epoch=True)
+    again = recovered(tally, tmp_path, end_of_epoch=end_of_epoch)
     assert again.last.keys() == tally.last.keys()
     for name, value in tally.last.items():
         assert type(again.last[name]) is type(value)
         np.testing.assert_array_equal(again.last[name], value)
         assert np.asarray(again.last[name]).dtype == np.asarray(value).dtype
     again.start()  # nothing of the epoch that ended
-    assert not again.counts and not again.seen
+    assert bool(again.counts) == bool(again.seen) == (not end_of_epoch)
 
 
 def test_only_the_first_process_goes_on_with_what_all_had(

@@ -126,6 +126,21 @@ def test_rejecting_all_leaves_adam_without_a_gradient(gated):
         )
 
 
+def test_what_passed_outlasts_epochs_that_did_not_visit_it(gated):
+    """Of many utterances an epoch visits a part; the last visit counts."""
+    brain = gated(gate=Among(3))
+    for shift, passed in ((0, [0, 1, 2]), (2, [0, 1, 2, 3, 4])):
+        given = batch(1)
+        given.row += shift
+        brain.fit_batch(given)
+        brain.epoch_summary()
+        assert brain.tally.last["passed"].tolist() == passed
+    brain.modules["gate"] = Among(1)
+    brain.fit_batch(batch(1))
+    brain.epoch_summary()
+    assert brain.tally.last["passed"].tolist() == [0]
+
+
 @pytest.mark.parametrize("n", [1, 3, BATCH])
 def test_accuracy_counts_the_selected_only(gated, n):
     brain = gated(gate=Among(n))

@@ -458,7 +458,7 @@ def test_too_few_for_the_large_margin_leave_the_round_as_it_is(session, caplog):
     """An error would lose the round, whose settings cannot be changed."""
     this = make_round(session)
     path = this.folder / "gated" / "gate.npz"
-    np.savez(path, rows=np.arange(100), selected=np.arange(100) < 7)
+    np.savez(path, passed=np.arange(7))
     session.settings.large_margin_epochs = 1
     session.settings.classifier_epochs = session.settings.gated_epochs = 1
     this.load = this.fit = pytest.fail
@@ -485,13 +485,6 @@ def test_the_gate_begins_with_the_last_epoch_of_the_classifier(session):
     session.settings.gate = DynamicGate()
     tau = this.primed_gate().tau.item()
     assert np.log(tau) == pytest.approx(-1, abs=0.3)
-
-
-def test_rows_of_the_large_margin_are_those_last_selected(session):
-    this = make_round(session)
-    path = this.folder / "gated" / "gate.npz"
-    np.savez(path, rows=[5, 9, 2, 7], selected=[True, False, True, True])
-    assert this.selected_rows().tolist() == [2, 5, 7]
 
 
 @pytest.mark.parametrize("new", [Classifier, SubCentreClassifier])

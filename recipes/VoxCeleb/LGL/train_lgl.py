@@ -113,7 +113,7 @@ def train_round(this):
         """Fine-tunes on the selected, longer crops and a larger margin.
 
         Thienpondt et al. 2021. The gate's threshold would not bear that
-        margin; what the gate selected last stays.
+        margin; what passed the gate at its last visit stays.
         """
         rows, size = this.selected_rows(), session.batch_size
         if len(rows) < size:  # the round ends with the gated encoder
