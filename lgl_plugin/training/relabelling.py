@@ -64,11 +64,13 @@ class RelabellingBrain(LossGatedBrain):
 
     def judged_labels(self, labels: np.ndarray) -> np.ndarray:
         """Returns the labels of the last epoch, given the clusters' (N,)."""
-        last = self.tally.last
-        changed = last["corrected"] >= 0
-        labels = labels.copy()
-        labels[last["rows"][changed]] = last["corrected"][changed]
-        return labels
+        rows, corrected = self.tally.last["rows"], self.tally.last["corrected"]
+        # Of rows that the epoch did not visit, earlier ones changed some.
+        now = self.modules.correction.labels.cpu().numpy()
+        judged = np.where(now >= 0, now, labels)
+        # Those visited may have got another for the epoch to come.
+        judged[rows] = np.where(corrected >= 0, corrected, labels[rows])
+        return judged
 
     def epoch_summary(self) -> dict[str, float]:
         """Adds how many labels change, and how many pseudo-speakers live."""
