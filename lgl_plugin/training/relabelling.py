@@ -28,7 +28,8 @@ class RelabellingBrain(LossGatedBrain):
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
         """Returns losses and weights by the teacher's labels, and its votes."""
         modules, given = self.modules, labels
-        labels, outputs = modules.correction.labels[rows], self._alive(outputs)
+        teacher = modules.correction
+        labels, outputs = teacher.labels[rows], teacher(outputs)
         clean = self.clean_cosines(batch)
         judged = modules.aam(clean, labels).detach()
         weights = modules.gate(judged)
@@ -50,10 +51,7 @@ class RelabellingBrain(LossGatedBrain):
         """Compares the crops as they are, by the teacher."""
         teacher = self.modules.correction
         parts = teacher.encoder, teacher.classifier
-        return self._alive(self.cosines(*parts, batch.sig.data[:, 0]))
-
-    def _alive(self, cosines):
-        return self.modules.correction(cosines)
+        return teacher(self.cosines(*parts, batch.sig.data[:, 0]))
 
     def optimizers_step(self) -> None:
         """Steps, and moves the teacher."""
