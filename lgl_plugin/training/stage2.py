@@ -261,21 +261,15 @@ class Round:
         classifier: torch.nn.Module,
         gate: torch.nn.Module,
         aam: torch.nn.Module | None = None,
-        correction: Callable[[int], torch.nn.Module] | None = None,
-        relabel: Callable[..., torch.nn.Module] | None = None,
         **options: Any,
     ) -> None:
         """Trains a phase, leaves its weights in `folder` and scores it.
 
         The folder's name is the phase's in the metrics. The yaml says for how
-        many epochs `classifier`, `gated` and `large_margin` train; a phase of
-        another name needs `epochs`. The `gate` selects utterances by their
-        losses; `aam` is the loss, the yaml's if not given. `correction` takes
-        the number of utterances and makes a module that gives other labels to
-        those that the gate rejects; `relabel` takes encoder, classifier, labels
-        and how many there are, and makes a teacher that gives labels,
-        `relabelling.TeacherLabels`. Further options are those of
-        `training.fit.fit`.
+        many epochs `classifier`, `gated` and `large_margin` train, and how
+        labels change in `gated`; a phase of another name needs `epochs`. The
+        `gate` selects utterances by their losses; `aam` is the loss, the yaml's
+        if not given. Further options are those of `training.fit.fit`.
         """
         session, settings, labels = self.session, self.settings, self.labels
         observer = session.observer
@@ -289,15 +283,16 @@ class Round:
         if self.given is not None:
             known = torch.from_numpy(self.given.by_row >= 0)
             modules["given"] = GivenRows(known)
-        if correction is not None:
-            modules["correction"] = correction(len(session.manifest))
-        brain_class = LossGatedBrain
-        if relabel is not None:
+        brain_class, is_gated = LossGatedBrain, folder.name == "gated"
+        if is_gated and settings.correct_labels:
+            n_utterances = len(session.manifest)
+            modules["correction"] = settings.correct_labels(n_utterances)
+        if is_gated and settings.relabel:
             brain_class = RelabellingBrain
             # Held-out utterances, which nobody relabels, keep none alive.
             trained = np.full_like(labels, -1)
             trained[session.train_rows] = labels[session.train_rows]
-            modules["correction"] = relabel(
+            modules["correction"] = settings.relabel(
                 *(encoder, classifier, torch.from_numpy(trained)),
                 n_labels=self.n_clusters,
             )

@@ -105,9 +105,7 @@ def train_round(this):
 
     def gated(folder):
         """Only utterances of low loss, whose labels are reliable (eq. 3)."""
-        parts = *this.load("classifier"), this.primed_gate()
-        correct, relabel = settings.correct_labels, settings.relabel
-        this.fit(folder, *parts, correction=correct, relabel=relabel)
+        this.fit(folder, *this.load("classifier"), this.primed_gate())
 
     def large_margin(folder):
         """Fine-tunes on the selected, longer crops and a larger margin.
