@@ -80,47 +80,6 @@ def reliable(true: ArrayLike, pseudo: ArrayLike) -> np.ndarray:
     return mask
 
 
-def gate_quality(selected: ArrayLike, reliable: ArrayLike) -> dict[str, float]:
-    """Measures how well a gate finds the reliable utterances.
-
-    Arguments
-    ---------
-    selected, reliable : array-like, (N,), bool
-        True where the gate lets the utterance through, and where its
-        pseudo-label is reliable.
-
-    Returns
-    -------
-    dict
-        `precision`: share of the selected that are reliable; `recall`: share
-        of the reliable that are selected; `share`: share of all that are
-        selected. 0.0 where nothing is selected or nothing is reliable.
-
-    Raises
-    ------
-    ValueError
-        When the lengths differ or are zero.
-
-    Example
-    -------
-    >>> gate_quality(selected=[1, 1, 0, 0], reliable=[1, 0, 0, 1])
-    {'precision': 0.5, 'recall': 0.5, 'share': 0.5}
-    """
-    selected = np.asarray(selected, bool)
-    reliable = np.asarray(reliable, bool)
-    if selected.shape != reliable.shape or not selected.size:
-        raise ValueError(
-            "selected and reliable need one value per utterance each, got "
-            f"shapes {selected.shape} and {reliable.shape}"
-        )
-    both = (selected & reliable).sum()
-    return {
-        "precision": float(both / max(selected.sum(), 1)),
-        "recall": float(both / max(reliable.sum(), 1)),
-        "share": float(selected.mean()),
-    }
-
-
 def clustering_report(
     true: ArrayLike, pseudo: ArrayLike, selected: ArrayLike | None = None
 ) -> dict[str, float]:
@@ -140,8 +99,10 @@ def clustering_report(
         `ami`, `purity` (the share of utterances of their cluster's main
         speaker) and `reliable_share` over the utterances with a true label,
         `unlabelled`, the count of the others; with `selected` also
-        `nmi_selected` and `ami_selected` (paper section 5.3; 0.0 where nothing
-        is selected), `gate_precision` and `gate_recall`.
+        `nmi_selected` and `ami_selected` (paper section 5.3), `gate_precision`,
+        the share of the selected that are reliable (all 0.0 where nothing is
+        selected), and `gate_recall`, the share of the reliable that are
+        selected.
 
     Example
     -------
@@ -174,12 +135,12 @@ def clustering_report(
     selected = selected[known]
     # Of no labels `ami` raises, and scikit-learn's measure is 1.
     some = (true[selected], pseudo[selected]) if selected.any() else None
-    quality = gate_quality(selected, trusted)
+    both = (selected & trusted).sum()
     return report | {
         "nmi_selected": float(nmi(*some)) if some else 0.0,
         "ami_selected": ami(*some) if some else 0.0,
-        "gate_precision": quality["precision"],
-        "gate_recall": quality["recall"],
+        "gate_precision": float(both / max(selected.sum(), 1)),
+        "gate_recall": float(both / trusted.sum()),  # a mapping has some
     }
 
 
