@@ -28,9 +28,8 @@ class NTXent(nn.Module):
     Maps embeddings (B, D) of two segments of B utterances to the loss and the
     accuracy, float32 scalars. Each of the 2B segments is the anchor in turn:
     its logits are w * cosine to every other segment, and its class is the
-    other segment of its utterance. In training the negatives come from all
-    processes, whose batches must be of one size; in evaluation, where every
-    process reads the same batches, from the batch.
+    other segment of its utterance. The negatives come from all processes,
+    whose batches must be of one size.
 
     Arguments
     ---------
@@ -93,7 +92,7 @@ class NTXent(nn.Module):
             segments = torch.cat([anchor, positive]).float()
             segments = F.normalize(segments, dim=1)
             candidates, others, first = segments, groups, 0
-            if self.training and world_size() > 1:
+            if world_size() > 1:
                 candidates = gathered(segments)
                 first = rank() * len(segments)
                 if groups is not None:

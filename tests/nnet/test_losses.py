@@ -138,11 +138,9 @@ def test_ntxent_arguments():
 
 
 @pytest.mark.parametrize("batch", [0, 1])
-@pytest.mark.parametrize("training", [True, False])
-def test_ntxent_refuses_a_batch_without_negatives(batch, training):
-    loss = NTXent().train(training)
+def test_ntxent_refuses_a_batch_without_negatives(batch):
     with pytest.raises(ValueError, match=f"two or more, got {batch}"):
-        loss(torch.ones(batch, 3), torch.ones(batch, 3))
+        NTXent()(torch.ones(batch, 3), torch.ones(batch, 3))
 
 
 def test_gradient_reversal_turns_the_encoder_only():
