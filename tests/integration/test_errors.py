@@ -52,13 +52,6 @@ def test_empty_data_folder(start, tmp_path):
         )
 
 
-def test_manifest_without_a_column(start, tmp_path):
-    manifest = tmp_path / "mine.csv"
-    manifest.write_text("ID,duration,wav,start\na,1.0,a.wav,0\n")
-    with pytest.raises(ValueError, match="lacks stop, spk_id"):
-        start(1, manifest=str(manifest))
-
-
 def test_missing_manifest(start, tmp_path):
     with pytest.raises(FileNotFoundError, match="manifest: .*mine.csv is no f"):
         start(1, manifest=str(tmp_path / "mine.csv"))
@@ -69,14 +62,6 @@ def test_trial_list_names_a_missing_file(start, corpus, tmp_path):
     good = (corpus / "trials.txt").read_text()
     trials.write_text(good + "0 ghost/1.wav ghost/2.wav\n")
     with pytest.raises(FileNotFoundError, match="ghost/1.wav"):
-        start(1, verification_file=str(trials))
-
-
-def test_malformed_trial_list(start, corpus, tmp_path):
-    trials = tmp_path / "trials.txt"
-    good = (corpus / "trials.txt").read_text().splitlines()
-    trials.write_text("\n".join([*good[:2], "1 only-one.wav", *good[2:]]))
-    with pytest.raises(ValueError, match="line 3"):
         start(1, verification_file=str(trials))
 
 

@@ -158,14 +158,6 @@ def test_debug_leaves_no_trace_in_the_run(run, corpus):
     assert (run / "state.json").read_bytes() == state
 
 
-def test_other_settings_in_the_same_folder_are_refused(run, corpus):
-    """Results of one gate must not pass for those of another."""
-    gate = "--gate=!new:lgl_plugin.nnet.gates.NoGate"
-    options = [*STAGE2, gate, "--correct_labels=null"]
-    with pytest.raises(ValueError, match=r"with other settings[\s\S]*NoGate"):
-        train_here("small_stage2.yaml", corpus, run, *options)
-
-
 def test_gate_and_scores_are_kept(run):
     """What the report draws: each phase's losses, selection and scores."""
     n_trials = len(np.load(run / "stage1" / "scores.npz")["labels"])

@@ -191,11 +191,3 @@ def test_how_it_runs_may_change(copy, corpus, capsys):
     lines = str(error.value).splitlines()
     assert lines[1:] == ["n_clusters: was 5, is 6"]
     assert f"--pretrained_encoder={copy}/stage1" in lines[0]
-
-
-def test_another_n_clusters_costs_stage2_only(copy, corpus, tmp_path):
-    """As the refusal advises."""
-    options = ["--n_clusters=6", "--n_iterations=1"]
-    given = f"--pretrained_encoder={copy}/stage1"
-    start(corpus, tmp_path / "other", 2, *options, given)
-    assert "iter1/labels" in read_state(tmp_path / "other")["done"]
