@@ -319,9 +319,7 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
 
     def seconds_of(encoder, words):
         classifier = settings.new_classifier(out_neurons=n_clusters)
-        modules = stage2_modules(
-            settings, encoder, classifier, len(session.rows)
-        )
+        modules = stage2_modules(settings, encoder, classifier)
         context = {"stage": 2, "iteration": 1, "phase": "classifier"}
         seconds = seconds_per_step(
             session, LossGatedBrain, modules, labels=labels, **context

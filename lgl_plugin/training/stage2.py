@@ -331,7 +331,6 @@ def stage2_modules(
     settings: Stage2Settings,
     encoder: Encoder,
     classifier: torch.nn.Module,
-    _n_utterances: int = 0,  # cli.check passes it
 ) -> dict[str, torch.nn.Module]:
     """Makes what trains an encoder on the labels of all utterances."""
     return {
