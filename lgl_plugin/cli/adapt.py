@@ -44,8 +44,8 @@ OWN = {
 }
 # Errors that a training ends with where nothing is wrong with the program.
 FAILED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
-# Of audio, in hours. On 0.7 hours training CAM++ did harm in two seeds of three
-# that the verdict did not see, on 4 it gained: docs/adapt_measured.md.
+# Of audio, in hours. On 0.7 hours training CAM++ did harm in two seeds of
+# three, on 4 it gained: docs/adapt_measured.md.
 FEW_HOURS = 2
 
 
@@ -141,7 +141,7 @@ def run(
         if hours < FEW_HOURS:
             print(
                 f"Warning: --train has {hours:.1f} hours of audio. On so "
-                "little it may do harm that the verdict does not see: check "
+                "little it mostly takes time and is not kept. If it is, check "
                 "the result on trials that you trust.",
                 file=sys.stderr,
             )

@@ -66,7 +66,7 @@ def run(**options: Any) -> None:
     if has_thresholds(metrics):
         print(
             f"{AT_THRESHOLD}: non-targets accepted and targets rejected at the "
-            "encoder's own threshold, which is for the cosine"
+            "encoder's own threshold. It holds for the cosine only."
         )
     print(
         f"In {options['output_folder']}: scores.txt, "

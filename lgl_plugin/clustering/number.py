@@ -84,6 +84,19 @@ class Estimate:
         gap = self.gap
         return bool(gap[1 : len(gap) // 2].max() < CHANCE)
 
+    def warn_of_guess(self) -> None:
+        """Logs a warning if the number is a guess."""
+        if self.is_guess:
+            logger.warning(
+                "n_clusters: auto finds no recordings that belong together, so "
+                "%d is a guess. Either this encoder does not tell speakers "
+                "apart: train it longer. Or most speakers have one recording "
+                "only: then there is nothing to cluster, and the encoder is "
+                "best left as it is. If you know about how many speakers there "
+                "are, set n_clusters",
+                self.n_clusters,
+            )
+
 
 def estimate(
     kmeans: KMeans,
@@ -108,7 +121,7 @@ def estimate(
     Estimate
         Where the clusters explain hardly more than chance, it is a guess, at
         least a tenth of the number of embeddings or of the first step's
-        clusters, and a warning says so.
+        clusters: `is_guess` says so.
 
     Raises
     ------
@@ -144,14 +157,6 @@ def estimate(
     if found.is_guess:
         n_clusters = max(found.n_clusters, n_parts // GUESSED_SIZE)
         found = dataclasses.replace(found, n_clusters=n_clusters)
-        logger.warning(
-            "n_clusters: auto finds no recordings that belong together, so %d "
-            "is a guess. Either this encoder does not tell speakers apart: "
-            "train it longer. Or most speakers have one recording only: then "
-            "there is nothing to cluster, and the encoder is best left as it "
-            "is. If you know about how many speakers there are, set n_clusters",
-            n_clusters,
-        )
     return found
 
 

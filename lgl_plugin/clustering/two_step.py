@@ -88,6 +88,7 @@ class TwoStepKMeans:
         n_clusters = self.n_clusters
         if n_clusters == "auto":
             found = estimate(self.kmeans, embeddings, first, tree)
+            found.warn_of_guess()
             n_clusters = found.n_clusters
         n_clusters = min(n_clusters, len(first.sizes))
         labels = tree.cut(n_clusters)[first.labels]

@@ -54,6 +54,8 @@ logger = get_logger(__name__)
 # the most that a back-end is fitted on.
 JUDGED, JUDGED_SHARE, FITTED = 1000, 0.5, 20000
 ROWS = "rows.npz"
+# Of the recordings to judge by: the share that a trained network may fail on.
+MOST_LOST = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,7 @@ class Ladder:
             )
         check(self)
         self.judged, self.fitted = np.split(order, [n_judged])
+        self.clustered = self.judged
         self.rungs: list[Rung] = []
         self.backend: Backend | None = None
         self.kind = ""
@@ -207,7 +210,8 @@ class Ladder:
 
     def _embed(self, extract, folder):
         """Embeds the recordings to judge by and to fit on, into a folder."""
-        rows = np.concatenate([self.judged, self.fitted[:FITTED]])
+        others = self.fitted[~np.isin(self.fitted, self.clustered)]
+        rows = np.concatenate([self.clustered, others[:FITTED]])
         return self._embedded(self._read(extract, rows, folder))
 
     def _embedded(self, *stores):
@@ -234,11 +238,18 @@ class Ladder:
     def _judge_by(self, judged, clustered):
         """Judges from here on by some rows, and clusters these and others."""
         self.judged = judged[np.isin(judged, self.embedded.rows)]
+        if len(self.judged) < FEWEST:
+            raise ValueError(
+                f"{len(self.judged)} of {len(judged)} recordings to judge by "
+                f"can be read, and {FEWEST} are needed. bad_files.txt in "
+                f"{self.folder} names the others."
+            )
         self.clustered = clustered
         self.best = self.embedded.of(clustered)
         self.n_speakers = count_speakers(self.best)
-        if self.backend is not None:
-            self.best = self.backend(self.best)
+        if self.kind:  # anew: the kept one was fitted on what is judged now
+            backend = BACKENDS[self.kind]().fit(self.embedded.of(self.fitted))
+            self.best = backend(self.best)
 
     def _done(self, name, result):
         """Notes a rung that is done; says whether it is kept."""
@@ -249,17 +260,23 @@ class Ladder:
 
     def _judge(self, kind, folder, embedded):
         """Fits a back-end, or none, and judges against the best so far."""
-        behind = bare = embedded.of(self.clustered)
+        known = np.isin(self.clustered, embedded.rows)
+        if (lost := np.count_nonzero(~known)) > MOST_LOST * len(known):
+            raise ValueError(
+                f"{lost} of {len(known)} recordings to judge by have no finite "
+                "embedding by the trained network. Lower --lr."
+            )
+        rows, best = self.clustered[known], self.best[known]
+        behind = bare = embedded.of(rows)
         if kind:
             backend = BACKENDS[kind]().fit(embedded.of(self.fitted))
             backend.save(folder / BACKEND)
             behind = backend(bare)
-        judged = self.n_speakers, np.isin(self.clustered, self.judged)
-        found = judge(self.best, behind, *judged)
+        judged = self.n_speakers, np.isin(rows, self.judged)
+        found = judge(best, behind, *judged)
         if embedded is self.embedded and self.kind and not found.sign:
             # A tie of back-ends goes to the later, if that wins over none:
-            # where they were even, labelled trials gained by whitening.
-            # docs/adapt_measured.md has the figures.
+            # labelled trials mostly gained by it, docs/adapt_measured.md.
             found = judge(bare, behind, *judged)
         return dataclasses.asdict(found)
 
@@ -318,8 +335,8 @@ class Ladder:
         self.embedded = every()
         rows = load_arrays(self.folder / SPLIT / ROWS)
         order = np.random.default_rng(0).permutation(len(self.manifest))
-        self._judge_by(rows["judged"], rows["judged"])
-        self.fitted = order[~np.isin(order, self.judged)]
+        self.fitted = order[~np.isin(order, rows["judged"])]
+        self._judge_by(rows["judged"], rows["kept_out"])
         self.trained = rows["trained"]
 
     def try_training(

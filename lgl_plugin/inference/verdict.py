@@ -2,17 +2,19 @@
 
 Both encoders score the same pseudo-trials, pairs of whole recordings. Each of
 the two clusters the recordings by its own scores. A pair that both put into one
-cluster is a target trial, a pair that both put into two is a non-target trial,
-and a pair on which they disagree is none. Neither encoder's mistakes count as
-the truth, and its own mistakes cost either as much. The interval comes from
-drawing recordings, not trials: thousands of trials share a recording.
+cluster is a target trial, a pair that both put into different clusters is a
+non-target trial, and a pair on which they disagree is none. So a mistake of one
+encoder alone is no trial, and helps neither. The interval comes from drawing
+recordings, not trials: thousands of trials share a recording.
 
 What can mislead: mistakes that both encoders make count as the truth, so that
-the error rates are lower than the true ones. A recording's room, line and
-microphone tell it apart, too: where a speaker's recordings share these and no
-two speakers do, an encoder may win by knowing them. With few speakers,
-recordings are not independent and the interval is too narrow. An encoder that
-was trained on these recordings looks better than it is.
+the error rates are lower than the true ones. Since pairs on which they disagree
+are left out, the change is smaller, too, and small gains show only on many
+recordings. Where the clusters are sessions instead of speakers, an encoder wins
+by knowing rooms, lines and microphones: the number of clusters tells. With few
+speakers, recordings are not independent and the interval is too narrow; it
+leaves out, too, that the clusters could have been others. An encoder that was
+trained on these recordings looks better than it is.
 `benchmarks/verdict.py` measures all this where labels exist.
 """
 
@@ -45,8 +47,8 @@ def count_speakers(vectors: ArrayLike) -> int:
     Raises
     ------
     ValueError
-        If they are too few, or no two seem to be of one speaker, so that no
-        verdict can be passed.
+        If they are too few, or form no groups, so that no verdict can be
+        passed.
 
     Example
     -------
@@ -64,9 +66,10 @@ def count_speakers(vectors: ArrayLike) -> int:
     found = estimate(TorchKMeans(FIRST_STEP), points)
     if found.is_guess:
         raise ValueError(
-            f"no two of {len(vectors)} recordings seem to be of one speaker, "
-            "so that nothing can be judged: either each speaker has one "
-            "recording only, or this encoder does not tell speakers apart"
+            "nothing can be judged, since the encoder finds no groups among "
+            f"{len(vectors)} recordings. Either they are too few, or each "
+            "speaker has one only, or all are of one speaker, or the encoder "
+            "does not tell speakers apart."
         )
     return found.n_clusters
 
@@ -142,7 +145,8 @@ def judge(
     Raises
     ------
     ValueError
-        If the recordings differ in number or are too few.
+        If the recordings differ in number, or they or the pairs of one cluster
+        are too few.
 
     Example
     -------
@@ -162,16 +166,22 @@ def judge(
     cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_speakers)
     clusters = [cluster(points).labels for points in encoders]
     if judged is not None:
-        encoders = [points[judged] for points in encoders]
-        clusters = [labels[judged] for labels in clusters]
+        chosen = np.asarray(judged, bool)
+        encoders = [points[chosen] for points in encoders]
+        clusters = [labels[chosen] for labels in clusters]
     number = len(encoders[0])
     if number < FEWEST:
         raise ValueError(f"a verdict needs {FEWEST} recordings, got {number}")
     rng = np.random.default_rng(seed)
     first, second, labels = _trials(clusters, rng)
-    if np.count_nonzero(labels) < FEWEST_TARGETS:
-        # They agree on nothing that could be counted, and nothing is shown.
-        return Verdict(number, 50.0, 50.0, -50.0, 50.0)
+    n_targets = np.count_nonzero(labels)
+    if n_targets < FEWEST_TARGETS:
+        raise ValueError(
+            f"nothing can be judged: among {number} recordings {n_targets} "
+            "pairs are of one cluster before and after, and "
+            f"{FEWEST_TARGETS} are needed. Give more recordings of each "
+            "speaker."
+        )
     curves = [
         Resampled(
             np.einsum("td,td->t", points[first], points[second]),
