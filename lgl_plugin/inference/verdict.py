@@ -8,11 +8,11 @@ encoder alone is no trial, and helps neither. The interval comes from drawing
 recordings, not trials: thousands of trials share a recording.
 
 What can mislead: mistakes that both encoders make count as the truth, so that
-the error rates are lower than the true ones. Since pairs on which they disagree
-are left out, the change is smaller, too, and small gains show only on many
-recordings. Where the clusters are sessions instead of speakers, an encoder wins
-by knowing rooms, lines and microphones: the number of clusters tells. With few
-speakers, recordings are not independent and the interval is too narrow; it
+the error rates are not the true ones. Since pairs on which they disagree are
+left out, the change is smaller than the true one, and small gains show only on
+many recordings. Where the clusters are sessions instead of speakers, an encoder
+wins by knowing rooms, lines and microphones: the number of clusters tells. With
+few speakers, recordings are not independent and the interval is too narrow; it
 leaves out, too, that the clusters could have been others. An encoder that was
 trained on these recordings looks better than it is.
 `benchmarks/verdict.py` measures all this where labels exist.

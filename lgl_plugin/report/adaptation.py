@@ -81,8 +81,7 @@ def _limits(ladder) -> Iterator[Block]:
         f"{known} Each side clusters the recordings. Pairs that both put into "
         "one cluster are targets, pairs that both put into different clusters "
         "are non-targets.",
-        "Mistakes that both sides make count as the truth: true error rates "
-        "are higher.",
+        "Mistakes that both sides make count as the truth.",
         "If many more speakers are estimated than there are, the clusters are "
         "sessions, and an encoder wins by knowing rooms and lines.",
         "Training is judged by recordings of clusters that it never read; a "
