@@ -126,7 +126,8 @@ def check(options, rest):
             (scratch / "manifest.csv").symlink_to(options.exp / "manifest.csv")
             size = f"--batch_size={batch_of(options, name)}"
             folder = f"--output_folder={scratch / 'run'}"
-            session = open_session(scratch, yaml, [*given, size, folder], {})
+            words = [*given, size, folder]
+            session = open_session(scratch, made["kept"], yaml, words, {})
             cost = cost_of_stage2 if name == "stage2" else cost_of_stage1
             costs["stages"][name] = cost(session, made)
             if name == "stage2":
