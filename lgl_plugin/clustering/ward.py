@@ -70,7 +70,7 @@ def ward(
     # Of each round: names kept, names dropped, heights.
     joins = [(names[:0], names[:0], heights[:0])]
     n_joins = len(points) - 1
-    # Where all is done in a second a bar would only fill the screen.
+    # A bar for joins that take less than a second only fills the screen.
     bar = tqdm(total=n_joins, desc="joins", unit="", delay=1)
     with exact_matmul(), bar:
         while len(means) > 1:

@@ -236,7 +236,7 @@ class Ladder:
         self.embedded = self._embedded(Embeddings.load(self.folder / name))
 
     def _judge_by(self, judged, clustered):
-        """Judges from here on by some rows, and clusters these and others."""
+        """Judges from here on by rows `judged`, which are among `clustered`."""
         self.judged = judged[np.isin(judged, self.embedded.rows)]
         if len(self.judged) < FEWEST:
             raise ValueError(

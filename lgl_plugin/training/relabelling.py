@@ -63,10 +63,10 @@ class RelabellingBrain(LossGatedBrain):
     def judged_labels(self, labels: np.ndarray) -> np.ndarray:
         """Returns the labels of the last epoch, given the clusters' (N,)."""
         rows, corrected = self.tally.last["rows"], self.tally.last["corrected"]
-        # Of rows that the epoch did not visit, earlier ones changed some.
+        # Earlier epochs changed labels of rows that this one did not visit.
         now = self.modules.correction.labels.cpu().numpy()
         judged = np.where(now >= 0, now, labels)
-        # Those visited may have got another for the epoch to come.
+        # The teacher may have changed labels of visited rows since.
         judged[rows] = np.where(corrected >= 0, corrected, labels[rows])
         return judged
 

@@ -415,7 +415,7 @@ def test_other_settings_have_a_training_and_a_verdict_of_their_own(
 def test_a_corrected_name_has_a_training_of_its_own(
     ecapa, calls, tmp_path, monkeypatch
 ):
-    """Which recordings have a label is as before, and so is the split."""
+    """The same recordings have a label, so that the split is the same."""
     monkeypatch.setattr(module, "kept_out", every_second)
     labels, trained = tmp_path / "labels.csv", []
 

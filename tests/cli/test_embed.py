@@ -36,7 +36,7 @@ def embed(encoder, audio, output):
 def test_the_folder_of_a_run_is_no_encoder(
     adapted, call, tmp_path, capsys, monkeypatch
 ):
-    """What is said names the encoder that lies in it, or why there is none."""
+    """The message names the encoder that lies in it, or why there is none."""
     monkeypatch.chdir(tmp_path)
 
     def said(folder):
