@@ -31,7 +31,7 @@ from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import as_norm, cosine_scores
-from lgl_plugin.inference.adapt import Ladder
+from lgl_plugin.inference.adapt import JUDGED, Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.verdict import judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
@@ -90,10 +90,9 @@ def examine_all(options, folder, trials):
         ladders[run.name] = ladder.embedded, ladder.n_speakers, scores
     for one, other in itertools.combinations(ladders, 2):
         before, after = ladders[one], ladders[other]
-        both = np.intersect1d(before[0].rows, after[0].rows)
-        judged = np.isin(both, ladder.judged)
+        both = np.intersect1d(before[0].rows, after[0].rows)[:JUDGED]
         sides = before[0].of(both), after[0].of(both)
-        found = judge(*sides, before[1], judged)
+        found = judge(*sides, before[1])
         row = held_against(found, before[2], after[2], trials)
         rows.append({"encoder": one, "rung": f"or {other}", **row})
     return rows, ends
@@ -182,13 +181,12 @@ def manifest(folder, utterances):
 def examine(ladder, vectors, trials):
     """Holds each back-end's verdict, and the ladder's end, against labels."""
     best, plain = np.asarray, cosine_scores(vectors, trials)
-    bare = ladder.embedded.of(ladder.clustered)
-    judged = np.isin(ladder.clustered, ladder.judged)
+    bare = ladder.embedded.of(ladder.judged)
     rows, figures = [], {"as it came": percent(plain, trials)}
     for rung in ladder.rungs:
         backend = load_backend(ladder.folder / rung.name / BACKEND)
         scores = cosine_scores(backend(vectors), trials)
-        found = judge(bare, backend(bare), ladder.n_speakers, judged)
+        found = judge(bare, backend(bare), ladder.n_speakers)
         row = held_against(found, plain, scores, trials)
         rows.append({"rung": rung.name, **row})
         figures[rung.name] = percent(scores, trials)
@@ -197,7 +195,7 @@ def examine(ladder, vectors, trials):
     scores = cosine_scores(best(vectors), trials)
     figures["kept"] = kept[-1] if kept else "none"
     figures["adapted"] = percent(scores, trials)
-    cohort = best(ladder.embedded.of(ladder.fitted))
+    cohort = best(ladder.embedded.vectors)
     scores = as_norm(scores, trials, best(vectors), cohort, COHORT)
     figures["with AS-norm"] = percent(scores, trials)
     return rows, figures

@@ -3,9 +3,13 @@
 Rungs are tried, the cheapest first: the mean of the audio's embeddings is
 subtracted; then all directions get similar variance; then, on request, the
 whole network is trained through the loss gate, for which a user may label a
-few recordings. A rung is kept only if it wins the verdict on recordings that
-nothing was fitted to; training is judged by clusters that it did not read. So
-the result may be that no rung is kept.
+few recordings. A rung is kept only if it wins the verdict; training is judged
+by clusters that it did not read. So the result may be that no rung is kept.
+
+Back-ends are fitted on the recordings that they are judged by. Half of the
+recordings on either side decided a third as often, and no more rightly
+(docs/adapt_measured.md): a mean and heavily shrunk variances learn little by
+heart.
 """
 
 from __future__ import annotations
@@ -50,9 +54,9 @@ from lgl_plugin.utils.tables import write_csv
 
 logger = get_logger(__name__)
 
-# The most recordings that the verdict uses, their largest share of all, and
-# the most that a back-end is fitted on.
-JUDGED, JUDGED_SHARE, FITTED = 1000, 0.5, 20000
+# The most recordings that the verdict uses, that a back-end is fitted on, and
+# whose halves the threshold is found with.
+JUDGED, FITTED, HALVED = 4000, 20000, 1000
 ROWS = "rows.npz"
 # Of the recordings to judge by: the share that a trained network may fail on.
 MOST_LOST = 0.02
@@ -121,21 +125,16 @@ class Ladder:
         self._check_begun(
             {"times": self.times}, f"{other}, by the files' times"
         )
-        # Steps of an earlier version, which judged by fewer, are done again.
+        # Steps of an earlier version, which judged by others, are done again.
         made_from.update(version, judged=str(JUDGED))
-        number, self.given = len(self.manifest), None
-        order, n_known = np.random.default_rng(0).permutation(number), 0
+        number, self.given, n_known = len(self.manifest), None, 0
+        self.training = self.folder / "training"
         if labels is not None:
-            made_from["labels"] = checksum(labels)
             self.given = read_given(labels, self.manifest.ids)
-            # To be trained on, not judged: they come last.
-            known = self.given.by_row[order] >= 0
-            order = order[np.argsort(known, kind="stable")]
-            n_known = int(known.sum())
-        # One for each file of labels: a run of other labels refuses to go on.
-        labelled = f"-{made_from['labels'][:8]}" if labels else ""
-        self.training = self.folder / f"training{labelled}"
-        # Not of stage 1 or 2. Steps made from other labels are done again.
+            n_known = int((self.given.by_row >= 0).sum())
+            # One for each file: a training of other labels refuses to go on.
+            self.training = self.folder / f"training-{checksum(labels)[:8]}"
+        # Not of stage 1 or 2.
         self.run = Run(self.folder, 0, {"made_from": made_from})
         self.run.plan = ["start", *BACKENDS]
         record_start(self.folder, 0, self.device)
@@ -144,15 +143,13 @@ class Ladder:
                 f"{audio} has {number} recordings that can be used, but "
                 f"adapting and judging take {2 * FEWEST}"
             )
-        n_judged = min(JUDGED, int(JUDGED_SHARE * number), number - n_known)
-        if n_judged < FEWEST:
+        if number - n_known < FEWEST:
             raise ValueError(
                 f"{labels} leaves {number - n_known} recordings without a "
-                f"label, but judging takes {FEWEST}"
+                f"label, but judging training takes {FEWEST}"
             )
         check(self)
-        self.judged, self.fitted = np.split(order, [n_judged])
-        self.clustered = self.judged
+        self.order = np.random.default_rng(0).permutation(number)
         self.rungs: list[Rung] = []
         self.backend: Backend | None = None
         self.kind = ""
@@ -194,12 +191,12 @@ class Ladder:
             save_weights(self.extract.encoder.network, folder / ENCODER)
             # An encoder that cannot be exported is refused before the work.
             InferenceModel(self.settings, folder / ENCODER)
-            self._embed(self.extract, folder)
+            self._read(self.extract, self.order[:FITTED], folder)
 
         self.made_from = self.run.identity()
         self._step("start", embed)
         self._take("start")
-        self._judge_by(self.judged, self.embedded.rows)
+        self._judge_by(self.order[:JUDGED])
 
     def _step(self, name, work):
         """Does a step after the one before, unless it is done."""
@@ -207,12 +204,6 @@ class Ladder:
             result = self.run.step(name, work, self.made_from)
         self.made_from = self.run.checksum(name)
         return result
-
-    def _embed(self, extract, folder):
-        """Embeds the recordings to judge by and to fit on, into a folder."""
-        others = self.fitted[~np.isin(self.fitted, self.clustered)]
-        rows = np.concatenate([self.clustered, others[:FITTED]])
-        return self._embedded(self._read(extract, rows, folder))
 
     def _embedded(self, *stores):
         """Returns the embeddings of stores, by rows."""
@@ -235,8 +226,8 @@ class Ladder:
         self.weights = self.folder / name / ENCODER
         self.embedded = self._embedded(Embeddings.load(self.folder / name))
 
-    def _judge_by(self, judged, clustered):
-        """Judges from here on by rows `judged`, which are among `clustered`."""
+    def _judge_by(self, judged):
+        """Judges from here on by rows `judged`."""
         self.judged = judged[np.isin(judged, self.embedded.rows)]
         if len(self.judged) < FEWEST:
             raise ValueError(
@@ -244,12 +235,9 @@ class Ladder:
                 f"can be read, and {FEWEST} are needed. bad_files.txt in "
                 f"{self.folder} names the others."
             )
-        self.clustered = clustered
-        self.best = self.embedded.of(clustered)
-        self.n_speakers = count_speakers(self.best)
-        if self.kind:  # anew: the kept one was fitted on what is judged now
-            backend = BACKENDS[self.kind]().fit(self.embedded.of(self.fitted))
-            self.best = backend(self.best)
+        bare = self.embedded.of(self.judged)
+        self.n_speakers = count_speakers(bare)
+        self.best = self.backend(bare) if self.backend else bare
 
     def _done(self, name, result):
         """Notes a rung that is done; says whether it is kept."""
@@ -260,29 +248,27 @@ class Ladder:
 
     def _judge(self, kind, folder, embedded):
         """Fits a back-end, or none, and judges against the best so far."""
-        known = np.isin(self.clustered, embedded.rows)
+        known = np.isin(self.judged, embedded.rows)
         if (lost := np.count_nonzero(~known)) > MOST_LOST * len(known):
             raise ValueError(
                 f"{lost} of {len(known)} recordings to judge by have no finite "
                 "embedding by the trained network. Lower --lr."
             )
-        rows, best = self.clustered[known], self.best[known]
-        behind = bare = embedded.of(rows)
+        behind = bare = embedded.of(self.judged)
         if kind:
-            backend = BACKENDS[kind]().fit(embedded.of(self.fitted))
+            backend = BACKENDS[kind]().fit(embedded.of(self.order[:FITTED]))
             backend.save(folder / BACKEND)
             behind = backend(bare)
-        judged = self.n_speakers, np.isin(rows, self.judged)
-        found = judge(best, behind, *judged)
+        found = judge(self.best[known], behind, self.n_speakers)
         if embedded is self.embedded and self.kind and not found.sign:
             # A tie of back-ends goes to the later, if that wins over none:
             # labelled trials mostly gained by it, docs/adapt_measured.md.
-            found = judge(bare, behind, *judged)
+            found = judge(bare, behind, self.n_speakers)
         return dataclasses.asdict(found)
 
     def _climb(self, name, kind):
         """Goes on from a rung that is kept."""
-        self.kind, self.best = kind, self.embedded.of(self.clustered)
+        self.kind, self.best = kind, self.embedded.of(self.judged)
         if kind:
             path = self.folder / name / BACKEND
             self.backend = load_backend(path)
@@ -303,7 +289,7 @@ class Ladder:
         """Judges from here on by speakers that no training reads."""
 
         def work(folder):
-            rest = self.fitted[FITTED:]
+            rest = self.order[FITTED:]
             if len(rest):
                 self._read(self.extract, rest, folder)
             known = every()
@@ -319,24 +305,25 @@ class Ladder:
                     "label and hold less than half of the recordings. Give "
                     "labels of fewer speakers, or leave --train out."
                 )
-            judged = np.random.default_rng(0).permutation(out)[:JUDGED]
             # Without what cannot be read: training ends at 2 % of such files.
-            split = {"kept_out": out, "trained": np.setdiff1d(known.rows, out)}
-            save_arrays(folder / ROWS, judged=judged, **split)
+            rest = np.setdiff1d(known.rows, out)
+            save_arrays(folder / ROWS, kept_out=out, trained=rest)
             return {"kept_out": len(out)}
 
         def every():
             stores = [Embeddings.load(self.folder / "start")]
-            if len(self.fitted) > FITTED:
+            if len(self.order) > FITTED:
                 stores.append(Embeddings.load(self.folder / SPLIT))
             return self._embedded(*stores)
 
+        if self.given is not None:  # by other labels the step is done again
+            known = np.flatnonzero(self.given.by_row >= 0)
+            self.made_from = digest([self.made_from, known.tolist()])
         self._step(SPLIT, work)
         self.embedded = every()
         rows = load_arrays(self.folder / SPLIT / ROWS)
-        order = np.random.default_rng(0).permutation(len(self.manifest))
-        self.fitted = order[~np.isin(order, rows["judged"])]
-        self._judge_by(rows["judged"], rows["kept_out"])
+        judged = np.random.default_rng(0).permutation(rows["kept_out"])
+        self._judge_by(judged[:JUDGED])
         self.trained = rows["trained"]
 
     def try_training(
@@ -352,8 +339,7 @@ class Ladder:
         verdict of their own. ValueError if too few speakers are left to judge
         by.
         """
-        names = ["judged", "fitted", "clustered"]
-        names += ["embedded", "best", "n_speakers"]
+        names = ["judged", "embedded", "best", "n_speakers"]
         before = {name: getattr(self, name) for name in names}
         self._split()
         if settings:
@@ -368,7 +354,9 @@ class Ladder:
             extract.encoder = copy.deepcopy(self.extract.encoder)
             load_weights(extract.encoder.network, train(self))
             save_weights(extract.encoder.network, folder / ENCODER)
-            return self._judge(self.kind, folder, self._embed(extract, folder))
+            wanted = np.union1d(self.judged, self.order[:FITTED])
+            found = self._embedded(self._read(extract, wanted, folder))
+            return self._judge(self.kind, folder, found)
 
         if self._done(TRAINED, self._step(TRAINED, work)):
             self._take(TRAINED)
@@ -397,9 +385,8 @@ class Ladder:
         def find():
             extract = model.extractor(self.device)
             extract.num_workers = self.extract.num_workers
-            # No back-end has their mean.
-            judged = self.manifest.take(self.judged)
-            return threshold_by_halves(extract, judged, 0.5, 0)
+            halved = self.manifest.take(self.judged[:HALVED])
+            return threshold_by_halves(extract, halved, 0.5, 0)
 
         # By its content: a rung that is done again may be fitted to files that
         # could not be read before, or by another version of this package.

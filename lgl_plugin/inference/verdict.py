@@ -31,8 +31,8 @@ from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.metrics.error_rates import Resampled
 
 # An interval of fewer recordings says nothing, nor does one of fewer target
-# trials; more non-target trials than this change no error rate.
-FEWEST, FEWEST_TARGETS, MOST_OTHERS = 10, 10, 100_000
+# trials; more trials of a kind than this change no error rate.
+FEWEST, FEWEST_TARGETS, MOST = 10, 10, 100_000
 RESAMPLES, LEVEL = 1000, 0.95
 
 
@@ -123,7 +123,6 @@ def judge(
     before: ArrayLike,
     after: ArrayLike,
     n_speakers: int,
-    judged: ArrayLike | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Compares two encoders by pseudo-trials of the same recordings.
@@ -135,12 +134,8 @@ def judge(
         float (N, D) and (N, D'), N from 10, in one order.
     n_speakers : int
         About how many speakers the recordings have: `count_speakers`.
-    judged : array-like, optional
-        Of which recordings pairs are trials, bool (N,), 10 or more. The others
-        are clustered with them: the more recordings of a speaker there are,
-        the better are the clusters.
     seed : int
-        Of the interval, and of the non-target trials where these are many.
+        Of the interval, and of the trials where these are many.
 
     Raises
     ------
@@ -163,15 +158,11 @@ def judge(
             f"before and after are of {len(encoders[0])} and "
             f"{len(encoders[1])} recordings, not of the same"
         )
-    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_speakers)
-    clusters = [cluster(points).labels for points in encoders]
-    if judged is not None:
-        chosen = np.asarray(judged, bool)
-        encoders = [points[chosen] for points in encoders]
-        clusters = [labels[chosen] for labels in clusters]
     number = len(encoders[0])
     if number < FEWEST:
         raise ValueError(f"a verdict needs {FEWEST} recordings, got {number}")
+    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_speakers)
+    clusters = [cluster(points).labels for points in encoders]
     rng = np.random.default_rng(seed)
     first, second, labels = _trials(clusters, rng)
     n_targets = np.count_nonzero(labels)
@@ -183,10 +174,7 @@ def judge(
             "speaker."
         )
     curves = [
-        Resampled(
-            np.einsum("td,td->t", points[first], points[second]),
-            *(labels, first, second),
-        )
+        Resampled((points @ points.T)[first, second], labels, first, second)
         for points in encoders
     ]
     once = np.ones(number, np.int64)
@@ -204,9 +192,11 @@ def _trials(clusters, rng):
     """Returns the pairs on which two clusterings agree, and the targets."""
     first, second = np.triu_indices(len(clusters[0]), 1)
     one, other = (labels[first] == labels[second] for labels in clusters)
-    targets, others = np.flatnonzero(one & other), np.flatnonzero(~one & ~other)
-    if len(others) > MOST_OTHERS:
-        others = rng.choice(others, MOST_OTHERS, replace=False)
+    kinds = np.flatnonzero(one & other), np.flatnonzero(~one & ~other)
+    targets, others = (
+        rng.choice(pairs, MOST, replace=False) if len(pairs) > MOST else pairs
+        for pairs in kinds
+    )
     chosen = np.concatenate([targets, others])
     labels = np.arange(len(chosen)) < len(targets)
     return first[chosen], second[chosen], labels

@@ -45,7 +45,6 @@ def _introduction(ladder, exported) -> Iterator[Block]:
         "minutes": f"{ladder.manifest.durations.sum() / 60:,.0f}",
         "judged on": f"{len(ladder.judged):,}",
         "speakers, estimated": f"{ladder.n_speakers:,}",
-        "fitted on": f"{len(ladder.embedded.of(ladder.fitted)):,}",
     }
     if ladder.given is not None:
         number = int((ladder.given.by_row >= 0).sum())

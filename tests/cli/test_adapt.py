@@ -153,7 +153,7 @@ def test_a_tie_of_backends_goes_to_the_one_that_wins_over_none(
 ):
     heard, left = [], [BETTER, TIE, last]
 
-    def judge(before, after, n_speakers, judged):
+    def judge(before, after, n_speakers):
         heard.append((before, after))
         return left.pop(0)
 
@@ -161,7 +161,7 @@ def test_a_tie_of_backends_goes_to_the_one_that_wins_over_none(
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     ladder.try_backends()
     assert [rung.kept for rung in ladder.rungs] == [True, last is BETTER]
-    bare = ladder.embedded.of(ladder.clustered)
+    bare = ladder.embedded.of(ladder.judged)
     centred, white = (
         load_backend(tmp_path / name / "backend.npz")(bare)
         for name in ("centring", "whitening")
@@ -213,7 +213,7 @@ def test_it_goes_on_where_it_was_interrupted(
     assert "stopped    centring" in printed
     with monkeypatch.context() as patch:
         say(patch, WORSE, BETTER)
-        patch.setattr(Ladder, "_embed", fail)
+        patch.setattr(Ladder, "_read", fail)
         adapt(ecapa, calls, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(module, "threshold_by_halves", fail)
@@ -283,16 +283,29 @@ def test_audio_that_was_replaced_is_refused(ecapa, calls, tmp_path):
         Ladder(ecapa, mine, run, "cpu")
 
 
-def test_nothing_is_fitted_on_what_is_judged(ecapa, calls, tmp_path):
+def test_backends_are_fitted_and_judged_on_all_recordings_up_to_a_limit(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    heard = []
+
+    def judge(before, after, n_speakers):
+        heard.append((len(before), len(after)))
+        return WORSE
+
+    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(module, "JUDGED", 30)
+    monkeypatch.setattr(module, "FITTED", 35)
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
-    assert len(ladder.manifest) == 40 and len(ladder.judged) == 20
-    assert ladder.given is None  # so that the split is as it always was
-    order = np.random.default_rng(0).permutation(40)
-    assert ladder.judged.tolist() == order[:20].tolist()
-    assert not {*ladder.judged} & {*ladder.fitted}
     ladder.try_backends()
-    assert [rung.name for rung in ladder.rungs] == list(module.BACKENDS)
-    assert len(ladder.embedded.of(ladder.fitted)) == 20
+    assert [rung.name for rung in ladder.rungs] == list(BACKENDS)
+    assert len(ladder.manifest) == 40 and heard == [(30, 30)] * 2
+    order = np.random.default_rng(0).permutation(40)
+    assert ladder.judged.tolist() == order[:30].tolist()
+    assert sorted(ladder.embedded.rows) == sorted(order[:35])
+    bare = ladder.embedded.vectors
+    backend = load_backend(tmp_path / "whitening" / "backend.npz")
+    fitted = BACKENDS["whitening"]().fit(bare)
+    np.testing.assert_allclose(backend(bare), fitted(bare), atol=1e-5)
 
 
 def test_an_adapted_encoder_can_be_adapted(ecapa, calls, tmp_path, monkeypatch):
@@ -348,7 +361,7 @@ def test_the_network_is_trained_and_judged(
     assert not any(row["spk_id"] for row in rows)
     ids = load_manifest(tmp_path / "manifest.csv", calls).ids
     assert {*named} <= {row["ID"] for row in rows}
-    assert not {ids[n] for n in split["judged"]} & {row["ID"] for row in rows}
+    assert not {ids[n] for n in split["kept_out"]} & {row["ID"] for row in rows}
     (trained,) = tmp_path.glob("training-*")
     pseudo = trained / "iter1" / "labels"
     found = dict(zip(*read_labels(pseudo / "labels.csv")))
@@ -439,7 +452,7 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     """Only what is kept of it changes what the other rungs are judged by."""
     heard, left = [], [WORSE, BETTER, WORSE]
 
-    def judge(before, after, n_speakers, judged):
+    def judge(before, after, n_speakers):
         heard.append((before, after))
         return left.pop(0)
 
@@ -453,12 +466,10 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     assert {*ladder.trained} == {*range(40)} - {*rows["kept_out"]}
     assert ladder.judged is judged and ladder.best is best
     before, after = heard[-1]
-    # Behind the back-end that is kept, fitted on nothing that is judged now;
-    # training left the network as it was.
-    rest = np.setdiff1d(np.arange(40), rows["judged"])
-    backend = BACKENDS["whitening"]().fit(ladder.embedded.of(rest))
-    raw = ladder.embedded.of(rows["kept_out"])
-    np.testing.assert_allclose(before, backend(raw), atol=1e-5)
+    # Behind the back-end that is kept; training left the network as it was.
+    out = np.random.default_rng(0).permutation(rows["kept_out"])
+    raw = ladder.embedded.of(out)
+    np.testing.assert_allclose(before, ladder.backend(raw), atol=1e-5)
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
@@ -468,19 +479,17 @@ def test_a_trained_network_may_fail_on_a_few_recordings(
 ):
     heard = []
 
-    def judge(before, after, n_speakers, chosen):
-        heard.append((len(before), len(after), chosen.sum()))
+    def judge(before, after, n_speakers):
+        heard.append((len(before), len(after)))
         return WORSE
 
-    def embed(self, extract, folder):
-        found = whole(self, extract, folder)
-        if folder.name != "loss_gate":
-            return found
-        kept = found.rows != self.judged[0]
-        return module.Embedded(found.rows[kept], found.vectors[kept])
+    def read(self, extract, rows, folder):
+        if folder.name == "loss_gate":
+            rows = rows[rows != self.judged[0]]
+        return whole(self, extract, rows, folder)
 
-    whole = Ladder._embed
-    monkeypatch.setattr(Ladder, "_embed", embed)
+    whole = Ladder._read
+    monkeypatch.setattr(Ladder, "_read", read)
     monkeypatch.setattr(module, "MOST_LOST", share)
     monkeypatch.setattr(module, "judge", judge)
     monkeypatch.setattr(module, "kept_out", every_second)
@@ -488,7 +497,7 @@ def test_a_trained_network_may_fail_on_a_few_recordings(
     ladder.try_backends()
     if judged:
         ladder.try_training(lambda ladder: ladder.weights)
-        assert heard[-1] == (judged, judged, judged)
+        assert heard[-1] == (judged, judged)
     else:
         with pytest.raises(ValueError, match="1 of 20 recordings .* no finite"):
             ladder.try_training(lambda ladder: ladder.weights)
@@ -498,14 +507,14 @@ def test_recordings_that_no_rung_needed_are_embedded_for_the_split(
     ecapa, calls, tmp_path, monkeypatch
 ):
     say(monkeypatch, *[WORSE] * 3)
-    monkeypatch.setattr(module, "FITTED", 5)
+    monkeypatch.setattr(module, "FITTED", 30)
     monkeypatch.setattr(module, "kept_out", every_second)
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     ladder.try_backends()
-    assert len(ladder.embedded.rows) == 25
+    assert len(ladder.embedded.rows) == 30
     ladder.try_training(lambda ladder: ladder.weights)
     found = Embeddings.load(tmp_path / "split").utterances
-    assert {*found} == {ladder.manifest.ids[row] for row in ladder.fitted[5:]}
+    assert {*found} == {ladder.manifest.ids[row] for row in ladder.order[30:]}
     rows = load_arrays(tmp_path / "split" / "rows.npz")
     assert {*rows["kept_out"]} | {*rows["trained"]} == {*range(40)}
 

@@ -38,10 +38,8 @@ def test_equal_encoders_differ_by_nothing():
         assert "no difference that these 80 recordings can show" in str(found)
 
 
-@pytest.mark.parametrize("share", [1, 2])
-def test_trials_are_the_pairs_on_which_both_clusterings_agree(share):
-    """Against scipy's clusters of all, and the error rates against `eer`."""
-    judged = np.arange(80) % share == 0
+def test_trials_are_the_pairs_on_which_both_clusterings_agree():
+    """Against scipy's clusters, and the error rates against `eer`."""
     sides = heard(0.6), heard(0.8, seed=2)
     units = [side / np.linalg.norm(side, axis=1)[:, None] for side in sides]
     first, second = np.triu_indices(80, 1)
@@ -49,25 +47,28 @@ def test_trials_are_the_pairs_on_which_both_clusterings_agree(share):
     for unit in units:
         found = fcluster(linkage(unit, "ward"), 16, "maxclust")
         together.append(found[first] == found[second])
-    agreed = (together[0] == together[1]) & judged[first] & judged[second]
-    assert (together[0] != together[1]).any()
+    agreed = together[0] == together[1]
+    assert not agreed.all()
     labels = together[0][agreed]
     expected = [
         100 * eer((unit @ unit.T)[first, second][agreed], labels)[0]
         for unit in units
     ]
-    found = judge(*sides, 16, judged)
-    assert found.recordings == judged.sum()
+    found = judge(*sides, 16)
+    assert found.recordings == 80
     assert [found.before, found.after] == pytest.approx(expected, abs=1e-3)
 
 
-def test_many_non_targets_are_drawn(monkeypatch):
-    some, less = heard(0.8), heard(0.5, seed=2)
-    every = judge(some, less, 16)
-    monkeypatch.setattr(module, "MOST_OTHERS", 1500)
-    fewer = judge(some, less, 16)
+@pytest.mark.parametrize("most", [1500, 150])
+def test_of_many_trials_some_are_drawn(monkeypatch, most):
+    """Of non-targets alone, and of about 300 targets, too."""
+    some, less = heard(1.0, 32), heard(0.6, 32, seed=2)
+    every = judge(some, less, 32)
+    monkeypatch.setattr(module, "MOST", most)
+    fewer = judge(some, less, 32)
     assert fewer.before == pytest.approx(every.before, abs=1)
-    assert fewer != every and fewer.sign == every.sign == -1
+    assert fewer.after == pytest.approx(every.after, abs=1)
+    assert fewer != every
 
 
 def test_a_recording_drawn_twice_is_as_if_it_were_there_twice():
@@ -121,8 +122,6 @@ def test_recordings_of_which_no_two_are_of_one_speaker_are_refused():
 def test_recordings_must_be_the_same_and_enough():
     with pytest.raises(ValueError, match="of 80 and 75 recordings"):
         judge(heard(1.0), heard(1.0, 15), 16)
-    with pytest.raises(ValueError, match="needs 10 recordings, got 9"):
-        judge(heard(1.0), heard(1.0), 16, np.arange(80) < 9)
     few = heard(1.0, 3, 3)
     for call in (lambda: judge(few, few, 3), lambda: count_speakers(few)):
         with pytest.raises(ValueError, match="needs 10 recordings, got 9"):
