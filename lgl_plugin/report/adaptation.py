@@ -75,7 +75,7 @@ def _limits(ladder) -> Iterator[Block]:
     """Yields what can mislead."""
     known = "No labels were read."
     if ladder.given is not None:
-        known = "The labels that you gave were trained on, never judged by."
+        known = "Training read the labels that you gave; no verdict does."
     yield [
         f"{known} Each side clusters the recordings. Pairs that both put into "
         "one cluster are targets, pairs that both put into different clusters "

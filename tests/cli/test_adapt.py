@@ -450,13 +450,18 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     ecapa, calls, tmp_path, monkeypatch
 ):
     """Only what is kept of it changes what the other rungs are judged by."""
-    heard, left = [], [WORSE, BETTER, WORSE]
+    heard, left, counted = [], [WORSE, BETTER, WORSE], []
+
+    def count(vectors):
+        counted.append(vectors)
+        return 8
 
     def judge(before, after, n_speakers):
         heard.append((before, after))
         return left.pop(0)
 
     monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(module, "count_speakers", count)
     monkeypatch.setattr(module, "kept_out", every_second)
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     ladder.try_backends()
@@ -470,6 +475,8 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     out = np.random.default_rng(0).permutation(rows["kept_out"])
     raw = ladder.embedded.of(out)
     np.testing.assert_allclose(before, ladder.backend(raw), atol=1e-5)
+    # Speakers are counted on bare embeddings.
+    np.testing.assert_allclose(counted[-1], raw, atol=1e-5)
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
