@@ -10,11 +10,14 @@ recordings, not trials: thousands of trials share a recording.
 What can mislead: mistakes that both encoders make count as the truth, so that
 the error rates are not the true ones. Since pairs on which they disagree are
 left out, the change is smaller than the true one, and small gains show only on
-many recordings. Where the clusters are sessions instead of speakers, an encoder
-wins by knowing rooms, lines and microphones: the number of clusters tells. With
-few speakers, recordings are not independent and the interval is too narrow; it
-leaves out, too, that the clusters could have been others. An encoder that was
-trained on these recordings looks better than it is.
+many recordings. With few speakers, recordings are not independent and the
+interval is too narrow; it leaves out, too, that the clusters could have been
+others. An encoder that was trained on these recordings looks better than it is.
+
+Where the clusters are sessions instead of speakers, an encoder wins by knowing
+rooms, lines and microphones. By fewer clusters, of several sessions each, it
+loses. So nothing is decided where a half or a quarter of the clusters say the
+opposite.
 `benchmarks/verdict.py` measures all this where labels exist.
 """
 
@@ -34,6 +37,8 @@ from lgl_plugin.metrics.error_rates import Resampled
 # trials; more trials of a kind than this change no error rate.
 FEWEST, FEWEST_TARGETS, MOST = 10, 10, 100_000
 RESAMPLES, LEVEL = 1000, 0.95
+# By these shares of the clusters the opposite must not hold.
+COARSER = (2, 4)
 
 
 def count_speakers(vectors: ArrayLike) -> int:
@@ -86,6 +91,8 @@ class Verdict:
         Equal error rates.
     low, high : float
         Of after less before, a 95 % interval.
+    opposite : int
+        Number of clusters by which the opposite would be decided, 0 if none.
 
     Example
     -------
@@ -99,11 +106,12 @@ points)
     after: float
     low: float
     high: float
+    opposite: int = 0
 
     @property
     def sign(self) -> int:
-        """Says -1 for better, 1 for worse, 0 if the interval holds 0."""
-        return (self.low > 0) - (self.high < 0)
+        """Says -1 for better, 1 for worse, 0 if nothing is decided."""
+        return 0 if self.opposite else (self.low > 0) - (self.high < 0)
 
     @property
     def word(self) -> str:
@@ -112,10 +120,15 @@ points)
 
     def __str__(self) -> str:
         shown = f" that these {self.recordings} recordings can show"
+        opposite = (
+            f"; with {self.opposite} clusters the opposite would hold: they "
+            "may be sessions, not speakers"
+        )
         return (
             f"{self.word}{'' if self.sign else shown}: {self.before:.1f} % to "
             f"{self.after:.1f} % on pseudo-trials of {self.recordings} "
-            f"recordings ({self.low:+.1f} to {self.high:+.1f} points)"
+            f"recordings ({self.low:+.1f} to {self.high:+.1f} points"
+            f"{opposite if self.opposite else ''})"
         )
 
 
@@ -161,11 +174,23 @@ def judge(
     number = len(encoders[0])
     if number < FEWEST:
         raise ValueError(f"a verdict needs {FEWEST} recordings, got {number}")
-    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_speakers)
+    found = _compare(encoders, n_speakers, seed)
+    for part in COARSER:
+        fewer = n_speakers // part
+        if not found.sign or fewer < 2:
+            break
+        if _compare(encoders, fewer, seed).sign == -found.sign:
+            found = dataclasses.replace(found, opposite=fewer)
+    return found
+
+
+def _compare(encoders, n_clusters, seed):
+    """Compares unit embeddings of two encoders by so many clusters."""
+    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_clusters)
     clusters = [cluster(points).labels for points in encoders]
     rng = np.random.default_rng(seed)
     first, second, labels = _trials(clusters, rng)
-    n_targets = np.count_nonzero(labels)
+    number, n_targets = len(encoders[0]), np.count_nonzero(labels)
     if n_targets < FEWEST_TARGETS:
         raise ValueError(
             f"nothing can be judged: among {number} recordings {n_targets} "

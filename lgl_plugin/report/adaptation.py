@@ -82,7 +82,8 @@ def _limits(ladder) -> Iterator[Block]:
         "are non-targets.",
         "Mistakes that both sides make count as the truth.",
         "If many more speakers are estimated than there are, the clusters are "
-        "sessions, and an encoder wins by knowing rooms and lines.",
+        "sessions, and an encoder wins by knowing rooms and lines. A half and "
+        "a quarter of the clusters must not say the opposite.",
         "Training is judged by recordings of clusters that it never read; a "
         "cluster stands for a speaker, but may hold a part of one only.",
         "These error rates are not those of real trials. "

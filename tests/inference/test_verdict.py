@@ -119,6 +119,31 @@ def test_recordings_of_which_no_two_are_of_one_speaker_are_refused():
         count_speakers(heard(0.1, speakers=80, each=1, size=64))
 
 
+@pytest.mark.parametrize("session", [1.4, 0.6])
+def test_nothing_is_decided_where_clusters_are_sessions(session):
+    """Fifteen speakers in four sessions each are counted as sixty.
+
+    An encoder that hears more of the session would win, and one that hears
+    less would lose, each against the truth.
+    """
+    rng = np.random.default_rng(0)
+    voices = np.repeat(rng.normal(size=(15, 64)), 32, axis=0)
+    rooms = np.repeat(rng.normal(size=(60, 64)), 8, axis=0)
+    before, after = (
+        voices + share * rooms + 1.2 * rng.normal(size=voices.shape)
+        for share in (1.0, session)
+    )
+    number = count_speakers(before)
+    assert 50 < number < 70
+    found = judge(before, after, number)
+    assert found.sign == 0 and found.opposite in (number // 2, number // 4)
+    assert (found.after < found.before) == (session > 1)
+    assert f"with {found.opposite} clusters the opposite" in str(found)
+    assert found.word == "no difference"
+    by_speakers = judge(before, after, 15)
+    assert by_speakers.sign == (1 if session > 1 else -1)
+
+
 def test_recordings_must_be_the_same_and_enough():
     with pytest.raises(ValueError, match="of 80 and 75 recordings"):
         judge(heard(1.0), heard(1.0, 15), 16)
