@@ -50,10 +50,11 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
         folder = pathlib.Path(folder)
         choices = {"preset": preset or "small", "n_clusters": 2}
         run = folder / "run"
-        parsed, (of_data, stage2) = parse(choices, audio, run, given)
-        if stage2.labels_file:
-            read_names(stage2.labels_file)
-        made = check_audio(of_data, folder, stage2.labels_file)
+        parsed, of_stages = parse(choices, audio, run, given)
+        of_data, labels = of_stages[0], of_stages[-1].labels_file
+        if labels:
+            read_names(labels)
+        made = check_audio(of_data, folder, labels)
         show_machine()
         device = parsed[0][1].get("device")
         choices = suggest(made["kept"], made["hours"], preset, device)
@@ -187,7 +188,7 @@ def check_cost(
     choices: dict,
     given: list[str],
 ) -> None:
-    """Times steps of both stages and prints the cost.
+    """Times steps of each stage and prints the cost.
 
     ValueError if the settings, the audio or the machine will not do.
     """
@@ -197,17 +198,16 @@ def check_cost(
 
     # The stages' own notices are those of the run to come.
     logging.disable(logging.INFO)
-    hours, n_phases, costs = {}, 0, (cost_of_stage1, cost_of_stage2)
+    hours, n_phases, costs = {}, 0, {1: cost_of_stage1, 2: cost_of_stage2}
     # A sample of the manifest, which names the channel, takes their place. It
     # lacks most of the labelled utterances, and may have the bad ones.
     replaced = "manifest", "channel", "labels_file", "max_bad_share"
     given = [w for w in given if key_of(w) not in replaced]
     given.append("--max_bad_share=1.0")
     try:
-        both = stages(choices, audio, folder / "run", given)
-        for cost, stage in zip(costs, both):
+        for stage in stages(choices, audio, folder / "run", given):
             session = open_session(folder, made["kept"], *stage)
-            hours |= cost(session, made)
+            hours |= costs[session.settings.stage](session, made)
             n_phases += phases(session.settings)
     except ValueError as error:
         raise ValueError(f"this will not do yet: {error}") from error

@@ -2,11 +2,14 @@
 
 > lgl train /my/audio --output_folder=results/mine
 > lgl train /my/audio --output_folder=results/mine --n_clusters=200 --seed=2
+
+A `--pretrained_encoder` takes the place of Stage I.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -50,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Any key of the preset's yamls and any option of SpeechBrain may "
         "follow as --key=value, such as --n_clusters=200 or --device=cpu. A "
-        "key of one stage goes to that stage. Speakers' names are not read "
+        "key of one stage goes to that stage. With --pretrained_encoder, "
+        "Stage II alone trains. Speakers' names are not read "
         "unless --speaker_folder=True says that the first folders bear them."
     )
     parser.set_defaults(settings=None)
@@ -71,7 +75,7 @@ def run(
     preset: str | None,
     settings: list[str] | None,
 ) -> None:
-    """Trains both stages, or goes on where an earlier call stopped."""
+    """Trains the stages, or goes on where an earlier call stopped."""
     import speechbrain as sb
     import torch
 
@@ -82,18 +86,19 @@ def run(
     given = as_pairs(settings)
     # A mistyped key is refused before the audio is listed.
     choices = {"preset": preset or "small", "n_clusters": 2}
-    parsed, (settings1, settings2) = parse(choices, audio, output_folder, given)
-    if settings2.labels_file:
-        read_names(settings2.labels_file)
+    parsed, settings = parse(choices, audio, output_folder, given)
+    if settings[-1].labels_file:
+        read_names(settings[-1].labels_file)
     if not torch.distributed.is_initialized():
         sb.utils.distributed.ddp_init_group(parsed[0][1])
     device = parsed[0][1].get("device")
     choices = from_main(
-        choose, settings1, pathlib.Path(output_folder), preset, device
+        choose, settings[0], pathlib.Path(output_folder), preset, device
     )
-    parsed, (_, later) = parse(choices, audio, output_folder, given)
-    recipe.train(*parsed[0], later)
-    recipe.train(*parsed[1])
+    parsed, settings = parse(choices, audio, output_folder, given)
+    for arguments in parsed[:-1]:
+        recipe.train(*arguments, settings[-1])
+    recipe.train(*parsed[-1])
 
 
 def parse(
@@ -228,7 +233,8 @@ def stages(
 ) -> Iterator[tuple[pathlib.Path, list[str], dict[str, Any]]]:
     """Yields each stage's yaml, its part of the options, and what is usual.
 
-    An option replaces what is usual.
+    An option replaces what is usual. A given encoder takes Stage I's place:
+    ValueError if an option is of that stage alone.
     """
     usual = {
         "data_folder": audio,
@@ -245,7 +251,14 @@ def stages(
         if option.startswith("--cluster=!") and "<n_clusters>" not in option:
             named.add("n_clusters")
     own = keys(choices["preset"])
-    for name, mine, other in zip(PRESETS[choices["preset"]], own, own[::-1]):
+    skipped = "pretrained_encoder" in named
+    if skipped and (unused := sorted(named & own[0] - own[1])):
+        raise ValueError(
+            f"--{unused[0]} is a setting of Stage I, which is not trained: "
+            "--pretrained_encoder takes its place. Leave one of them out."
+        )
+    both = zip(PRESETS[choices["preset"]], own, own[::-1])
+    for name, mine, other in itertools.islice(both, int(skipped), None):
         # A key of neither stage goes to both: it is an option of SpeechBrain's
         # or an error.
         only_theirs = other - mine

@@ -111,13 +111,10 @@ def check_inputs(settings: Stage2Settings, session: Session) -> None:
 
     Raises
     ------
-    ValueError, FileNotFoundError
+    ValueError
         If so many utterances make no such clusters, the labels are not of
-        these, nothing of a labelled speaker can be read, or there is no
-        pretrained_encoder.
+        these, or nothing of a labelled speaker can be read.
     """
-    if settings.pretrained_encoder and not session.debug:
-        _check_there(_weights(settings.pretrained_encoder), settings)
     check_clusters(settings, len(session.rows))
     if settings.labels_file:
         given = read_given(settings.labels_file, session.manifest.ids)

@@ -49,6 +49,19 @@ def test_a_key_of_one_stage_goes_to_that_stage():
     assert "debug" in first and "debug" in second
 
 
+def test_a_given_encoder_takes_the_place_of_stage_1(tmp_path):
+    """Stage I would train for an hour, and nothing would use it."""
+    (only,) = parts("--pretrained_encoder=mine", "--lr=0.1")
+    assert only["pretrained_encoder"] == "mine" and only["lr"] == "0.1"
+    assert only["n_clusters"] == 7
+    choices = {"preset": "small", "n_clusters": 7}
+    arguments = tmp_path, tmp_path / "run", ["--pretrained_encoder=mine"]
+    (parsed,), (settings,) = train.parse(choices, *arguments)
+    assert settings.stage == 2 and parsed[-1][0] == "iter1/embeddings"
+    with pytest.raises(ValueError, match="--number_of_epochs is a setting of"):
+        parts("--pretrained_encoder=mine", "--number_of_epochs=3")
+
+
 def test_what_is_given_replaces_what_is_usual():
     first, second = parts("--trial_folder=/trials", "--n_clusters=50")
     assert first["trial_folder"] == second["trial_folder"] == "/trials"

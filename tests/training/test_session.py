@@ -31,7 +31,7 @@ from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import Round, start_from
-from lgl_plugin.training.start import check_inputs, find_encoder, stage1_command
+from lgl_plugin.training.start import find_encoder, stage1_command
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import checksum
 
@@ -516,12 +516,9 @@ def test_no_encoder_to_start_from_is_an_error_that_says_how(session, tmp_path):
     exported.mkdir(parents=True)
     for name in ("hyperparams.yaml", "embedding_model.ckpt"):
         (exported / name).touch()
-    settings = session.settings
-    settings.pretrained_encoder = tmp_path / "adapted"
-    for look in (find_encoder, lambda _: check_inputs(settings, session)):
-        # The latter comes before Stage I, which would be trained in vain.
-        with pytest.raises(FileNotFoundError, match=f"below it: {exported}.$"):
-            look(session)
+    session.settings.pretrained_encoder = tmp_path / "adapted"
+    with pytest.raises(FileNotFoundError, match=f"below it: {exported}.$"):
+        find_encoder(session)
 
 
 @pytest.mark.parametrize(
