@@ -34,9 +34,11 @@ def main():
         parser.add_argument(name, type=pathlib.Path)
     options = parser.parse_args()
     run, corpus = options.run, options.corpus
-    trained = sorted(run.glob("training*/export/iter1"))
-    if len(trained) != 1:
-        parser.error(f"{run} holds {len(trained)} trainings, not one")
+    trainings = [*run.glob("training*")]
+    if len(trainings) != 1:
+        parser.error(f"{run} holds {len(trainings)} trainings, not one")
+    rounds = trainings[0].glob("export/iter*")
+    trained = max(rounds, key=lambda path: int(path.name[4:]))
     trials = read_trials(corpus / "trials.txt", corpus)
     manifest = load_manifest(run / "manifest.csv", corpus / "train")
     rows, kept_out = strangers(manifest, run)
@@ -47,7 +49,7 @@ def main():
     found = []
     for what, source, step in (
         ("as it came", options.encoder, "whitening"),
-        ("trained", trained[0], "loss_gate"),
+        ("trained", trained, "loss_gate"),
     ):
         extract = load_extractor(source, options.device)
         backends = {"cosine": np.asarray}  # as it is

@@ -34,8 +34,8 @@ OWN = {
     **dict.fromkeys(
         [
             *("data_folder", "train_folder", "trial_folder", "manifest"),
-            *("pretrained_encoder", "new_encoder"),
-            *("embedding_size", "sample_rate"),
+            *("pretrained_encoder", "new_encoder", "new_first_encoder"),
+            *("new_last_encoder", "embedding_size", "sample_rate"),
         ],
         "encoder and audio say that",
     ),
@@ -275,7 +275,8 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         "batch_size": own_batch(len(ladder.trained)),
         "dataloader_options": {"num_workers": ladder.extract.num_workers},
     }
-    if encoder_settings(ladder.weights) is None:  # else the weights say that
+    # Unless the weights say that, and say the same: CAM++'s name no features.
+    if encoder_settings(ladder.weights) != ladder.settings:
         own.update(ladder.settings)  # new_encoder and sample_rate
         own["embedding_size"] = ladder.embedded.vectors.shape[-1]
     if not batch_norms(ladder.extract.encoder.network):
@@ -291,4 +292,6 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         if error.code not in (1, 2):  # a signal's
             raise
         raise RuntimeError("its message is above") from error
-    return folder / "iter1" / "gated" / WEIGHTS
+    last = max(folder.glob("iter*"), key=lambda path: int(path.name[4:]))
+    found = [last / step / WEIGHTS for step in ("large_margin", "gated")]
+    return next(path for path in found if path.exists())

@@ -251,7 +251,10 @@ def stages(
         if option.startswith("--cluster=!") and "<n_clusters>" not in option:
             named.add("n_clusters")
     own = keys(choices["preset"])
-    skipped = "pretrained_encoder" in named
+    skipped = any(
+        key_of(option) == "pretrained_encoder" and not option.endswith("=null")
+        for option in given
+    )
     if skipped and (unused := sorted(named & own[0] - own[1])):
         raise ValueError(
             f"--{unused[0]} is a setting of Stage I, which is not trained: "

@@ -40,7 +40,13 @@ from lgl_plugin.inference.model_card import adapted_card
 from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
 from lgl_plugin.inference.split import kept_out
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.inference.verdict import FEWEST, Verdict, count_speakers, judge
+from lgl_plugin.inference.verdict import (
+    FEWEST,
+    RULE,
+    Verdict,
+    count_speakers,
+    judge,
+)
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start
@@ -126,7 +132,7 @@ class Ladder:
             {"times": self.times}, f"{other}, by the files' times"
         )
         # Steps of an earlier version, which judged by others, are done again.
-        made_from.update(version, judged=str(JUDGED))
+        made_from.update(version, judged=f"{JUDGED} by rule {RULE}")
         number, self.given, n_known = len(self.manifest), None, 0
         self.training = self.folder / "training"
         if labels is not None:

@@ -77,6 +77,13 @@ def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
     return {"sample_rate": rate, "new_encoder": {ENCODER_TAG: factories}}
 
 
+def names_campplus(new_encoder: Any) -> bool:
+    """Says whether a yaml's `new_encoder`, as plain data, is a CAM++."""
+    parts = new_encoder.get(ENCODER_TAG) if new_encoder else None
+    network = (parts or {}).get("network") or {}
+    return any(str(tag).endswith(".campplus.CAMPPlus") for tag in network)
+
+
 def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:
     """Returns the files that an encoder is made of, by their part in it."""
     source = pathlib.Path(source)

@@ -30,6 +30,7 @@ from lgl_plugin.runs.pretrained import (
     embedding_size,
     encoder_files,
     encoder_settings,
+    names_campplus,
 )
 from lgl_plugin.runs.schema import (
     ONLY_WITH,
@@ -194,6 +195,9 @@ def _take_pretrained(path, tree, changes):
     described = encoder_settings(str(source), bare=True)
     if described is None:
         return
+    own = plain_settings(_resolved(tree))["new_encoder"]
+    if pathlib.Path(str(source)).is_file() and names_campplus(own):
+        return  # the weights name no features; the yaml may have others
     try:
         size = embedding_size(described)
     except Exception as error:  # the classes that it names raise anything

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from speechbrain.inference.speaker import SpeakerRecognition
+from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 from lgl_plugin.cli import adapt as verb, status
@@ -27,6 +28,7 @@ from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.inference.verdict import Verdict, count_speakers
 from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.runs.plain import plain_settings
+from lgl_plugin.runs.pretrained import encoder_settings
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.settings import load_settings
 from lgl_plugin.utils.files import load_arrays
@@ -635,6 +637,13 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     recipe = types.SimpleNamespace(train=lambda *words: given.append(words))
     monkeypatch.setattr(verb, "load_recipe", lambda: recipe)
     folder = tmp_path / "a: b=c #1"
+    steps = ["iter2/gated", "iter10/gated", "iter10/large_margin"]
+    left = [
+        folder / "training" / step / "embedding_model.ckpt" for step in steps
+    ]
+    for path in left[:2]:
+        path.parent.mkdir(parents=True)
+        path.touch()
     network = {"!name:mine.Encoder": {"width": 8}}
     ladder = types.SimpleNamespace(
         training=folder / "training",
@@ -652,7 +661,8 @@ def test_what_training_is_given(tmp_path, monkeypatch):
         device="cpu",
         list_trained=lambda path, labels: None,
     )
-    verb.train_network(ladder, ["--lr=0.1", "--batch_size=4"])
+    words = ["--lr=0.1", "--batch_size=4"]
+    assert verb.train_network(ladder, words) == left[1]  # the last round's
     ((_, options, overrides),) = given
     found = plain_settings(overrides)
     assert found["data_folder"] == str(folder)
@@ -664,14 +674,29 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     assert found["dataloader_options"] == {"num_workers": 8}
     assert options["device"] == "cpu"
     # Weights of CAM++ say themselves what they are of: that is no setting.
-    folder.mkdir()
     network = CAMPPlus(80, 12, growth_rate=2, init_channels=4)
     torch.save(network.state_dict(), ladder.weights)
-    verb.train_network(ladder, [])
+    ladder.settings = encoder_settings(ladder.weights)
+    left[2].parent.mkdir()
+    left[2].touch()
+    assert verb.train_network(ladder, []) == left[2]
     path, options, overrides = given[-1]
+    assert "new_encoder" not in plain_settings(overrides)
     settings, _ = load_settings(path, overrides, options)
     assert type(settings.new_encoder().network) is CAMPPlus
     assert settings.embedding_size == 12 and settings.freeze_batch_statistics
+    # They do not say of which features: another folder's are kept.
+    (parts,) = ladder.settings["new_encoder"].values()
+    parts["features"] = {
+        "!name:speechbrain.lobes.features.Fbank": {"n_mels": 80}
+    }
+    ladder.settings["sample_rate"] = 8000
+    ladder.embedded.vectors = np.zeros((1, 12))
+    verb.train_network(ladder, [])
+    path, options, overrides = given[-1]
+    settings, _ = load_settings(path, overrides, options)
+    assert type(settings.new_encoder().features) is Fbank
+    assert settings.sample_rate == 8000 and settings.embedding_size == 12
     ladder.extract.encoder.network = torch.nn.Linear(3, 3)
     verb.train_network(ladder, [])
     assert plain_settings(given[-1][2])["freeze_batch_statistics"] is False

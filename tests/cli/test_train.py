@@ -58,6 +58,7 @@ def test_a_given_encoder_takes_the_place_of_stage_1(tmp_path):
     arguments = tmp_path, tmp_path / "run", ["--pretrained_encoder=mine"]
     (parsed,), (settings,) = train.parse(choices, *arguments)
     assert settings.stage == 2 and parsed[-1][0] == "iter1/embeddings"
+    assert len(parts("--pretrained_encoder=null")) == 2
     with pytest.raises(ValueError, match="--number_of_epochs is a setting of"):
         parts("--pretrained_encoder=mine", "--number_of_epochs=3")
 
