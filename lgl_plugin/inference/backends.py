@@ -149,8 +149,9 @@ class Whitening(Backend):
     shrinkage : float
         From 0: how much of the mean variance is added to each direction's. 0
         gives unit covariance, and amplifies the noise of directions that
-        hardly vary; a large one only centres. Around 1, fewer
-        embeddings than dimensions suffice, from 2 on.
+        hardly vary; a large one only centres. From 1 on, fewer embeddings than
+        dimensions suffice, from 2 on. At 10 scores are better than at 1, at 1
+        clusters are (docs/experiments.md, "Shrinkage").
 
     Example
     -------
@@ -161,7 +162,7 @@ class Whitening(Backend):
     True
     """
 
-    def __init__(self, shrinkage: float = 1.0):
+    def __init__(self, shrinkage: float = 10.0):
         if not 0 <= shrinkage < np.inf:
             raise ValueError(f"shrinkage must be from 0, got {shrinkage}")
         super().__init__()

@@ -1,7 +1,6 @@
 """The rungs of `lgl adapt`: what is tried, and the verdict on each."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 from lgl_plugin.inference.backends import Backend, Centring, Whitening
@@ -9,9 +8,7 @@ from lgl_plugin.inference.verdict import Verdict
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "centring": Centring,
-    # With less shrinkage labelled trials often gained more, but no verdict
-    # shows it: docs/adapt_measured.md.
-    "whitening": functools.partial(Whitening, 10.0),
+    "whitening": Whitening,
 }
 # The step before training, and training.
 SPLIT, TRAINED = "split", "loss_gate"

@@ -132,7 +132,7 @@ def test_a_yaml_makes_them():
     text = "backend: !new:lgl_plugin.inference.backends.Whitening"
     made = load_hyperpyyaml(f"{text}\n    shrinkage: 0.3\n")["backend"]
     assert isinstance(made, Whitening) and made.shrinkage == 0.3
-    assert load_hyperpyyaml(text)["backend"].shrinkage == 1.0
+    assert load_hyperpyyaml(text)["backend"].shrinkage == 10.0
 
 
 @pytest.mark.parametrize("shrinkage", [-1, np.nan, np.inf])

@@ -240,7 +240,7 @@ def judge(folder, model, corpus, seeds):
 
     @torch.no_grad()
     def eer(embed):
-        fitted = Whitening().fit(embed(train.flatten(0, 1)).numpy())
+        fitted = Whitening(1.0).fit(embed(train.flatten(0, 1)).numpy())
         vectors = fitted(embed(test).numpy())
         scores = cosine_scores(vectors, corpus.trials)
         return figures_of(scores, corpus.trials)["eer"]

@@ -297,7 +297,7 @@ class Embedder:
     @property
     def whitened(self):
         """The corpus's embeddings, whitened."""
-        return Whitening().fit(self.of_corpus)(self.of_corpus)
+        return Whitening(1.0).fit(self.of_corpus)(self.of_corpus)
 
     @property
     def joined(self):
