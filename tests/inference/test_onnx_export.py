@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import STFT, InputNormalization
@@ -22,17 +23,24 @@ from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.features import KaldiFbank
 
-ECAPA = """
+FOLDER = """
 modules:
     compute_features: !new:speechbrain.lobes.features.Fbank {n_mels: 24}
     mean_var_norm: !new:speechbrain.processing.features.InputNormalization
         norm_type: sentence
-    embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    embedding_model: !new:speechbrain.lobes.models.%s
+"""
+NETWORKS = {
+    "ecapa": """ECAPA_TDNN.ECAPA_TDNN
         input_size: 24
         channels: [8, 8, 8, 8, 24]
         attention_channels: 4
-        lin_neurons: 6
-"""
+        lin_neurons: 6""",
+    "xvector": """Xvector.Xvector
+        in_channels: 24
+        tdnn_channels: [8, 8, 8, 8, 24]
+        lin_neurons: 6""",
+}
 
 
 @pytest.mark.parametrize("n_fft", [400, 512])
@@ -69,7 +77,7 @@ def test_missing_onnx_is_an_error_that_says_how(monkeypatch, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["ecapa", "campplus"])
+@pytest.mark.parametrize("name", [*NETWORKS, "campplus"])
 def test_a_file_embeds_as_torch_at_any_length(tmp_path, name, monkeypatch):
     runtime = pytest.importorskip(
         "onnxruntime", reason="onnx and onnxruntime are an extra"
@@ -85,10 +93,9 @@ def test_a_file_embeds_as_torch_at_any_length(tmp_path, name, monkeypatch):
         torch.save(network.state_dict(), source)
     else:
         source = tmp_path
-        (source / "hyperparams.yaml").write_text(ECAPA)
-        network = ECAPA_TDNN(
-            *(24, "cpu", 6), channels=[8] * 4 + [24], attention_channels=4
-        )
+        text = FOLDER % NETWORKS[name]
+        (source / "hyperparams.yaml").write_text(text)
+        network = load_hyperpyyaml(text)["modules"]["embedding_model"]
         torch.save(network.state_dict(), source / "embedding_model.ckpt")
     export_onnx(source, tmp_path / "mine.onnx")
     session = runtime.InferenceSession(str(tmp_path / "mine.onnx"))
