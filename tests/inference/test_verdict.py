@@ -120,12 +120,13 @@ def test_recordings_of_which_no_two_are_of_one_speaker_are_refused():
 
 
 @pytest.mark.parametrize("session", [1.4, 0.6])
-def test_nothing_is_decided_where_clusters_are_sessions(session):
+def test_nothing_is_decided_where_clusters_are_sessions(session, monkeypatch):
     """Fifteen speakers in four sessions each are counted as sixty.
 
     An encoder that hears more of the session would win, and one that hears
     less would lose, each against the truth.
     """
+    monkeypatch.setattr(module, "RESAMPLES", 100)  # for speed
     rng = np.random.default_rng(0)
     voices = np.repeat(rng.normal(size=(15, 64)), 32, axis=0)
     rooms = np.repeat(rng.normal(size=(60, 64)), 8, axis=0)
