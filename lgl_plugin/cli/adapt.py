@@ -294,4 +294,4 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         raise RuntimeError("its message is above") from error
     last = max(folder.glob("iter*"), key=lambda path: int(path.name[4:]))
     found = [last / step / WEIGHTS for step in ("large_margin", "gated")]
-    return next(path for path in found if path.exists())
+    return found[0] if found[0].exists() else found[1]

@@ -13,7 +13,14 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.cli.common import show_notices
-from lgl_plugin.cli.train import add_preset, as_pairs, parse, stages, suggest
+from lgl_plugin.cli.train import (
+    add_preset,
+    as_pairs,
+    check_files,
+    parse,
+    stages,
+    suggest,
+)
 from lgl_plugin.runs.arguments import key_of
 
 if TYPE_CHECKING:
@@ -37,8 +44,6 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     """Prints counts, the machine, and an estimate by steps of the preset."""
     import tempfile
 
-    from lgl_plugin.dataio.given import read_names
-
     show_notices()
     given = [word for word in as_pairs(settings) if word != "--debug"]
     # The run's own folder stays as it is.
@@ -52,8 +57,7 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
         run = folder / "run"
         parsed, of_stages = parse(choices, audio, run, given)
         of_data, labels = of_stages[0], of_stages[-1].labels_file
-        if labels:
-            read_names(labels)
+        check_files(of_stages[-1])
         made = check_audio(of_data, folder, labels)
         show_machine()
         device = parsed[0][1].get("device")

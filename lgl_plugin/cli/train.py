@@ -79,7 +79,6 @@ def run(
     import speechbrain as sb
     import torch
 
-    from lgl_plugin.dataio.given import read_names
     from lgl_plugin.utils.distributed import from_main
 
     recipe = load_recipe()
@@ -87,8 +86,7 @@ def run(
     # A mistyped key is refused before the audio is listed.
     choices = {"preset": preset or "small", "n_clusters": 2}
     parsed, settings = parse(choices, audio, output_folder, given)
-    if settings[-1].labels_file:
-        read_names(settings[-1].labels_file)
+    check_files(settings[-1])
     if not torch.distributed.is_initialized():
         sb.utils.distributed.ddp_init_group(parsed[0][1])
     device = parsed[0][1].get("device")
@@ -99,6 +97,17 @@ def run(
     for arguments in parsed[:-1]:
         recipe.train(*arguments, settings[-1])
     recipe.train(*parsed[-1])
+
+
+def check_files(settings: Settings) -> None:
+    """Refuses files of Stage II's that are missing, before audio is listed."""
+    from lgl_plugin.dataio.given import read_names
+    from lgl_plugin.training.start import check_encoder
+
+    if settings.labels_file:
+        read_names(settings.labels_file)
+    if settings.pretrained_encoder:
+        check_encoder(settings)
 
 
 def parse(
@@ -236,6 +245,9 @@ def stages(
     An option replaces what is usual. A given encoder takes Stage I's place:
     ValueError if an option is of that stage alone.
     """
+    from lgl_plugin.runs.arguments import as_typed
+    from lgl_plugin.runs.plain import plain_settings
+
     usual = {
         "data_folder": audio,
         "train_folder": audio,
@@ -251,10 +263,9 @@ def stages(
         if option.startswith("--cluster=!") and "<n_clusters>" not in option:
             named.add("n_clusters")
     own = keys(choices["preset"])
-    skipped = any(
-        key_of(option) == "pretrained_encoder" and not option.endswith("=null")
-        for option in given
-    )
+    typed = {key_of(option): option.partition("=")[2] for option in given}
+    line = as_typed(name := "pretrained_encoder", typed.get(name, "null"))
+    skipped = plain_settings(line)[name] is not None
     if skipped and (unused := sorted(named & own[0] - own[1])):
         raise ValueError(
             f"--{unused[0]} is a setting of Stage I, which is not trained: "

@@ -35,6 +35,6 @@ class Rung:
             f"{found.before:.1f}",
             f"{found.after:.1f}",
             f"{found.low:+.1f} to {found.high:+.1f}",
-            found.word,
+            f"{found.word}: {found.doubt}" if found.doubt else found.word,
             "yes" if self.kept else "no",
         ]

@@ -40,7 +40,7 @@ RESAMPLES, LEVEL = 1000, 0.95
 # Raise it where the same recordings may get another verdict: `lgl adapt` then
 # judges a begun folder anew.
 RULE = 3
-# By these shares of the clusters the opposite must not hold.
+# By so many times fewer clusters the opposite must not hold.
 COARSER = (2, 4)
 
 
@@ -121,17 +121,26 @@ points)
         """Returns the verdict in a word or two."""
         return {-1: "better", 0: "no difference", 1: "worse"}[self.sign]
 
-    def __str__(self) -> str:
-        shown = f" that these {self.recordings} recordings can show"
-        opposite = (
-            f"; with {self.opposite} clusters the opposite would hold: they "
-            "may be sessions, not speakers"
-        )
+    @property
+    def doubt(self) -> str:
+        """Says why nothing is decided though the interval does not hold 0."""
+        if not self.opposite:
+            return ""
         return (
-            f"{self.word}{'' if self.sign else shown}: {self.before:.1f} % to "
+            f"{self.opposite} clusters say the opposite: the more numerous "
+            "ones may be sessions, not speakers"
+        )
+
+    def __str__(self) -> str:
+        shown = ""
+        if self.opposite:
+            shown = f" that is sure ({self.doubt})"
+        elif not self.sign:
+            shown = f" that these {self.recordings} recordings can show"
+        return (
+            f"{self.word}{shown}: {self.before:.1f} % to "
             f"{self.after:.1f} % on pseudo-trials of {self.recordings} "
-            f"recordings ({self.low:+.1f} to {self.high:+.1f} points"
-            f"{opposite if self.opposite else ''})"
+            f"recordings ({self.low:+.1f} to {self.high:+.1f} points)"
         )
 
 

@@ -66,7 +66,8 @@ def _rungs(ladder) -> Iterator[Block]:
     )
     yield (
         "The change has a 95 % interval, from drawing recordings. A rung is "
-        "kept if the whole interval is below 0. AS-norm is no part of an "
+        "kept if the whole interval is below 0, and fewer clusters do not say "
+        "the opposite. AS-norm is no part of an "
         "encoder's folder: `lgl verify --cohort` applies it to trials."
     )
 

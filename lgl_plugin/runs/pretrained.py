@@ -79,9 +79,10 @@ def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
 
 def names_campplus(new_encoder: Any) -> bool:
     """Says whether a yaml's `new_encoder`, as plain data, is a CAM++."""
-    parts = new_encoder.get(ENCODER_TAG) if new_encoder else None
-    network = (parts or {}).get("network") or {}
-    return any(str(tag).endswith(".campplus.CAMPPlus") for tag in network)
+    for name in (ENCODER_TAG, "network"):
+        new_encoder = isinstance(new_encoder, dict) and new_encoder.get(name)
+    tags = new_encoder if isinstance(new_encoder, dict) else {}
+    return any(tag.endswith(".campplus.CAMPPlus") for tag in tags)
 
 
 def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:

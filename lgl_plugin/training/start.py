@@ -49,7 +49,7 @@ def find_encoder(session: Session) -> pathlib.Path:
     new = settings.new_first_encoder or settings.new_encoder
     given = settings.pretrained_encoder
     last = stage1_steps(session.run.settings)[-1]
-    path = _weights(given) if given else folder / last / ENCODER
+    path = given_weights(settings) or folder / last / ENCODER
     if settings.new_first_encoder is not None:
         begun = "iter1/embeddings" in session.run.done
         from_main(_keep_start, settings, folder / START, begun)
@@ -60,7 +60,7 @@ def find_encoder(session: Session) -> pathlib.Path:
         path = folder / "untrained.ckpt"
         save_weights(new().network, path)
         return path
-    _check_there(path, settings)
+    check_encoder(settings, path)
     check_artefact(path)
     load_weights(new().network, path)
     if settings.freeze_batch_statistics:  # refused in time
@@ -78,15 +78,23 @@ def find_encoder(session: Session) -> pathlib.Path:
     return path
 
 
-def _weights(given):
+def given_weights(settings: Stage2Settings) -> pathlib.Path | None:
     """Returns the weights that pretrained_encoder names, itself or within."""
-    path = pathlib.Path(given)
+    if not settings.pretrained_encoder:
+        return None
+    path = pathlib.Path(settings.pretrained_encoder)
     return path / ENCODER if path.is_dir() else path
 
 
-def _check_there(path, settings):
-    """Raises FileNotFoundError if there are no weights to start from."""
-    if path.exists():
+def check_encoder(
+    settings: Stage2Settings, path: pathlib.Path | None = None
+) -> None:
+    """Raises FileNotFoundError if there are no weights to start from.
+
+    They are at `path`, by default where pretrained_encoder says.
+    """
+    path = path or given_weights(settings)
+    if path is None or path.exists():
         return
     given = settings.pretrained_encoder
     key = f"pretrained_encoder: {given}" if given else "Stage II"

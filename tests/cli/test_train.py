@@ -58,7 +58,8 @@ def test_a_given_encoder_takes_the_place_of_stage_1(tmp_path):
     arguments = tmp_path, tmp_path / "run", ["--pretrained_encoder=mine"]
     (parsed,), (settings,) = train.parse(choices, *arguments)
     assert settings.stage == 2 and parsed[-1][0] == "iter1/embeddings"
-    assert len(parts("--pretrained_encoder=null")) == 2
+    for none in ("null", "~", ""):
+        assert len(parts(f"--pretrained_encoder={none}")) == 2
     with pytest.raises(ValueError, match="--number_of_epochs is a setting of"):
         parts("--pretrained_encoder=mine", "--number_of_epochs=3")
 
@@ -185,6 +186,16 @@ def test_wrong_keys_are_refused_before_anything_is_written(
         main(["train", str(audio), f"--output_folder={run}", *option.split()])
     assert message in capsys.readouterr().err
     assert not run.exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_no_such_encoder(audio, tmp_path, capsys, verb):
+    words = [verb, str(audio), f"--pretrained_encoder={tmp_path}/no.ckpt"]
+    words.append(f"--output_folder={tmp_path}/run")
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "no.ckpt: there is no encoder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_such_folder(tmp_path, capsys):

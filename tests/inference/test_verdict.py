@@ -5,6 +5,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from lgl_plugin.inference import verdict as module
+from lgl_plugin.inference.rungs import Rung
 from lgl_plugin.inference.verdict import Verdict, count_speakers, judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
 
@@ -139,7 +140,8 @@ def test_nothing_is_decided_where_clusters_are_sessions(session, monkeypatch):
     found = judge(before, after, number)
     assert found.sign == 0 and found.opposite in (number // 2, number // 4)
     assert (found.after < found.before) == (session > 1)
-    assert f"with {found.opposite} clusters the opposite" in str(found)
+    assert f"is sure ({found.opposite} clusters say the opp" in str(found)
+    assert "opposite" in Rung("whitening", found).cells()[4]
     assert found.word == "no difference"
     by_speakers = judge(before, after, 15)
     assert by_speakers.sign == (1 if session > 1 else -1)

@@ -211,6 +211,25 @@ def test_stage2_takes_campplus(tmp_path):
     assert settings.embedding_size == 64
 
 
+def test_campplus_keeps_the_features_of_a_yaml_that_names_it(tmp_path):
+    path = tmp_path / "mine.pt"
+    network = CAMPPlus(40, 64, growth_rate=4, init_channels=8)
+    torch.save(network.state_dict(), path)
+    given = f"pretrained_encoder: {path}"
+    features = "!name:speechbrain.lobes.features.Fbank {n_mels: 40}"
+    named = "!name:lgl_plugin.nnet.campplus.CAMPPlus"
+    sizes = (
+        "{feat_dim: 40, embedding_size: 64, growth_rate: 4, init_channels: 8}"
+    )
+    own = f"!name:lgl_plugin.nnet.encoders.Encoder {{features: {features}, "
+    own += f"network: {named} {sizes}}}"
+    settings, _ = stage2(given, f"new_encoder: {own}", "embedding_size: 64")
+    assert type(settings.new_encoder().features) is Fbank
+    for wrong in ("foo", "[1, 2]"):
+        with pytest.raises(ValueError, match="leave new_encoder out"):
+            stage2(given, f"new_encoder: {wrong}")
+
+
 def test_stage2_refuses_what_contradicts_the_pretrained_encoder(tmp_path):
     hub_folder(tmp_path / "mine", XVECTOR)
     given = f"pretrained_encoder: {tmp_path}/mine"

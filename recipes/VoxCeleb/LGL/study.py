@@ -37,13 +37,13 @@ from lgl_plugin.utils.tables import markdown_table
 
 UNTRAINED = "untrained"
 # The choice of a run that is told nothing.
-CHOSEN = "whitened, 1"
+CHOSEN = "whitened, 10"
 BACKENDS = {
     "cosine": Identity,
     "centred": Centring,
     **{
         f"whitened, {shrinkage:g}": functools.partial(Whitening, shrinkage)
-        for shrinkage in (0.01, 0.1, 0.3, 1, 3, 10)
+        for shrinkage in (0.01, 0.1, 0.3, 1, 3, 10, 30)
     },
 }
 JOINED = "with log-mel statistics"
