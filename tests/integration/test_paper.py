@@ -173,7 +173,7 @@ def test_backends_are_those_of_the_records(tables):
     record = logged(tables, "base", phase="after simclr")
     own = dict(zip(header, found["stage1"]))
     assert own["cosine"] == f"{record['eer']:.1f}"
-    assert own["whitened, 1"] == f"{record['eer_backend']:.1f}"
+    assert own["whitened, 10"] == f"{record['eer_backend']:.1f}"
     assert own["AS-norm"] == f"{record['eer_as_norm']:.1f}"
     assert {"log-mel statistics", "untrained", "iter2/gated"} <= found.keys()
     both = float(own["with log-mel statistics"])
