@@ -144,10 +144,10 @@ class Ladder:
         self.run = Run(self.folder, 0, {"made_from": made_from})
         self.run.plan = ["start", *BACKENDS]
         record_start(self.folder, 0, self.device)
-        if number < 2 * FEWEST:
+        if number < FEWEST:
             raise ValueError(
-                f"{audio} has {number} recordings that can be used, but "
-                f"adapting and judging take {2 * FEWEST}"
+                f"{audio} has {number} recordings that can be used, but a "
+                f"verdict takes {FEWEST}"
             )
         if number - n_known < FEWEST:
             raise ValueError(

@@ -64,7 +64,7 @@ class Backend:
         vectors = np.asarray(embeddings)  # of a memory map, no copy
         shape = (len(vectors), self.projection.shape[1])
         found = np.empty(shape, np.float32)
-        for rows, unit in _unit_blocks(vectors):
+        for rows, unit in unit_blocks(vectors):
             found[rows] = (unit - self.mean) @ self.projection
         return found
 
@@ -133,7 +133,7 @@ class Centring(Backend):
 
     def fit(self, embeddings: ArrayLike) -> Backend:
         """Takes the mean from embeddings (N, D), N from 1."""
-        self.mean = _mean(embeddings)
+        self.mean = mean_of(embeddings)
         self.projection = np.eye(len(self.mean))
         return self
 
@@ -175,9 +175,9 @@ class Whitening(Backend):
         not finite.
         """
         vectors = np.asarray(embeddings)
-        n_rows, mean = len(vectors), _mean(vectors)
+        n_rows, mean = len(vectors), mean_of(vectors)
         scatter = np.zeros((len(mean), len(mean)))
-        for _, unit in _unit_blocks(vectors):
+        for _, unit in unit_blocks(vectors):
             unit -= mean
             scatter += unit.T @ unit
         # The trace of equal rows is rounding, far below this.
@@ -196,7 +196,7 @@ class Whitening(Backend):
         return self
 
 
-def _mean(embeddings: ArrayLike) -> np.ndarray:
+def mean_of(embeddings: ArrayLike) -> np.ndarray:
     """Returns the mean (D,) of embeddings (N, D) at length 1, float64."""
     vectors = np.asarray(embeddings)
     if vectors.ndim != 2 or not len(vectors):
@@ -205,12 +205,12 @@ def _mean(embeddings: ArrayLike) -> np.ndarray:
             f"{vectors.shape}"
         )
     total = np.zeros(vectors.shape[1])
-    for _, unit in _unit_blocks(vectors):
+    for _, unit in unit_blocks(vectors):
         total += unit.sum(axis=0)
     return total / len(vectors)
 
 
-def _unit_blocks(vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def unit_blocks(vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields slices of rows with these at length 1, float64, zeros left."""
     for start in range(0, len(vectors), BLOCK):
         where = slice(start, start + BLOCK)

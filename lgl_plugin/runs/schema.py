@@ -73,6 +73,7 @@ ONLY_WITH = {
     "ssps_cluster": "ssps_epochs",
     "ssps_backend": "ssps_epochs",
     "ssps_log_mel_share": "ssps_epochs",
+    "ssps_cluster_twice": "ssps_epochs",
     "ssps_source": "ssps_epochs",
     "gate": "gated_epochs",
     "large_margin": "large_margin_epochs",
@@ -200,6 +201,7 @@ class Stage1Settings(Settings):
     ssps_cluster: Made
     ssps_backend: Made | None
     ssps_log_mel_share: Annotated[float, Field(ge=0, lt=1)]
+    ssps_cluster_twice: bool
     ssps_source: Literal["own", "nearest"]
 
 
@@ -228,6 +230,7 @@ class Stage2Settings(Settings):
     cluster: Made
     cluster_backend: Made | None
     log_mel_share: Annotated[float, Field(ge=0, lt=1)]
+    cluster_twice: bool
     new_classifier: Factory
     aam: Made
     large_margin: Made

@@ -4,13 +4,17 @@ import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.clustering.kmeans import Clustering
 from lgl_plugin.clustering.vectors import joined
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.floor import floor_whitening
+from lgl_plugin.inference.plda import plda_projection
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.utils.threads import all_cores
+
+logger = get_logger(__name__)
 
 
 def pseudo_speakers(
@@ -19,23 +23,43 @@ def pseudo_speakers(
     backend: Backend | None = None,
     log_mels: np.ndarray | None = None,
     share: float = 0.0,
+    twice: bool = False,
 ) -> tuple[Clustering, np.ndarray]:
     """Clusters embeddings (N, D), behind a back-end that is fitted on them.
 
     With `log_mels` (N, D'), whitened log-mel statistics, a `share` of the
-    cosines is theirs. Returns the clusters and the points that were clustered.
+    cosines is theirs. With `twice`, the first clusters tell which directions
+    of the embeddings know speakers, and the clusters behind these are
+    returned, as many. Returns also the points that were clustered.
     """
+
+    def with_log_mels(points):
+        if log_mels is None:
+            return points
+        return joined(points, log_mels, share)
+
     points = vectors
     if backend is not None:
         points = backend.fit(vectors)(vectors)
     cluster = copy.copy(cluster)
+    is_auto = getattr(cluster, "n_clusters", None) == "auto"
     with all_cores():
-        if log_mels is not None:
-            if getattr(cluster, "n_clusters", None) == "auto":
-                # With log-mel statistics the estimate would count sessions
-                # instead of speakers.
-                cluster.n_clusters = cluster(points).n_clusters
-            points = joined(points, log_mels, share)
+        if log_mels is not None and is_auto:
+            # With log-mel statistics the estimate would count sessions
+            # instead of speakers.
+            cluster.n_clusters = cluster(points).n_clusters
+        points = with_log_mels(points)
+        found = cluster(points)
+        if not twice:
+            return found, points
+        try:
+            projection = plda_projection(vectors, found.labels)
+        except ValueError as error:
+            logger.warning("Clusters are made once, not twice: %s", error)
+            return found, points
+        if is_auto:
+            cluster.n_clusters = found.n_clusters
+        points = with_log_mels(projection(vectors))
         return cluster(points), points
 
 

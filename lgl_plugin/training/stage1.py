@@ -138,6 +138,7 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
             clusters, _ = pseudo_speakers(
                 *(np.array(found.vectors), settings.ssps_cluster),
                 *(settings.ssps_backend, log_mels, share),
+                settings.ssps_cluster_twice,
             )
             sources = clusters.labels
             if not own:

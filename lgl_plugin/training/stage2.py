@@ -123,7 +123,7 @@ class Round:
             )
         clusters, points = pseudo_speakers(
             *(vectors, settings.cluster, settings.cluster_backend),
-            *(log_mels, settings.log_mel_share),
+            *(log_mels, settings.log_mel_share, settings.cluster_twice),
         )
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:

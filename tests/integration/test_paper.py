@@ -186,8 +186,9 @@ def test_backends_are_those_of_the_records(tables):
 def test_clusterings_of_each_encoder(tables):
     text = (tables / "clusterings.md").read_text()
     told = [row for row in text.splitlines() if "| yes |" in row]
-    # Raw, whitened and with the floor, of untrained and five; two of the floor.
-    assert len(told) == 3 * 6 + 2
+    # Raw, whitened, with log-mel statistics and made twice, of untrained and
+    # five; two of the log-mel statistics.
+    assert len(told) == 4 * 6 + 2
     assert all(row.split("|")[4].strip() == "5" for row in told)
     assert "estimate / speakers" in text
 

@@ -51,6 +51,7 @@ def cluster(tmp_path):
             cluster=clusterer,
             cluster_backend=backend,
             log_mel_share=share,
+            cluster_twice=False,
             min_cluster_size=least,
         )
         logged = {}

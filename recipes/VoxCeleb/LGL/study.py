@@ -32,6 +32,7 @@ from lgl_plugin.runs.metrics_log import FLOOR, mean_and_range
 from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
+from lgl_plugin.training.clusters import pseudo_speakers
 from lgl_plugin.training.session import SAMPLE
 from lgl_plugin.utils.tables import markdown_table
 
@@ -46,7 +47,7 @@ BACKENDS = {
         for shrinkage in (0.01, 0.1, 0.3, 1, 3, 10, 30)
     },
 }
-JOINED = "with log-mel statistics"
+JOINED, TWICE = "with log-mel statistics", "made twice"
 
 
 def study(experiment, options):
@@ -157,7 +158,7 @@ def clusterings(experiment, options):
             if key[0] == encoder
         }
         best = max(means, key=means.get)
-        points = "whitened" if encoder == FLOOR else JOINED
+        points = "whitened" if encoder == FLOOR else TWICE
         chosen = cells[encoder, points, "no", "Ward"]
         ratios = [report["K"] / report["speakers"] for report in chosen]
         choices.append(
@@ -192,13 +193,16 @@ def by_clustering(embedder):
     seed = embedder.step.model.settings["seed"]
     first = FaissKMeans(FIRST_STEP, seed=seed)
     raw, reports = embedder.of_corpus, {}
-    kinds = {"raw": raw, "whitened": embedder.whitened}
+    kinds = {"raw": raw, "whitened": Whitening(1.0).fit(raw)(raw)}
+    automatic = TwoStepKMeans(first, "auto")
+    estimates = {name: automatic(kinds[name]).n_clusters for name in kinds}
     if embedder.name != FLOOR:
-        kinds[JOINED] = embedder.joined
+        how = automatic, Whitening(1.0), embedder.log_mels, floor_share()
+        for name, twice in ((JOINED, False), (TWICE, True)):
+            found, kinds[name] = pseudo_speakers(raw, *how, twice=twice)
+            estimates[name] = found.n_clusters
     for points, vectors in kinds.items():
-        # As a run does: with log-mel statistics it would count sessions.
-        counted = embedder.whitened if points == JOINED else vectors
-        estimate = TwoStepKMeans(first, "auto")(counted).n_clusters
+        estimate = estimates[points]
         for told, size in (("yes", n_speakers), ("no", estimate)):
             labels = {
                 "k-means": FaissKMeans(size, seed=seed)(vectors).labels,
@@ -295,16 +299,10 @@ class Embedder:
         return self.vectors(manifest, rows)
 
     @property
-    def whitened(self):
-        """The corpus's embeddings, whitened."""
-        return Whitening(1.0).fit(self.of_corpus)(self.of_corpus)
-
-    @property
-    def joined(self):
-        """Embeddings and log-mel statistics, joined as in the small preset."""
+    def log_mels(self):
+        """The corpus's log-mel statistics, whitened."""
         floor = embedder_of(self.run, FLOOR).of_corpus
-        floor = floor_whitening().fit(floor)(floor)
-        return joined(self.whitened, floor, floor_share())
+        return floor_whitening().fit(floor)(floor)
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""

@@ -1,0 +1,102 @@
+"""The directions that tell clusters apart, by PLDA."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, strategies as st
+from scipy.stats import multivariate_normal
+
+from lgl_plugin.inference import backends, plda
+from lgl_plugin.inference.plda import plda_projection
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def speech(n_speakers, size, seed=0, least=2, most=9):
+    """Speakers of different numbers of utterances, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(
+        np.arange(n_speakers), rng.integers(least, most, size=n_speakers)
+    )
+    voices = rng.normal(size=(n_speakers, size)) @ rng.normal(size=(size, size))
+    noise = rng.normal(size=(len(labels), size)) @ rng.normal(size=(size, size))
+    return voices[labels] + 0.5 * noise + 3, labels
+
+
+def covariances(vectors, labels):
+    """Within and between clusters, by their definitions, one at a time."""
+    points = unit(vectors)
+    sizes = np.bincount(labels)
+    means = [points[labels == k].mean(0) for k in range(len(sizes))]
+    apart = points - np.array(means)[labels]
+    within = sum(np.outer(a, a) for a in apart) / (len(points) - len(sizes))
+    mean = points.mean(0)
+    between = sum(
+        n * np.outer(m - mean, m - mean) for n, m in zip(sizes, means)
+    ) / (len(sizes) - 1)
+    size = (len(points) - (sizes**2).sum() / len(points)) / (len(sizes) - 1)
+    return mean, within, (between - within) / size
+
+
+@given(seed=st.integers(0, 99), size=st.integers(2, 4))
+def test_inner_products_are_the_term_of_plda_that_joins_two(seed, size):
+    """By the densities of two embeddings of one speaker and of two."""
+    vectors, labels = speech(60, size, seed)
+    mean, within, between = covariances(vectors, labels)
+    within += plda.SHRINKAGE * np.trace(within) / size * np.eye(size)
+    # A direction without speakers would be left out.
+    assume(np.linalg.eigvalsh(between).min() > 1e-6)
+    both = np.block([[within + between, between], [between, within + between]])
+    density = multivariate_normal(np.zeros(2 * size), both, allow_singular=True)
+    others = speech(3, size, seed + 1)[0]
+    found = plda_projection(vectors, labels)(others)
+    first, second = (unit(others) - mean)[:4], (unit(others) - mean)[1:5]
+    for one, other, a, b in zip(first, second, found[:4], found[1:5]):
+        # What depends on one of them only is the same where one is turned.
+        together = density.logpdf(np.append(one, other))
+        turned = density.logpdf(np.append(one, -other))
+        expected = (together - turned) / 2
+        np.testing.assert_allclose(a @ b, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_directions_that_know_channels_count_less():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(60), 8)
+    voices = rng.normal(size=(60, 3))[labels]
+    channels = 2 * rng.normal(size=(len(labels), 3))
+    projection = plda_projection(np.hstack([voices, channels]), labels)
+    voice, channel = np.split(np.linalg.norm(projection.projection, axis=1), 2)
+    assert voice.min() > 3 * channel.max()
+
+
+def test_blocks_change_nothing_and_lengths_do_not_count(monkeypatch):
+    vectors, labels = speech(20, 5)
+    expected = plda_projection(vectors, labels)(vectors)
+    lengths = np.linspace(1e-2, 1e2, len(vectors))[:, None]
+    monkeypatch.setattr(backends, "BLOCK", 7)
+    found = plda_projection(vectors * lengths, labels)(vectors)
+    np.testing.assert_allclose(
+        found @ found.T, expected @ expected.T, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_fewer_embeddings_than_dimensions_will_do():
+    vectors, labels = speech(5, 40)
+    found = plda_projection(vectors, labels)(vectors)
+    assert np.isfinite(found).all() and found.any()
+
+
+@pytest.mark.parametrize(
+    "labels, problem",
+    [
+        (np.zeros(12, int), "from 2 to 11 clusters of 12 embeddings, got 1"),
+        (np.arange(12), "got 12"),
+        (np.repeat(np.arange(6), 2), "do not vary"),
+        (np.arange(12) % 2, "no more than by chance"),
+    ],
+)
+def test_clusters_that_tell_nothing_are_refused(labels, problem):
+    vectors = np.repeat(np.random.default_rng(0).normal(size=(6, 4)), 2, axis=0)
+    with pytest.raises(ValueError, match=problem):
+        plda_projection(vectors, labels)
