@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output_folder", required=True, help="folder of the results")
     add(
         "--cohort",
-        help="folder of unlabelled audio; with it, whitening and AS-norm",
+        help="folder of unlabelled audio; with it, whitening, PLDA and AS-norm",
     )
     add("--top", type=int, help="nearest of the cohort that count; none: 300")
     add(

@@ -1,7 +1,8 @@
 """Scores encoders on trial lists: scores, error rates, DET curves.
 
 Scores are cosines and, with the audio of a cohort, those of embeddings that are
-whitened by it, and AS-norm's; the first minute of an utterance is embedded.
+whitened by it, PLDA's by its clusters, and AS-norm's; the first minute of an
+utterance is embedded.
 """
 
 import json
@@ -12,6 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.number import FIRST_STEP
+from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.verification import (
@@ -25,7 +29,10 @@ from lgl_plugin.evaluation.verification import (
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold
+from lgl_plugin.inference.plda import fit_plda
+from lgl_plugin.inference.verdict import count_speakers
 from lgl_plugin.report.figures import det, save
+from lgl_plugin.training.clusters import pseudo_speakers
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
 from lgl_plugin.utils.tables import markdown_table
@@ -51,14 +58,15 @@ def verify_encoders(
     The options are those of `lgl verify`. Each encoder embeds each utterance
     once, in however many lists it is. Several lists have a folder each in the
     output folder, and in it several encoders. With a cohort, embeddings are
-    also whitened (`inference.backends.Whitening`), and scores are normalised by
-    AS-norm; `scores.txt` then holds these.
+    also whitened (`inference.backends.Whitening`), scored by PLDA on the
+    cohort's clusters (`inference.plda`; left out where it forms none), and
+    scores are normalised by AS-norm; `scores.txt` then holds these.
 
     Returned is, by list, what its `metrics.json` holds: under "scores" what
-    `error_rates` returns, by system, which is "cosine", "whitened" or "AS-norm"
-    behind the encoder's name if there are several; counts; the options. For
-    the cosine of an encoder that has a threshold, what `rates_at` returns is
-    there, too.
+    `error_rates` returns, by system, which is "cosine", "whitened", "PLDA" or
+    "AS-norm" behind the encoder's name if there are several; counts; the
+    options. For the cosine of an encoder that has a threshold, what `rates_at`
+    returns is there, too.
     ValueError if an utterance cannot be embedded, the cohort is too small, or
     an option of the cohort is given without one.
     """
@@ -122,6 +130,9 @@ def verify_encoders(
             n_cohort["cohort"] = len(near)
             whitened = Whitening().fit(near)(vectors)
             scores["whitened"] = cosine_scores(whitened, joined)
+            if (plda := _cohort_plda(near)) is not None:
+                sides = joined.enrolment, joined.test
+                scores["PLDA"] = plda.ratios(vectors, *sides)
             if len(near) < top:
                 print(
                     f"--top={top}: the cohort has {len(near)}, which all count"
@@ -200,6 +211,18 @@ def _embed_cohort(extract, others):
             f"out; the first: {' '.join(bad[0])}"
         )
     return embeddings.vectors
+
+
+def _cohort_plda(vectors):
+    """Fits PLDA on clusters of a cohort; None, and a line, if it has none."""
+    try:
+        number = count_speakers(vectors)
+        cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), number)
+        clusters, _ = pseudo_speakers(vectors, cluster, Whitening(1.0))
+        return fit_plda(vectors, clusters.labels)
+    except ValueError as error:
+        print(f"No PLDA by the cohort: {error}")
+        return None
 
 
 def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:

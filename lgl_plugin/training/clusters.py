@@ -10,7 +10,7 @@ from lgl_plugin.clustering.kmeans import Clustering
 from lgl_plugin.clustering.vectors import joined
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.floor import floor_whitening
-from lgl_plugin.inference.plda import plda_projection
+from lgl_plugin.inference.plda import fit_plda
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.utils.threads import all_cores
 
@@ -53,13 +53,13 @@ def pseudo_speakers(
         if not twice:
             return found, points
         try:
-            projection = plda_projection(vectors, found.labels)
+            plda = fit_plda(vectors, found.labels)
         except ValueError as error:
             logger.warning("Clusters are made once, not twice: %s", error)
             return found, points
         if is_auto:
             cluster.n_clusters = found.n_clusters
-        points = with_log_mels(projection(vectors))
+        points = with_log_mels(plda.projection(vectors))
         return cluster(points), points
 
 

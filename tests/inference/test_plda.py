@@ -1,4 +1,4 @@
-"""The directions that tell clusters apart, by PLDA."""
+"""PLDA: directions that tell clusters apart, and scores by these."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import assume, given, strategies as st
 from scipy.stats import multivariate_normal
 
 from lgl_plugin.inference import backends, plda
-from lgl_plugin.inference.plda import plda_projection
+from lgl_plugin.inference.plda import fit_plda
 
 
 def unit(vectors):
@@ -40,24 +40,32 @@ def covariances(vectors, labels):
 
 
 @given(seed=st.integers(0, 99), size=st.integers(2, 4))
-def test_inner_products_are_the_term_of_plda_that_joins_two(seed, size):
-    """By the densities of two embeddings of one speaker and of two."""
+def test_ratios_are_those_of_normal_densities(seed, size):
     vectors, labels = speech(60, size, seed)
     mean, within, between = covariances(vectors, labels)
     within += plda.SHRINKAGE * np.trace(within) / size * np.eye(size)
     # A direction without speakers would be left out.
     assume(np.linalg.eigvalsh(between).min() > 1e-6)
-    both = np.block([[within + between, between], [between, within + between]])
-    density = multivariate_normal(np.zeros(2 * size), both, allow_singular=True)
-    others = speech(3, size, seed + 1)[0]
-    found = plda_projection(vectors, labels)(others)
-    first, second = (unit(others) - mean)[:4], (unit(others) - mean)[1:5]
-    for one, other, a, b in zip(first, second, found[:4], found[1:5]):
-        # What depends on one of them only is the same where one is turned.
-        together = density.logpdf(np.append(one, other))
-        turned = density.logpdf(np.append(one, -other))
-        expected = (together - turned) / 2
-        np.testing.assert_allclose(a @ b, expected, rtol=1e-3, atol=1e-4)
+    one = within + between
+    both = np.block([[one, between], [between, one]])
+    of_one = multivariate_normal(mean, one)
+    of_both = multivariate_normal(np.append(mean, mean), both)
+    others, _ = speech(3, size, seed + 1)
+    first, second = np.triu_indices(len(others))
+    x, y = unit(others)[first], unit(others)[second]
+    expected = of_both.logpdf(np.hstack([x, y]))
+    expected -= of_one.logpdf(x) + of_one.logpdf(y)
+    found = fit_plda(vectors, labels)
+    np.testing.assert_allclose(
+        found.ratios(others, first, second), expected, rtol=1e-3, atol=1e-3
+    )
+    # The joint term changes its sign where one of them is turned about.
+    turned = of_both.logpdf(np.hstack([x, 2 * mean - y]))
+    turned = (of_both.logpdf(np.hstack([x, y])) - turned) / 2
+    points = found.projection(others)
+    np.testing.assert_allclose(
+        (points[first] * points[second]).sum(1), turned, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_directions_that_know_channels_count_less():
@@ -65,26 +73,27 @@ def test_directions_that_know_channels_count_less():
     labels = np.repeat(np.arange(60), 8)
     voices = rng.normal(size=(60, 3))[labels]
     channels = 2 * rng.normal(size=(len(labels), 3))
-    projection = plda_projection(np.hstack([voices, channels]), labels)
-    voice, channel = np.split(np.linalg.norm(projection.projection, axis=1), 2)
+    found = fit_plda(np.hstack([voices, channels]), labels).projection
+    voice, channel = np.split(np.linalg.norm(found.projection, axis=1), 2)
     assert voice.min() > 3 * channel.max()
 
 
 def test_blocks_change_nothing_and_lengths_do_not_count(monkeypatch):
     vectors, labels = speech(20, 5)
-    expected = plda_projection(vectors, labels)(vectors)
+    pairs = np.triu_indices(len(vectors))
+    expected = fit_plda(vectors, labels).ratios(vectors, *pairs)
     lengths = np.linspace(1e-2, 1e2, len(vectors))[:, None]
     monkeypatch.setattr(backends, "BLOCK", 7)
-    found = plda_projection(vectors * lengths, labels)(vectors)
-    np.testing.assert_allclose(
-        found @ found.T, expected @ expected.T, rtol=1e-4, atol=1e-5
-    )
+    monkeypatch.setattr(plda, "PAIRS", 5)
+    found = fit_plda(vectors * lengths, labels).ratios(vectors, *pairs)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fewer_embeddings_than_dimensions_will_do():
     vectors, labels = speech(5, 40)
-    found = plda_projection(vectors, labels)(vectors)
-    assert np.isfinite(found).all() and found.any()
+    found = fit_plda(vectors, labels)
+    assert np.isfinite(found.ratios(vectors, [0, 1], [1, 2])).all()
+    assert found.projection(vectors).any()
 
 
 @pytest.mark.parametrize(
@@ -99,4 +108,4 @@ def test_fewer_embeddings_than_dimensions_will_do():
 def test_clusters_that_tell_nothing_are_refused(labels, problem):
     vectors = np.repeat(np.random.default_rng(0).normal(size=(6, 4)), 2, axis=0)
     with pytest.raises(ValueError, match=problem):
-        plda_projection(vectors, labels)
+        fit_plda(vectors, labels)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sklearn.cluster import AgglomerativeClustering
 from speechbrain.inference.speaker import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
@@ -17,6 +18,7 @@ from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.trials import Trials
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.export import export_checkpoint
+from lgl_plugin.inference.plda import fit_plda
 from lgl_plugin.metrics.error_rates import eer
 from lgl_plugin.report.verification import error_rates, rates_at, table
 from lgl_plugin.runs.settings import plain_settings
@@ -159,6 +161,30 @@ def test_figures_and_table(encoder, corpus, tmp_path, capsys):
     assert "9 target and 27 non-target trials" in printed
     assert "\n| cosine | " in printed and "\n| AS-norm | " in printed
     assert "\n| whitened | " in printed
+
+
+def test_plda_by_the_clusters_of_a_cohort(
+    encoder, corpus, tmp_path, capsys, monkeypatch
+):
+    """Of so few files an encoder finds no groups; then by four told."""
+    cohort = f"--cohort={corpus}", "--top=5"
+    metrics, _ = run(encoder, corpus, tmp_path / "none", *cohort)
+    assert "PLDA" not in metrics["scores"]
+    assert "No PLDA by the cohort: " in capsys.readouterr().out
+    module = "lgl_plugin.report.verification"
+    monkeypatch.setattr(f"{module}.count_speakers", lambda vectors: 4)
+    metrics, rows = run(encoder, corpus, tmp_path / "four", *cohort)
+    paths = [corpus / s / f"{n}.wav" for s in OTHERS for n in range(EACH)]
+    others = unit(encoder, paths)
+    white = Whitening(1.0).fit(others)(others)
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    clusters = AgglomerativeClustering(4).fit_predict(white)
+    tested = unit(encoder, [corpus / name for name in NAMES])
+    sides = ([NAMES.index(row[side]) for row in rows] for side in (0, 1))
+    scores = fit_plda(others, clusters).ratios(tested, *sides)
+    rate = eer(scores, np.array([row[2] == "1" for row in rows]))[0]
+    assert metrics["scores"]["PLDA"]["eer"] == pytest.approx(100 * rate)
+    assert "\n| PLDA | " in capsys.readouterr().out
 
 
 def test_what_the_encoders_threshold_does(encoder, corpus, tmp_path, capsys):
