@@ -17,6 +17,16 @@ def blobs(n_speakers=20, per_speaker=40, spread=0.15, dimensions=16, seed=0):
     return (lengths * points).astype(np.float32), speakers
 
 
+def recordings(n_speakers=24, each=15, seed=0):
+    """Speakers, and embeddings of which most directions know the channel."""
+    rng = np.random.default_rng(seed)
+    speakers = np.repeat(np.arange(n_speakers), each)
+    voices = rng.normal(size=(n_speakers, 6))[speakers]
+    voices += 0.4 * rng.normal(size=voices.shape)
+    channels = rng.normal(size=(len(speakers), 12))
+    return speakers, np.hstack([voices, channels]).astype(np.float32)
+
+
 def unit(points):
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 

@@ -100,6 +100,7 @@ def run(
     """Tries the rungs, and writes what is kept and a page."""
     from lgl_plugin.inference.adapt import Ladder
     from lgl_plugin.inference.rungs import TRAINED
+    from lgl_plugin.inference.verdict import FEWEST
     from lgl_plugin.utils.errors import message_of
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
@@ -117,6 +118,11 @@ def run(
     changed = check_settings(audio, given) if given else []
 
     def check(ladder):
+        if train and len(ladder.manifest) < 2 * FEWEST:
+            raise ValueError(
+                f"{audio} has {len(ladder.manifest)} recordings that can be "
+                f"used, but --train takes {2 * FEWEST}: half of them judge it"
+            )
         if given:
             check_sizes(ladder, given)
 

@@ -4,6 +4,10 @@ The two-covariance model of probabilistic linear discriminant analysis (Ioffe
 2006; Brummer and de Villiers 2010): an embedding is its speaker's mean plus a
 deviation, both normally distributed. Here clusters stand for speakers, so no
 label is read.
+
+It is for the clusters of a training, and for scores. The verdict of `lgl
+adapt` clusters by the scores that it judges, and `lgl who` by the encoder's own
+cosine.
 """
 
 from __future__ import annotations
@@ -20,6 +24,11 @@ from lgl_plugin.inference.backends import (
     unit_blocks,
 )
 
+
+class PldaError(ValueError):
+    """Clusters that PLDA can learn nothing from."""
+
+
 # Of the mean variance within clusters, added to each direction's. From 0.3 to
 # 3 clusters agree about as well with the speakers, and scores are as good.
 SHRINKAGE = 1.0
@@ -28,7 +37,9 @@ PAIRS = 16384  # scored at once: tens of megabytes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plda:
-    """Directions in which clusters vary by 1 and their means by more than 0.
+    """Directions in which the means of clusters vary.
+
+    The members of a cluster vary there by 1, of which shrinkage is a part.
 
     Arguments
     ---------
@@ -63,7 +74,8 @@ class Plda:
         """The back-end whose inner products are the ratio's joint term.
 
         In `ratios` one term alone joins two embeddings z and z' along these
-        axes, the sum of z * z' * b / (1 + 2 b).
+        axes, the sum of z * z' * b / (1 + 2 b). Clusterings compare the cosine,
+        that is the same product at length 1.
         """
         weights = np.sqrt(self.between / (1 + 2 * self.between))
         return Backend(self.mean, self.axes * weights)
@@ -105,15 +117,17 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
 
     Raises
     ------
-    ValueError
+    PldaError
         If there are fewer or more clusters, their members do not vary, or
-        their means differ no more than by chance.
+        their means vary in no direction more than by the members.
+    ValueError
+        If an embedding is not finite.
     """
     vectors = np.asarray(embeddings)
     sizes = np.bincount(labels)
     n_rows, n_clusters = len(vectors), len(sizes)
     if not 1 < n_clusters < n_rows:
-        raise ValueError(
+        raise PldaError(
             f"PLDA needs from 2 to {n_rows - 1} clusters of {n_rows} "
             f"embeddings, got {n_clusters}"
         )
@@ -130,13 +144,15 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
     size = (n_rows - (sizes**2).sum() / n_rows) / (n_clusters - 1)
     between = (between / (n_clusters - 1) - within) / size
     if not np.trace(within) > NO_VARIANCE:  # rounding may leave 1e-17
-        raise ValueError("the members of each cluster do not vary")
+        raise PldaError("the members of each cluster do not vary")
     values, axes = np.linalg.eigh(within)
     shrunk = np.maximum(values, 0) + SHRINKAGE * np.trace(within) / len(mean)
     whitening = axes / np.sqrt(shrunk)
     spread, turn = np.linalg.eigh(whitening.T @ between @ whitening)
-    if not (useful := spread > 0).any():
-        raise ValueError(
-            "the means of the clusters differ no more than by chance"
+    if not spread.max() > NO_VARIANCE:
+        raise PldaError(
+            "the means of the clusters vary in no direction more than by the "
+            "members"
         )
+    useful = spread > NO_VARIANCE * spread.max()  # the others are rounding
     return Plda(mean, whitening @ turn[:, useful], spread[useful])

@@ -10,7 +10,7 @@ from lgl_plugin.clustering.kmeans import Clustering
 from lgl_plugin.clustering.vectors import joined
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.floor import floor_whitening
-from lgl_plugin.inference.plda import fit_plda
+from lgl_plugin.inference.plda import PldaError, fit_plda
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.utils.threads import all_cores
 
@@ -29,37 +29,34 @@ def pseudo_speakers(
 
     With `log_mels` (N, D'), whitened log-mel statistics, a `share` of the
     cosines is theirs. With `twice`, the first clusters tell which directions
-    of the embeddings know speakers, and the clusters behind these are
-    returned, as many. Returns also the points that were clustered.
+    of the embeddings know speakers (`inference.plda`), and the same clustering
+    runs again behind these. Returns also the points that were clustered.
     """
-
-    def with_log_mels(points):
-        if log_mels is None:
-            return points
-        return joined(points, log_mels, share)
-
     points = vectors
     if backend is not None:
         points = backend.fit(vectors)(vectors)
     cluster = copy.copy(cluster)
     is_auto = getattr(cluster, "n_clusters", None) == "auto"
     with all_cores():
-        if log_mels is not None and is_auto:
-            # With log-mel statistics the estimate would count sessions
-            # instead of speakers.
-            cluster.n_clusters = cluster(points).n_clusters
-        points = with_log_mels(points)
+        if log_mels is not None:
+            if is_auto:
+                # With log-mel statistics the estimate would count sessions
+                # instead of speakers.
+                cluster.n_clusters = cluster(points).n_clusters
+            points = joined(points, log_mels, share)
         found = cluster(points)
         if not twice:
             return found, points
         try:
             plda = fit_plda(vectors, found.labels)
-        except ValueError as error:
+        except PldaError as error:
             logger.warning("Clusters are made once, not twice: %s", error)
             return found, points
         if is_auto:
             cluster.n_clusters = found.n_clusters
-        points = with_log_mels(plda.projection(vectors))
+        points = plda.projection(vectors)
+        if log_mels is not None:
+            points = joined(points, log_mels, share)
         return cluster(points), points
 
 

@@ -50,7 +50,7 @@ def check_clusters(settings: Stage2Settings, n_utterances: int) -> None:
     Arguments
     ---------
     settings : lgl_plugin.runs.schema.Stage2Settings
-        Of which `cluster` and `min_cluster_size` are read.
+        Of which `cluster`, `cluster_twice` and `min_cluster_size` are read.
     n_utterances : int
         How many are to be clustered.
 
@@ -64,14 +64,30 @@ def check_clusters(settings: Stage2Settings, n_utterances: int) -> None:
     >>> import types
     >>> from lgl_plugin.clustering.kmeans import TorchKMeans
     >>> settings = types.SimpleNamespace(
-    ...     cluster=TorchKMeans(8), min_cluster_size=1
+    ...     cluster=TorchKMeans(8), cluster_twice=False, min_cluster_size=1
     ... )
     >>> check_clusters(settings, 8)
     """
     settings.cluster.check(n_utterances)
+    check_twice(settings)
     if settings.min_cluster_size > n_utterances:
         raise ValueError(
             f"min_cluster_size: {settings.min_cluster_size} is more than the "
             f"{n_utterances} utterances, so no cluster would be left. Lower "
             "it."
+        )
+
+
+def check_twice(settings: Settings, prefix: str = "") -> None:
+    """Refuses `cluster_twice` with a clustering by a threshold.
+
+    Behind PLDA cosines are others, and the threshold would not fit these.
+    """
+    cluster = getattr(settings, f"{prefix}cluster")
+    name = f"{prefix}cluster_twice"
+    if getattr(settings, name) and not hasattr(cluster, "n_clusters"):
+        raise ValueError(
+            f"{name}: {type(cluster).__name__} has no number of clusters, and "
+            "its threshold would not fit the second clustering. Set "
+            f"{name} to False, or take another {prefix}cluster."
         )

@@ -17,6 +17,7 @@ from lgl_plugin.training.clusters import pseudo_speakers, whitened_log_mels
 from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.held_out import separate_generator
 from lgl_plugin.training.session import Session
+from lgl_plugin.training.sizes import check_twice
 from lgl_plugin.utils.distributed import from_main
 
 # File of the method's weights, to train on from.
@@ -119,6 +120,7 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
         raise ValueError(
             f"ssps_cluster: {error}, or set ssps_epochs to 0"
         ) from error
+    check_twice(settings, "ssps_")
     share, own = settings.ssps_log_mel_share, settings.ssps_source == "own"
 
     @functools.cache

@@ -325,10 +325,18 @@ def test_an_adapted_encoder_can_be_adapted(ecapa, calls, tmp_path, monkeypatch):
     np.testing.assert_allclose(after, backend(before), atol=1e-4)
 
 
-def test_too_little_audio_is_said_at_once(ecapa, audio, tmp_path, capsys):
+@pytest.mark.parametrize("number, option", [(9, ""), (16, "--train")])
+def test_too_little_audio_is_said_at_once(
+    ecapa, audio, tmp_path, capsys, number, option
+):
+    some = tmp_path / "some"
+    some.mkdir()
+    for n, path in enumerate(sorted(audio.rglob("*.wav"))[:number]):
+        shutil.copy(path, some / f"{n}.wav")
     with pytest.raises(SystemExit, match="2"):
-        adapt(ecapa, audio, tmp_path)
-    assert "16 recordings that can be used" in capsys.readouterr().err
+        adapt(ecapa, some, tmp_path / "run", *filter(None, [option]))
+    assert f"{number} recordings that can be used" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "start").exists()
 
 
 def test_the_network_is_trained_and_judged(

@@ -4,22 +4,13 @@ import logging
 
 import numpy as np
 import pytest
+from blobs import recordings, unit
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.training.clusters import pseudo_speakers
-
-
-def recordings(n_speakers=24, each=15, seed=0):
-    """Speakers, and embeddings of which most directions know the channel."""
-    rng = np.random.default_rng(seed)
-    speakers = np.repeat(np.arange(n_speakers), each)
-    voices = rng.normal(size=(n_speakers, 6))[speakers]
-    voices += 0.4 * rng.normal(size=voices.shape)
-    channels = rng.normal(size=(len(speakers), 12))
-    return speakers, np.hstack([voices, channels]).astype(np.float32)
 
 
 def ward(n_clusters="auto"):
@@ -41,13 +32,31 @@ def test_the_second_clusters_know_speakers_better(seed, n_clusters, share):
     twice, others = pseudo_speakers(vectors, *options, twice=True)
     assert ami(speakers, twice.labels) > ami(speakers, once.labels) + 0.02
     assert twice.n_clusters == once.n_clusters
-    assert points.shape != others.shape or not np.allclose(points, others)
+    if share:  # beside other directions, the same statistics
+        statistics = np.sqrt(share) * unit(log_mels)
+        for joined in (points, others):
+            np.testing.assert_allclose(joined[:, -5:], statistics, atol=1e-5)
+    assert others.shape[1] <= vectors.shape[1] + 5 * bool(share)
+    assert not np.allclose(points[:, :5], others[:, :5])
     assert cluster.n_clusters == n_clusters  # the next round estimates again
 
 
-def test_clusters_that_tell_nothing_are_kept_and_named(caplog):
+def test_as_many_clusters_as_embeddings_are_kept_and_named(caplog):
     vectors = recordings(2, 3)[1]
     with caplog.at_level(logging.WARNING):
         found, points = pseudo_speakers(vectors, ward(6), twice=True)
     assert found.n_clusters == 6 and points is vectors
     assert "made once, not twice" in caplog.text
+
+
+def test_what_is_no_embedding_is_an_error_all_the_same():
+    """Only what PLDA cannot learn from is passed over."""
+    vectors = recordings()[1]
+
+    def cluster(points):
+        found = ward(24)(points)
+        vectors[3] = np.nan
+        return found
+
+    with pytest.raises(ValueError, match="not finite"):
+        pseudo_speakers(vectors, cluster, twice=True)

@@ -4,8 +4,9 @@ import types
 
 import pytest
 
+from lgl_plugin.clustering.average import AverageLinkage
 from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.training.sizes import check_batch, check_clusters
+from lgl_plugin.training.sizes import check_batch, check_clusters, check_twice
 
 
 def settings(**given):
@@ -32,9 +33,22 @@ def test_what_fills_no_batch_names_the_setting(given, sizes, said):
 
 
 def test_clusters_that_utterances_cannot_make():
-    made = settings(cluster=TorchKMeans(8), min_cluster_size=9)
+    made = settings(
+        cluster=TorchKMeans(8), cluster_twice=True, min_cluster_size=9
+    )
     check_clusters(made, 9)
     with pytest.raises(ValueError, match="min_cluster_size: 9 is more than"):
         check_clusters(made, 8)
     with pytest.raises(ValueError, match="n_clusters=8 is more than the 7"):
         check_clusters(made, 7)
+
+
+def test_a_threshold_does_not_fit_a_second_clustering():
+    average = AverageLinkage(TorchKMeans(50), threshold=0.5)
+    once = {"ssps_cluster": average, "ssps_cluster_twice": False}
+    check_twice(settings(**once), "ssps_")
+    with pytest.raises(ValueError, match="ssps_cluster_twice to False"):
+        check_twice(settings(**once | {"ssps_cluster_twice": True}), "ssps_")
+    twice = settings(cluster=average, cluster_twice=True, min_cluster_size=1)
+    with pytest.raises(ValueError, match="cluster_twice: AverageLinkage"):
+        check_clusters(twice, 9)

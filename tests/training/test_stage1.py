@@ -2,10 +2,15 @@
 
 import types
 
+import numpy as np
+import pytest
 import torch
 
+from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.encoders import LogMelStatistics
+from lgl_plugin.training import stage1
 from lgl_plugin.training.stage1 import score_baselines
 
 
@@ -54,3 +59,33 @@ def test_without_trials_nothing_is_logged(tmp_path):
     corpus.score = lambda *_, **__: {}
     score_baselines(corpus, tmp_path)
     assert not corpus.records
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_positives_are_of_clusters_as_the_settings_say(monkeypatch, twice):
+    told = {}
+
+    def note(vectors, cluster, backend, log_mels, share, twice):
+        told.update(cluster=cluster, backend=backend, share=share, twice=twice)
+        return types.SimpleNamespace(labels=np.zeros(len(vectors), int)), None
+
+    monkeypatch.setattr(stage1, "pseudo_speakers", note)
+    settings = types.SimpleNamespace(
+        method=types.SimpleNamespace(takes_positives=True),
+        ssps_cluster=TorchKMeans(2),
+        ssps_cluster_twice=twice,
+        ssps_backend=None,
+        ssps_log_mel_share=0,
+        ssps_source="own",
+    )
+    store = Embeddings(["a", "b"], np.eye(2, dtype=np.float32))
+    session = types.SimpleNamespace(
+        settings=settings,
+        train_rows=np.arange(2),
+        device="cpu",
+        embed=lambda encoder, rows: store,
+        manifest=types.SimpleNamespace(rows=lambda names: np.arange(2)),
+    )
+    clusters, sources, rows = stage1.grouping(session)(None)
+    assert clusters.tolist() == sources.tolist() == [0, 0]
+    assert told["twice"] is twice and told["cluster"] is settings.ssps_cluster

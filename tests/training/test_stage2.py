@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from blobs import blobs, unit
+from blobs import blobs, recordings, unit
 from sklearn.metrics import adjusted_rand_score
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
@@ -15,6 +15,7 @@ from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.labels import labelled_rows, read_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.training.stage2 import LOG_MELS, Round
 
 
@@ -38,6 +39,7 @@ def cluster(tmp_path):
         clusterer,
         backend=None,
         least=1,
+        twice=False,
         given=None,
         log_mels=None,
         share=0,
@@ -51,7 +53,7 @@ def cluster(tmp_path):
             cluster=clusterer,
             cluster_backend=backend,
             log_mel_share=share,
-            cluster_twice=False,
+            cluster_twice=twice,
             min_cluster_size=least,
         )
         logged = {}
@@ -102,6 +104,15 @@ def test_a_backend_is_for_the_clustering_alone(cluster):
     labels, centroids, _ = cluster(points, clusterer, Stretched())
     assert adjusted_rand_score(speakers, without) < 0.5
     assert adjusted_rand_score(speakers, labels) > 0.99
+    check_centroids(centroids, points, labels)
+
+
+def test_clusters_are_made_twice_where_the_setting_says_so(cluster):
+    speakers, points = recordings()
+    clusterer = TwoStepKMeans(TorchKMeans(500), 24)
+    once, _, _ = cluster(points, clusterer)
+    labels, centroids, _ = cluster(points, clusterer, twice=True)
+    assert ami(speakers, labels) > ami(speakers, once) + 0.02
     check_centroids(centroids, points, labels)
 
 

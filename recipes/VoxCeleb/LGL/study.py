@@ -47,7 +47,8 @@ BACKENDS = {
         for shrinkage in (0.01, 0.1, 0.3, 1, 3, 10, 30)
     },
 }
-JOINED, TWICE = "with log-mel statistics", "made twice"
+JOINED = "with log-mel statistics"
+TWICE = "the same, behind PLDA on these clusters by Ward"
 
 
 def study(experiment, options):
@@ -181,7 +182,8 @@ def clusterings(experiment, options):
 def by_clustering(embedder):
     """Reports by points, "yes" where K was told, and method.
 
-    Those of `clustering_report`, with K and the number of speakers.
+    Those of `clustering_report`, with K and the number of speakers. Behind PLDA
+    the first clusters are those by Ward's method and the estimated number.
     """
     speakers = embedder.step.manifest.speakers
     n_speakers = len(np.unique(speakers[speakers >= 0]))
@@ -197,10 +199,13 @@ def by_clustering(embedder):
     automatic = TwoStepKMeans(first, "auto")
     estimates = {name: automatic(kinds[name]).n_clusters for name in kinds}
     if embedder.name != FLOOR:
-        how = automatic, Whitening(1.0), embedder.log_mels, floor_share()
+        # With log-mel statistics it would count sessions.
+        number = estimates["whitened"]
+        how = Whitening(1.0), embedder.log_mels, floor_share()
         for name, twice in ((JOINED, False), (TWICE, True)):
-            found, kinds[name] = pseudo_speakers(raw, *how, twice=twice)
-            estimates[name] = found.n_clusters
+            cluster = TwoStepKMeans(first, number)
+            _, kinds[name] = pseudo_speakers(raw, cluster, *how, twice=twice)
+            estimates[name] = number
     for points, vectors in kinds.items():
         estimate = estimates[points]
         for told, size in (("yes", n_speakers), ("no", estimate)):
