@@ -24,15 +24,14 @@ from lgl_plugin.inference.backends import (
     unit_blocks,
 )
 
-
-class PldaError(ValueError):
-    """Clusters that PLDA can learn nothing from."""
-
-
 # Of the mean variance within clusters, added to each direction's. From 0.3 to
 # 3 clusters agree about as well with the speakers, and scores are as good.
 SHRINKAGE = 1.0
 PAIRS = 16384  # scored at once: tens of megabytes
+
+
+class PldaError(ValueError):
+    """Clusters that PLDA can learn nothing from."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,6 +121,14 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
         their means vary in no direction more than by the members.
     ValueError
         If an embedding is not finite.
+
+    Example
+    -------
+    >>> vectors = np.array([[9, 1, 0], [9, 2, 1], [1, 9, 0], [2, 9, 1]])
+    >>> plda = fit_plda(vectors, np.array([0, 0, 1, 1]))
+    >>> ratios = plda.ratios(vectors, [0, 0], [1, 2])
+    >>> bool(ratios[0] > 0 > ratios[1])
+    True
     """
     vectors = np.asarray(embeddings)
     sizes = np.bincount(labels)
