@@ -587,6 +587,7 @@ def test_trial_audio_is_tried_before_the_first_round(
     session.settings.n_iterations = 1
     session.settings.cluster = types.SimpleNamespace(check=lambda n: None)
     session.settings.min_cluster_size = 0
+    session.settings.cluster_twice = False
     if asked:
         with pytest.raises(ValueError, match="cannot be scored"):
             train_lgl.train_stage2(session)
