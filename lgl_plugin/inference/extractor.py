@@ -180,8 +180,11 @@ class Extractor:
             if rank() == 0:
                 store = Embeddings(Strings(names), joined)  # type: ignore[arg-type]
                 store.save(folder)
+            # Until the store is there, and no other process has yet to open
+            # the shares.
+            gather(None)
+            if rank() == 0:
                 remove_shares(folder)
-            gather(None)  # until the store is there
         return Embeddings.load(folder), bad
 
     def embed_all(
