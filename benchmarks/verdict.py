@@ -26,22 +26,18 @@ import soundfile
 import torch
 import torchaudio
 
-from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.clustering.number import FIRST_STEP
-from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.dataio.audio import probe, read_audio
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import as_norm, cosine_scores
 from lgl_plugin.inference.adapt import JUDGED, Ladder
-from lgl_plugin.inference.backends import Whitening, load_backend
-from lgl_plugin.inference.plda import fit_plda
+from lgl_plugin.inference.backends import load_backend
+from lgl_plugin.inference.plda import plda_by_clusters
 from lgl_plugin.inference.verdict import judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.weights import BACKEND
-from lgl_plugin.training.clusters import pseudo_speakers
 
 RATE = 16000
 # libsndfile's level from 0 (256 kbit/s) to 1 (6 kbit/s).
@@ -200,7 +196,8 @@ def examine(ladder, vectors, trials):
     scores = cosine_scores(best(vectors), trials)
     figures["kept"] = kept[-1] if kept else "none"
     figures["adapted"] = percent(scores, trials)
-    scores = plda_of(ladder).ratios(vectors, trials.enrolment, trials.test)
+    plda = plda_by_clusters(ladder.embedded.vectors, ladder.n_speakers)
+    scores = plda.ratios(vectors, trials.enrolment, trials.test)
     figures["PLDA"] = percent(scores, trials)
     cohort = best(ladder.embedded.vectors)
     scores = as_norm(scores, trials, best(vectors), cohort, COHORT)
@@ -211,14 +208,6 @@ def examine(ladder, vectors, trials):
 def percent(scores, trials):
     """The equal error rate of trials in per cent."""
     return 100 * eer(scores, trials.labels)[0]
-
-
-def plda_of(ladder):
-    """Fits PLDA on clusters of the audio, by the encoder as it came."""
-    bare = ladder.embedded.vectors
-    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), ladder.n_speakers)
-    clusters, _ = pseudo_speakers(bare, cluster, Whitening(1.0))
-    return fit_plda(bare, clusters.labels)
 
 
 def held_against(found, before, after, trials):

@@ -13,9 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.clustering.number import FIRST_STEP
-from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.verification import (
@@ -29,10 +26,9 @@ from lgl_plugin.evaluation.verification import (
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold
-from lgl_plugin.inference.plda import fit_plda
+from lgl_plugin.inference.plda import plda_by_clusters
 from lgl_plugin.inference.verdict import count_speakers
 from lgl_plugin.report.figures import det, save
-from lgl_plugin.training.clusters import pseudo_speakers
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
 from lgl_plugin.utils.tables import markdown_table
@@ -216,10 +212,7 @@ def _embed_cohort(extract, others):
 def _cohort_plda(vectors):
     """Fits PLDA on clusters of a cohort; None, and a line, if it has none."""
     try:
-        number = count_speakers(vectors)
-        cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), number)
-        clusters, _ = pseudo_speakers(vectors, cluster, Whitening(1.0))
-        return fit_plda(vectors, clusters.labels)
+        return plda_by_clusters(vectors, count_speakers(vectors))
     except ValueError as error:
         print(f"No PLDA by the cohort: {error}")
         return None
