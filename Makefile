@@ -24,19 +24,23 @@ help:
 
 venv: $(VENV)/.installed
 
-# The stamp comes last: an interrupted installation is taken up again.
-# pip's own words, which may name the user's package index, go to a log.
+# The stamp comes last: an interrupted installation is taken up again. pip's own
+# words may name the user's package index: they go to a log, and its errors are
+# shown without addresses. A download that broke off is worth a second attempt.
+INSTALL = $(BIN)/python -m pip install --log $(VENV)/pip.log \
+	-e '.[cpu,demo,test]' -c requirements.txt 2>&1 \
+	| grep --line-buffered -oE '^(Collecting [^ ]+|Installing collected)'
 $(VENV)/.installed: setup.py requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info < (3,13))' \
 	2>/dev/null || { echo "Python 3.10 to 3.12 is needed; '$(PYTHON)' is" \
 	"$$($(PYTHON) -V 2>/dev/null || echo missing). Name another one:" \
 	"make PYTHON=python3.11 venv" >&2; exit 1; }
-	@echo "Installing into $(VENV): 5 GB, some minutes."
+	@echo "Installing into $(VENV): 6 GB, some minutes."
 	@$(PYTHON) -m venv $(VENV)
-	@set -o pipefail; $(BIN)/python -m pip install --log $(VENV)/pip.log \
-	-e '.[cpu,demo,test]' -c requirements.txt 2>&1 \
-	| grep --line-buffered -oE '^(Collecting [^ ]+|Installing collected)' \
-	|| { echo "pip failed: see the end of $(VENV)/pip.log" >&2; exit 1; }
+	@set -o pipefail; $(INSTALL) || $(INSTALL) || { \
+	grep -aE ' *(ERROR|[A-Za-z]*Error):' $(VENV)/pip.log | tail -n 5 \
+	| sed -E "s#[a-z]+://[^ ]*|host='[^']*'#ADDRESS#g" >&2; \
+	echo "pip failed twice: its log is $(VENV)/pip.log" >&2; exit 1; }
 	@touch $@
 
 demo: venv
