@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 
 import torch
@@ -113,6 +114,29 @@ class Encoder(torch.nn.Module):
                 "normalisation, whose statistics could be kept: set it to False"
             )
         self.frozen_statistics = True
+
+    def train_only(self, pattern: str) -> None:
+        """Trains no weights but those whose name has a pattern in it.
+
+        The pattern is a regular expression, the names are of the network's
+        state dict. ValueError if no weight that is trained has such a name.
+        """
+        trained = {
+            name: weight
+            for name, weight in self.network.named_parameters()
+            if weight.requires_grad
+        }
+        found = [name for name in trained if re.search(pattern, name)]
+        if not found:
+            parts = dict.fromkeys(
+                ".".join(name.split(".")[:2]) for name in trained
+            )
+            raise ValueError(
+                f"trained_weights: no weight of the encoder has {pattern!r} in "
+                f"its name. Its weights are below {', '.join(parts)}."
+            )
+        for name, weight in trained.items():
+            weight.requires_grad_(name in found)
 
     def train(self, mode: bool = True) -> Encoder:
         """Sets the mode of all parts, but for statistics that are frozen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +29,15 @@ def _is_tagged(*tags):
     return AfterValidator(check)
 
 
+def _is_pattern(value):
+    """Refuses what is no regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from error
+    return value
+
+
 # An object, and what makes a new one for each round.
 Made = Annotated[Any, _is_tagged("!new:", "!apply:", "!name:")]
 Factory = Annotated[Any, _is_tagged("!name:")]
@@ -38,6 +48,7 @@ Text = Annotated[
     Field(min_length=1),
     BeforeValidator(lambda x: str(x) if type(x) is int else x),
 ]
+Pattern = Annotated[Text, AfterValidator(_is_pattern)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -222,6 +233,7 @@ class Stage2Settings(Settings):
 
     anchor: From0
     freeze_batch_statistics: bool
+    trained_weights: Pattern | None
     large_margin_crop_seconds: Above0
     margin: From0
     scale: Above0
@@ -272,6 +284,11 @@ class Stage2Settings(Settings):
             raise ValueError(
                 "anchor holds an encoder near its start, and new_last_encoder "
                 "has none: set one of them to 0 or null"
+            )
+        if self.trained_weights and self.new_last_encoder is not None:
+            raise ValueError(
+                "trained_weights leaves the others as an encoder came, and "
+                "new_last_encoder begins at random: set one of them to null"
             )
         for name, encoder in (
             ("new_last_encoder", "new_last_encoder"),

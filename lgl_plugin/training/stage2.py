@@ -230,6 +230,8 @@ class Round:
         encoder = self.new_encoder()
         if self.settings.freeze_batch_statistics:
             encoder.freeze_statistics()
+        if self.settings.trained_weights:
+            encoder.train_only(self.settings.trained_weights)
         return encoder, classifier
 
     @property

@@ -63,8 +63,11 @@ def find_encoder(session: Session) -> pathlib.Path:
     check_encoder(settings, path)
     check_artefact(path)
     load_weights(new().network, path)
-    if settings.freeze_batch_statistics:  # refused in time
+    # What the encoder does not have is refused in time.
+    if settings.freeze_batch_statistics:
         settings.new_encoder().freeze_statistics()
+    if settings.trained_weights:
+        settings.new_encoder().train_only(settings.trained_weights)
     run, name = session.run, "pretrained_encoder"
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")

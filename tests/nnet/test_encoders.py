@@ -245,6 +245,37 @@ def test_statistics_of_a_network_without_any_cannot_be_frozen():
         encoder.freeze_statistics()
 
 
+def test_only_weights_with_a_pattern_in_their_name_are_trained():
+    """The others stay as they came, bit for bit, also under weight decay."""
+    network = torch.nn.Sequential(
+        *(torch.nn.Linear(9, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)),
+    )
+    network[0].bias.requires_grad_(False)
+    encoder = Encoder(Waveform(), network)
+    encoder.train_only("^2|bias$")
+    before = copy.deepcopy(network.state_dict())
+    parameters = encoder.parameters()
+    optimiser = torch.optim.AdamW(parameters, 0.1, weight_decay=0.5)
+    encoder(torch.randn(4, 9)).square().sum().backward()
+    optimiser.step()
+    changed = {
+        name
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    # A weight that was fixed before stays fixed.
+    assert changed == {"2.weight", "2.bias"}
+
+
+def test_a_pattern_without_weights_names_those_there_are():
+    network = torch.nn.Sequential(torch.nn.Linear(9, 5), torch.nn.Linear(5, 3))
+    encoder = Encoder(Waveform(), network)
+    said = r"no weight of the encoder has 'dense' .* 0.weight, 0.bias, 1.weight"
+    with pytest.raises(ValueError, match=said):
+        encoder.train_only("dense")
+    assert all(weight.requires_grad for weight in network.parameters())
+
+
 class Scaled(torch.nn.Module):
     """A front end with a weight."""
 

@@ -313,6 +313,14 @@ def test_statistics_to_keep_of_an_encoder_that_has_none():
     assert load("small_stage2", freeze_batch_statistics=True)
 
 
+def test_weights_to_train_of_an_encoder_that_begins_at_random():
+    (line,) = refusal("stage2", trained_weights="fc")
+    assert "trained_weights leaves the others as an encoder came" in line
+    (line,) = refusal("small_stage2", trained_weights="fc(")
+    assert "'fc(' is no regular expression: missing )" in line
+    assert load("small_stage2", trained_weights="^fc|asp")
+
+
 def test_large_margin_without_a_gated_phase():
     (line,) = refusal(large_margin_epochs=2, gated_epochs=0)
     assert line.startswith("large_margin_epochs trains on what the gate")

@@ -20,6 +20,7 @@ from lgl_plugin.dataio.manifest import Manifest, held_out
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.evaluation.observer import TrueLabels
 from lgl_plugin.inference.backends import Centring, Whitening, load_backend
+from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import DynamicGate
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
@@ -50,6 +51,7 @@ def session(tmp_path, monkeypatch):
     session.settings = types.SimpleNamespace(stage=2, seed=3)
     session.settings.new_encoder = session.settings.new_first_encoder = None
     session.settings.freeze_batch_statistics = False
+    session.settings.trained_weights = None
     session.settings.steps_per_epoch = None
     session.settings.grad_accumulation_factor = None
     session.observer, session.debug = TrueLabels([]), False
@@ -618,6 +620,19 @@ def test_another_encoder_does_not_take_the_place_of_rounds(session, tmp_path):
     save_weights(torch.nn.Linear(2, 2), first)
     settings.pretrained_encoder = None
     with pytest.raises(ValueError, match="^pretrained_encoder: .*stage1.* is"):
+        find_encoder(session)
+
+
+def test_weights_to_train_that_no_encoder_has_are_refused_before_stage_two(
+    session, tmp_path
+):
+    save_weights(torch.nn.Linear(2, 2), tmp_path / "stage1" / ENCODER)
+    session.settings.pretrained_encoder = None
+    session.settings.new_encoder = lambda: Encoder(
+        torch.nn.Identity(), torch.nn.Linear(2, 2)
+    )
+    session.settings.trained_weights = "asp"
+    with pytest.raises(ValueError, match="has 'asp' in its name"):
         find_encoder(session)
 
 
