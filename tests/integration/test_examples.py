@@ -1,6 +1,7 @@
 """The examples run on the tiny corpus, one on what the other wrote."""
 
 import csv
+import importlib
 import inspect
 import re
 
@@ -11,6 +12,8 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 from tiny import ROOT, run_script
 
 from lgl_plugin.clustering import average, kmeans, two_step
+from lgl_plugin.dataio.audio import read_audio
+from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.nnet import gates, losses
 from lgl_plugin.nnet.gates import Gate
 
@@ -168,3 +171,48 @@ def test_a_yaml_builds_every_piece():
     assert pieces["augment"](torch.randn(4, 8000)).shape == (4, 8000)
     assert pieces["encoder"](torch.randn(2, 8000)).shape == (2, 192)
     assert pieces["extractor"].encoder is pieces["encoder"]
+
+
+def test_an_encoder_of_another_package_is_taken(tmp_path, monkeypatch, corpus):
+    """Resemblyzer's, without the weights of its training's loss."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "any_encoder"))
+    dvector = importlib.import_module("dvector")
+    torch.manual_seed(0)
+    network = dvector.DVector()
+    weights = {**network.state_dict(), "similarity_weight": torch.ones(1)}
+    torch.save({"model_state": weights}, tmp_path / "pretrained.pt")
+    folder = tmp_path / "dvector"
+    script = EXAMPLES / "any_encoder" / "dvector.py"
+    run_script(script, tmp_path / "pretrained.pt", folder)
+
+    path = next(corpus.rglob("*.wav"))
+    wav = read_audio(path)[None]
+    extract = load_extractor(folder, "cpu")
+    with torch.inference_mode():
+        found = extract.encoder(wav)
+        expected = network(dvector.Mels(16000)(wav))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("samples", [9000, 25599, 25600, 44800, 56000, 65432])
+def test_the_windows_are_resemblyzers(samples, monkeypatch):
+    """Those of its compute_partial_slices, at its rate of 1.3 a second."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "any_encoder"))
+    dvector = importlib.import_module("dvector")
+    torch.manual_seed(0)
+    network = dvector.DVector(dim=8, n_layers=1)
+    frames = 1 + samples // 160
+    mels = torch.rand(1, frames, 40)
+    starts = list(range(0, max(1, frames - 160 + 77 + 1), 77))
+    if len(starts) > 1 and samples / 160 - starts[-1] < 0.75 * 160:
+        starts.pop()
+    windows = [mels[:, start : start + 160] for start in starts]
+    missing = 160 - windows[-1].shape[1]
+    windows[-1] = torch.nn.functional.pad(windows[-1], (0, 0, 0, missing))
+    found = [
+        torch.nn.functional.normalize(
+            network.linear(network.lstm(window)[0][:, -1]).relu()
+        )
+        for window in windows
+    ]
+    torch.testing.assert_close(network(mels), torch.stack(found).mean(0))
