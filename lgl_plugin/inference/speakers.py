@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from lgl_plugin.clustering.average import average_linkage
+from lgl_plugin.clustering.clearest import clearest_clusters, silhouettes
 from lgl_plugin.clustering.vectors import largest_first, normalised
 from lgl_plugin.clustering.ward import ward
 from lgl_plugin.dataio.given import GivenLabels
 from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.inference.backends import Centring
 from lgl_plugin.inference.calibration import (
     THRESHOLD,
     kept_threshold,
@@ -23,9 +25,6 @@ from lgl_plugin.inference.naming import Named, name_files
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.utils.files import read_json
 from lgl_plugin.utils.tables import write_csv
-
-# Cosines of files with speakers that are held at once: 64 MiB.
-COSINES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Speakers:
     labels : numpy.ndarray
         The speaker of each, int64 (N,), from 0, the one of most files first.
     confidence : numpy.ndarray
-        From -1 to 1, float32 (N,), see `confidences`.
+        Their silhouettes, from -1 to 1, float32 (N,). A speaker's only file is
+        as far from others of its own as the threshold is.
     rule : str
         How the number of speakers was found, in words.
     names : sequence of str
@@ -91,9 +91,12 @@ def find_speakers(
 ) -> Speakers:
     """Clusters files by speaker; the number of speakers follows.
 
-    Average linkage on the cosine, cut at the encoder's threshold; or, for a
-    given number of speakers, Ward's method on unit vectors. With labels of
-    some files `name_files` names the others by that threshold.
+    Average linkage on the cosine of centred embeddings, to the number of groups
+    with the best silhouette. Only whether all files have one speaker, or each
+    another, is said by the encoder's threshold. Or, for a given threshold, the
+    groups at that average cosine; or, for a given number of speakers, Ward's
+    method on unit vectors. With labels of some files `name_files` names the
+    others by the threshold.
 
     Arguments
     ---------
@@ -102,9 +105,9 @@ def find_speakers(
     manifest, embeddings
         Of the folder's files, see `embed_folder`.
     threshold : float, optional
-        Average cosine from which on two groups are one speaker. By default
-        the encoder's; where its folder names none, one found by halves of
-        these files.
+        Average cosine from which on two groups are one speaker. Where one is
+        needed and none is given it is the encoder's; where its folder names
+        none, one found by halves of these files.
     n_speakers : int, optional
         The number of speakers, if it is known.
     device : str
@@ -133,16 +136,16 @@ def find_speakers(
     """
     vectors = normalised(embeddings.vectors)
     rows = manifest.rows(embeddings.utterances)
-    named = None
+    named, points = None, vectors
     if n_speakers is not None:
         if not 1 <= n_speakers <= len(vectors):
             raise ValueError(
                 f"--speakers={n_speakers} must be from 1 to {len(vectors)}, "
                 "the number of files that could be embedded"
             )
-        points = torch.from_numpy(vectors).to(device)
-        weights = torch.ones(len(points), device=device)
-        labels = largest_first(ward(points, weights).cut(n_speakers))
+        on_device = torch.from_numpy(vectors).to(device)
+        weights = torch.ones(len(on_device), device=device)
+        labels = largest_first(ward(on_device, weights).cut(n_speakers))
         rule, limit = f"Ward's method to {n_speakers} speakers", None
     else:
         limit, origin = threshold, "given"
@@ -151,56 +154,44 @@ def find_speakers(
                 encoder, manifest, device, num_workers, store
             )
         rule = f"average linkage at a cosine of {limit:.3f} ({origin})"
-        if given is None:
-            labels = average_linkage(vectors, limit, device)
-        else:
+        if given is not None:
             named = name_files(vectors, given.of(rows), limit, device)
             labels = named.labels
             rule = f"labels, and {rule}"
+        elif threshold is not None:
+            labels = average_linkage(vectors, limit, device)
+        else:
+            labels, points = group_files(vectors, limit, device)
+            if points is not vectors:
+                rule, limit = "the clearest groups, by silhouette", None
     return Speakers(
         list(embeddings.utterances),
         manifest.durations[rows],
         labels,
-        confidences(vectors, labels, limit),
+        silhouettes(points, labels, 1.0 if limit is None else 1 - limit),
         rule,
         given.speakers if given else (),
         named,
     )
 
 
-def confidences(
-    vectors: np.ndarray, labels: np.ndarray, threshold: float | None = None
-) -> np.ndarray:
-    """Computes how clearly each file belongs to its speaker, float32 (N,).
+def group_files(
+    vectors: np.ndarray, threshold: float, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts files by speaker where nobody knows how many speakers there are.
 
-    The silhouette (Rousseeuw 1987) of the cosine distance, by average linkage:
-    (b - a) / max(a, b), with a the mean distance to the speaker's other files
-    and b that to the files of the nearest other speaker, 1 if there is none. A
-    speaker's only file has the threshold's distance for a, the largest at which
-    it would have been joined, or 1. Takes unit vectors (N, D) and labels (N,)
-    from 0, none empty.
+    A threshold that is too low by a little joins most speakers of a large
+    folder. So it only says whether all files have one speaker, or each file
+    another; else the clearest groups are taken. Takes unit vectors (N, D).
+    Returns labels, int64 (N,), and the vectors whose groups they are: these, or
+    centred ones. For cosines of many encoders have a large part in common, by
+    which two large groups would look clearer than many small ones.
     """
-    sizes = np.bincount(labels).astype(np.float32)
-    sums = np.zeros((len(sizes), vectors.shape[1]), np.float32)
-    np.add.at(sums, labels, vectors)
-    confidence = np.empty(len(vectors), np.float32)
-    alone = 1.0 if threshold is None else 1.0 - threshold
-    block = max(1, COSINES // len(sizes))
-    for start in range(0, len(vectors), block):
-        own = labels[start : start + block]
-        rows = np.arange(len(own))
-        cosines = vectors[start : start + block] @ sums.T
-        # Without the file itself, whose cosine with itself is 1.
-        others = np.maximum(sizes[own] - 1, 1)
-        a = 1 - (cosines[rows, own] - 1) / others
-        a[sizes[own] == 1] = alone
-        cosines /= sizes
-        cosines[rows, own] = -np.inf
-        b = 1 - cosines.max(axis=1)
-        b[np.isinf(b)] = 1.0  # there is no other speaker
-        largest = np.maximum(np.maximum(a, b), 1e-6)
-        confidence[start : start + block] = (b - a) / largest
-    return confidence.clip(-1, 1)
+    labels = average_linkage(vectors, threshold, device)
+    if not 0 < labels.max() < len(labels) - 1:
+        return labels, vectors
+    centred = normalised(Centring().fit(vectors)(vectors))
+    return clearest_clusters(centred, device), centred
 
 
 def write_speakers(path: str | pathlib.Path, speech: Speakers) -> None:

@@ -11,12 +11,15 @@ import urllib.parse
 import numpy as np
 import pytest
 import soundfile
-from sklearn.metrics import silhouette_samples
+from sklearn.metrics import adjusted_rand_score
 
 from lgl_plugin.cli.main import main
+from lgl_plugin.clustering.clearest import silhouettes
 from lgl_plugin.clustering.vectors import normalised
+from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.inference import speakers
-from lgl_plugin.inference.speakers import Speakers, confidences
+from lgl_plugin.inference.speakers import Speakers, find_speakers
+from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.report.speakers import PLAYERS_A_SPEAKER, write_page
 
 
@@ -133,21 +136,43 @@ def test_labels_that_cannot_be_used_are_said_before_the_work(
     assert "whatever the --threshold" in capsys.readouterr().err
 
 
-def test_confidence_is_the_silhouette():
+def find(vectors, **options):
+    """Speakers of embeddings, each of a file."""
+    names = [str(row) for row in range(len(vectors))]
+    manifest = Manifest.of((name, name, 0.0, 2.0, "") for name in names)
+    found = Embeddings(manifest.ids, np.float32(vectors))
+    return find_speakers("none", manifest, found, **options)
+
+
+@pytest.fixture
+def voices(monkeypatch):
+    """40 speakers of whom an encoder's threshold would make far fewer."""
+    monkeypatch.setattr(speakers, "read_threshold", lambda encoder: 0.6)
     rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1, 2], [20, 10, 5])
-    vectors = rng.normal(size=(3, 8))[labels] + rng.normal(size=(35, 8))
-    expected = silhouette_samples(vectors, labels, metric="cosine")
-    found = confidences(normalised(vectors), labels)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    truth = np.repeat(np.arange(40), 5)
+    vectors = rng.normal(size=(40, 24))[truth] + 1.5  # all have it in common
+    return vectors + 0.5 * rng.normal(size=vectors.shape), truth
 
 
-def test_a_speaker_of_one_file_and_a_single_speaker():
-    vectors = np.float32([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]])
-    found = confidences(vectors, np.array([0, 0, 1]), threshold=0.5)
-    assert found[2] == pytest.approx(0.5)  # 1 from others, joined at 0.5
-    found = confidences(vectors[:2], np.array([0, 0]), threshold=0.5)
-    np.testing.assert_allclose(found, 0.8, atol=1e-6)
+def test_the_number_of_speakers_does_not_hang_on_the_threshold(voices):
+    vectors, truth = voices
+    by_threshold = find(vectors, threshold=0.6)
+    assert by_threshold.n_speakers < 20
+    assert by_threshold.rule == "average linkage at a cosine of 0.600 (given)"
+    speech = find(vectors)
+    assert speech.n_speakers == pytest.approx(40, abs=2)
+    assert adjusted_rand_score(truth, speech.labels) > 0.9
+    assert speech.rule == "the clearest groups, by silhouette"
+    right = silhouettes(normalised(vectors - vectors.mean(0)), speech.labels)
+    assert np.corrcoef(right, speech.confidence)[0, 1] > 0.95
+
+
+def test_files_of_one_speaker_and_files_of_one_each(voices):
+    """Which no silhouette can tell: the threshold does."""
+    vectors, truth = voices
+    assert find(vectors[truth == 7]).n_speakers == 1
+    apart = find(vectors[:15:5] - vectors.mean(0))
+    assert apart.n_speakers == 3 and "0.600" in apart.rule
 
 
 def test_a_large_page_shows_some_of_each_speaker(tmp_path):
@@ -186,7 +211,7 @@ def test_an_encoder_without_a_threshold(
         rows = who(tmp_path, mine, tmp_path / "out", "--num_workers=1")
     assert asked == [(str(tmp_path), "cpu", 1)]
     said = capsys.readouterr().out
-    assert "found by halves of these files" in said
+    assert "4 speakers in 16 files, by the clearest groups" in said
     with monkeypatch.context() as patch:
         patch.setattr(speakers, "load_extractor", pytest.fail)
         assert who(tmp_path, mine, tmp_path / "out") == rows
