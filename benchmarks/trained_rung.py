@@ -22,6 +22,7 @@ from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.verification import cosine_scores, figures_of
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.extractor import load_extractor
+from lgl_plugin.runs.weights import BACKEND
 from lgl_plugin.utils.files import load_arrays
 
 MOST_TRAINED = 0.25  # of a speaker's recordings
@@ -47,14 +48,15 @@ def main():
         "kept out": (kept_out, manifest, rows),
     }
     found = []
-    for what, source, step in (
-        ("as it came", options.encoder, "whitening"),
-        ("trained", trained, "loss_gate"),
+    for what, source, steps in (
+        ("as it came", options.encoder, ["centring", "whitening"]),
+        ("trained, and the back-end kept before", trained, ["loss_gate"]),
     ):
         extract = load_extractor(source, options.device)
         backends = {"cosine": np.asarray}  # as it is
-        if (run / step / "backend.npz").exists():
-            backends["whitened"] = load_backend(run / step / "backend.npz")
+        for step in steps:
+            if (run / step / BACKEND).exists():
+                backends[step] = load_backend(run / step / BACKEND)
         vectors = {
             name: extract.embed_all(audio, chosen)
             for name, (_, audio, chosen) in sets.items()

@@ -31,7 +31,11 @@ from lgl_plugin.dataio.audio import probe, read_audio
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import read_trials
-from lgl_plugin.evaluation.verification import as_norm, cosine_scores
+from lgl_plugin.evaluation.verification import (
+    as_norm,
+    cosine_scores,
+    speakers_of,
+)
 from lgl_plugin.inference.adapt import JUDGED, Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.plda import plda_by_clusters
@@ -39,6 +43,7 @@ from lgl_plugin.inference.verdict import judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.weights import BACKEND
+from lgl_plugin.utils.files import atomic_write, read_json, write_json
 
 RATE = 16000
 # libsndfile's level from 0 (256 kbit/s) to 1 (6 kbit/s).
@@ -60,10 +65,13 @@ def main():
     parser.add_argument("--carriers", nargs="+")
     options = parser.parse_args()
     carriers = make_carriers(options)
+    if unknown := {*(options.carriers or ())} - {*carriers}:
+        parser.error(f"no carriers {unknown}; there are {', '.join(carriers)}")
     verdicts, ends = [], []
     for name in options.carriers or carriers:
         for corpus in options.corpora:
             folder = options.work / corpus.name / name
+            claim(folder, corpus, options)
             trials = send(corpus, folder, carriers[name], options)
             rows, adapted = examine_all(options, folder, trials)
             what = {"corpus": corpus.name, "carrier": name}
@@ -71,8 +79,34 @@ def main():
             ends += [{**what, **end} for end in adapted]
             # Of hours of work that may be cut short.
             common.report(verdicts, "verdicts", options.json, options.device)
-    common.report(ends, "ladders")
-    common.report(summary(verdicts), "what the verdict is worth")
+    common.report(ends, "ladders", beside(options.json, "ladders"))
+    worth = summary(verdicts)
+    common.report(
+        worth, "what the verdict is worth", beside(options.json, "worth")
+    )
+
+
+def beside(path, name):
+    """A json file for a further table; None if there is none for the first."""
+    return path and str(pathlib.Path(path).with_suffix(f".{name}.json"))
+
+
+def claim(folder, corpus, options):
+    """Refuses a folder that holds audio of another corpus or other options."""
+    asked = {
+        "corpus": str(corpus.resolve()),
+        "recordings": options.recordings,
+        "tested": options.tested,
+        "musan_folder": str(pathlib.Path(options.musan_folder).resolve()),
+        "rir_folder": str(pathlib.Path(options.rir_folder).resolve()),
+    }
+    begun = read_json(folder / "asked.json")
+    if begun not in ({}, asked):
+        raise ValueError(
+            f"{folder} was begun with {begun}: bring that back, or name "
+            "another --work"
+        )
+    write_json(folder / "asked.json", asked)
 
 
 def examine_all(options, folder, trials):
@@ -81,8 +115,12 @@ def examine_all(options, folder, trials):
     tested = manifest(folder, trials.utterances)
     for encoder in options.encoders:
         run = folder / "runs" / "-".join(encoder.parts[-3:])
-        ladder = Ladder(encoder, folder / "train", run, options.device)
-        ladder.try_backends()
+        try:
+            ladder = Ladder(encoder, folder / "train", run, options.device)
+            ladder.try_backends()
+        except ValueError as error:  # no groups: that, too, is a verdict
+            ends.append({"encoder": run.name, "kept": f"refused: {error}"})
+            continue
         every = range(len(tested))
         vectors = ladder.extract(tested, every, run / "tested")[0].vectors
         found, end = examine(ladder, vectors, trials)
@@ -165,7 +203,9 @@ def send(corpus, folder, carrier, options):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
-        soundfile.write(path, carrier(read_audio(corpus / name)).numpy(), RATE)
+        wav = carrier(read_audio(corpus / name)).numpy()
+        with atomic_write(path, "wb") as out:
+            soundfile.write(out, wav, RATE, format="WAV")
     return trials
 
 
@@ -241,15 +281,13 @@ def held_against(found, before, after, trials):
 
 def true_interval(before, after, trials):
     """A 95 % interval of the change of the EER, by drawing test speakers."""
-    names = [name.split("/")[-3] for name in trials.utterances]
-    _, speakers = np.unique(names, return_inverse=True)
+    number, speakers = speakers_of(trials)
     first, second = speakers[trials.enrolment], speakers[trials.test]
     curves = [
         Resampled(scores, trials.labels, first, second)
         for scores in (before, after)
     ]
     rng, changes = np.random.default_rng(0), []
-    number = speakers.max() + 1
     while len(changes) < DRAWS:
         drawn = rng.integers(number, size=number)
         times = np.bincount(drawn, minlength=number)

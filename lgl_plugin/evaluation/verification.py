@@ -245,7 +245,7 @@ def bootstrap_eer(
     True
     """
     check_from(1, n_resamples=n_resamples)
-    n_speakers, speakers = _speakers(trials)
+    n_speakers, speakers = speakers_of(trials)
     sides = speakers[trials.enrolment], speakers[trials.test]
     resampled = Resampled(scores, trials.labels, *sides)
     if n_speakers == 1:
@@ -338,8 +338,11 @@ def _unit(embeddings, what, names=None):
     return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
-def _speakers(trials):
-    """Returns the number of speakers, and each utterance's speaker (U,)."""
+def speakers_of(trials: Trials) -> tuple[int, np.ndarray]:
+    """Returns the number of speakers, and each utterance's speaker (U,).
+
+    Those that target trials join are one.
+    """
     pairs = trials.enrolment[trials.labels], trials.test[trials.labels]
     size = len(trials.utterances)
     joined = sparse.coo_matrix((np.ones(len(pairs[0])), pairs), (size, size))

@@ -2,7 +2,7 @@
 """The ceiling: Stage II's training on the true labels, from the same start.
 
 > python ceiling.py hparams/small_stage2.yaml --data_folder=/path/to/corpus \
-    --pretrained_encoder=results/mine/stage1 --output_folder=results/ceiling
+    --pretrained_encoder=results/mine/ssps --output_folder=results/ceiling
 
 It takes Stage II's yaml and all its overrides, and the encoder that Stage II
 would start from. It trains for as many steps as all rounds together, in one
@@ -14,6 +14,7 @@ from train_lgl import main
 
 from lgl_plugin.dataio.manifest import run_manifest
 from lgl_plugin.runs.run import SCORES
+from lgl_plugin.runs.state import digest
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.loss_gated import LossGatedBrain
@@ -56,7 +57,9 @@ def train_ceiling(session):
         figures = session.score(encoder, folder / SCORES, folder / BACKEND)
         session.log(stage=0, phase="after true labels", **figures)
 
-    session.run.step("ceiling", ceiling, checksum(first))
+    # A run keeps only rounds from changed settings; this is no step of one.
+    made_from = digest([session.run.identity(), checksum(first)])
+    session.run.step("ceiling", ceiling, made_from)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lgl_plugin.runs.arguments import key_of, parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
-from lgl_plugin.runs.run import fork
+from lgl_plugin.runs.run import fork, stage1_steps
 from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
 from lgl_plugin.runs.settings import (
     did_you_mean,
@@ -129,6 +129,15 @@ class Experiment:
         words = [self.yamls[1], *self.options[1]]
         path, run_opts, overrides = parse_arguments(words)
         return plain_settings(resolve(path, overrides, run_opts))
+
+    @functools.cached_property
+    def stage1_step(self):
+        """The step of "base" whose encoder Stage II starts from."""
+        path, run_opts, overrides = parse_arguments(
+            [self.yamls[0], *self.options[0]]
+        )
+        settings = plain_settings(resolve(path, overrides, run_opts))
+        return stage1_steps({"stage 1": settings})[-1]
 
     def run_folder(self, seed, name="base"):
         """Returns the folder of a variant's run."""

@@ -86,7 +86,7 @@ def table1(experiment, options):
     experiment.train([WITHOUT])
     last = experiment.settings["n_iterations"]
     phases = {
-        "Stage I": ("base", "stage1"),
+        "Stage I": ("base", experiment.stage1_step),
         "Stage II, without the gate": (WITHOUT.name, f"iter{last}/gated"),
         "Stage II, with the gate": ("base", f"iter{last}/gated"),
     }
@@ -186,7 +186,7 @@ def figure2(experiment, options):
         "ten-speakers",
         (
             "--manifest=<base>/ten_speakers.csv",
-            "--pretrained_encoder=<base>/stage1",
+            f"--pretrained_encoder=<base>/{experiment.stage1_step}",
             "--verification_file=null",
             "--n_clusters=10",
             *FIRST,

@@ -55,10 +55,16 @@ def study(experiment, options):
     """Stages, floor and ceiling: EER and minDCF by the same back-ends."""
     experiment.train([WITHOUT, CEILING])
     last = {"stage": 2, "iteration": experiment.settings["n_iterations"]}
+    positives = {"phase": "after ssps"}
     phases = {
         FLOOR: ("base", {"stage": 0, "phase": FLOOR}),
         UNTRAINED: ("base", {"stage": 0, "phase": UNTRAINED}),
         "Stage I": ("base", {"stage": 1, "epoch": None}),
+        **(
+            {"with positives of other utterances": ("base", positives)}
+            if experiment.stage1_step == "ssps"
+            else {}
+        ),
         "after the classifier": ("base", {"phase": "after classifier", **last}),
         "without the gate": (WITHOUT.name, {"phase": "after gated", **last}),
         "with the gate": ("base", {"phase": "after gated", **last}),
