@@ -431,12 +431,16 @@ def test_ten_speakers_of_a_manifest(tmp_path, given):
     def train(variants):
         if variants:  # the toy's, of the manifest that was just written
             assert "--manifest=<base>/ten_speakers.csv" in variants[0].options
+            # Stage II's start, not the encoder before the positives.
+            start = "--pretrained_encoder=<base>/ssps"
+            assert start in variants[0].options
             raise Trained
 
     experiment = types.SimpleNamespace(
         settings={"manifest": given and source},
         seeds=[1],
         run_folder=lambda seed: tmp_path,
+        stage1_step="ssps",
         train=train,
     )
     with pytest.raises(Trained):
