@@ -2,18 +2,19 @@
 
 > python benchmarks/augmentation.py --threads=2
 
-Both get the same batch and the same generated files. SpeechBrain reads a batch
-of noises and one room from disk at each call and gives the whole batch that
-room and one start of the noises. Its recipes do not cut the noises beforehand:
-23 s is the mean of MUSAN's (6 hours in 930 files); 3 s is what its cutting
-(max_length) would give. It loads in this process, since workers would run
-ahead while the others are timed. Ours reads the files once into a bank, and
-each waveform has its own room, noise, start and ratio. The floor is what the
-rooms cannot do without: the Fourier transforms of three quarters of the
-waveforms and of their responses, and back.
+Both get the same batch and the same generated files, and give every waveform a
+room and a noise. SpeechBrain reads a batch of noises and one room from disk at
+each call and gives the whole batch that room and one start of the noises. Its
+recipes do not cut the noises beforehand: 23 s is the mean of MUSAN's (6 hours
+in 930 files); 3 s is what its cutting (max_length) would give. It loads in this
+process, since workers would run ahead while the others are timed. Ours reads
+the files once into a bank, and each waveform has its own room, noise, start and
+ratio. The floor is what the rooms cannot do without: the Fourier transforms of
+the waveforms and of their responses, and back.
 """
 
 import csv
+import functools
 import pathlib
 import tempfile
 
@@ -67,6 +68,13 @@ def main(options, folder):
         noise = AddNoise(noises / "files.csv", snr_low=0, snr_high=15)
         return lambda: noise(reverb(wavs), lengths)
 
+    def ours(*folders):
+        # By default a quarter goes without a room, and a quarter without noise.
+        every = {"reverb_only": 0.0, "noise_only": 0.0}
+        augment = Augmenter(RATE, *folders, bank_seconds=1e4, **every)
+        return augment.to(device)
+
+    augmenters = {"ours, no files": ours()}
     variants = {}
     for seconds in options.noise_seconds:
         noises = folder / f"{seconds}"
@@ -77,18 +85,16 @@ def main(options, folder):
             for path in write_audio(noises / kind, number, seconds, seconds)
         ]
         write_csv(noises, paths, seconds)
-        variants[f"SpeechBrain, noises of {seconds:g} s"] = speechbrain(noises)
+        same = f"noises of {seconds:g} s"
+        variants[f"SpeechBrain, {same}"] = speechbrain(noises)
+        augmenters[f"ours, {same}"] = ours(noises, folder / "rooms")
     baselines = list(variants)
-    with_files = Augmenter(RATE, noises, folder / "rooms", bank_seconds=1e4)
-    with_files.to(device)
-    without = Augmenter(RATE).to(device)
-    variants["ours, the same files"] = lambda: with_files(wavs)
-    variants["ours, no files"] = lambda: without(wavs)
+    for name, augment in augmenters.items():
+        variants[name] = functools.partial(augment, wavs)
     variants["floor: transforms"] = transforms(
-        round(0.75 * options.batch), n_samples, RATE // 2, device
+        options.batch, n_samples, RATE // 2, device
     )
     found = measure(variants, options.repeats, device)
-    bank = sum(b.numel() * b.element_size() for b in with_files.buffers())
     rows = []
     for name, figures in found.items():
         row = {
@@ -101,7 +107,10 @@ def main(options, folder):
         for baseline in baselines:
             ratio = found[baseline]["median"] / figures["median"]
             row[f"times {baseline}"] = ratio
-        row["bank MiB"] = bank / MIB if "same" in name else 0.0
+        if name in augmenters:
+            buffers = augmenters[name].buffers()
+            bank = sum(b.numel() * b.element_size() for b in buffers)
+            row["bank MiB"] = bank / MIB
         row["peak MiB"] = figures["host_mib"]
         if "gpu_mib" in figures:
             row["GPU MiB"] = figures["gpu_mib"]
