@@ -65,9 +65,9 @@ HPARAMS = pathlib.Path(__file__).parents[1] / "hparams"
 class PerFile(torch.utils.data.Dataset):
     """The baseline's data: each item read, cropped and augmented alone."""
 
-    def __init__(self, paths, labels, n_samples, stage, noises, rooms):
+    def __init__(self, paths, labels, n_samples, stage, clean, noises, rooms):
         self.paths, self.labels = paths, labels
-        self.n_samples, self.stage = n_samples, stage
+        self.n_samples, self.stage, self.clean = n_samples, stage, clean
         self.noises, self.rooms = noises, rooms
 
     def __len__(self):
@@ -99,6 +99,8 @@ class PerFile(torch.utils.data.Dataset):
         """A room or none, and recordings to add with their ratios."""
         profile = random.random()  # a quarter rooms, a quarter noise, or both
         room, added = None, []
+        if profile >= 1 - self.clean:  # as many as the yaml leaves
+            return room, added
         if profile < 0.25 or profile >= 0.5:
             room = random.choice(self.rooms)
         if profile >= 0.25:
@@ -211,6 +213,7 @@ class Benchmark:
             self.labels,
             round(self.crop * RATE),
             self.options.stage,
+            self.hparams["augment"].clean,
             self.noises,
             self.rooms,
         )
@@ -483,5 +486,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--compile", action="store_true")
     parser.set_defaults(repeats=3)
+    given = parser.parse_args()
+    if given.warm < 1:
+        parser.error("--warm: 1 or more, the clock starts at their end")
     with tempfile.TemporaryDirectory() as temporary:
-        main(parser.parse_args(), pathlib.Path(temporary))
+        main(given, pathlib.Path(temporary))
