@@ -5,7 +5,7 @@
 > python checksums.py --utterances=10000 --repeats=2
 
 A run folder of five rounds at VoxCeleb2's size is written: a store of
-embeddings, weights and labels each. Timed are the check of all of it at the
+embeddings and labels each. Timed are the check of all of it at the
 start of a command (from the page cache: a disk that reads slower than that
 sets the time), the record of a round's embeddings, and a checkpoint.
 """
@@ -30,7 +30,7 @@ PARAMETERS = 6_200_000  # of an ECAPA-TDNN with 512 channels
 
 
 def make_run(folder, n):
-    """A run of five rounds, each with a store, labels and weights."""
+    """A run of five rounds, each with a store and labels."""
     names = Strings(f"id{i % 5994:05}/{i:011}.wav" for i in range(n))
     vectors = np.random.default_rng(0).normal(size=(n, 192)).astype(np.float32)
     labels = torch.arange(n) % 6000
@@ -53,7 +53,7 @@ def start(folder):
 
 def main():
     """Times it."""
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device=False)
     parser.add_argument("--utterances", type=int, default=1_092_009)
     parser.add_argument("--folder", help="where to write; the system's")
     options = parser.parse_args()

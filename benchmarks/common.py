@@ -33,18 +33,24 @@ MIB = 2**20
 RATE = 16000
 
 
-def arguments(description):
-    """A parser with the options that every benchmark has."""
+def arguments(description, device=True, repeats=True):
+    """A parser with the options that benchmarks share.
+
+    `device` and `repeats` are to be False where nothing reads them: the option
+    would be accepted, and change nothing.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         # Of what is handed on, --seed would be taken for --seeds.
         allow_abbrev=False,
     )
-    parser.add_argument("--device", default="cpu")
+    if device:
+        parser.add_argument("--device", default="cpu")
     # A string: argparse hands a default on to `type` only if it is one.
     parser.add_argument("--threads", type=threads, default=f"{os.cpu_count()}")
-    parser.add_argument("--repeats", type=int, default=5)
+    if repeats:
+        parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="where to write the figures")
     return parser
 

@@ -18,7 +18,7 @@ import tempfile
 import numpy as np
 import soundfile
 import torch
-from common import arguments, give_freed_memory, measure, report
+from common import RATE, arguments, give_freed_memory, measure, report
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
@@ -30,7 +30,6 @@ from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.utils.device import keep_freed_memory
 
-RATE = 16000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 import soundfile
-from common import arguments, measure, peaks, report, reset_peaks
+from common import RATE, arguments, measure, peaks, report, reset_peaks
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
 
@@ -29,14 +29,13 @@ from lgl_plugin.dataio.dataset import crop_dataset
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.dataio.shards import write_shards
 
-RATE = 16000
 HEADER = "ID,duration,wav,start,stop,spk_id\n"
 # Seconds and number of the crops of an utterance.
 CROPS = {"stage I": (1.8, 2), "stage II": (3.0, 1)}
 
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device=False)
     parser.add_argument("--n", type=int, default=500, help="utterances")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])

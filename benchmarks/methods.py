@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import torch
-from common import arguments, report, synchronize
+from common import RATE, arguments, report, synchronize
 from speechbrain.dataio.batch import PaddedBatch
 
 from lgl_plugin.dataio.bad_files import BadFiles
@@ -33,7 +33,7 @@ sys.path.append(str(RECIPE))
 
 from gallery import METHODS  # noqa: E402
 
-RATE, N_UTTERANCES = 16000, 4096
+N_UTTERANCES = 4096
 
 
 class Case:

@@ -11,6 +11,7 @@ GOMP_SPINCOUNT=1000. The floor is the step on an idle machine.
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -18,6 +19,8 @@ from common import arguments, report
 
 from lgl_plugin.utils.threads import SPINS
 
+HPARAMS = pathlib.Path(__file__).parents[1] / "hparams"
+YAML = HPARAMS / "small_stage1.yaml"
 POLICIES = {
     "default": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
@@ -27,9 +30,9 @@ STEP = """
 import json, sys, time
 import torch
 from lgl_plugin.runs.settings import load_settings
-steps, batch, threads = map(int, sys.argv[1:])
+steps, batch, threads = map(int, sys.argv[1:4])
 torch.set_num_threads(threads)
-settings, _ = load_settings("hparams/small_stage1.yaml", "data_folder: x")
+settings, _ = load_settings(sys.argv[4], "data_folder: x")
 encoder = settings.new_encoder()
 optimizer = torch.optim.Adam(encoder.parameters(), fused=True)
 waveforms = torch.randn(batch, 16000)
@@ -48,9 +51,9 @@ def seconds_per_step(policy, options):
     """Runs steps in a process of its own; returns each one's seconds."""
     set_here = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
     others = {k: v for k, v in os.environ.items() if k not in set_here}
-    sizes = (options.steps, options.batch, options.threads)
+    words = (options.steps, options.batch, options.threads, YAML)
     done = subprocess.run(
-        [sys.executable, "-c", STEP, *map(str, sizes)],
+        [sys.executable, "-c", STEP, *map(str, words)],
         env={**others, **POLICIES[policy]},
         check=True,
         capture_output=True,
@@ -91,7 +94,7 @@ def main(options):
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device=False)
     parser.set_defaults(repeats=3)
     parser.add_argument("--neighbours", default="0,1,2,8")
     parser.add_argument("--steps", type=int, default=8)

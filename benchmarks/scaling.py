@@ -243,7 +243,7 @@ def main(options):
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device=False)
     parser.add_argument("--max", type=int, default=6, help="power of ten")
     parser.set_defaults(repeats=3)
     main(parser.parse_args())

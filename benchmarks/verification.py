@@ -299,7 +299,7 @@ def judge_call(name, n_trials, who):
 
 
 if __name__ == "__main__":
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, device=False)
     parser.add_argument("--utterances", type=int, default=150_000)
     parser.add_argument("--trials", type=int, default=600_000)
     parser.add_argument("--speakers", type=int, default=1251)
