@@ -13,7 +13,7 @@ an H200 does (--share, --bf16, --tf32): estimates, until one has been timed.
 import pathlib
 
 import torch
-from common import arguments, report
+from common import RATE, arguments, report
 from torch.utils.flop_counter import FlopCounterMode
 
 from lgl_plugin.methods.method import embedded
@@ -80,7 +80,7 @@ def stage2_step(settings, new_encoder):
 
 def embedding(encoder, seconds):
     """Makes the embedding of whole utterances."""
-    wavs = torch.randn(BATCH, int(16000 * seconds))
+    wavs = torch.randn(BATCH, int(RATE * seconds))
 
     @torch.inference_mode()
     def embed():
@@ -89,7 +89,15 @@ def embedding(encoder, seconds):
     return embed
 
 
-def costs(seconds):
+def clustering(kmeans, size, n_utterances):
+    """Returns k-means's operations for each of so many utterances."""
+    sample = kmeans.max_points_per_centroid * kmeans.n_clusters
+    # Iterations see a sample; then all go to their nearest centroid.
+    passes = kmeans.n_iterations * min(1.0, sample / n_utterances) + 1
+    return 2 * kmeans.n_clusters * size * passes
+
+
+def costs(seconds, n_utterances):
     """Yields what is done, operations an utterance, passes, TF32 or not."""
     for name in STAGE1:
         settings = settings_of(name)
@@ -105,19 +113,13 @@ def costs(seconds):
     yield "Stage II, the last round", flop, epochs, False
     flop = counted(embedding(settings.new_encoder(), seconds))
     yield "embedding", flop, rounds, False
-    # 25 iterations on a sample of 256 utterances a cluster, then all once.
-    size = settings.embedding_size
-    yield (
-        "clustering",
-        2.0 * settings.n_clusters * size * (25 + 1),
-        rounds,
-        True,
-    )
+    flop = clustering(settings.cluster, settings.embedding_size, n_utterances)
+    yield "clustering", flop, rounds, True
 
 
 def main():
     """Counts, and prints a row for each."""
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device=False, repeats=False)
     parser.add_argument("--hours", type=float, help="of speech; VoxCeleb2's")
     parser.add_argument("--seconds", type=float, default=7.8, help="a file")
     parser.add_argument("--gpus", type=int, default=8)
@@ -129,7 +131,7 @@ def main():
     if options.hours:
         n_utterances = round(3600 * options.hours / options.seconds)
     rows = []
-    for what, flop, passes, slow in costs(options.seconds):
+    for what, flop, passes, slow in costs(options.seconds, n_utterances):
         rate = (options.tf32 if slow else options.bf16) * 1e12 * options.share
         hours = flop * passes * n_utterances / rate / 3600
         rows.append(

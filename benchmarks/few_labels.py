@@ -27,7 +27,7 @@ from lgl_plugin.runs.settings import load_settings
 
 def main():
     """Prints the equal error rate of each cell."""
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, repeats=False)
     parser.add_argument("encoder", type=pathlib.Path)
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("--work", type=pathlib.Path, default="results/labels")
@@ -100,8 +100,9 @@ def parsed(options, folder, settings, labels):
 def figures(folder):
     """The error rate at the end, and how good the classes were."""
     of = {record["phase"]: record for record in read_metrics(folder)}
+    last = [phase for phase in of if phase.startswith("after ")][-1]
     return {
-        "EER %": of["after gated"]["eer"],
+        "EER %": of[last]["eer"],
         "classes": of["clusters"]["n_clusters"],
         "AMI": of["clusters"].get("ami"),
     }

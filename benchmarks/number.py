@@ -20,8 +20,9 @@ import numpy as np
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.number import FIRST_STEP, estimate
-from lgl_plugin.dataio.manifest import load_manifest
+from lgl_plugin.dataio.manifest import run_manifest
 from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.runs.state import read_state
 
 # Speakers, utterances of each.
 CORPORA = [(30, 10), (30, 40), (30, 150), (150, 10), (150, 40), (60, 100)]
@@ -72,13 +73,16 @@ def row(name, corpora):
 def of_run(folder):
     """A run's embeddings, and how many speakers its manifest names."""
     found = Embeddings.load(pathlib.Path(folder) / "iter1" / "embeddings")
-    manifest = load_manifest(pathlib.Path(folder) / "manifest.csv", "")
+    settings = read_state(folder)["settings"]["stage 2"]
+    manifest = run_manifest(pathlib.Path(folder), settings)
     speakers = manifest.speakers[manifest.rows(found.utterances)]
-    return np.array(found.vectors, np.float32), len(np.unique(speakers))
+    known = speakers >= 0  # else one more would be counted, of all unknown
+    vectors = np.array(found.vectors[known], np.float32)
+    return vectors, len(np.unique(speakers[known]))
 
 
 if __name__ == "__main__":
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, device=False, repeats=False)
     parser.add_argument("--run", nargs="+", help="folders of runs")
     options = parser.parse_args()
     if options.run:

@@ -40,7 +40,7 @@ def ways(step, device):
     found = {}
     for pseudo in (step.pseudo, None):
         decision, vectors = find_threshold(
-            once, step.manifest, share, seed, pseudo
+            once, step.manifest, share, seed, pseudo, step.labelled
         )
         found[decision[1]] = decision[0]
     unit = normalised(vectors)
@@ -53,7 +53,7 @@ def ways(step, device):
 
 def main():
     """Prints the table."""
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, repeats=False)
     parser.add_argument("runs", nargs="+", type=pathlib.Path)
     options = parser.parse_args()
     errors = {}
