@@ -107,7 +107,7 @@ class Experiment:
         self.yamls = [str(yaml) for yaml in yamls]
         self.folder = pathlib.Path(folder)
         self.seeds = seeds
-        self.jobs = jobs
+        self.jobs, self.nproc = jobs, nproc
         self.launch = [sys.executable]
         if nproc > 1:
             self.launch += ["-m", "torch.distributed.run", "--standalone"]
@@ -206,12 +206,15 @@ class Experiment:
             done, keep = read_state(parent)["done"], variant.keep
             if keep is None:
                 keep = list(done)
-            elif "ssps" in done:  # Stage I's last step, where there is one
+            elif keep and "ssps" in done:  # Stage I's last step, if done
                 keep = [*keep, "ssps"]
             fork(parent, folder, keep)
         recipe = self.recipe.with_name(variant.script or self.recipe.name)
-        share = max(1, (os.cpu_count() or 1) // self.jobs)
-        threads = os.environ.get("OMP_NUM_THREADS", share)
+        # torchrun gives each process one, which `all_cores` knows to lift.
+        threads = None
+        if self.nproc == 1:
+            share = max(1, (os.cpu_count() or 1) // self.jobs)
+            threads = os.environ.get("OMP_NUM_THREADS", share)
         for command in commands:
             command = [*self.launch, recipe, *command]
             run_command(command, folder / "printed.txt", threads)
@@ -221,16 +224,18 @@ class Experiment:
 def run_command(command, printed, threads):
     """Runs a command; what it prints goes behind what the file holds.
 
-    Returns the resources that it used. RuntimeError, with the end of what it
-    printed, if it fails.
+    `threads` are OpenMP's; None leaves them to the command. Returns the
+    resources that it used. RuntimeError, with the end of what it printed, if it
+    fails.
     """
     printed.parent.mkdir(parents=True, exist_ok=True)
+    chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with open(printed, "ab") as out:
         process = subprocess.Popen(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, **chosen},
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,0 +1,59 @@
+"""Runs that part from another: what they keep of it, and their threads."""
+
+import sys
+
+import experiments  # of the recipe's folder
+import pytest
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """Makes an experiment whose runs are not trained; what each began with."""
+    found = {}
+    done = {"done": {"stage1": {}, "ssps": {}}}
+
+    def fork(parent, folder, keep):
+        found["kept"] = [*keep]
+
+    def run_command(command, printed, threads):
+        found["threads"] = threads
+
+    monkeypatch.setattr(experiments, "read_state", lambda folder: done)
+    monkeypatch.setattr(experiments, "fork", fork)
+    monkeypatch.setattr(experiments, "run_command", run_command)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yamls = [tmp_path / "stage1.yaml", tmp_path / "stage2.yaml"]
+    for yaml in yamls:
+        yaml.write_text("seed: 1", "utf-8")
+
+    def begin(keep=("stage1",), **options):
+        run = experiments.Experiment("x.py", yamls, tmp_path, [1], **options)
+        (tmp_path / "seed1" / "other").mkdir(parents=True)
+        run.train_one(1, experiments.Variant("other", keep=keep))
+        return found
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    "keep, kept", [((), []), (("stage1",), ["stage1", "ssps"])]
+)
+def test_stage_1_is_kept_to_its_end_or_not_at_all(begun, keep, kept):
+    assert begun(keep)["kept"] == kept
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_threads_of_several_processes_are_torchruns(begun, monkeypatch, nproc):
+    """More, in each of them, would be more threads than cores."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    wanted = 4 if nproc == 1 else None
+    assert begun(jobs=2, nproc=nproc)["threads"] == wanted
+
+
+@pytest.mark.parametrize("threads, told", [(None, "None"), (3, "3")])
+def test_a_command_gets_the_threads(tmp_path, monkeypatch, threads, told):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    printed = tmp_path / "printed.txt"
+    experiments.run_command([sys.executable, "-c", code], printed, threads)
+    assert printed.read_text().strip() == told
