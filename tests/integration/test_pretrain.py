@@ -164,18 +164,34 @@ def test_precision_is_on_record(monkeypatch):
     assert settings.precision == itself["precision"] == "bf16"
 
 
-def test_a_run_that_is_done_refuses_other_speech(speech, tmp_path):
+@pytest.mark.parametrize(
+    "run, features, message",
+    [
+        ("done", "other", "train_folders: was .*speech.*, is .*other"),
+        ("new", "shared", "features_folder: .* has those of .*speech"),
+    ],
+)
+def test_other_speech_is_refused(speech, tmp_path, run, features, message):
+    """By a run that is done, and by the frames of the first speech."""
     train(speech, tmp_path / "done")
-    other = tmp_path / "other"
-    other.mkdir()
-    with pytest.raises(ValueError, match="features_folder"):
-        settings, itself = pretrain.read_settings(
-            YAML,
-            f"{TINY}train_folders: ['{other}']\n"
-            f"output_folder: {tmp_path / 'done'}\n"
-            f"features_folder: {speech.parent / 'features'}\n",
-        )
+    folders = {"shared": speech.parent / "features"}
+    settings, itself = pretrain.read_settings(
+        YAML,
+        f"{TINY}train_folders: ['{tmp_path / 'other'}']\n"
+        f"output_folder: {tmp_path / run}\n"
+        f"features_folder: {folders.get(features, tmp_path / features)}\n",
+    )
+    with pytest.raises(ValueError, match=message):
         pretrain.pretrain(settings, itself, RUN)
+
+
+def test_a_folder_is_the_same_however_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = (
+        pretrain.read_settings(YAML, f"train_folders: ['{typed}']")[1]
+        for typed in ("speech/", pathlib.Path.cwd() / "speech")
+    )
+    assert one == other
 
 
 def test_a_file_of_no_frame_is_left_out(tmp_path, caplog):
@@ -214,22 +230,60 @@ def test_a_teacher_that_does_not_fit(tmp_path, teacher, layer, size, message):
     [
         (["--epochs", "3"], "--name=value"),
         (["--seeds=5"], "holds a study of other seeds"),
-        (["--seed=5"], "holds a study of other seeds, corpora or options"),
+        (["--seed=5"], "holds a study of other seeds, corpora, options"),
         (["--hidden_size=48"], "--hidden_size=48: the study sets that itself"),
         (["--data_share=0.5"], "--data_share=0.5: the study sets that itself"),
     ],
 )
-def test_a_study_is_of_one_kind(
-    speech, tmp_path, monkeypatch, capsys, options, message
-):
-    made = {"seeds": [1, 2, 3], "corpora": f"{speech / 'train'}", "options": []}
-    (tmp_path / "study.json").write_text(json.dumps(made))
-    words = [str(YAML), f"--data_folder={speech}", *options]
-    words.append(f"--output_folder={tmp_path}")
-    monkeypatch.setattr("sys.argv", ["pretraining_study.py", *words])
+def test_a_study_is_of_one_kind(begin, capsys, options, message):
+    for _ in range(2):  # the same command goes on
+        with pytest.raises(InterruptedError):
+            begin(YAML)
     with pytest.raises(SystemExit):
-        study.main()
+        begin(YAML, *options)
     assert message in capsys.readouterr().err
+
+
+def test_a_study_is_of_one_yaml(begin, tmp_path, capsys):
+    """Models that are not trained have no record of their settings."""
+    with pytest.raises(InterruptedError):
+        begin(YAML)
+    other = tmp_path / "other.yaml"
+    text = YAML.read_text("utf-8")
+    other.write_text(text.replace("heads: 4", "heads: 2"), "utf-8")
+    with pytest.raises(SystemExit):
+        begin(other)
+    assert "another yaml" in capsys.readouterr().err
+
+
+@pytest.fixture
+def begin(speech, tmp_path, monkeypatch):
+    """Starts the study, which is interrupted before it reads audio."""
+
+    def interrupt(*where):
+        raise InterruptedError
+
+    def start(yaml, *options):
+        words = [str(yaml), f"--data_folder={speech}", *options]
+        words.append(f"--output_folder={tmp_path / 'study'}")
+        monkeypatch.setattr("sys.argv", ["pretraining_study.py", *words])
+        study.main()
+
+    monkeypatch.setattr(study, "Corpus", interrupt)
+    return start
+
+
+def test_a_model_without_weights_is_not_taken_as_done(tmp_path, monkeypatch):
+    """A kill between its config and its weights, in save_pretrained."""
+    model = study.Model("untrained")
+    made = tmp_path / "made", YAML, f"{TINY}train_folders: [x]", model
+    save = "transformers.modeling_utils.safe_save_file"
+    with monkeypatch.context() as patch:
+        patch.setattr(save, lambda *given, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            study.make(*made)
+    study.make(*made)
+    assert (tmp_path / "made" / "model" / "model.safetensors").exists()
 
 
 def test_a_studys_paths_are_read_as_they_are():

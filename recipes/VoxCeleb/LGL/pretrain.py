@@ -12,6 +12,7 @@ ends as it would have ended.
 """
 
 import json
+import os
 import pathlib
 import random
 import sys
@@ -56,7 +57,7 @@ RECORD = "pretrain.json"  # comes last: the run is done
 FRAMES_PER_SECOND = 100
 SHORTEST = 560  # samples, a frame of the model
 PREPARING = 400  # crops that a quantiser is fitted to
-PLACES = ("output_folder", "train_folders", "features_folder")
+PLACES = ("output_folder", "features_folder")
 
 
 class Settings(pydantic.BaseModel):
@@ -217,7 +218,13 @@ def read_settings(path, overrides=""):
     values = load_hyperpyyaml(text, overrides)
     itself = {k: v for k, v in plain.items() if k not in PLACES}
     itself["objectives"] = plain["objectives"][plain["objective"]]
+    itself["train_folders"] = absolute(plain["train_folders"])
     return Settings.model_construct(**values), itself
+
+
+def absolute(folders):
+    """Returns paths that are equal however they were typed, and from where."""
+    return [os.path.abspath(folder) for folder in folders]
 
 
 def waveforms(folders):
@@ -242,12 +249,12 @@ def claim_features(settings):
     made_of = folder / "train_folders.json"
     if made_of.exists():
         folders = json.loads(made_of.read_text())
-        if folders != settings.train_folders:
+        if absolute(folders) != absolute(settings.train_folders):
             raise ValueError(
                 f"features_folder: {folder} has those of {folders}"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(made_of, settings.train_folders)
+    write_json(made_of, absolute(settings.train_folders))
 
 
 def pretrain(settings, itself, run_opts):

@@ -136,15 +136,15 @@ def main():
     for option in overrides:
         if key_of(option) in taken:
             parser.error(f"{option}: the study sets that itself")
-    read_settings(options.yaml, as_yaml(own, overrides))
+    _, settings = read_settings(options.yaml, as_yaml(own, overrides))
     made_of = {"seeds": seeds, "corpora": ",".join(trains)}
-    made_of["options"] = sorted(overrides)
+    made_of |= {"options": sorted(overrides), "settings": settings}
     known = folder / STUDY
     there = json.loads(known.read_text()) if known.exists() else None
     if there != made_of and (there or any(folder.glob(f"*/{BACKEND}"))):
         parser.error(
-            f"{folder} holds a study of other seeds, corpora or options (see "
-            f"{STUDY} there); take another --output_folder"
+            f"{folder} holds a study of other seeds, corpora, options or "
+            f"another yaml (see {STUDY} there); take another --output_folder"
         )
     write_json(known, made_of)
     corpus = Corpus(options.data_folder, folder / "corpus")
@@ -172,10 +172,13 @@ def make(folder, yaml, overrides, model):
     settings, itself = read_settings(yaml, overrides)
     if model.objective != "untrained":
         pretrain(settings, itself, {"device": "cpu", "noprogressbar": True})
-    elif not (folder / MODEL / "config.json").exists():
+    elif not (folder / MODEL).exists():
         torch.manual_seed(settings.seed)
         network = Wav2Vec2BertModel(settings.new_model())
-        network.save_pretrained(folder / MODEL)
+        # The weights come last: a folder that is there has them.
+        torn = folder / f"{MODEL}.torn"
+        network.save_pretrained(torn)
+        torn.rename(folder / MODEL)
 
 
 class Corpus:
