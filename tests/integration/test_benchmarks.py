@@ -32,11 +32,13 @@ def load(name):
 
 def test_an_option_that_nothing_reads_is_refused(capsys):
     arguments = load("common").arguments
-    given = arguments("").parse_args(["--device=cuda", "--repeats=1"])
+    one = "--threads=1"  # else later tests of this process would use all
+    given = arguments("").parse_args([one, "--device=cuda", "--repeats=1"])
     assert (given.device, given.repeats) == ("cuda", 1)
     for option in ("device", "repeats"):
         with pytest.raises(SystemExit):
-            arguments("", **{option: False}).parse_args([f"--{option}=1"])
+            parser = arguments("", **{option: False})
+            parser.parse_args([one, f"--{option}=1"])
         assert f"unrecognized arguments: --{option}" in capsys.readouterr().err
 
 

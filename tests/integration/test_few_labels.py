@@ -14,8 +14,8 @@ def test_a_mistyped_option_is_refused_at_once(monkeypatch, tmp_path, typed):
     """Neither taken for short nor found by the first training."""
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     work = f"--work={tmp_path / 'work'}"
+    # Else later tests of this process would use all cores.
+    options = work, "--threads=1", typed
     with pytest.raises(ValueError, match="no setting .*(speaker|did you mean)"):
-        run_script(
-            BENCHMARKS / "few_labels.py", "encoder", "corpus", work, typed
-        )
+        run_script(BENCHMARKS / "few_labels.py", "encoder", "corpus", *options)
     assert not any(tmp_path.iterdir())
