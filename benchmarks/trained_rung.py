@@ -30,7 +30,7 @@ MOST_TRAINED = 0.25  # of a speaker's recordings
 
 def main():
     """Prints the error rates before and after, for both sets of speakers."""
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, repeats=False)
     for name in ("encoder", "corpus", "run"):
         parser.add_argument(name, type=pathlib.Path)
     options = parser.parse_args()

@@ -26,6 +26,7 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
+from common import RATE
 
 from lgl_plugin.dataio.audio import probe, read_audio
 from lgl_plugin.dataio.folder import find_audio
@@ -45,7 +46,6 @@ from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.weights import BACKEND
 from lgl_plugin.utils.files import atomic_write, read_json, write_json
 
-RATE = 16000
 # libsndfile's level from 0 (256 kbit/s) to 1 (6 kbit/s).
 OPUS_8K = (256 - 8) / (256 - 6)
 COHORT = 200  # nearest recordings that AS-norm takes
@@ -54,7 +54,7 @@ DRAWS = 200  # of test speakers, for the interval of the truth
 
 def main():
     """Prints each verdict, each ladder's end, and what that amounts to."""
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, repeats=False)
     parser.add_argument("encoders", nargs="+", type=pathlib.Path)
     parser.add_argument("--corpora", nargs="+", type=pathlib.Path)
     parser.add_argument("--work", type=pathlib.Path, default="results/verdict")

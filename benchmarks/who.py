@@ -31,7 +31,7 @@ from lgl_plugin.inference.speakers import calibrated, find_speakers, group_files
 
 def main():
     """Prints the means over all draws."""
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, repeats=False)
     parser.add_argument("encoder", type=pathlib.Path)
     parser.add_argument("audio", type=pathlib.Path)
     parser.add_argument("--speakers", type=int, default=5)
