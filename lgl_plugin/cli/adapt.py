@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import pathlib
 import shutil
@@ -62,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--train",
         action="store_true",
-        help="tries the whole network, too, trained on through the loss gate",
+        help="tries the network, too, trained on through the loss gate; all of "
+        "it, or what --trained_weights names",
     )
     add(
         "--labels",
@@ -99,8 +101,8 @@ def run(
 ) -> None:
     """Tries the rungs, and writes what is kept and a page."""
     from lgl_plugin.inference.adapt import Ladder
-    from lgl_plugin.inference.rungs import TRAINED
-    from lgl_plugin.inference.verdict import FEWEST
+    from lgl_plugin.inference.rungs import TRAINED, Rung
+    from lgl_plugin.inference.verdict import FEWEST, Verdict
     from lgl_plugin.utils.errors import message_of
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
@@ -124,13 +126,14 @@ def run(
                 f"used, but --train takes {2 * FEWEST}: half of them judge it"
             )
         if given:
-            check_sizes(ladder, given)
+            check_training(ladder, given)
 
     ladder = Ladder(
         *(encoder, audio, folder, device, num_workers, labels, channel),
         check=check,
     )
-    if TRAINED in ladder.run.done and not train:
+    before = ladder.run.done.get(TRAINED)
+    if not train and before and Rung(TRAINED, Verdict(**before)).kept:
         raise ValueError(
             f"{folder} holds a trained encoder, and without --train there "
             "would be another in its place: add --train, which trains nothing "
@@ -140,7 +143,7 @@ def run(
     # A training takes long and may fail. Where one was begun, the folder may
     # hold the result of an earlier one.
     said = f"The result so far is in {folder}."
-    if TRAINED not in ladder.run.sources:
+    if not train or TRAINED not in ladder.run.sources:
         said = write_result(ladder, labelled, license)
     if train:
         hours = ladder.manifest.durations.sum() / 3600
@@ -156,7 +159,7 @@ def run(
             ladder.try_training(work, changed)
         except FAILED as error:
             raise RuntimeError(
-                f"the training failed: {message_of(error)}\n"
+                f"--train: {message_of(error)}\n"
                 f"What came before it is kept. {said}"
             ) from error
         said = write_result(ladder, labelled, license)
@@ -219,11 +222,11 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     return changes(plain_settings(before), plain_settings(after))
 
 
-def check_sizes(ladder: Ladder, given: list[str]) -> None:
-    """Refuses sizes that the recordings left for training may not bear.
+def check_training(ladder: Ladder, given: list[str]) -> None:
+    """Refuses weights that the encoder lacks, and sizes that are too large.
 
     The training would refuse them too, but only after the other rungs. How
-    many are kept out to judge it by shows only then: up to half.
+    many recordings are kept out to judge it by shows only then: up to half.
     """
     from lgl_plugin.dataio.manifest import held_out
     from lgl_plugin.inference.split import SHARE
@@ -242,6 +245,9 @@ def check_sizes(ladder: Ladder, given: list[str]) -> None:
     settings, _ = load_settings(path, overrides, run_opts)
     rows, _ = held_out(left, settings.held_out_share, settings.seed)
     batch_size = settings.dataloader_options.batch_size
+    if settings.trained_weights:
+        encoder = copy.deepcopy(ladder.extract.encoder)
+        encoder.train_only(settings.trained_weights)
     try:
         check_batch(settings, batch_size, left, len(rows))
         check_clusters(settings, left)
@@ -297,7 +303,7 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     except SystemExit as error:
         if error.code not in (1, 2):  # a signal's
             raise
-        raise RuntimeError("its message is above") from error
+        raise RuntimeError("the training failed, as said above") from error
     last = max(folder.glob("iter*"), key=lambda path: int(path.name[4:]))
     found = [last / step / WEIGHTS for step in ("large_margin", "gated")]
     return found[0] if found[0].exists() else found[1]

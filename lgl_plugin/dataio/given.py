@@ -104,7 +104,8 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
     try:
         # utf-8-sig: spreadsheets begin a csv with a byte-order mark.
         with open(path, newline="", encoding="utf-8-sig") as source:
-            reader = csv.DictReader(source, skipinitialspace=True)
+            # strict: a stray quote would take the lines behind it for a name.
+            reader = csv.DictReader(source, skipinitialspace=True, strict=True)
             missing = {*COLUMNS} - {*(reader.fieldnames or ())}
             if missing:
                 raise ValueError(
@@ -116,11 +117,23 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
                 # Blanks would make two speakers of one.
                 name, speaker = ((row[c] or "").strip() for c in COLUMNS)
                 place = f"{path}, line {reader.line_num}"
+                if None in row:
+                    raise ValueError(
+                        f"{place} has more fields than the first line: put a "
+                        'name with a comma in quotes ("Smith, Ann")'
+                    )
                 if not name or not speaker:
                     raise ValueError(f"{place}: utterance or speaker is empty")
                 if name in named:
                     raise ValueError(f"{place}: {name!r} occurs a second time")
                 named[name] = speaker
+    except csv.Error as error:
+        # Where reading stopped: a quote may have been opened before that.
+        line = reader.reader.line_num
+        raise ValueError(
+            f"{path} is no csv up to line {line} ({error}): look for a quote "
+            'that is not closed, and double one within a name ("")'
+        ) from error
     except UnicodeDecodeError as error:  # as of a spreadsheet in Latin-1
         raise ValueError(
             f"{path} is not in UTF-8: save it as such a csv ({error})"

@@ -348,6 +348,11 @@ hyperparams.yaml. `lgl export RUN` writes one to RUN/export
 
 def _load_file(path):
     """Returns the encoder of a file of weights and its sampling rate."""
+    if path.name == ENCODER and (path.parent / YAML).exists():
+        # Without the back-end, which lies in another file, and the threshold.
+        raise ValueError(
+            f"{path} is one part of an encoder: name its folder, {path.parent}"
+        )
     settings = encoder_settings(path)
     if settings is None:
         raise ValueError(

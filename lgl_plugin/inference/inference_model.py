@@ -114,8 +114,11 @@ class InferenceModel:
         self.affine = None
         if backend is not None:
             self._add_backend(backend)
-        elif classifier is not None:
-            self._add_classifier(read_state_dict(classifier))
+        else:
+            if not _takes_lengths(tag):
+                self._put_behind({})
+            if classifier is not None:
+                self._add_classifier(read_state_dict(classifier))
         text = dump_settings(self.parts)
         packages = {*re.findall(r"!(?:new|name|apply):(\w+)", text)}
         # The other package that SpeechBrain needs to load the folder.
@@ -161,18 +164,26 @@ class InferenceModel:
         }
         unit = {"normalized_shape": size, "elementwise_affine": False}
         affine = {"input_size": size, "n_neurons": size_after}
-        self.parts["network"] = self.parts.pop("embedding_model")
         self.parts["backend"] = {"!new:speechbrain.nnet.linear.Linear": affine}
+        unit_length = {"!new:torch.nn.RMSNorm": {**unit, "eps": 1.0e-20}}
+        layers = {"unit_length": unit_length, "backend": {"!ref": "<backend>"}}
+        self._put_behind(layers)
+        self.loadables["backend"] = "backend"
+
+    def _put_behind(self, layers):
+        """Puts layers behind the network, by a container of SpeechBrain's.
+
+        It takes the lengths that SpeechBrain hands over, and hands them to
+        those parts that take them.
+        """
+        self.parts["network"] = self.parts.pop("embedding_model")
         self.parts["embedding_model"] = {
             "!new:speechbrain.nnet.containers.LengthsCapableSequential": {
                 "network": {"!ref": "<network>"},
-                "unit_length": {
-                    "!new:torch.nn.RMSNorm": {**unit, "eps": 1.0e-20}
-                },
-                "backend": {"!ref": "<backend>"},
+                **layers,
             }
         }
-        self.loadables = {"embedding_model": "network", "backend": "backend"}
+        self.loadables = {"embedding_model": "network"}
 
     def extractor(self, device: str = "cpu") -> Extractor:
         """Makes an Extractor around the encoder."""
@@ -293,3 +304,13 @@ def _instance(setting):
     elif arguments:
         arguments = dict(arguments)
     return tag.replace("!name:", "!new:", 1), arguments or {}
+
+
+def _takes_lengths(tag):
+    """Says whether a network's class takes lengths behind features."""
+    network = pydoc.locate(tag.partition(":")[2])
+    try:
+        inspect.signature(network.forward).bind("self", "features", "lengths")
+    except TypeError:
+        return False
+    return True

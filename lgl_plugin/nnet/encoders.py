@@ -99,7 +99,7 @@ class Encoder(torch.nn.Module):
                 frames = max(frames, getattr(part, "min_frames", 1) - 1)
         self.min_samples = self.window + frames * self.hop
         self.one_by_one = shape is None or not _masks_padding(self.network)
-        self.frozen_statistics = False
+        self.frozen_statistics = self.trains_a_part = False
 
     def freeze_statistics(self) -> None:
         """Keeps batch normalisation's means and variances while training.
@@ -118,6 +118,7 @@ class Encoder(torch.nn.Module):
     def train_only(self, pattern: str) -> None:
         """Trains no weights but those whose name has a pattern in it.
 
+        Batch normalisation without such a weight keeps its statistics, too.
         The pattern is a regular expression, the names are of the network's
         state dict. ValueError if no weight that is trained has such a name.
         """
@@ -137,12 +138,14 @@ class Encoder(torch.nn.Module):
             )
         for name, weight in trained.items():
             weight.requires_grad_(name in found)
+        self.trains_a_part = True
 
     def train(self, mode: bool = True) -> Encoder:
         """Sets the mode of all parts, but for statistics that are frozen."""
         super().train(mode)
-        if self.frozen_statistics:
-            for layer in batch_norms(self.network):
+        for layer in batch_norms(self.network):
+            trained = any(w.requires_grad for w in layer.parameters())
+            if self.frozen_statistics or self.trains_a_part and not trained:
                 layer.eval()
         return self
 

@@ -12,6 +12,9 @@ from lgl_plugin.runs.plain import dump_settings
 if TYPE_CHECKING:
     from speechbrain.utils.run_opts import RunOptions
 
+# Settings whose values are text though yaml may read "[a-z]" as a list.
+TEXTS = ("trained_weights",)
+
 
 def parse_arguments(
     words: list[str], own: dict[str, Any] | None = None
@@ -77,6 +80,8 @@ def key_of(option: str) -> str:
 
 def as_typed(name: str, value: str) -> str:
     """Returns the yaml line of an option, which reads as it was typed."""
+    if name in TEXTS and value != "null":
+        return dump_settings({name: value}).strip()
     if _is_misread(value) and value[0] not in "!{['\"":  # not a yaml text
         return dump_settings({name: value}).strip()
     return f"{name}: {value}"

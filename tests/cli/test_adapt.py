@@ -600,7 +600,7 @@ def test_a_training_that_fails_leaves_what_the_other_rungs_gave(
     with pytest.raises(SystemExit, match="1"):
         adapt(ecapa, calls, tmp_path, "--train")
     said = capsys.readouterr().err
-    assert "training failed: 0 recordings are of speakers" in said
+    assert "--train: 0 recordings are of speakers" in said
     assert "What came before it is kept. " in said and str(page) in said
     assert (str(exported) in said) == exported.exists() == (first is BETTER)
     assert "best as it is" in page.read_text() or first is BETTER
@@ -772,6 +772,32 @@ def test_sizes_that_training_cannot_do_with_show_before_the_work(
     printed = capsys.readouterr().err
     assert said is None or said in printed
     assert ("only 20 of the 40 recordings" in printed) == bool(said)
+
+
+def test_weights_that_the_encoder_lacks_show_before_the_work(
+    ecapa, calls, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Ladder, "_start", pytest.fail)
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--train", "--trained_weights=dense")
+    said = capsys.readouterr().err
+    assert "no weight of the encoder has 'dense' in its name" in said
+    assert "blocks.0, " in said and "fc.conv" in said
+
+
+def test_a_training_that_was_not_kept_leaves_the_folder_open(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    """The same command without --train takes nothing from it."""
+    weights = tmp_path / "start" / "embedding_model.ckpt"
+    monkeypatch.setattr(verb, "train_network", lambda ladder, given: weights)
+    monkeypatch.setattr(module, "kept_out", every_second)
+    say(monkeypatch, BETTER, WORSE, WORSE)
+    adapt(ecapa, calls, tmp_path, "--train")
+    before = (tmp_path / "export/adapted/backend.ckpt").read_bytes()
+    adapt(ecapa, calls, tmp_path)
+    after = (tmp_path / "export/adapted/backend.ckpt").read_bytes()
+    assert before == after
 
 
 def test_settings_of_training_are_refused_without_it(

@@ -43,6 +43,14 @@ def test_a_spreadsheets_file_is_read(tmp_path, caplog):
             "utterance,speaker\na/1.wav,x\na/1.wav,x\n",
             "line 3: 'a/1.wav' occurs a second time",
         ),
+        # A quote that is not closed would make one name of all lines after.
+        ('utterance,speaker\na/1.wav,"x\na/2.wav,y\n', "quote that is not clo"),
+        ('utterance,speaker\na/1.wav,"x"y\n', "is no csv up to line 2 "),
+        # The part behind a comma would be lost, and two people be one.
+        (
+            "utterance,speaker\na/1.wav,Smith, Ann\n",
+            "line 2 has more fields than the first line",
+        ),
         (
             "utterance,speaker\n1.wav,x\n2.wav,x\n3.wav,x\n4.wav,x\n",
             "labels 4 utterances that are not there, such as '1.wav', '2.wav', "

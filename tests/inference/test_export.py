@@ -296,6 +296,45 @@ def test_a_network_without_lengths_takes_a_back_end(run, tmp_path):
             )
 
 
+class Means(torch.nn.Module):
+    """A network that takes features alone, as those of other packages do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(24, 6)
+
+    def forward(self, features):
+        return self.linear(features.mean(dim=1))
+
+
+def test_speechbrain_loads_a_network_that_takes_no_lengths(run, tmp_path):
+    """It hands lengths over whether or not the network wants any."""
+    settings = stage_settings(tmp_path, 1)
+    ((_, parts),) = settings["new_encoder"].items()
+    parts["network"] = {f"!name:{__name__}.Means": {}}
+    torch.manual_seed(0)
+    network = Means()
+    torch.save(network.state_dict(), tmp_path / "mine.ckpt")
+    model = InferenceModel(settings, tmp_path / "mine.ckpt")
+    model.save(tmp_path / "bare", "library_name: speechbrain\n")
+    wav = torch.randn(1, 16000) / 9
+    theirs = SpeakerRecognition.from_hparams(source=str(tmp_path / "bare"))
+    encoder = load_extractor(tmp_path / "bare").encoder.eval()
+    with torch.no_grad():
+        expected = network(encoder.normalised(encoder.features(wav)))
+        for found in (encoder(wav), theirs.encode_batch(wav)):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_weights_of_a_folder_are_no_encoder_without_it(run, tmp_path):
+    """They would be scored without the back-end beside them."""
+    settings = stage_settings(tmp_path, 1)
+    weights = run / "stage1" / "embedding_model.ckpt"
+    export_checkpoint(weights, settings, tmp_path / "out")
+    with pytest.raises(ValueError, match="is one part .* name its folder"):
+        load_extractor(tmp_path / "out" / "embedding_model.ckpt")
+
+
 def test_arguments_of_a_network_may_be_a_list(run, tmp_path):
     settings = stage_settings(tmp_path, 1)
     ((_, parts),) = settings["new_encoder"].items()

@@ -267,6 +267,18 @@ def test_only_weights_with_a_pattern_in_their_name_are_trained():
     assert changed == {"2.weight", "2.bias"}
 
 
+def test_normalisation_that_is_not_trained_keeps_its_statistics():
+    network = torch.nn.Sequential(
+        *(torch.nn.Linear(9, 9), torch.nn.BatchNorm1d(9)),
+        *(torch.nn.Linear(9, 9), torch.nn.BatchNorm1d(9)),
+    )
+    encoder = Encoder(Waveform(), network)
+    encoder.train_only("^[23]")
+    encoder.train()(torch.randn(8, 9) + 3)
+    assert network[1].num_batches_tracked == 0
+    assert network[3].num_batches_tracked == 1
+
+
 def test_a_pattern_without_weights_names_those_there_are():
     network = torch.nn.Sequential(torch.nn.Linear(9, 5), torch.nn.Linear(5, 3))
     encoder = Encoder(Waveform(), network)

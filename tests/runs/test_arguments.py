@@ -79,6 +79,16 @@ def test_a_yaml_text_with_an_equals_sign_stays_one(value, read):
     assert plain_settings(text) == {"key": read}
 
 
+@pytest.mark.parametrize(
+    "value, read",
+    [("[a-z]", "[a-z]"), ("*dense", "*dense"), ("", ""), ("null", None)],
+)
+def test_a_pattern_is_a_text_whatever_yaml_would_read(value, read):
+    """Nothing would stand for all weights, brackets for a list."""
+    _, _, text = parse_arguments(["one.yaml", f"--trained_weights={value}"])
+    assert plain_settings(text) == {"trained_weights": read}
+
+
 def test_options_of_speechbrains_stay_its_own():
     words = ["--log_config=/exp/lr=0.1/log.yaml", "--debug", "/lr=1/one.yaml"]
     path, options, text = parse_arguments(words)

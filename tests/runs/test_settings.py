@@ -318,6 +318,8 @@ def test_weights_to_train_of_an_encoder_that_begins_at_random():
     assert "trained_weights leaves the others as an encoder came" in line
     (line,) = refusal("small_stage2", trained_weights="fc(")
     assert "'fc(' is no regular expression: missing )" in line
+    (line,) = refusal("small_stage2", trained_weights="''")
+    assert "trained_weights" in line and "at least 1 character" in line
     assert load("small_stage2", trained_weights="^fc|asp")
 
 
