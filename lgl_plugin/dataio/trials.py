@@ -152,7 +152,7 @@ def read_trials(
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"there is no file {path}. Give the path of a trial list on this "
-            "machine. Training does without one: verification_file: null"
+            "machine. A training's yaml may do without: verification_file: null"
         )
     first_line, labels, enrolment, test = {}, [], [], []
     # errors="replace": audio given in place of a list is reported as a
@@ -167,7 +167,7 @@ def read_trials(
                 continue
             if len(row) != 3 or row[0] not in ("0", "1"):
                 raise ValueError(
-                    f"verification_file: {path}, line {number} is malformed: "
+                    f"trial list {path}, line {number} is malformed: "
                     f"{' '.join(row)[:200]!r}. Each line holds "
                     "'label enrolment test' with label 1 (same speaker) or 0, "
                     "with tabs between them if names hold blanks"
@@ -178,10 +178,10 @@ def read_trials(
             for utterance in row[1:]:
                 first_line.setdefault(utterance, number)
     if not labels:
-        raise ValueError(f"verification_file: {path} holds no trial")
+        raise ValueError(f"trial list {path} holds no trial")
     if len(set(labels)) == 1:
         raise ValueError(
-            f"verification_file: all {len(labels)} trials of {path} have label "
+            f"trial list {path}: all {len(labels)} trials have label "
             f"{labels[0]:d}: error rates need both target trials (1) and "
             "non-target trials (0)"
         )
@@ -204,10 +204,10 @@ def _check_inside(path, first_line, audio_folder):
     for utterance, line in first_line.items():
         if is_outside(os.path.join(audio_folder, utterance), audio_folder):
             raise ValueError(
-                f"verification_file: {path}, line {line}: {utterance!r} leads "
-                f"out of the trial_folder {audio_folder}. Put the audio, or a "
-                "link to it, there. A list that you trust is taken as it is by "
-                "training whose yaml says allow_outside_data_folder: True"
+                f"trial list {path}, line {line}: {utterance!r} leads "
+                f"out of the folder of audio {audio_folder}. Put the audio, or "
+                "a link to it, there. A list that you trust is taken as it is "
+                "by training whose yaml says allow_outside_data_folder: True"
             )
 
 
@@ -215,7 +215,7 @@ def _check_audio(path, first_line, audio_folder):
     """Raises FileNotFoundError if a folder lacks utterances of a list."""
     if not os.path.isdir(audio_folder):
         raise FileNotFoundError(
-            f"trial_folder: there is no folder {audio_folder}. The paths in "
+            f"there is no folder of audio {audio_folder}. The paths in "
             f"{path} are read from there"
         )
     missing = [
@@ -227,8 +227,9 @@ def _check_audio(path, first_line, audio_folder):
     ]
     if missing:
         raise FileNotFoundError(
-            f"trial_folder: {len(missing)} of the {len(first_line)} utterances "
-            f"that {path} names are not in {audio_folder}. The first ones:\n"
+            f"{len(missing)} of the {len(first_line)} utterances that trial "
+            f"list {path} names are not in {audio_folder}. The first ones:\n"
             + "\n".join(missing[:5])
-            + "\nSet trial_folder to the folder that these paths start from"
+            + "\nName the folder that these paths start from (a training's "
+            "yaml does by trial_folder)"
         )

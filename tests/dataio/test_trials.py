@@ -78,7 +78,7 @@ def test_audio_in_place_of_a_list(tmp_path):
 def test_empty_list(tmp_path):
     path = tmp_path / "trials.txt"
     path.write_text("\n \n")
-    with pytest.raises(ValueError, match="verification_file.*no trial"):
+    with pytest.raises(ValueError, match="trial list .* holds no trial"):
         read_trials(path)
 
 
@@ -110,7 +110,9 @@ def test_utterances_in_place_and_a_missing_folder(tmp_path):
     path = tmp_path / "trials.txt"
     path.write_text("1 a b\n0 a c\n")
     assert len(read_trials(path, tmp_path)) == 2
-    with pytest.raises(FileNotFoundError, match="trial_folder.*elsewhere"):
+    with pytest.raises(
+        FileNotFoundError, match="no folder of audio .*elsewhere"
+    ):
         read_trials(path, tmp_path / "elsewhere")
 
 
