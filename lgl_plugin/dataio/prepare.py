@@ -14,6 +14,7 @@ import itertools
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable
 
 from speechbrain.utils.logger import get_logger
@@ -78,7 +79,9 @@ def prepare_manifest(
     systems leave behind are passed over, see `lgl_plugin.dataio.folder`. A
     finished manifest with the same settings is reused; delete it to have it
     made again. Beside it lie `bad_files.txt`, lines of `path below
-    train_folder<TAB>reason`, and `<manifest>.json` with settings and counts.
+    train_folder<TAB>reason`, and `<manifest>.json` with settings and counts. A
+    scan that is refused leaves these as they are; the files that were too many
+    are then in `bad_files.txt.refused`.
 
     Arguments
     ---------
@@ -319,12 +322,15 @@ def _scan(settings, manifest, tested, num_workers, accept, stamp):
     # Closed before anything else happens: an exception keeps the generator in
     # its traceback, and with it the processes of the pool.
     headers = contextlib.closing(probe_all(read, folder, files, num_workers))
-    with atomic_write(new) as out:
-        with atomic_write(bad_files) as bad, headers as rows:
+    refused = bad_files.with_name(bad_files.name + ".refused")
+    # Nothing is replaced before all checks: the bad files of a scan that is
+    # refused would pass for those of the manifest that stays.
+    with atomic_write(new) as out, atomic_write(bad_files) as bad:
+        with headers as rows:
             _write_rows(rows, settings, prefix, out, bad, counts)
-            if accept is not None:
-                out.flush()
-                accept(checksum(out.name))
+        if accept is not None:
+            out.flush()
+            accept(checksum(out.name))
         made = {
             "settings": settings,
             "found": sum(counts[key] for key in COUNTS),
@@ -335,7 +341,9 @@ def _scan(settings, manifest, tested, num_workers, accept, stamp):
             "lowest_rate": counts["lowest rate"],
             "passed_over": dict(passed_over),
         }
-        _check_counts(made, bad_files)
+        bad.flush()
+        _check_counts(made, bad.name, refused)
+    refused.unlink(missing_ok=True)
     made["manifest_bytes"] = new.stat().st_size
     made["manifest_sha256"] = checksum(new)
     if stamp:
@@ -398,8 +406,11 @@ def _name_problem(path):
     return name_problem(path)
 
 
-def _check_counts(made, bad_files):
-    """Raises ValueError when too little came of a scan."""
+def _check_counts(made, bad_files, refused):
+    """Raises ValueError when too little came of a scan.
+
+    Where too many files are bad, their list is copied to `refused`.
+    """
     settings = made["settings"]
     folder = settings["train_folder"]
     if made["found"] == 0:
@@ -415,7 +426,8 @@ def _check_counts(made, bad_files):
     wrong = made["bad"] + made["short"]
     share = settings["max_bad_share"]
     if wrong > share * made["found"] or (wrong and not made["kept"]):
-        with open(bad_files, encoding="utf-8") as lines:
+        shutil.copyfile(bad_files, refused)
+        with open(refused, encoding="utf-8") as lines:
             first = "".join(
                 "  " + line.replace("\t", ": ", 1)
                 for line in itertools.islice(lines, 10)
@@ -425,7 +437,7 @@ def _check_counts(made, bad_files):
             f"({made['bad']} unusable, {made['short']} shorter than "
             f"{MIN_SECONDS} s), {made['kept']} are left; max_bad_share: "
             f"{share} allows {int(share * made['found'])}. All are named in "
-            f"{bad_files}; the first:\n{first}"
+            f"{refused}; the first:\n{first}"
             + (
                 "Repair or remove them, or raise max_bad_share."
                 if made["kept"]

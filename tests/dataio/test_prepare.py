@@ -52,8 +52,8 @@ def ids(folder):
     return [row["ID"] for row in rows(folder)]
 
 
-def bad_lines(folder):
-    text = (folder / "bad_files.txt").read_text(encoding="utf-8")
+def bad_lines(folder, name="bad_files.txt"):
+    text = (folder / name).read_text(encoding="utf-8")
     return dict(line.split("\t") for line in text.splitlines())
 
 
@@ -278,7 +278,7 @@ def test_too_many_bad(tmp_path):
     shown = [f"bad{n:02}.wav: is empty" in str(error.value) for n in range(15)]
     assert shown == [True] * 10 + [False] * 5
     assert (tmp_path / "m.csv").read_text() == "of before"
-    assert len(bad_lines(tmp_path)) == 15
+    assert len(bad_lines(tmp_path, "bad_files.txt.refused")) == 15
     assert not (tmp_path / "m.csv.json").exists()
     # Repaired files are read anew, also those that were fine before.
     put(tmp_path / "wav/good0.wav", 2.0)
@@ -483,6 +483,28 @@ def test_what_is_refused_is_not_announced(tmp_path, logs):
     assert "again:" not in logs.text and rows(tmp_path) == before
     scan(tmp_path, speaker_folder=False, max_bad_share=0.5)
     assert "again: speaker_folder was True, is False." in logs.text
+
+
+def test_what_is_refused_leaves_the_list_of_bad_files(tmp_path):
+    """It is of the manifest that stays; those refused have a list of theirs."""
+    put(tmp_path / "wav/ann/1.wav", channels=2)
+    (tmp_path / "wav/ann/2.wav").touch()
+    made = scan(tmp_path, max_bad_share=0.5, channel=1)
+    refused = tmp_path / "bad_files.txt.refused"
+    with pytest.raises(ValueError, match=f"named in {refused}") as error:
+        scan(tmp_path, max_bad_share=1.0, channel=2)
+    assert "ann/1.wav: has 2 channels" in str(error.value)
+    assert "ann/1.wav\thas 2 channels" in refused.read_text()
+    assert bad_lines(tmp_path) == {"ann/2.wav": "is empty"}
+    assert scan(tmp_path, max_bad_share=0.5, channel=1) == made
+    shutil.move(tmp_path / "wav", tmp_path / "elsewhere")
+    (tmp_path / "wav").mkdir()
+    with pytest.raises(ValueError, match="no audio below"):
+        scan(tmp_path, max_bad_share=1.0, channel=0)
+    assert bad_lines(tmp_path) == {"ann/2.wav": "is empty"}
+    put(tmp_path / "wav/ann/1.wav")
+    scan(tmp_path)
+    assert bad_lines(tmp_path) == {} and not refused.exists()
 
 
 def test_more_tolerance_needs_no_other_scan(tmp_path, monkeypatch):
