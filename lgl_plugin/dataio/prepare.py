@@ -64,7 +64,7 @@ def prepare_manifest(
     num_workers: int = 32,
     sample_rate: int = 16000,
     channel: int | None = None,
-    accept: Callable[[str], None] | None = None,
+    accept: Callable[[pathlib.Path], None] | None = None,
     list_again: bool = False,
     to_train: bool = True,
 ) -> dict:
@@ -111,8 +111,8 @@ def prepare_manifest(
         The channel to train on, from 0, kept in a column of that name; the
         mean of all if not given.
     accept : callable, optional
-        Takes the checksum of a new manifest before that replaces a file;
-        what it raises leaves all files as they are.
+        Takes the path of a new manifest before that replaces a file; what it
+        raises leaves all files as they are.
     list_again : bool
         Whether a finished manifest is reused only while the folder holds the
         files that it was made of, by their names, sizes and times of
@@ -328,9 +328,6 @@ def _scan(settings, manifest, tested, num_workers, accept, stamp):
     with atomic_write(new) as out, atomic_write(bad_files) as bad:
         with headers as rows:
             _write_rows(rows, settings, prefix, out, bad, counts)
-        if accept is not None:
-            out.flush()
-            accept(checksum(out.name))
         made = {
             "settings": settings,
             "found": sum(counts[key] for key in COUNTS),
@@ -343,6 +340,9 @@ def _scan(settings, manifest, tested, num_workers, accept, stamp):
         }
         bad.flush()
         _check_counts(made, bad.name, refused)
+        if accept is not None:
+            out.flush()
+            accept(pathlib.Path(out.name))
     refused.unlink(missing_ok=True)
     made["manifest_bytes"] = new.stat().st_size
     made["manifest_sha256"] = checksum(new)

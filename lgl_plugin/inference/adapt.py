@@ -120,17 +120,18 @@ class Ladder:
         made_from = {name: checksum(path) for name, path in files.items()}
         self._check_begun(made_from, f"another encoder than {encoder}")
         other = f"other audio than {audio} has now"
+
+        def accept(version):
+            by = {listed.name: other, "times": f"{other}, by the files' times"}
+            for name, otherwise in by.items():
+                self._check_begun({name: version[name]}, otherwise)
+
+        rate = self.extract.sample_rate
         self.manifest, version = list_folder(
-            audio,
-            listed,
-            self.extract.sample_rate,
-            lambda found: self._check_begun({listed.name: found}, other),
-            channel,
+            audio, listed, rate, accept, channel
         )
+        accept(version)  # a file may have been written since it was listed
         self.times = version["times"]
-        self._check_begun(
-            {"times": self.times}, f"{other}, by the files' times"
-        )
         # Steps of an earlier version, which judged by others, are done again.
         made_from.update(version, judged=f"{JUDGED} by rule {RULE}")
         number, self.given, n_known = len(self.manifest), None, 0

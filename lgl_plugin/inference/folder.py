@@ -109,10 +109,10 @@ def embed_folder(
     made = read_json(folder / "manifest.csv.json").get("settings", {})
     earlier = made.get("train_folder", os.path.abspath(audio))
 
-    def accept(found):
+    def accept(version):
         """Takes other files of the same folder, and a folder that moved."""
         moved = earlier != os.path.abspath(audio)
-        if before and moved and found != before["manifest.csv"]:
+        if before and moved and version[listed.name] != before[listed.name]:
             raise ValueError(
                 f"{folder} holds embeddings of {earlier}: name another "
                 "folder, or delete that one"
@@ -149,17 +149,23 @@ def list_folder(
     audio: str | pathlib.Path,
     listed: pathlib.Path,
     sample_rate: int,
-    accept: Callable[[str], None],
+    accept: Callable[[dict[str, str]], None],
     channel: int | None = None,
 ) -> tuple[Manifest, dict[str, str]]:
     """Lists a folder's audio in a csv, anew if files came, went or changed.
 
     Files that cannot be read are counted and named; no limit ends the work.
-    `accept` is as of `prepare_manifest`. Returns the manifest, and checksums
-    by which a later call tells whether the audio is the same: of the csv, and
-    of the files' times, since a file that is written anew may have other audio
-    of the same length.
+    Returns the manifest, and checksums by which a later call tells whether the
+    audio is the same: of the csv, and of the files' times, since a file that is
+    written anew may have other audio of the same length. `accept` takes these
+    of a new listing before that replaces a file, as of `prepare_manifest`.
     """
+
+    def read(path):
+        manifest = load_manifest(path, os.path.abspath(audio))
+        version = {listed.name: checksum(path), "times": _times(manifest)}
+        return manifest, version
+
     prepare_manifest(
         audio,
         listed,
@@ -169,10 +175,9 @@ def list_folder(
         to_train=False,
         sample_rate=sample_rate,
         channel=channel,
-        accept=accept,
+        accept=lambda path: accept(read(path)[1]),
     )
-    manifest = load_manifest(listed, os.path.abspath(audio))
-    return manifest, {listed.name: checksum(listed), "times": _times(manifest)}
+    return read(listed)
 
 
 def refuse_foreign(

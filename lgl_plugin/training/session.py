@@ -49,7 +49,7 @@ from lgl_plugin.utils.device import (
     keep_freed_memory,
 )
 from lgl_plugin.utils.distributed import from_main, world_size
-from lgl_plugin.utils.files import atomic_write, explain_full_disk
+from lgl_plugin.utils.files import atomic_write, checksum, explain_full_disk
 
 logger = get_logger(__name__)
 
@@ -260,14 +260,15 @@ class Session:
                 settings.verification_file,
             )
 
-    def _accept_manifest(self, checksum):
+    def _accept_manifest(self, path):
         """Refuses other audio than the steps in the run folder were made of.
 
         Both stages share the manifest: Stage II on another corpus would take
         Stage I's away.
         """
+        found = checksum(path)
         for stage, inputs in self.run.inputs.items():
-            if inputs.get("manifest", checksum) != checksum:
+            if inputs.get("manifest", found) != found:
                 raise ValueError(
                     f"{self.run.folder} holds {stage} of other audio than "
                     f"{self.settings.train_folder} has now. Nothing was "

@@ -279,10 +279,15 @@ def test_audio_that_was_replaced_is_refused(ecapa, calls, tmp_path):
     mine, run = tmp_path / "mine", tmp_path / "run"
     shutil.copytree(calls, mine)
     Ladder(ecapa, mine, run, "cpu")
+    listed, bad = run / "manifest.csv", run / "bad_files.txt"
+    with open(bad, "a") as out:
+        out.write("1.wav\tcould not be embedded\n")
+    before = listed.stat().st_mtime_ns, bad.read_text()
     wav, rate = soundfile.read(mine / "0.wav", dtype="int16")
     soundfile.write(mine / "0.wav", wav[::-1], rate)
     with pytest.raises(ValueError, match="has now, by the files' times"):
         Ladder(ecapa, mine, run, "cpu")
+    assert (listed.stat().st_mtime_ns, bad.read_text()) == before
 
 
 def test_backends_are_fitted_and_judged_on_all_recordings_up_to_a_limit(
