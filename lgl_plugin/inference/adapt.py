@@ -35,7 +35,7 @@ from lgl_plugin.inference.calibration import (
 )
 from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.inference.folder import list_folder
+from lgl_plugin.inference.folder import list_folder, refuse_foreign
 from lgl_plugin.inference.model_card import adapted_card
 from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
 from lgl_plugin.inference.split import kept_out
@@ -51,7 +51,7 @@ from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
-from lgl_plugin.runs.state import digest, read_state
+from lgl_plugin.runs.state import STATE, digest, read_state
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
@@ -64,6 +64,8 @@ logger = get_logger(__name__)
 # that the threshold is found with: by the halves of every second.
 JUDGED, FITTED, HALVED = 4000, 20000, 1000
 ROWS = "rows.npz"
+# What is replaced, beside the folders of steps.
+MADE = ("manifest.csv", "bad_files.txt", "report/index.html", "export/adapted")
 # Of the recordings to judge by: the share that a trained network may fail on.
 MOST_LOST = 0.02
 
@@ -94,7 +96,8 @@ class Ladder:
     takes this before anything is embedded, and raises if the audio will not do.
     FileNotFoundError or ValueError if a folder is missing, the encoder cannot
     be loaded, there is too little audio, the labels do not fit, or the folder
-    was begun with another encoder or audio.
+    was begun with another encoder or audio; FileExistsError if it has files of
+    somebody else's that would be replaced.
     """
 
     def __init__(
@@ -115,9 +118,14 @@ class Ladder:
         self.settings = encoder_settings(encoder) or {}
         self.folder = pathlib.Path(folder)
         listed = self.folder / "manifest.csv"
+        begins = not (self.folder / STATE).exists()
+        if begins:  # a lock is no sign of ours: `lgl embed` leaves one, too
+            refuse_foreign(self.folder, MADE)
         lock_folder(self.folder)
         files = encoder_files(encoder)
         made_from = {name: checksum(path) for name, path in files.items()}
+        if begins:  # or an interrupted listing would pass for a foreign one
+            Run(self.folder, 0, {"made_from": made_from}).save()
         self._check_begun(made_from, f"another encoder than {encoder}")
         other = f"other audio than {audio} has now"
 
@@ -173,15 +181,15 @@ class Ladder:
 
         The training would refuse them too, but only after the other rungs.
         """
-        try:
-            begun = read_state(self.folder)["settings"].get("stage 0")
-        except FileNotFoundError:
-            return
+        state = read_state(self.folder)
+        begun = state["settings"].get("stage 0")
         if begun is None:
             raise ValueError(
                 f"{self.folder} holds a training, which is no folder of `lgl "
                 "adapt`: set another --output_folder"
             )
+        if not state["sources"]:  # no step is begun
+            return
         known = begun["made_from"]
         differ = [name for name in files if files[name] != known.get(name)]
         if differ:

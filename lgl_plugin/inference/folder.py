@@ -181,11 +181,14 @@ def list_folder(
 
 
 def refuse_foreign(
-    folder: pathlib.Path, names: Iterable[str], locked: pathlib.Path
+    folder: pathlib.Path,
+    names: Iterable[str],
+    locked: pathlib.Path | None = None,
 ) -> None:
     """Refuses to replace files in a folder that no such call has worked in.
 
-    A call that has leaves its lock in `locked`. A run has a lock, too.
+    A call that has leaves its lock in `locked`, if that is given. A run has a
+    lock, too.
     """
     if (folder / "state.json").exists():
         raise FileExistsError(
@@ -193,7 +196,7 @@ def refuse_foreign(
             "another folder"
         )
     there = [name for name in names if (folder / name).exists()]
-    if there and not (locked / LOCK).exists():
+    if there and not (locked and (locked / LOCK).exists()):
         raise FileExistsError(
             f"{folder} holds {', '.join(there)}, which would be replaced: "
             "name another folder, or delete these files"

@@ -19,7 +19,7 @@ from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.given import read_names
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import load_manifest
-from lgl_plugin.inference import adapt as module
+from lgl_plugin.inference import adapt as module, folder
 from lgl_plugin.inference.adapt import Ladder
 from lgl_plugin.inference.backends import Whitening, load_backend
 from lgl_plugin.inference.extractor import load_extractor
@@ -261,6 +261,38 @@ def test_a_folder_is_of_one_encoder_and_of_one_corpus(
     Run(tmp_path / "other", 1, {}).save()
     with pytest.raises(ValueError, match="holds a training"):
         Ladder(ecapa, calls, tmp_path / "other", "cpu")
+
+
+@pytest.mark.parametrize("name", ["vectors", "bad_files.txt"])
+def test_files_of_others_are_not_replaced(
+    ecapa, calls, audio, encoder, tmp_path, capsys, name
+):
+    """Neither those of `lgl embed`, whose folder has a lock, too."""
+    if name == "vectors":
+        name = "manifest.csv"
+        main(["embed", str(encoder), str(audio), str(tmp_path), "--device=cpu"])
+    else:
+        (tmp_path / name).write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path)
+    said = capsys.readouterr().err
+    assert name in said and "which would be replaced" in said
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_listing_is_no_file_of_others(
+    ecapa, calls, tmp_path, monkeypatch
+):
+    def interrupted(*options):
+        folder.list_folder(*options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "list_folder", interrupted)
+        Ladder(ecapa, calls, tmp_path, "cpu")
+    assert (tmp_path / "manifest.csv").exists()
+    assert len(Ladder(ecapa, calls, tmp_path, "cpu").manifest) == 40
 
 
 def test_audio_that_came_is_refused(ecapa, calls, tmp_path):
