@@ -35,7 +35,11 @@ from lgl_plugin.inference.calibration import (
 )
 from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.inference.folder import list_folder, refuse_foreign
+from lgl_plugin.inference.folder import (
+    list_folder,
+    other_channel,
+    refuse_foreign,
+)
 from lgl_plugin.inference.model_card import adapted_card
 from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
 from lgl_plugin.inference.split import kept_out
@@ -128,9 +132,13 @@ class Ladder:
             Run(self.folder, 0, {"made_from": made_from}).save()
         self._check_begun(made_from, f"another encoder than {encoder}")
         other = f"other audio than {audio} has now"
+        channels = other_channel(self.folder, channel)
 
         def accept(version):
-            by = {listed.name: other, "times": f"{other}, by the files' times"}
+            by = {
+                listed.name: channels or other,
+                "times": f"{other}, by the files' times",
+            }
             for name, otherwise in by.items():
                 self._check_begun({name: version[name]}, otherwise)
 

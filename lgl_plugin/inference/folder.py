@@ -81,7 +81,8 @@ def embed_folder(
         If `folder` holds files of these names that were not made here.
     ValueError
         If there is no audio, the encoder cannot be loaded, or `folder` holds
-        embeddings by another encoder or of another folder's audio.
+        embeddings by another encoder, of another folder's audio or of another
+        channel.
 
     Example
     -------
@@ -105,9 +106,14 @@ def embed_folder(
             f"{folder} holds embeddings by another encoder: name another "
             "folder, or delete that one"
         )
+    channels = other_channel(folder, channel)
+    if before and channels:
+        raise ValueError(
+            f"{folder} holds embeddings with {channels}: name another folder, "
+            "or delete that one"
+        )
     listed = folder / "manifest.csv"
-    made = read_json(folder / "manifest.csv.json").get("settings", {})
-    earlier = made.get("train_folder", os.path.abspath(audio))
+    earlier = _listed_with(folder).get("train_folder", os.path.abspath(audio))
 
     def accept(version):
         """Takes other files of the same folder, and a folder that moved."""
@@ -178,6 +184,18 @@ def list_folder(
         accept=lambda path: accept(read(path)[1]),
     )
     return read(listed)
+
+
+def other_channel(folder: pathlib.Path, channel: int | None) -> str:
+    """Says which --channel a folder was listed with, if by another than now."""
+    both = _listed_with(folder).get("channel", channel), channel
+    was, now = ("no --channel" if n is None else f"--channel={n}" for n in both)
+    return "" if was == now else f"{was}, and this call has {now}"
+
+
+def _listed_with(folder):
+    """Returns the settings that a folder's audio was listed with, if it was."""
+    return read_json(folder / "manifest.csv.json").get("settings", {})
 
 
 def refuse_foreign(

@@ -257,6 +257,9 @@ def test_a_folder_is_of_one_encoder_and_of_one_corpus(
     with pytest.raises(ValueError, match=f"other audio than {audio} has now"):
         Ladder(ecapa, audio, run, "cpu")
     assert (run / "manifest.csv").read_bytes() == before
+    said = "with no --channel, and this call has --channel=0 .of which .*csv"
+    with pytest.raises(ValueError, match=said):
+        Ladder(ecapa, calls, run, "cpu", channel=0)
     Ladder(ecapa, moved, run, "cpu")
     Run(tmp_path / "other", 1, {}).save()
     with pytest.raises(ValueError, match="holds a training"):

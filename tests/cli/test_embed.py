@@ -18,8 +18,9 @@ from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.runs.run import Run
 
 
-def embed(encoder, audio, output):
-    main(["embed", str(encoder), str(audio), str(output), "--device=cpu"])
+def embed(encoder, audio, output, *options):
+    words = map(str, (encoder, audio, output))
+    main(["embed", *words, "--device=cpu", *options])
 
 
 @pytest.mark.parametrize(
@@ -72,18 +73,25 @@ def test_vectors_stand_in_the_order_of_their_names(encoder, audio, tmp_path):
         np.testing.assert_allclose(vector, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_one_channel_of_a_call_is_embedded(encoder, audio, tmp_path):
-    """As if the file had that channel alone; another channel is other audio."""
+def test_one_channel_of_a_call_is_embedded(encoder, audio, tmp_path, capsys):
+    """As if the file had that channel alone; another has another folder."""
     calls, one = tmp_path / "calls", read_audio(audio / "ann" / "0.wav")
     calls.mkdir()
     other = read_audio(audio / "bob" / "0.wav")[: len(one)]
     both = np.stack([np.resize(other, len(one)), one], axis=1)
     soundfile.write(calls / "a.wav", both, 16000, subtype="FLOAT")
     found = []
-    for option in (["--channel=1"], ["--channel=0"], []):
-        out = str(tmp_path / "out")
-        main(["embed", str(encoder), str(calls), out, "--device=cpu", *option])
-        found.append(Embeddings.load(tmp_path / "out").vectors[0].copy())
+    options = ["--channel=1"], ["--channel=0"], []
+    for n, option in enumerate(options):
+        out = tmp_path / f"out{n}"
+        embed(encoder, calls, out, *option)
+        found.append(Embeddings.load(out).vectors[0].copy())
+        with pytest.raises(SystemExit, match="2"):
+            embed(encoder, calls, out, *options[n - 1])
+        was, now = (*option, "no --channel")[0], (*options[n - 1], "no")[0]
+        said = capsys.readouterr().err
+        assert f"embeddings with {was}, and this call has {now}" in said
+        assert np.array_equal(Embeddings.load(out).vectors[0], found[-1])
     model = load_extractor(encoder).encoder.eval()
     for vector, wav in zip(found, (one, both[:, 0], both.mean(1))):
         wav = torch.as_tensor(wav, dtype=torch.float32)
