@@ -100,8 +100,8 @@ class Ladder:
     takes this before anything is embedded, and raises if the audio will not do.
     FileNotFoundError or ValueError if a folder is missing, the encoder cannot
     be loaded, there is too little audio, the labels do not fit, or the folder
-    was begun with another encoder or audio; FileExistsError if it has files of
-    somebody else's that would be replaced.
+    was begun with another encoder or has rungs of other audio; FileExistsError
+    if it has files of somebody else's that would be replaced.
     """
 
     def __init__(
@@ -133,8 +133,11 @@ class Ladder:
         self._check_begun(made_from, f"another encoder than {encoder}")
         other = f"other audio than {audio} has now"
         channels = other_channel(self.folder, channel)
+        judged = {*read_state(self.folder)["done"]} - {"start"}
 
         def accept(version):
+            if not judged:  # such as for want of audio, of which there is more
+                return
             by = {
                 listed.name: channels or other,
                 "times": f"{other}, by the files' times",

@@ -243,14 +243,20 @@ def test_another_backend_has_a_threshold_of_its_own(
         assert ladder.export(tmp_path / "export") == threshold
 
 
+def begin(encoder, audio, folder, patch):
+    """Does a rung, from which on the folder is of this audio."""
+    say(patch, WORSE, WORSE)
+    Ladder(encoder, audio, folder, "cpu").try_backends()
+
+
 def test_a_folder_is_of_one_encoder_and_of_one_corpus(
-    ecapa, calls, audio, tmp_path, encoder
+    ecapa, calls, audio, tmp_path, encoder, monkeypatch
 ):
     """Else the training in it would refuse, after all the other rungs."""
     moved = tmp_path / "moved"
     moved.symlink_to(calls)
     run = tmp_path / "run"
-    Ladder(ecapa, calls, run, "cpu")
+    begin(ecapa, calls, run, monkeypatch)
     before = (run / "manifest.csv").read_bytes()
     with pytest.raises(ValueError, match=f"another encoder than {encoder} .of"):
         Ladder(encoder, calls, run, "cpu")
@@ -298,10 +304,10 @@ def test_an_interrupted_listing_is_no_file_of_others(
     assert len(Ladder(ecapa, calls, tmp_path, "cpu").manifest) == 40
 
 
-def test_audio_that_came_is_refused(ecapa, calls, tmp_path):
+def test_audio_that_came_is_refused(ecapa, calls, tmp_path, monkeypatch):
     mine, run = tmp_path / "mine", tmp_path / "run"
     shutil.copytree(calls, mine)
-    Ladder(ecapa, mine, run, "cpu")
+    begin(ecapa, mine, run, monkeypatch)
     (mine / "more.wav").write_bytes(b"no audio")  # which changes nothing
     Ladder(ecapa, mine, run, "cpu")
     shutil.copy(mine / "0.wav", mine / "new.wav")
@@ -309,11 +315,39 @@ def test_audio_that_came_is_refused(ecapa, calls, tmp_path):
         Ladder(ecapa, mine, run, "cpu")
 
 
-def test_audio_that_was_replaced_is_refused(ecapa, calls, tmp_path):
+@pytest.mark.parametrize("number, said", [(9, "9 rec"), (30, "no groups")])
+def test_audio_may_be_added_while_nothing_is_judged(
+    ecapa, calls, encoder, tmp_path, monkeypatch, number, said
+):
+    """The message asked for more; the embeddings of before are not of it."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    for n in range(number):
+        shutil.copy(calls / f"{n}.wav", mine)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=said):
+        patch.setattr(module, "count_speakers", count_speakers)
+        Ladder(ecapa, mine, run, "cpu")
+    assert (run / "start" / "vectors.npy").exists() == (number == 30)
+    if number == 30:
+        with pytest.raises(ValueError, match="another encoder"):
+            Ladder(encoder, mine, run, "cpu")
+    shutil.copytree(calls, mine, dirs_exist_ok=True)
+    begin(ecapa, mine, run, monkeypatch)
+    begin(ecapa, mine, tmp_path / "fresh", monkeypatch)
+    found, fresh = (
+        Embeddings.load(tmp_path / name / "start") for name in ("run", "fresh")
+    )
+    assert [*found.utterances] == [*fresh.utterances]
+    assert np.array_equal(found.vectors, fresh.vectors)
+
+
+def test_audio_that_was_replaced_is_refused(
+    ecapa, calls, tmp_path, monkeypatch
+):
     """Of the same length, so that the listing is as before."""
     mine, run = tmp_path / "mine", tmp_path / "run"
     shutil.copytree(calls, mine)
-    Ladder(ecapa, mine, run, "cpu")
+    begin(ecapa, mine, run, monkeypatch)
     listed, bad = run / "manifest.csv", run / "bad_files.txt"
     with open(bad, "a") as out:
         out.write("1.wav\tcould not be embedded\n")
