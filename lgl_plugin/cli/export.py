@@ -94,6 +94,7 @@ def run(
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.settings import read_plain
     from lgl_plugin.runs.state import refuse_adaptation
+    from lgl_plugin.runs.weights import read_weights
     from lgl_plugin.utils.device import check_device
 
     device = check_device(device or "cpu")
@@ -111,6 +112,7 @@ def run(
         return
     settings = read_plain(yaml) if yaml else encoder_settings(source)
     if settings is None:
+        read_weights(source)  # a file that is cut off may well be CAM++'s
         raise ValueError(
             f"{source} does not say what encoder it is of: name the --yaml "
             "that it was trained with"

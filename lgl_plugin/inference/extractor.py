@@ -29,7 +29,7 @@ from lgl_plugin.runs.pretrained import (
     encoder_settings,
     where_encoder_is,
 )
-from lgl_plugin.runs.weights import AFFINE, ENCODER, load_weights
+from lgl_plugin.runs.weights import AFFINE, ENCODER, load_weights, read_weights
 from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
 from lgl_plugin.utils.files import explain_full_disk
 from lgl_plugin.utils.progress import tqdm
@@ -335,10 +335,11 @@ def load_extractor(
     -------
     >>> load_extractor("results/lgl/1")
     Traceback (most recent call last):
-    FileNotFoundError: results/lgl/1 is no exported encoder: it holds no \
-hyperparams.yaml. `lgl export RUN` writes one to RUN/export
+    FileNotFoundError: results/lgl/1: there is no such file or folder
     """
     source = pathlib.Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: there is no such file or folder")
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if "cuda" in device else 0
     load = _load_file if source.is_file() else _load_folder
@@ -355,6 +356,7 @@ def _load_file(path):
         )
     settings = encoder_settings(path)
     if settings is None:
+        read_weights(path)  # a file that is cut off may well be CAM++'s
         raise ValueError(
             f"{path} does not say of what network it holds the weights, and "
             "they are not CAM++'s: `lgl export` makes a folder of them and "
@@ -388,6 +390,11 @@ def _load_folder(folder):
     parts = getattr(hparams.get("pretrainer"), "loadables", {})
     load_weights(parts.get(PARTS[2], encoder.network), folder / ENCODER)
     if "backend" in parts:
+        if not (folder / AFFINE).is_file():
+            raise FileNotFoundError(
+                f"{folder} is not whole: {AFFINE} is missing, the back-end "
+                f"that its {YAML} names"
+            )
         load_weights(parts["backend"], folder / AFFINE)
     return encoder, hparams.get("sample_rate", 16000)
 

@@ -41,6 +41,23 @@ def read_tensors(path: str | pathlib.Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def read_weights(path: str | pathlib.Path) -> dict:
+    """Reads as `read_tensors` does; ValueError, in words, whatever is wrong.
+
+    Only an error of the disk, such as that there is no file, is an OSError.
+    """
+    try:
+        return read_tensors(path)
+    except OSError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} cannot be read as a file of weights: it is damaged, cut "
+            f"off or of another kind ({first})"
+        ) from error
+
+
 def load_weights(
     module: torch.nn.Module,
     path: str | pathlib.Path,
@@ -48,11 +65,13 @@ def load_weights(
 ) -> torch.nn.Module:
     """Loads a plain state dict, strictly and without running code.
 
-    Or `tensors`, which were read from that path. ValueError, which names the
-    first difference, if it does not fit.
+    Or `tensors`, which were read from that path. ValueError if it cannot be
+    read or, naming the first difference, does not fit; OSError if it is
+    missing.
     """
+    tensors = tensors or read_weights(path)
     try:
-        module.load_state_dict(tensors or read_tensors(path))
+        module.load_state_dict(tensors)
     except Exception as error:
         first = str(error).strip().splitlines()[:2]
         raise ValueError(

@@ -12,9 +12,12 @@ import torch
 
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.audio import read_audio
+from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import Extractor, load_extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.nnet.campplus import CAMPPlus
+from lgl_plugin.runs.pretrained import encoder_settings
 from lgl_plugin.runs.run import Run
 
 
@@ -53,7 +56,9 @@ def test_the_folder_of_a_run_is_no_encoder(
         assert f"Name an encoder below it: {exported}" in said(folder)
     Run(tmp_path / "run", 1, {}).save()
     assert f"`lgl export {tmp_path}/run` writes" in said(tmp_path / "run")
-    assert "`lgl export RUN` writes one" in said("nowhere")
+    (tmp_path / "bare").mkdir()
+    assert "`lgl export RUN` writes one" in said("bare")
+    assert "nowhere: there is no such file or folder" in said("nowhere")
 
 
 def test_vectors_stand_in_the_order_of_their_names(encoder, audio, tmp_path):
@@ -339,3 +344,34 @@ def test_other_weights_are_refused_in_words(audio, tmp_path, capsys):
             main(command)
         assert "--yaml" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["mine.pt"]
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_weights_that_are_cut_off_are_no_others(audio, tmp_path, capsys, kept):
+    path = tmp_path / "mine.pt"
+    network = CAMPPlus(80, 12, growth_rate=2, init_channels=4)
+    torch.save(network.state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    for command in (
+        ["embed", str(path), str(audio), str(tmp_path / "out")],
+        ["export", str(path), f"--output={tmp_path}/mine"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        said = capsys.readouterr().err
+        assert f"{path} cannot be read" in said and "cut off" in said
+
+
+def test_a_backend_that_is_missing_is_named(audio, tmp_path, capsys):
+    network, path = CAMPPlus(80, 12, growth_rate=2, init_channels=4), "mine.pt"
+    torch.save(network.state_dict(), tmp_path / path)
+    backend = Whitening().fit(np.random.default_rng(0).normal(size=(50, 12)))
+    settings = encoder_settings(tmp_path / path)
+    model = InferenceModel(settings, tmp_path / path, backend=backend)
+    model.save(tmp_path / "mine", "card")
+    (tmp_path / "mine" / "backend.ckpt").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        embed(tmp_path / "mine", audio, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "backend.ckpt is missing" in said and "Errno" not in said

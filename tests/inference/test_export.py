@@ -729,7 +729,7 @@ def test_a_checkpoint_that_inflates_is_refused(run, tmp_path):
     settings = stage_settings(tmp_path, 1)
     with pytest.raises(ValueError, match="bomb.ckpt is no state dict: its arr"):
         export_checkpoint(path, settings, tmp_path / "out")
-    with pytest.raises(ValueError, match="bomb.ckpt does not fit.* its arrays"):
+    with pytest.raises(ValueError, match="bomb.ckpt cannot be read.*its arr"):
         load_weights(torch.nn.Linear(2, 3), path)
 
 
