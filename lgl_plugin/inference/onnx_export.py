@@ -5,11 +5,13 @@ spectrum is a linear map of its samples, so a convolution with the responses to
 single impulses takes its place.
 """
 
+import contextlib
 import functools
 import pathlib
 import tempfile
 import types
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -64,6 +66,7 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
             with (
                 tempfile.TemporaryDirectory() as folder,
                 warnings.catch_warnings(),
+                _no_graph(),
             ):
                 written = pathlib.Path(folder) / ONNX
                 warnings.simplefilter("ignore")  # of constants: see below
@@ -79,9 +82,10 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
                 )
                 model = onnx.load(written)
         except Exception as error:  # the exporter raises anything
-            first = str(error).strip().splitlines()[:1]
+            said = str(error).strip() or type(error).__name__
             raise ValueError(
-                f"{source}: this encoder cannot be written as ONNX: {first}"
+                f"{source}: this encoder cannot be written as ONNX: "
+                f"{said.splitlines()[0]}"
             ) from error
     onnx.helper.set_model_props(model, {"sample_rate": str(rate)})
     content = model.SerializeToString()
@@ -120,6 +124,24 @@ def check_onnx() -> tuple[types.ModuleType, types.ModuleType]:
             "pip install 'lgl-plugin[onnx]'"
         ) from error
     return onnx, onnxruntime
+
+
+@contextlib.contextmanager
+def _no_graph() -> Iterator[None]:
+    """Keeps torch from printing the graph of a network that it cannot write.
+
+    It takes a function for its result, so that its switch is always on, and
+    27 kB on stdout would hide the message.
+    """
+    log = getattr(torch._C, "_jit_onnx_log", None)
+    if log is None:  # of another release
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *parts: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def _make_traceable(encoder):

@@ -12,6 +12,7 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import STFT, InputNormalization
 
+from lgl_plugin.inference import onnx_export as module
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.onnx_export import (
     _kaldi_fbank,
@@ -125,3 +126,22 @@ def test_a_back_end_is_traced():
     torch.onnx.export(
         norm, (vectors,), io.BytesIO(), dynamo=False, opset_version=17
     )
+
+
+def test_what_cannot_be_written_is_said_in_a_line(tmp_path, capfd, monkeypatch):
+    """Without the graph, 27 kB of it, which torch prints on stdout."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is an extra")
+    pytest.importorskip("onnx", reason="onnx and onnxruntime are an extra")
+    text = FOLDER % NETWORKS["xvector"]
+    (tmp_path / "hyperparams.yaml").write_text(text)
+    network = load_hyperpyyaml(text)["modules"]["embedding_model"]
+    torch.save(network.state_dict(), tmp_path / "embedding_model.ckpt")
+    # So that the Fourier transform stays, which has no operator.
+    monkeypatch.setattr(module, "_make_traceable", lambda encoder: None)
+    log = torch._C._jit_onnx_log
+    said = "cannot be written as ONNX: [^\\[]*STFT.* complex[^\n]*$"
+    with pytest.raises(ValueError, match=said):
+        export_onnx(tmp_path, tmp_path / "mine.onnx")
+    assert not capfd.readouterr().out
+    assert torch._C._jit_onnx_log is log
+    assert not (tmp_path / "mine.onnx").exists()
