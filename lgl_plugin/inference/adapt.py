@@ -366,6 +366,7 @@ class Ladder:
         verdict of their own. ValueError if too few speakers are left to judge
         by.
         """
+        self.run.plan = ["start", *BACKENDS, SPLIT, TRAINED]
         names = ["judged", "embedded", "best", "n_speakers"]
         before = {name: getattr(self, name) for name in names}
         self._split()

@@ -401,7 +401,7 @@ def test_an_adapted_encoder_can_be_adapted(ecapa, calls, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number, option", [(9, ""), (16, "--train")])
 def test_too_little_audio_is_said_at_once(
-    ecapa, audio, tmp_path, capsys, number, option
+    ecapa, audio, tmp_path, capsys, monkeypatch, number, option
 ):
     some = tmp_path / "some"
     some.mkdir()
@@ -411,6 +411,11 @@ def test_too_little_audio_is_said_at_once(
         adapt(ecapa, some, tmp_path / "run", *filter(None, [option]))
     assert f"{number} recordings that can be used" in capsys.readouterr().err
     assert not (tmp_path / "run" / "start").exists()
+    # This process holds the folder's lock.
+    monkeypatch.setattr(status, "writer_of", lambda folder: None)
+    main(["status", str(tmp_path / "run")])
+    printed = capsys.readouterr().out
+    assert "stopped    start" in printed and "Stage II" not in printed
 
 
 def test_the_network_is_trained_and_judged(
@@ -531,7 +536,7 @@ def test_a_corrected_name_has_a_training_of_its_own(
 
 
 def test_training_is_judged_by_speakers_that_it_did_not_read(
-    ecapa, calls, tmp_path, monkeypatch
+    ecapa, calls, tmp_path, monkeypatch, caplog
 ):
     """Only what is kept of it changes what the other rungs are judged by."""
     heard, left, counted = [], [WORSE, BETTER, WORSE], []
@@ -550,7 +555,10 @@ def test_training_is_judged_by_speakers_that_it_did_not_read(
     ladder = Ladder(ecapa, calls, tmp_path, "cpu")
     ladder.try_backends()
     judged, best = ladder.judged, ladder.best
-    ladder.try_training(lambda ladder: ladder.weights)
+    with caplog.at_level("INFO"):
+        ladder.try_training(lambda ladder: ladder.weights)
+    assert "step 4 of 5: split" in caplog.text
+    assert "step 5 of 5: loss_gate" in caplog.text
     rows = load_arrays(tmp_path / "split" / "rows.npz")
     assert {*ladder.trained} == {*range(40)} - {*rows["kept_out"]}
     assert ladder.judged is judged and ladder.best is best
