@@ -134,8 +134,9 @@ class Run:
         if differences and begun:
             advice = "set another --output_folder"
             if self.stage == 2:
+                last = stage1_steps(self.settings)[-1]
                 advice += (
-                    f" with --pretrained_encoder={self.folder / 'stage1'}, and "
+                    f" with --pretrained_encoder={self.folder / last}, and "
                     "Stage I need not be trained again"
                 )
             raise ValueError(

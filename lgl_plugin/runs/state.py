@@ -76,9 +76,10 @@ def read_state(folder: str | pathlib.Path) -> dict:
             f"{path} is damaged ({error!r}): which steps are done, and with "
             "which settings, cannot be told. Nothing else was touched. Bring "
             "it back from a copy, or set another --output_folder; Stage II "
-            "takes the encoder of this Stage I by "
-            f"--pretrained_encoder={path.parent / 'stage1'}. If you changed it "
-            'on purpose, take out its line "checksum".'
+            "takes the encoder of this Stage I by --pretrained_encoder="
+            f"{path.parent / 'ssps'}, or {path.parent / 'stage1'} if there is "
+            "none. If you changed it on purpose, take out its line "
+            '"checksum".'
         ) from error
     return state
 

@@ -33,7 +33,7 @@ from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import METRICS, read_metrics, record_key
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import record_start
-from lgl_plugin.runs.run import Run
+from lgl_plugin.runs.run import Run, stage1_steps
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import (
     SETTINGS_TOO,
@@ -269,12 +269,13 @@ class Session:
         found = checksum(path)
         for stage, inputs in self.run.inputs.items():
             if inputs.get("manifest", found) != found:
+                last = stage1_steps(self.run.settings)[-1]
                 raise ValueError(
                     f"{self.run.folder} holds {stage} of other audio than "
                     f"{self.settings.train_folder} has now. Nothing was "
                     "changed. Bring that audio back, or set another "
                     "--output_folder; Stage II takes an encoder from here by "
-                    f"--pretrained_encoder={self.run.folder / 'stage1'}."
+                    f"--pretrained_encoder={self.run.folder / last}."
                 )
 
     def _check_loaders(self):

@@ -415,9 +415,11 @@ def settings_of(n_clusters):
     )
 
 
-def test_another_n_clusters_costs_no_stage1(tmp_path):
+@pytest.mark.parametrize("last, epochs", [("stage1", 0), ("ssps", 10)])
+def test_another_n_clusters_costs_no_stage1(tmp_path, last, epochs):
     """It is refused where Stage II has steps, and only there."""
-    Run(tmp_path, 1, {"lr": 1}).step("stage1", lambda folder: {"epochs": 3})
+    first = {"lr": 1, "ssps_epochs": epochs}
+    Run(tmp_path, 1, first).step("stage1", lambda folder: {"epochs": 3})
     # Stage II begins, but makes nothing.
     kill_in(Run(tmp_path, 2, settings_of(5)), LABELS, checkpoint=False)
     Run(tmp_path, 2, settings_of(6)).step(LABELS, lambda folder: {})
@@ -426,15 +428,14 @@ def test_another_n_clusters_costs_no_stage1(tmp_path):
     said = str(error.value)
     assert said.splitlines()[1:] == ["n_clusters: was 6, is 7"]
     assert f"holds steps of stage 2 with other settings ({LABELS})" in said
-    assert f"--pretrained_encoder={tmp_path}/stage1, and Stage I need not" in (
-        said
-    )
+    # The encoder that Stage II began with, after the positives.
+    assert f"--pretrained_encoder={tmp_path}/{last}, and Stage I need" in said
     assert "delet" not in said and "remov" not in said
     # Stage I is as it was, and the run goes on with its own settings.
-    for stage, settings in ((1, {"lr": 1}), (2, settings_of(6))):
+    for stage, settings in ((1, first), (2, settings_of(6))):
         run = Run(tmp_path, stage, settings)
         assert set(run.done) == {"stage1", LABELS}
-    done = Run(tmp_path, 1, {"lr": 1}).step("stage1", pytest.fail)
+    done = Run(tmp_path, 1, first).step("stage1", pytest.fail)
     assert done == {"epochs": 3}
 
 
