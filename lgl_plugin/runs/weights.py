@@ -50,11 +50,12 @@ def read_weights(path: str | pathlib.Path) -> dict:
         return read_tensors(path)
     except OSError:
         raise
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except ValueError as error:  # of `check_inflation`
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # torch's words tell how to run its code
         raise ValueError(
             f"{path} cannot be read as a file of weights: it is damaged, cut "
-            f"off or of another kind ({first})"
+            "off, or holds more than tensors, which is not loaded"
         ) from error
 
 

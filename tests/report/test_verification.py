@@ -351,7 +351,7 @@ def write_stereo(path):
             "does not fit the ECAPA_TDNN",
         ),
         (lambda at: at.update(trials="no.txt"), "no file no.txt"),
-        (lambda at: at.update(audio="nowhere"), "no folder nowhere"),
+        (lambda at: at.update(audio="nowhere"), "no folder of audio nowhere"),
         (
             lambda at: (at["audio"] / "bob" / "1.wav").unlink(),
             "1 of the 9 utterances that",
