@@ -128,7 +128,7 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
                     raise ValueError(f"{place}: {name!r} occurs a second time")
                 named[name] = speaker
     except csv.Error as error:
-        # Where reading stopped: a quote may have been opened before that.
+        # Reading stopped there: a quote may have been opened before.
         line = reader.reader.line_num
         raise ValueError(
             f"{path} is no csv up to line {line} ({error}): look for a quote "

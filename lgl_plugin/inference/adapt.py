@@ -68,7 +68,7 @@ logger = get_logger(__name__)
 # that the threshold is found with: by the halves of every second.
 JUDGED, FITTED, HALVED = 4000, 20000, 1000
 ROWS = "rows.npz"
-# What is replaced, beside the folders of steps.
+# Files and folders that are replaced, beside those of steps.
 MADE = ("manifest.csv", "bad_files.txt", "report/index.html", "export/adapted")
 # Of the recordings to judge by: the share that a trained network may fail on.
 MOST_LOST = 0.02

@@ -63,7 +63,7 @@ def find_encoder(session: Session) -> pathlib.Path:
     check_encoder(settings, path)
     check_artefact(path)
     load_weights(new().network, path)
-    # What the encoder does not have is refused in time.
+    # Layers and weights that the encoder lacks are refused in time.
     if settings.freeze_batch_statistics:
         settings.new_encoder().freeze_statistics()
     if settings.trained_weights:

@@ -168,7 +168,7 @@ def test_the_number_of_speakers_does_not_hang_on_the_threshold(voices):
 
 
 def test_files_of_one_speaker_and_files_of_one_each(voices):
-    """Which no silhouette can tell: the threshold does."""
+    """No silhouette can tell these: the threshold does."""
     vectors, truth = voices
     assert find(vectors[truth == 7]).n_speakers == 1
     apart = find(vectors[:15:5] - vectors.mean(0))

@@ -1,4 +1,4 @@
-"""What benchmarks compare is the same work, and their rows say what they do."""
+"""Benchmarks compare the same work, and their rows say what they do."""
 
 import argparse
 import importlib.util

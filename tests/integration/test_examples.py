@@ -196,7 +196,7 @@ def test_an_encoder_of_another_package_is_taken(tmp_path, monkeypatch, corpus):
 
 @pytest.mark.parametrize("samples", [9000, 25599, 25600, 44800, 56000, 65432])
 def test_the_windows_are_resemblyzers(samples, monkeypatch):
-    """Those of its compute_partial_slices, at its rate of 1.3 a second."""
+    """As its compute_partial_slices has them, at 1.3 a second."""
     monkeypatch.syspath_prepend(str(EXAMPLES / "any_encoder"))
     dvector = importlib.import_module("dvector")
     torch.manual_seed(0)
