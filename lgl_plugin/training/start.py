@@ -63,11 +63,7 @@ def find_encoder(session: Session) -> pathlib.Path:
     check_encoder(settings, path)
     check_artefact(path)
     load_weights(new().network, path)
-    # Layers and weights that the encoder lacks are refused in time.
-    if settings.freeze_batch_statistics:
-        settings.new_encoder().freeze_statistics()
-    if settings.trained_weights:
-        settings.new_encoder().train_only(settings.trained_weights)
+    check_parts(settings)
     run, name = session.run, "pretrained_encoder"
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")
@@ -79,6 +75,14 @@ def find_encoder(session: Session) -> pathlib.Path:
     if given or name in known:
         run.given(name, path)
     return path
+
+
+def check_parts(settings: Stage2Settings) -> None:
+    """Raises ValueError for layers or weights that the encoder lacks."""
+    if settings.freeze_batch_statistics:
+        settings.new_encoder().freeze_statistics()
+    if settings.trained_weights:
+        settings.new_encoder().train_only(settings.trained_weights)
 
 
 def given_weights(settings: Stage2Settings) -> pathlib.Path | None:
@@ -123,9 +127,11 @@ def check_inputs(settings: Stage2Settings, session: Session) -> None:
     Raises
     ------
     ValueError
-        If so many utterances make no such clusters, the labels are not of
-        these, or nothing of a labelled speaker can be read.
+        If so many utterances make no such clusters, the encoder lacks what is
+        to be kept or trained, the labels are not of these utterances, or
+        nothing of a labelled speaker can be read.
     """
+    check_parts(settings)
     check_clusters(settings, len(session.rows))
     if settings.labels_file:
         given = read_given(settings.labels_file, session.manifest.ids)

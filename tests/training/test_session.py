@@ -32,7 +32,7 @@ from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.stage2 import Round, start_from
-from lgl_plugin.training.start import find_encoder, stage1_command
+from lgl_plugin.training.start import check_inputs, find_encoder, stage1_command
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import checksum
 
@@ -623,9 +623,10 @@ def test_another_encoder_does_not_take_the_place_of_rounds(session, tmp_path):
         find_encoder(session)
 
 
-def test_weights_to_train_that_no_encoder_has_are_refused_before_stage_two(
+def test_weights_to_train_that_no_encoder_has_are_refused_in_time(
     session, tmp_path
 ):
+    """Before Stage II, and by `lgl train`, which does both, before Stage I."""
     save_weights(torch.nn.Linear(2, 2), tmp_path / "stage1" / ENCODER)
     session.settings.pretrained_encoder = None
     session.settings.new_encoder = lambda: Encoder(
@@ -634,6 +635,8 @@ def test_weights_to_train_that_no_encoder_has_are_refused_before_stage_two(
     session.settings.trained_weights = "asp"
     with pytest.raises(ValueError, match="has 'asp' in its name"):
         find_encoder(session)
+    with pytest.raises(ValueError, match="has 'asp' in its name"):
+        check_inputs(session.settings, session)
 
 
 def test_other_audio_does_not_take_the_manifest_of_stage_one(
