@@ -114,6 +114,7 @@ def check_audio(
             max_bad_share=1.0,
             sample_rate=settings.sample_rate,
             channel=settings.channel,
+            ssps=bool(getattr(settings, "ssps_epochs", 0)),
         )
         manifest = load_manifest(path, *data)
     if labels:

@@ -49,10 +49,12 @@ def warn_of_bandwidths(
     sample_rate: int,
     files: str,
     to_train: bool = True,
+    ssps: bool = False,
 ) -> None:
     """Warns if some files, but not all, are below the rate of training.
 
-    Settings against that are named only where an encoder is to be trained.
+    Settings against that are named only where an encoder is to be trained;
+    those of Stage I's clusters only with `ssps`, as they are refused without.
     """
     if not 0.01 <= narrow / max(number, 1) <= 0.99:
         return
@@ -64,7 +66,13 @@ def warn_of_bandwidths(
     )
     if to_train:
         message += (
-            f" `lgl train` takes --sample_rate={lowest}, their lowest, and "
-            "--log_mel_share=0 against that."
+            f" Against that `lgl train` takes --sample_rate={lowest}, their "
+            "lowest, --log_mel_share=0 and --cluster_twice=False"
         )
+        if ssps:
+            message += (
+                ", and for the clusters of Stage I --ssps_log_mel_share=0 and "
+                "--ssps_cluster_twice=False"
+            )
+        message += "."
     logger.warning(message)

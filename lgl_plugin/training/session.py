@@ -156,6 +156,11 @@ class Session:
         # of one, can read them here.
         self.manifest = self.manifest.without_speakers()
 
+    @property
+    def _ssps(self):
+        """Says whether this stage clusters for Stage I's positives."""
+        return bool(getattr(self.settings, "ssps_epochs", 0))
+
     def _begin_log(self, text):
         """Begins the stage's log, and keeps the yaml as it is used."""
         folder = self.run.folder / f"stage{self.settings.stage}"
@@ -187,6 +192,7 @@ class Session:
                 sample_rate=settings.sample_rate,
                 channel=settings.channel,
                 accept=self._accept_manifest,
+                ssps=self._ssps,
             )
             from_main(prepare)
         self.run.given("manifest", path)
@@ -234,7 +240,9 @@ class Session:
         narrow = sum(found < rate for found in rates)
         lowest = min(rates, default=rate)
         which = f"files tried of {settings.manifest}"
-        warn_of_bandwidths(narrow, len(rates), lowest, rate, which)
+        warn_of_bandwidths(
+            narrow, len(rates), lowest, rate, which, ssps=self._ssps
+        )
 
     def _warn_of_tested(self):
         """Tells how many utterances of the user's list are tested on.

@@ -45,3 +45,25 @@ def test_several_bandwidths_are_warned_of(caplog, narrow, number, warned):
     said = f"{narrow} of {number} files tried are below 16000 Hz"
     assert caplog.text.count(said) == warned
     assert caplog.text.count("--sample_rate=8000, their lowest") == warned
+
+
+@pytest.mark.parametrize(
+    "training, named, unnamed",
+    [
+        ({}, ["--log_mel_share=0", "--cluster_twice=False"], "--ssps_"),
+        (
+            {"ssps": True},
+            ["--log_mel_share=0", "--ssps_log_mel_share=0"]
+            + ["--cluster_twice=False", "--ssps_cluster_twice=False"],
+            "none",
+        ),
+        ({"to_train": False}, [], "--"),
+    ],
+)
+def test_settings_against_bandwidths_are_those_of_the_run(
+    caplog, training, named, unnamed
+):
+    """Those of Stage I's clusters are refused where it makes none."""
+    warn_of_bandwidths(1, 4, 8000, 16000, "files", **training)
+    assert all(f" {option}" in caplog.text for option in named)
+    assert unnamed not in caplog.text

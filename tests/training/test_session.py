@@ -306,6 +306,10 @@ def test_files_of_a_users_list_are_tried(session, tmp_path, caplog):
     session.bad_files = BadFiles(tmp_path / "bad_files.txt", 0)
     session._try_manifest()
     assert "2 of 4 files tried of mine.csv are below 16000 Hz" in caplog.text
+    assert "--ssps_log_mel_share=0" not in caplog.text
+    settings.ssps_epochs = 10  # of Stage I, which then clusters
+    session._try_manifest()
+    assert "--ssps_log_mel_share=0" in caplog.text
     soundfile.write(tmp_path / "3.wav", np.full(8000, 0.1), 44101)
     with pytest.raises(ValueError, match="3.wav: has 44101 Hz, too odd"):
         session._try_manifest()
