@@ -15,7 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     add = parser.add_argument
     add("source", help="output_folder of a run; or a file of weights")
-    add("step", nargs="?", help="stage1, iter1, iter1/gated; none: the latest")
+    add(
+        "step",
+        nargs="?",
+        help="ssps (Stage I's last; stage1 without ssps_epochs), iter1, iter2, "
+        "iter1/classifier; none: the latest",
+    )
     add(
         "--output",
         help="folder to write; RUN/export/STEP, or STEP-custom with a "

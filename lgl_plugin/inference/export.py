@@ -85,8 +85,8 @@ def export(
     run : str or pathlib.Path
         The run folder.
     step : str, optional
-        "stage1" or "iter2/gated"; "iter2" for that round's latest; or a
-        folder below the run's with an encoder. By default the latest of all.
+        "stage1", "ssps" or "iter2/gated"; "iter2" for that round's latest; or
+        a folder below the run's with an encoder. By default the latest of all.
     folder : str or pathlib.Path, optional
         Where to write. By default `<run>/export/iter2` for a round's latest
         encoder, `<run>/export/iter2-classifier` for its other encoder. Your
