@@ -151,7 +151,7 @@ class Whitening(Backend):
         gives unit covariance, and amplifies the noise of directions that
         hardly vary; a large one only centres. From 1 on, fewer embeddings than
         dimensions suffice, from 2 on. At 10 scores are better than at 1, at 1
-        clusters are (docs/experiments.md, "Shrinkage").
+        clusters are (docs/choices_measured.md, "Shrinkage").
 
     Example
     -------
