@@ -21,7 +21,7 @@ from lgl_plugin.runs.weights import (
     CLASSIFIER,
     ENCODER,
     load_weights,
-    read_tensors,
+    read_weights,
     save_tensors,
 )
 from lgl_plugin.utils.files import atomic_write
@@ -279,14 +279,17 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        weights = read_tensors(path)
-        if not all(isinstance(v, torch.Tensor) for v in weights.values()):
-            raise TypeError("it holds more than tensors")
-        return {WRAPPERS.sub("", n): value for n, value in weights.items()}
-    except Exception as error:  # torch raises what its unpickler does
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} is no state dict: {reason[0]}") from error
+    weights = read_weights(path)
+    named = isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor)
+        for name, value in weights.items()
+    )
+    if not named:
+        raise ValueError(
+            f"{path} is no state dict: it holds more than tensors by their "
+            "names. Save the network's state_dict() alone."
+        )
+    return {WRAPPERS.sub("", name): value for name, value in weights.items()}
 
 
 def _instance(setting):
