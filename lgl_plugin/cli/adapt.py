@@ -11,7 +11,7 @@ import functools
 import pathlib
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.cli.common import (
     ENCODER_HELP,
@@ -21,7 +21,7 @@ from lgl_plugin.cli.common import (
 )
 from lgl_plugin.cli.recipe import RECIPE, load_recipe
 from lgl_plugin.cli.train import as_pairs
-from lgl_plugin.runs.arguments import key_of
+from lgl_plugin.runs.arguments import key_of, not_typed
 
 if TYPE_CHECKING:
     from lgl_plugin.inference.adapt import Ladder
@@ -233,21 +233,19 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.settings import load_settings
     from lgl_plugin.training.sizes import check_batch, check_clusters
+    from lgl_plugin.training.start import made_to_train
 
     number, known = len(ladder.manifest), 0
     if ladder.given is not None:
         known = int((ladder.given.by_row >= 0).sum())
     left = max(number - int(SHARE * number), known)
-    own = {"data_folder": ladder.audio, "batch_size": own_batch(left)}
-    named = {key_of(option) for option in given}
-    own = {key: value for key, value in own.items() if key not in named}
+    own = own_settings(ladder, left, given)
     path, run_opts, overrides = parse_arguments([str(PRESET), *given], own)
     settings, _ = load_settings(path, overrides, run_opts)
     rows, _ = held_out(left, settings.held_out_share, settings.seed)
     batch_size = settings.dataloader_options.batch_size
-    if settings.trained_weights:
-        encoder = copy.deepcopy(ladder.extract.encoder)
-        encoder.train_only(settings.trained_weights)
+    encoder = copy.deepcopy(ladder.extract.encoder)
+    made_to_train(settings, lambda: encoder)
     try:
         check_batch(settings, batch_size, left, len(rows))
         check_clusters(settings, left)
@@ -258,16 +256,28 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
         ) from error
 
 
-def own_batch(n_utterances: int) -> int:
-    """Returns the yaml's batch, or a smaller one for few utterances."""
+def own_settings(
+    ladder: Ladder, n_utterances: int, given: list[str], **more: Any
+) -> dict[str, Any]:
+    """Returns the settings of a training that differ from the yaml by itself.
+
+    Few utterances get a smaller batch. An option that is given replaces any.
+    """
+    from lgl_plugin.nnet.batch_norm import batch_norms
     from lgl_plugin.runs.settings import read_preset
 
-    return min(read_preset(PRESET)["batch_size"], n_utterances // 2)
+    own = {
+        "data_folder": ladder.audio.absolute(),
+        "batch_size": min(read_preset(PRESET)["batch_size"], n_utterances // 2),
+        **more,
+    }
+    if not batch_norms(ladder.extract.encoder.network):
+        own["freeze_batch_statistics"] = False
+    return not_typed(own, given)
 
 
 def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     """Trains a ladder's network by a round of Stage II, on rows to train on."""
-    from lgl_plugin.nnet.batch_norm import batch_norms
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.weights import ENCODER as WEIGHTS
@@ -277,26 +287,21 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     labels = ladder.folder / "trained_labels.csv"
     ladder.list_trained(listed, labels)
     audio = ladder.audio.absolute()
-    own = {
-        "data_folder": audio,
+    more = {
         "train_folder": audio,
         "trial_folder": audio,
         "output_folder": folder,
         "manifest": listed,
         "pretrained_encoder": ladder.weights,
-        "batch_size": own_batch(len(ladder.trained)),
         "dataloader_options": {"num_workers": ladder.extract.num_workers},
     }
     # Unless the weights say that, and say the same: CAM++'s name no features.
     if encoder_settings(ladder.weights) != ladder.settings:
-        own.update(ladder.settings)  # new_encoder and sample_rate
-        own["embedding_size"] = ladder.embedded.vectors.shape[-1]
-    if not batch_norms(ladder.extract.encoder.network):
-        own["freeze_batch_statistics"] = False
+        more.update(ladder.settings)  # new_encoder and sample_rate
+        more["embedding_size"] = ladder.embedded.vectors.shape[-1]
     if ladder.given is not None:
-        own["labels_file"] = labels
-    named = {key_of(option) for option in given}
-    own = {key: value for key, value in own.items() if key not in named}
+        more["labels_file"] = labels
+    own = own_settings(ladder, len(ladder.trained), given, **more)
     words = [str(PRESET), f"--device={ladder.device}", *given]
     try:
         load_recipe().train(*parse_arguments(words, own))

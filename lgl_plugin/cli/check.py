@@ -200,6 +200,7 @@ def check_cost(
     import logging
 
     from lgl_plugin.training.estimate import peak_memory
+    from lgl_plugin.training.start import made_to_train
 
     # The stages' own notices are those of the run to come.
     logging.disable(logging.INFO)
@@ -222,7 +223,8 @@ def check_cost(
     print(f"Time       about {sum(hours.values()):.1f} hours ({parts})")
     settings = session.settings
     vectors = 4 * made["kept"] * settings.embedding_size
-    encoder = (settings.new_last_encoder or settings.new_encoder)()
+    last = settings.new_last_encoder or settings.new_encoder
+    encoder = made_to_train(settings, last)
     sizes = [(p.requires_grad, 4 * p.numel()) for p in encoder.parameters()]
     weights = sum(size for _, size in sizes)
     trained = sum(size for is_trained, size in sizes if is_trained)
@@ -311,6 +313,7 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     from lgl_plugin.training.estimate import seconds_per_step, speech_per_second
     from lgl_plugin.training.loss_gated import LossGatedBrain
     from lgl_plugin.training.stage2 import stage2_modules
+    from lgl_plugin.training.start import made_to_train
 
     settings = session.settings
     settings.cluster.check(made["kept"])
@@ -322,7 +325,8 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     epochs = settings.classifier_epochs + settings.gated_epochs
     steps = epochs * session.steps_per_epoch(made["kept"])
 
-    def seconds_of(encoder, words):
+    def seconds_of(new_encoder, words):
+        encoder = made_to_train(settings, new_encoder)
         classifier = settings.new_classifier(out_neurons=n_clusters)
         modules = stage2_modules(settings, encoder, classifier)
         context = {"stage": 2, "iteration": 1, "phase": "classifier"}
@@ -332,16 +336,15 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
         print(f"Step       {seconds:.2f} s in {words}")
         return seconds
 
-    encoder = settings.new_encoder()
-    last = seconds_of(encoder, "Stage II")
+    last = seconds_of(settings.new_encoder, "Stage II")
     seconds = n_rounds * last
     if wide is not None:
-        last = seconds_of(wide(), "Stage II's last round")
+        last = seconds_of(wide, "Stage II's last round")
         seconds += last - seconds / n_rounds
     # At most: on what the gate selects. A step is as long as its crops.
     longer = settings.large_margin_crop_seconds / settings.crop_seconds
     seconds += last * longer * settings.large_margin_epochs / epochs
-    speed = speech_per_second(session, encoder)
+    speed = speech_per_second(session, settings.new_encoder())
     print(f"Embedding  {speed:,.0f} s of speech a second")
     return {
         "Stage II without clustering": steps * seconds / 3600,

@@ -200,6 +200,21 @@ class Encoder(torch.nn.Module):
         return self.normalise(features, lengths)
 
 
+def restricted(
+    encoder: Encoder, freeze_statistics: bool, trained_weights: str | None
+) -> Encoder:
+    """Returns an encoder that trains only what is asked for.
+
+    For the settings freeze_batch_statistics and trained_weights: wherever an
+    encoder is made that Stage II trains, it goes through here.
+    """
+    if freeze_statistics:
+        encoder.freeze_statistics()
+    if trained_weights:
+        encoder.train_only(trained_weights)
+    return encoder
+
+
 class LogMelStatistics(torch.nn.Module):
     """A network without weights: means and deviations of log-mel bands.
 

@@ -21,6 +21,7 @@ from lgl_plugin.dataio.manifest import held_out, run_manifest
 from lgl_plugin.methods.method import embedded
 from lgl_plugin.nnet.augment import NoAugmentation
 from lgl_plugin.nnet.batch_norm import batch_norms
+from lgl_plugin.nnet.encoders import restricted
 from lgl_plugin.report.results import PHASES
 from lgl_plugin.runs.pretrained import build_encoder, made
 from lgl_plugin.runs.run import (
@@ -286,7 +287,11 @@ class ProbedRun:
     def _model(self, name, number, phase):
         """Makes the encoder and the classifier of a probe."""
         kind = encoder_kind(self.settings, number)
-        encoder = made(self.settings[kind])()
+        encoder = restricted(
+            made(self.settings[kind])(),
+            self.settings.get("freeze_batch_statistics", False),
+            self.settings.get("trained_weights"),
+        )
         classifier = made(self.settings["new_classifier"])(
             out_neurons=self.done[f"iter{number}/labels"]["n_clusters"]
         )

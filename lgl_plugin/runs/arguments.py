@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.runs.plain import dump_settings
@@ -76,6 +76,12 @@ def parse_arguments(
 def key_of(option: str) -> str:
     """Returns the key of `--key=value`."""
     return option.removeprefix("--").partition("=")[0]
+
+
+def not_typed(own: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """Returns those of some settings that no option names."""
+    named = {key_of(option) for option in options}
+    return {key: value for key, value in own.items() if key not in named}
 
 
 def as_typed(name: str, value: str) -> str:

@@ -39,7 +39,7 @@ from lgl_plugin.training.fit import fit, part_of
 from lgl_plugin.training.loss_gated import LossGatedBrain
 from lgl_plugin.training.relabelling import RelabellingBrain
 from lgl_plugin.training.session import Session
-from lgl_plugin.training.start import START, new_anchor
+from lgl_plugin.training.start import START, made_to_train, new_anchor
 from lgl_plugin.utils.files import (
     atomic_write,
     checksum,
@@ -227,12 +227,7 @@ class Round:
     def _new_modules(self):
         """Makes an encoder and a classifier with weights yet to be given."""
         classifier = self.settings.new_classifier(out_neurons=self.n_clusters)
-        encoder = self.new_encoder()
-        if self.settings.freeze_batch_statistics:
-            encoder.freeze_statistics()
-        if self.settings.trained_weights:
-            encoder.train_only(self.settings.trained_weights)
-        return encoder, classifier
+        return made_to_train(self.settings, self.new_encoder), classifier
 
     @property
     def n_clusters(self) -> int:

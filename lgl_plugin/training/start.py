@@ -2,6 +2,7 @@
 
 import pathlib
 import shlex
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from lgl_plugin.dataio.audio import BadAudio, read_beginning
 from lgl_plugin.dataio.given import read_given
 from lgl_plugin.inference.extractor import MAX_SECONDS
 from lgl_plugin.nnet.anchor import Anchor
+from lgl_plugin.nnet.encoders import Encoder, restricted
 from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.pretrained import where_encoder_is
 from lgl_plugin.runs.run import stage1_steps
@@ -79,10 +81,18 @@ def find_encoder(session: Session) -> pathlib.Path:
 
 def check_parts(settings: Stage2Settings) -> None:
     """Raises ValueError for layers or weights that the encoder lacks."""
-    if settings.freeze_batch_statistics:
-        settings.new_encoder().freeze_statistics()
-    if settings.trained_weights:
-        settings.new_encoder().train_only(settings.trained_weights)
+    made_to_train(settings, settings.new_encoder)
+
+
+def made_to_train(
+    settings: Stage2Settings, new_encoder: Callable[[], Encoder]
+) -> Encoder:
+    """Makes an encoder of which only what the settings say is trained."""
+    return restricted(
+        new_encoder(),
+        settings.freeze_batch_statistics,
+        settings.trained_weights,
+    )
 
 
 def given_weights(settings: Stage2Settings) -> pathlib.Path | None:

@@ -865,6 +865,11 @@ def test_weights_that_the_encoder_lacks_show_before_the_work(
     said = capsys.readouterr().err
     assert "no weight of the encoder has 'dense' in its name" in said
     assert "blocks.0, " in said and "fc.conv" in said
+    monkeypatch.setattr("lgl_plugin.nnet.encoders.batch_norms", lambda _: [])
+    frozen = "--freeze_batch_statistics=True"
+    with pytest.raises(SystemExit, match="2"):
+        adapt(ecapa, calls, tmp_path, "--train", frozen)
+    assert "has no batch normalisation" in capsys.readouterr().err
 
 
 def test_a_training_that_was_not_kept_leaves_the_folder_open(

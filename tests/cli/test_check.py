@@ -213,6 +213,8 @@ def test_checkpoints_that_are_kept_take_room(monkeypatch, capsys, tmp_path):
             n_iterations=1,
             large_margin_epochs=0,
             embedding_size=1,
+            freeze_batch_statistics=False,
+            trained_weights=None,
             new_last_encoder=None,
             new_encoder=lambda: torch.nn.Linear(
                 2**14, 2**14, bias=False, device="meta"
@@ -255,6 +257,8 @@ def test_fine_tuning_takes_time(monkeypatch):
     def hours(epochs):
         settings = mock.Mock(
             n_iterations=2,
+            freeze_batch_statistics=False,
+            trained_weights=None,
             new_last_encoder=None,
             n_clusters=3,
             classifier_epochs=6,

@@ -183,6 +183,16 @@ def test_a_bad_utterance_is_named_and_passed_over(run, tmp_path, capsys):
         [*probes()]
 
 
+def test_only_weights_that_were_trained_are_moved(run):
+    probed = ProbedRun(run, 11, 0)
+    probed.settings = probed.settings | {"trained_weights": "^fc"}
+    for probe in probed.probes(probed.names(), "cpu", False):
+        encoder = dict(probe.model["encoder"].network.named_parameters())
+        moved = [n for n, w in encoder.items() if w.requires_grad]
+        assert len(probe.parameters) == len(moved) < len(encoder)
+        assert all(name.startswith("fc") for name in moved)
+
+
 def test_batch_statistics_leave_the_kept_ones_alone(run):
     (probe,) = ProbedRun(run, 11, 0).probes(["iter1/gated"], "cpu", True)
     before = {k: v.clone() for k, v in probe.model.state_dict().items()}
