@@ -24,6 +24,7 @@ from lgl_plugin.cli.train import (
 from lgl_plugin.runs.arguments import key_of
 
 if TYPE_CHECKING:
+    from lgl_plugin.dataio.manifest import Manifest
     from lgl_plugin.runs.schema import Settings
     from lgl_plugin.training.session import Session
 
@@ -56,12 +57,14 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
         choices = {"preset": preset or "small", "n_clusters": 2}
         run = folder / "run"
         parsed, of_stages = parse(choices, audio, run, given)
-        of_data, labels = of_stages[0], of_stages[-1].labels_file
+        of_data = of_stages[0]
         check_files(of_stages[-1])
-        made = check_audio(of_data, folder, labels)
+        made, manifest = check_audio(of_data, folder)
         show_machine()
         device = parsed[0][1].get("device")
         choices = suggest(made["kept"], made["hours"], preset, device)
+        _, of_stages = parse(choices, audio, run, given)
+        check_stages(of_stages, manifest)
         check_cost(audio, folder, made, choices, given)
     if preset is not None:
         words.append(f"--preset={preset}")
@@ -78,12 +81,12 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
 
 
 def check_audio(
-    settings: Settings, folder: pathlib.Path, labels: str | None
-) -> dict:
-    """Prints what there is to train on; returns what `prepare_manifest` does.
+    settings: Settings, folder: pathlib.Path
+) -> tuple[dict, Manifest]:
+    """Prints what there is to train on.
 
-    A manifest of the user's own is taken as it is, and copied to the folder.
-    ValueError if `labels` name utterances that are not there.
+    Returns what `prepare_manifest` does, and the manifest. One of the user's
+    own is taken as it is, and copied to the folder.
     """
     import collections
     import shutil
@@ -91,7 +94,6 @@ def check_audio(
     import numpy as np
 
     from lgl_plugin.dataio.folder import UNREAD
-    from lgl_plugin.dataio.given import read_given
     from lgl_plugin.dataio.manifest import load_manifest
     from lgl_plugin.dataio.prepare import prepare_manifest
 
@@ -117,8 +119,6 @@ def check_audio(
             ssps=bool(getattr(settings, "ssps_epochs", 0)),
         )
         manifest = load_manifest(path, *data)
-    if labels:
-        read_given(labels, manifest.ids)
     formats = collections.Counter(
         pathlib.PurePath(name).suffix.lower() for name in manifest.wavs
     )
@@ -156,7 +156,36 @@ def check_audio(
         ]
         if kinds:
             print(f"{title:<11}{', '.join(kinds)}{hint * convertible}")
-    return made
+    return made, manifest
+
+
+def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
+    """Refuses by training's own checks what training would refuse.
+
+    The timed sample is too small to tell. What takes an encoder's work, such
+    as scoring the trial list, is left to training.
+    """
+    from lgl_plugin.dataio.manifest import held_out
+    from lgl_plugin.training.sizes import check_batch
+    from lgl_plugin.training.stage1 import check_grouping
+    from lgl_plugin.training.start import (
+        check_inputs,
+        check_weights,
+        given_weights,
+    )
+
+    number = len(manifest)
+    for settings in of_stages:
+        rows, _ = held_out(number, settings.held_out_share, settings.seed)
+        batch_size = settings.dataloader_options.batch_size
+        check_batch(settings, batch_size, number, len(rows))
+        if settings.stage == 1:
+            if settings.ssps_epochs:
+                check_grouping(settings, len(rows))
+            continue
+        check_inputs(settings, manifest)
+        if settings.pretrained_encoder:
+            check_weights(settings, given_weights(settings))
 
 
 def show_machine() -> None:
@@ -316,7 +345,6 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     from lgl_plugin.training.start import made_to_train
 
     settings = session.settings
-    settings.cluster.check(made["kept"])
     n_rounds, wide = settings.n_iterations, settings.new_last_encoder
     # How many an estimate gives hardly changes the time.
     auto = settings.n_clusters == "auto"

@@ -11,6 +11,7 @@ from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.pseudo_positives import nearest_clusters
 from lgl_plugin.runs.metrics_log import FLOOR
 from lgl_plugin.runs.run import SCORES
+from lgl_plugin.runs.schema import Stage1Settings
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.clusters import pseudo_speakers, whitened_log_mels
@@ -101,13 +102,8 @@ def train_stage1_phase(
     session.run.log(stage=1, phase=f"after {phase}", **figures)
 
 
-def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
-    """Makes what clusters the training utterances by an encoder, for SSPS.
-
-    Raises ValueError if there are too few utterances for the yaml's clusters,
-    or the method has no use for them.
-    """
-    settings, rows = session.settings, session.train_rows
+def check_grouping(settings: Stage1Settings, n_train: int) -> None:
+    """Raises what `grouping` does, of so many utterances to train on."""
     method = settings.method
     if not getattr(method, "func", method).takes_positives:
         raise ValueError(
@@ -115,12 +111,22 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
             "utterances. Set it to 0, or take that method."
         )
     try:
-        settings.ssps_cluster.check(len(rows))
+        settings.ssps_cluster.check(n_train)
     except ValueError as error:
         raise ValueError(
             f"ssps_cluster: {error}, or set ssps_epochs to 0"
         ) from error
     check_twice(settings, "ssps_")
+
+
+def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
+    """Makes what clusters the training utterances by an encoder, for SSPS.
+
+    Raises ValueError if there are too few utterances for the yaml's clusters,
+    or the method has no use for them.
+    """
+    settings, rows = session.settings, session.train_rows
+    check_grouping(settings, len(rows))
     share, own = settings.ssps_log_mel_share, settings.ssps_source == "own"
 
     @functools.cache

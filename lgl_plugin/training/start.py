@@ -10,6 +10,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio, read_beginning
 from lgl_plugin.dataio.given import read_given
+from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.inference.extractor import MAX_SECONDS
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.nnet.encoders import Encoder, restricted
@@ -62,10 +63,7 @@ def find_encoder(session: Session) -> pathlib.Path:
         path = folder / "untrained.ckpt"
         save_weights(new().network, path)
         return path
-    check_encoder(settings, path)
-    check_artefact(path)
-    load_weights(new().network, path)
-    check_parts(settings)
+    check_weights(settings, path)
     run, name = session.run, "pretrained_encoder"
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")
@@ -79,8 +77,12 @@ def find_encoder(session: Session) -> pathlib.Path:
     return path
 
 
-def check_parts(settings: Stage2Settings) -> None:
-    """Raises ValueError for layers or weights that the encoder lacks."""
+def check_weights(settings: Stage2Settings, path: pathlib.Path) -> None:
+    """Raises what `find_encoder` does if weights at a path are none to use."""
+    check_encoder(settings, path)
+    check_artefact(path)
+    new = settings.new_first_encoder or settings.new_encoder
+    load_weights(new().network, path)
     made_to_train(settings, settings.new_encoder)
 
 
@@ -124,15 +126,19 @@ def check_encoder(
     raise FileNotFoundError(f"{key}: there is no encoder at {path}. {advice}")
 
 
-def check_inputs(settings: Stage2Settings, session: Session) -> None:
+def check_inputs(
+    settings: Stage2Settings, manifest: Manifest, read: bool = True
+) -> None:
     """Refuses what Stage II cannot do with the utterances, before Stage I.
 
     Arguments
     ---------
     settings : lgl_plugin.runs.schema.Stage2Settings
         Stage II's.
-    session : lgl_plugin.training.session.Session
-        Stage I's.
+    manifest : lgl_plugin.dataio.manifest.Manifest
+        The utterances.
+    read : bool
+        Whether labelled speakers' audio is tried.
 
     Raises
     ------
@@ -141,24 +147,24 @@ def check_inputs(settings: Stage2Settings, session: Session) -> None:
         to be kept or trained, the labels are not of these utterances, or
         nothing of a labelled speaker can be read.
     """
-    check_parts(settings)
-    check_clusters(settings, len(session.rows))
+    made_to_train(settings, settings.new_encoder)
+    check_clusters(settings, len(manifest))
     if settings.labels_file:
-        given = read_given(settings.labels_file, session.manifest.ids)
-        if "stage1" not in session.run.done:
-            given.of(list(_read_one_of_each(given, session)))
+        given = read_given(settings.labels_file, manifest.ids)
+        if read:
+            rate = settings.sample_rate
+            given.of(list(_read_one_of_each(given, manifest, rate)))
 
 
-def _read_one_of_each(given, session):
+def _read_one_of_each(given, manifest, rate):
     """Yields a row of each labelled speaker that can be read, if there is one.
 
     One is enough: the labels may be of tens of thousands of utterances.
     """
-    rate, found = session.settings.sample_rate, set()
+    found = set()
     for row in np.flatnonzero(given.by_row >= 0):
         speaker = given.by_row[row]
-        utterance = session.manifest[row]
-        if speaker not in found and _can_be_read(utterance, rate):
+        if speaker not in found and _can_be_read(manifest[row], rate):
             found.add(speaker)
             yield row
 

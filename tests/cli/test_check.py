@@ -11,6 +11,7 @@ import torch
 
 from lgl_plugin.cli import check
 from lgl_plugin.cli.main import main
+from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.training import estimate
 
 TINY = [
@@ -21,6 +22,7 @@ TINY = [
     "--new_encoder={network: {channels: [16, 16, 16, 16, 48]}}",
     "--n_clusters=3",
 ]
+FEW = ["--ssps_epochs=0"]  # whose clusters eight utterances do not make
 BY_TORCH = (
     "--cluster=!new:lgl_plugin.clustering.kmeans.TorchKMeans "
     "{n_clusters: !ref <n_clusters>}"
@@ -100,13 +102,33 @@ def opened(monkeypatch):
         ("--n_clusters=18", "n_clusters=18 is more than the 17"),
         ("--labels_file=no.csv", "there is no file no.csv"),
         ("--manifest=no.csv", "there is no manifest"),
+        ("--min_cluster_size=18", "min_cluster_size: 18 is more than the 17"),
+        ("--held_out_share=0.95", "one at least is held out"),
+        ("--trained_weights=dense", "no weight of the encoder has 'dense'"),
+        ("--pretrained_encoder={}/ann/0.wav", "read as a file of weights"),
+        ("--labels_file={}/labels.csv", "nobody.wav"),
     ],
 )
-def test_what_training_would_refuse_is_refused(option, message, folder, capsys):
-    options = [o for o in TINY if "n_clusters" not in o]
+def test_what_training_would_refuse_is_refused(
+    option, message, folder, opened, capsys
+):
+    (folder / "labels.csv").write_text("utterance,speaker\nnobody.wav,Ann\n")
+    options = [o for o in TINY if key_of(o) != key_of(option)]
     with pytest.raises(SystemExit, match="2"):
-        main(["check", str(folder), *options, BY_TORCH, option])
-    assert message in capsys.readouterr().err
+        words = [BY_TORCH, option.format(folder)]
+        main(["check", str(folder), *options, *words])
+    said = capsys.readouterr()
+    assert message in said.err and "Train it with" not in said.out
+    assert not opened  # before anything is timed
+
+
+def test_clusters_of_stage1_are_checked_too(folder, opened, capsys):
+    cluster = "--ssps_cluster=!new:lgl_plugin.clustering.kmeans.TorchKMeans "
+    words = ["--ssps_epochs=1", cluster + "{n_clusters: 18}"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", str(folder), *TINY, BY_TORCH, *words])
+    assert "or set ssps_epochs to 0" in capsys.readouterr().err
+    assert not opened
 
 
 def test_labels_of_utterances_out_of_the_sample_will_do(
@@ -181,7 +203,7 @@ def test_a_manifest_is_what_is_counted(audio, opened, tmp_path, capsys):
     ]
     head = "ID,duration,wav,start,stop,spk_id"
     (tmp_path / "mine.csv").write_text("\n".join([head, *rows]))
-    main(["check", str(audio), *TINY, f"--manifest={tmp_path}/mine.csv"])
+    main(["check", str(audio), *TINY, *FEW, f"--manifest={tmp_path}/mine.csv"])
     printed = capsys.readouterr().out
     assert "8 files, 0.00 hours: 8 .wav" in printed
     assert "Not yet" not in printed and "both 8.0" in printed
@@ -200,7 +222,7 @@ def test_the_sample_of_a_manifest_is_of_whole_rows(audio, opened, tmp_path):
     head = "ID,duration,wav,start,stop,spk_id,note"
     mine = tmp_path / "mine.csv"
     mine.write_text("\n".join([head, *rows]), encoding="utf-8")
-    main(["check", str(audio), *TINY, f"--manifest={mine}"])
+    main(["check", str(audio), *TINY, *FEW, f"--manifest={mine}"])
     for session in opened:
         assert [*session.manifest.ids] == [row.split(",")[0] for row in rows]
 

@@ -640,7 +640,7 @@ def test_weights_to_train_that_no_encoder_has_are_refused_in_time(
     with pytest.raises(ValueError, match="has 'asp' in its name"):
         find_encoder(session)
     with pytest.raises(ValueError, match="has 'asp' in its name"):
-        check_inputs(session.settings, session)
+        check_inputs(session.settings, [])
 
 
 def test_other_audio_does_not_take_the_manifest_of_stage_one(

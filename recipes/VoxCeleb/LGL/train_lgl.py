@@ -154,7 +154,8 @@ def train(
             session = Session(settings, text, run_opts, observer_of)
             session.run.plan = plan or session.run.plan
             if later is not None:
-                check_inputs(later, session)
+                begun = "stage1" in session.run.done
+                check_inputs(later, session.manifest, read=not begun)
         with explained_errors(1, debug):
             stages[settings.stage](session)
 
