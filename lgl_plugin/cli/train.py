@@ -9,13 +9,18 @@ A `--pretrained_encoder` takes the place of Stage I.
 from __future__ import annotations
 
 import argparse
-import itertools
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.cli.recipe import RECIPE, load_recipe
-from lgl_plugin.runs.arguments import key_of
+from lgl_plugin.runs.arguments import (
+    goes_to,
+    key_of,
+    keys_of_stages,
+    not_typed,
+    paired,
+)
 
 if TYPE_CHECKING:
     from lgl_plugin.runs.schema import Settings
@@ -257,53 +262,41 @@ def stages(
         "speaker_folder": False,
         "n_clusters": choices["n_clusters"],
     }
-    named = {key_of(option) for option in given}
-    # A --cluster of the user's own may fix the number of clusters itself.
-    for option in given:
-        if option.startswith("--cluster=!") and "<n_clusters>" not in option:
-            named.add("n_clusters")
     own = keys(choices["preset"])
     typed = {key_of(option): option.partition("=")[2] for option in given}
+    # A --cluster of the user's own may fix the number of clusters itself.
+    cluster = typed.get("cluster", "")
+    if cluster.startswith("!") and "<n_clusters>" not in cluster:
+        del usual["n_clusters"]
+    usual = not_typed(usual, given)
     line = as_typed(name := "pretrained_encoder", typed.get(name, "null"))
     skipped = plain_settings(line)[name] is not None
-    if skipped and (unused := sorted(named & own[0] - own[1])):
+    unused = sorted(key for key in typed if not goes_to(key, 2, own))
+    if skipped and unused:
         raise ValueError(
             f"--{unused[0]} is a setting of Stage I, which is not trained: "
             "--pretrained_encoder takes its place. Leave one of them out."
         )
-    both = zip(PRESETS[choices["preset"]], own, own[::-1])
-    for name, mine, other in itertools.islice(both, int(skipped), None):
-        # A key of neither stage goes to both: it is an option of SpeechBrain's
-        # or an error.
-        only_theirs = other - mine
+    for stage, name in enumerate(PRESETS[choices["preset"]], start=1):
+        if stage == 1 and skipped:
+            continue
         yield (
             RECIPE / "hparams" / name,
-            [option for option in given if key_of(option) not in only_theirs],
-            {k: v for k, v in usual.items() if k not in only_theirs | named},
+            [word for word in given if goes_to(key_of(word), stage, own)],
+            {k: v for k, v in usual.items() if goes_to(k, stage, own)},
         )
 
 
 def keys(preset: str) -> list[set[str]]:
     """Returns the keys that each stage of a preset takes."""
-    from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
-    from lgl_plugin.runs.settings import read_preset
-
-    schemas = Stage1Settings, Stage2Settings
-    return [
-        {*read_preset(RECIPE / "hparams" / name), *schema.model_fields}
-        for name, schema in zip(PRESETS[preset], schemas)
-    ]
+    return keys_of_stages(RECIPE / "hparams" / name for name in PRESETS[preset])
 
 
 def as_pairs(words: list[str] | None) -> list[str]:
     """Joins `--key value` to `--key=value`; ValueError if that cannot be."""
-    pairs = []
-    for word in words or []:
-        if word.startswith("--"):
-            pairs.append(word)
-        elif pairs and "=" not in pairs[-1]:
-            pairs[-1] += f"={word}"
-        else:
+    pairs = paired(words or [])
+    for word in pairs:
+        if not word.startswith("--"):
             raise ValueError(
                 f"{word!r} belongs to no option: keys of the yaml are given as "
                 "--key=value, one folder of audio before them"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lgl_plugin.runs.plain import dump_settings
@@ -49,28 +50,45 @@ def parse_arguments(
     ('stage2.yaml', "output_folder: 'results/lr=0.1 #2'")
     """
     import speechbrain as sb
-    from speechbrain.utils.run_opts import RunOptions
 
-    theirs = {"help", *(field.name for field in dataclasses.fields(RunOptions))}
+    theirs = run_options()
     taken: list[str] = []
-    ours: list[str] = []
-    waits = False  # whether the last word is an option of ours without a value
-    for word in words:
-        is_option = word.startswith("--")
-        is_ours = is_option and key_of(word) not in theirs
-        if is_ours:
-            ours.append(word)
-        elif waits and not is_option:  # `--key value`
-            ours[-1] += f"={word}"
+    lines = []
+    for word in paired(words, theirs):
+        if word.startswith("--") and key_of(word) not in theirs:
+            name, _, value = word[2:].partition("=")
+            lines.append(as_typed(name, value))
         else:
             taken.append(word)
-        waits = is_ours and "=" not in word
     path, run_opts, overrides = sb.parse_arguments(taken)
-    pairs = (word[2:].partition("=") for word in ours)
-    lines = [overrides, *(as_typed(name, value) for name, _, value in pairs)]
+    lines.insert(0, overrides)
     if own:
         lines.append(dump_settings(own).strip())
     return path, run_opts, "\n".join(filter(None, lines))
+
+
+def run_options() -> set[str]:
+    """Returns the names of SpeechBrain's own options."""
+    from speechbrain.utils.run_opts import RunOptions
+
+    return {"help", *(field.name for field in dataclasses.fields(RunOptions))}
+
+
+def paired(words: Iterable[str], apart: Container[str] = ()) -> list[str]:
+    """Joins `--key value` to `--key=value`.
+
+    Keys in `apart` may have no value: a word behind them stays as it is.
+    """
+    pairs: list[str] = []
+    waits = False  # whether the last word is an option that takes a value
+    for word in words:
+        is_option = word.startswith("--")
+        if waits and not is_option:
+            pairs[-1] += f"={word}"
+        else:
+            pairs.append(word)
+        waits = is_option and "=" not in word and key_of(word) not in apart
+    return pairs
 
 
 def key_of(option: str) -> str:
@@ -101,21 +119,32 @@ def for_other_stage(
     `rename` gives that stage's yaml for the command's. Options that are
     settings of the command's own stage alone are left out.
     """
-    from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
-
-    other, own = Stage2Settings.model_fields, Stage1Settings.model_fields
-    if stage == 1:
-        other, own = own, other
-    words, name = [], ""
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            name = key_of(word)
-        elif word.endswith(".yaml") and name != "stage1_yaml":
-            word, name = rename(word), ""
-        # Also where a value stands behind its option and a space.
-        if name in other or name not in own:
+    keys, words = keys_of_stages(), []
+    for word in paired(shlex.split(command), run_options()):
+        if not word.startswith("--"):
+            words.append(rename(word) if word.endswith(".yaml") else word)
+        elif goes_to(key_of(word), stage, keys):
             words.append(word)
     return words
+
+
+def keys_of_stages(yamls: Iterable[str | pathlib.Path] = ()) -> list[set[str]]:
+    """Returns the keys that each stage takes: its settings, and its yaml's."""
+    from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
+    from lgl_plugin.runs.settings import read_preset
+
+    keys = [{*each.model_fields} for each in (Stage1Settings, Stage2Settings)]
+    for own, yaml in zip(keys, yamls):
+        own.update(read_preset(yaml))
+    return keys
+
+
+def goes_to(key: str, stage: int, keys: list[set[str]]) -> bool:
+    """Says whether a key is for a stage, by the keys that each stage takes.
+
+    One of neither goes to both: it is an option of SpeechBrain's or an error.
+    """
+    return key in keys[stage - 1] or key not in keys[2 - stage]
 
 
 def _is_misread(text):

@@ -42,6 +42,15 @@ def test_stage_1_is_kept_to_its_end_or_not_at_all(begun, keep, kept):
     assert begun(keep)["kept"] == kept
 
 
+def test_a_setting_goes_to_its_stage_though_no_yaml_has_it(tmp_path):
+    yamls = [tmp_path / "stage1.yaml", tmp_path / "stage2.yaml"]
+    for yaml, own in zip(yamls, ("width", "depth")):
+        yaml.write_text(f"seed: 1\n{own}: 2", "utf-8")
+    options = ["--new_first_encoder=x", "--width=3", "--depth=3", "--debug"]
+    run = experiments.Experiment("x.py", yamls, tmp_path, [1], options=options)
+    assert run.options == [options[1::2], [options[0], *options[2:]]]
+
+
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_threads_of_several_processes_are_torchruns(begun, monkeypatch, nproc):
     """More, in each of them, would be more threads than cores."""

@@ -532,7 +532,7 @@ def test_no_encoder_to_start_from_is_an_error_that_says_how(session, tmp_path):
     [
         (
             "s2.yaml --lr=0.1 --n_clusters=9 --data_folder 'my data' --debug",
-            "s1.yaml --lr=0.1 --data_folder 'my data' --debug "
+            "s1.yaml --lr=0.1 '--data_folder=my data' --debug "
             "--output_folder=out",
         ),
         (

@@ -14,19 +14,18 @@ import pathlib
 import subprocess
 import sys
 
-from speechbrain.utils.run_opts import RunOptions
 from tqdm import tqdm
 
-from lgl_plugin.runs.arguments import key_of, parse_arguments
+from lgl_plugin.runs.arguments import (
+    goes_to,
+    key_of,
+    keys_of_stages,
+    parse_arguments,
+    run_options,
+)
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork, stage1_steps
-from lgl_plugin.runs.schema import Stage1Settings, Stage2Settings
-from lgl_plugin.runs.settings import (
-    did_you_mean,
-    plain_settings,
-    read_preset,
-    resolve,
-)
+from lgl_plugin.runs.settings import did_you_mean, plain_settings, resolve
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.files import write_json
 
@@ -86,7 +85,7 @@ class Experiment:
     Runs by `recipe` and the `yamls` of both stages lie in `folder`, as
     `seed<seed>/<variant>`. There are `jobs` at a time, which share the cores,
     each of `nproc` processes. `options` are overrides for all; a key that only
-    one of the yamls has goes to that stage. ValueError if one is no setting.
+    one of the stages takes goes to that stage. ValueError if one is no setting.
 
     >>> folder = getfixture("tmp_path")
     >>> yamls = [folder / "stage1.yaml", folder / "stage2.yaml"]
@@ -112,15 +111,15 @@ class Experiment:
         if nproc > 1:
             self.launch += ["-m", "torch.distributed.run", "--standalone"]
             self.launch += [f"--nproc_per_node={nproc}"]
-        self.keys = [set(read_preset(yaml)) for yaml in yamls]
+        self.keys = keys_of_stages(yamls)
         _check(options, self.keys)
         self.options = [
             [
-                option
-                for option in options
-                if key_of(option) in own or key_of(option) not in other
+                word
+                for word in options
+                if goes_to(key_of(word), stage, self.keys)
             ]
-            for own, other in (self.keys, self.keys[::-1])
+            for stage in (1, 2)
         ]
 
     @functools.cached_property
@@ -250,10 +249,7 @@ def run_command(command, printed, threads):
 
 def _check(options, keys):
     """Refuses what the first training would refuse, perhaps hours later."""
-    known = set().union(
-        *(*keys, Stage1Settings.model_fields, Stage2Settings.model_fields),
-        (field.name for field in dataclasses.fields(RunOptions)),
-    )
+    known = set().union(*keys, run_options())
     for option in options:
         if not option.startswith("--"):
             raise ValueError(f"{option}: give settings as --key=value")
