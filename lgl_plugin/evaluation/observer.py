@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
+from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
@@ -17,14 +18,14 @@ from lgl_plugin.evaluation.pseudo_labels import (
     reliable,
 )
 from lgl_plugin.evaluation.verification import (
-    TOP,
-    adaptive_s_norm,
-    cohort_statistics,
+    as_norm,
     cosine_scores,
     figures_of,
 )
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.utils.files import save_arrays
+
+logger = get_logger(__name__)
 
 
 class TrueLabels:
@@ -82,8 +83,8 @@ class TrueLabels:
         `path` is an npz file to keep the `scores` (T,) and `labels` (T,) in.
         A `backend`, which transforms embeddings, adds `eer_backend` and
         `min_dcf_001_backend`; a `cohort` (M, D) of training utterances'
-        embeddings adds AS-norm's `eer_as_norm` and `min_dcf_001_as_norm`, but
-        where all of it scores alike.
+        embeddings adds AS-norm's `eer_as_norm` and `min_dcf_001_as_norm`, or,
+        where all of it scores alike, a warning.
         """
         trials = self._trials
         if trials is None:
@@ -96,12 +97,11 @@ class TrueLabels:
         others = {}
         if backend is not None:
             others["backend"] = cosine_scores(backend(embeddings), trials)
-        if cohort is not None and len(cohort) > 1:
-            top = min(TOP, len(cohort))
-            statistics = cohort_statistics(embeddings, cohort, top)
-            if (statistics[1] > 0).all():  # else the encoder has collapsed
-                normed = adaptive_s_norm(scores, trials, *statistics)
-                others["as_norm"] = normed
+        if cohort is not None:
+            try:
+                others["as_norm"] = as_norm(scores, trials, embeddings, cohort)
+            except ValueError as error:  # such as of a collapsed encoder
+                logger.warning("No AS-norm for this phase: %s", error)
         for name, of_it in others.items():
             found = figures_of(of_it, trials)
             figures[f"eer_{name}"] = found["eer"]

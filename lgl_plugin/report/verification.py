@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
 from lgl_plugin.evaluation.verification import (
@@ -55,8 +56,8 @@ def verify_encoders(
     once, in however many lists it is. Several lists have a folder each in the
     output folder, and in it several encoders. With a cohort, embeddings are
     also whitened (`inference.backends.Whitening`), scored by PLDA on the
-    cohort's clusters (`inference.plda`; left out where it forms none), and
-    scores are normalised by AS-norm; `scores.txt` then holds these.
+    cohort's clusters (`inference.plda`), and scores are normalised by AS-norm;
+    `scores.txt` then holds these. What a cohort does not allow is left out.
 
     Returned is, by list, what its `metrics.json` holds: under "scores" what
     `error_rates` returns, by system, which is "cosine", "whitened", "PLDA" or
@@ -124,19 +125,9 @@ def verify_encoders(
         if others is not None:
             near = _embed_cohort(extract, others)
             n_cohort["cohort"] = len(near)
-            whitened = Whitening().fit(near)(vectors)
-            scores["whitened"] = cosine_scores(whitened, joined)
-            if (plda := _cohort_plda(near)) is not None:
-                sides = joined.enrolment, joined.test
-                scores["PLDA"] = plda.ratios(vectors, *sides)
-            if len(near) < top:
-                print(
-                    f"--top={top}: the cohort has {len(near)}, which all count"
-                )
-            scores["AS-norm"] = as_norm(
-                scores["cosine"], joined, vectors, near, top
-            )
-        normalised = [*scores][-1]  # AS-norm, without a cohort the cosine
+            cosine = scores["cosine"]
+            scores |= cohort_scores(cosine, joined, vectors, near, top)
+        normalised = "AS-norm" if "AS-norm" in scores else "cosine"
         for kind, values in scores.items():
             for name, part in zip(lists, np.split(values, bounds)):
                 systems[name][prefix + kind] = part
@@ -200,7 +191,11 @@ def short_names(
 
 def _embed_cohort(extract, others):
     """Returns vectors of the cohort, without files that cannot be read."""
-    embeddings, bad = extract(others, np.arange(len(others)))
+    try:
+        embeddings, bad = extract(others, np.arange(len(others)))
+    except BadAudio as error:
+        print(f"No file of the cohort can be used: {error}")
+        return np.zeros((0, 1))
     if bad:
         print(
             f"{len(bad)} files of the cohort cannot be embedded and are left "
@@ -209,13 +204,40 @@ def _embed_cohort(extract, others):
     return embeddings.vectors
 
 
-def _cohort_plda(vectors):
-    """Fits PLDA on clusters of a cohort; None, and a line, if it has none."""
-    try:
-        return plda_by_clusters(vectors, count_speakers(vectors))
-    except ValueError as error:
-        print(f"No PLDA by the cohort: {error}")
-        return None
+def cohort_scores(
+    cosine: np.ndarray,
+    trials: Trials,
+    vectors: np.ndarray,
+    cohort: np.ndarray,
+    top: int,
+) -> dict[str, np.ndarray]:
+    """Scores trials (T,) with the aid of a cohort's embeddings (M, D).
+
+    Takes their cosines (T,) and their utterances' embeddings (U, D). A kind
+    that this cohort does not allow, such as one of copies, is left out with a
+    printed line: the others have taken hours of embedding.
+    """
+
+    def whitened():
+        return cosine_scores(Whitening().fit(cohort)(vectors), trials)
+
+    def plda():
+        fitted = plda_by_clusters(cohort, count_speakers(cohort))
+        return fitted.ratios(vectors, trials.enrolment, trials.test)
+
+    def normalised():
+        return as_norm(cosine, trials, vectors, cohort, top)
+
+    if len(cohort) < top:
+        print(f"--top={top}: the cohort has {len(cohort)}, which all count")
+    scores = {}
+    kinds = {"whitened": whitened, "PLDA": plda, "AS-norm": normalised}
+    for kind, score in kinds.items() if len(cohort) else ():
+        try:
+            scores[kind] = score()
+        except ValueError as error:
+            print(f"No {kind} by the cohort: {error}")
+    return scores
 
 
 def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:

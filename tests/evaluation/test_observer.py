@@ -1,6 +1,7 @@
 """The figures that a training loop may ask of true labels."""
 
 import functools
+import logging
 import types
 
 import numpy as np
@@ -106,7 +107,10 @@ def test_a_loss_that_is_not_finite_takes_no_figure(broken):
     assert set(means(rows, known * np.nan).values()) == {None}
 
 
-def test_trials_are_scored_and_kept(tmp_path):
+def test_trials_are_scored_and_kept(tmp_path, monkeypatch, caplog):
+    # SpeechBrain's loggers hand nothing on to pytest's.
+    name = "lgl_plugin.evaluation.observer.logger"
+    monkeypatch.setattr(name, logging.getLogger("t"))
     names = ["a.wav", "b.wav", "c.wav"]
     for name in names:
         soundfile.write(tmp_path / name, np.full(8000, 0.1), 16000)
@@ -138,8 +142,10 @@ def test_trials_are_scored_and_kept(tmp_path):
     assert more["eer_as_norm"] == 100 * eer(normed, labels)[0]
     assert figures.items() <= more.items() and len(more) == len(figures) + 4
     # Of a collapsed encoder all of the cohort scores alike.
-    alike = observer.score_trials(embed, cohort=np.ones((9, 2), np.float32))
-    assert alike == figures
+    for size in (9, 1):
+        cohort = np.ones((size, 2), np.float32)
+        assert observer.score_trials(embed, cohort=cohort) == figures
+        assert caplog.messages[-1].startswith("No AS-norm for this phase: ")
     first, again, *_ = asked
     assert first is again  # the headers are read once
     assert list(first.ids) == names and first.durations.tolist() == [0.5] * 3

@@ -325,6 +325,30 @@ def test_bad_files_of_the_cohort(encoder, corpus, tmp_path, capsys):
     assert "--top=16: the cohort has 12" in printed
 
 
+@pytest.mark.parametrize("usable", [0, 1, 3])
+def test_a_cohort_that_gives_nothing_costs_no_result(
+    encoder, corpus, tmp_path, capsys, usable
+):
+    """Files that are silent, or copies: that shows when all is embedded."""
+    cohort = tmp_path / "cohort"
+    (cohort / "dan").mkdir(parents=True)
+    for n in range(EACH):
+        shutil.copy(corpus / "dan" / "0.wav", cohort / "dan" / f"{n}.wav")
+        if n >= usable:
+            soundfile.write(cohort / "dan" / f"{n}.wav", np.zeros(RATE), RATE)
+    options = f"--cohort={cohort}", "--top=3"
+    metrics, rows = run(encoder, corpus, tmp_path / "out", *options)
+    assert list(metrics["scores"]) == ["cosine"]
+    assert metrics["cohort"] == usable
+    printed = capsys.readouterr().out
+    assert rows == run(encoder, corpus, tmp_path / "alone")[1]
+    if usable:
+        for kind in ("whitened", "PLDA", "AS-norm"):
+            assert f"No {kind} by the cohort: " in printed
+    else:
+        assert "No file of the cohort can be used" in printed
+
+
 def write(path, text=""):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
