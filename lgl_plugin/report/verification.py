@@ -9,7 +9,8 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,11 @@ from lgl_plugin.inference.plda import plda_by_clusters
 from lgl_plugin.inference.verdict import count_speakers
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import write_json
+from lgl_plugin.utils.files import read_json, write_json
 from lgl_plugin.utils.tables import markdown_table
 
 AT_THRESHOLD = "FA / FR %"
+SCORES, METRICS = "scores.txt", "metrics.json"  # in a list's folder
 
 
 def verify_encoders(
@@ -65,7 +67,8 @@ def verify_encoders(
     options. For the cosine of an encoder that has a threshold, what `rates_at`
     returns is there, too.
     ValueError if an utterance cannot be embedded, the cohort is too small, or
-    an option of the cohort is given without one.
+    an option of the cohort is given without one; FileExistsError if the folder
+    holds what an earlier call left of other lists or encoders.
     """
     if cohort is None and (top, cohort_utterances) != (None, None):
         raise ValueError(
@@ -92,69 +95,120 @@ def verify_encoders(
     speech = trial_audio(joined, audio, channel)
     others = None
     if cohort is not None:
-        others = draw_cohort(
-            *(cohort, trial_lists, audio, cohort_utterances, seed, channel)
-        )
-        if not 2 <= top <= len(others):
-            raise ValueError(
-                f"--top={top} must be from 2 to the number of files drawn from "
-                f"{cohort}, which is {len(others)} of --cohort_utterances="
-                f"{cohort_utterances}: give more audio or a smaller --top"
-            )
+        tested = trial_lists, audio
+        drawn = cohort_utterances, seed, channel
+        others = draw_cohort(cohort, *tested, *drawn)
+        _check_top(top, others, cohort, cohort_utterances)
     output = pathlib.Path(output_folder)
-    output.mkdir(parents=True, exist_ok=True)
     places = {n: output / n if len(lists) > 1 else output for n in lists}
+    refuse_others(output, places.values(), extractors)
+    output.mkdir(parents=True, exist_ok=True)
     bounds = np.cumsum([len(trials) for trials in lists.values()])[:-1]
     systems: dict[str, dict] = {name: {} for name in lists}
     # Of the systems that an encoder's threshold is for: other scores are no
     # cosines of its embeddings.
     thresholds = {}
-    speeds, n_cohort = {}, {}
+    counts: dict[str, Any] = {"utterances_per_second": {}}
     for encoder, extract in extractors.items():
         own = encoder if len(extractors) > 1 else ""
         prefix = f"{own}, " if own else ""
-        started = time.perf_counter()
-        vectors = extract.embed_all(speech)
-        speeds[encoder] = len(speech) / (time.perf_counter() - started)
-        print(
-            f"{prefix}{len(speech)} utterances embedded, "
-            f"{speeds[encoder]:.1f} a second"
-        )
+        vectors, speed = _embed(extract, speech, prefix)
+        counts["utterances_per_second"][encoder] = speed
         scores = {"cosine": cosine_scores(vectors, joined)}
         thresholds[prefix + "cosine"] = decisions[encoder]
         if others is not None:
             near = _embed_cohort(extract, others)
-            n_cohort["cohort"] = len(near)
+            counts["cohort"] = len(near)
             cosine = scores["cosine"]
             scores |= cohort_scores(cosine, joined, vectors, near, top)
-        normalised = "AS-norm" if "AS-norm" in scores else "cosine"
         for kind, values in scores.items():
             for name, part in zip(lists, np.split(values, bounds)):
                 systems[name][prefix + kind] = part
+        normalised = "AS-norm" if "AS-norm" in scores else "cosine"
         for name, trials in lists.items():
             best = systems[name][prefix + normalised]
-            write_scores(places[name] / own / "scores.txt", trials, best)
+            write_scores(places[name] / own / SCORES, trials, best)
     metrics = {}
     for name, trials in lists.items():
-        rates, curves = {}, {}
-        for system, values in systems[name].items():
-            rates[system] = error_rates(values, trials, seed)
-            if (threshold := thresholds.get(system)) is not None:
-                rates[system] |= rates_at(threshold, values, trials.labels)
-            title = f"{system}: EER {rates[system]['eer']:.1f} %"
-            curves[title] = values, trials.labels
-        save(det(curves), places[name], "det")
         metrics[name] = {
-            "scores": rates,
+            "scores": _rate(systems[name], trials, thresholds, seed),
             "trials": len(trials),
             "targets": int(trials.labels.sum()),
             "utterances": len(trials.utterances),
-            "utterances_per_second": speeds,
-            **n_cohort,
+            **counts,
             "options": options,
         }
-        write_json(places[name] / "metrics.json", metrics[name])
+        _draw(systems[name], trials, metrics[name]["scores"], places[name])
+        write_json(places[name] / METRICS, metrics[name])
     return metrics
+
+
+def _check_top(top, others, cohort, cohort_utterances):
+    """Refuses a number of nearest utterances that a cohort does not have."""
+    if not 2 <= top <= len(others):
+        raise ValueError(
+            f"--top={top} must be from 2 to the number of files drawn from "
+            f"{cohort}, which is {len(others)} of --cohort_utterances="
+            f"{cohort_utterances}: give more audio or a smaller --top"
+        )
+
+
+def refuse_others(
+    output: pathlib.Path,
+    places: Iterable[pathlib.Path],
+    encoders: Collection[str],
+) -> None:
+    """Refuses a folder where results of an earlier call would stay.
+
+    One of other lists or more encoders: its scores would lie beside ours, and
+    pass for this call's. Those in the lists' `places` are replaced.
+    """
+
+    def scores(place, names):
+        return [place / (n if len(names) > 1 else "") / SCORES for n in names]
+
+    ours = {path for place in places for path in scores(place, encoders)}
+    for record in (output / METRICS, *sorted(output.glob(f"*/{METRICS}"))):
+        before = read_json(record)
+        into = before.get("options", {}).get("output_folder")
+        if into is None or os.path.abspath(into) != os.path.abspath(output):
+            continue  # of a call of its own folder
+        names = before.get("utterances_per_second", {})
+        for path in scores(record.parent, names):
+            if path.exists() and path not in ours:
+                raise FileExistsError(
+                    f"{output} holds {path.relative_to(output)} of an earlier "
+                    "call with other lists or encoders, which would pass for "
+                    "this call's: name another folder, or delete that one"
+                )
+
+
+def _embed(extract, speech, prefix):
+    """Returns vectors of the trials' utterances, and how many a second."""
+    started = time.perf_counter()
+    vectors = extract.embed_all(speech)
+    speed = len(speech) / (time.perf_counter() - started)
+    print(f"{prefix}{len(speech)} utterances embedded, {speed:.1f} a second")
+    return vectors, speed
+
+
+def _rate(systems, trials, thresholds, seed):
+    """Returns the error rates of each system on a list."""
+    rates = {}
+    for system, values in systems.items():
+        rates[system] = error_rates(values, trials, seed)
+        if (threshold := thresholds.get(system)) is not None:
+            rates[system] |= rates_at(threshold, values, trials.labels)
+    return rates
+
+
+def _draw(systems, trials, rates, folder):
+    """Draws the DET curves of a list."""
+    curves = {
+        f"{system}: EER {rates[system]['eer']:.1f} %": (values, trials.labels)
+        for system, values in systems.items()
+    }
+    save(det(curves), folder, "det")
 
 
 def join_trials(lists: Sequence[Trials]) -> Trials:

@@ -263,6 +263,23 @@ def test_several_lists_and_encoders(encoder, corpus, tmp_path, capsys):
                 assert rates["eer"] == alone["scores"][kind]["eer"]
             assert f"| {trials} | {name}, cosine | " in printed
     assert (out / "part" / "det.png").exists()
+    # Of fewer lists or encoders, or one more: what is there would stay.
+    everything = [str(path) for path in (encoder, other)], given
+    for encoders, trials in (
+        (everything[0], given[:1]),
+        (everything[0][:1], given),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(
+                ["verify", *encoders, str(corpus), "--trials", *trials]
+                + [f"--output_folder={out}", "--device=cpu"]
+            )
+        assert "scores.txt of an earlier call" in capsys.readouterr().err
+    # A folder of its own is no other's, though it lies within.
+    main(
+        ["verify", str(encoder), str(corpus), f"--trials={given[0]}"]
+        + [f"--output_folder={tmp_path}", "--device=cpu"]
+    )
 
 
 def test_a_channel_of_calls(encoder, corpus, tmp_path):
