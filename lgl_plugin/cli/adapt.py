@@ -280,6 +280,8 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
     """Trains a ladder's network by a round of Stage II, on rows to train on."""
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.pretrained import encoder_settings
+    from lgl_plugin.runs.run import encoder_steps
+    from lgl_plugin.runs.state import read_state
     from lgl_plugin.runs.weights import ENCODER as WEIGHTS
 
     folder = ladder.training
@@ -309,6 +311,4 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         if error.code not in (1, 2):  # a signal's
             raise
         raise RuntimeError("the training failed, as said above") from error
-    last = max(folder.glob("iter*"), key=lambda path: int(path.name[4:]))
-    found = [last / step / WEIGHTS for step in ("large_margin", "gated")]
-    return found[0] if found[0].exists() else found[1]
+    return folder / encoder_steps(folder, read_state(folder))[-1] / WEIGHTS

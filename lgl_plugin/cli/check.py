@@ -184,8 +184,8 @@ def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
                 check_grouping(settings, len(rows))
             continue
         check_inputs(settings, manifest)
-        if settings.pretrained_encoder:
-            check_weights(settings, given_weights(settings))
+        if given := given_weights(settings.pretrained_encoder):
+            check_weights(settings, given)
 
 
 def show_machine() -> None:

@@ -35,13 +35,7 @@ from lgl_plugin.inference.model_card import (
 )
 from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
-from lgl_plugin.runs.run import (
-    encoder_kind,
-    encoder_steps,
-    planned_steps,
-    round_of,
-    stage_of,
-)
+from lgl_plugin.runs.run import encoder_kind, encoder_steps, round_of, stage_of
 from lgl_plugin.runs.state import check_artefact, read_state, refuse_adaptation
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
@@ -191,10 +185,7 @@ def read_trained_step(
     run = pathlib.Path(run)
     refuse_adaptation(run)
     state = read_state(run)
-    steps = encoder_steps(run, state["done"])
-    # `done` ends with a step that was done again, wherever its place is.
-    plan = planned_steps(state["settings"])
-    steps.sort(key=lambda name: plan.index(name) if name in plan else -1)
+    steps = encoder_steps(run, state)
     step = pathlib.PurePath(step or "").as_posix()  # "." for none
     if step == "." or re.fullmatch(r"iter\d+", step):
         inside = [name for name in steps if step in (".", name.split("/")[0])]

@@ -35,6 +35,7 @@ from lgl_plugin.runs.state import read_state, refuse_adaptation
 from lgl_plugin.runs.weights import CLASSIFIER, ENCODER, load_weights
 from lgl_plugin.training.stage1 import METHOD
 from lgl_plugin.training.stage2 import start_from
+from lgl_plugin.training.start import given_weights
 from lgl_plugin.utils.files import load_arrays
 
 BATCH = 64  # crops that are embedded at once
@@ -310,7 +311,6 @@ class ProbedRun:
         """Returns the weights whose embeddings a round's labels are of."""
         if number > 1:
             return self.folder / f"iter{number - 1}" / "gated" / ENCODER
-        given = self.settings.get("pretrained_encoder")
+        given = given_weights(self.settings.get("pretrained_encoder"))
         last = self.folder / stage1_steps(self.all_settings)[-1]
-        path = pathlib.Path(given or last)
-        return path / ENCODER if path.is_dir() else path
+        return given or last / ENCODER

@@ -353,13 +353,18 @@ def encoder_kind(settings: dict, number: int) -> str:
     return "new_last_encoder" if wide else "new_encoder"
 
 
-def encoder_steps(folder: pathlib.Path, done: Iterable[str]) -> list[str]:
-    """Lists those of a run's done steps that left an encoder."""
-    return [
+def encoder_steps(folder: pathlib.Path, state: dict) -> list[str]:
+    """Lists the done steps of a run that left an encoder, the latest last."""
+    found = [
         name
-        for name in done
+        for name in state["done"]
         if not name.startswith("export") and (folder / name / ENCODER).exists()
     ]
+    # `done` ends with a step that was done again, wherever its place is.
+    plan = planned_steps(state["settings"])
+    return sorted(
+        found, key=lambda name: plan.index(name) if name in plan else -1
+    )
 
 
 def round_of(step: str) -> int:

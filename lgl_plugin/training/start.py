@@ -52,7 +52,7 @@ def find_encoder(session: Session) -> pathlib.Path:
     new = settings.new_first_encoder or settings.new_encoder
     given = settings.pretrained_encoder
     last = stage1_steps(session.run.settings)[-1]
-    path = given_weights(settings) or folder / last / ENCODER
+    path = given_weights(given) or folder / last / ENCODER
     if settings.new_first_encoder is not None:
         begun = "iter1/embeddings" in session.run.done
         from_main(_keep_start, settings, folder / START, begun)
@@ -97,11 +97,11 @@ def made_to_train(
     )
 
 
-def given_weights(settings: Stage2Settings) -> pathlib.Path | None:
-    """Returns the weights that pretrained_encoder names, itself or within."""
-    if not settings.pretrained_encoder:
+def given_weights(pretrained_encoder: str | None) -> pathlib.Path | None:
+    """Returns the weights that the setting names, itself or within."""
+    if not pretrained_encoder:
         return None
-    path = pathlib.Path(settings.pretrained_encoder)
+    path = pathlib.Path(pretrained_encoder)
     return path / ENCODER if path.is_dir() else path
 
 
@@ -112,7 +112,7 @@ def check_encoder(
 
     They are at `path`, by default where pretrained_encoder says.
     """
-    path = path or given_weights(settings)
+    path = path or given_weights(settings.pretrained_encoder)
     if path is None or path.exists():
         return
     given = settings.pretrained_encoder

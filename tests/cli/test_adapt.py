@@ -731,9 +731,20 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     left = [
         folder / "training" / step / "embedding_model.ckpt" for step in steps
     ]
-    for path in left[:2]:
+    for path in left:
         path.parent.mkdir(parents=True)
         path.touch()
+    settings = {"n_iterations": 10, "large_margin_epochs": 1}
+
+    def finish(steps):
+        """The order is not that of the steps: one may be done again."""
+        names = ("inputs", "sources", "failed", "files")
+        state = {name: {} for name in names}
+        state |= {"settings": {"stage 2": settings}}
+        state |= {"done": dict.fromkeys(steps, {})}
+        (folder / "training" / "state.json").write_text(json.dumps(state))
+
+    finish(steps[1::-1])
     network = {"!name:mine.Encoder": {"width": 8}}
     ladder = types.SimpleNamespace(
         training=folder / "training",
@@ -767,8 +778,7 @@ def test_what_training_is_given(tmp_path, monkeypatch):
     network = CAMPPlus(80, 12, growth_rate=2, init_channels=4)
     torch.save(network.state_dict(), ladder.weights)
     ladder.settings = encoder_settings(ladder.weights)
-    left[2].parent.mkdir()
-    left[2].touch()
+    finish(steps[::-1])
     assert verb.train_network(ladder, []) == left[2]
     path, options, overrides = given[-1]
     assert "new_encoder" not in plain_settings(overrides)

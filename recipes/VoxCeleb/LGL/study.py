@@ -243,7 +243,7 @@ def embedders(experiment, options):
         experiment.train([])
         runs = [experiment.run_folder(seed) for seed in experiment.seeds]
     for run in runs:
-        steps = encoder_steps(run, read_state(run)["done"])
+        steps = encoder_steps(run, read_state(run))
         if not steps:
             raise ValueError(
                 f"{run} has trained no encoder yet: finish that run"
