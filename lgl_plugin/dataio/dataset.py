@@ -16,6 +16,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.utils.signals import own_process_group
 
 # A loader's time limit for a batch: one process on the slowest disk. Without a
 # limit a loader waits for ever for a process that hangs.
@@ -23,6 +24,17 @@ SECONDS_PER_BATCH = 600
 # Utterances that cannot be read one after the other. More of them mean that
 # the storage is gone, and would fill the list of bad files with good ones.
 IN_A_ROW = 1000
+
+
+def loader_options(device: str | torch.device, num_workers: int) -> dict:
+    """Returns options of a loader that reads audio for a device."""
+    return {
+        "num_workers": num_workers,
+        # From pinned memory the GPU fetches a batch while it still computes.
+        "pin_memory": torch.device(device).type == "cuda",
+        "timeout": SECONDS_PER_BATCH if num_workers else 0,
+        "worker_init_fn": own_process_group,
+    }
 
 
 class UtteranceDataset(DynamicItemDataset):

@@ -12,7 +12,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio, read_beginning
 from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH
+from lgl_plugin.dataio.dataset import loader_options
 from lgl_plugin.dataio.manifest import Manifest, Strings
 from lgl_plugin.inference.shares import (
     JoinedShares,
@@ -33,7 +33,7 @@ from lgl_plugin.runs.weights import AFFINE, ENCODER, load_weights, read_weights
 from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
 from lgl_plugin.utils.files import explain_full_disk
 from lgl_plugin.utils.progress import tqdm
-from lgl_plugin.utils.signals import own_process_group, stop
+from lgl_plugin.utils.signals import stop
 
 logger = get_logger(__name__)
 
@@ -235,10 +235,7 @@ class Extractor:
             waveforms,
             batch_size=None,
             sampler=batches[share.batches :],
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-            timeout=SECONDS_PER_BATCH if self.num_workers else 0,
-            worker_init_fn=own_process_group,
+            **loader_options(self.device, self.num_workers),
         )
         self.encoder.to(self.device).eval()
         # By speech: batches hold as much of it, but the long utterances come

@@ -11,7 +11,7 @@ import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.dataset import SECONDS_PER_BATCH, crop_dataset
+from lgl_plugin.dataio.dataset import crop_dataset, loader_options
 from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
 from lgl_plugin.nnet.schedules import lr_groups
 from lgl_plugin.runs.checkpoints import WholeCheckpointer, hooks_without
@@ -19,7 +19,6 @@ from lgl_plugin.runs.metrics_log import figures_text
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.epoch_selection import SAMPLE, ClusterFigures
 from lgl_plugin.training.session import Session
-from lgl_plugin.utils.signals import own_process_group
 
 logger = get_logger(__name__)
 
@@ -154,7 +153,8 @@ def fit(
         keep_checkpoints=settings.keep_checkpoints,
         seed=seed,
     )
-    options = _loader_options(session)
+    given = dict(settings.dataloader_options)
+    options = loader_options(session.device, given["num_workers"]) | given
     brain.fit(
         counter,
         train,
@@ -229,19 +229,6 @@ def _opt_class(opt_class, network):
         return opt_class
     scales = network.lr_scales()
     return lambda given: opt_class(lr_groups(given, scales))
-
-
-def _loader_options(session):
-    """Returns the yaml's options of loaders, with defaults for the others."""
-    given = dict(session.settings.dataloader_options)
-    options = {
-        # From pinned memory the GPU fetches a batch while it still computes.
-        "pin_memory": torch.device(session.device).type == "cuda",
-        "worker_init_fn": own_process_group,
-    }
-    if given["num_workers"]:
-        options["timeout"] = SECONDS_PER_BATCH
-    return {**options, **given}
 
 
 def _examiner(session, cluster_figures):
