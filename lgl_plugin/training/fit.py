@@ -1,7 +1,6 @@
 """Fits a Brain on the crops of a session's utterances."""
 
 import itertools
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -93,7 +92,7 @@ def fit(
         folder / "checkpoints", modules, counter=counter, clusters=figures
     )
     crop = crop_seconds or settings.crop_seconds
-    seed = int(os.environ["SB_GLOBAL_SEED"])  # which SpeechBrain's samplers use
+    seed = session.step_seed
     train = crop_dataset(
         session.manifest,
         session.train_rows if rows is None else rows,

@@ -104,6 +104,7 @@ class Session:
         observer_of: Callable[[Settings], Callable[[Manifest], Any]],
     ):
         self.settings = settings
+        self.step_seed = settings.seed  # the yaml's, until a step begins
         self.debug = bool(run_opts.get("debug"))
         self.device = check_device(run_opts.get("device"))
         # SpeechBrain's Brain looks for run options in here, too, where a None
@@ -349,7 +350,8 @@ class Session:
         SpeechBrain shuffles by seed and epoch: with one seed, epoch 1 of
         every phase would have the same order.
         """
-        sb.utils.seed.seed_everything(self.settings.seed * 1000 + step)
+        seed = self.settings.seed * 1000 + step
+        self.step_seed = sb.utils.seed.seed_everything(seed)
 
     def steps_per_epoch(self, n_utterances: int) -> int:
         """Returns the steps of an epoch on so many utterances."""

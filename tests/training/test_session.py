@@ -219,9 +219,9 @@ def test_a_collapsed_encoder_has_no_back_end(scored, tmp_path, caplog):
     assert caplog.messages[0].startswith("No back-end for this phase: whiten")
 
 
-def test_fewer_utterances_than_a_batch_are_an_error(session, monkeypatch):
+def test_fewer_utterances_than_a_batch_are_an_error(session):
     """The last, smaller batch is left out: there would be no step at all."""
-    monkeypatch.setenv("SB_GLOBAL_SEED", "7")
+    session.seed(1)
     names = [f"{n}.wav" for n in range(20)]
     session.manifest = Manifest.of((n, n, 0.0, 3.0, "") for n in names)
     session.settings.augment = torch.nn.Identity()
@@ -418,6 +418,7 @@ def test_noise_folders_are_on_record(tmp_path, monkeypatch):
 
     settings = Settings(
         stage=1,
+        seed=3,
         manifest=None,
         train_folder=audio,
         data_folder=tmp_path,
