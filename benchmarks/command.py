@@ -24,7 +24,8 @@ from common import arguments, measure, report
 from extraction import write_speech
 
 from lgl_plugin.inference.export import export_checkpoint
-from lgl_plugin.runs.settings import load_settings, plain_settings
+from lgl_plugin.runs.plain import plain_settings
+from lgl_plugin.runs.settings import load_settings
 
 HPARAMS = pathlib.Path(__file__).parents[1] / "hparams"
 PREPARE = """

@@ -29,7 +29,8 @@ from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.methods.method import Method
 from lgl_plugin.nnet.gates import Gate
 from lgl_plugin.runs.arguments import key_of
-from lgl_plugin.runs.settings import load_settings, plain_settings, read_preset
+from lgl_plugin.runs.plain import plain_settings
+from lgl_plugin.runs.settings import load_settings, read_preset
 from lgl_plugin.training.session import Session
 
 ROOT = pathlib.Path(__file__).parents[1]

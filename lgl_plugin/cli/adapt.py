@@ -129,7 +129,7 @@ def run(
             check_training(ladder, given)
 
     ladder = Ladder(
-        *(encoder, audio, folder, device, num_workers, labels, channel),
+        *(encoder, audio, folder, device, num_workers, labels, channel, train),
         check=check,
     )
     before = ladder.run.done.get(TRAINED)

@@ -29,7 +29,7 @@ def run(
     output: str,
     channel: int | None,
     device: str | None,
-    num_workers: int,
+    num_workers: int | None,
 ) -> None:
     """Writes the vectors, one row per file, and the files' names."""
     from lgl_plugin.inference.folder import embed_folder

@@ -64,7 +64,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
 
     Its training is a separate run, whose steps follow.
     """
-    from lgl_plugin.inference.rungs import BACKENDS, SPLIT, TRAINED, Rung
+    from lgl_plugin.inference.rungs import SPLIT, START, TRAINED, Rung, steps_of
     from lgl_plugin.inference.verdict import Verdict
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.pretrained import YAML
@@ -72,9 +72,8 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
 
     holder, starts = writer_of(folder), read_starts(folder)
     command = starts[-1].get("command") if starts else None
-    steps = ["start", *BACKENDS]
-    if TRAINED in done or "--train" in shlex.split(command or ""):
-        steps += [SPLIT, TRAINED]
+    train = TRAINED in done or "--train" in shlex.split(command or "")
+    steps = steps_of(train)
     missing = [step for step in steps if step not in done]
     n_done, any_kept = len(steps) - len(missing), False
     yield f"{folder}: {n_done} of {len(steps)} steps are done"
@@ -82,7 +81,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
         state, remark = "to come", ""
         if step in done:
             state = "done"
-            if step not in ("start", SPLIT):
+            if step not in (START, SPLIT):
                 rung = Rung(step, Verdict(**done[step]))
                 any_kept = any_kept or rung.kept
                 kept = "kept" if rung.kept else "not kept"

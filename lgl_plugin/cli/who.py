@@ -49,7 +49,7 @@ def run(
     labels: str | None,
     channel: int | None,
     device: str | None,
-    num_workers: int,
+    num_workers: int | None,
 ) -> None:
     """Writes speakers.csv and a page that plays each speaker's files.
 

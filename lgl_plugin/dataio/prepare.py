@@ -46,6 +46,9 @@ logger = get_logger(__name__)
 # Shorter files are left out as bad ones. A manifest made with another value is
 # made again.
 MIN_SECONDS = 0.3
+# The most processes that read files; no more than one for 64 files nor four a
+# core, as they wait for the disk more than they compute.
+WORKERS = 32
 # Counts of the files found; each file is in one count.
 COUNTS = ("kept", "excluded", "bad", "short")
 
@@ -61,7 +64,6 @@ def prepare_manifest(
     trials: str | pathlib.Path | None = None,
     trial_folder: str | pathlib.Path | None = None,
     max_bad_share: float = 0.02,
-    num_workers: int = 32,
     sample_rate: int = 16000,
     channel: int | None = None,
     accept: Callable[[pathlib.Path], None] | None = None,
@@ -103,9 +105,6 @@ def prepare_manifest(
     max_bad_share : float
         The share of files that may be bad, between 0 and 1; those shorter than
         0.3 s count as bad.
-    num_workers : int
-        The most processes that read files; no more than one for 64 files nor
-        four a core, as they wait for the disk more than they compute.
     sample_rate : int
         The rate in Hz that training will convert to.
     channel : int, optional
@@ -151,9 +150,7 @@ def prepare_manifest(
     >>> (folder / "wav" / "ann").mkdir(parents=True)
     >>> soundfile.write(folder / "wav" / "ann" / "1.wav", [0.1] * 8000, 16000)
     >>> manifest = folder / "manifest.csv"
-    >>> made = prepare_manifest(
-    ...     folder / "wav", manifest, data_root=folder, num_workers=1
-    ... )
+    >>> made = prepare_manifest(folder / "wav", manifest, data_root=folder)
     >>> made["kept"]
     1
     >>> print(manifest.read_text(), end="")
@@ -166,7 +163,6 @@ def prepare_manifest(
     manifest = pathlib.Path(manifest)
     check_folders(train_folder, data_root)
     check_from(0, max_bad_share=max_bad_share, channel=channel or 0)
-    check_from(1, num_workers=num_workers)
     tested = trial_paths(trials, trial_folder) if trials else set()
     settings = {
         "train_folder": train_folder,
@@ -192,9 +188,7 @@ def prepare_manifest(
                 "again."
             )
             return made
-    made, counts = _scan(
-        settings, manifest, tested, num_workers, accept, list_again
-    )
+    made, counts = _scan(settings, manifest, tested, accept, list_again)
     if changes:  # said only now: what is refused leaves the manifest as it was
         logger.warning(f"Made {manifest} again: {', '.join(changes)}.")
     _log_notices(made, counts, manifest, to_train, ssps)
@@ -301,7 +295,7 @@ def _stamped(files, folder, stamps):
         yield name, problem
 
 
-def _scan(settings, manifest, tested, num_workers, accept, stamp):
+def _scan(settings, manifest, tested, accept, stamp):
     """Writes bad_files.txt, the manifest and its sidecar, which it returns.
 
     With it come all counts.
@@ -325,7 +319,7 @@ def _scan(settings, manifest, tested, num_workers, accept, stamp):
     )
     # Closed before anything else happens: an exception keeps the generator in
     # its traceback, and with it the processes of the pool.
-    headers = contextlib.closing(probe_all(read, folder, files, num_workers))
+    headers = contextlib.closing(probe_all(read, folder, files, WORKERS))
     refused = bad_files.with_name(bad_files.name + ".refused")
     # Nothing is replaced before all checks: the bad files of a scan that is
     # refused would pass for those of the manifest that stays.

@@ -58,7 +58,7 @@ def probe_all(
         raise RuntimeError(
             "a process that reads files died, of memory or of a file in "
             f"{folder} from {one_line(first)} to {one_line(last)}. Start the "
-            "same command again, without that file or with fewer num_workers."
+            "same command again, without that file or with more free memory."
         ) from error
 
 

@@ -33,15 +33,23 @@ from lgl_plugin.inference.calibration import (
     kept_threshold,
     threshold_by_halves,
 )
-from lgl_plugin.inference.export import InferenceModel
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import (
     list_folder,
     other_channel,
     refuse_foreign,
 )
+from lgl_plugin.inference.inference_model import InferenceModel
 from lgl_plugin.inference.model_card import adapted_card
-from lgl_plugin.inference.rungs import BACKENDS, HEADER, SPLIT, TRAINED, Rung
+from lgl_plugin.inference.rungs import (
+    BACKENDS,
+    HEADER,
+    SPLIT,
+    START,
+    TRAINED,
+    Rung,
+    steps_of,
+)
 from lgl_plugin.inference.split import kept_out
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.inference.verdict import (
@@ -96,8 +104,10 @@ class Ladder:
     where it stopped. `encoder` is as of `load_extractor`, `audio` a folder of
     files, at any depth, and `labels` a csv of a few recordings' speakers, see
     `read_given`, which the user gives for training: the verdict uses none
-    of these. `channel` is the one to read, by default the mean of all. `check`
-    takes this before anything is embedded, and raises if the audio will not do.
+    of these. `channel` is the one to read, by default the mean of all. `train`
+    says whether `try_training` follows, so that the screen counts its steps.
+    `check` takes this before anything is embedded, and raises if the audio will
+    not do.
     FileNotFoundError or ValueError if a folder is missing, the encoder cannot
     be loaded, there is too little audio, the labels do not fit, or the folder
     was begun with another encoder or has rungs of other audio; FileExistsError
@@ -113,6 +123,7 @@ class Ladder:
         num_workers: int | None = None,
         labels: str | pathlib.Path | None = None,
         channel: int | None = None,
+        train: bool = False,
         check: Callable[[Ladder], object] = lambda ladder: None,
     ):
         self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
@@ -133,7 +144,7 @@ class Ladder:
         self._check_begun(made_from, f"another encoder than {encoder}")
         other = f"other audio than {audio} has now"
         channels = other_channel(self.folder, channel)
-        judged = {*read_state(self.folder)["done"]} - {"start"}
+        judged = {*read_state(self.folder)["done"]} - {START}
 
         def accept(version):
             if not judged:  # such as for want of audio, of which there is more
@@ -162,7 +173,7 @@ class Ladder:
             self.training = self.folder / f"training-{checksum(labels)[:8]}"
         # Not of stage 1 or 2.
         self.run = Run(self.folder, 0, {"made_from": made_from})
-        self.run.plan = ["start", *BACKENDS]
+        self.run.plan = steps_of(train)
         record_start(self.folder, 0, self.device)
         if number < FEWEST:
             raise ValueError(
@@ -220,8 +231,8 @@ class Ladder:
             self._read(self.extract, self.order[:FITTED], folder)
 
         self.made_from = self.run.identity()
-        self._step("start", embed)
-        self._take("start")
+        self._step(START, embed)
+        self._take(START)
         self._judge_by(self.order[:JUDGED])
 
     def _step(self, name, work):
@@ -338,7 +349,7 @@ class Ladder:
             return {"kept_out": len(out)}
 
         def every():
-            stores = [Embeddings.load(self.folder / "start")]
+            stores = [Embeddings.load(self.folder / START)]
             if len(self.order) > FITTED:
                 stores.append(Embeddings.load(self.folder / SPLIT))
             return self._embedded(*stores)
@@ -366,7 +377,6 @@ class Ladder:
         verdict of their own. ValueError if too few speakers are left to judge
         by.
         """
-        self.run.plan = ["start", *BACKENDS, SPLIT, TRAINED]
         names = ["judged", "embedded", "best", "n_speakers"]
         before = {name: getattr(self, name) for name in names}
         self._split()

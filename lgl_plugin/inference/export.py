@@ -259,7 +259,7 @@ def export_checkpoint(
     Example
     -------
     >>> from speechbrain.lobes.models.Xvector import Xvector
-    >>> from lgl_plugin.runs.settings import plain_settings
+    >>> from lgl_plugin.runs.plain import plain_settings
     >>> settings = plain_settings('''
     ... stage: 1
     ... sample_rate: 16000

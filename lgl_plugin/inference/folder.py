@@ -18,6 +18,7 @@ from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import LOCK, lock_folder
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import YAML, encoder_files
+from lgl_plugin.runs.state import STATE
 from lgl_plugin.runs.weights import AFFINE, ENCODER
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import checksum, read_json, write_json
@@ -208,7 +209,7 @@ def refuse_foreign(
     A call that has leaves its lock in `locked`, if that is given. A run has a
     lock, too.
     """
-    if (folder / "state.json").exists():
+    if (folder / STATE).exists():
         raise FileExistsError(
             f"{folder} is a run's folder, whose files would be replaced: name "
             "another folder"

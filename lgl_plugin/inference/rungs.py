@@ -12,7 +12,13 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 }
 # The step before training, and training.
 SPLIT, TRAINED = "split", "loss_gate"
+START = "start"  # the step before all rungs
 HEADER = ["rung", "before %", "after %", "change, points", "verdict", "kept"]
+
+
+def steps_of(train: bool) -> list[str]:
+    """Lists the steps of an adaptation, with or without training."""
+    return [START, *BACKENDS, *([SPLIT, TRAINED] if train else [])]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,12 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+# Where a fit ends. A crossing moves by less than 0.01 after that.
+TOLERANCE, MAX_ITERATIONS = 1e-7, 500
+
 
 def fit_mixture(
-    values: np.ndarray, tolerance: float = 1e-7, max_iterations: int = 500
+    values: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fits two Gaussians to finite numbers (N,), N at least 2.
 
@@ -27,16 +30,15 @@ def fit_mixture(
         2,
         covariance_type="spherical",
         reg_covar=floor,
-        tol=tolerance,
-        max_iter=max_iterations,
+        tol=TOLERANCE,
+        max_iter=MAX_ITERATIONS,
         # With all three given, scikit-learn skips its random k-means start.
         weights_init=[0.5, 0.5],
         means_init=np.quantile(x, [0.25, 0.75])[:, None],
         precisions_init=np.full(2, 1 / (x.var() + floor)),
     )
     with warnings.catch_warnings():
-        # After so many steps the crossing moves by less than 0.01: a warning
-        # in each epoch would only hide others.
+        # A warning in each epoch would only hide others.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(x[:, None])
     means = mixture.means_[:, 0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lgl_plugin.inference.extractor import MAX_SECONDS
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.training.fit import fit
 from lgl_plugin.training.session import Session
@@ -57,7 +58,7 @@ def speech_per_second(session: Session, encoder: torch.nn.Module) -> float:
     """Embeds the session's utterances; returns seconds of speech a second."""
     started = time.perf_counter()
     session.embed(encoder)
-    seconds = np.minimum(session.manifest.durations, 60.0).sum()
+    seconds = np.minimum(session.manifest.durations, MAX_SECONDS).sum()
     return float(seconds) / (time.perf_counter() - started)
 
 

@@ -24,7 +24,7 @@ class HeldOut:
     """Embeddings of two crops of each held-out utterance, batch by batch."""
 
     def __init__(self) -> None:
-        self.batches = []
+        self.batches = []  # (2, batch, dim)
 
     def embed(
         self,
@@ -32,17 +32,13 @@ class HeldOut:
         augment: torch.nn.Module,
         crops: torch.Tensor,
         seed: int,
-    ) -> torch.Tensor:
-        """Embeds crops (batch, 2, samples), augmented alike at every epoch.
-
-        Returns the embeddings, (2, batch, dim), which are kept.
-        """
+    ) -> None:
+        """Embeds crops (batch, 2, samples), augmented alike at every epoch."""
         with separate_generator(crops.device):
             torch.manual_seed(seed)
             views = augmented(crops, augment)
         embeddings = torch.stack([encoder(view) for view in views])
         self.batches.append(embeddings.cpu())
-        return embeddings
 
     def measure(self, epoch: int) -> dict[str, float]:
         """Returns figures of the embeddings so far, and forgets these.

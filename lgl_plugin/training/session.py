@@ -31,15 +31,12 @@ from lgl_plugin.inference.extractor import BATCH_SECONDS, Extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import METRICS, read_metrics, record_key
+from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run, stage1_steps
 from lgl_plugin.runs.schema import Settings
-from lgl_plugin.runs.settings import (
-    SETTINGS_TOO,
-    plain_settings,
-    without_helpers,
-)
+from lgl_plugin.runs.settings import SETTINGS_TOO, without_helpers
 from lgl_plugin.runs.state import STATE
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.sizes import check_batch, steps_per_epoch

@@ -39,7 +39,7 @@ def put(path, seconds=0.5, rate=16000, channels=1):
 
 def scan(folder, **arguments):
     """Prepares `folder`/wav into `folder`/m.csv."""
-    arguments = {"num_workers": 2, "data_root": folder, **arguments}
+    arguments = {"data_root": folder, **arguments}
     return prepare_manifest(folder / "wav", folder / "m.csv", **arguments)
 
 
@@ -89,16 +89,20 @@ def test_no_speaker_folder(tmp_path):
     assert [row["spk_id"] for row in rows(tmp_path)] == [""]
 
 
-def test_order_is_that_of_the_parts_and_same_for_any_workers(tmp_path):
+def test_order_is_that_of_the_parts_and_same_for_any_workers(
+    tmp_path, monkeypatch
+):
     names = ["a/z.wav", "a.b/y.wav", "a.wav", "a/b/x.wav", "B.wav", "ä.wav"]
     names += [f"many/{n}.wav" for n in range(3 * probing.BATCH)]
     for name in names:
         put(tmp_path / "wav" / name, 0.3)
-    scan(tmp_path, num_workers=1)
+    monkeypatch.setattr(prepare, "WORKERS", 1)
+    scan(tmp_path)
     first = (tmp_path / "m.csv").read_bytes()
     assert ids(tmp_path) == sorted(names, key=lambda name: name.split("/"))
     (tmp_path / "m.csv").unlink()
-    scan(tmp_path, num_workers=3)
+    monkeypatch.setattr(prepare, "WORKERS", 3)
+    scan(tmp_path)
     assert (tmp_path / "m.csv").read_bytes() == first
 
 
@@ -130,7 +134,7 @@ def test_names_reach_speechbrain_or_are_bad(tmp_path_factory, names, in_folder):
         os.link(source, folder / "wav" / path)
     # `.wav` alone is a hidden file without an extension.
     audio = {p for p in paths if not p.startswith(".")} | {"good.wav"}
-    made = scan(folder, max_bad_share=1.0, num_workers=1)
+    made = scan(folder, max_bad_share=1.0)
     assert made["found"] == len(audio)
     assert made["bad"] == len(bad_lines(folder))
     data = DynamicItemDataset.from_csv(
@@ -389,7 +393,7 @@ def test_a_manifest_is_reused_while_the_folder_has_its_files(
     for name in ("a/1.wav", "a/2.wav", "b.wav"):
         put(tmp_path / "wav" / name)
     (tmp_path / "wav/bad.wav").write_text("no audio")
-    options = {"max_bad_share": 1.0, "num_workers": 1, "list_again": True}
+    options = {"max_bad_share": 1.0, "list_again": True}
     scan(tmp_path, **options)
     # As a file that turned out bad when it was embedded.
     with open(tmp_path / "bad_files.txt", "a") as bad:
@@ -418,7 +422,7 @@ def test_a_copy_that_keeps_an_older_time_is_seen(tmp_path):
     good, bad = tmp_path / "wav/good.wav", tmp_path / "wav/bad.wav"
     put(good), put(tmp_path / "longer.wav", seconds=3)
     bad.write_text("no audio")
-    options = {"max_bad_share": 1.0, "num_workers": 1, "list_again": True}
+    options = {"max_bad_share": 1.0, "list_again": True}
     scan(tmp_path, **options)
     os.utime(tmp_path / "longer.wav", (10**9, 10**9))
     for path, seconds in ((good, ["3.0"]), (bad, ["3.0", "3.0"])):
@@ -434,7 +438,7 @@ def test_a_repair_of_the_same_size_and_time_is_seen(tmp_path):
     whole, times = path.read_bytes(), path.stat()
     path.write_bytes(bytes(len(whole)))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    options = {"max_bad_share": 1.0, "num_workers": 1, "list_again": True}
+    options = {"max_bad_share": 1.0, "list_again": True}
     assert scan(tmp_path, **options)["bad"] == 1
     time.sleep(0.02)  # a tick of the disk's clock
     path.write_bytes(whole)
@@ -460,7 +464,7 @@ def test_other_settings_are_never_reused(tmp_path, logs, monkeypatch):
         made = scan(tmp_path, max_bad_share=0.5)
     assert made["kept"] == 1
     assert "min_seconds was 0.3, is 0.6" in logs.text
-    prepare_manifest(tmp_path / "other", tmp_path / "m.csv", num_workers=1)
+    prepare_manifest(tmp_path / "other", tmp_path / "m.csv")
     assert ids(tmp_path) == ["zoe/1.wav"]
     # What was made here needs no copy aside.
     assert not (tmp_path / "m.csv.old").exists()
@@ -658,7 +662,8 @@ def alive(process):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
-def test_killed_scan_leaves_no_manifest_and_no_process(tmp_path):
+def test_killed_scan_leaves_no_manifest_and_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "WORKERS", 2)
     source = put(tmp_path / "source.wav", 0.3)
     (tmp_path / "wav").mkdir()
     for n in range(2000):
@@ -848,11 +853,7 @@ def test_data_root_not_above(tmp_path):
         scan(tmp_path, data_root=tmp_path / "wa")
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [("max_bad_share", -0.1), ("num_workers", 0)],
-)
-def test_arguments_out_of_range(tmp_path, name, value):
+def test_a_share_out_of_range(tmp_path):
     put(tmp_path / "wav/ann/1.wav")
-    with pytest.raises(ValueError, match=name):
-        scan(tmp_path, **{name: value})
+    with pytest.raises(ValueError, match="max_bad_share"):
+        scan(tmp_path, max_bad_share=-0.1)

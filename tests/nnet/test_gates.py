@@ -10,6 +10,7 @@ from scipy.optimize import brentq, minimize
 from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
+from lgl_plugin.nnet import mixture
 from lgl_plugin.nnet.gates import (
     DynamicGate,
     FixedGate,
@@ -177,20 +178,21 @@ def maximum_likelihood(values, start):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mixture_has_maximum_likelihood(seed):
+def test_mixture_has_maximum_likelihood(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     logs = np.concatenate(
         [rng.normal(-2, 1.0, 3000), rng.normal(1 + seed / 2, 0.6, 1000)]
     )
-    weights, means, variances = fit_mixture(
-        logs, tolerance=1e-9, max_iterations=2000
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(mixture, "TOLERANCE", 1e-9)
+        patch.setattr(mixture, "MAX_ITERATIONS", 2000)
+        weights, means, variances = fit_mixture(logs)
     truth = (0.75, 0.25), (-2, 1 + seed / 2), (1.0, 0.36)
     expected = maximum_likelihood(logs, truth)
     np.testing.assert_allclose(weights, expected[0], atol=1e-3)
     np.testing.assert_allclose(means, expected[1], atol=2e-3)
     np.testing.assert_allclose(variances, expected[2], atol=5e-3)
-    # The defaults stop earlier, and near enough for a threshold.
+    # It stops earlier, and near enough for a threshold.
     crossing = density_crossing(*fit_mixture(logs))
     assert crossing == pytest.approx(
         density_crossing(weights, means, variances), abs=0.01

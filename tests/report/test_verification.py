@@ -21,7 +21,7 @@ from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.inference.plda import fit_plda
 from lgl_plugin.metrics.error_rates import eer
 from lgl_plugin.report.verification import error_rates, rates_at, table
-from lgl_plugin.runs.settings import plain_settings
+from lgl_plugin.runs.plain import plain_settings
 
 RATE = 16000
 TESTED, OTHERS, EACH = ("ann", "bob", "cat"), ("dan", "eve", "fay", "guy"), 3

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import (
     Run,
@@ -16,7 +17,6 @@ from lgl_plugin.runs.run import (
     stage_of,
     step_of,
 )
-from lgl_plugin.runs.settings import plain_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 
 # The name tells whose step it is: those of Stage II lie in a round's folder.

@@ -17,12 +17,11 @@ from speechbrain.utils.run_opts import RunOptions
 from lgl_plugin.nnet.gates import FixedGate
 from lgl_plugin.runs import settings as settings_module
 from lgl_plugin.runs.differences import changes, identity
-from lgl_plugin.runs.plain import dump_settings
+from lgl_plugin.runs.plain import dump_settings, plain_settings
 from lgl_plugin.runs.schema import REFERRED_TO, Stage1Settings, Stage2Settings
 from lgl_plugin.runs.settings import (
     SETTINGS_TOO,
     load_settings,
-    plain_settings,
     read_preset,
     without_helpers,
 )

@@ -659,7 +659,6 @@ def test_other_audio_does_not_take_the_manifest_of_stage_one(
         prepare_manifest(
             tmp_path / "wav",
             manifest,
-            num_workers=1,
             accept=session._accept_manifest,
         )
     for name in ("manifest.csv", "bad_files.txt"):

@@ -24,8 +24,9 @@ from lgl_plugin.runs.arguments import (
     run_options,
 )
 from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import fork, stage1_steps
-from lgl_plugin.runs.settings import did_you_mean, plain_settings, resolve
+from lgl_plugin.runs.settings import did_you_mean, resolve
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.files import write_json
 
