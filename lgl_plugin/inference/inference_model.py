@@ -24,7 +24,7 @@ from lgl_plugin.runs.weights import (
     read_weights,
     save_tensors,
 )
-from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.files import atomic_write, checksum
 
 logger = get_logger(__name__)
 
@@ -217,8 +217,8 @@ class InferenceModel:
         # SpeechBrain loads no folder without this file: it goes first and
         # comes last, so that a crash leaves no mixture of two exports.
         # An earlier export's files would be of other weights than this one's.
-        old = (YAML, AFFINE, MEAN, CLASSIFIER, NAMES, ONNX)
-        for name in old:
+        before = _contents(folder)
+        for name in (YAML, AFFINE, MEAN, CLASSIFIER, NAMES):
             (folder / name).unlink(missing_ok=True)
         save_tensors(self.encoder, folder / ENCODER)
         if self.affine is not None:
@@ -250,6 +250,9 @@ class InferenceModel:
         text += "".join(
             f"        {n}: !ref <{to}>\n" for n, to in loadables.items()
         )
+        # A user's encoder.onnx takes minutes: of the same encoder it stays.
+        if before != {**_contents(folder), YAML: text}:
+            (folder / ONNX).unlink(missing_ok=True)
         with atomic_write(folder / "README.md") as out:
             out.write(card)
         with atomic_write(folder / YAML) as out:
@@ -290,6 +293,14 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
             "names. Save the network's state_dict() alone."
         )
     return {WRAPPERS.sub("", name): value for name, value in weights.items()}
+
+
+def _contents(folder):
+    """Returns what tells one export of an encoder from another, by file."""
+    weights = (folder / name for name in (ENCODER, AFFINE))
+    found = {path.name: checksum(path) for path in weights if path.exists()}
+    yaml = folder / YAML
+    return {**found, YAML: yaml.read_text("utf-8") if yaml.exists() else ""}
 
 
 def _instance(setting):

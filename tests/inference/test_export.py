@@ -519,9 +519,11 @@ def test_onnx_is_written_into_the_exported_folder(run, tmp_path, monkeypatch):
 
 def test_nothing_of_an_earlier_export_stays(run, tmp_path):
     export(run, "iter1/gated", tmp_path)
-    for name in ("backend.ckpt", "encoder.onnx"):
-        (tmp_path / name).touch()
+    (tmp_path / "encoder.onnx").touch()
     (tmp_path / "notes.txt").touch()
+    export(run, "iter1/gated", tmp_path, licence="mit")
+    assert (tmp_path / "encoder.onnx").exists()  # of the same encoder
+    (tmp_path / "backend.ckpt").touch()
     export(run, "stage1", tmp_path, threshold=0.0)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         *("README.md", "embedding_model.ckpt", "hyperparams.yaml"),
