@@ -51,6 +51,16 @@ def test_a_setting_goes_to_its_stage_though_no_yaml_has_it(tmp_path):
     assert run.options == [options[1::2], [options[0], *options[2:]]]
 
 
+def test_a_device_is_that_of_all_work(tmp_path):
+    """Of encoders that are embedded after the runs, too."""
+    yamls = [tmp_path / "stage1.yaml", tmp_path / "stage2.yaml"]
+    for yaml in yamls:
+        yaml.write_text("seed: 1", "utf-8")
+    words = ["--device=meta", "--seed=2"]
+    run = experiments.Experiment("x.py", yamls, tmp_path, [1], options=words)
+    assert run.device == "meta"
+
+
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_threads_of_several_processes_are_torchruns(begun, monkeypatch, nproc):
     """More, in each of them, would be more threads than cores."""

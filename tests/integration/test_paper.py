@@ -364,8 +364,10 @@ def test_encoders_that_backends_compares(monkeypatch, tmp_path):
     """None that is untrained where a pre-trained network takes waveforms."""
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1" / ENCODER).touch()
-    monkeypatch.setattr(study, "read_state", lambda run: {"done": ["stage1"]})
+    state = {"done": ["stage1"], "settings": {}}
+    monkeypatch.setattr(study, "read_state", lambda run: state)
     options = types.SimpleNamespace(runs=[tmp_path])
+    on_cpu, asked = types.SimpleNamespace(device="cpu"), set()
     for features, untrained in (
         (Waveform(), []),
         (None, [study.UNTRAINED]),
@@ -373,15 +375,17 @@ def test_encoders_that_backends_compares(monkeypatch, tmp_path):
         encoder = types.SimpleNamespace(features=features)
         extract = types.SimpleNamespace(encoder=encoder)
 
-        def embedder_of(run, name, extract=extract):
+        def embedder_of(run, name, device, extract=extract):
+            asked.add(device)
             return types.SimpleNamespace(name=name, extract=extract)
 
         monkeypatch.setattr(study, "embedder_of", embedder_of)
-        found = [each.name for each in study.embedders(None, options)]
+        found = [each.name for each in study.embedders(on_cpu, options)]
         assert found == [study.FLOOR, *untrained, "stage1"]
-    monkeypatch.setattr(study, "read_state", lambda run: {"done": []})
+    assert asked == {"cpu"}
+    state["done"] = []
     with pytest.raises(ValueError, match="has trained no encoder yet"):
-        next(study.embedders(None, options))
+        next(study.embedders(on_cpu, options))
 
 
 @pytest.mark.usefixtures("in_processes")

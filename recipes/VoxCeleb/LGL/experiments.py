@@ -28,6 +28,7 @@ from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.run import fork, stage1_steps
 from lgl_plugin.runs.settings import did_you_mean, resolve
 from lgl_plugin.runs.state import read_state
+from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
 
 # Steps after which a variant parts from its parent.
@@ -129,6 +130,12 @@ class Experiment:
         words = [self.yamls[1], *self.options[1]]
         path, run_opts, overrides = parse_arguments(words)
         return plain_settings(resolve(path, overrides, run_opts))
+
+    @functools.cached_property
+    def device(self):
+        """Where encoders of finished runs embed: where the runs train."""
+        words = [self.yamls[1], *self.options[1]]
+        return check_device(parse_arguments(words)[1].get("device"))
 
     @functools.cached_property
     def stage1_step(self):

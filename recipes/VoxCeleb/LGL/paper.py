@@ -93,7 +93,7 @@ def table1(experiment, options):
     rows = []
     for phase, (name, step) in phases.items():
         encoders = [
-            Embedder(experiment.run_folder(seed, name), step)
+            Embedder(experiment.run_folder(seed, name), step, experiment.device)
             for seed in experiment.seeds
         ]
         cells = [
@@ -423,9 +423,9 @@ def steps(experiment, options):
     settings = experiment.settings
     trials = trials_of(settings, "steps")
     found = [
-        Embedder(experiment.run_folder(seed), f"iter{last}/gated").eer(
-            trials, settings["trial_folder"], normed=True
-        )
+        Embedder(
+            experiment.run_folder(seed), f"iter{last}/gated", experiment.device
+        ).eer(trials, settings["trial_folder"], normed=True)
         for seed in experiment.seeds
     ]
     compare("AS-norm", found, last)

@@ -127,7 +127,7 @@ def by_backend(embedder):
         )
         for name, make in BACKENDS.items()
     }
-    floor = embedder_of(embedder.run, FLOOR)
+    floor = embedder_of(embedder.run, FLOOR, embedder.device)
     others = floor_whitening().fit(floor.sample)(floor.of_trials)
     both = joined(vectors, others, floor_share())
     figures[JOINED] = figures_of(cosine_scores(both, trials), trials)
@@ -248,22 +248,23 @@ def embedders(experiment, options):
             raise ValueError(
                 f"{run} has trained no encoder yet: finish that run"
             )
-        features = embedder_of(run, steps[0]).extract.encoder.features
+        first = embedder_of(run, steps[0], experiment.device)
+        features = first.extract.encoder.features
         # Encoders of waveforms are pre-trained: there is no untrained one.
         untrained = () if isinstance(features, Waveform) else (UNTRAINED,)
         for name in (FLOOR, *untrained, *steps):
-            yield embedder_of(run, name)
+            yield embedder_of(run, name, experiment.device)
 
 
 class Embedder:
     """An encoder of a run, ready to embed corpus and trial list.
 
-    `name` is the step of the `run` that left it, or `FLOOR` or `UNTRAINED`.
+    `name` is the step of the `run` that left it, or `FLOOR` or `UNTRAINED`;
+    `device` is where it runs.
     """
 
-    def __init__(self, run, name):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.run, self.name = run, name
+    def __init__(self, run, name, device):
+        self.run, self.name, self.device = run, name, device
         # Knows which encoder that step has: the last one may be wider.
         step = None if name in (FLOOR, UNTRAINED) else name
         self.step = read_trained_step(run, step)
@@ -312,7 +313,7 @@ class Embedder:
     @property
     def log_mels(self):
         """The corpus's log-mel statistics, whitened."""
-        floor = embedder_of(self.run, FLOOR).of_corpus
+        floor = embedder_of(self.run, FLOOR, self.device).of_corpus
         return floor_whitening().fit(floor)(floor)
 
     def eer(self, trials, folder, normed=False):
