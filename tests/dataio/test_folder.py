@@ -130,9 +130,7 @@ def test_deleted_copies_of_tested_speakers_are_not_trained_on(tmp_path):
     put(tmp_path / "ann (Case Conflict)/1.wav")
     trials = tmp_path / "trials.txt"
     trials.write_text("1 ann/1.wav ann/2.wav\n0 ann/1.wav ann/2.wav\n")
-    made = prepare_manifest(
-        tmp_path, tmp_path / "m/m.csv", trials=trials, num_workers=1
-    )
+    made = prepare_manifest(tmp_path, tmp_path / "m/m.csv", trials=trials)
     assert (made["kept"], made["excluded"]) == (1, 2)
     assert made["passed_over"]["hidden"] == 4
     cohort = draw_cohort(tmp_path, [trials], tmp_path, 99)

@@ -208,7 +208,6 @@ def prepare_and_spoil(corpus, run, planted, share, trials=None):
         trials=trials,
         trial_folder=corpus / "wav",
         max_bad_share=share,
-        num_workers=1,
     )
     for name, path in planted:
         if KINDS[name].later:

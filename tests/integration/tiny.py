@@ -1,7 +1,6 @@
 """Runs the real recipe at a tiny size, for the integration tests."""
 
 import contextlib
-import functools
 import io
 import pathlib
 import runpy
@@ -11,12 +10,10 @@ from unittest import mock
 
 import train_lgl  # of the recipe's folder
 
-from lgl_plugin.dataio.prepare import prepare_manifest
-from lgl_plugin.training import session
+from lgl_plugin.dataio import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "LGL"
-PREPARE = functools.partial(prepare_manifest, num_workers=1)
 
 TINY = [
     "--batch_size=8",
@@ -78,7 +75,7 @@ def train_here(yaml, corpus, output, *options, page=False):
         mock.patch.object(sys, "argv", typed),
         mock.patch.object(train_lgl, "try_to_write_report", write),
         # Eight would take half a second to start.
-        mock.patch.object(session, "prepare_manifest", PREPARE),
+        mock.patch.object(prepare, "WORKERS", 1),
     ):
         try:
             train_lgl.main()
