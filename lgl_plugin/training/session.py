@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -18,35 +17,28 @@ from numpy.typing import ArrayLike
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.bad_files import BadFiles
-from lgl_plugin.dataio.bandwidths import try_some, warn_of_bandwidths
 from lgl_plugin.dataio.folder import names_and_sizes
-from lgl_plugin.dataio.given import GivenLabels, read_given
-from lgl_plugin.dataio.manifest import Manifest, held_out, load_manifest
-from lgl_plugin.dataio.prepare import check_folders, prepare_manifest
-from lgl_plugin.dataio.trials import trial_paths
+from lgl_plugin.dataio.manifest import Manifest, held_out
+from lgl_plugin.dataio.prepare import check_folders
 from lgl_plugin.inference.backends import Backend, Whitening
 from lgl_plugin.inference.export import export
-from lgl_plugin.inference.extractor import BATCH_SECONDS, Extractor
+from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import METRICS, read_metrics, record_key
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import record_start
-from lgl_plugin.runs.run import Run, stage1_steps
+from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import SETTINGS_TOO, without_helpers
 from lgl_plugin.runs.state import STATE
+from lgl_plugin.training.data import check_loaders, read_data, try_manifest
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.sizes import check_batch, steps_per_epoch
-from lgl_plugin.utils.device import (
-    check_device,
-    check_shared_memory,
-    keep_freed_memory,
-)
+from lgl_plugin.utils.device import check_device, keep_freed_memory
 from lgl_plugin.utils.distributed import from_main, world_size
-from lgl_plugin.utils.files import atomic_write, checksum, explain_full_disk
+from lgl_plugin.utils.files import atomic_write, explain_full_disk
 
 logger = get_logger(__name__)
 
@@ -145,19 +137,17 @@ class Session:
         for name in ("musan_folder", "rir_folder"):
             if folder := getattr(settings, name):
                 self.run.given(name, folder, names_and_sizes)
-        self._read_data()
+        self.manifest, self.given, self.bad_files = read_data(
+            settings, self.run
+        )
+        self._set_aside()
         if settings.manifest and not self.debug:
-            from_main(self._try_manifest)
-        self._check_loaders()
+            from_main(try_manifest, settings, self.manifest, self.bad_files)
+        check_loaders(settings, self.device)
         self.observer = observe(self.manifest)
         # The observer alone knows true speakers: no training, and no choice
         # of one, can read them here.
         self.manifest = self.manifest.without_speakers()
-
-    @property
-    def _ssps(self):
-        """Says whether this stage clusters for Stage I's positives."""
-        return bool(getattr(self.settings, "ssps_epochs", 0))
 
     def _begin_log(self, text):
         """Begins the stage's log, and keeps the yaml as it is used."""
@@ -171,48 +161,14 @@ class Session:
             with atomic_write(folder / YAML) as out:
                 out.write(without_helpers(text))
 
-    def _read_data(self):
-        """Makes or reuses the manifest and sets utterances aside."""
+    def _set_aside(self):
+        """Sets utterances aside; the others must fill a batch."""
         settings = self.settings
-        path = pathlib.Path(settings.manifest or "")
-        if not settings.manifest:
-            path = self.run.folder / "manifest.csv"
-            # What it raises is raised on every rank: none waits for it.
-            prepare = functools.partial(
-                prepare_manifest,
-                train_folder=settings.train_folder,
-                manifest=path,
-                data_root=settings.data_folder,
-                speaker_folder=settings.speaker_folder,
-                trials=settings.verification_file,
-                trial_folder=settings.trial_folder,
-                max_bad_share=settings.max_bad_share,
-                sample_rate=settings.sample_rate,
-                channel=settings.channel,
-                accept=self._accept_manifest,
-                ssps=self._ssps,
-            )
-            from_main(prepare)
-        self.run.given("manifest", path)
-        self.manifest = load_manifest(
-            path, settings.data_folder, settings.allow_outside_data_folder
-        )
-        if settings.manifest and settings.verification_file:
-            self._warn_of_tested()
-        self.bad_files = BadFiles(self.run.folder / "bad_files.txt")
-        bad = self.bad_files.reasons
-        # The share counts all files, also those outside the manifest.
-        n_files = len(bad) + sum(name not in bad for name in self.manifest.ids)
-        self.bad_files.limit = int(settings.max_bad_share * n_files)
-        self.bad_files.check()  # starting again must not lift the limit
         # Known bad files stay in: left out after a restart, they would change
         # the order of all others, and the run.
         self.rows = np.arange(len(self.manifest))
-        self.given: GivenLabels | None = None
         labelled: ArrayLike = ()
-        if settings.stage == 2 and settings.labels_file:
-            self.given = read_given(settings.labels_file, self.manifest.ids)
-            self.run.given("labels_file", settings.labels_file)
+        if self.given is not None:
             labelled = np.flatnonzero(self.given.by_row >= 0)
         split = settings.held_out_share, settings.seed, labelled
         self.train_rows, self.held_out_rows = held_out(len(self.rows), *split)
@@ -221,86 +177,6 @@ class Session:
         self.batch_size *= world_size()
         sizes = self.batch_size, len(self.rows), len(self.train_rows)
         check_batch(settings, *sizes)  # refused before any work
-
-    def _try_manifest(self):
-        """Tries some files of the user's list, all of which nobody has read."""
-        settings = self.settings
-        rate = settings.sample_rate
-        bad, rates = try_some(self.manifest, rate)
-        if not rates:  # not to be counted: the list may be of another folder
-            raise ValueError(
-                f"manifest: none of {len(bad)} utterances tried of "
-                f"{settings.manifest} can be used. The first is "
-                f"{': '.join(bad[0])}. Set --data_folder, now "
-                f"{settings.data_folder}, to what $data_root stands for there."
-            )
-        self.bad_files.add(bad)  # which may be too many already
-        narrow = sum(found < rate for found in rates)
-        lowest = min(rates, default=rate)
-        which = f"files tried of {settings.manifest}"
-        warn_of_bandwidths(
-            narrow, len(rates), lowest, rate, which, ssps=self._ssps
-        )
-
-    def _warn_of_tested(self):
-        """Tells how many utterances of the user's list are tested on.
-
-        The recipe leaves them out of a list of its own.
-        """
-        settings, wavs = self.settings, self.manifest.wavs
-        tested = trial_paths(settings.verification_file, settings.trial_folder)
-        # A realpath costs system calls: one for each folder.
-        real = functools.lru_cache(maxsize=None)(os.path.realpath)
-        places = (os.path.split(wav) for wav in wavs)
-        number = sum(
-            os.path.join(real(folder), name) in tested
-            for folder, name in places
-        )
-        if number:
-            logger.warning(
-                "%d of %d utterances of %s are also in %s: the error rates on "
-                "that list will be too low",
-                number,
-                len(wavs),
-                settings.manifest,
-                settings.verification_file,
-            )
-
-    def _accept_manifest(self, path):
-        """Refuses other audio than the steps in the run folder were made of.
-
-        Both stages share the manifest: Stage II on another corpus would take
-        Stage I's away.
-        """
-        found = checksum(path)
-        for stage, inputs in self.run.inputs.items():
-            if inputs.get("manifest", found) != found:
-                last = stage1_steps(self.run.settings)[-1]
-                raise ValueError(
-                    f"{self.run.folder} holds {stage} of other audio than "
-                    f"{self.settings.train_folder} has now. Nothing was "
-                    "changed. Bring that audio back, or set another "
-                    "--output_folder; Stage II takes an encoder from here by "
-                    f"--pretrained_encoder={self.run.folder / last}."
-                )
-
-    def _check_loaders(self):
-        """Says how large a batch is; refuses what the machine cannot hold."""
-        settings, options = self.settings, self.settings.dataloader_options
-        if world_size() > 1:
-            logger.info(
-                "batch_size: %d in each of %d processes, %d in all; lr: %g",
-                *(options.batch_size, world_size(), self.batch_size),
-                settings.lr,
-            )
-        if options.num_workers:
-            seconds = 2 * settings.crop_seconds * options.batch_size
-            if self.device != "cpu":  # the extractor's batches are larger
-                seconds = max(seconds, BATCH_SECONDS)
-            batch = int(4 * seconds * settings.sample_rate)  # float32
-            # All processes of this machine share that memory.
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            check_shared_memory(here * options.read_ahead * batch)
 
     @main_process_only
     def log(self, **record: Any) -> None:

@@ -8,7 +8,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import train_lgl  # the recipe
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
@@ -17,7 +16,6 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.manifest import Manifest, held_out
-from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.evaluation.observer import TrueLabels
 from lgl_plugin.inference.backends import Centring, Whitening, load_backend
 from lgl_plugin.nnet.encoders import Encoder
@@ -25,9 +23,9 @@ from lgl_plugin.nnet.gates import DynamicGate
 from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import Run
-from lgl_plugin.runs.schema import LoaderOptions
 from lgl_plugin.runs.weights import ENCODER, save_weights
 from lgl_plugin.training import session as module
+from lgl_plugin.training.data import read_data
 from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session
@@ -245,6 +243,14 @@ def test_fewer_utterances_than_a_batch_are_an_error(session):
 HEADER = "ID,duration,wav,start,stop,spk_id\n"
 
 
+def read(session):
+    """Reads a session's data, as its constructor does."""
+    session.manifest, session.given, _ = read_data(
+        session.settings, session.run
+    )
+    session._set_aside()
+
+
 def test_labels_that_a_user_gives_are_not_held_out(session, tmp_path):
     """They would teach nothing; the draw without labels stays as it was."""
     names = [f"{n}.wav" for n in range(20)]
@@ -256,7 +262,7 @@ def test_labels_that_a_user_gives_are_not_held_out(session, tmp_path):
     settings.held_out_share = 0.3
     settings.dataloader_options = types.SimpleNamespace(batch_size=4)
     settings.labels_file = settings.verification_file = None
-    session._read_data()
+    read(session)
     train, aside = held_out(20, 0.3, settings.seed)
     assert session.given is None
     assert np.array_equal(session.held_out_rows, aside)
@@ -265,59 +271,11 @@ def test_labels_that_a_user_gives_are_not_held_out(session, tmp_path):
     lines = [f"{names[row]},ann\n" for row in labelled]
     (tmp_path / "few.csv").write_text("utterance,speaker\n" + "".join(lines))
     settings.labels_file = tmp_path / "few.csv"
-    session._read_data()
+    read(session)
     assert len(session.held_out_rows) == 6 and len(session.train_rows) == 14
     assert {*labelled} <= {*session.train_rows}
     assert session.given.speakers == ("ann",)
     assert "labels_file" in session.run.inputs["stage 2"]
-
-
-def test_utterances_of_a_users_list_that_are_tested_on(
-    session, tmp_path, caplog
-):
-    """Of its own list the recipe leaves them out."""
-    names = [f"ann/{n}.wav" for n in range(20)]
-    rows = [f"{name},2,$data_root/{name},0,32000,\n" for name in names]
-    (tmp_path / "own.csv").write_text(HEADER + "".join(rows))
-    trials = tmp_path / "trials.txt"
-    trials.write_text("1 ann/0.wav ann/1.wav\n0 ann/1.wav bob/0.wav\n")
-    settings = session.settings
-    settings.manifest, settings.data_folder = tmp_path / "own.csv", tmp_path
-    settings.trial_folder, settings.verification_file = tmp_path, trials
-    settings.allow_outside_data_folder, settings.max_bad_share = False, 0.1
-    settings.held_out_share, settings.labels_file = 0.3, None
-    settings.dataloader_options = types.SimpleNamespace(batch_size=4)
-    session._read_data()
-    (message,) = caplog.messages
-    assert message.startswith("2 of 20 utterances of")
-
-
-def test_files_of_a_users_list_are_tried(session, tmp_path, caplog):
-    """The preparation of a folder: its notices and refusals."""
-    for n in range(4):
-        wav = np.full(8000, 0.1)
-        soundfile.write(tmp_path / f"{n}.wav", wav, 8000 if n < 2 else 16000)
-    names = [f"{n}.wav" for n in range(4)]
-    settings, wavs = session.settings, [str(tmp_path / n) for n in names]
-    settings.sample_rate, settings.manifest = 16000, "mine.csv"
-    session.manifest = Manifest.of(
-        (*both, 0.0, 0.5, "") for both in zip(names, wavs)
-    )
-    session.bad_files = BadFiles(tmp_path / "bad_files.txt", 0)
-    session._try_manifest()
-    assert "2 of 4 files tried of mine.csv are below 16000 Hz" in caplog.text
-    assert "--ssps_log_mel_share=0" not in caplog.text
-    settings.ssps_epochs = 10  # of Stage I, which then clusters
-    session._try_manifest()
-    assert "--ssps_log_mel_share=0" in caplog.text
-    soundfile.write(tmp_path / "3.wav", np.full(8000, 0.1), 44101)
-    with pytest.raises(ValueError, match="3.wav: has 44101 Hz, too odd"):
-        session._try_manifest()
-    settings.data_folder = "elsewhere"
-    session.manifest = Manifest.of((n, n, 0.0, 0.5, "") for n in names)
-    with pytest.raises(ValueError, match="--data_folder, now elsewhere, to"):
-        session._try_manifest()
-    assert [*session.bad_files.reasons] == ["3.wav"]
 
 
 @pytest.mark.parametrize("steps, factor", [(None, 3), (4, 5)])
@@ -331,26 +289,6 @@ def test_accumulation_over_more_than_an_epoch_is_an_error(
         session.steps_per_epoch(2 * session.batch_size + 1)
     session.settings.grad_accumulation_factor = factor - 1
     assert session.steps_per_epoch(2 * session.batch_size + 1) == factor - 1
-
-
-@pytest.mark.parametrize(
-    "device, seconds", [("cpu", 2 * 1.5 * 8), ("cuda:0", 960.0)]
-)
-def test_shared_memory_holds_what_all_processes_read_ahead(
-    device, seconds, session, monkeypatch
-):
-    """On a GPU the extractor's batches are larger than training's."""
-    asked = []
-    monkeypatch.setattr(module, "check_shared_memory", asked.append)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    session.device = device
-    session.settings.crop_seconds = 1.5
-    session.settings.sample_rate = 16000
-    session.settings.dataloader_options = LoaderOptions(
-        batch_size=8, num_workers=3, prefetch_factor=4
-    )
-    session._check_loaders()
-    assert asked == [2 * 3 * 4 * 4 * seconds * 16000]
 
 
 def raised_by_main(error):
@@ -403,10 +341,11 @@ def test_noise_folders_are_on_record(tmp_path, monkeypatch):
 
     Nor does the session keep the speakers, which it shows to the observer.
     """
-    for name in ("_begin_log", "_read_data", "_check_loaders"):
+    for name in ("_begin_log", "_set_aside"):
         monkeypatch.setattr(Session, name, lambda *given: None)
     known = Manifest.of([("a", "a", 0.0, 1.0, "ann")])
-    monkeypatch.setattr(Session, "manifest", known, raising=False)
+    monkeypatch.setattr(module, "read_data", lambda *given: (known, None, None))
+    monkeypatch.setattr(module, "check_loaders", lambda *given: None)
     audio = tmp_path / "wav"
     audio.mkdir()
     (tmp_path / "rooms").mkdir()
@@ -642,28 +581,6 @@ def test_weights_to_train_that_no_encoder_has_are_refused_in_time(
         find_encoder(session)
     with pytest.raises(ValueError, match="has 'asp' in its name"):
         check_inputs(session.settings, [])
-
-
-def test_other_audio_does_not_take_the_manifest_of_stage_one(
-    session, tmp_path, monkeypatch
-):
-    """Stage II on another corpus is refused before a file is replaced."""
-    session.run.inputs["stage 1"] = {"manifest": "0" * 64}
-    session.settings.train_folder = tmp_path / "wav"
-    (tmp_path / "wav").mkdir()
-    soundfile.write(tmp_path / "wav/a.wav", np.full(16000, 0.1), 16000)
-    manifest = tmp_path / "manifest.csv"
-    for name in ("manifest.csv", "bad_files.txt"):
-        (tmp_path / name).write_text("of Stage I")
-    with pytest.raises(ValueError, match="stage 1 of other audio.*pretrained"):
-        prepare_manifest(
-            tmp_path / "wav",
-            manifest,
-            accept=session._accept_manifest,
-        )
-    for name in ("manifest.csv", "bad_files.txt"):
-        assert (tmp_path / name).read_text() == "of Stage I"
-    assert not list(tmp_path.glob("*.json")) + list(tmp_path.glob("*.new"))
 
 
 def test_phases_share_one_course_of_the_learning_rate():

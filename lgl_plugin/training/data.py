@@ -1,0 +1,154 @@
+"""The data of a session: its manifest, labels, bad files, what loaders need."""
+
+import functools
+import os
+import pathlib
+
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.bandwidths import try_some, warn_of_bandwidths
+from lgl_plugin.dataio.given import GivenLabels, read_given
+from lgl_plugin.dataio.manifest import Manifest, load_manifest
+from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.dataio.trials import trial_paths
+from lgl_plugin.inference.extractor import BATCH_SECONDS
+from lgl_plugin.runs.run import Run, stage1_steps
+from lgl_plugin.runs.schema import Settings
+from lgl_plugin.utils.device import check_shared_memory
+from lgl_plugin.utils.distributed import from_main, world_size
+from lgl_plugin.utils.files import checksum
+
+logger = get_logger(__name__)
+
+
+def read_data(
+    settings: Settings, run: Run
+) -> tuple[Manifest, GivenLabels | None, BadFiles]:
+    """Makes or reuses the manifest; reads labels and bad files.
+
+    Puts on record what comes from outside the run. ValueError if any of it
+    does not fit, or too many files are bad already.
+    """
+    path = pathlib.Path(settings.manifest or run.folder / "manifest.csv")
+    if not settings.manifest:
+        # What it raises is raised on every rank: none waits for it.
+        prepare = functools.partial(
+            prepare_manifest,
+            train_folder=settings.train_folder,
+            manifest=path,
+            data_root=settings.data_folder,
+            speaker_folder=settings.speaker_folder,
+            trials=settings.verification_file,
+            trial_folder=settings.trial_folder,
+            max_bad_share=settings.max_bad_share,
+            sample_rate=settings.sample_rate,
+            channel=settings.channel,
+            accept=functools.partial(accept_manifest, settings, run),
+            ssps=_makes_positives(settings),
+        )
+        from_main(prepare)
+    run.given("manifest", path)
+    manifest = load_manifest(
+        path, settings.data_folder, settings.allow_outside_data_folder
+    )
+    if settings.manifest and settings.verification_file:
+        _warn_of_tested(settings, manifest)
+    bad_files = BadFiles(run.folder / "bad_files.txt")
+    bad = bad_files.reasons
+    # The share counts all files, also those outside the manifest.
+    n_files = len(bad) + sum(name not in bad for name in manifest.ids)
+    bad_files.limit = int(settings.max_bad_share * n_files)
+    bad_files.check()  # starting again must not lift the limit
+    given = None
+    if settings.stage == 2 and settings.labels_file:
+        given = read_given(settings.labels_file, manifest.ids)
+        run.given("labels_file", settings.labels_file)
+    return manifest, given, bad_files
+
+
+def try_manifest(
+    settings: Settings, manifest: Manifest, bad_files: BadFiles
+) -> None:
+    """Tries some files of the user's list, all of which nobody has read."""
+    rate = settings.sample_rate
+    bad, rates = try_some(manifest, rate)
+    if not rates:  # not to be counted: the list may be of another folder
+        raise ValueError(
+            f"manifest: none of {len(bad)} utterances tried of "
+            f"{settings.manifest} can be used. The first is "
+            f"{': '.join(bad[0])}. Set --data_folder, now "
+            f"{settings.data_folder}, to what $data_root stands for there."
+        )
+    bad_files.add(bad)  # which may be too many already
+    narrow = sum(found < rate for found in rates)
+    lowest = min(rates, default=rate)
+    which = f"files tried of {settings.manifest}"
+    ssps = _makes_positives(settings)
+    warn_of_bandwidths(narrow, len(rates), lowest, rate, which, ssps=ssps)
+
+
+def _makes_positives(settings):
+    """Says whether this stage clusters for Stage I's positives."""
+    return bool(getattr(settings, "ssps_epochs", 0))
+
+
+def _warn_of_tested(settings, manifest):
+    """Tells how many utterances of the user's list are tested on.
+
+    The recipe leaves them out of a list of its own.
+    """
+    tested = trial_paths(settings.verification_file, settings.trial_folder)
+    # A realpath costs system calls: one for each folder.
+    real = functools.lru_cache(maxsize=None)(os.path.realpath)
+    places = (os.path.split(wav) for wav in manifest.wavs)
+    number = sum(
+        os.path.join(real(folder), name) in tested for folder, name in places
+    )
+    if number:
+        logger.warning(
+            "%d of %d utterances of %s are also in %s: the error rates on "
+            "that list will be too low",
+            number,
+            len(manifest),
+            settings.manifest,
+            settings.verification_file,
+        )
+
+
+def accept_manifest(settings: Settings, run: Run, path: pathlib.Path) -> None:
+    """Refuses other audio than the steps in the run folder were made of.
+
+    Both stages share the manifest: Stage II on another corpus would take
+    Stage I's away.
+    """
+    found = checksum(path)
+    for stage, inputs in run.inputs.items():
+        if inputs.get("manifest", found) != found:
+            last = stage1_steps(run.settings)[-1]
+            raise ValueError(
+                f"{run.folder} holds {stage} of other audio than "
+                f"{settings.train_folder} has now. Nothing was "
+                "changed. Bring that audio back, or set another "
+                "--output_folder; Stage II takes an encoder from here by "
+                f"--pretrained_encoder={run.folder / last}."
+            )
+
+
+def check_loaders(settings: Settings, device: str) -> None:
+    """Says how large a batch is; refuses what the machine cannot hold."""
+    options = settings.dataloader_options
+    if world_size() > 1:
+        logger.info(
+            "batch_size: %d in each of %d processes, %d in all; lr: %g",
+            *(options.batch_size, world_size()),
+            *(options.batch_size * world_size(), settings.lr),
+        )
+    if options.num_workers:
+        seconds = 2 * settings.crop_seconds * options.batch_size
+        if device != "cpu":  # the extractor's batches are larger
+            seconds = max(seconds, BATCH_SECONDS)
+        batch = int(4 * seconds * settings.sample_rate)  # float32
+        # All processes of this machine share that memory.
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        check_shared_memory(here * options.read_ahead * batch)
