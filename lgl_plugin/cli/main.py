@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     options, rest = build_parser().parse_known_args(arguments)
     options = {name: at_home(value) for name, value in vars(options).items()}
     run, verb, debug = (options.pop(key) for key in ("run", "parser", "debug"))
+    if empty := [name for name, value in options.items() if value == ""]:
+        # Else a path would be the current folder.
+        verb.error(f"{empty[0]} is empty: is a variable of the shell unset?")
     if "settings" in options:
         # SpeechBrain's own --debug tries a setup out on a few batches.
         options["settings"] = [*rest, *(["--debug"] if debug else [])]

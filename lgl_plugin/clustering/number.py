@@ -90,8 +90,9 @@ class Estimate:
             logger.warning(
                 "n_clusters: auto finds no recordings that belong together, so "
                 "%d is a guess. Either this encoder does not tell speakers "
-                "apart: train it longer. Or most speakers have one recording "
-                "only: then there is nothing to cluster, and the encoder is "
+                "apart: train it longer. Or the recordings are too few, as "
+                "below 140 mostly. Or most speakers have one recording only: "
+                "then there is nothing to cluster, and the encoder is "
                 "best left as it is. If you know about how many speakers there "
                 "are, set n_clusters",
                 self.n_clusters,

@@ -236,6 +236,8 @@ def open_audio(
         raise BadAudio(_why_unreadable(path, error)) from error
     except MemoryError as error:
         raise BadAudio("is said to be larger than the memory") from error
+    except UnicodeEncodeError as error:
+        raise BadAudio("name is not UTF-8: rename the file") from error
     except TypeError as error:
         # soundfile wants the format of a file called .raw as an argument.
         raise BadAudio("has no header") from error
@@ -333,7 +335,13 @@ def _read_mono(audio, start, seconds, channel):
             f"is coded as {audio.subtype_info}, which can only be read from "
             "the beginning: convert it to wav of 16 bits"
         )
-    first = min(round(start * rate), audio.frames)
+    first = round(start * rate)
+    if first >= audio.frames > 0:  # as of a list whose start or stop is wrong
+        raise BadAudio(
+            f"is read from {start:.2f} s on, but ends at "
+            f"{audio.frames / rate:.2f} s"
+        )
+    first = min(first, audio.frames)
     audio.seek(first)
     left = audio.frames - first
     if seconds is not None:

@@ -75,9 +75,9 @@ def count_speakers(vectors: ArrayLike) -> int:
     if found.is_guess:
         raise ValueError(
             "nothing can be judged, since the encoder finds no groups among "
-            f"{len(vectors)} recordings. Either they are too few, or each "
-            "speaker has one only, or all are of one speaker, or the encoder "
-            "does not tell speakers apart."
+            f"{len(vectors)} recordings. Either they are too few (mostly so "
+            "below 140), or each speaker has one only, or all are of one "
+            "speaker, or the encoder does not tell speakers apart."
         )
     return found.n_clusters
 

@@ -100,12 +100,15 @@ def where_encoder_is(folder: PathLike) -> str:
     It may be that of a run or of an `lgl adapt`, whose encoders lie below it.
     """
     folder = pathlib.Path(folder)
-    below = [
-        path.parent
-        for place in (folder, folder / "export")
-        for path in sorted(place.glob(f"*/{YAML}"))
-        if (path.parent / ENCODER).is_file()
-    ]
+    # A run's own steps have both files too, but only exports can be loaded.
+    for place in (folder / "export", folder):
+        below = [
+            path.parent
+            for path in sorted(place.glob(f"*/{YAML}"))
+            if (path.parent / ENCODER).is_file()
+        ]
+        if below:
+            break
     if below:
         return f"Name an encoder below it: {', '.join(map(str, below))}"
     with contextlib.suppress(ValueError):  # a state.json of elsewhere

@@ -52,6 +52,9 @@ Pattern = Annotated[Text, AfterValidator(_is_pattern)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Shorter crops have too few frames to convolve. A batch of longer ones, as of a
+# length typed in milliseconds, would fill the memory before it fails.
+CropSeconds = Annotated[float, Field(ge=0.1, le=60)]
 Epochs = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Speed = Annotated[int, Field(ge=50, le=200)]
@@ -150,7 +153,7 @@ class Settings(BaseModel):
     # Batch normalisation needs two utterances.
     batch_size: Annotated[int, Field(ge=2)]
     steps_per_epoch: Count | None
-    crop_seconds: Above0
+    crop_seconds: CropSeconds
     lr: Above0
     ckpt_interval_minutes: From0
     keep_checkpoints: Count
@@ -234,7 +237,7 @@ class Stage2Settings(Settings):
     anchor: From0
     freeze_batch_statistics: bool
     trained_weights: Pattern | None
-    large_margin_crop_seconds: Above0
+    large_margin_crop_seconds: CropSeconds
     margin: From0
     scale: Above0
     new_first_encoder: Factory | None = None

@@ -287,6 +287,8 @@ def _given(run_opts, names):
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns a hint at the name that is nearest to a mistyped one, or ""."""
+    if name in LoaderOptions.model_fields:
+        return f"; write --dataloader_options='{{{name}: …}}'"
     near = difflib.get_close_matches(str(name), [*known], 1, 0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 

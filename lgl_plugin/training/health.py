@@ -162,14 +162,15 @@ def _gate(record, before):
     if share < LEAST_SELECTED:
         return (
             f"the gate lets only {100 * share:.2g} % through (selected_share)"
-            f"{at}: next to nothing is learnt. Try a higher tau, or a gate "
-            "that finds its own, such as DynamicGate."
+            f"{at}: next to nothing is learnt. Give a gate of fixed thresholds "
+            "a higher tau. Before one that finds its own, such as "
+            "DynamicGate, train longer without it (classifier_epochs)."
         )
     if share > MOST_SELECTED and tau is not None:  # null: as was asked for
         return (
             f"the gate lets {100 * share:.1f} % through (selected_share){at}: "
-            "it is as good as none. Try a lower tau, or a gate that finds its "
-            "own, such as DynamicGate."
+            "it is as good as none. Give a gate of fixed thresholds a lower "
+            "tau, or take one that finds its own, such as DynamicGate."
         )
 
 

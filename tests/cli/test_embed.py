@@ -54,6 +54,10 @@ def test_the_folder_of_a_run_is_no_encoder(
         (exported / name).touch()
     for folder in (adapted, adapted / "export"):
         assert f"Name an encoder below it: {exported}" in said(folder)
+    (adapted / "step").mkdir()  # a run's step, which compare cannot load
+    for name in ("hyperparams.yaml", "embedding_model.ckpt"):
+        (adapted / "step" / name).touch()
+    assert f"below it: {exported}\n" in said(adapted)
     Run(tmp_path / "run", 1, {}).save()
     assert f"`lgl export {tmp_path}/run` writes" in said(tmp_path / "run")
     (tmp_path / "bare").mkdir()

@@ -59,6 +59,17 @@ def test_a_wrong_call_is_one_line_and_status_2(capsys, tmp_path):
     assert line.startswith("lgl status: ") and "holds no metrics" in line
 
 
+@pytest.mark.parametrize(
+    "words", [["embed", "enc", "audio", ""], ["check", ""]]
+)
+def test_an_empty_word_is_no_folder(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "is empty: is a variable of the shell unset?" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_value_that_stands_in_an_arguments_place_is_named(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--n_clusters", "9", "/audio", "--output_folder=/run"])

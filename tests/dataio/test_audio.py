@@ -248,7 +248,7 @@ def test_notes_of_libmpg123_are_not_shown(tmp_path, capfd):
 
 
 def test_reading_past_the_end_is_bad_audio(noise):
-    with pytest.raises(BadAudio, match="no samples"):
+    with pytest.raises(BadAudio, match="from 5.00 s on, but ends at 2.00 s"):
         read_audio(noise[0], start=5.0, seconds=1.0)
 
 
@@ -311,3 +311,11 @@ def test_audio_within_a_file_is_as_in_its_own(tmp_path, kind):
         expected = read_audio(path, *span)
         found = read_audio(tmp_path / "shard", *span, place=place)
         assert torch.equal(found, expected)
+
+
+def test_a_name_that_is_not_utf8_is_named_as_such(tmp_path):
+    path = os.fsencode(tmp_path / "a") + b"\xff.wav"
+    with open(path, "wb") as out:
+        soundfile.write(out, np.zeros(160), 16000, format="WAV")
+    with pytest.raises(BadAudio, match="name is not UTF-8"):
+        audio.probe(os.fsdecode(path))

@@ -128,7 +128,7 @@ def test_a_wrong_setting_leaves_no_folder(corpus, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()[-3:]
     assert "selection: 'eer' should be 'last', " in said[0]
     assert said[1:] == [
-        "crop_seconds: 0 should be greater than 0",
+        "crop_seconds: 0 should be greater than or equal to 0.1",
         "lr: -1 should be greater than 0",
     ]
     assert list(tmp_path.iterdir()) == []

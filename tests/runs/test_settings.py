@@ -99,6 +99,11 @@ def test_every_setting_is_read():
             assert re.search(pattern, code), f"{name} is never read"
 
 
+def test_a_name_of_the_loaders_options_is_refused_with_their_setting():
+    (line,) = refusal("small_stage1", num_workers=4)
+    assert "; write --dataloader_options='{num_workers: …}'" in line
+
+
 @pytest.mark.parametrize(
     "name, value, near",
     [
@@ -169,7 +174,8 @@ def test_any_typo_in_a_name_is_refused(data):
         ("eval_precision", "32", ".*; did you mean 'fp32'[?]"),
         ("selection", "eer", "'eer' should be 'last', .*"),
         # A value out of its range.
-        ("crop_seconds", "0", "0 should be greater than 0"),
+        ("crop_seconds", "0", "0 should be greater than or equal to 0.1"),
+        ("crop_seconds", "3000", "3000 should be less than or equal to 60"),
         ("sample_rate", "0", "0 should be greater than or equal to 1000"),
         ("held_out_share", "1.5", "1.5 should be less than 1"),
         ("held_out_share", "0", "0 should be greater than 0"),
@@ -332,7 +338,9 @@ def test_large_margin_without_a_gated_phase():
 
 def test_the_large_margins_crop_is_checked():
     (line,) = refusal(large_margin_epochs=2, large_margin_crop_seconds=-1)
-    assert line.endswith("crop_seconds: -1 should be greater than 0")
+    assert line.endswith(
+        "crop_seconds: -1 should be greater than or equal to 0.1"
+    )
 
 
 def test_relabelling_without_a_gated_phase():
