@@ -15,6 +15,10 @@ class PassSampler(Sampler):
     most. An index is an item's place in the dataset plus `size` for
     each pass before; `UtteranceDataset` draws other crops in each pass.
 
+    With `classes`, int (size,), a pass draws with replacement, so that each
+    class is as likely as any other, whatever its size: class-balanced sampling.
+    A pass may then repeat an utterance or leave it out.
+
     With `shards`, int (size,), see `shard_numbers`, a pass reads only `window`
     shards at a time, for storage that caches the neighbourhood of recent
     reads: they are dealt into windows at random, and a window's utterances are
@@ -30,12 +34,19 @@ class PassSampler(Sampler):
         length: int,
         seed: int = 0,
         shards: np.ndarray | None = None,
+        classes: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.size = size
         self.length = length
         self.seed = int(seed)
         self.shards = None if shards is None else np.asarray(shards)
+        self.weights = None
+        if classes is not None:
+            _, place, sizes = np.unique(
+                classes, return_inverse=True, return_counts=True
+            )
+            self.weights = 1 / (len(sizes) * sizes[place])
         self.epoch = 1
 
     def __len__(self) -> int:
@@ -57,13 +68,19 @@ class PassSampler(Sampler):
         """Returns the order of a pass, int64 (size,)."""
         rng = np.random.default_rng([self.seed, turn])
         if self.shards is None:
-            return rng.permutation(self.size)
+            return self._draw(rng)
         n_shards = self.shards.max(initial=0) + 1
         n_windows = -(-n_shards // self.window)
         # Windows of even size: a small last window would mix few speakers.
         windows = rng.permutation(n_shards) * n_windows // n_shards
-        order = rng.permutation(self.size)
+        order = self._draw(rng)
         return order[np.argsort(windows[self.shards[order]], kind="stable")]
+
+    def _draw(self, rng):
+        """Returns a pass's utterances in random order, int64 (size,)."""
+        if self.weights is None:
+            return rng.permutation(self.size)
+        return rng.choice(self.size, self.size, p=self.weights)
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, from 1."""

@@ -230,6 +230,7 @@ class Stage2Settings(Settings):
     n_iterations: Count
     n_clusters: Clusters
     min_cluster_size: Count
+    balanced_sampling: bool
     classifier_epochs: Count
     gated_epochs: Epochs
     large_margin_epochs: Epochs

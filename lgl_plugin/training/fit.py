@@ -124,7 +124,10 @@ def fit(
         shards = shard_numbers(session.manifest.wavs)[train.data_ids]
     steps = session.steps_per_epoch(len(train))
     length = steps * session.batch_size
-    sampler = PassSampler(len(train), length, seed, shards)
+    classes = None
+    if labels is not None and settings.balanced_sampling:
+        classes = labels[train.data_ids]
+    sampler = PassSampler(len(train), length, seed, shards, classes)
 
     def log(record):
         if remark is not None:
