@@ -100,6 +100,7 @@ def run(
     settings: list[str] | None,
 ) -> None:
     """Tries the rungs, and writes what is kept and a page."""
+    from lgl_plugin.dataio.given import read_names
     from lgl_plugin.inference.adapt import Ladder
     from lgl_plugin.inference.rungs import TRAINED, Rung
     from lgl_plugin.inference.verdict import FEWEST, Verdict
@@ -115,6 +116,8 @@ def run(
         raise ValueError(f"{given[0]} is a setting of training: add --train")
     if labels and not train:
         raise ValueError("--labels are for training alone: add --train")
+    if labels:
+        read_names(labels)  # a wrong path shows before the audio is listed
     show_notices()
     folder = pathlib.Path(output_folder)
     changed = check_settings(audio, given) if given else []

@@ -93,14 +93,19 @@ def check_audio(
 
     import numpy as np
 
+    from lgl_plugin.dataio.bad_files import BadFiles
     from lgl_plugin.dataio.folder import UNREAD
     from lgl_plugin.dataio.manifest import load_manifest
     from lgl_plugin.dataio.prepare import prepare_manifest
+    from lgl_plugin.training.data import try_manifest
 
     path = folder / "manifest.csv"
     data = settings.data_folder, settings.allow_outside_data_folder
     if settings.manifest:
         manifest = load_manifest(settings.manifest, *data)
+        limit = int(settings.max_bad_share * len(manifest))
+        bad_files = BadFiles(folder / "bad_files.txt", limit)
+        try_manifest(settings, manifest, bad_files)  # as training does
         shutil.copy(settings.manifest, path)
         made = {"bad": 0, "short": 0, "passed_over": {}}
         made["found"] = made["kept"] = len(manifest)

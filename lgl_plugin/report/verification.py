@@ -161,12 +161,20 @@ def refuse_others(
     """Refuses a folder where results of an earlier call would stay.
 
     One of other lists or more encoders: its scores would lie beside ours, and
-    pass for this call's. Those in the lists' `places` are replaced.
+    pass for this call's. Those in the lists' `places` are replaced, but not a
+    metrics.json of another program.
     """
 
     def scores(place, names):
         return [place / (n if len(names) > 1 else "") / SCORES for n in names]
 
+    places = list(places)
+    for record in (place / METRICS for place in places):
+        if record.exists() and "options" not in read_json(record):
+            raise FileExistsError(
+                f"{record} is no result of `lgl verify`, and would be "
+                "replaced: name another folder"
+            )
     ours = {path for place in places for path in scores(place, encoders)}
     for record in (output / METRICS, *sorted(output.glob(f"*/{METRICS}"))):
         before = read_json(record)

@@ -211,6 +211,27 @@ def test_a_manifest_is_what_is_counted(audio, opened, tmp_path, capsys):
         assert {name[:4] for name in session.manifest.ids} == {"ann ", "bob "}
 
 
+def test_a_manifest_of_missing_files_is_refused(
+    audio, opened, tmp_path, capsys
+):
+    rows = [f"{n},0.5,$data_root/ann/{n}.wav,0,8000," for n in range(9)]
+    head = "ID,duration,wav,start,stop,spk_id"
+    (tmp_path / "mine.csv").write_text("\n".join([head, *rows]))
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            [
+                "check",
+                str(audio),
+                *TINY,
+                *FEW,
+                f"--manifest={tmp_path}/mine.csv",
+            ]
+        )
+    said = capsys.readouterr()
+    assert "more than the 0 that max_bad_share allows" in said.err
+    assert "Train it with" not in said.out and not opened
+
+
 def test_the_sample_of_a_manifest_is_of_whole_rows(audio, opened, tmp_path):
     """A cell of a further column may hold what splits lines."""
     note = "\u2028one\x85two"

@@ -275,6 +275,16 @@ def test_several_lists_and_encoders(encoder, corpus, tmp_path, capsys):
                 + [f"--output_folder={out}", "--device=cpu"]
             )
         assert "scores.txt of an earlier call" in capsys.readouterr().err
+    foreign = tmp_path / "foreign" / "metrics.json"
+    foreign.parent.mkdir()
+    foreign.write_text('{"mine": 1}')
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            ["verify", str(encoder), str(corpus), f"--trials={given[0]}"]
+            + [f"--output_folder={foreign.parent}", "--device=cpu"]
+        )
+    assert "is no result of `lgl verify`" in capsys.readouterr().err
+    assert foreign.read_text() == '{"mine": 1}'
     # A folder of its own is no other's, though it lies within.
     main(
         ["verify", str(encoder), str(corpus), f"--trials={given[0]}"]
