@@ -1,7 +1,10 @@
 """`lgl pack`: packs a manifest's audio into shards, for slow file systems."""
 
 import argparse
+import shlex
 from typing import Any
+
+from lgl_plugin.cli.common import show_notices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,4 +34,7 @@ def run(**options: Any) -> None:
     """Writes the shards and their manifest."""
     from lgl_plugin.dataio.shards import write_shards
 
-    write_shards(**options)
+    show_notices()  # how many utterances, in how many shards
+    manifest = write_shards(**options)
+    words = ["lgl", "train", str(manifest.parent), f"--manifest={manifest}"]
+    print(f"Train on the shards with: {shlex.join(words)}")

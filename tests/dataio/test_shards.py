@@ -563,7 +563,7 @@ def test_refuses_what_cannot_be_meant(tmp_path):
             write(tmp_path, **wrong)
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     make_corpus(tmp_path, 4)
     main(
         [
@@ -573,3 +573,6 @@ def test_command_line(tmp_path):
         ]
     )
     check_equal(tmp_path, tmp_path / "shards/manifest.csv")
+    shards = tmp_path / "shards"
+    command = f"lgl train {shards} --manifest={shards}/manifest.csv"
+    assert command in capsys.readouterr().out
