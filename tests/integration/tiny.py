@@ -34,6 +34,7 @@ STAGE2 = [
     "--gated_epochs=1",
     "--encoder_init=previous",
     "--classifier_init=centroids",  # a head start for so few steps
+    "--balanced_sampling=False",  # an epoch of so few would leave many out
 ]
 
 

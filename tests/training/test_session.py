@@ -217,8 +217,8 @@ def test_a_collapsed_encoder_has_no_back_end(scored, tmp_path, caplog):
     assert caplog.messages[0].startswith("No back-end for this phase: whiten")
 
 
-def test_fewer_utterances_than_a_batch_are_an_error(session):
-    """The last, smaller batch is left out: there would be no step at all."""
+def begin_fit(session, labels):
+    """Begins to fit a phase on labels of 20 utterances."""
     session.seed(1)
     names = [f"{n}.wav" for n in range(20)]
     session.manifest = Manifest.of((n, n, 0.0, 3.0, "") for n in names)
@@ -226,18 +226,45 @@ def test_fewer_utterances_than_a_batch_are_an_error(session):
     session.settings.crop_seconds, session.settings.sample_rate = 1.0, 16000
     encoder = types.SimpleNamespace(network=torch.nn.Linear(2, 2))
     encoder.state_dict = encoder.network.state_dict
+    fit(
+        session,
+        pytest.fail,
+        {"encoder": encoder},
+        session.run.folder / "gated",
+        1,
+        labels=labels,
+        rows=np.arange(20),
+        phase="gated",
+    )
+
+
+def test_fewer_utterances_than_a_batch_are_an_error(session):
+    """The last, smaller batch is left out: there would be no step at all."""
     labels = np.where(np.arange(20) < 7, 0, -1)
     with pytest.raises(ValueError, match="gated: 7 utterances make no batch"):
-        fit(
-            session,
-            pytest.fail,
-            {"encoder": encoder},
-            session.run.folder / "gated",
-            1,
-            labels=labels,
-            rows=np.arange(20),
-            phase="gated",
-        )
+        begin_fit(session, labels)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_classes_to_balance_are_those_of_the_labelled(
+    session, balanced, monkeypatch
+):
+    class Drawn(Exception):
+        pass
+
+    def sampler(*arguments):
+        raise Drawn(arguments[-1])
+
+    monkeypatch.setattr("lgl_plugin.training.fit.PassSampler", sampler)
+    session.settings.balanced_sampling = balanced
+    session.settings.steps_per_epoch = 1
+    session.held_out_rows = np.arange(2)
+    with pytest.raises(Drawn) as drawn:
+        begin_fit(session, np.where(np.arange(20) < 17, np.arange(20) % 3, -1))
+    (classes,) = drawn.value.args
+    assert (classes is not None) == balanced
+    if balanced:
+        assert classes.tolist() == [n % 3 for n in range(17)]
 
 
 HEADER = "ID,duration,wav,start,stop,spk_id\n"
