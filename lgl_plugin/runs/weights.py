@@ -1,5 +1,6 @@
 """Saves and loads a module's weights."""
 
+import errno
 import io
 import pathlib
 import zipfile
@@ -48,11 +49,12 @@ def read_weights(path: str | pathlib.Path) -> dict:
     """
     try:
         return read_tensors(path)
-    except OSError:
-        raise
     except ValueError as error:  # of `check_inflation`
         raise ValueError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # torch's words tell how to run its code
+        # A damaged archive names places that no file has: EINVAL.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(
             f"{path} cannot be read as a file of weights: it is damaged, cut "
             "off, or holds more than tensors, which is not loaded"
