@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-# Where a fit ends. A crossing moves by less than 0.01 after that.
+# A fit ends there. A crossing moves by less than 0.01 after that.
 TOLERANCE, MAX_ITERATIONS = 1e-7, 500
 
 

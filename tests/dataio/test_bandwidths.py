@@ -63,7 +63,7 @@ def test_several_bandwidths_are_warned_of(caplog, narrow, number, warned):
 def test_settings_against_bandwidths_are_those_of_the_run(
     caplog, training, named, unnamed
 ):
-    """Those of Stage I's clusters are refused where it makes none."""
+    """Stage I's settings of clusters are refused without positives."""
     warn_of_bandwidths(1, 4, 8000, 16000, "files", **training)
     assert all(f" {option}" in caplog.text for option in named)
     assert unnamed not in caplog.text

@@ -133,7 +133,7 @@ class Experiment:
 
     @functools.cached_property
     def device(self):
-        """Where encoders of finished runs embed: where the runs train."""
+        """The device of the runs, on which their encoders embed, too."""
         words = [self.yamls[1], *self.options[1]]
         return check_device(parse_arguments(words)[1].get("device"))
 
