@@ -5,6 +5,7 @@
 """
 
 import argparse
+import pathlib
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,12 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(runs: list[str]) -> None:
-    """Prints the table of the runs named, and writes their pages."""
+    """Prints a table for each kind of run, and writes pages.
+
+    Runs of one kind differ in their seeds alone: their table has the means.
+    """
     from lgl_plugin.report.build import write_report
+    from lgl_plugin.report.comparison import group_by_settings
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.metrics_log import table
 
-    print(table([Results(run).rows for run in runs]))
+    # A run that is named twice would count twice in a mean.
+    runs = [*{pathlib.Path(run).resolve(): run for run in runs}.values()]
+    groups = group_by_settings([Results(run) for run in runs])
+    for name, members in groups.items():
+        if len(groups) > 1:
+            print(f"\n{name}:\n")
+        print(table([run.rows for run in members.values()]))
     pages = [write_report([run]) for run in runs]
     if len(runs) > 1:
         pages.append(write_report(runs))

@@ -354,7 +354,11 @@ def test_command_compares(tmp_path, capsys, monkeypatch):
     ungated = make_run(tmp_path / "1-b", gate="b", trials=False, rounds=1)
     main(["report", str(tmp_path / "1"), str(other), str(ungated)])
     printed = capsys.readouterr().out
-    assert "| iteration 1, gated | 18.0 (18.0 to 18.0) |" in printed
+    of_a_kind, ungated_alone = printed.split("\n1, 2:\n")[1].split("\n1-b:\n")
+    assert "| iteration 1, gated | 18.0 (18.0 to 18.0) |" in of_a_kind
+    assert "| iteration 1, gated |" in ungated_alone and "to" not in (
+        ungated_alone.split("Page:")[0]
+    )
     page = tmp_path / "1" / "report" / "comparison" / "index.html"
     assert f"Page: {page}" in printed
     text = page.read_text()
@@ -373,6 +377,15 @@ def test_command_compares(tmp_path, capsys, monkeypatch):
     ]
     for link in re.findall(r'<a href="([^#"]*)"', text):
         assert (page.parent / link).exists()
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sections, "SECTIONS", {})
+    folder = make_run(tmp_path / "1")
+    main(["report", str(folder), f"{folder}/../1"])
+    printed = capsys.readouterr().out
+    assert "| iteration 1, gated | 18.0 |" in printed
+    assert printed.count("Page:") == 1
 
 
 def test_runs_of_one_kind_lie_where_they_like(tmp_path):
