@@ -26,11 +26,12 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lgl_plugin.clustering.clearest import clearest_clusters, silhouettes
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.number import FIRST_STEP, estimate
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import normalised
-from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.backends import Centring, Whitening
 from lgl_plugin.metrics.error_rates import Resampled
 
 # An interval of fewer recordings says nothing, nor does one of fewer target
@@ -40,6 +41,10 @@ RESAMPLES, LEVEL = 1000, 0.95
 # Raise it where the same recordings may get another verdict: `lgl adapt` then
 # judges a begun folder anew.
 RULE = 3
+# Groups of few recordings are taken for speakers if they are as many and their
+# mean silhouette is as high. Of fewer or less clear groups verdicts were wrong:
+# docs/adapt_measured.md.
+FEWEST_GROUPS, CLEAR = 4, 1 / 3
 # By so many times fewer clusters the opposite must not hold.
 COARSER = (2, 4)
 
@@ -72,14 +77,20 @@ def count_speakers(vectors: ArrayLike) -> int:
         )
     points = Whitening(1.0).fit(vectors)(vectors)
     found = estimate(TorchKMeans(FIRST_STEP), points)
-    if found.is_guess:
+    if not found.is_guess:
+        return found.n_clusters
+    # Few recordings may form groups that are clear, but not beyond chance.
+    unit = normalised(Centring().fit(vectors)(vectors))
+    groups = clearest_clusters(unit)
+    number = int(groups.max()) + 1
+    if number < FEWEST_GROUPS or silhouettes(unit, groups).mean() < CLEAR:
         raise ValueError(
-            "nothing can be judged, since the encoder finds no groups among "
-            f"{len(vectors)} recordings. Either they are too few (mostly so "
-            "below 140), or each speaker has one only, or all are of one "
-            "speaker, or the encoder does not tell speakers apart."
+            "nothing can be judged, since the encoder finds no clear groups "
+            f"among {len(vectors)} recordings. Either they are too few, or "
+            f"they are of fewer than {FEWEST_GROUPS} speakers, or each speaker "
+            "has one only, or the encoder does not tell speakers apart."
         )
-    return found.n_clusters
+    return number
 
 
 @dataclasses.dataclass(frozen=True)

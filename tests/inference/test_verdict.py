@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.number import estimate
 from lgl_plugin.inference import verdict as module
+from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.rungs import Rung
 from lgl_plugin.inference.verdict import Verdict, count_speakers, judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
@@ -115,8 +118,18 @@ def test_speakers_are_counted():
     assert count_speakers(heard(0.3, 20, 6)) == 20
 
 
+def test_few_recordings_are_judged_where_their_groups_are_clear():
+    """Of four speakers or more: by fewer, verdicts were wrong."""
+    few = heard(0.6, speakers=6, each=5, size=64)
+    assert estimate(TorchKMeans(100), Whitening(1.0).fit(few)(few)).is_guess
+    assert count_speakers(few) == 6
+    for unclear in heard(2.0, 6, 5, 64), heard(0.6, 3, 10, 192):
+        with pytest.raises(ValueError, match="no clear groups among 30 rec"):
+            count_speakers(unclear)
+
+
 def test_recordings_of_which_no_two_are_of_one_speaker_are_refused():
-    with pytest.raises(ValueError, match="no groups among 80 recordings"):
+    with pytest.raises(ValueError, match="no clear groups among 80 recording"):
         count_speakers(heard(0.1, speakers=80, each=1, size=64))
 
 
