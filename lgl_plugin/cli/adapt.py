@@ -121,20 +121,16 @@ def run(
     show_notices()
     folder = pathlib.Path(output_folder)
     changed = check_settings(audio, given) if given else []
-
-    def check(ladder):
-        if train and len(ladder.manifest) < 2 * FEWEST:
-            raise ValueError(
-                f"{audio} has {len(ladder.manifest)} recordings that can be "
-                f"used, but --train takes {2 * FEWEST}: half of them judge it"
-            )
-        if given:
-            check_training(ladder, given)
-
     ladder = Ladder(
-        *(encoder, audio, folder, device, num_workers, labels, channel, train),
-        check=check,
+        encoder, audio, folder, device, num_workers, labels, channel, train
     )
+    if train and len(ladder.manifest) < 2 * FEWEST:
+        raise ValueError(
+            f"{audio} has {len(ladder.manifest)} recordings that can be used, "
+            f"but --train takes {2 * FEWEST}: half of them judge it"
+        )
+    if given:
+        check_training(ladder, given)
     before = ladder.run.done.get(TRAINED)
     if not train and before and Rung(TRAINED, Verdict(**before)).kept:
         raise ValueError(

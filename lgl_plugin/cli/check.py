@@ -97,7 +97,7 @@ def check_audio(
     from lgl_plugin.dataio.folder import UNREAD
     from lgl_plugin.dataio.manifest import load_manifest
     from lgl_plugin.dataio.prepare import prepare_manifest
-    from lgl_plugin.training.data import try_manifest
+    from lgl_plugin.training.data import makes_positives, try_manifest
 
     path = folder / "manifest.csv"
     data = settings.data_folder, settings.allow_outside_data_folder
@@ -121,7 +121,7 @@ def check_audio(
             max_bad_share=1.0,
             sample_rate=settings.sample_rate,
             channel=settings.channel,
-            ssps=bool(getattr(settings, "ssps_epochs", 0)),
+            ssps=makes_positives(settings),
         )
         manifest = load_manifest(path, *data)
     formats = collections.Counter(

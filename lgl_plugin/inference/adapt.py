@@ -106,8 +106,7 @@ class Ladder:
     `read_given`, which the user gives for training: the verdict uses none
     of these. `channel` is the one to read, by default the mean of all. `train`
     says whether `try_training` follows, so that the screen counts its steps.
-    `check` takes this before anything is embedded, and raises if the audio will
-    not do.
+    The audio is listed at once, and embedded by `try_backends`.
     FileNotFoundError or ValueError if a folder is missing, the encoder cannot
     be loaded, there is too little audio, the labels do not fit, or the folder
     was begun with another encoder or has rungs of other audio; FileExistsError
@@ -124,7 +123,6 @@ class Ladder:
         labels: str | pathlib.Path | None = None,
         channel: int | None = None,
         train: bool = False,
-        check: Callable[[Ladder], object] = lambda ladder: None,
     ):
         self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
         self.device = check_device(device)
@@ -185,13 +183,11 @@ class Ladder:
                 f"{labels} leaves {number - n_known} recordings without a "
                 f"label, but judging training takes {FEWEST}"
             )
-        check(self)
         self.order = np.random.default_rng(0).permutation(number)
         self.rungs: list[Rung] = []
         self.backend: Backend | None = None
         self.kind = ""
         self.backend_checksum = ""
-        self._start()
 
     @property
     def kept(self) -> bool:
@@ -314,7 +310,11 @@ class Ladder:
             self.best = self.backend(self.best)
 
     def try_backends(self) -> None:
-        """Tries the rungs that train nothing."""
+        """Embeds the audio, and tries the rungs that train nothing.
+
+        ValueError if the recordings do not allow a verdict.
+        """
+        self._start()
         for name in BACKENDS:
 
             def fit(folder, kind=name):

@@ -356,8 +356,9 @@ def test_command_compares(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     of_a_kind, ungated_alone = printed.split("\n1, 2:\n")[1].split("\n1-b:\n")
     assert "| iteration 1, gated | 18.0 (18.0 to 18.0) |" in of_a_kind
-    assert "| iteration 1, gated |" in ungated_alone and "to" not in (
-        ungated_alone.split("Page:")[0]
+    assert (
+        "| iteration 1, gated |" in ungated_alone
+        and "to" not in (ungated_alone.split("Page:")[0])
     )
     page = tmp_path / "1" / "report" / "comparison" / "index.html"
     assert f"Page: {page}" in printed
