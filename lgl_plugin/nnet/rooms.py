@@ -11,6 +11,9 @@ from lgl_plugin.utils.progress import tqdm
 
 SECONDS = 0.5  # kept of an impulse response
 MOST = 20000  # impulse responses kept in memory, 16 kB each
+# Share of the energy in the second half of these seconds. Of 15 measured rooms
+# the median was 0.01 and the largest 0.14; of speech and noise the median 0.3.
+LATE = 0.2
 
 
 # `lgl train` makes an augmentation of each stage's yaml, several times.
@@ -21,12 +24,15 @@ def impulse_responses(
     """Reads impulse responses, each from its direct path on.
 
     Returns shape (n, SECONDS * sample_rate), float16, the first sample 1, which
-    callers share. Of more than `MOST` files an even selection is read.
+    callers share. Of more than `MOST` files an even selection is read. BadAudio
+    if one cannot be used; ValueError if most do not fade as rooms do, for
+    recordings of speech would turn all that they are convolved with into noise.
     """
     n_samples = round(SECONDS * sample_rate)
     files = files[:: -(-len(files) // MOST)]
     rooms = torch.zeros(len(files), n_samples, dtype=torch.float16)
-    for room, path in zip(rooms, tqdm(files, desc="rooms", unit="file")):
+    late = torch.zeros(len(files))
+    for number, path in enumerate(tqdm(files, desc="rooms", unit="file")):
         try:
             # The mean of several microphones would be a comb filter.
             wav = read_audio(path, 0.0, None, sample_rate, channel=0)
@@ -36,7 +42,16 @@ def impulse_responses(
         if wav[peak] == 0:
             raise BadAudio(f"impulse response {path} is silent")
         wav = wav[peak : peak + n_samples] / wav[peak]
-        room[: len(wav)] = wav.half()
+        rooms[number, : len(wav)] = wav.half()
+        late[number] = wav[n_samples // 2 :].square().sum() / wav.square().sum()
+    if late.median() > LATE:
+        raise ValueError(
+            f"rir_folder: most of {len(files)} files, such as "
+            f"{files[int(late.argmax())]}, do not fade within {SECONDS} s, as "
+            "impulse responses of rooms do. Are they recordings? Name a folder "
+            "of impulse responses, such as RIRS_NOISES, or leave rir_folder "
+            "out: rooms are then simulated"
+        )
     return rooms
 
 

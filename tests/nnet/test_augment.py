@@ -380,6 +380,18 @@ def test_impulse_responses_start_at_their_peak(rirs):
         assert room[[0, echo]].tolist() == [1.0, -0.5]
 
 
+def test_recordings_are_no_rooms(rirs, tmp_path):
+    """Also where a few impulse responses lie among them."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{n}.wav" for n in range(3)]
+    for path in paths:
+        soundfile.write(path, 0.1 * rng.normal(size=3 * RATE), RATE)
+    rooms = sorted(rirs.rglob("*.wav"))
+    with pytest.raises(ValueError, match="rir_folder: most of 5 files, such"):
+        impulse_responses((*rooms, *paths), RATE)
+    assert len(impulse_responses((*rooms, paths[0]), RATE)) == 3
+
+
 def test_of_several_microphones_the_first_is_a_room(tmp_path):
     """Their mean would have an echo for each."""
     response = np.zeros((800, 2), np.float32)
