@@ -95,14 +95,13 @@ def check_audio(
 
     from lgl_plugin.dataio.bad_files import BadFiles
     from lgl_plugin.dataio.folder import UNREAD
-    from lgl_plugin.dataio.manifest import load_manifest
+    from lgl_plugin.dataio.manifest import run_manifest
     from lgl_plugin.dataio.prepare import prepare_manifest
     from lgl_plugin.training.data import makes_positives, try_manifest
 
     path = folder / "manifest.csv"
-    data = settings.data_folder, settings.allow_outside_data_folder
     if settings.manifest:
-        manifest = load_manifest(settings.manifest, *data)
+        manifest = run_manifest(folder, vars(settings))
         limit = int(settings.max_bad_share * len(manifest))
         bad_files = BadFiles(folder / "bad_files.txt", limit)
         try_manifest(settings, manifest, bad_files)  # as training does
@@ -123,7 +122,7 @@ def check_audio(
             channel=settings.channel,
             ssps=makes_positives(settings),
         )
-        manifest = load_manifest(path, *data)
+        manifest = run_manifest(folder, vars(settings))
     formats = collections.Counter(
         pathlib.PurePath(name).suffix.lower() for name in manifest.wavs
     )

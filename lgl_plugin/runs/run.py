@@ -131,7 +131,7 @@ class Run:
         before = self.settings.get(stage, settings)
         differences = changes(before, settings)
         begun = [step for step in self._begun() if step != "baselines"]
-        if differences and begun:
+        if differences and begun and not _more_rounds(before, settings):
             advice = "set another --output_folder"
             if self.stage == 2:
                 last = stage1_steps(self.settings)[-1]
@@ -320,6 +320,18 @@ class Run:
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
         append_line(self.folder / METRICS, json.dumps(record))
+
+
+def _more_rounds(before, settings):
+    """Says whether settings of Stage II ask for more rounds and nothing else.
+
+    Those that are done stay the same, but for a last one of another kind.
+    """
+    numbers = [each.get("n_iterations", 0) for each in (before, settings)]
+    last_differs = settings.get("new_last_encoder") is not None
+    last_differs = last_differs or settings.get("large_margin_epochs")
+    same = not changes({**before, "n_iterations": numbers[1]}, settings)
+    return same and numbers[0] < numbers[1] and not last_differs
 
 
 def planned_steps(settings: dict[str, dict]) -> list[str]:

@@ -255,6 +255,11 @@ class Stage2Settings(Settings):
     correct_labels: Factory | None
     relabel: Factory | None
 
+    @property
+    def first_encoder(self) -> Factory:
+        """Makes the encoder that the first round clusters by."""
+        return self.new_first_encoder or self.new_encoder
+
     @model_validator(mode="after")
     def _check_together(self) -> Stage2Settings:
         """Refuses settings that contradict each other."""

@@ -9,7 +9,7 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.bandwidths import try_some, warn_of_bandwidths
 from lgl_plugin.dataio.given import GivenLabels, read_given
-from lgl_plugin.dataio.manifest import Manifest, load_manifest
+from lgl_plugin.dataio.manifest import Manifest, run_manifest
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.dataio.trials import trial_paths
 from lgl_plugin.inference.extractor import BATCH_SECONDS
@@ -49,9 +49,7 @@ def read_data(
         )
         from_main(prepare)
     run.given("manifest", path)
-    manifest = load_manifest(
-        path, settings.data_folder, settings.allow_outside_data_folder
-    )
+    manifest = run_manifest(run.folder, vars(settings))
     if settings.manifest and settings.verification_file:
         _warn_of_tested(settings, manifest)
     bad_files = BadFiles(run.folder / "bad_files.txt")

@@ -82,8 +82,9 @@ class Round:
         self.is_wide = wide is not None
         self.new_encoder = wide or self.settings.new_encoder
         # Of the encoder that `source` has the weights of.
-        self.new_source = number == 1 and self.settings.new_first_encoder
-        self.new_source = self.new_source or self.settings.new_encoder
+        self.new_source = self.settings.new_encoder
+        if number == 1:
+            self.new_source = self.settings.first_encoder
         self.made_from = checksum(self.source)
         self.n_steps = 0
 

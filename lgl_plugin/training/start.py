@@ -49,7 +49,6 @@ def find_encoder(session: Session) -> pathlib.Path:
         that made them, or are not those that the run was begun with.
     """
     settings, folder = session.settings, session.run.folder
-    new = settings.new_first_encoder or settings.new_encoder
     given = settings.pretrained_encoder
     last = stage1_steps(session.run.settings)[-1]
     path = given_weights(given) or folder / last / ENCODER
@@ -61,7 +60,7 @@ def find_encoder(session: Session) -> pathlib.Path:
             "--debug: no encoder at %s, an untrained one it is", path
         )
         path = folder / "untrained.ckpt"
-        save_weights(new().network, path)
+        save_weights(settings.first_encoder().network, path)
         return path
     check_weights(settings, path)
     run, name = session.run, "pretrained_encoder"
@@ -81,8 +80,7 @@ def check_weights(settings: Stage2Settings, path: pathlib.Path) -> None:
     """Raises what `find_encoder` does if weights at a path are none to use."""
     check_encoder(settings, path)
     check_artefact(path)
-    new = settings.new_first_encoder or settings.new_encoder
-    load_weights(new().network, path)
+    load_weights(settings.first_encoder().network, path)
     made_to_train(settings, settings.new_encoder)
 
 
@@ -197,7 +195,7 @@ def check_trials(session: Session, first: pathlib.Path) -> None:
     scored = "baselines" in run.done and before == trials
     if trials is None or scored or "iter1/classifier" in run.done:
         return
-    encoder = (settings.new_first_encoder or settings.new_encoder)()
+    encoder = settings.first_encoder()
     load_weights(encoder.network, first)
     session.score(encoder)
 

@@ -439,6 +439,28 @@ def test_another_n_clusters_costs_no_stage1(tmp_path, last, epochs):
     assert done == {"epochs": 3}
 
 
+def test_more_rounds_go_on_in_the_folder_of_the_first(tmp_path):
+    """But fewer do not, nor with another setting besides."""
+    one, two = ({"n_iterations": n, "large_margin_epochs": 0} for n in (1, 2))
+    Run(tmp_path, 2, one).step(LABELS, lambda folder: {"k": 5})
+    with pytest.raises(ValueError, match="n_iterations: was 1, is 2\nlr"):
+        Run(tmp_path, 2, {**two, "lr": 1})
+    run = Run(tmp_path, 2, two)
+    assert run.step(LABELS, pytest.fail) == {"k": 5}
+    run.step("iter2/embeddings", lambda folder: {})
+    with pytest.raises(ValueError, match="n_iterations: was 2, is 1"):
+        Run(tmp_path, 2, one)
+
+
+@pytest.mark.parametrize(
+    "last", [{"large_margin_epochs": 3}, {"new_last_encoder": {"!name:a": ""}}]
+)
+def test_a_last_round_of_another_kind_stays_the_last(tmp_path, last):
+    Run(tmp_path, 2, {"n_iterations": 1, **last}).step(LABELS, lambda _: {})
+    with pytest.raises(ValueError, match="n_iterations: was 1, is 2"):
+        Run(tmp_path, 2, {"n_iterations": 2, **last})
+
+
 def test_another_setting_of_stage1_is_refused_without_a_word_of_deletion(
     tmp_path,
 ):

@@ -535,7 +535,7 @@ def test_trial_audio_is_tried_before_the_first_round(
     session, tmp_path, monkeypatch, trials, stage1s, done, asked
 ):
     """A silent file would end a run of Stage II after its first phase."""
-    session.settings.new_encoder = lambda: types.SimpleNamespace(
+    session.settings.first_encoder = lambda: types.SimpleNamespace(
         network=torch.nn.Linear(2, 2)
     )
     first = tmp_path / "encoder.ckpt"
@@ -579,6 +579,7 @@ def test_another_encoder_does_not_take_the_place_of_rounds(session, tmp_path):
     settings.new_encoder = lambda: types.SimpleNamespace(
         network=torch.nn.Linear(2, 2)
     )
+    settings.first_encoder = settings.new_encoder
     settings.pretrained_encoder = None
     first = find_encoder(session)
     assert first == tmp_path / "stage1" / ENCODER and not run.inputs["stage 2"]
@@ -603,6 +604,7 @@ def test_weights_to_train_that_no_encoder_has_are_refused_in_time(
     session.settings.new_encoder = lambda: Encoder(
         torch.nn.Identity(), torch.nn.Linear(2, 2)
     )
+    session.settings.first_encoder = session.settings.new_encoder
     session.settings.trained_weights = "asp"
     with pytest.raises(ValueError, match="has 'asp' in its name"):
         find_encoder(session)
