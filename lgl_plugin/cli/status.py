@@ -28,7 +28,7 @@ def run(run_folder: str) -> None:
 
     folder = pathlib.Path(run_folder)
     if is_adaptation(folder):
-        print("\n".join(adaptation(folder, read_state(folder)["done"])))
+        print("\n".join(adaptation(folder, read_state(folder))))
         return
     results = Results(run_folder)
     holder = writer_of(results.folder)
@@ -59,7 +59,7 @@ def run(run_folder: str) -> None:
         print(": ".join(results.next_command()))
 
 
-def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
+def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
     """Yields lines on the folder of an `lgl adapt`, each rung with its verdict.
 
     Its training is a separate run, whose steps follow.
@@ -71,6 +71,7 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     from lgl_plugin.runs.provenance import read_starts
 
     holder, starts = writer_of(folder), read_starts(folder)
+    done, failed = found["done"], found["failed"]
     command = starts[-1].get("command") if starts else None
     train = TRAINED in done or "--train" in shlex.split(command or "")
     steps = steps_of(train)
@@ -88,6 +89,8 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
                 remark = f"{kept}, {rung.verdict}"
         elif step == missing[0]:
             state = "under way" if holder else "stopped"
+            if step in failed and not holder:
+                state, remark = "failed", failed[step]
         yield f"  {state:<10} {step:<20} {remark}".rstrip()
     begun = sorted(
         folder.glob("training*/metrics.jsonl"), key=lambda p: p.stat().st_mtime
@@ -101,6 +104,8 @@ def adaptation(folder: pathlib.Path, done: dict[str, Any]) -> Iterator[str]:
     is_written = (exported / YAML).exists()
     if holder:
         yield f"Being written by {holder}: wait for its end"
+    elif missing and missing[0] in failed:
+        yield f"Add recordings, then: {command or 'the same command'}"
     elif missing or any_kept and not is_written:
         yield f"Go on with: {command or 'the same command'}"
     elif any_kept:

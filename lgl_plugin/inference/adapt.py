@@ -229,7 +229,12 @@ class Ladder:
         self.made_from = self.run.identity()
         self._step(START, embed)
         self._take(START)
-        self._judge_by(self.order[:JUDGED])
+        try:
+            self._judge_by(self.order[:JUDGED])
+        except ValueError as error:  # on record, for `lgl status`
+            self.run.failed[next(iter(BACKENDS))] = str(error)
+            self.run.save()
+            raise
 
     def _step(self, name, work):
         """Does a step after the one before, unless it is done."""

@@ -183,6 +183,17 @@ def test_speakers_with_one_recording_each_are_refused(
         adapt(ecapa, calls, tmp_path)
     said = capsys.readouterr().err
     assert "no clear groups among 40 recordings" in said
+    # This process holds the folder, as one under way would.
+    monkeypatch.setattr("lgl_plugin.cli.status.writer_of", lambda folder: None)
+    main(["status", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "failed     centring" in printed and "no clear groups" in printed
+    assert "\nAdd recordings, then: " in printed
+    say(monkeypatch, BETTER, TIE)  # as of more recordings
+    monkeypatch.setattr(module, "count_speakers", lambda vectors: 8)
+    adapt(ecapa, calls, tmp_path)
+    main(["status", str(tmp_path)])
+    assert "failed" not in capsys.readouterr().out
 
 
 def test_an_encoder_that_is_best_as_it_is_stays(
