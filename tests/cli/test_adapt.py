@@ -189,7 +189,7 @@ def test_speakers_with_one_recording_each_are_refused(
     printed = capsys.readouterr().out
     assert "failed     centring" in printed and "no clear groups" in printed
     assert "\nAdd recordings, then: " in printed
-    say(monkeypatch, BETTER, TIE)  # as of more recordings
+    say(monkeypatch, BETTER, WORSE)  # as of more recordings
     monkeypatch.setattr(module, "count_speakers", lambda vectors: 8)
     adapt(ecapa, calls, tmp_path)
     main(["status", str(tmp_path)])
