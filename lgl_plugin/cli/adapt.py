@@ -43,8 +43,6 @@ OWN = {
     "labels_file": "--labels has the labels that you give",
     "allow_outside_data_folder": "all audio lies in the folder that you name",
 }
-# Errors that a training ends with where nothing is wrong with the program.
-FAILED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 # Of audio, in hours. On 0.7 hours training CAM++ did harm in two seeds of
 # three, on 4 it gained: docs/adapt_measured.md.
 FEW_HOURS = 2
@@ -104,7 +102,7 @@ def run(
     from lgl_plugin.inference.adapt import Ladder
     from lgl_plugin.inference.rungs import TRAINED, Rung
     from lgl_plugin.inference.verdict import FEWEST, Verdict
-    from lgl_plugin.utils.errors import message_of
+    from lgl_plugin.utils.errors import EXPLAINED, message_of
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
     for option in given:
@@ -156,7 +154,7 @@ def run(
         work = functools.partial(train_network, given=given)
         try:
             ladder.try_training(work, changed)
-        except FAILED as error:
+        except EXPLAINED as error:
             raise RuntimeError(
                 f"--train: {message_of(error)}\n"
                 f"What came before it is kept. {said}"

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from lgl_plugin import __version__
+from lgl_plugin.utils.errors import EXPLAINED, WRONG_CALL, message_of
 from lgl_plugin.utils.threads import spin_briefly
 
 # Each is a module of this folder with `add_arguments` and `run`. torch and
@@ -17,16 +18,6 @@ VERBS = (
     *("attribute", "landscape"),
     *("count", "pack", "corpus", "recipe"),
 )
-# Errors that name an argument, or a file that it names.
-WRONG_CALL = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-)
-# Errors whose message says what to mend; others are faults of the program.
-FAILED = (OSError, RuntimeError, ImportError, MemoryError)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,11 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
         verb.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         run(**options)
-    except (*WRONG_CALL, *FAILED) as error:
+    except EXPLAINED as error:
         if debug:
             raise
-        from lgl_plugin.utils.errors import message_of
-
         print(f"{verb.prog}: {message_of(error)}", file=sys.stderr)
         status = 2 if isinstance(error, WRONG_CALL) else 1
         raise SystemExit(status) from error

@@ -5,14 +5,20 @@ import logging
 import sys
 from collections.abc import Iterator
 
-from speechbrain.utils.logger import get_logger
+# No module of torch at the top: help of `lgl` is to come at once.
+logger = logging.getLogger(__name__)
 
-from lgl_plugin.utils.distributed import rank
-
-logger = get_logger(__name__)
-
-# Their messages say what is wrong and what to do.
-EXPLAINED = (ValueError, OSError, RuntimeError)
+# Their messages say what is wrong and what to do; others are faults of the
+# program.
+EXPLAINED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
+# Of these, errors that name an argument, or a file that it names.
+WRONG_CALL = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 
 def message_of(error: BaseException) -> str:
@@ -30,6 +36,8 @@ def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
     log.txt, once begun, keeps the traceback; with `debug` the error is raised.
     `status` is the process's: 2 for a wrong call, 1 for a run that failed.
     """
+    from lgl_plugin.utils.distributed import rank
+
     try:
         yield
     except EXPLAINED as error:
@@ -41,6 +49,7 @@ def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
         print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
         handlers = logging.getLogger().handlers
         is_logged = any(isinstance(h, logging.FileHandler) for h in handlers)
-        if isinstance(error, RuntimeError) and is_logged:  # perhaps our fault
+        users = isinstance(error, ValueError | OSError)  # no bug
+        if is_logged and not users:
             print("log.txt of the run has the traceback.", file=sys.stderr)
         raise SystemExit(status) from None

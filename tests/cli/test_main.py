@@ -92,16 +92,24 @@ def test_debug_shows_the_traceback(tmp_path):
         main(["status", str(tmp_path / "nowhere"), "--debug"])
 
 
-def test_a_failure_is_status_1(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(28, "No space left on the disk", "there"), "No space left"),
+        (MemoryError(), "MemoryError"),
+        (ImportError("No module named 'onnx'"), "No module named"),
+    ],
+)
+def test_a_failure_is_status_1(capsys, tmp_path, monkeypatch, error, said):
     """Such as a full disk, of which the call is innocent."""
 
-    def full(*_args, **_options):
-        raise OSError(28, "No space left on the disk", "there")
+    def fail(*_args, **_options):
+        raise error
 
-    monkeypatch.setattr("lgl_plugin.dataio.synthetic.make_corpus", full)
+    monkeypatch.setattr("lgl_plugin.dataio.synthetic.make_corpus", fail)
     with pytest.raises(SystemExit, match="1"):
         main(["corpus", str(tmp_path)])
-    assert "No space left" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line_and_a_shells_status(capsys, tmp_path, monkeypatch):

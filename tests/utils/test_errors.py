@@ -44,18 +44,20 @@ def test_debug_and_faults_of_the_program_keep_their_traceback():
 
 def test_an_error_of_one_rank_alone_keeps_its_traceback(monkeypatch):
     """Only the main process has a log file to keep it in."""
-    monkeypatch.setattr("lgl_plugin.utils.errors.rank", lambda: 1)
+    monkeypatch.setattr("lgl_plugin.utils.distributed.rank", lambda: 1)
     with pytest.raises(ValueError, match="here"), explained_errors(1):
         raise ValueError("here")
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ImportError, MemoryError])
 @pytest.mark.parametrize("is_begun", [True, False])
-def test_a_runtime_error_names_the_log_if_one_is_begun(
-    capsys, monkeypatch, tmp_path, is_begun
+def test_an_error_that_may_be_ours_names_the_log_if_one_is_begun(
+    capsys, monkeypatch, tmp_path, is_begun, kind
 ):
     log = logging.FileHandler(tmp_path / "log.txt", delay=True)
     monkeypatch.setattr(logging.getLogger(), "handlers", [log] * is_begun)
     with pytest.raises(SystemExit), explained_errors(1):
-        raise RuntimeError("out of memory")
+        raise kind("out of memory")
     shown = capsys.readouterr().err
+    assert shown.startswith(f"{kind.__name__}: out of memory\n")
     assert ("log.txt of the run has the traceback" in shown) == is_begun
