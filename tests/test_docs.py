@@ -173,7 +173,8 @@ def test_all_that_users_name_is_in_the_reference():
     listed = list(shown())
     assert len(listed) == len(set(listed))
     # The recipe's, for signals and messages.
-    named = {"utils.signals.stop", "utils.errors.explained_errors"}
+    messages = ("explained_errors", "logged_errors")
+    named = {"utils.signals.stop", *(f"utils.errors.{m}" for m in messages)}
     texts = [
         *(ROOT / "hparams").glob("*.yaml"),
         *(ROOT / "examples").rglob("*.yaml"),

@@ -22,6 +22,7 @@ from lgl_plugin.cli.common import (
 from lgl_plugin.cli.recipe import RECIPE, load_recipe
 from lgl_plugin.cli.train import as_pairs
 from lgl_plugin.runs.arguments import key_of, not_typed
+from lgl_plugin.utils.errors import EXPLAINED, TrainingFailed, logged_message
 
 if TYPE_CHECKING:
     from lgl_plugin.inference.adapt import Ladder
@@ -102,7 +103,6 @@ def run(
     from lgl_plugin.inference.adapt import Ladder
     from lgl_plugin.inference.rungs import TRAINED, Rung
     from lgl_plugin.inference.verdict import FEWEST, Verdict
-    from lgl_plugin.utils.errors import EXPLAINED, message_of
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
     for option in given:
@@ -155,8 +155,8 @@ def run(
         try:
             ladder.try_training(work, changed)
         except EXPLAINED as error:
-            raise RuntimeError(
-                f"--train: {message_of(error)}\n"
+            raise TrainingFailed(
+                f"--train: {logged_message(error)}\n"
                 f"What came before it is kept. {said}"
             ) from error
         said = write_result(ladder, labelled, license)
@@ -302,10 +302,5 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         more["labels_file"] = labels
     own = own_settings(ladder, len(ladder.trained), given, **more)
     words = [str(PRESET), f"--device={ladder.device}", *given]
-    try:
-        load_recipe().train(*parse_arguments(words, own))
-    except SystemExit as error:
-        if error.code not in (1, 2):  # a signal's
-            raise
-        raise RuntimeError("the training failed, as said above") from error
+    load_recipe().train(*parse_arguments(words, own))
     return folder / encoder_steps(folder, read_state(folder))[-1] / WEIGHTS

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from lgl_plugin import __version__
-from lgl_plugin.utils.errors import EXPLAINED, WRONG_CALL, message_of
+from lgl_plugin.utils.errors import EXPLAINED, WRONG_CALL, logged_message
 from lgl_plugin.utils.threads import spin_briefly
 
 # Each is a module of this folder with `add_arguments` and `run`. torch and
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     except EXPLAINED as error:
         if debug:
             raise
-        print(f"{verb.prog}: {message_of(error)}", file=sys.stderr)
+        print(f"{verb.prog}: {logged_message(error)}", file=sys.stderr)
         status = 2 if isinstance(error, WRONG_CALL) else 1
         raise SystemExit(status) from error
     except KeyboardInterrupt:

@@ -21,6 +21,10 @@ WRONG_CALL = (
 )
 
 
+class TrainingFailed(RuntimeError):
+    """A training's error as a message; its log.txt has the error in full."""
+
+
 def message_of(error: BaseException) -> str:
     """Returns an error's message, without the traceback of a loader's."""
     message = str(error)
@@ -29,27 +33,58 @@ def message_of(error: BaseException) -> str:
     return message or type(error).__name__
 
 
+def logged_message(error: BaseException) -> str:
+    """Returns an error's message; log.txt, once begun, gets the traceback.
+
+    Of an error that may be our fault, the message names log.txt.
+    """
+    message = message_of(error)
+    if isinstance(error, TrainingFailed):
+        return message  # logged where it was raised
+    logger.debug("The error in full:", exc_info=error)
+    handlers = logging.getLogger().handlers
+    is_logged = any(isinstance(h, logging.FileHandler) for h in handlers)
+    if is_logged and not isinstance(error, ValueError | OSError):
+        message += "\nlog.txt of the run has the traceback."
+    return message
+
+
+@contextlib.contextmanager
+def logged_errors(debug: bool = False) -> Iterator[None]:
+    """Raises an error that a user can mend as TrainingFailed, and logs it.
+
+    With `debug`, and on other ranks than the first, it is raised as it is.
+    """
+    try:
+        yield
+    except EXPLAINED as error:
+        if _stays_as_it_is(debug):
+            raise
+        raise TrainingFailed(logged_message(error)) from error
+
+
 @contextlib.contextmanager
 def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
     """Ends the process with an error's message instead of a traceback.
 
-    log.txt, once begun, keeps the traceback; with `debug` the error is raised.
-    `status` is the process's: 2 for a wrong call, 1 for a run that failed.
+    With `debug` the error is raised. `status` is the process's: 2 for a wrong
+    call, 1 for a run that failed, as it always is for TrainingFailed.
     """
-    from lgl_plugin.utils.distributed import rank
-
     try:
         yield
     except EXPLAINED as error:
-        # log.txt is the main process's: an error of another rank alone, such
-        # as memory that ran out there, would leave nothing to find it by.
-        if debug or rank() > 0:
+        if _stays_as_it_is(debug):
             raise
-        logger.debug("The error in full:", exc_info=True)
-        print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
-        handlers = logging.getLogger().handlers
-        is_logged = any(isinstance(h, logging.FileHandler) for h in handlers)
-        users = isinstance(error, ValueError | OSError)  # no bug
-        if is_logged and not users:
-            print("log.txt of the run has the traceback.", file=sys.stderr)
-        raise SystemExit(status) from None
+        failed = isinstance(error, TrainingFailed)
+        name = type(error.__cause__ if failed else error).__name__
+        print(f"{name}: {logged_message(error)}", file=sys.stderr)
+        raise SystemExit(1 if failed else status) from None
+
+
+def _stays_as_it_is(debug):
+    """Says whether an error keeps its traceback on the screen."""
+    from lgl_plugin.utils.distributed import rank
+
+    # log.txt is the main process's: an error of another rank alone, such as
+    # memory that ran out there, would leave nothing to find it by.
+    return debug or rank() > 0

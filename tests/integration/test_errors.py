@@ -3,15 +3,18 @@
 import os
 import shutil
 import sys
+import types
 
 import pytest
 import torch
+import train_lgl  # of the recipe's folder
 from planted import not_finite, outcomes, plant, prepare_and_spoil
-from tiny import STAGE1, STAGE2, train_here
+from tiny import RECIPE, STAGE1, STAGE2, train_here
 
 from lgl_plugin.dataio.trials import read_trials, trial_audio
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.training.brain import SpeakerBrain
+from lgl_plugin.utils.errors import TrainingFailed
 from lgl_plugin.utils.files import atomic_write
 
 
@@ -132,6 +135,45 @@ def test_a_wrong_setting_leaves_no_folder(corpus, tmp_path, capsys):
         "lr: -1 should be greater than 0",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "early, late, raised, status",
+    [
+        (ValueError("no"), None, ValueError, 2),
+        (RuntimeError("no"), None, RuntimeError, 2),
+        (None, ValueError("no"), TrainingFailed, 1),
+        (None, MemoryError("no"), TrainingFailed, 1),
+        (None, SystemExit(143), SystemExit, 143),  # a signal's
+    ],
+)
+def test_the_script_alone_ends_the_process(
+    monkeypatch, capsys, early, late, raised, status
+):
+    """Whoever calls `train` is given the error."""
+
+    def session(*_arguments):
+        if early:
+            raise early
+        run = types.SimpleNamespace(plan=None)
+        return types.SimpleNamespace(run=run, debug=False)
+
+    def stage(_session):
+        raise late
+
+    settings = types.SimpleNamespace(stage=1)
+    monkeypatch.setattr(train_lgl, "load_settings", lambda *_: (settings, ""))
+    monkeypatch.setattr(train_lgl, "Session", session)
+    with pytest.raises(raised, match="no|143"):
+        train_lgl.train("yaml", {}, "", stages={1: stage})
+    yaml = RECIPE / "hparams" / "small_stage1.yaml"
+    monkeypatch.setattr("sys.argv", ["train_lgl.py", str(yaml)])
+    with pytest.raises(SystemExit) as end:
+        train_lgl.main({1: stage})
+    assert end.value.code == status
+    shown = capsys.readouterr().err.splitlines()[:1]
+    error = early or late
+    assert shown == [f"{type(error).__name__}: no"] * (status != 143)
 
 
 def test_disk_full_keeps_the_previous_artefact(tmp_path, monkeypatch):

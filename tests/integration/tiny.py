@@ -11,6 +11,7 @@ from unittest import mock
 import train_lgl  # of the recipe's folder
 
 from lgl_plugin.dataio import prepare
+from lgl_plugin.utils.errors import TrainingFailed
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "LGL"
@@ -81,7 +82,10 @@ def train_here(yaml, corpus, output, *options, page=False):
         try:
             train_lgl.main()
         except SystemExit as end:  # what the user is told of is an error
-            raise end.__context__ or end from None
+            error = end.__context__ or end
+            if isinstance(error, TrainingFailed):
+                error = error.__cause__
+            raise error from None
 
 
 def run_script(path, *arguments):

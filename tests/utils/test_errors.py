@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from lgl_plugin.dataio.audio import StorageFailure
-from lgl_plugin.utils.errors import explained_errors, message_of
+from lgl_plugin.utils.errors import (
+    TrainingFailed,
+    explained_errors,
+    logged_errors,
+    message_of,
+)
 
 
 class Away(torch.utils.data.Dataset):
@@ -38,15 +43,19 @@ def test_the_message_alone_is_shown(capsys):
 def test_debug_and_faults_of_the_program_keep_their_traceback():
     with pytest.raises(ValueError), explained_errors(2, debug=True):
         raise ValueError
-    with pytest.raises(KeyError), explained_errors(1):
-        raise KeyError
+    with pytest.raises(ValueError), logged_errors(debug=True):
+        raise ValueError
+    for context in explained_errors(1), logged_errors():
+        with pytest.raises(KeyError), context:
+            raise KeyError
 
 
 def test_an_error_of_one_rank_alone_keeps_its_traceback(monkeypatch):
     """Only the main process has a log file to keep it in."""
     monkeypatch.setattr("lgl_plugin.utils.distributed.rank", lambda: 1)
-    with pytest.raises(ValueError, match="here"), explained_errors(1):
-        raise ValueError("here")
+    for context in explained_errors(1), logged_errors():
+        with pytest.raises(ValueError, match="here"), context:
+            raise ValueError("here")
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ImportError, MemoryError])
@@ -61,3 +70,25 @@ def test_an_error_that_may_be_ours_names_the_log_if_one_is_begun(
     shown = capsys.readouterr().err
     assert shown.startswith(f"{kind.__name__}: out of memory\n")
     assert ("log.txt of the run has the traceback" in shown) == is_begun
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_a_failed_training_is_logged_once_and_shown_as_its_error(
+    capsys, monkeypatch, tmp_path, kind
+):
+    log = logging.FileHandler(tmp_path / "log.txt")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [log])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
+    with pytest.raises(TrainingFailed, match="no memory") as failed:
+        with logged_errors():
+            raise kind("no memory")
+    assert type(failed.value.__cause__) is kind
+    with pytest.raises(SystemExit) as left, explained_errors(2):
+        raise failed.value
+    assert left.value.code == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == f"{kind.__name__}: no memory"
+    named = ["log.txt of the run has the traceback."]
+    assert shown[1:] == named * (kind is RuntimeError)
+    log.close()
+    assert (tmp_path / "log.txt").read_text().count("Traceback") == 1

@@ -40,7 +40,7 @@ from lgl_plugin.training.stage1 import (
 )
 from lgl_plugin.training.stage2 import Round
 from lgl_plugin.training.start import check_inputs, check_trials, find_encoder
-from lgl_plugin.utils.errors import explained_errors
+from lgl_plugin.utils.errors import explained_errors, logged_errors
 from lgl_plugin.utils.signals import stop
 
 
@@ -145,18 +145,17 @@ def train(
 
     `plan` lists the steps of a job that has further stages; the screen counts
     by it. `later` has the settings of Stage II, if it follows: what does not
-    fit the audio is refused before Stage I.
+    fit the audio is refused before Stage I. TrainingFailed if the stage fails;
+    before it begins, errors are raised as they are.
     """
-    debug = bool(run_opts.get("debug"))
     with stop.on_signals():
-        with explained_errors(2, debug):
-            settings, text = load_settings(hparams_file, overrides, run_opts)
-            session = Session(settings, text, run_opts, observer_of)
-            session.run.plan = plan or session.run.plan
-            if later is not None:
-                begun = "stage1" in session.run.done
-                check_inputs(later, session.manifest, read=not begun)
-        with explained_errors(1, debug):
+        settings, text = load_settings(hparams_file, overrides, run_opts)
+        session = Session(settings, text, run_opts, observer_of)
+        session.run.plan = plan or session.run.plan
+        if later is not None:
+            begun = "stage1" in session.run.done
+            check_inputs(later, session.manifest, read=not begun)
+        with logged_errors(session.debug):
             stages[settings.stage](session)
 
 
@@ -164,7 +163,8 @@ def main(stages=STAGES):
     """Trains the stage that the command line's yaml names."""
     hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
-    train(hparams_file, run_opts, overrides, stages=stages)
+    with explained_errors(2, bool(run_opts.get("debug"))):
+        train(hparams_file, run_opts, overrides, stages=stages)
 
 
 if __name__ == "__main__":
