@@ -22,7 +22,7 @@ from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork
-from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.runs.settings import settings_of
 
 
 def main():
@@ -37,8 +37,7 @@ def main():
     parser.add_argument("--utterances", type=int, nargs="+", default=[2, 10])
     options, settings = parser.parse_known_args()
     # A mistyped option shows here, and not after labels were written.
-    path, run_opts, overrides = parsed(options, options.work, settings, None)
-    load_settings(path, overrides, run_opts)
+    settings_of(words(options, options.work, settings, None))
     first, rows = None, []
     for n_speakers in options.speakers:
         for number in options.utterances if n_speakers else [0]:
@@ -46,7 +45,8 @@ def main():
             if first:  # the embeddings are the same for all
                 fork(first, folder, ["iter1/embeddings"])
             labels = write_labels(options, folder, n_speakers, number)
-            load_recipe().train(*parsed(options, folder, settings, labels))
+            given = words(options, folder, settings, labels)
+            load_recipe().train(*parse_arguments(given))
             first = first or folder
             rows.append(
                 {
@@ -79,10 +79,10 @@ def write_labels(options, folder, n_speakers, number):
     return folder / "given.csv"
 
 
-def parsed(options, folder, settings, labels):
-    """The arguments of the recipe's `train` for a round in a folder."""
+def words(options, folder, settings, labels):
+    """The recipe's command line for a round in a folder."""
     corpus = options.corpus.absolute()
-    words = [
+    return [
         str(RECIPE / "hparams" / "adapt.yaml"),
         f"--data_folder={corpus / 'train'}",
         f"--train_folder={corpus / 'train'}",
@@ -94,7 +94,6 @@ def parsed(options, folder, settings, labels):
         f"--device={options.device}",
         *settings,
     ]
-    return parse_arguments(words)
 
 
 def figures(folder):

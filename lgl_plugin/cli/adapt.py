@@ -203,20 +203,13 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
 
     ValueError if a setting is wrong, lest that shows after the other rungs.
     """
-    from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.differences import changes
     from lgl_plugin.runs.plain import plain_settings
-    from lgl_plugin.runs.settings import load_settings, resolve
+    from lgl_plugin.runs.settings import resolved, settings_of
 
-    preset, changed = (
-        parse_arguments([str(PRESET), *words], {"data_folder": audio})
-        for words in ([], given)
-    )
-    path, run_opts, overrides = preset
-    before = resolve(path, overrides, run_opts)
-    path, run_opts, overrides = changed
-    _, after = load_settings(path, overrides, run_opts)
-    return changes(plain_settings(before), plain_settings(after))
+    own = {"data_folder": audio}
+    _, text = settings_of([str(PRESET), *given], own)
+    return changes(resolved([str(PRESET)], own), plain_settings(text))
 
 
 def check_training(ladder: Ladder, given: list[str]) -> None:
@@ -227,8 +220,7 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
     """
     from lgl_plugin.dataio.manifest import held_out
     from lgl_plugin.inference.split import SHARE
-    from lgl_plugin.runs.arguments import parse_arguments
-    from lgl_plugin.runs.settings import load_settings
+    from lgl_plugin.runs.settings import settings_of
     from lgl_plugin.training.sizes import check_batch, check_clusters
     from lgl_plugin.training.start import made_to_train
 
@@ -237,8 +229,7 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
         known = int((ladder.given.by_row >= 0).sum())
     left = max(number - int(SHARE * number), known)
     own = own_settings(ladder, left, given)
-    path, run_opts, overrides = parse_arguments([str(PRESET), *given], own)
-    settings, _ = load_settings(path, overrides, run_opts)
+    settings, _ = settings_of([str(PRESET), *given], own)
     rows, _ = held_out(left, settings.held_out_share, settings.seed)
     batch_size = settings.dataloader_options.batch_size
     encoder = copy.deepcopy(ladder.extract.encoder)

@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.run_opts import RunOptions
 
+from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.plain import dump_settings, parsed, plain_settings
 from lgl_plugin.runs.pretrained import (
     embedding_size,
@@ -146,6 +147,23 @@ def load_settings(
         raise ValueError(f"{path}: dataloader_options: {error}") from error
     values["dataloader_options"] = LoaderOptions.model_construct(**options)
     return schema.model_construct(**values), text
+
+
+def settings_of(
+    words: list[str], own: dict[str, Any] | None = None
+) -> tuple[Settings, str]:
+    """Returns the settings of a command line, and the yaml's text, checked.
+
+    Takes what `parse_arguments` takes; see `load_settings`.
+    """
+    path, run_opts, overrides = parse_arguments(words, own)
+    return load_settings(path, overrides, run_opts)
+
+
+def resolved(words: list[str], own: dict[str, Any] | None = None) -> dict:
+    """Returns a command line's settings as plain data, names alone checked."""
+    path, run_opts, overrides = parse_arguments(words, own)
+    return plain_settings(resolve(path, overrides, run_opts))
 
 
 def resolve(

@@ -23,6 +23,8 @@ from lgl_plugin.runs.settings import (
     SETTINGS_TOO,
     load_settings,
     read_preset,
+    resolved,
+    settings_of,
     without_helpers,
 )
 from lgl_plugin.utils import progress
@@ -809,3 +811,20 @@ def test_texts_that_look_like_numbers_stay_texts(text):
     settings = {"one": text, "two": {"!new:x.X": {"three": [text, 1000.0, 7]}}}
     assert plain_settings(dump_settings(settings)) == settings
     assert load_hyperpyyaml(dump_settings({"one": text})) == {"one": text}
+
+
+def test_the_settings_of_a_command_line():
+    """Options, settings of one's own and SpeechBrain's options count."""
+    words = [str(HPARAMS / "small_stage2.yaml"), "--lr=0.5", "--precision=bf16"]
+    own = {"data_folder": "/a: b", "n_clusters": 7}
+    settings, text = settings_of(words, own)
+    plain = resolved(words, own)
+    assert plain == plain_settings(text)
+    for found in dict(settings), plain:
+        assert found["lr"] == 0.5 and found["precision"] == "bf16"
+        assert found["data_folder"] == "/a: b" and found["n_clusters"] == 7
+    with pytest.raises(ValueError, match="no setting 'Lr'"):
+        resolved([*words, "--Lr=1"], own)
+    assert resolved([*words, "--seed=no"], own)["seed"] == "no"
+    with pytest.raises(ValueError, match="seed: 'no'"):
+        settings_of([*words, "--seed=no"], own)

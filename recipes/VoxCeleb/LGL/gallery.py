@@ -23,9 +23,8 @@ from experiments import run_all, run_command
 from scipy.stats import spearmanr
 from study import spread
 
-from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.metrics_log import read_metrics
-from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.runs.settings import settings_of
 from lgl_plugin.utils.device import peak_bytes
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.tables import markdown_table
@@ -102,8 +101,7 @@ def main():
         parser.error(f"--methods: {unknown} is none of {', '.join(names)}")
     methods = [entry for entry in METHODS if entry.name in chosen]
     # A mistyped option shows here, and not after the first runs.
-    parsed = parse_arguments([options.yaml, *overrides])
-    settings, _ = load_settings(parsed[0], parsed[2], parsed[1])
+    settings, _ = settings_of([options.yaml, *overrides])
     if not settings.verification_file:
         parser.error("verification_file: a gallery needs a trial list")
     folder = pathlib.Path(options.output_folder).absolute()

@@ -56,8 +56,7 @@ def batch(options, rest):
 
 def settings(options, rest):
     """Refuses options that the yamls of the trainings do not take."""
-    from lgl_plugin.runs.arguments import parse_arguments
-    from lgl_plugin.runs.settings import resolve
+    from lgl_plugin.runs.settings import resolved
 
     for word in rest:
         if not word.startswith("--"):  # paper.py would not take it
@@ -67,8 +66,7 @@ def settings(options, rest):
         own = [f"--batch_size={batch_of(options, name)}", "--seed=1"]
         own.append(f"--output_folder={options.exp}")
         yaml = str(options.hparams / f"{name}.yaml")
-        path, run_opts, overrides = parse_arguments([yaml, *own, *rest])
-        resolve(path, overrides, run_opts)
+        resolved([yaml, *own, *rest])
 
 
 def batch_of(options, name):
