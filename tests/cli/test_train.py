@@ -88,7 +88,9 @@ def test_a_clustering_may_say_itself_of_how_many_clusters(preset, tmp_path):
 
 def test_the_screen_counts_the_steps_of_both_stages(tmp_path):
     choices = {"preset": "small", "n_clusters": 7}
-    (first, second), _ = train.parse(choices, tmp_path, tmp_path / "run", [])
+    rounds = ["--n_iterations=2"]
+    folders = tmp_path, tmp_path / "run"
+    (first, second), _ = train.parse(choices, *folders, rounds)
     assert first[-1] == second[-1]
     assert first[-1][0] == "baselines" and first[-1][-1] == "export/iter2"
 

@@ -292,7 +292,7 @@ def test_all_problems_are_named_at_once():
 def test_centroids_of_another_space():
     """Reproduced as an initial accuracy of 0.07 in place of 1.00 on a toy."""
     pair = dict(encoder_init="first", classifier_init="centroids")
-    (line,) = refusal("small_stage2", **pair)
+    (line,) = refusal("small_stage2", **pair, n_iterations=2)
     assert "classifier_init: centroids needs encoder_init: previous" in line
     # Round 1 clusters what the first encoder embeds.
     assert load("small_stage2", **pair, n_iterations=1)
