@@ -53,12 +53,16 @@ class KMeansQuantiser(torch.nn.Module):
         cluster = FaissKMeans(self.cb_vocab)
         found = cluster((points - self.mean).cpu().numpy()).centroids
         # Clusters without a member were dropped; their codes stay unused.
+        self.centroids.zero_()
         self.centroids[: len(found)] = torch.from_numpy(found)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Returns the code of the nearest centroid by cosine."""
         points = self.transform(frames) - self.mean
-        return (points @ self.centroids.T).argmax(-1)
+        products = points @ self.centroids.T
+        # An unused code's zeros would win where all others are negative.
+        unused = ~self.centroids.any(-1)
+        return products.masked_fill(unused, -torch.inf).argmax(-1)
 
 
 class Cepstra(torch.nn.Module):

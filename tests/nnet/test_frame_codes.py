@@ -24,6 +24,18 @@ def test_kmeans_quantiser_gives_the_nearest_centroid_by_cosine():
     assert (codes == cosines.argmax(1)).all() and len(set(codes)) == 7
 
 
+def test_an_unused_code_is_never_given():
+    """Not even to frames on the other side of all centroids."""
+    quantiser = KMeansQuantiser(torch.nn.Identity, size=2, cb_vocab=5)
+    places = torch.tensor([[4.0, 0], [0, 3], [1, 1]])
+    quantiser.fit(places.repeat(4, 1)[None])
+    assert set(quantiser(places[None])[0].tolist()) == {0, 1, 2}
+    quantiser.mean.zero_()
+    quantiser.centroids[:3] = torch.tensor([[1.0, 0], [0, 1], [0.8, 0.6]])
+    frames = torch.tensor([[[-1.0, -9], [-9, -1], [-9, -8]]])
+    assert quantiser(frames).tolist() == [[0, 1, 1]]
+
+
 def test_a_layer_as_targets_is_not_trained(tmp_path):
     config = Wav2Vec2BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2
