@@ -184,15 +184,18 @@ def resolve(
     changes.update(_given(run_opts, SETTINGS_TOO))
     _merge(tree, changes)
     _check_names(path, tree, referred | _referred(tree))
-    _check_effect(path, tree, changes)
     _complete_paths(tree)
     _take_pretrained(path, tree, changes)
-    _leave_positives(tree, changes)
+    _leave_positives(path, tree, changes)
+    _check_effect(path, tree, changes)
     return _resolved(tree)
 
 
-def _leave_positives(tree, changes):
-    """Sets ssps_epochs to 0 for a given method that has no use for them."""
+def _leave_positives(path, tree, changes):
+    """Sets ssps_epochs to 0 for a given method that has no use for them.
+
+    Refuses settings of these epochs beside it.
+    """
     if "method" not in changes or "ssps_epochs" in changes:
         return
     method = plain_settings(_resolved(tree))["method"]
@@ -201,8 +204,15 @@ def _leave_positives(tree, changes):
     (tag,) = method
     with contextlib.suppress(pydoc.ErrorDuringImport):
         made = pydoc.locate(tag.partition(":")[2])
-        if not getattr(made, "takes_positives", True):
-            tree["ssps_epochs"] = 0
+        if getattr(made, "takes_positives", True):
+            return
+        for name in changes:
+            if ONLY_WITH.get(name) == "ssps_epochs":
+                raise ValueError(
+                    f"{path}: {name} changes nothing, as {made.__name__} takes "
+                    f"no positives of other utterances: leave {name} out"
+                )
+        tree["ssps_epochs"] = 0
 
 
 def _take_pretrained(path, tree, changes):
@@ -339,10 +349,10 @@ def _check_effect(path, tree, changes):
                 f"{name} out, or set {needed} to 1 or more"
             )
         read = name == "embedding_size" and tree.get("stage") == 1
-        if name in REFERRED_TO and not read and name not in _referred(tree):
+        if name in REFERRED_TO and not read and name not in _in_use(tree):
             raise ValueError(
-                f"{path}: {name} changes nothing here, as no other entry of "
-                "the yaml refers to it"
+                f"{path}: {name} changes nothing here, as no setting refers "
+                "to it"
             )
 
 
@@ -351,6 +361,19 @@ def _referred(tree):
     text = io.StringIO()
     YAML().dump(tree, text)
     return set(re.findall(r"<(\w+)", text.getvalue()))
+
+
+def _in_use(tree):
+    """Lists the entries that settings refer to, also by way of others."""
+    fields = _schema(tree).model_fields
+    left = [name for name in tree if name in fields]
+    found = set()
+    while left:
+        name = left.pop()
+        new = _referred({name: tree[name]}) - found if name in tree else set()
+        found |= new
+        left += new
+    return found
 
 
 def _merge(tree, changes):

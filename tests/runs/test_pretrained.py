@@ -243,6 +243,14 @@ def test_stage2_refuses_what_contradicts_the_pretrained_encoder(tmp_path):
     assert stage2(given, "embedding_size: 12")
 
 
+def test_stage2_refuses_bands_of_an_encoder_that_it_does_not_make(tmp_path):
+    hub_folder(tmp_path / "mine", XVECTOR)
+    given = f"pretrained_encoder: {tmp_path}/mine"
+    with pytest.raises(ValueError, match="n_mels changes nothing here"):
+        stage2(given, "n_mels: 40")
+    assert stage2(given, "n_mels: 40", yaml="stage2")  # of the last round's
+
+
 def test_stage2_refuses_weights_that_do_not_fit(tmp_path):
     """Before a run folder is begun."""
     hub_folder(tmp_path / "mine", XVECTOR)

@@ -271,6 +271,13 @@ def test_a_method_without_use_for_positives_goes_without():
     assert load("small_stage1", method=moco, ssps_epochs=3).ssps_epochs == 3
     (line,) = refusal("small_stage1", method="SimCLR")
     assert line.startswith("method: ")
+    for own in {"ssps_source": "own"}, {"ssps_cluster_epochs": 2}:
+        (name,) = own
+        (line,) = refusal("small_stage1", method=moco, **own)
+        assert line == (
+            f"{name} changes nothing, as MoCo takes no positives of other "
+            f"utterances: leave {name} out"
+        )
     changed = load("small_stage1", method="{adversarial_weight: 3.0}")
     assert changed.ssps_epochs == load("small_stage1").ssps_epochs > 0
 
@@ -551,8 +558,7 @@ def test_a_setting_that_no_other_entry_refers_to(tmp_path, name, entry):
     with pytest.raises(ValueError) as error:
         load_yaml(path, f"{name}: {value}")
     assert str(error.value) == (
-        f"{path}: {name} changes nothing here, as no other entry of the yaml "
-        "refers to it"
+        f"{path}: {name} changes nothing here, as no setting refers to it"
     )
 
 
