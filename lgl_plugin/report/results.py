@@ -20,7 +20,7 @@ from lgl_plugin.dataio.manifest import Manifest, Strings, load_manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import bootstrap_eer
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.runs.arguments import for_other_stage
+from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import read_starts
@@ -30,6 +30,10 @@ from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
 PHASES = ("classifier", "gated", "large_margin")
+# The recipe's yamls of Stage I by other methods; and what options of theirs are
+# not for Stage II, which takes their encoder and has an optimiser of its own.
+METHOD_YAML = re.compile(r"(?<=hparams/)(moco|vicreg|dino|rdino|sdpn)\.yaml$")
+OF_METHOD = ("new_encoder", "opt_class", "lr", "lr_annealing")
 # Trials that the bootstrap of all intervals draws, at 10 million a second; and
 # the fewest draws that percentiles can be read from.
 BOOTSTRAP_TRIALS, FEWEST_DRAWS = 3e8, 200
@@ -113,13 +117,9 @@ class Results:
             both = "train" in shlex.split(command)
             if unfinished or both or not self.steps:
                 return "Go on with", command
-            if "stage1.yaml" not in command:  # the user's own yaml
+            words = self._stage2_words(command)
+            if not words:  # the user's own yaml
                 return "Stage I is done. Go on with Stage II, after", command
-            words = for_other_stage(
-                command,
-                2,
-                lambda yaml: yaml.replace("stage1.yaml", "stage2.yaml"),
-            )
             return "Stage I is done. Go on with Stage II", shlex.join(words)
         exports = [
             self.folder / step
@@ -131,6 +131,29 @@ class Results:
                 words = ["lgl", "who", str(encoder), "AUDIO", "OUT"]
                 return "Next", shlex.join(words)
         return "Next", shlex.join(["lgl", "export", str(self.folder)])
+
+    def _stage2_words(self, command):
+        """Returns the words of Stage II's command; none after a user's yaml.
+
+        After another method's yaml the encoder is that of its export, and
+        stage2.yaml trains as it says itself.
+        """
+        if "stage1.yaml" in command:
+            return for_other_stage(
+                command,
+                2,
+                lambda yaml: yaml.replace("stage1.yaml", "stage2.yaml"),
+            )
+        if not any(map(METHOD_YAML.search, shlex.split(command))):
+            return []
+        words = for_other_stage(
+            command, 2, lambda yaml: METHOD_YAML.sub("stage2.yaml", yaml)
+        )
+        folder = self.setting("output_folder") or str(self.folder)
+        return [
+            *(word for word in words if key_of(word) not in OF_METHOD),
+            f"--pretrained_encoder={os.path.join(folder, 'export/stage1')}",
+        ]
 
     def setting(self, name: str) -> str:
         """Returns a setting of the later stage as text; empty for none."""

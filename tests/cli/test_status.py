@@ -90,6 +90,22 @@ def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
             "Stage I is done. Go on with Stage II: "
             f"{start} train_lgl.py hparams/stage2.yaml --seed=2",
         ),
+        *(
+            # Whose encoder is another, and whose learning rate is of SGD.
+            (
+                f"{start} train_lgl.py hparams/{name}.yaml --seed=2 --lr 0.3 "
+                "--new_encoder='{network: {channels: [8]}}'",
+                "Stage I is done. Go on with Stage II: "
+                f"{start} train_lgl.py hparams/stage2.yaml --seed=2 "
+                f"--pretrained_encoder={folder}/export/stage1",
+            )
+            for name in ("moco", "vicreg", "dino", "rdino", "sdpn")
+        ),
+        (
+            f"{start} train_lgl.py mine/dino.yaml",
+            "Stage I is done. Go on with Stage II, after: "
+            f"{start} train_lgl.py mine/dino.yaml",
+        ),
         (
             f"{start} train_lgl.py mine.yaml",
             "Stage I is done. Go on with Stage II, after: "
