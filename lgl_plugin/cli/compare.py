@@ -38,7 +38,7 @@ def run(
 ) -> None:
     """Prints the cosine, the threshold and the verdict."""
     from lgl_plugin.clustering.vectors import normalised
-    from lgl_plugin.dataio.audio import channel_of, probe
+    from lgl_plugin.dataio.audio import whole_file
     from lgl_plugin.dataio.manifest import Manifest
     from lgl_plugin.inference.extractor import load_extractor
     from lgl_plugin.inference.folder import read_threshold
@@ -47,14 +47,12 @@ def run(
     extract = load_extractor(encoder, check_device(device))
     if threshold is None:
         threshold = read_threshold(encoder)
-    rate, rows = extract.sample_rate, []
+    rows, rates = [], (extract.sample_rate,)
     for file in first, second:
         try:
-            header = probe(file, rate)
-            read = channel_of(header, channel)
+            rows.append(whole_file(file, file, channel, rates))
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
-        rows.append((file, file, 0.0, header.seconds, "", read, None))
     one, other = normalised(extract.embed_all(Manifest.of(rows)))
     cosine = float(one @ other)
     print(f"cosine     {cosine:.3f}")

@@ -141,6 +141,24 @@ def _check_channel(channels, channel):
         )
 
 
+def whole_file(
+    name: str,
+    path: str | os.PathLike,
+    channel: int | None,
+    rates: Sequence[int],
+) -> tuple:
+    """Returns the row, see `Manifest.of`, of a file that is read as a whole.
+
+    Raises BadAudio if it cannot be read, or not at each of the sample rates,
+    or lacks the channel.
+    """
+    header = probe(path, rates[0])
+    for rate in rates[1:]:
+        check_rate(header.rate, rate)
+    read = channel_of(header, channel)
+    return name, str(path), 0.0, header.seconds, "", read, None
+
+
 def check_rate(rate: int, sample_rate: int) -> None:
     """Raises BadAudio if `rate` cannot be converted to `sample_rate` (Hz)."""
     if not RATES[0] <= rate <= RATES[1]:

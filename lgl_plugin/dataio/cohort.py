@@ -4,9 +4,9 @@ import collections
 import itertools
 import pathlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from lgl_plugin.dataio.audio import BadAudio, channel_of, probe
+from lgl_plugin.dataio.audio import BadAudio, whole_file
 from lgl_plugin.dataio.folder import find_audio, name_problem
 from lgl_plugin.dataio.manifest import Manifest, one_line
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
@@ -20,15 +20,16 @@ def draw_cohort(
     size: int,
     seed: int = 0,
     channel: int | None = None,
+    rates: Sequence[int] = (16000,),
 ) -> Manifest:
     """Draws files of a folder at random, sorted by path, which is the ID.
 
     As in training, first-level folders that hold an utterance of a trial list
     are left out; the number is printed. So it is with files that cannot be
-    read, or whose names a list cannot hold. `channel` is as of `trial_audio`;
-    files of several channels that lack it cannot be read. A folder that is
-    missing raises FileNotFoundError, one without audio of untested speakers
-    ValueError.
+    read, or whose names a list cannot hold. `channel` and `rates` are as of
+    `trial_audio`; files of several channels that lack it cannot be read. A
+    folder that is missing raises FileNotFoundError, one without audio of
+    untested speakers ValueError.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -61,11 +62,8 @@ def draw_cohort(
 
     def readable():
         for name in names:
-            path = str(folder / name)
             try:
-                header = probe(path)
-                read = channel_of(header, channel)
-                yield name, path, 0.0, header.seconds, "", read, None
+                yield whole_file(name, folder / name, channel, rates)
             except BadAudio as error:
                 bad.append((name, str(error)))
 

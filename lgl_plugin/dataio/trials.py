@@ -6,12 +6,12 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.audio import BadAudio, channel_of, probe
+from lgl_plugin.dataio.audio import BadAudio, whole_file
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.utils.files import is_outside
 from lgl_plugin.utils.progress import tqdm
@@ -64,23 +64,23 @@ def exclude_tested(
 
 
 def trial_audio(
-    trials: Trials, folder: str | pathlib.Path, channel: int | None = None
+    trials: Trials,
+    folder: str | pathlib.Path,
+    channel: int | None = None,
+    rates: Sequence[int] = (16000,),
 ) -> Manifest:
     """Returns a manifest of a list's utterances, in its order, below `folder`.
 
     `channel` is the one to read of files that have several, from 0; by default
-    their mean. Audio that cannot be read raises ValueError, which names the
-    first ten.
+    their mean; `rates`, in Hz, are those of the encoders that will. Audio that
+    cannot be read so raises ValueError, which names the first ten.
     """
     folder, rows, bad = pathlib.Path(folder), [], []
     # delay: only long lists and network disks are worth a progress bar.
     names = tqdm(trials.utterances, "trial files", unit="file", delay=3)
     for name in names:
-        path = str(folder / name)
         try:
-            header = probe(path)
-            read = channel_of(header, channel)
-            rows.append((name, path, 0.0, header.seconds, "", read, None))
+            rows.append(whole_file(name, folder / name, channel, rates))
         except BadAudio as error:
             bad.append(f"  {name} {error}")
     if bad:

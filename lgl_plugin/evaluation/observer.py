@@ -42,6 +42,8 @@ class TrueLabels:
         A trial list with its labels, and where its paths begin.
     channel : int, optional
         The one to read of audio that has several; by default the mean.
+    sample_rate : int
+        The encoder's, in Hz, which the list's audio is converted to.
 
     Example
     -------
@@ -58,16 +60,20 @@ class TrueLabels:
         trials: Trials | None = None,
         folder: str | pathlib.Path | None = None,
         channel: int | None = None,
+        sample_rate: int = 16000,
     ):
         self._speakers = np.asarray(speakers)
         self._trials = trials
         self._folder = folder
         self._channel = channel
+        self._rates = (sample_rate,)
 
     @functools.cached_property
     def _audio(self):
         """The trial list's utterances; their headers are read when needed."""
-        return trial_audio(self._trials, self._folder, self._channel)
+        return trial_audio(
+            self._trials, self._folder, self._channel, self._rates
+        )
 
     def score_trials(
         self,
@@ -202,8 +208,8 @@ def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
     Arguments
     ---------
     settings : lgl_plugin.runs.schema.Settings
-        Those of a stage: verification_file, trial_folder, channel and
-        allow_outside_data_folder are read.
+        Those of a stage: verification_file, trial_folder, channel,
+        sample_rate and allow_outside_data_folder are read.
 
     Returns
     -------
@@ -219,7 +225,10 @@ def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
     -------
     >>> from types import SimpleNamespace
     >>> settings = SimpleNamespace(
-    ...     verification_file=None, trial_folder=".", channel=None
+    ...     verification_file=None,
+    ...     trial_folder=".",
+    ...     channel=None,
+    ...     sample_rate=16000,
     ... )
     >>> observe = observer_of(settings)
     >>> observe(SimpleNamespace(speakers=np.array([0, 0, 1])))
@@ -229,5 +238,5 @@ def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
     if settings.verification_file:
         outside = settings.allow_outside_data_folder
         trials = read_trials(settings.verification_file, folder, outside)
-    where = trials, folder, settings.channel
+    where = trials, folder, settings.channel, settings.sample_rate
     return lambda manifest: TrueLabels(manifest.speakers, *where)

@@ -92,11 +92,12 @@ def verify_encoders(
         for name, path in zip(short_names(trial_lists, ".txt"), trial_lists)
     }
     joined = join_trials([*lists.values()])
-    speech = trial_audio(joined, audio, channel)
+    rates = sorted({extract.sample_rate for extract in extractors.values()})
+    speech = trial_audio(joined, audio, channel, rates)
     others = None
     if cohort is not None:
         tested = trial_lists, audio
-        drawn = cohort_utterances, seed, channel
+        drawn = cohort_utterances, seed, channel, rates
         others = draw_cohort(cohort, *tested, *drawn)
         _check_top(top, others, cohort, cohort_utterances)
     output = pathlib.Path(output_folder)

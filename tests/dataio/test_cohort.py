@@ -58,6 +58,17 @@ def test_a_channel_of_a_cohort(corpus, tmp_path, capsys):
     assert "zoe/two.wav has 2 channels" in capsys.readouterr().out
 
 
+def test_a_cohort_is_for_the_encoders_rate(corpus, tmp_path):
+    (tmp_path / "zoe").mkdir()
+    for rate in (16000, 44101):
+        path = tmp_path / "zoe" / f"{rate}.wav"
+        soundfile.write(path, [0.1] * 8000, rate)
+    given = tmp_path, [corpus / "trials.txt"], corpus, 5
+    for rate in (16000, 44101):
+        found = draw_cohort(*given, rates=[rate])
+        assert list(found.ids) == [f"zoe/{rate}.wav"]
+
+
 @pytest.mark.parametrize(
     "name, problem",
     [

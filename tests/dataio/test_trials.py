@@ -180,3 +180,15 @@ def test_a_channel_of_a_lists_audio(tmp_path):
     assert [row["channel"] for row in audio] == [1, None]
     with pytest.raises(ValueError, match=r"call\.wav has 2 .* no channel 2"):
         trial_audio(trials, tmp_path, channel=2)
+
+
+def test_a_lists_audio_is_for_the_encoders_rates(tmp_path):
+    """Not for 16 kHz where no encoder has it."""
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.full(8000, 0.5), 44101)
+    (tmp_path / "trials.txt").write_text("1 a.wav b.wav\n0 a.wav a.wav")
+    trials = read_trials(tmp_path / "trials.txt", tmp_path)
+    assert len(trial_audio(trials, tmp_path, rates=[44101])) == 2
+    for rates in [16000], [16000, 44101], [44101, 16000]:
+        with pytest.raises(ValueError, match="too odd to convert to 16000 Hz"):
+            trial_audio(trials, tmp_path, rates=rates)

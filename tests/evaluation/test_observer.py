@@ -72,16 +72,17 @@ def test_epoch_losses_of_reliable_and_other_labels():
     assert TrueLabels(alone).epoch_losses(LABELS, rows, losses) == {}
 
 
-def test_trials_are_read_by_the_channel_of_the_settings(tmp_path):
+def test_trials_are_read_by_channel_and_rate_of_the_settings(tmp_path):
     """Else training would hear one speaker of a call, and the trials both."""
     for name in ("a.wav", "b.wav"):
-        soundfile.write(tmp_path / name, np.full((8000, 2), 0.5), 16000)
+        soundfile.write(tmp_path / name, np.full((8000, 2), 0.5), 44101)
     (tmp_path / "list").write_text("1 a.wav a.wav\n0 a.wav b.wav\n")
     settings = types.SimpleNamespace(
         verification_file=tmp_path / "list",
         trial_folder=tmp_path,
         allow_outside_data_folder=False,
         channel=1,
+        sample_rate=44101,  # which no rate but itself can be converted to
     )
     observer = observer_of(settings)(types.SimpleNamespace(speakers=SPEAKERS))
     heard = []

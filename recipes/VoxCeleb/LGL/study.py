@@ -284,16 +284,16 @@ class Embedder:
         """The run's own trial list."""
         return trials_of(self.step.model.settings, self.run)
 
-    @property
-    def channel(self):
-        """The channel that the run read of audio that has several."""
-        return self.step.model.settings.get("channel")
+    def audio_of(self, trials, folder):
+        """A trial list's audio, by the channel that the run read."""
+        channel = self.step.model.settings.get("channel")
+        return trial_audio(trials, folder, channel, (self.extract.sample_rate,))
 
     @functools.cached_property
     def of_trials(self):
         """Embeddings of the run's own trial list."""
         folder = self.step.model.settings["trial_folder"]
-        return self.vectors(trial_audio(self.trials, folder, self.channel))
+        return self.vectors(self.audio_of(self.trials, folder))
 
     @functools.cached_property
     def of_corpus(self):
@@ -318,7 +318,7 @@ class Embedder:
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""
-        vectors = self.vectors(trial_audio(trials, folder, self.channel))
+        vectors = self.vectors(self.audio_of(trials, folder))
         scores = cosine_scores(vectors, trials)
         if normed:
             scores = as_norm(scores, trials, vectors, self.sample)
