@@ -48,6 +48,14 @@ logger = get_logger(__name__)
 SAMPLE = 2000
 
 
+def sample_rows(n_utterances: int, seed: int) -> np.ndarray:
+    """Draws up to `SAMPLE` rows of a manifest, in order, by the run's seed."""
+    if n_utterances <= SAMPLE:
+        return np.arange(n_utterances)
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(n_utterances, SAMPLE, replace=False))
+
+
 class Session:
     """A stage's checked settings with its data and its run folder.
 
@@ -281,7 +289,8 @@ class Session:
         if path is not None:
             if backend_path is None and not self.settings.verification_file:
                 return {}  # nothing would come of the sample
-            sample = self.embed(encoder, self._sample_rows()).vectors
+            rows = sample_rows(len(self.rows), self.settings.seed)
+            sample = self.embed(encoder, rows).vectors
             if whitening is not None:
                 sample = whitening.fit(sample)(sample)
             backend = self._fit_backend(sample)
@@ -293,13 +302,6 @@ class Session:
             return vectors if whitening is None else whitening(vectors)
 
         return self.observer.score_trials(embed, path, backend, sample)
-
-    def _sample_rows(self):
-        """Draws rows of the manifest, in their order: the same each time."""
-        if len(self.rows) <= SAMPLE:
-            return self.rows
-        rng = np.random.default_rng(self.settings.seed)
-        return np.sort(rng.choice(self.rows, SAMPLE, replace=False))
 
     def _fit_backend(self, sample: np.ndarray) -> Backend | None:
         """Fits the run's back-end on embeddings; None if that fails."""

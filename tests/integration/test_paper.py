@@ -20,6 +20,7 @@ from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.weights import ENCODER
+from lgl_plugin.training.session import sample_rows
 
 spec = importlib.util.spec_from_file_location("paper", RECIPE / "paper.py")
 script = importlib.util.module_from_spec(spec)
@@ -161,6 +162,17 @@ def test_a_ceiling_starts_at_stage_one_and_takes_all_rounds_steps(tables):
         if key.endswith("conv.weight")
     ]
     assert 0 < max(moved) < 1  # from other random weights: about 1.4
+
+
+def test_back_ends_are_fitted_on_the_sample_of_the_records():
+    """Of more utterances than that takes."""
+    embedder = object.__new__(study.Embedder)
+    embedder.step = types.SimpleNamespace(
+        manifest=range(2500),
+        model=types.SimpleNamespace(settings={"seed": 3}),
+    )
+    embedder.vectors = lambda manifest, rows: rows
+    np.testing.assert_array_equal(embedder.sample, sample_rows(2500, seed=3))
 
 
 def test_backends_are_those_of_the_records(tables):

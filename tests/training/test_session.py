@@ -28,7 +28,7 @@ from lgl_plugin.training import session as module
 from lgl_plugin.training.data import read_data
 from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
-from lgl_plugin.training.session import Session
+from lgl_plugin.training.session import Session, sample_rows
 from lgl_plugin.training.stage2 import Round, start_from
 from lgl_plugin.training.start import check_inputs, find_encoder, stage1_command
 from lgl_plugin.utils.distributed import from_main
@@ -186,6 +186,7 @@ def test_a_phase_has_a_back_end_fitted_on_a_sample(scored, tmp_path, backend):
     rows, again = scored.embedded
     assert rows.tolist() == again.tolist() == sorted({*rows.tolist()})
     assert len(rows) == 2000
+    assert np.array_equal(rows, sample_rows(2500, scored.settings.seed))
     sample = scored.vectors[rows]
     path, fitted, cohort = scored.observer.asked
     assert path == places[0] and np.array_equal(cohort, sample)

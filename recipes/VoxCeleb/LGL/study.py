@@ -33,7 +33,7 @@ from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.training.clusters import pseudo_speakers
-from lgl_plugin.training.session import SAMPLE
+from lgl_plugin.training.session import sample_rows
 from lgl_plugin.utils.tables import markdown_table
 
 UNTRAINED = "untrained"
@@ -302,10 +302,12 @@ class Embedder:
 
     @functools.cached_property
     def sample(self):
-        """Embeddings of up to 2,000 of these: for back-ends, and a cohort."""
+        """Embeddings of up to 2,000 of these: for back-ends, and a cohort.
+
+        They are those that the run's own figures are by.
+        """
         manifest = self.step.manifest
-        rng = np.random.default_rng(self.step.model.settings["seed"])
-        rows = np.sort(rng.permutation(len(manifest))[:SAMPLE])
+        rows = sample_rows(len(manifest), self.step.model.settings["seed"])
         if "of_corpus" in vars(self) or len(rows) == len(manifest):
             return self.of_corpus[rows]
         return self.vectors(manifest, rows)
