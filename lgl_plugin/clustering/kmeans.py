@@ -35,11 +35,12 @@ class Clustering:
     labels : numpy.ndarray
         Cluster of each embedding (N,), int64, in [0, n_clusters).
     centroids : numpy.ndarray
-        Centroids (n_clusters, D), float32, of length 1. Except in
-        `TwoStepKMeans`, an embedding's label is that of the nearest centroid.
+        Centroids (n_clusters, D), float32, of length 1. From k-means alone,
+        an embedding's label is that of the nearest centroid.
     inertia : numpy.ndarray
         Sum of squared distances of the points used to their centroids, at
-        the start of each iteration: (n_iterations,), float64.
+        the start of each iteration of k-means: (n_iterations,), float64. From
+        agglomerative clustering, to the means of the result: (1,).
     n_clusters : int
         Clusters that have a member; those without were dropped.
     points_used : int

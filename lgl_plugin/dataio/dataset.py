@@ -1,8 +1,8 @@
 """Datasets over manifests: random crops, without decoding whole files.
 
-An utterance is read as one crop (Stage II), as two disjoint crops (Stage I)
-or whole (extraction). Bad audio never reaches the network: in training the
-next utterance takes its place, and either way `BadFiles` names it.
+An utterance is read as one crop (Stage II) or as several (Stage I). Bad audio
+never reaches the network: the next utterance takes its place, and `BadFiles`
+names it.
 """
 
 import functools

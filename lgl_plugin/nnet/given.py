@@ -1,11 +1,13 @@
-"""Utterances that a gate cannot reject, for their labels are given."""
+"""Keeps utterances whose label a user gave from rejection by a gate."""
 
 import torch
 from torch import Tensor
 
 
 class GivenRows(torch.nn.Module):
-    """Lets utterances whose label is `given`, bool (N,), through any gate.
+    """Lets utterances whose label a user gave through any gate.
+
+    `given`, bool (N,), marks them among the manifest's rows.
 
     A label correction changes rejected utterances alone, so it leaves these.
     """

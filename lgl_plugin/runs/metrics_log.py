@@ -234,7 +234,7 @@ def mean_and_range(values: Sequence[float] | np.ndarray, digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
-# Of an epoch's line, here and in `lgl status`.
+# Of an epoch's line, in `training.fit.epoch_line` and `lgl status`.
 FIGURES = {
     "loss": "loss {:.3f}",
     "accuracy": "accuracy {:.3f}",

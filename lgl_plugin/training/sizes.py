@@ -1,4 +1,4 @@
-"""Sizes that are known before any work, and that no training can do with."""
+"""Checks batches and clusterings against the number of utterances."""
 
 from lgl_plugin.runs.schema import Settings, Stage2Settings
 

@@ -57,7 +57,8 @@ def train_ceiling(session):
         figures = session.score(encoder, folder / SCORES, folder / BACKEND)
         session.log(stage=0, phase="after true labels", **figures)
 
-    # A run keeps only rounds from changed settings; this is no step of one.
+    # A run refuses other settings only once a step of its stages has begun.
+    # This is none of them: it names the settings, and others repeat it.
     made_from = digest([session.run.identity(), checksum(first)])
     session.run.step("ceiling", ceiling, made_from)
 
