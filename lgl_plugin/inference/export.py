@@ -23,11 +23,7 @@ from lgl_plugin.dataio.labels import LABELS, labelled_rows, read_labels
 from lgl_plugin.dataio.manifest import Manifest, held_out, run_manifest
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
-from lgl_plugin.inference.inference_model import (
-    InferenceModel,
-    PathLike,
-    check_target,
-)
+from lgl_plugin.inference.inference_model import InferenceModel, check_target
 from lgl_plugin.inference.model_card import (
     last_name,
     model_card,
@@ -35,6 +31,7 @@ from lgl_plugin.inference.model_card import (
 )
 from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
+from lgl_plugin.runs.pretrained import PathLike
 from lgl_plugin.runs.run import encoder_kind, encoder_steps, round_of, stage_of
 from lgl_plugin.runs.state import check_artefact, read_state, refuse_adaptation
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER

@@ -15,7 +15,7 @@ from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.onnx_export import ONNX
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.plain import dump_settings
-from lgl_plugin.runs.pretrained import YAML
+from lgl_plugin.runs.pretrained import YAML, PathLike
 from lgl_plugin.runs.weights import (
     AFFINE,
     CLASSIFIER,
@@ -28,7 +28,6 @@ from lgl_plugin.utils.files import atomic_write, checksum
 
 logger = get_logger(__name__)
 
-PathLike = str | pathlib.Path
 MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
 # Prefixes that data parallelism and torch.compile give weights' names.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
