@@ -47,7 +47,7 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
     vectors = Embeddings.load(folder).vectors
     check_enough(len(vectors))
     kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)
-    found = estimate(kmeans, Whitening(shrinkage=1.0).fit(vectors)(vectors))
+    found = estimate(kmeans, Whitening(shrinkage=1.0).fit_transform(vectors))
     found.warn_of_guess()
     k = found.n_clusters
     shown = [n for n in (k // 4, k // 2, k, 2 * k, 4 * k) if n >= 2]

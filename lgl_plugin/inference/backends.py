@@ -53,6 +53,31 @@ class Backend:
         """Keeps what it has."""
         return self
 
+    def fit_transform(self, embeddings: ArrayLike) -> np.ndarray:
+        """Is fitted on embeddings and transforms the same.
+
+        Arguments
+        ---------
+        embeddings : array-like, (N, D), float
+            As of a store on disk.
+
+        Returns
+        -------
+        numpy.ndarray
+            What a call returns of them, float32 (N, D').
+
+        Raises
+        ------
+        ValueError
+            As `fit` and a call do.
+
+        Example
+        -------
+        >>> Centring().fit_transform([[1, 0], [0, 2]]).tolist()
+        [[0.5, -0.5], [-0.5, 0.5]]
+        """
+        return self.fit(embeddings)(embeddings)
+
     def __call__(self, embeddings: ArrayLike) -> np.ndarray:
         """Transforms embeddings (n, D), as of a store on disk, to (n, D').
 
@@ -157,7 +182,7 @@ class Whitening(Backend):
     -------
     >>> rng = np.random.default_rng(0)
     >>> sample = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 1
-    >>> white = Whitening(shrinkage=0.0).fit(sample)(sample)
+    >>> white = Whitening(shrinkage=0.0).fit_transform(sample)
     >>> bool(np.allclose(np.cov(white.T), np.eye(3), atol=1e-5))
     True
     """

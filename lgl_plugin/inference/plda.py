@@ -171,6 +171,6 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
 
 def plda_by_clusters(embeddings: np.ndarray, n_clusters: int) -> Plda:
     """Estimates PLDA from so many clusters of embeddings (N, D), by Ward."""
-    points = Whitening(1.0).fit(embeddings)(embeddings)
+    points = Whitening(1.0).fit_transform(embeddings)
     cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_clusters)
     return fit_plda(embeddings, cluster(points).labels)

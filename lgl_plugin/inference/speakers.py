@@ -190,7 +190,7 @@ def group_files(
     labels = average_linkage(vectors, threshold, device)
     if not 0 < labels.max() < len(labels) - 1:
         return labels, vectors
-    centred = normalised(Centring().fit(vectors)(vectors))
+    centred = normalised(Centring().fit_transform(vectors))
     return clearest_clusters(centred, device), centred
 
 

@@ -30,7 +30,7 @@ def kept_out(
     is one that holds a recording that is `labelled`, bool (N,). Takes
     embeddings (N, D), N from 8.
     """
-    points = Whitening(1.0).fit(vectors)(vectors)
+    points = Whitening(1.0).fit_transform(vectors)
     kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)
     labels = TwoStepKMeans(kmeans, "auto")(points).labels
     sizes = np.bincount(labels)

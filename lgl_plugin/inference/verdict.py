@@ -75,12 +75,12 @@ def count_speakers(vectors: ArrayLike) -> int:
         raise ValueError(
             f"a verdict needs {FEWEST} recordings, got {len(vectors)}"
         )
-    points = Whitening(1.0).fit(vectors)(vectors)
+    points = Whitening(1.0).fit_transform(vectors)
     found = estimate(TorchKMeans(FIRST_STEP), points)
     if not found.is_guess:
         return found.n_clusters
     # Few recordings may form groups that are clear, but not beyond chance.
-    unit = normalised(Centring().fit(vectors)(vectors))
+    unit = normalised(Centring().fit_transform(vectors))
     groups = clearest_clusters(unit)
     number = int(groups.max()) + 1
     if number < FEWEST_GROUPS or silhouettes(unit, groups).mean() < CLEAR:

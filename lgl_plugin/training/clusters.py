@@ -34,6 +34,7 @@ def pseudo_speakers(
     """
     points = vectors
     if backend is not None:
+        # One of the user's own need not derive from Backend.
         points = backend.fit(vectors)(vectors)
     cluster = copy.copy(cluster)
     is_auto = getattr(cluster, "n_clusters", None) == "auto"
@@ -71,5 +72,5 @@ def whitened_log_mels(
     rows = np.array([place.get(name, -1) for name in utterances])
     statistics = np.array(store.vectors[rows[rows >= 0]])
     found = np.zeros((len(rows), statistics.shape[1]), np.float32)
-    found[rows >= 0] = floor_whitening().fit(statistics)(statistics)
+    found[rows >= 0] = floor_whitening().fit_transform(statistics)
     return found

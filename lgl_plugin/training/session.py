@@ -292,7 +292,7 @@ class Session:
             rows = sample_rows(len(self.rows), self.settings.seed)
             sample = self.embed(encoder, rows).vectors
             if whitening is not None:
-                sample = whitening.fit(sample)(sample)
+                sample = whitening.fit_transform(sample)
             backend = self._fit_backend(sample)
             if backend is not None and backend_path is not None:
                 backend.save(backend_path)

@@ -80,7 +80,7 @@ def test_fewer_embeddings_than_dimensions_will_do(n_rows, shrinkage):
 def test_the_length_of_an_embedding_does_not_count(backend):
     vectors = sample(50, 4)
     lengths = np.linspace(1e-3, 1e3, 50)[:, None]
-    expected = backend.fit(vectors)(vectors)
+    expected = backend.fit_transform(vectors)
     np.testing.assert_allclose(
         backend.fit(vectors * lengths)(vectors / lengths), expected, atol=1e-4
     )
@@ -89,10 +89,10 @@ def test_the_length_of_an_embedding_does_not_count(backend):
 def test_identity_keeps_cosines_and_centring_takes_the_mean():
     vectors = sample(50, 4)
     np.testing.assert_allclose(
-        cosines(Identity().fit(vectors)(vectors)), cosines(vectors), atol=1e-5
+        cosines(Identity().fit_transform(vectors)), cosines(vectors), atol=1e-5
     )
     np.testing.assert_allclose(
-        Centring().fit(vectors)(vectors),
+        Centring().fit_transform(vectors),
         unit(vectors) - unit(vectors).mean(axis=0),
         atol=1e-6,
     )

@@ -121,7 +121,8 @@ def test_speakers_are_counted():
 def test_few_recordings_are_judged_where_their_groups_are_clear():
     """Of four speakers or more: by fewer, verdicts were wrong."""
     few = heard(0.6, speakers=6, each=5, size=64)
-    assert estimate(TorchKMeans(100), Whitening(1.0).fit(few)(few)).is_guess
+    white = Whitening(1.0).fit_transform(few)
+    assert estimate(TorchKMeans(100), white).is_guess
     assert count_speakers(few) == 6
     for unclear in heard(2.0, 6, 5, 64), heard(0.6, 3, 10, 192):
         with pytest.raises(ValueError, match="no clear groups among 30 rec"):

@@ -176,7 +176,7 @@ def test_plda_by_the_clusters_of_a_cohort(
     metrics, rows = run(encoder, corpus, tmp_path / "four", *cohort)
     paths = [corpus / s / f"{n}.wav" for s in OTHERS for n in range(EACH)]
     others = unit(encoder, paths)
-    white = Whitening(1.0).fit(others)(others)
+    white = Whitening(1.0).fit_transform(others)
     white /= np.linalg.norm(white, axis=1, keepdims=True)
     clusters = AgglomerativeClustering(4).fit_predict(white)
     tested = unit(encoder, [corpus / name for name in NAMES])

@@ -99,7 +99,7 @@ def train_head(views, labels, seed, gated):
 
 def pseudo_labels(vectors):
     """Clusters embeddings as the small preset does, their number estimated."""
-    white = Whitening(1.0).fit(vectors)(vectors)
+    white = Whitening(1.0).fit_transform(vectors)
     kmeans = FaissKMeans(FIRST_STEP)
     return TwoStepKMeans(kmeans, "auto")(white).labels
 

@@ -201,7 +201,7 @@ def by_clustering(embedder):
     seed = embedder.step.model.settings["seed"]
     first = FaissKMeans(FIRST_STEP, seed=seed)
     raw, reports = embedder.of_corpus, {}
-    kinds = {"raw": raw, "whitened": Whitening(1.0).fit(raw)(raw)}
+    kinds = {"raw": raw, "whitened": Whitening(1.0).fit_transform(raw)}
     automatic = TwoStepKMeans(first, "auto")
     estimates = {name: automatic(kinds[name]).n_clusters for name in kinds}
     if embedder.name != FLOOR:
@@ -316,7 +316,7 @@ class Embedder:
     def log_mels(self):
         """The corpus's log-mel statistics, whitened."""
         floor = embedder_of(self.run, FLOOR, self.device).of_corpus
-        return floor_whitening().fit(floor)(floor)
+        return floor_whitening().fit_transform(floor)
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""
