@@ -393,7 +393,7 @@ new_encoder: !name:lgl_plugin.nnet.encoders.Encoder
 @pytest.fixture
 def readers_folder(tmp_path, monkeypatch):
     """The current folder has the runs and the audio that the pages name."""
-    exported = tmp_path / "results" / "mine" / "export" / "iter2"
+    exported = tmp_path / "results" / "mine" / "export" / "iter1"
     torch.manual_seed(0)
     encoder = ECAPA_TDNN(80, channels=[8, 8, 8, 8, 24], lin_neurons=192)
     torch.save(encoder.state_dict(), tmp_path / "mine.ckpt")
