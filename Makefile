@@ -14,7 +14,7 @@ DEMO_OPTIONS := --data_folder=$(DEMO)/corpus --train_folder=$(DEMO)/corpus/wav \
 .PHONY: help venv demo test test-speechbrain lint clean
 
 help:
-	@echo "make demo   the whole pipeline on a synthetic corpus (10 minutes)"
+	@echo "make demo   the whole pipeline on a synthetic corpus (5 minutes)"
 	@echo "make test   lint, doctests, unit and integration tests"
 	@echo "make test-speechbrain SPEECHBRAIN_SRC=<its repository>"
 	@echo "            its verification script, unmodified, against our scores"

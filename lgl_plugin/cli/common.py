@@ -66,7 +66,8 @@ def left_out(store: str | pathlib.Path) -> str:
 
 def show_notices() -> None:
     """Shows the package's notices on stderr, and of others warnings alone."""
-    logging.getLogger("lgl_plugin").setLevel(logging.INFO)
+    # Not INFO: a run's log.txt takes tracebacks, which are for debugging.
+    logging.getLogger("lgl_plugin").setLevel(logging.DEBUG)
     # SpeechBrain names what it switches off in torch, each time.
     logging.getLogger("speechbrain.utils.quirks").setLevel(logging.WARNING)
     if logging.lastResort is not None:  # shows what no handler takes
