@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measures `lgl adapt`'s verdict on few recordings, whose speakers are known.
 
-> python benchmarks/few_recordings.py results/lgl/1/export/iter2 \
+> python benchmarks/few_recordings.py results/lgl/1/export/iter1 \
     an4_sessions/train --threads=1
 
 The folder has a sub-folder for each speaker. Few recordings of few speakers
-are drawn again and again. Each back-end is fitted on them and judged by them,
-as `lgl adapt` does. The truth is the change of the EER over all pairs of other
+are drawn again and again. Each back-end is fitted on them and judged by them
+against the encoder as it came; `lgl adapt` judges against the best so far. The
+truth is the change of the EER over all pairs of other
 speakers' recordings.
 """
 

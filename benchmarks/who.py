@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures `lgl who`, without and with --labels, where speakers are known.
 
-> python benchmarks/who.py results/lgl/1/export/iter2 an4_sessions/test \
+> python benchmarks/who.py results/lgl/1/export/iter1 an4_sessions/test \
     --speakers=5 --utterances=5 --wrong=0.1
 
 The folder has a sub-folder for each speaker. Without labels, all utterances of

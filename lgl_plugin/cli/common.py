@@ -66,7 +66,8 @@ def left_out(store: str | pathlib.Path) -> str:
 
 def show_notices() -> None:
     """Shows the package's notices on stderr, and of others warnings alone."""
-    # Not INFO: a run's log.txt takes tracebacks, which are for debugging.
+    # DEBUG, since tracebacks are logged as that, for log.txt; the screen shows
+    # INFO.
     logging.getLogger("lgl_plugin").setLevel(logging.DEBUG)
     # SpeechBrain names what it switches off in torch, each time.
     logging.getLogger("speechbrain.utils.quirks").setLevel(logging.WARNING)

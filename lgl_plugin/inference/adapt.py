@@ -14,6 +14,7 @@ to single recordings.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -229,10 +230,16 @@ class Ladder:
         self.made_from = self.run.identity()
         self._step(START, embed)
         self._take(START)
-        try:
+        with self._on_record(next(iter(BACKENDS))):
             self._judge_by(self.order[:JUDGED])
-        except ValueError as error:  # on record, for `lgl status`
-            self.run.failed[next(iter(BACKENDS))] = str(error)
+
+    @contextlib.contextmanager
+    def _on_record(self, name):
+        """Keeps why a step cannot be done, for `lgl status`."""
+        try:
+            yield
+        except ValueError as error:
+            self.run.failed[name] = str(error)
             self.run.save()
             raise
 
@@ -325,7 +332,9 @@ class Ladder:
             def fit(folder, kind=name):
                 return self._judge(kind, folder, self.embedded)
 
-            if self._done(name, self._step(name, fit)):
+            with self._on_record(name):
+                found = self._step(name, fit)
+            if self._done(name, found):
                 self._climb(name, name)
 
     def _split(self):
@@ -362,11 +371,13 @@ class Ladder:
         if self.given is not None:  # by other labels the step is done again
             known = np.flatnonzero(self.given.by_row >= 0)
             self.made_from = digest([self.made_from, known.tolist()])
-        self._step(SPLIT, work)
+        with self._on_record(SPLIT):
+            self._step(SPLIT, work)
         self.embedded = every()
         rows = load_arrays(self.folder / SPLIT / ROWS)
         judged = np.random.default_rng(0).permutation(rows["kept_out"])
-        self._judge_by(judged[:JUDGED])
+        with self._on_record(TRAINED):
+            self._judge_by(judged[:JUDGED])
         self.trained = rows["trained"]
 
     def try_training(

@@ -325,7 +325,8 @@ class Run:
 def _more_rounds(before, settings):
     """Says whether settings of Stage II ask for more rounds and nothing else.
 
-    Those that are done stay the same, but for a last one of another kind.
+    Not where the last round has an encoder or a fine-tuning of its own: the
+    round that was the last would have to be done again without.
     """
     numbers = [each.get("n_iterations", 0) for each in (before, settings)]
     last_differs = settings.get("new_last_encoder") is not None

@@ -22,7 +22,7 @@ WRONG_CALL = (
 
 
 class TrainingFailed(RuntimeError):
-    """A training's error as a message; its log.txt has the error in full."""
+    """A training's error as a message; log.txt, if begun, has it in full."""
 
 
 def message_of(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import encoder_settings
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.settings import load_settings
+from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.files import load_arrays
 
 BETTER, WORSE = Verdict(20, 9.0, 4.0, -6.0, -4.0), Verdict(20, 4.0, 5.0, 0.5, 2)
@@ -680,6 +681,8 @@ def test_labels_of_all_clusters_leave_nothing_to_judge_training_by(
     ladder.try_backends()
     with pytest.raises(ValueError, match="0 recordings .* 10 are needed"):
         ladder.try_training(lambda ladder: ladder.weights)
+    failed = read_state(tmp_path)["failed"]
+    assert [*failed] == ["split"] and "0 recordings" in failed["split"]
 
 
 @pytest.mark.parametrize("first", [BETTER, WORSE])

@@ -57,8 +57,8 @@ def train_ceiling(session):
         figures = session.score(encoder, folder / SCORES, folder / BACKEND)
         session.log(stage=0, phase="after true labels", **figures)
 
-    # A run refuses other settings only once a step of its stages has begun.
-    # This is none of them: it names the settings, and others repeat it.
+    # The ceiling is not a step of a stage, so that changed settings are not
+    # refused: with them in its source it is done again.
     made_from = digest([session.run.identity(), checksum(first)])
     session.run.step("ceiling", ceiling, made_from)
 
