@@ -7,8 +7,7 @@
 The folder has a sub-folder for each speaker. Few recordings of few speakers
 are drawn again and again. Each back-end is fitted on them and judged by them
 against the encoder as it came; `lgl adapt` judges against the best so far. The
-truth is the change of the EER over all pairs of other
-speakers' recordings.
+truth is the change of the EER over all pairs of other speakers' recordings.
 """
 
 import pathlib
@@ -88,7 +87,7 @@ def all_pairs(vectors, truth):
 
 
 def summary(draws):
-    """What came of the draws of a size."""
+    """Counts what was judged, and how rightly, over the draws of a size."""
     groups = [found for _, found, _ in draws if found is not None]
     verdicts = [pair for _, _, found in draws for pair in found]
     sign, change = np.array(verdicts).reshape(-1, 2).T
