@@ -103,7 +103,7 @@ def _fill(queue):
     if queue is not None:
         vectors = torch.randn(queue.vectors.shape)
         queue.add(
-            torch.arange(len(vectors)).to(queue.rows.device) + 100,
+            torch.arange(len(vectors)).to(queue.groups.device) + 100,
             vectors.to(queue.vectors.device),
         )
 

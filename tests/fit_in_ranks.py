@@ -21,6 +21,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_brains import BRAINS, CLASSES, Crops, method_modules
 from torch.utils.data import DataLoader
 
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.methods.dino import DINO
 from lgl_plugin.methods.sdpn import SDPN
 from lgl_plugin.nnet.augment import NoAugmentation
@@ -29,8 +30,7 @@ from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.utils.distributed import rank, world_size
 
 GLOBAL_BATCH, UTTERANCES = 8, 40
-# Neighbours have one utterance: each process draws for itself, and one
-# process would draw others. The first twenty are pairs, of both processes.
+# The first twenty are pairs, of both processes.
 ROWS = np.arange(UTTERANCES)
 GROUPS = (
     np.where(ROWS < 20, ROWS // 2, ROWS),
@@ -87,9 +87,10 @@ def fit(kind, output, run_opts):
     sb.utils.seed.seed_everything(7)
     modules = {"augment": NoAugmentation(), **method_modules(kind, UTTERANCES)}
     encoder = modules["encoder"]
-    options = {}
+    options, partners = {}, None
     if kind == "ssps":
         options["group"] = lambda encoder: GROUPS
+        options["partners"] = partners = Partners(UTTERANCES)
     if "gate" in modules:
         modules["gate"] = EverySecond()
     else:
@@ -114,7 +115,7 @@ def fit(kind, output, run_opts):
     # SpeechBrain shuffles otherwise in several processes than in one.
     order = range(rank(), UTTERANCES, world_size())
     share = GLOBAL_BATCH // world_size()
-    data = LoudCrops(UTTERANCES)
+    data = LoudCrops(UTTERANCES, partners)
     brain.fit(
         EpochCounter(2),
         DataLoader(data, share, sampler=order, collate_fn=PaddedBatch),

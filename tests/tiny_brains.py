@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import random
 
 import numpy as np
 import speechbrain as sb
@@ -15,7 +16,9 @@ from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.filter_analysis import FilterProperties
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
+from lgl_plugin.clustering.vectors import nearest_centroids
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.methods.dino import DINO
 from lgl_plugin.methods.moco import MoCo
 from lgl_plugin.methods.sdpn import SDPN
@@ -28,7 +31,6 @@ from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import NoGate, PosteriorGate
 from lgl_plugin.nnet.losses import AAMSoftmax
-from lgl_plugin.nnet.pseudo_positives import PseudoPositives, nearest_clusters
 from lgl_plugin.nnet.relabelling import TeacherLabels
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.runs.metrics_log import read_metrics
@@ -100,8 +102,6 @@ def method_modules(kind, n_utterances=BATCH, encoder=None):
     if kind not in STAGE2:
         make = METHODS["simclr" if kind == "ssps" else kind]
         modules["method"] = make(encoder, DIM, n_utterances)
-        if kind == "ssps":
-            modules["positives"] = PseudoPositives(n_utterances, DIM)
         return modules
     modules.update(
         classifier=Classifier(DIM, out_neurons=CLASSES),
@@ -131,7 +131,8 @@ def make_brain(
     """A Brain on the CPU; `records` holds what it logs."""
     records = []
     if kind == "ssps":
-        options = {"group": group_crops, **options}
+        given = {"group": group_crops, "partners": Partners(len(Crops()))}
+        options = {**given, **options}
     given = {"bad_files": BadFiles(folder / "bad_files.txt", 1)}
     brain = BRAINS[kind](
         {
@@ -171,6 +172,7 @@ def batch(n_crops, seed=0, bad=""):
                 "sig": sig[i],
                 "label": i % CLASSES,
                 "row": i,
+                "partner": i,
                 "bad": bad if i == 2 else "",
             }
             for i in range(BATCH)
@@ -275,10 +277,14 @@ def warnings_of(brain):
 
 
 class Crops(torch.utils.data.Dataset):
-    """Utterances whose crops follow from their number and the pass."""
+    """Utterances whose crops follow from their number and the pass.
 
-    def __init__(self, n_utterances=10):
+    The second one is of a partner, if there are any.
+    """
+
+    def __init__(self, n_utterances=10, partners=None):
         self.n_utterances = n_utterances
+        self.partners = partners
 
     def __len__(self):
         return self.n_utterances
@@ -288,6 +294,11 @@ class Crops(torch.utils.data.Dataset):
         index %= self.n_utterances
         wavs = torch.randn(2, TIME, generator=generator)
         item = {"id": str(index), "sig": wavs, "row": index, "bad": ""}
+        item["partner"] = index
+        if self.partners is not None:
+            rng = random.Random(wavs[0, 0].item())
+            item["partner"] = partner = self.partners.draw(rng, index)
+            wavs[1] += partner
         return {**item, "label": index % CLASSES}
 
 
@@ -298,5 +309,5 @@ def group_crops(encoder):
     wavs = torch.stack([data[row]["sig"][0] for row in range(len(data))])
     wavs = wavs.to(next(encoder.parameters()).device)
     found = TorchKMeans(3)(encoder(wavs).cpu().numpy())
-    nearest = nearest_clusters(found.centroids)
+    nearest = nearest_centroids(found.centroids)
     return found.labels, nearest[found.labels], np.arange(len(data))

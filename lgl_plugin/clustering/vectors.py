@@ -1,6 +1,7 @@
 """Helpers on embeddings and labels that the clusterings share."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import Tensor
 
 # Rows that are normalised and assigned at once: 50 MB at 192 dimensions.
 CHUNK = 65536
+# Centroids that are compared with all others at once: 100 MB at 25,000.
+CENTROIDS = 1024
 
 
 def chunks(n: int) -> Iterator[slice]:
@@ -134,3 +137,16 @@ def exact_matmul() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
         if cpu is not None and on_cpu is not None:
             cpu.fp32_precision = on_cpu
+
+
+def nearest_centroids(centroids: np.ndarray, device: str = "cpu") -> np.ndarray:
+    """Returns for each centroid (K, dim) the nearest other: int64 (K,)."""
+    points = torch.from_numpy(centroids).to(device)
+    nearest = []
+    with exact_matmul():
+        for start in range(0, len(points), CENTROIDS):
+            cosines = points[start : start + CENTROIDS] @ points.T
+            itself = torch.arange(len(cosines), device=device)
+            cosines[itself, start + itself] = -math.inf
+            nearest.append(cosines.argmax(1))
+    return torch.cat(nearest).cpu().numpy()

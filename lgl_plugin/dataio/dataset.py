@@ -5,6 +5,7 @@ never reaches the network: the next utterance takes its place, and `BadFiles`
 names it.
 """
 
+import contextlib
 import functools
 import random
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.crops import read_crops
 from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.utils.signals import own_process_group
 
 # A loader's time limit for a batch: one process on the slowest disk. Without a
@@ -102,6 +104,7 @@ def crop_dataset(
     sample_rate: int = 16000,
     seed: int = 0,
     speeds: Sequence[int] = (100,),
+    partners: Partners | None = None,
 ) -> UtteranceDataset:
     """Makes a dataset of random crops, with pseudo-labels if they are given.
 
@@ -129,11 +132,16 @@ def crop_dataset(
     speeds : sequence of int
         In %; an utterance gets one at random in each pass, for all of its
         crops. 110 is faster and higher.
+    partners : lgl_plugin.dataio.partners.Partners, optional
+        From which each utterance draws another one in each pass. There are two
+        crops then, one of each. An utterance whose partner cannot be read
+        gives both.
 
     Returns
     -------
     UtteranceDataset
-        With the keys id, sig (n_crops, time), row and, given labels, label.
+        With the keys id, sig (n_crops, time), row and, given labels, label,
+        given partners, partner: a row.
 
     Example
     -------
@@ -149,13 +157,19 @@ def crop_dataset(
         rows = rows[labels[rows] >= 0]
     dataset = UtteranceDataset(manifest, rows)
     # No closures: loaders that spawn their processes pickle the dataset.
-    size = crop, n_crops, sample_rate
     dataset.add_dynamic_item(
-        functools.partial(_read, dataset.epoch, seed, size, tuple(speeds)),
-        takes=["turn", "id", "wav", "offset", "duration", "place", "channel"],
-        provides="sig",
+        functools.partial(_draws, dataset.epoch, seed),
+        takes=["turn", "id"],
+        provides="rng",
     )
-    keys = ["id", "sig", "row"]
+    size = {"crop": crop, "sample_rate": sample_rate}
+    read = functools.partial(_read, manifest, size, n_crops, tuple(speeds))
+    takes, keys = ["rng", "row"], ["id", "sig", "row"]
+    if partners is not None:
+        dataset.add_dynamic_item(partners.draw, takes, "partner")
+        takes = [*takes, "partner"]
+        keys.append("partner")
+    dataset.add_dynamic_item(read, takes=takes, provides="sig")
     if labels is not None:
         # Python's int, of which SpeechBrain makes batches.
         dataset.add_dynamic_item(labels.item, takes="row", provides="label")
@@ -164,10 +178,21 @@ def crop_dataset(
     return dataset
 
 
-def _read(
-    epoch, seed, size, speeds, turn, utterance, wav, offset, duration, *source
-):
-    """Reads an utterance's crops, drawn by seed, pass and utterance."""
-    rng = random.Random(f"{seed} {epoch.item() + turn} {utterance}")
+def _draws(epoch, seed, turn, utterance):
+    """Makes what an utterance draws by: seed, pass and its name alone."""
+    return random.Random(f"{seed} {epoch.item() + turn} {utterance}")
+
+
+def _read(manifest, size, n_crops, speeds, rng, row, partner=None):
+    """Reads an utterance's crops, or one of it and one of its partner."""
     speed = rng.choice(speeds) if len(speeds) > 1 else speeds[0]
-    return read_crops(wav, offset, duration, *size, rng, *source, speed)
+
+    def crops(row, n_crops):
+        wanted = {**manifest[row], **size, "n_crops": n_crops}
+        return read_crops(**wanted, rng=rng, speed=speed)
+
+    if partner not in (None, row):
+        # Whichever of both is bad: if it is this one, it fails again below.
+        with contextlib.suppress(BadAudio):
+            return torch.cat([crops(row, 1), crops(partner, 1)])
+    return crops(row, n_crops)

@@ -135,7 +135,7 @@ class DINO(Method):
         return views, views[:1]
 
     def forward(
-        self, embeddings: Views, targets: Views, rows: Tensor, done: float
+        self, embeddings: Views, targets: Views, groups: Tensor, done: float
     ) -> Loss:
         """Returns the loss, and how the teacher uses the prototypes."""
         wanted = self.targets(targets[0], done)

@@ -36,11 +36,7 @@ class Method(nn.Module):
     clip_each : float or None
         Longest gradient of each parameter; the yaml's `max_grad_norm` comes on
         top, for all together.
-    takes_positives : bool
-        Whether `forward` takes what SSPS puts in the place of a view.
     """
-
-    takes_positives = False
 
     name: str
     teacher: Any
@@ -68,7 +64,7 @@ class Method(nn.Module):
         return [embedded(self.teacher, group) for group in views]
 
     def forward(
-        self, embeddings: Views, targets: Views, rows: Tensor, done: float
+        self, embeddings: Views, targets: Views, groups: Tensor, done: float
     ) -> Loss:
         """Returns the loss and figures of a step.
 
@@ -76,8 +72,9 @@ class Method(nn.Module):
         ---------
         embeddings, targets : list of torch.Tensor
             Of the encoder's and of the teacher's views, (n_views, batch, dim).
-        rows : torch.Tensor
-            The utterances' rows in the manifest, int64, (batch,).
+        groups : torch.Tensor
+            Numbers of what the crops are of, int64, (2, batch): an utterance
+            or a cluster. Crops of one group are no negatives of each other.
         done : float
             Share of the training that is done, from 0 to 1.
 

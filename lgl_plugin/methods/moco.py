@@ -68,7 +68,7 @@ class MoCo(Method):
         return views, views
 
     def forward(
-        self, embeddings: Views, targets: Views, rows: Tensor, done: float
+        self, embeddings: Views, targets: Views, groups: Tensor, done: float
     ) -> Loss:
         """Returns the loss of both views, and how often it chose rightly."""
         anchors = F.normalize(embeddings[0].float(), dim=-1)
@@ -77,12 +77,13 @@ class MoCo(Method):
             own = (anchors * keys).sum(-1, keepdim=True)
             # A copy: the queue changes before the gradient is computed.
             others = anchors @ self.queue.vectors.T.clone()
-        held = self.queue.rows
-        unfit = (held < 0) | (held == rows[:, None])
+        held = self.queue.groups
+        own_group = held == groups[..., None]
+        unfit = (held < 0) | own_group | own_group.flip(0)
         others = others.masked_fill(unfit, -math.inf)
         logits = torch.cat([own, others], -1).flatten(0, 1) / self.temperature
-        first = torch.zeros(len(logits), dtype=torch.long, device=rows.device)
+        first = torch.zeros(len(logits), dtype=torch.long, device=held.device)
         loss = F.cross_entropy(logits, first)
         accuracy = (logits.detach().argmax(1) == 0).float().mean()
-        self.queue.add(concatenated(rows), concatenated(keys[0]))
+        self.queue.add(concatenated(groups[1]), concatenated(keys[0]))
         return loss, {"accuracy": accuracy}

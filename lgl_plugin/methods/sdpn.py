@@ -137,10 +137,10 @@ class SDPN(Method):
         return [views], [crops[None, :, 0]]
 
     def forward(
-        self, embeddings: Views, targets: Views, rows: Tensor, done: float
+        self, embeddings: Views, targets: Views, groups: Tensor, done: float
     ) -> Loss:
         """Returns the loss, its parts and how the prototypes are used."""
-        wanted, figures = self.targets(targets[0][0], rows)
+        wanted, figures = self.targets(targets[0][0], groups[0])
         views = embeddings[0]
         logits = self.prototypes(self.head(views))
         found = F.softmax(logits / self.temperature, dim=-1)
@@ -159,7 +159,7 @@ class SDPN(Method):
 
     @torch.no_grad()
     def targets(
-        self, embeddings: Tensor, rows: Tensor
+        self, embeddings: Tensor, groups: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the teacher's probabilities (batch, K), spread evenly.
 
@@ -171,8 +171,8 @@ class SDPN(Method):
         if self.queue is not None:
             held = self._probabilities(self.queue.vectors)
             # A place that is empty counts for nothing.
-            others = held * (self.queue.rows >= 0)[:, None]
-            self.queue.add(concatenated(rows), concatenated(vectors))
+            others = held * (self.queue.groups >= 0)[:, None]
+            self.queue.add(concatenated(groups), concatenated(vectors))
         own = self._probabilities(vectors)
         return sinkhorn(own, others), prototype_figures(own)
 

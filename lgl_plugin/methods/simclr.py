@@ -32,8 +32,6 @@ class SimCLR(Method):
         First value of the scale that cosines are multiplied by.
     """
 
-    takes_positives = True
-
     def __init__(
         self,
         encoder: nn.Module,
@@ -63,28 +61,11 @@ class SimCLR(Method):
         return [torch.stack(views)], []
 
     def forward(
-        self,
-        embeddings: Views,
-        targets: Views,
-        rows: Tensor,
-        done: float,
-        positive: Tensor | None = None,
-        clusters: Tensor | None = None,
+        self, embeddings: Views, targets: Views, groups: Tensor, done: float
     ) -> Loss:
-        """Returns the contrastive loss and the adversarial one, added.
-
-        Another `positive` (batch, dim) may take the place of B(b), and
-        `clusters` (2 * batch,) of anchors and positives say which are no
-        negatives of each other.
-        """
+        """Returns the contrastive loss and the adversarial one, added."""
         views = embeddings[0]
-        if positive is None:
-            positive = views[-1]
-        if clusters is None:
-            # An utterance that a batch holds twice, as where a pass over a
-            # small corpus ends, is no negative of itself.
-            clusters = rows.repeat(2)
-        loss, accuracy = self.contrastive(views[0], positive, clusters)
+        loss, accuracy = self.contrastive(views[0], views[-1], groups.flatten())
         figures = {"accuracy": accuracy}
         if self.adversary is not None:
             adversarial, right = augmentation_adversarial_loss(

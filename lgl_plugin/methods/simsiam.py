@@ -42,7 +42,7 @@ class SimSiam(Method):
         self.predictor = projector(hidden_size, predictor_size, hidden_size)
 
     def forward(
-        self, embeddings: Views, targets: Views, rows: Tensor, done: float
+        self, embeddings: Views, targets: Views, groups: Tensor, done: float
     ) -> Loss:
         """Returns the mean of both directions."""
         projected = embedded(self.projector, embeddings[0])

@@ -4,37 +4,40 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import speechbrain as sb
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor
 
-from lgl_plugin.methods.method import Views
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.methods.stage1 import Stage1Brain
-from lgl_plugin.utils.distributed import concatenated
 
 
 class SSPSBrain(Stage1Brain):
-    """Stage I: SimCLR with self-supervised positive sampling.
+    """Stage I by any method, with self-supervised positive sampling.
 
-    Lepage and Dehak 2025. A further module, positives
-    (`pseudo_positives.PseudoPositives`), gives an anchor, in place of its
-    own B(b), the embedding of another utterance, from a cluster that may share
-    its speaker, if one is held. Utterances of one cluster are no
-    negatives of each other; in sslsv they stay, at a cosine of 0. The
-    adversarial part keeps the utterance's own views: its pairs are to differ
-    in nothing but their augmentation.
+    Lepage and Dehak 2025; for DINO, Han et al. 2023 (CA-DINO). The two crops of
+    an utterance share speaker, room and microphone, and a network may tell
+    utterances by the latter. Here the second crop is of another utterance,
+    from a cluster that may share its speaker. Utterances of one cluster are no
+    negatives of each other; in sslsv they stay, at a cosine of 0. There, a
+    positive is an embedding that a queue holds, without a gradient.
 
-    After an epoch `tally.last` holds `rows`, the manifest rows of the anchors
-    in the order seen, and `positives`, those that took the place of their
-    own, -1 where none did.
+    After an epoch `tally.last` holds `rows`, the manifest rows of the
+    utterances in the order seen, and `positives`, those of their partners, -1
+    where there was none.
 
     Arguments
     ---------
     *args, **kwargs
-        Those of `Stage1Brain`, of the method `SimCLR`.
+        Those of `Stage1Brain`. A batch's `partner` is the row that the second
+        crop is of.
     group : callable
         Takes the encoder at an epoch's start; on every process it returns
-        clusters, sources and rows as `PseudoPositives.regroup` takes them.
+        clusters, sources and rows as `Partners.regroup` takes them.
+    partners : lgl_plugin.dataio.partners.Partners
+        What the training data draws from.
     cluster_epochs : int
         For how many epochs clusters hold until it is called again.
     """
@@ -43,12 +46,16 @@ class SSPSBrain(Stage1Brain):
         self,
         *args: Any,
         group: Callable[[torch.nn.Module], tuple],
+        partners: Partners,
         cluster_epochs: int = 1,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.group = group
+        self.partners = partners
         self.cluster_epochs = cluster_epochs
+        self.clusters = partners.clusters.to(self.device)
+        self.checkpointer.add_recoverable("partners", partners)
 
     def on_stage_start(self, stage, epoch=None) -> None:
         """Clusters the utterances anew where an epoch starts and it is time."""
@@ -61,41 +68,41 @@ class SSPSBrain(Stage1Brain):
             and (epoch - 1) % self.cluster_epochs == 0
         )
         if grouping:
-            self.modules.positives.regroup(*self.group(self.modules.encoder))
+            self.partners.regroup(*self.group(self.modules.encoder))
+        if stage == sb.Stage.TRAIN:
+            self.clusters = self.partners.clusters.to(self.device)
         super().on_stage_start(stage, epoch)
         if grouping:  # else the time left would be too short
             self.tally.started = began
 
-    def substitutes(self, embeddings: Views, rows: Tensor) -> dict[str, Tensor]:
-        """Returns what takes the place of B(b), and clusters of both."""
-        positives, own = self.modules.positives, embeddings[0][-1]
-        chosen, vectors = positives(rows)
-        found = chosen >= 0
-        positives.queue.add(concatenated(rows), concatenated(own.detach()))
-        sources = torch.cat([rows, torch.where(found, chosen, rows)])
-        clusters = positives.clusters[sources]
-        anchors = clusters[: len(rows)]
-        alike = (anchors[:, None] == anchors) & (anchors >= 0)
-        others = len(rows) * (len(rows) - 1)
-        share = (alike.sum() - (anchors >= 0).sum()) / others
-        self.tally.add(alike_share=share)
-        self.tally.seen.append((rows, chosen))
-        positive = torch.where(found[:, None], vectors, own)
-        return {"positive": positive, "clusters": clusters}
+    def groups(self, batch: PaddedBatch) -> Tensor:
+        """Numbers what the crops (2, batch) are of: a cluster, if in one."""
+        rows = torch.stack([batch.row, batch.partner])
+        clusters = self.clusters[rows]
+        groups = torch.where(clusters < 0, rows, len(self.clusters) + clusters)
+        size = len(batch.row)
+        alike = (groups[0, :, None] == groups[0]).sum() - size
+        self.tally.add(alike_share=alike / (size * (size - 1)))
+        self.tally.seen.append(tuple(rows))
+        return groups
 
     def epoch_summary(self) -> dict[str, float]:
-        """Returns SimCLR's figures and what the clusters did.
+        """Returns the method's figures and what the clusters did.
 
-        `substituted_share` is that of anchors whose positive was replaced,
-        `alike_share` that of pairs of a batch that are of one cluster.
+        `substituted_share` is that of utterances whose second crop was of
+        another, `alike_share` that of pairs of a batch that are of one cluster.
         """
-        rows, chosen = (part.numpy() for part in self.tally.join_seen())
+        rows, partners = (part.numpy() for part in self.tally.join_seen())
         self.tally.seen = []
-        self.tally.last = {"rows": rows, "positives": chosen}
+        found = partners != rows
+        self.tally.last = {
+            "rows": rows,
+            "positives": np.where(found, partners, -1),
+        }
         counts = self.tally.total()
         return {
             **super().epoch_summary(),
             # Of all steps: it is known before their loss is.
             "alike_share": float(counts["alike_share"] / counts["batches"]),
-            "substituted_share": float((chosen >= 0).mean()),
+            "substituted_share": float(found.mean()),
         }

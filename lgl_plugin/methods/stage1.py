@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor
 
 from lgl_plugin.methods.method import Views, embedded
@@ -74,15 +75,8 @@ class Stage1Brain(SpeakerBrain):
         embeddings, targets = outputs
         if self.method.adversary is not None:
             self.train_adversary([group.detach() for group in embeddings])
-        # A copy: a tensor that a loader's worker shares keeps a file
-        # descriptor open until the epoch's end.
-        rows = batch.row.clone()
         loss, figures = self.modules.method(
-            embeddings,
-            targets,
-            rows,
-            self.done,
-            **self.substitutes(embeddings, rows),
+            embeddings, targets, self.groups(batch), self.done
         )
         # All figures of a step or none: an accuracy is finite for any logits.
         counts = loss.detach().isfinite()
@@ -92,9 +86,9 @@ class Stage1Brain(SpeakerBrain):
         self.tally.add(with_figures=counts.float(), **figures)
         return loss
 
-    def substitutes(self, embeddings: Views, rows: Tensor) -> dict[str, Tensor]:
-        """Returns further arguments of the method's forward pass: none."""
-        return {}
+    def groups(self, batch: PaddedBatch) -> Tensor:
+        """Numbers what the crops (2, batch) are of: their utterance."""
+        return torch.stack([batch.row, batch.row])
 
     def train_adversary(self, embeddings: Views) -> None:
         """Does the adversary's own step, before the encoder's."""

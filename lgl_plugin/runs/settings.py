@@ -5,14 +5,12 @@ its own entries then replace theirs, and a mapping without a tag changes single
 arguments, as overrides on the command line do.
 """
 
-import contextlib
 import difflib
 import functools
 import inspect
 import io
 import os
 import pathlib
-import pydoc
 import re
 import warnings
 from collections.abc import Iterable
@@ -186,33 +184,8 @@ def resolve(
     _check_names(path, tree, referred | _referred(tree))
     _complete_paths(tree)
     _take_pretrained(path, tree, changes)
-    _leave_positives(path, tree, changes)
     _check_effect(path, tree, changes)
     return _resolved(tree)
-
-
-def _leave_positives(path, tree, changes):
-    """Sets ssps_epochs to 0 for a given method that has no use for them.
-
-    Refuses settings of these epochs beside it.
-    """
-    if "method" not in changes or "ssps_epochs" in changes:
-        return
-    method = plain_settings(_resolved(tree))["method"]
-    if not isinstance(method, dict) or len(method) != 1:
-        return  # the check of values says what is wrong
-    (tag,) = method
-    with contextlib.suppress(pydoc.ErrorDuringImport):
-        made = pydoc.locate(tag.partition(":")[2])
-        if getattr(made, "takes_positives", True):
-            return
-        for name in changes:
-            if ONLY_WITH.get(name) == "ssps_epochs":
-                raise ValueError(
-                    f"{path}: {name} changes nothing, as {made.__name__} takes "
-                    f"no positives of other utterances: leave {name} out"
-                )
-        tree["ssps_epochs"] = 0
 
 
 def _take_pretrained(path, tree, changes):

@@ -11,6 +11,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.dataset import crop_dataset, loader_options
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.dataio.sampler import PassSampler, shard_numbers
 from lgl_plugin.nnet.schedules import lr_groups
 from lgl_plugin.runs.checkpoints import WholeCheckpointer, hooks_without
@@ -33,6 +34,7 @@ def fit(
     labels: np.ndarray | None = None,
     rows: np.ndarray | None = None,
     crop_seconds: float | None = None,
+    partners: Partners | None = None,
     epochs_before: int = 0,
     epochs_in_all: int | None = None,
     remark: Callable[[SpeakerBrain], dict] | None = None,
@@ -64,6 +66,8 @@ def fit(
         given.
     crop_seconds : float, optional
         Length of a crop, the yaml's if not given.
+    partners : lgl_plugin.dataio.partners.Partners, optional
+        From which utterances draw another one for their second crop.
     epochs_before : int
         Epochs of the phases before, at whose learning rate this one goes on.
     epochs_in_all : int, optional
@@ -102,6 +106,7 @@ def fit(
         settings.sample_rate,
         seed,
         settings.speeds if labels is None else (100,),
+        partners,
     )
     if len(train) < session.batch_size:
         raise ValueError(

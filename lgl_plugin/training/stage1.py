@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from lgl_plugin.clustering.vectors import nearest_centroids
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
-from lgl_plugin.nnet.pseudo_positives import nearest_clusters
 from lgl_plugin.runs.metrics_log import FLOOR
 from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.schema import Stage1Settings
@@ -76,6 +77,7 @@ def train_stage1_phase(
     brain_class: Callable[..., SpeakerBrain],
     modules: dict[str, torch.nn.Module],
     folder: pathlib.Path,
+    partners: Partners | None = None,
 ) -> None:
     """Trains a phase of Stage I, leaves its weights in `folder`, scores it.
 
@@ -94,6 +96,7 @@ def train_stage1_phase(
         stage=1,
         phase=phase,
         remark=remark,
+        partners=partners,
         **part_of(course, folder.name),
     )
     save_weights(encoder.network, folder / ENCODER)
@@ -104,12 +107,6 @@ def train_stage1_phase(
 
 def check_grouping(settings: Stage1Settings, n_train: int) -> None:
     """Raises what `grouping` does, of so many utterances to train on."""
-    method = settings.method
-    if not getattr(method, "func", method).takes_positives:
-        raise ValueError(
-            "ssps_epochs: only SimCLR goes on with positives of other "
-            "utterances. Set it to 0, or take that method."
-        )
     try:
         settings.ssps_cluster.check(n_train)
     except ValueError as error:
@@ -122,8 +119,7 @@ def check_grouping(settings: Stage1Settings, n_train: int) -> None:
 def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
     """Makes what clusters the training utterances by an encoder, for SSPS.
 
-    Raises ValueError if there are too few utterances for the yaml's clusters,
-    or the method has no use for them.
+    Raises ValueError if there are too few utterances for the yaml's clusters.
     """
     settings, rows = session.settings, session.train_rows
     check_grouping(settings, len(rows))
@@ -150,7 +146,7 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
             )
             sources = clusters.labels
             if not own:
-                nearest = nearest_clusters(clusters.centroids, session.device)
+                nearest = nearest_centroids(clusters.centroids, session.device)
                 sources = nearest[clusters.labels]
             return clusters.labels, sources
 

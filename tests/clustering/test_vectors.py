@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from blobs import unit
 
-from lgl_plugin.clustering.vectors import joined
+from lgl_plugin.clustering import vectors
+from lgl_plugin.clustering.vectors import joined, nearest_centroids
 
 
 @pytest.mark.parametrize("share", [0, 0.33, 1])
@@ -16,3 +17,12 @@ def test_the_cosine_of_joined_views_is_their_weighted_mean(share):
     one, other = unit(one), unit(other)
     expected = (1 - share) * one @ one.T + share * other @ other.T
     np.testing.assert_allclose(both @ both.T, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [2, 1024])
+def test_the_nearest_centroid_is_another_one(chunk, monkeypatch):
+    monkeypatch.setattr(vectors, "CENTROIDS", chunk)
+    centroids = np.random.default_rng(1).normal(size=(7, 5))
+    cosines = centroids @ centroids.T
+    np.fill_diagonal(cosines, -np.inf)
+    assert np.array_equal(nearest_centroids(centroids), cosines.argmax(1))

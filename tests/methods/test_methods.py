@@ -201,24 +201,25 @@ def test_an_utterance_twice_in_a_batch_is_no_negative_of_itself():
     method = SimCLR(None, 8, 10, adversarial_weight=0.0)
     views = torch.stack([torch.eye(4, 8), torch.eye(4, 8)])
     views[:, 1] = views[:, 0]
-    rows = torch.tensor([3, 3, 5, 6])
-    loss, _ = method([views], [], rows, 0.0)
+    groups = torch.tensor([[3, 3, 5, 6]] * 2)
+    loss, _ = method([views], [], groups, 0.0)
     # Two utterances less than where all four are others: 4 negatives, not 6.
     twice = float(loss)
     expected = math.log1p(4 * math.exp(-10))
     alone = math.log1p(6 * math.exp(-10))
     assert twice == pytest.approx((2 * expected + 2 * alone) / 4, rel=1e-3)
-    same, _ = method([views], [], torch.arange(4), 0.0)
+    same, _ = method([views], [], torch.arange(4).expand(2, -1), 0.0)
     assert float(same) > twice + 0.1
 
 
 def test_mocos_negatives_are_of_others():
     method = MoCo(tiny_encoder(), DIM, BATCH, queue_size=100)
-    assert len(method.queue.rows) == BATCH  # the corpus's size
+    assert len(method.queue.groups) == BATCH  # the corpus's size
     embeddings, keys = torch.randn(2, 2, 3, DIM)
     held = torch.randn(4, DIM)
     method.queue.add(torch.tensor([0, 5, 2, 7]), held)
-    rows = torch.tensor([0, 1, 2])
+    # The first utterance's second crop is of another one.
+    groups = torch.tensor([[0, 1, 2], [5, 1, 2]])
     anchors = torch.nn.functional.normalize(embeddings, dim=-1)
     others = torch.nn.functional.normalize(keys, dim=-1).flip(0)
     losses = []
@@ -227,26 +228,26 @@ def test_mocos_negatives_are_of_others():
             cosines = [float(anchors[view, row] @ others[view, row])] + [
                 float(anchors[view, row] @ vector)
                 for owner, vector in zip([0, 5, 2, 7], held)
-                if owner != row
+                if owner not in groups[:, row]
             ]
             powers = np.exp(np.array(cosines) / 0.07)
             losses.append(-np.log(powers[0] / powers.sum()))
-    loss, _ = method([embeddings], [keys], rows, 0.0)
+    loss, _ = method([embeddings], [keys], groups, 0.0)
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-4)
-    assert method.queue.rows.tolist() == [2, 5, 2, 7, 0, 1]
+    assert method.queue.groups.tolist() == [2, 5, 2, 7, 5, 1]
 
 
 def test_sdpns_loss_is_the_sum_of_its_parts():
     weights = {"mean_entropy": 0.5, "koleo": 0.2, "dimension": 0.3}
     weights["off_diagonal"] = 0.4
     embeddings, taught = torch.randn(4, BATCH, DIM), torch.randn(1, BATCH, DIM)
-    rows = torch.arange(BATCH)
+    groups = torch.arange(BATCH).expand(2, -1)
 
     def loss(**given):
         torch.manual_seed(2)
         given = {**dict.fromkeys(weights, 0.0), "n_prototypes": 5, **given}
         method = SDPN(tiny_encoder(), DIM, BATCH, hidden_size=16, **given)
-        value, figures = method([embeddings], [taught], rows, 0.0)
+        value, figures = method([embeddings], [taught], groups, 0.0)
         return value.item(), figures
 
     bare, _ = loss()
@@ -337,8 +338,9 @@ def test_rdinos_regularisation_rises_and_is_of_the_mean_global_view(done):
         method = DINO(
             tiny_encoder(), DIM, BATCH, n_prototypes=6, regularisation=weight
         )
-        rows = torch.arange(BATCH)
-        losses.append(method([embeddings], [taught], rows, done)[0].item())
+        groups = torch.arange(BATCH).expand(2, -1)
+        loss, _ = method([embeddings], [taught], groups, done)
+        losses.append(loss.item())
     variance, covariance = spread_terms(embeddings.mean(0))
     share = min(0.25 + 0.75 * 7 * done, 1)
     expected = 0.2 * share * (5 * variance + covariance * DIM / 6)

@@ -113,7 +113,7 @@ def test_encoder_gets_the_reversed_gradient_by_its_weight():
     gradients = {}
     for weight in (0.0, 1.0, 3.0):
         method.adversarial_weight = weight
-        loss, _ = method([views], [], torch.arange(BATCH), 0.0)
+        loss, _ = method([views], [], torch.arange(BATCH).expand(2, -1), 0.0)
         (gradients[weight],) = torch.autograd.grad(loss, views)
     pairs, target = adversarial_pairs(*views)
     loss = torch.nn.functional.cross_entropy(method.adversary(pairs), target)
@@ -130,7 +130,9 @@ def test_without_an_adversary_there_are_two_views():
     assert views.shape == (2, BATCH, TIME) and not taught
     assert method.adversary is None
     embeddings = torch.randn(2, BATCH, DIM)
-    loss, figures = method([embeddings], [], torch.arange(BATCH), 0.0)
+    loss, figures = method(
+        [embeddings], [], torch.arange(BATCH).expand(2, -1), 0.0
+    )
     assert torch.equal(loss, method.contrastive(*embeddings)[0])
     assert list(figures) == ["accuracy"]
 

@@ -13,14 +13,14 @@ def test_it_holds_what_a_deque_holds(capacity, sizes):
     queue, expected = EmbeddingQueue(capacity, 1), collections.deque([])
     number = 0
     for size in sizes:
-        rows = torch.arange(number, number + size)
-        queue.add(rows, rows[:, None] / 2)
-        expected.extend(rows.tolist())
+        groups = torch.arange(number, number + size)
+        queue.add(groups, groups[:, None] / 2)
+        expected.extend(groups.tolist())
         number += size
     expected = collections.deque(expected, capacity)
-    held = queue.rows[queue.rows >= 0]
+    held = queue.groups[queue.groups >= 0]
     assert sorted(held.tolist()) == sorted(expected)
-    vectors = queue.vectors[queue.rows >= 0, 0]
+    vectors = queue.vectors[queue.groups >= 0, 0]
     assert torch.equal(vectors, held / 2)
 
 
@@ -29,5 +29,5 @@ def test_an_embedding_that_is_not_finite_is_not_held():
     vectors = torch.ones(2, 2)
     vectors[0, 1] = torch.nan
     queue.add(torch.tensor([4, 5]), vectors)
-    assert queue.rows.tolist() == [-1, 5, -1]
+    assert queue.groups.tolist() == [-1, 5, -1]
     assert queue.vectors.tolist() == [[0, 0], [1, 1], [0, 0]]

@@ -37,6 +37,7 @@ from tiny_brains import (
 )
 from tiny_encoders import ENCODERS
 
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.dataio.sampler import PassSampler
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import DynamicGate, FixedGate, LabelCorrection
@@ -50,7 +51,7 @@ from lgl_plugin.utils.signals import stop
 
 KINDS = pytest.mark.parametrize("kind", list(BRAINS))
 # To the device, of a step; those of other methods are 6 at most.
-COPIES = {"dino": 10, "rdino": 10, "sdpn": 8}
+COPIES = {"dino": 11, "rdino": 11, "sdpn": 9}
 
 
 def test_the_base_has_at_most_a_dozen_methods():
@@ -80,6 +81,7 @@ def test_a_brain_without_its_parts_is_an_error(kind, missing, tmp_path):
     given = {"bad_files": None, "log": print}
     if kind == "ssps":
         given["group"] = print
+        given["partners"] = Partners(1)
     del given[missing]
     with pytest.raises(TypeError, match=missing):
         BRAINS[kind]({}, None, {}, {}, WholeCheckpointer(tmp_path), **given)
@@ -129,8 +131,8 @@ def test_no_step_waits_for_the_device(kind, device, make, monkeypatch):
         encoder = Encoder(features, Network())
         brain = make(kind, run_opts=opts, encoder=encoder, **given)
         copies = watch_step(brain)
-    # The batch's four tensors, and one for each view that is drawn.
-    assert len(copies) <= COPIES.get(kind, 6), copies
+    # The batch's five tensors, and one for each view that is drawn.
+    assert len(copies) <= COPIES.get(kind, 7), copies
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -483,7 +485,9 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
             modules["correction"] = LabelCorrection(10)
         counter = sb.utils.epoch_loop.EpochCounter(2)
         checkpointer = WholeCheckpointer(folder, {"counter": counter})
-        data = Crops(7)
+        data, given = Crops(7), {}
+        if kind == "ssps":
+            given["partners"] = data.partners = Partners(len(Crops()))
         sampler = PassSampler(len(data), 10, seed=7)
         brain = make_brain(
             kind,
@@ -501,6 +505,7 @@ def test_killed_at_any_step_ends_as_if_it_had_not_been(
             train_sampler=sampler,
             steps_per_epoch=5,
             epochs_in_all=2,
+            **given,
         )
         brain.hparams.lr_annealing = WarmupCosine(0.01, warmup=0.3)
         for name, module in brain.modules.items():

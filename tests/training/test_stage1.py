@@ -71,7 +71,6 @@ def test_positives_are_of_clusters_as_the_settings_say(monkeypatch, twice):
 
     monkeypatch.setattr(stage1, "pseudo_speakers", note)
     settings = types.SimpleNamespace(
-        method=types.SimpleNamespace(takes_positives=True),
         ssps_cluster=TorchKMeans(2),
         ssps_cluster_twice=twice,
         ssps_backend=None,

@@ -22,10 +22,10 @@ spin_briefly()  # OpenMP reads that once, when torch is loaded
 
 import speechbrain as sb
 
+from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.evaluation.observer import observer_of
 from lgl_plugin.methods.ssps import SSPSBrain
 from lgl_plugin.methods.stage1 import Stage1Brain
-from lgl_plugin.nnet.pseudo_positives import PseudoPositives
 from lgl_plugin.report.build import try_to_write_report
 from lgl_plugin.runs.arguments import parse_arguments
 from lgl_plugin.runs.settings import load_settings
@@ -66,13 +66,14 @@ def train_stage1(session):
         """
         session.seed(2)
         modules = stage1_modules(session, run.folder / "stage1")
-        modules["positives"] = PseudoPositives(
-            len(session.manifest), settings.embedding_size
-        )
+        partners = Partners(len(session.manifest))
         brain_class = functools.partial(
-            SSPSBrain, group=group, cluster_epochs=settings.ssps_cluster_epochs
+            SSPSBrain,
+            group=group,
+            partners=partners,
+            cluster_epochs=settings.ssps_cluster_epochs,
         )
-        train_stage1_phase(session, brain_class, modules, folder)
+        train_stage1_phase(session, brain_class, modules, folder, partners)
 
     check_method(session)
     group = grouping(session) if settings.ssps_epochs else None

@@ -1,0 +1,97 @@
+"""Other utterances of a cluster, for crops of two utterances of one speaker."""
+
+import pathlib
+import random
+
+import numpy as np
+import torch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+
+
+@register_checkpoint_hooks
+class Partners:
+    """Which utterances may take the place of an utterance's second crop.
+
+    Those of its own cluster, or of another that `regroup` names. The arrays
+    are in shared memory, so that loader processes see new clusters. A
+    checkpoint has the clusters: an epoch that goes on draws what it would have
+    drawn.
+
+    Arguments
+    ---------
+    n_utterances : int
+        Rows of the manifest.
+
+    Attributes
+    ---------
+    clusters, sources : torch.Tensor
+        Each row's cluster and the cluster that its partners come from (N,),
+        int64; -1 for none.
+
+    Example
+    -------
+    >>> partners = Partners(4)
+    >>> partners.draw(random.Random(1), 0)  # no clusters yet: itself
+    0
+    >>> clusters = np.array([0, 0, 1])
+    >>> partners.regroup(clusters, clusters, np.arange(3))
+    >>> [partners.draw(random.Random(1), row) for row in range(4)]
+    [1, 0, 2, 3]
+    """
+
+    def __init__(self, n_utterances: int) -> None:
+        none = torch.full((n_utterances,), -1)
+        self.clusters, self.sources = none, none.clone()
+        self.order = none.clone()  # rows, cluster by cluster
+        self.place = none.clone()  # of each row in there
+        self.first = none.clone()  # place of a row's first possible partner
+        self.end = none.clone()  # and behind the last
+        for shared in vars(self).values():
+            shared.share_memory_()
+
+    def regroup(
+        self, clusters: np.ndarray, sources: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Takes new clusters and sources (n,), int64, of rows (n,)."""
+        index = torch.as_tensor(rows)
+        for held, new in ((self.clusters, clusters), (self.sources, sources)):
+            held.fill_(-1)
+            held[index] = torch.from_numpy(new)
+        self._sort()
+
+    def _sort(self):
+        """Finds each row's partners."""
+        sorted_clusters, order = self.clusters.sort(stable=True)
+        self.order.copy_(order)
+        self.place[order] = torch.arange(len(order))
+        first = torch.searchsorted(sorted_clusters, self.sources)
+        end = torch.searchsorted(sorted_clusters, self.sources, right=True)
+        self.first.copy_(first)
+        self.end.copy_(torch.where(self.sources < 0, first, end))
+
+    def draw(self, rng: random.Random, row: int) -> int:
+        """Draws another row, each as likely; the row itself if none is."""
+        first, end = int(self.first[row]), int(self.end[row])
+        place = int(self.place[row])
+        within = first <= place < end
+        if end - first <= within:
+            return row
+        drawn = rng.randrange(first, end - within)
+        return int(self.order[drawn + (within and drawn >= place)])
+
+    @mark_as_saver
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes the clusters."""
+        torch.save([self.clusters, self.sources], path)
+
+    @mark_as_loader
+    def load(self, path: str | pathlib.Path, end_of_epoch: bool = True) -> None:
+        """Reads what `save` wrote."""
+        clusters, sources = torch.load(path, weights_only=True)
+        self.clusters.copy_(clusters)
+        self.sources.copy_(sources)
+        self._sort()
