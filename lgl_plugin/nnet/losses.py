@@ -80,8 +80,7 @@ class NTXent(nn.Module):
 
         With the group of each segment (2B,), int64, anchors first, those of
         a segment's group are none of its negatives, nor those of its
-        positive's group, which may hold the very same utterance; -1 is no
-        group.
+        positive's group, which may hold the very same utterance.
         """
         if anchor.ndim != 2 or anchor.shape != positive.shape:
             raise ValueError(
@@ -107,8 +106,7 @@ class NTXent(nn.Module):
             logits = self.scale * segments @ candidates.T
             if groups is not None and others is not None:
                 both = torch.stack([groups, groups.roll(len(anchor))])
-                alike = (both[..., None] == others) & (both[..., None] >= 0)
-                alike = alike.any(0)
+                alike = (both[..., None] == others).any(0)
                 alike.scatter_(1, partner[:, None], False)
                 logits = logits.masked_fill(alike, -math.inf)
             logits = logits.scatter(1, itself[:, None], -math.inf)

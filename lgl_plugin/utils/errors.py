@@ -36,16 +36,19 @@ def message_of(error: BaseException) -> str:
 def logged_message(error: BaseException) -> str:
     """Returns an error's message; log.txt, once begun, gets the traceback.
 
-    Of an error that may be our fault, the message names log.txt.
+    Of an error that may be our fault, the message names that file.
     """
     message = message_of(error)
     if isinstance(error, TrainingFailed):
         return message  # logged where it was raised
     logger.debug("The error in full:", exc_info=error)
-    handlers = logging.getLogger().handlers
-    is_logged = any(isinstance(h, logging.FileHandler) for h in handlers)
-    if is_logged and not isinstance(error, ValueError | OSError):
-        message += "\nlog.txt of the run has the traceback."
+    logs = [
+        handler.baseFilename
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.FileHandler)
+    ]
+    if logs and not isinstance(error, ValueError | OSError):
+        message += f"\n{logs[-1]} has the traceback."
     return message
 
 

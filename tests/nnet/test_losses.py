@@ -53,7 +53,7 @@ def test_ntxent_is_the_papers_formula(batch, scale):
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.lists(st.integers(-1, 2), min_size=12, max_size=12),
+    st.lists(st.integers(0, 3), min_size=12, max_size=12),
     st.integers(0, 99),
 )
 def test_ntxent_leaves_out_negatives_of_a_group(groups, seed):
@@ -68,7 +68,7 @@ def test_ntxent_leaves_out_negatives_of_a_group(groups, seed):
             k: F.cosine_similarity(segment, other, dim=0).item()
             for k, other in enumerate(segments)
             if k == partner
-            or (k != i and groups[k] not in {groups[i], groups[partner]} - {-1})
+            or (k != i and groups[k] not in {groups[i], groups[partner]})
         }
         denominator = sum(math.exp(10 * c) for c in cosines.values())
         total -= math.log(math.exp(10 * cosines[partner]) / denominator)

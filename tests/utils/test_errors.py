@@ -70,7 +70,8 @@ def test_an_error_that_may_be_ours_names_the_log_if_one_is_begun(
         raise kind("out of memory")
     shown = capsys.readouterr().err
     assert shown.startswith(f"{kind.__name__}: out of memory\n")
-    assert ("log.txt of the run has the traceback" in shown) == is_begun
+    named = f"{tmp_path / 'log.txt'} has the traceback."
+    assert (named in shown) == is_begun
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])
@@ -90,7 +91,7 @@ def test_a_failed_training_is_logged_once_and_shown_as_its_error(
     assert left.value.code == 1
     shown = capsys.readouterr().err.splitlines()
     assert shown[0] == f"{kind.__name__}: no memory"
-    named = ["log.txt of the run has the traceback."]
+    named = [f"{tmp_path / 'log.txt'} has the traceback."]
     assert shown[1:] == named * (kind is RuntimeError)
     log.close()
     assert (tmp_path / "log.txt").read_text().count("Traceback") == 1
