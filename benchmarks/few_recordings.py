@@ -16,9 +16,9 @@ import tempfile
 import common
 import numpy as np
 
+from lgl_plugin.adaptation.rungs import BACKENDS
+from lgl_plugin.adaptation.verdict import count_speakers, judge
 from lgl_plugin.inference.folder import embed_folder
-from lgl_plugin.inference.rungs import BACKENDS
-from lgl_plugin.inference.verdict import count_speakers, judge
 from lgl_plugin.metrics.error_rates import eer
 
 # Speakers, and recordings of each.

@@ -8,7 +8,7 @@ A corpus is a folder with `train`, `test` and `trials.txt`. Its audio is sent
 over each carrier: as it is, a telephone band with mu-law or GSM, Opus at
 8 kbit/s, far microphones in measured rooms, noise at 5 to 10 dB, and Opus that
 a loudspeaker plays in a room to another microphone. There every encoder is
-adapted by `inference.adapt`, which reads no label, and each verdict is held
+adapted by `adaptation.ladder`, which reads no label, and each verdict is held
 against the labelled trials. These are few, too: their change has an interval
 of its own, from drawing test speakers. Two encoders are also compared with
 each other, as before and after a training. Nothing but the tables reads the
@@ -28,6 +28,8 @@ import torch
 import torchaudio
 from common import RATE
 
+from lgl_plugin.adaptation.ladder import JUDGED, Ladder
+from lgl_plugin.adaptation.verdict import judge
 from lgl_plugin.dataio.audio import probe, read_audio
 from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.manifest import Manifest
@@ -37,10 +39,8 @@ from lgl_plugin.evaluation.verification import (
     cosine_scores,
     speakers_of,
 )
-from lgl_plugin.inference.adapt import JUDGED, Ladder
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.plda import plda_by_clusters
-from lgl_plugin.inference.verdict import judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.weights import BACKEND

@@ -25,7 +25,7 @@ from lgl_plugin.runs.arguments import key_of, not_typed
 from lgl_plugin.utils.errors import EXPLAINED, TrainingFailed, logged_message
 
 if TYPE_CHECKING:
-    from lgl_plugin.inference.adapt import Ladder
+    from lgl_plugin.adaptation.ladder import Ladder
 
 PRESET = RECIPE / "hparams" / "adapt.yaml"
 
@@ -99,10 +99,10 @@ def run(
     settings: list[str] | None,
 ) -> None:
     """Tries the rungs, and writes what is kept and a page."""
+    from lgl_plugin.adaptation.ladder import Ladder
+    from lgl_plugin.adaptation.rungs import TRAINED, Rung
+    from lgl_plugin.adaptation.verdict import FEWEST, Verdict
     from lgl_plugin.dataio.given import read_names
-    from lgl_plugin.inference.adapt import Ladder
-    from lgl_plugin.inference.rungs import TRAINED, Rung
-    from lgl_plugin.inference.verdict import FEWEST, Verdict
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
     for option in given:
@@ -218,8 +218,8 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
     The training would refuse them too, but only after the other rungs. How
     many recordings are kept out to judge it by shows only then: up to half.
     """
+    from lgl_plugin.adaptation.split import SHARE
     from lgl_plugin.dataio.manifest import held_out
-    from lgl_plugin.inference.split import SHARE
     from lgl_plugin.runs.settings import settings_of
     from lgl_plugin.training.sizes import check_batch, check_clusters
     from lgl_plugin.training.start import made_to_train

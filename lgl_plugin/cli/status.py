@@ -64,8 +64,14 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
 
     Its training is a separate run, whose steps follow.
     """
-    from lgl_plugin.inference.rungs import SPLIT, START, TRAINED, Rung, steps_of
-    from lgl_plugin.inference.verdict import Verdict
+    from lgl_plugin.adaptation.rungs import (
+        SPLIT,
+        START,
+        TRAINED,
+        Rung,
+        steps_of,
+    )
+    from lgl_plugin.adaptation.verdict import Verdict
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.pretrained import YAML
     from lgl_plugin.runs.provenance import read_starts

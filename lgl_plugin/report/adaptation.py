@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from lgl_plugin.inference.adapt import Ladder
-from lgl_plugin.inference.rungs import HEADER, Rung
+from lgl_plugin.adaptation.ladder import Ladder
+from lgl_plugin.adaptation.rungs import HEADER, Rung
 from lgl_plugin.report.page import Block, Command, Page, Summary, Table
 
 

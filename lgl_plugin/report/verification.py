@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lgl_plugin.adaptation.verdict import count_speakers
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
@@ -29,7 +30,6 @@ from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold
 from lgl_plugin.inference.plda import plda_by_clusters
-from lgl_plugin.inference.verdict import count_speakers
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import read_json, write_json

@@ -15,18 +15,19 @@ from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
+from lgl_plugin.adaptation import ladder as module
+from lgl_plugin.adaptation.ladder import Ladder
+from lgl_plugin.adaptation.rungs import BACKENDS
+from lgl_plugin.adaptation.verdict import Verdict, count_speakers
 from lgl_plugin.cli import adapt as verb, status
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.given import read_names
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.dataio.manifest import load_manifest
-from lgl_plugin.inference import adapt as module, folder
-from lgl_plugin.inference.adapt import Ladder
+from lgl_plugin.inference import folder
 from lgl_plugin.inference.backends import Whitening, load_backend
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.inference.rungs import BACKENDS
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.inference.verdict import Verdict, count_speakers
 from lgl_plugin.nnet.campplus import CAMPPlus
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import encoder_settings

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from lgl_plugin.adaptation import verdict as module
+from lgl_plugin.adaptation.rungs import Rung
+from lgl_plugin.adaptation.verdict import Verdict, count_speakers, judge
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.number import estimate
-from lgl_plugin.inference import verdict as module
 from lgl_plugin.inference.backends import Whitening
-from lgl_plugin.inference.rungs import Rung
-from lgl_plugin.inference.verdict import Verdict, count_speakers, judge
 from lgl_plugin.metrics.error_rates import Resampled, eer
 
 

@@ -25,6 +25,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.adaptation.rungs import (
+    BACKENDS,
+    HEADER,
+    SPLIT,
+    START,
+    TRAINED,
+    Rung,
+    steps_of,
+)
+from lgl_plugin.adaptation.split import kept_out
+from lgl_plugin.adaptation.verdict import (
+    FEWEST,
+    RULE,
+    Verdict,
+    count_speakers,
+    judge,
+)
 from lgl_plugin.dataio.bad_files import BadFiles
 from lgl_plugin.dataio.given import COLUMNS, read_given
 from lgl_plugin.dataio.manifest import write_part
@@ -42,24 +59,7 @@ from lgl_plugin.inference.folder import (
 )
 from lgl_plugin.inference.inference_model import InferenceModel
 from lgl_plugin.inference.model_card import adapted_card
-from lgl_plugin.inference.rungs import (
-    BACKENDS,
-    HEADER,
-    SPLIT,
-    START,
-    TRAINED,
-    Rung,
-    steps_of,
-)
-from lgl_plugin.inference.split import kept_out
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.inference.verdict import (
-    FEWEST,
-    RULE,
-    Verdict,
-    count_speakers,
-    judge,
-)
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start

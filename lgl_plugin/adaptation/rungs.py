@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from lgl_plugin.adaptation.verdict import Verdict
 from lgl_plugin.inference.backends import Backend, Centring, Whitening
-from lgl_plugin.inference.verdict import Verdict
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "centring": Centring,

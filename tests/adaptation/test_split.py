@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lgl_plugin.inference.split import RECORDINGS, SPEAKERS, kept_out
+from lgl_plugin.adaptation.split import RECORDINGS, SPEAKERS, kept_out
 
 
 def voices(n_speakers, utterances, seed=0):
