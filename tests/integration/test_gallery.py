@@ -30,14 +30,16 @@ def write(folder, entry, eers):
 def test_tables(tmp_path):
     for number, entry in enumerate(gallery.METHODS):
         write(tmp_path, entry, [50 - n - number for n in range(6)])
-    figures, courses, criteria = gallery.tables(tmp_path, gallery.METHODS, [1])
-    line = "| SimCLR + AAT | 60 | 0.50 | 1.0 | 45.0 | 1.0 | 45.00 |"
+    figures, courses, criteria = gallery.tables(
+        tmp_path, gallery.METHODS, [1], 128
+    )
+    line = "| SimCLR + AAT | 60 | 256.0 | 1.0 | 45.0 | 1.0 | 45.00 |"
     assert line in figures
     assert "| SimCLR | 49.0 | 48.0 | 47.0 | 46.0 | 45.0 | 44.0 |" in courses
     # Each figure is the error rate here: those to be high rank it upside down.
     assert "| pseudo-trials' EER | 1.00 |" in criteria
     assert "| silhouette | -1.00 |" in criteria
-    figures, courses = gallery.tables(tmp_path, gallery.METHODS[:2], [1])
+    figures, courses = gallery.tables(tmp_path, gallery.METHODS[:2], [1], 128)
     assert line in figures and "MoCo" not in figures
 
 

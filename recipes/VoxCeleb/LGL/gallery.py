@@ -123,7 +123,7 @@ def main():
         for entry in methods
     ]
     run_all(options.jobs, train, calls)
-    found = "\n\n".join(tables(folder, methods, seeds))
+    found = "\n\n".join(tables(folder, methods, seeds, settings.batch_size))
     with atomic_write(folder / "gallery.md") as out:
         out.write(found + "\n")
     print(f"\n{found}\n")
@@ -175,7 +175,7 @@ def seconds_per_step(command):
     return step
 
 
-def tables(folder, methods, seeds):
+def tables(folder, methods, seeds, batch_size):
     """Yields the figures of the methods, their courses, and the criteria."""
     rows, courses, agreement = [], [], {key: [] for key in CRITERIA}
     found = {}  # by seed and method: facts, records of epochs, the last one
@@ -196,7 +196,7 @@ def tables(folder, methods, seeds):
             [
                 entry.title,
                 spread([one["steps"] for one in facts], digits=0),
-                spread([one["seconds_per_step"] for one in facts], digits=2),
+                spread([batch_size / one["seconds_per_step"] for one in facts]),
                 spread([one["most_bytes"] for one in facts], 2**-30),
                 spread([one["eer"] for one in last]),
                 spread([one["eer_backend"] for one in last]),
@@ -207,7 +207,8 @@ def tables(folder, methods, seeds):
             ]
         )
     titles = [title for title, _ in CRITERIA.values()]
-    header = ["method", "steps", "s a step", "GiB", "EER %", "EER %, whitened"]
+    header = ["method", "steps", "utterances/s", "GiB"]
+    header += ["EER %", "EER %, whitened"]
     yield markdown_table([*header, *titles], rows)
     header = [f"{n} of {EPOCHS}" for n in range(1, EPOCHS + 1)]
     yield markdown_table(["EER % at", *header], courses)
