@@ -47,7 +47,7 @@ def run(run_folder: str) -> None:
             if holder or remark:
                 state = "under way" if holder else "stopped"
         print(f"  {state:<10} {step:<20} {remark}".rstrip())
-    if "stage 2" not in results.settings:
+    if steps and "stage 2" not in results.settings:
         print("  to come    Stage II has not begun")
     for line in last_figures(results):
         print(line)
@@ -55,8 +55,10 @@ def run(run_folder: str) -> None:
         print(f"Warning: {text}")
     if holder:
         print(f"Being written by {holder}: wait for its end")
-    else:
-        print(": ".join(results.next_command()))
+        return
+    if failure := results.failure():
+        print(f"Failed: {failure}")
+    print(": ".join(results.next_command()))
 
 
 def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
@@ -74,11 +76,18 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
     from lgl_plugin.adaptation.verdict import Verdict
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.pretrained import YAML
-    from lgl_plugin.runs.provenance import read_starts
+    from lgl_plugin.runs.provenance import (
+        command_of,
+        from_directory,
+        read_starts,
+    )
 
     holder, starts = writer_of(folder), read_starts(folder)
     done, failed = found["done"], found["failed"]
-    command = starts[-1].get("command") if starts else None
+    start = starts[-1] if starts else {}
+    command = command_of(start, folder)
+    if command:
+        command = from_directory(start, command)
     train = TRAINED in done or "--train" in shlex.split(command or "")
     steps = steps_of(train)
     missing = [step for step in steps if step not in done]

@@ -23,9 +23,10 @@ from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
 from lgl_plugin.runs.pretrained import YAML
-from lgl_plugin.runs.provenance import read_starts
+from lgl_plugin.runs.provenance import command_of, from_directory, read_starts
 from lgl_plugin.runs.run import GATE, SCORES, planned_steps
 from lgl_plugin.runs.state import STATE, read_state, refuse_adaptation
+from lgl_plugin.utils.errors import FULL_ERROR
 from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
@@ -37,6 +38,8 @@ OF_METHOD = ("new_encoder", "opt_class", "lr", "lr_annealing")
 # Trials that the bootstrap of all intervals draws, at 10 million a second; and
 # the fewest draws that percentiles can be read from.
 BOOTSTRAP_TRIALS, FEWEST_DRAWS = 3e8, 200
+# A traceback's last line, with the error's name.
+ERROR = re.compile(r"^[\w.]*(Error|Audio): ")
 # The first line of an entry in SpeechBrain's log.txt.
 ENTRY = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ - \S+ - (\w+) - (.*)")
 
@@ -110,17 +113,20 @@ class Results:
         It goes on with what is left; then Stage II; then the last encoder is
         used, once it has been exported.
         """
-        command = self.starts[-1].get("command") if self.starts else None
+        start = self.starts[-1] if self.starts else {}
+        command = command_of(start, self.folder)
         unfinished = bool(self.left or self.failed)
         if command and (unfinished or "stage 2" not in self.settings):
             # `lgl train` does both stages; a recipe's command names one.
-            both = "train" in shlex.split(command)
-            if unfinished or both or not self.steps:
-                return "Go on with", command
-            words = self._stage2_words(command)
-            if not words:  # the user's own yaml
-                return "Stage I is done. Go on with Stage II, after", command
-            return "Stage I is done. Go on with Stage II", shlex.join(words)
+            both, reason = "train" in shlex.split(command), "Go on with"
+            if not (unfinished or both or not self.steps):
+                words = self._stage2_words(command)
+                reason = "Stage I is done. Go on with Stage II"
+                if words:
+                    command = shlex.join(words)
+                else:  # the user's own yaml
+                    reason += ", after"
+            return reason, from_directory(start, command)
         exports = [
             self.folder / step
             for step in planned_steps(self.settings)
@@ -274,6 +280,27 @@ class Results:
     def bad_files(self) -> list[tuple[str, str]]:
         """Lists (utterance, reason) of utterances that could not be used."""
         return list(BadFiles(self.folder / "bad_files.txt").reasons.items())
+
+    def failure(self) -> str | None:
+        """Returns the error in which the latest start ended, if in one."""
+        logs = self.folder.glob("stage[12]/log.txt")
+        latest = max(logs, key=os.path.getmtime, default=None)
+        if latest is None:
+            return None
+        parts: list[list[str]] = [[""]]
+        for line in latest.read_text("utf-8", "replace").splitlines():
+            if match := ENTRY.match(line):
+                # What ends with a process comes behind its error, as DEBUG.
+                if match[2] != "DEBUG" or match[3] == FULL_ERROR:
+                    parts = []
+                parts.append([match[3]])
+            else:
+                parts[-1].append(line)
+        heading, *lines = parts[0]
+        begins = [n for n, line in enumerate(lines) if ERROR.match(line)]
+        if heading != FULL_ERROR or not begins:
+            return None
+        return ERROR.sub("", "\n".join(lines[begins[-1] :]))
 
     def log_entries(self) -> list[tuple[str, str, str, str]]:
         """Lists (log, time, level, message) of logged warnings and errors.

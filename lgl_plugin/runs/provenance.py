@@ -7,12 +7,14 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import socket
 import subprocess
 
 import torch
 from speechbrain.utils.distributed import main_process_only
 
+from lgl_plugin.runs.arguments import key_of, paired, run_options
 from lgl_plugin.utils.distributed import launch_command, world_size
 from lgl_plugin.utils.files import append_line
 
@@ -39,6 +41,8 @@ def record_start(folder: str | pathlib.Path, stage: int, device: str) -> None:
         "stage": stage,
         "time": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
         "command": launch_command(),
+        "directory": os.getcwd(),
+        "folder": os.path.abspath(folder),
         "processes": world_size(),
         "commit": commit(),
         "versions": versions(),
@@ -61,6 +65,27 @@ def read_starts(folder: str | pathlib.Path) -> list[dict]:
         with contextlib.suppress(ValueError):  # a kill tore the line
             starts.append(json.loads(line))
     return [start for start in starts if isinstance(start, dict)]
+
+
+def command_of(start: dict, folder: str | pathlib.Path) -> str | None:
+    """Returns the command of a start, for a folder that may have moved since.
+
+    As typed, it would begin anew in the old place.
+    """
+    command, here = start.get("command"), os.path.abspath(folder)
+    if command is None or start.get("folder", here) == here:
+        return command
+    words = paired(shlex.split(command), run_options())
+    words = [word for word in words if key_of(word) != "output_folder"]
+    return shlex.join([*words, f"--output_folder={here}"])
+
+
+def from_directory(start: dict, command: str) -> str:
+    """Leads a command to the directory that the paths of a start begin in."""
+    directory = start.get("directory", os.getcwd())
+    if directory == os.getcwd():
+        return command
+    return f"cd {shlex.quote(directory)} && {command}"
 
 
 def versions() -> dict[str, str]:

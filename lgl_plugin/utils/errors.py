@@ -21,6 +21,10 @@ WRONG_CALL = (
 )
 
 
+# What log.txt has before an error's traceback.
+FULL_ERROR = "The error in full:"
+
+
 class TrainingFailed(RuntimeError):
     """A training's error as a message; log.txt, if begun, has it in full."""
 
@@ -41,7 +45,7 @@ def logged_message(error: BaseException) -> str:
     message = message_of(error)
     if isinstance(error, TrainingFailed):
         return message  # logged where it was raised
-    logger.debug("The error in full:", exc_info=error)
+    logger.debug(FULL_ERROR, exc_info=error)
     logs = [
         handler.baseFilename
         for handler in logging.getLogger().handlers

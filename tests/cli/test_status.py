@@ -120,3 +120,47 @@ def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
         assert status(folder, capsys).splitlines()[-1] == line
         *_, shown = overview(Results(folder), [])
         assert f"{shown.reason} {shown.text}" == line
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(
+    tmp_path, capsys, monkeypatch
+):
+    """By the command as typed it would begin anew in the old place."""
+    folder = make_run(tmp_path / "run", rounds=0)
+    start = {"command": "lgl train my --output_folder old --lr=1"}
+    start |= {"directory": str(tmp_path), "folder": str(tmp_path / "old")}
+    (folder / "starts.jsonl").write_text(json.dumps(start))
+    monkeypatch.chdir(tmp_path)
+    command = f"lgl train my --lr=1 --output_folder={folder}"
+    last = status(folder, capsys).splitlines()[-1]
+    assert last == f"Go on with: {command}"
+    monkeypatch.chdir(folder)  # where the audio's path means something else
+    last = status(folder, capsys).splitlines()[-1]
+    assert last == f"Go on with: cd {tmp_path} && {command}"
+
+
+LOG = """\
+2026-11-29 19:30:25,900 - lgl_plugin.dataio.prepare - INFO - 24 utterances
+2026-11-29 19:30:25,918 - lgl_plugin.utils.errors - DEBUG - The error in full:
+Traceback (most recent call last):
+  File "sizes.py", line 20, in check_batch
+    raise ValueError(
+ValueError: 7 bad utterances; the first:
+  one: is silent
+Repair them.
+2026-11-29 19:30:25,924 - filelock - DEBUG - Attempting to release lock 1
+"""
+
+
+def test_the_error_in_which_the_latest_start_ended_is_shown(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", rounds=0)
+    assert "Failed" not in status(folder, capsys)
+    (folder / "stage1" / "log.txt").write_text(LOG)
+    printed = status(folder, capsys)
+    assert (
+        "Failed: 7 bad utterances; the first:\n  one: is silent\nRepair them.\n"
+        in printed
+    )
+    begun = LOG + "2026-11-29 19:31:00,000 - speechbrain.core - INFO - Begin\n"
+    (folder / "stage1" / "log.txt").write_text(begun)
+    assert "Failed" not in status(folder, capsys)
