@@ -40,6 +40,7 @@ def run(
     from lgl_plugin.clustering.vectors import normalised
     from lgl_plugin.dataio.audio import whole_file
     from lgl_plugin.dataio.manifest import Manifest
+    from lgl_plugin.dataio.prepare import MIN_SECONDS
     from lgl_plugin.inference.extractor import load_extractor
     from lgl_plugin.inference.folder import read_threshold
     from lgl_plugin.utils.device import check_device
@@ -51,6 +52,10 @@ def run(
     for file in first, second:
         try:
             rows.append(whole_file(file, file, channel, rates))
+            seconds = rows[-1][3]
+            if seconds < MIN_SECONDS:
+                wrong = f"lasts {seconds:.3f} s, under {MIN_SECONDS} s"
+                raise ValueError(wrong)
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
     one, other = normalised(extract.embed_all(Manifest.of(rows)))

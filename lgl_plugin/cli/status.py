@@ -127,7 +127,7 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
         page = folder / "report" / "index.html"
         yield f"Next: {page}; lgl who {exported} AUDIO OUT"
     else:
-        yield "Your encoder is best as it is: no rung is kept"
+        yield "No rung is kept: your encoder stays as it is"
 
 
 def progress(results: Results, step: str) -> str:

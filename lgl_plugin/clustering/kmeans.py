@@ -355,8 +355,8 @@ def require_faiss(device: str | torch.device = "cpu") -> ModuleType:
     if faiss does not see that GPU.
     """
     device = torch.device(device)
-    extra = "cpu" if device.type == "cpu" else "gpu"
-    command = f'pip install "lgl-plugin[{extra}]"'
+    package = "faiss-cpu" if device.type == "cpu" else "faiss-gpu"
+    command = f"pip install {package}"
     try:
         faiss = importlib.import_module("faiss")
     except ImportError as error:

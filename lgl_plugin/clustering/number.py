@@ -94,7 +94,8 @@ class Estimate:
                 "below 140 mostly. Or most speakers have one recording only: "
                 "then there is nothing to cluster, and the encoder is "
                 "best left as it is. If you know about how many speakers there "
-                "are, set n_clusters",
+                "are, say so in training: by --n_clusters in Stage II, by "
+                "--ssps_cluster='{n_clusters: …}' in Stage I",
                 self.n_clusters,
             )
 

@@ -101,9 +101,9 @@ def find_audio(
         )
     if repeated:
         logger.warning(
-            f"{len(repeated)} linked folders lead to folders that were "
-            "scanned already and were skipped, "
-            f"{one_line(repeated[0])} the first."
+            f"{len(repeated)} folders are reached by a link, too, and are "
+            "listed once, by the path that sorts first. Not listed is "
+            f"{one_line(repeated[0])}, the first."
         )
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.utils.files import check_file
+
 logger = get_logger(__name__)
 
 COLUMNS = ("utterance", "speaker")
@@ -98,8 +100,7 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
 
     FileNotFoundError or ValueError says what is wrong with the file.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"labels: there is no file {path}")
+    check_file("labels", path)
     named: dict[str, str] = {}
     try:
         # utf-8-sig: spreadsheets begin a csv with a byte-order mark.

@@ -30,6 +30,7 @@ from lgl_plugin.dataio.folder import (
 )
 from lgl_plugin.dataio.manifest import CHANNEL, COLUMNS, one_line
 from lgl_plugin.dataio.probing import probe_all
+from lgl_plugin.dataio.shards import RECORD
 from lgl_plugin.dataio.trials import exclude_tested, trial_paths
 from lgl_plugin.utils.checks import check_from
 from lgl_plugin.utils.files import (
@@ -414,6 +415,11 @@ def _check_counts(made, bad_files, refused):
     if made["found"] == 0:
         others = collections.Counter(made["passed_over"]).most_common(5)
         instead = ", ".join(f"{count} {kind}" for kind, count in others)
+        if os.path.exists(os.path.join(folder, RECORD)):
+            raise ValueError(
+                f"{folder} holds shards of `lgl pack`: add "
+                f"--manifest={os.path.join(folder, 'manifest.csv')}"
+            )
         raise ValueError(
             f"there is no audio below {folder}. Looked for "
             f"{', '.join(EXTENSIONS)}; found {instead or 'no file at all'}. "

@@ -13,7 +13,7 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio, whole_file
 from lgl_plugin.dataio.manifest import Manifest
-from lgl_plugin.utils.files import is_outside
+from lgl_plugin.utils.files import check_file, is_outside
 from lgl_plugin.utils.progress import tqdm
 
 logger = get_logger(__name__)
@@ -149,11 +149,7 @@ def read_trials(
     >>> trials.labels.tolist(), trials.test.tolist()
     ([True, False], [1, 2])
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"there is no file {path}. Give the path of a trial list on this "
-            "machine. A training's yaml may do without: verification_file: null"
-        )
+    check_file("trial list", path)
     first_line, labels, enrolment, test = {}, [], [], []
     # errors="replace": audio given in place of a list is reported as a
     # malformed line 1, not as a UnicodeDecodeError.

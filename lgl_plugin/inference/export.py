@@ -17,6 +17,7 @@ import re
 
 import numpy as np
 import torch
+from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.labels import LABELS, labelled_rows, read_labels
@@ -31,12 +32,14 @@ from lgl_plugin.inference.model_card import (
 )
 from lgl_plugin.inference.onnx_export import ONNX, export_onnx
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
-from lgl_plugin.runs.pretrained import PathLike
+from lgl_plugin.runs.pretrained import YAML, PathLike
 from lgl_plugin.runs.run import encoder_kind, encoder_steps, round_of, stage_of
 from lgl_plugin.runs.state import check_artefact, read_state, refuse_adaptation
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import check_writable
+
+logger = get_logger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,12 @@ def export(
     name = source.short_name + ("-custom" if custom else "")
     folder = folder or run / "export" / name
     check_target(folder)  # before the search for a threshold
+    if custom and (pathlib.Path(folder) / YAML).exists():
+        logger.warning(
+            "%s is replaced: what an earlier export was given, such as a "
+            "licence, is not kept unless it is given again",
+            folder,
+        )
     from_main(check_writable, folder)
     model, manifest = source.model, source.manifest
     share, seed = (model.settings[k] for k in ("held_out_share", "seed"))

@@ -121,7 +121,7 @@ def check_onnx() -> tuple[types.ModuleType, types.ModuleType]:
     except ImportError as error:
         raise ValueError(
             f"an ONNX file takes onnx and onnxruntime ({error}): "
-            "pip install 'lgl-plugin[onnx]'"
+            "pip install onnx onnxruntime"
         ) from error
     return onnx, onnxruntime
 

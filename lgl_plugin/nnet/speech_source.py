@@ -17,7 +17,7 @@ def _transformers():
     except ImportError as error:
         raise ValueError(
             f"a pre-trained speech model takes transformers ({error}): "
-            "pip install 'lgl-plugin[ssl]'"
+            "pip install transformers"
         ) from error
     return transformers
 

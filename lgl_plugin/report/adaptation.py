@@ -12,9 +12,15 @@ def conclusion(rungs: Sequence[Rung]) -> str:
     """Returns the outcome of all rungs in a sentence."""
     kept = [rung for rung in rungs if rung.kept]
     if not kept:
+        number = rungs[0].verdict.recordings
+        if any(rung.verdict.sign == 0 for rung in rungs):
+            return (
+                f"Nothing was changed: these {number} recordings do not show "
+                "that another encoder is better. More of them might."
+            )
         return (
-            "Your encoder is best as it is: no rung wins on pseudo-trials of "
-            f"{rungs[0].verdict.recordings} recordings. Nothing was changed."
+            "Your encoder is best as it is: each rung loses on pseudo-trials "
+            f"of {number} recordings. Nothing was changed."
         )
     return " ".join(
         f"Better with {rung.name}: the equal error rate on pseudo-trials of "

@@ -28,11 +28,11 @@ from lgl_plugin.evaluation.verification import (
 )
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.extractor import load_extractor
-from lgl_plugin.inference.folder import read_threshold
+from lgl_plugin.inference.folder import read_threshold, refuse_foreign
 from lgl_plugin.inference.plda import plda_by_clusters
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import read_json, write_json
+from lgl_plugin.utils.files import explain_os_error, read_json, write_json
 from lgl_plugin.utils.tables import markdown_table
 
 AT_THRESHOLD = "FA / FR %"
@@ -102,8 +102,12 @@ def verify_encoders(
         _check_top(top, others, cohort, cohort_utterances)
     output = pathlib.Path(output_folder)
     places = {n: output / n if len(lists) > 1 else output for n in lists}
+    refuse_foreign(output, ())
     refuse_others(output, places.values(), extractors)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, output) from error
     bounds = np.cumsum([len(trials) for trials in lists.values()])[:-1]
     systems: dict[str, dict] = {name: {} for name in lists}
     # Of the systems that an encoder's threshold is for: other scores are no

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import pathlib
 import shlex
+import sys
 from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +63,17 @@ def parse_arguments(
             lines.append(as_typed(name, value))
         else:
             taken.append(word)
-    path, run_opts, overrides = sb.parse_arguments(taken)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            path, run_opts, overrides = sb.parse_arguments(taken)
+    except SystemExit as left:
+        if not left.code:  # --help
+            raise
+        # Without SpeechBrain's usage, which has options that are refused here.
+        *_, last = said.getvalue().splitlines()
+        raise ValueError(last.partition("error: ")[2] or last) from None
+    sys.stderr.write(said.getvalue())
     lines.insert(0, overrides)
     if own:
         lines.append(dump_settings(own).strip())

@@ -81,6 +81,8 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     if not path.exists():
         if any(path.with_name(x).exists() for x in (STATE, LOCK)):
             return []
+        if not os.path.isdir(run):
+            raise FileNotFoundError(f"there is no folder {run}")
         raise FileNotFoundError(
             f"{run} holds no metrics.jsonl: is it the output_folder of a run?"
         )

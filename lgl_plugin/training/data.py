@@ -75,8 +75,9 @@ def try_manifest(
         raise ValueError(
             f"manifest: none of {len(bad)} utterances tried of "
             f"{settings.manifest} can be used. The first is "
-            f"{': '.join(bad[0])}. Set --data_folder, now "
-            f"{settings.data_folder}, to what $data_root stands for there."
+            f"{': '.join(bad[0])}. Either its start and stop do not fit the "
+            f"files, or --data_folder, now {settings.data_folder}, is not "
+            "what $data_root stands for there."
         )
     bad_files.add(bad)  # which may be too many already
     narrow = sum(found < rate for found in rates)

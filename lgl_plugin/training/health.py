@@ -169,8 +169,10 @@ def _gate(record, before):
     if share > MOST_SELECTED and tau is not None:  # null: as was asked for
         return (
             f"the gate lets {100 * share:.1f} % through (selected_share){at}: "
-            "it is as good as none. Give a gate of fixed thresholds a lower "
-            "tau, or take one that finds its own, such as DynamicGate."
+            "it is as good as none. A gate of fixed thresholds takes a lower "
+            "tau. One that finds its own, such as DynamicGate, then finds no "
+            "two kinds of labels: the clusters are good, or too few epochs "
+            "were trained without it (classifier_epochs)."
         )
 
 

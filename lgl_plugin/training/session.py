@@ -23,12 +23,13 @@ from lgl_plugin.dataio.prepare import check_folders
 from lgl_plugin.inference.backends import Backend, Whitening
 from lgl_plugin.inference.export import export
 from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.folder import refuse_foreign
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import METRICS, read_metrics, record_key
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import YAML
-from lgl_plugin.runs.provenance import record_start
+from lgl_plugin.runs.provenance import read_starts, record_start
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import SETTINGS_TOO, without_helpers
@@ -138,6 +139,10 @@ class Session:
             # its own, and the ranks would wait for each other for ever.
             self.brain_settings["debug_persistently"] = True
         self.run = Run(folder, settings.stage, plain_settings(text))
+        known = (folder / STATE).exists() or read_starts(folder)
+        if not (known or settings.manifest):
+            # A folder of `lgl embed` would lose its list of recordings.
+            refuse_foreign(folder, ("manifest.csv", "bad_files.txt"))
         self._begin_log(text)
         record_start(folder, settings.stage, self.device)
         if settings.verification_file:

@@ -76,6 +76,18 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
         out.write("\n")
 
 
+def check_file(name: str, path: str | os.PathLike) -> None:
+    """Raises FileNotFoundError, which says what is there, for no file."""
+    if os.path.isfile(path):
+        return
+    found = f"there is no file {path}"
+    if os.path.isdir(path):
+        found = f"{path} is a folder"
+    elif os.path.exists(path):
+        found = f"{path} is no regular file, such as a pipe, and is read twice"
+    raise FileNotFoundError(f"{name}: {found}")
+
+
 def read_json(path: str | pathlib.Path) -> dict:
     """Reads a JSON object; {} if there is no file, or it is damaged."""
     try:

@@ -61,7 +61,7 @@ def test_what_is_there_and_what_it_costs(folder, capsys, monkeypatch):
     assert "Not yet    1 files are bad, more than max_bad_share=0.02" in printed
     last = printed.splitlines()[-1]
     assert last.startswith(f"Train it with: lgl train {folder} --output_folder")
-    assert last.endswith("--max_bad_share=0.06") and TINY[1] in last
+    assert last.endswith("--max_bad_share=0.09") and TINY[1] in last
     assert sorted(folder.rglob("*")) == before  # nothing is written there
 
 

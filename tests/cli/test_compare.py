@@ -59,6 +59,16 @@ def test_a_missing_file_is_named(encoder, audio, capsys):
     assert "nowhere.wav cannot be opened" in capsys.readouterr().err
 
 
+def test_a_recording_that_is_too_short_has_no_verdict(
+    encoder, audio, tmp_path, capsys
+):
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.full(1600, 0.1), 16000)
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(encoder), f"{audio}/ann/0.wav", str(short)])
+    assert "short.wav lasts 0.100 s, under 0.3 s" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["compare", "who", "export"])
 @pytest.mark.parametrize("threshold", ["25", "nan", "-1.5"])
 def test_a_threshold_that_is_no_cosine(verb, threshold, capsys):

@@ -178,6 +178,7 @@ def test_a_manifest_decides_in_a_folder_of_any_name(tmp_path, monkeypatch):
         ("--lr=-1", "lr: -1"),
         ("stray", "'stray' belongs to no option"),
         ("--lr=1 --lr=2", "--lr is given twice"),
+        ("--precision=fp17", "train: argument --precision: invalid choice"),
     ],
 )
 def test_wrong_keys_are_refused_before_anything_is_written(
@@ -198,6 +199,25 @@ def test_no_such_encoder(audio, tmp_path, capsys, verb):
         main(words)
     assert "no.ckpt: there is no encoder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_list_of_an_embedded_folder_is_not_replaced(
+    audio, tmp_path, capsys
+):
+    (tmp_path / "manifest.csv").write_text("of `lgl embed`")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(audio), f"--output_folder={tmp_path}"])
+    said = capsys.readouterr().err
+    assert "holds manifest.csv, which would be replaced" in said
+    assert (tmp_path / "manifest.csv").read_text() == "of `lgl embed`"
+
+
+def test_a_folder_of_shards_is_told_from_one_without_audio(tmp_path, capsys):
+    (tmp_path / "shards.json").write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(tmp_path), f"--output_folder={tmp_path}/run"])
+    manifest = tmp_path / "manifest.csv"
+    assert f"add --manifest={manifest}" in capsys.readouterr().err
 
 
 def test_no_such_folder(tmp_path, capsys):

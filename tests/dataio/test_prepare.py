@@ -307,7 +307,7 @@ def test_links_and_loops(tmp_path, logs):
     (tmp_path / "wav/zoe").symlink_to(tmp_path / "wav/ann")
     scan(tmp_path)
     assert ids(tmp_path) == ["ann/1.wav", "bob/2.wav"]
-    assert "3 linked folders" in logs.text
+    assert "3 folders are reached by a link, too" in logs.text
 
 
 def write_trials(path, *utterances):

@@ -427,6 +427,19 @@ def test_places_of_a_run(run, step, options, place):
     assert save.call_args[0][0] == run / "export" / place
 
 
+def test_another_export_with_choices_is_not_replaced_without_a_word(
+    run, tmp_path, monkeypatch
+):
+    """The second call has no licence, and the first one's is lost."""
+    folder = tmp_path / "mine"
+    logger = mock.Mock()
+    monkeypatch.setattr(exporting, "logger", logger)
+    export(run, None, folder, threshold=0.5, licence="mit")
+    logger.warning.assert_not_called()
+    export(run, None, folder, threshold=0.4)
+    assert "is replaced" in logger.warning.call_args[0][0]
+
+
 def test_a_round_alone_means_its_latest_encoder(run):
     assert read_trained_step(run, "iter1").name == "iter1/gated"
     assert read_trained_step(run).name == "iter2/gated"

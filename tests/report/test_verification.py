@@ -402,6 +402,7 @@ def write_stereo(path):
             "does not fit the ECAPA_TDNN",
         ),
         (lambda at: at.update(trials="no.txt"), "no file no.txt"),
+        (lambda at: at.update(trials=at["audio"]), "wav is a folder"),
         (lambda at: at.update(audio="nowhere"), "no folder of audio nowhere"),
         (
             lambda at: (at["audio"] / "bob" / "1.wav").unlink(),
@@ -452,6 +453,21 @@ def test_errors_come_before_anything_is_written(
         )
     assert message in " ".join(capsys.readouterr().err.split())
     assert not pathlib.Path(tmp_path / "out").exists()
+
+
+def test_results_are_not_written_among_a_runs_files(
+    encoder, corpus, tmp_path, capsys
+):
+    write(tmp_path / "run" / "state.json", "{}")
+    write(tmp_path / "file")
+    for output, message in (
+        ("run", "is a run's folder"),
+        ("file", "a file is in the folder's place"),
+    ):
+        with pytest.raises(SystemExit):
+            run(encoder, corpus, tmp_path / output)
+        assert message in capsys.readouterr().err
+    assert len(list((tmp_path / "run").iterdir())) == 1
 
 
 def test_one_speaker_has_no_interval():
