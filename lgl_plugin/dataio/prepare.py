@@ -453,7 +453,8 @@ def _check_counts(made, bad_files, refused):
             f"train_folder: all {made['found']} files below {folder} share "
             "their first-level folder with utterances of the trial list, so "
             "none is left to train on. Set --train_folder to the folder that "
-            "holds one folder per speaker."
+            "holds one folder per speaker. If it is that already, add "
+            "recordings of other speakers, or test on fewer."
         )
 
 

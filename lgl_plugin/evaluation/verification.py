@@ -232,7 +232,7 @@ def bootstrap_eer(
     ------
     ValueError
         When scores and trials do not fit, as in `eer`, `n_resamples` is below
-        1 or there is one speaker only.
+        1 or there are fewer than three speakers.
 
     Example
     -------
@@ -248,10 +248,11 @@ def bootstrap_eer(
     n_speakers, speakers = speakers_of(trials)
     sides = speakers[trials.enrolment], speakers[trials.test]
     resampled = Resampled(scores, trials.labels, *sides)
-    if n_speakers == 1:
+    if n_speakers < 3:
+        # Of two, each draw that leaves both kinds of trials is the same.
         raise ValueError(
-            "all utterances are joined by target trials: no interval can be "
-            "drawn from a single speaker"
+            "target trials join the utterances to fewer than three speakers: "
+            "no interval can be drawn from these"
         )
     rng = np.random.default_rng(seed)
     rates = []

@@ -269,7 +269,7 @@ class Results:
         draws = int(np.clip(draws, FEWEST_DRAWS, 1000))
         for phase in phases:
             # ValueError: the file is damaged, which the section of DET curves
-            # reports, or the list has one speaker and so no interval.
+            # reports, or the list has too few speakers for an interval.
             with contextlib.suppress(ValueError):
                 scores, labels = self.scores(phase)
                 if np.array_equal(labels, trials.labels):

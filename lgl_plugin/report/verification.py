@@ -320,8 +320,8 @@ def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
         interval = bootstrap_eer(scores, trials, seed=seed)
         interval = [100 * end for end in interval]
     except ValueError:
-        # The scores were validated above, so ValueError here means a single
-        # speaker.
+        # The scores were validated above, so ValueError here means too few
+        # speakers.
         interval = None
     return {"eer": found["eer"], "eer_interval": interval, **found}
 

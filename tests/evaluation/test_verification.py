@@ -226,7 +226,7 @@ def test_what_bootstrap_cannot_use():
         ["a", "b", "c"],
         *np.array([[0, 1, 0], [1, 2, 2]]),
     )
-    with pytest.raises(ValueError, match="a single speaker"):
+    with pytest.raises(ValueError, match="fewer than three speakers"):
         bootstrap_eer([1.0, 2.0, 3.0], alone)
 
 

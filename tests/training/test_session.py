@@ -139,6 +139,13 @@ def test_warnings_are_logged_once_and_after_a_restart_too(session, caplog):
     assert caplog.messages[1].startswith("iteration 2, gated, epoch 1: the le")
 
 
+def test_a_few_batches_for_a_try_warn_of_nothing(session, caplog):
+    """As those that `lgl check` times."""
+    session.debug = True
+    session.log(**GATED, epoch=1, lr=0.0)
+    assert not caplog.messages and len(read_metrics(session.run.folder)) == 1
+
+
 def test_metrics_that_were_altered_do_not_end_a_run(session, caplog):
     session.log(**GATED, epoch=1, lr=0.1)
     metrics = session.run.folder / "metrics.jsonl"
