@@ -71,7 +71,7 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     bad = made["bad"] + made["short"]
     if bad > of_data.max_bad_share * made["found"]:
         # With room for files that turn out to be silent when they are read.
-        share = (100 * bad // made["found"] + 4) / 100
+        share = min((100 * bad // made["found"] + 4) / 100, 1.0)
         words = [w for w in words if key_of(w) != "max_bad_share"]
         words.append(f"--max_bad_share={share}")
         print(

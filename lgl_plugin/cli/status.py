@@ -115,6 +115,8 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
         results = Results(training)
         for step in results.left[:1]:
             yield f"  {training}: {step} {progress(results, step)}".rstrip()
+        if not holder and (failure := results.failure()):
+            yield f"Failed: {failure}"
     exported = folder / "export" / "adapted"
     is_written = (exported / YAML).exists()
     if holder:

@@ -160,8 +160,10 @@ def choose(
     import json
 
     from lgl_plugin.runs.state import STATE
+    from lgl_plugin.training.session import check_folder
     from lgl_plugin.utils.files import write_json
 
+    check_folder(run, settings)
     path = run / CHOICES
     # A call that failed before the run began, as for a wrong folder, chooses
     # nothing for the next.

@@ -7,6 +7,7 @@ names it.
 
 import contextlib
 import functools
+import operator
 import random
 from collections.abc import Sequence
 
@@ -46,8 +47,8 @@ class UtteranceDataset(DynamicItemDataset):
     follows, so that batches keep their size. The bad ones' names travel with
     the item under the key `bad`, lines of `ID<TAB>reason` (text, because
     SpeechBrain's batches would transpose a list). The other keys are id, row
-    (in the manifest), turn and those of `Manifest`. `rows`, int64, are those
-    of the manifest to use, at least one.
+    (in the manifest) and turn. `rows`, int64, are those of the manifest to
+    use, at least one.
 
     In a dataset of n items, an index from n on is of a later pass, as
     `PassSampler` counts: index 2 n + 3 is item 3 in turn 2.
@@ -58,7 +59,7 @@ class UtteranceDataset(DynamicItemDataset):
         # SpeechBrain would make a list of a million Python objects, copied by
         # every loader process. One row tells it the keys; the attributes then
         # point to the manifest, whose arrays forked processes share.
-        super().__init__({first: {"row": first, "turn": 0, **manifest[first]}})
+        super().__init__({first: {"row": first, "turn": 0}})
         self.data, self.data_ids = manifest, rows
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -80,7 +81,7 @@ class UtteranceDataset(DynamicItemDataset):
             utterance = self.data.ids[row]
             try:
                 known = {"id": utterance, "row": row, "turn": turn}
-                item = self.pipeline.compute_outputs(known | self.data[row])
+                item = self.pipeline.compute_outputs(known)
             except BadAudio as error:
                 reason = " ".join(str(error).split())
                 bad.append(f"{utterance}\t{reason}")
@@ -109,8 +110,8 @@ def crop_dataset(
     """Makes a dataset of random crops, with pseudo-labels if they are given.
 
     An utterance's crops follow from the seed, the pass over the data (or the
-    epoch, `set_epoch`) and its ID alone. An interrupted epoch therefore
-    resumes with the same crops, however many processes read.
+    epoch, `set_epoch`), its ID and its partners alone. An interrupted epoch
+    therefore resumes with the same crops, however many processes read.
 
     Arguments
     ---------
@@ -133,15 +134,15 @@ def crop_dataset(
         In %; an utterance gets one at random in each pass, for all of its
         crops. 110 is faster and higher.
     partners : lgl_plugin.dataio.partners.Partners, optional
-        From which each utterance draws another one in each pass. There are two
-        crops then, one of each. An utterance whose partner cannot be read
-        gives both.
+        From which each utterance draws another one in each pass, for the
+        second of two crops. An utterance whose partner cannot be read gives
+        both.
 
     Returns
     -------
     UtteranceDataset
-        With the keys id, sig (n_crops, time), row and, given labels, label,
-        given partners, partner: a row.
+        With the keys id, sig (n_crops, time), row and, given labels, label.
+        Given partners, `partner` is the row that the second crop is of.
 
     Example
     -------
@@ -163,13 +164,15 @@ def crop_dataset(
         provides="rng",
     )
     size = {"crop": crop, "sample_rate": sample_rate}
-    read = functools.partial(_read, manifest, size, n_crops, tuple(speeds))
-    takes, keys = ["rng", "row"], ["id", "sig", "row"]
+    parts = manifest, size, n_crops, tuple(speeds), partners
+    dataset.add_dynamic_item(
+        functools.partial(_read, *parts), takes=["rng", "row"], provides="crops"
+    )
+    keys = ["id", "sig", "row"]
+    for place, name in enumerate(("sig", "partner")):
+        dataset.add_dynamic_item(operator.itemgetter(place), "crops", name)
     if partners is not None:
-        dataset.add_dynamic_item(partners.draw, takes, "partner")
-        takes = [*takes, "partner"]
         keys.append("partner")
-    dataset.add_dynamic_item(read, takes=takes, provides="sig")
     if labels is not None:
         # Python's int, of which SpeechBrain makes batches.
         dataset.add_dynamic_item(labels.item, takes="row", provides="label")
@@ -183,16 +186,20 @@ def _draws(epoch, seed, turn, utterance):
     return random.Random(f"{seed} {epoch.item() + turn} {utterance}")
 
 
-def _read(manifest, size, n_crops, speeds, rng, row, partner=None):
-    """Reads an utterance's crops, or one of it and one of its partner."""
+def _read(manifest, size, n_crops, speeds, partners, rng, row):
+    """Reads crops of an utterance, or one of it and one of its partner.
+
+    Returns them and the row that the last one is of.
+    """
+    partner = row if partners is None else partners.draw(rng, row)
     speed = rng.choice(speeds) if len(speeds) > 1 else speeds[0]
 
     def crops(row, n_crops):
-        wanted = {**manifest[row], **size, "n_crops": n_crops}
-        return read_crops(**wanted, rng=rng, speed=speed)
+        source = {**manifest[row], **size, "n_crops": n_crops}
+        return read_crops(**source, rng=rng, speed=speed)
 
-    if partner not in (None, row):
+    if partner != row:
         # Whichever of both is bad: if it is this one, it fails again below.
         with contextlib.suppress(BadAudio):
-            return torch.cat([crops(row, 1), crops(partner, 1)])
-    return crops(row, n_crops)
+            return torch.cat([crops(row, 1), crops(partner, 1)]), partner
+    return crops(row, n_crops), row

@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lgl_plugin.utils.files import atomic_write, is_outside
+from lgl_plugin.utils.files import atomic_write, check_file, is_outside
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 SHARD_COLUMNS = ("first_byte", "n_bytes")
@@ -248,8 +248,7 @@ def load_manifest(
     >>> load_manifest(path, "corpus").wavs[0]
     'corpus/a.wav'
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no manifest {path}")
+    check_file("manifest", path)
     return _parse(str(path), version(path), str(data_root), allow_outside)
 
 

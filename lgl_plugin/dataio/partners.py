@@ -14,7 +14,7 @@ from speechbrain.utils.checkpoints import (
 
 @register_checkpoint_hooks
 class Partners:
-    """Which utterances may take the place of an utterance's second crop.
+    """Utterances that may take the place of an utterance's second crop.
 
     Those of its own cluster, or of another that `regroup` names. The arrays
     are in shared memory, so that loader processes see new clusters. A

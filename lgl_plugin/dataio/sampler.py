@@ -23,7 +23,8 @@ class PassSampler(Sampler):
     shards at a time, for storage that caches the neighbourhood of recent
     reads: they are dealt into windows at random, and a window's utterances are
     shuffled. Speakers must be spread over the shards, as `write_shards` does,
-    for a window to be a fair sample of the corpus.
+    for a window to be a fair sample of the corpus. Second crops of other
+    utterances (`Partners`) are read from any shard.
     """
 
     window = 8

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.methods.stage1 import Stage1Brain
+from lgl_plugin.nnet.queue import EmbeddingQueue
 
 
 class SSPSBrain(Stage1Brain):
@@ -69,6 +70,10 @@ class SSPSBrain(Stage1Brain):
         )
         if grouping:
             self.partners.regroup(*self.group(self.modules.encoder))
+            # What a method's queue holds is numbered by the clusters before.
+            for part in self.method.modules():
+                if isinstance(part, EmbeddingQueue):
+                    part.clear()
         if stage == sb.Stage.TRAIN:
             self.clusters = self.partners.clusters.to(self.device)
         super().on_stage_start(stage, epoch)

@@ -18,6 +18,10 @@ class EmbeddingQueue(nn.Module):
         self.vectors = nn.Buffer(torch.zeros(capacity, dim))
         self.place = nn.Buffer(torch.tensor(0))
 
+    def clear(self) -> None:
+        """Empties the queue."""
+        self.groups.fill_(-1)
+
     @torch.no_grad()
     def add(self, groups: Tensor, vectors: Tensor) -> None:
         """Puts embeddings (n, dim) of groups (n,) in; the oldest go."""

@@ -95,7 +95,7 @@ class MethodProbe(Probe):
             return method(
                 [embedded(self.model["encoder"], group) for group in views],
                 method.teach(taught),
-                self.rows,
+                torch.stack([self.rows, self.rows]),
                 1.0,
             )[0]
 

@@ -24,7 +24,7 @@ from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import command_of, from_directory, read_starts
-from lgl_plugin.runs.run import GATE, SCORES, planned_steps
+from lgl_plugin.runs.run import GATE, SCORES, planned_steps, stage1_steps
 from lgl_plugin.runs.state import STATE, read_state, refuse_adaptation
 from lgl_plugin.utils.errors import FULL_ERROR
 from lgl_plugin.utils.files import is_outside, load_arrays
@@ -38,8 +38,10 @@ OF_METHOD = ("new_encoder", "opt_class", "lr", "lr_annealing")
 # Trials that the bootstrap of all intervals draws, at 10 million a second; and
 # the fewest draws that percentiles can be read from.
 BOOTSTRAP_TRIALS, FEWEST_DRAWS = 3e8, 200
-# A traceback's last line, with the error's name.
-ERROR = re.compile(r"^[\w.]*(Error|Audio): ")
+# What log.txt has before the traceback of an error, ours and SpeechBrain's; and
+# the last line of one, with the error's name.
+FAILURES = (FULL_ERROR, "Exception:")
+ERROR = re.compile(r"^[\w.]*(Error|Audio)(: |$)")
 # The first line of an entry in SpeechBrain's log.txt.
 ENTRY = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ - \S+ - (\w+) - (.*)")
 
@@ -156,9 +158,17 @@ class Results:
             command, 2, lambda yaml: METHOD_YAML.sub("stage2.yaml", yaml)
         )
         folder = self.setting("output_folder") or str(self.folder)
+        if any(key_of(word) == "output_folder" for word in words):
+            (folder,) = (
+                word.partition("=")[2]
+                for word in words
+                if key_of(word) == "output_folder"
+            )
+        last = stage1_steps(self.settings)[-1]
+        exported = os.path.join(folder, "export", last)
         return [
             *(word for word in words if key_of(word) not in OF_METHOD),
-            f"--pretrained_encoder={os.path.join(folder, 'export/stage1')}",
+            f"--pretrained_encoder={exported}",
         ]
 
     def setting(self, name: str) -> str:
@@ -291,16 +301,17 @@ class Results:
         for line in latest.read_text("utf-8", "replace").splitlines():
             if match := ENTRY.match(line):
                 # What ends with a process comes behind its error, as DEBUG.
-                if match[2] != "DEBUG" or match[3] == FULL_ERROR:
+                if match[2] != "DEBUG" or match[3] in FAILURES:
                     parts = []
                 parts.append([match[3]])
             else:
                 parts[-1].append(line)
         heading, *lines = parts[0]
         begins = [n for n, line in enumerate(lines) if ERROR.match(line)]
-        if heading != FULL_ERROR or not begins:
+        if heading not in FAILURES or not begins:
             return None
-        return ERROR.sub("", "\n".join(lines[begins[-1] :]))
+        message = lines[begins[-1] :]
+        return ERROR.sub("", "\n".join(message)) or message[0]
 
     def log_entries(self) -> list[tuple[str, str, str, str]]:
         """Lists (log, time, level, message) of logged warnings and errors.

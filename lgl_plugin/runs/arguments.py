@@ -45,6 +45,11 @@ def parse_arguments(
     str
         The other ones and `own`, as a yaml text.
 
+    Raises
+    ------
+    ValueError
+        If one of SpeechBrain's options cannot have its value.
+
     Example
     -------
     >>> words = ["stage2.yaml", "--output_folder=results/lr=0.1 #2"]

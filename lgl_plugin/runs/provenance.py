@@ -14,7 +14,7 @@ import subprocess
 import torch
 from speechbrain.utils.distributed import main_process_only
 
-from lgl_plugin.runs.arguments import key_of, paired, run_options
+from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.utils.distributed import launch_command, world_size
 from lgl_plugin.utils.files import append_line
 
@@ -75,9 +75,14 @@ def command_of(start: dict, folder: str | pathlib.Path) -> str | None:
     command, here = start.get("command"), os.path.abspath(folder)
     if command is None or start.get("folder", here) == here:
         return command
-    words = paired(shlex.split(command), run_options())
-    words = [word for word in words if key_of(word) != "output_folder"]
-    return shlex.join([*words, f"--output_folder={here}"])
+    words = iter(shlex.split(command))
+    kept = []
+    for word in words:
+        if word == "--output_folder":
+            next(words, None)
+        elif key_of(word) != "output_folder":
+            kept.append(word)
+    return shlex.join([*kept, f"--output_folder={here}"])
 
 
 def from_directory(start: dict, command: str) -> str:

@@ -57,6 +57,16 @@ def sample_rows(n_utterances: int, seed: int) -> np.ndarray:
     return np.sort(rng.choice(n_utterances, SAMPLE, replace=False))
 
 
+def check_folder(folder: pathlib.Path, settings: Settings) -> None:
+    """Refuses a folder of other work, as of `lgl embed`, that has a list.
+
+    Before a lock or a file of this run lies in there, which would vouch for it.
+    """
+    known = (folder / STATE).exists() or read_starts(folder)
+    if not (known or settings.manifest):
+        from_main(refuse_foreign, folder, ("manifest.csv", "bad_files.txt"))
+
+
 class Session:
     """A stage's checked settings with its data and its run folder.
 
@@ -138,11 +148,8 @@ class Session:
             # By default each rank would get a temporary checkpoint folder of
             # its own, and the ranks would wait for each other for ever.
             self.brain_settings["debug_persistently"] = True
+        check_folder(folder, settings)
         self.run = Run(folder, settings.stage, plain_settings(text))
-        known = (folder / STATE).exists() or read_starts(folder)
-        if not (known or settings.manifest):
-            # A folder of `lgl embed` would lose its list of recordings.
-            refuse_foreign(folder, ("manifest.csv", "bad_files.txt"))
         self._begin_log(text)
         record_start(folder, settings.stage, self.device)
         if settings.verification_file:

@@ -271,7 +271,7 @@ def test_stage1_has_the_loss_of_its_method(run, tmp_path, capsys, method):
         with torch.no_grad():
             one, other = (encoder(crops) for crops in probe.crops.unbind(1))
             views = [torch.stack([one, other, other])]
-            expected, _ = made(views, [], torch.arange(9), 1.0)
+            expected, _ = made(views, [], torch.arange(9).expand(2, -1), 1.0)
         assert figures[0][0].item() == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -9,6 +9,7 @@ from lgl_plugin.cli.main import main
 from lgl_plugin.report.overview import overview
 from lgl_plugin.report.results import Results
 from lgl_plugin.runs.lock import LOCK
+from lgl_plugin.runs.provenance import command_of
 from lgl_plugin.runs.run import Run
 
 
@@ -58,7 +59,7 @@ def test_a_run_that_has_logged_nothing_yet(begun, tmp_path, capsys):
     assert (tmp_path / "report" / "index.html").exists()
     with pytest.raises(SystemExit):
         status(tmp_path / "nowhere", capsys)
-    assert "is it the output_folder of a run?" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_a_run_that_is_being_written(tmp_path, capsys):
@@ -134,6 +135,11 @@ def test_a_run_that_was_moved_goes_on_where_it_is(
     command = f"lgl train my --lr=1 --output_folder={folder}"
     last = status(folder, capsys).splitlines()[-1]
     assert last == f"Go on with: {command}"
+    moved = {"folder": "/before"}
+    adapted = {"command": "lgl adapt --train a b --output_folder=c", **moved}
+    assert command_of(adapted, folder) == (
+        f"lgl adapt --train a b --output_folder={folder}"
+    )
     monkeypatch.chdir(folder)  # where the audio's path means something else
     last = status(folder, capsys).splitlines()[-1]
     assert last == f"Go on with: cd {tmp_path} && {command}"
@@ -161,6 +167,24 @@ def test_the_error_in_which_the_latest_start_ended_is_shown(tmp_path, capsys):
         "Failed: 7 bad utterances; the first:\n  one: is silent\nRepair them.\n"
         in printed
     )
+    (folder / "stage1" / "log.txt").write_text(
+        LOG.replace("The error in full", "Exception").replace(
+            "ValueError: 7 bad utterances; the first:", "MemoryError"
+        )
+    )
+    assert "Failed: MemoryError\n" in status(folder, capsys)
     begun = LOG + "2026-11-29 19:31:00,000 - speechbrain.core - INFO - Begin\n"
     (folder / "stage1" / "log.txt").write_text(begun)
     assert "Failed" not in status(folder, capsys)
+
+
+def test_stage2_goes_on_from_the_positives_of_any_method(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", rounds=0)
+    state = json.loads((folder / "state.json").read_text())
+    state["settings"]["stage 1"]["ssps_epochs"] = 5
+    state["done"]["ssps"] = {}
+    (folder / "state.json").write_text(json.dumps(state))
+    start = {"command": "python train_lgl.py hparams/dino.yaml"}
+    (folder / "starts.jsonl").write_text(json.dumps(start))
+    last = status(folder, capsys).splitlines()[-1]
+    assert last.endswith(f"--pretrained_encoder={folder}/export/ssps")

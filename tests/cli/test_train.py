@@ -210,6 +210,7 @@ def test_the_list_of_an_embedded_folder_is_not_replaced(
     said = capsys.readouterr().err
     assert "holds manifest.csv, which would be replaced" in said
     assert (tmp_path / "manifest.csv").read_text() == "of `lgl embed`"
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]
 
 
 def test_a_folder_of_shards_is_told_from_one_without_audio(tmp_path, capsys):

@@ -97,11 +97,11 @@ def test_a_folder_that_is_gone_makes_no_long_list_of_bad_files(
 
 
 def test_other_errors_are_not_swallowed():
-    def read(wav):
+    def read(row):
         raise ZeroDivisionError
 
     data = UtteranceDataset(manifest_of(a="x"), np.arange(1))
-    data.add_dynamic_item(read, takes="wav", provides="sig")
+    data.add_dynamic_item(read, takes="row", provides="sig")
     data.set_output_keys(["sig"])
     with pytest.raises(ZeroDivisionError):
         data[0]

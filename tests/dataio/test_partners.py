@@ -120,7 +120,7 @@ def test_a_partner_that_cannot_be_read_is_not_the_utterances_fault(tones):
     partners.regroup(clusters, clusters, np.arange(4))
     data = crop_dataset(tones, np.arange(4), 0.25, n_crops=2, partners=partners)
     item = data[0]  # whose partner is no audio
-    assert item["id"] == "0" and item["bad"] == ""
+    assert item["id"] == "0" and item["bad"] == "" and item["partner"] == 0
     expected = torch.full((2, 4000), 0.1)
     torch.testing.assert_close(item["sig"], expected, atol=1e-4, rtol=0)
     assert data[3]["bad"].startswith("3\t")  # in its own turn

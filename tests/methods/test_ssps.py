@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import speechbrain as sb
 import torch
-from tiny_brains import BATCH, batch, begin, make_brain, run_epoch
+from tiny_brains import (
+    BATCH,
+    DIM,
+    batch,
+    begin,
+    make_brain,
+    run_epoch,
+    tiny_encoder,
+)
+
+from lgl_plugin.methods.moco import MoCo
 
 # Rows 0 to 2 are of one cluster, the others of its neighbour.
 HALVES = (
@@ -45,6 +55,24 @@ def test_utterances_without_a_cluster_are_groups_of_their_own(tmp_path):
     run_epoch(ssps, 1, batch(2))
     assert ssps.records[0]["alike_share"] == 0
     assert ssps.records[0]["substituted_share"] == 0
+
+
+def test_new_clusters_empty_the_queue_of_a_method(tmp_path):
+    """What it holds has the numbers of the clusters before."""
+    encoder = tiny_encoder()
+    method = MoCo(encoder, DIM, BATCH)
+    method.queue.add(torch.arange(BATCH), torch.randn(BATCH, DIM))
+    ssps = make_brain(
+        "ssps",
+        tmp_path,
+        {"method": method},
+        encoder=encoder,
+        group=lambda encoder: HALVES,
+    )
+    begin(ssps)
+    assert (method.queue.groups == -1).all()
+    loss = ssps.fit_batch(batch(2))
+    assert loss.isfinite() and (method.queue.groups > 0).all()
 
 
 def test_figures_of_an_epoch(ssps, monkeypatch):

@@ -23,7 +23,7 @@ from lgl_plugin.utils.files import atomic_write, write_json
 LABELS, GATED = "iter1/labels", "iter1/gated"
 
 
-def test_ssps_is_a_step_of_stage1_behind_simclr():
+def test_ssps_is_a_step_of_stage1_behind_the_method():
     settings = {"stage 1": {"ssps_epochs": 2}, "stage 2": {"n_iterations": 0}}
     ssps = ["ssps", "export/ssps"]
     simclr = ["baselines", "stage1", "export/stage1"]

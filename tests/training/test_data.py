@@ -72,7 +72,9 @@ def test_files_of_a_users_list_are_tried(settings, tmp_path, caplog):
         try_manifest(settings, manifest, bad_files)
     settings.data_folder = "elsewhere"
     manifest = Manifest.of((n, n, 0.0, 0.5, "") for n in names)
-    with pytest.raises(ValueError, match="--data_folder, now elsewhere, to"):
+    with pytest.raises(
+        ValueError, match="--data_folder, now elsewhere, is not"
+    ):
         try_manifest(settings, manifest, bad_files)
     assert [*bad_files.reasons] == ["3.wav"]
 

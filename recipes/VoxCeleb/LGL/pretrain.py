@@ -318,10 +318,10 @@ def pretrain(settings, itself, run_opts):
 
 def main():
     """Trains what the command line says."""
-    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
-    if "precision" in run_opts.overridden_args:  # SpeechBrain takes it away
-        overrides += f"\nprecision: {run_opts.precision}"
-    with explained_errors(2, bool(run_opts.get("debug"))):
+    with explained_errors(2, "--debug" in sys.argv):
+        hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
+        if "precision" in run_opts.overridden_args:  # SpeechBrain takes it away
+            overrides += f"\nprecision: {run_opts.precision}"
         settings, itself = read_settings(hparams_file, overrides)
     silence_bars(run_opts)
     keep_freed_memory()

@@ -162,9 +162,9 @@ def train(
 
 def main(stages=STAGES):
     """Trains the stage that the command line's yaml names."""
-    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
-    with explained_errors(2, bool(run_opts.get("debug"))):
+    with explained_errors(2, "--debug" in sys.argv):
+        hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
+        sb.utils.distributed.ddp_init_group(run_opts)
         train(hparams_file, run_opts, overrides, stages=stages)
 
 
