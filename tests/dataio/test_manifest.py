@@ -149,7 +149,7 @@ def test_other_orders_and_further_columns(tmp_path):
 
 
 def test_missing_manifest(tmp_path):
-    with pytest.raises(FileNotFoundError, match="manifest: there is no file .*own.csv"):
+    with pytest.raises(FileNotFoundError, match="no file .*own.csv"):
         load_manifest(tmp_path / "own.csv", tmp_path)
 
 
