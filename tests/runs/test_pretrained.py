@@ -294,7 +294,9 @@ def test_a_pretrained_encoder_may_give_the_first_labels_alone(
         with pytest.raises(ValueError, match=said):
             stage2(*given, option, yaml="small_ssl_stage2")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match="new_encoder.*pip install transformers"):
+    with pytest.raises(
+        ValueError, match="new_encoder.*pip install transformers"
+    ):
         stage2(*given, yaml="small_ssl_stage2")
 
 
