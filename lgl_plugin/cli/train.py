@@ -163,7 +163,7 @@ def choose(
     from lgl_plugin.training.session import check_folder
     from lgl_plugin.utils.files import write_json
 
-    check_folder(run, settings)
+    check_folder(run)
     path = run / CHOICES
     # A call that failed before the run began, as for a wrong folder, chooses
     # nothing for the next.

@@ -23,13 +23,12 @@ from lgl_plugin.dataio.prepare import check_folders
 from lgl_plugin.inference.backends import Backend, Whitening
 from lgl_plugin.inference.export import export
 from lgl_plugin.inference.extractor import Extractor
-from lgl_plugin.inference.folder import refuse_foreign
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import METRICS, read_metrics, record_key
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.pretrained import YAML
-from lgl_plugin.runs.provenance import read_starts, record_start
+from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.schema import Settings
 from lgl_plugin.runs.settings import SETTINGS_TOO, without_helpers
@@ -57,14 +56,16 @@ def sample_rows(n_utterances: int, seed: int) -> np.ndarray:
     return np.sort(rng.choice(n_utterances, SAMPLE, replace=False))
 
 
-def check_folder(folder: pathlib.Path, settings: Settings) -> None:
-    """Refuses a folder of other work, as of `lgl embed`, that has a list.
+def check_folder(folder: pathlib.Path) -> None:
+    """Refuses a folder of `lgl embed`, whose list of recordings would go.
 
-    Before a lock or a file of this run lies in there, which would vouch for it.
+    Before a lock of this run lies in there, which would vouch for the list.
     """
-    known = (folder / STATE).exists() or read_starts(folder)
-    if not (known or settings.manifest):
-        from_main(refuse_foreign, folder, ("manifest.csv", "bad_files.txt"))
+    if (folder / "vectors.npy").exists():
+        raise FileExistsError(
+            f"{folder} holds embeddings of `lgl embed`, and their list of "
+            "recordings would be replaced: name another folder"
+        )
 
 
 class Session:
@@ -148,7 +149,7 @@ class Session:
             # By default each rank would get a temporary checkpoint folder of
             # its own, and the ranks would wait for each other for ever.
             self.brain_settings["debug_persistently"] = True
-        check_folder(folder, settings)
+        check_folder(folder)
         self.run = Run(folder, settings.stage, plain_settings(text))
         self._begin_log(text)
         record_start(folder, settings.stage, self.device)

@@ -56,7 +56,7 @@ def test_a_wrong_call_is_one_line_and_status_2(capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         main(["status", str(tmp_path / "nowhere")])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("lgl status: ") and "holds no metrics" in line
+    assert line.startswith("lgl status: ") and "there is no folder" in line
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SystemExit, match="2"):
         main(["status", "~/mine"])
-    assert f"{tmp_path / 'mine'} holds no metrics" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'mine'}" in capsys.readouterr().err
     assert at_home(["~/a", "b~", None, 3]) == [f"{tmp_path}/a", "b~", None, 3]
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no metrics"):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
         main(["status", str(tmp_path / "nowhere"), "--debug"])
 
 

@@ -204,13 +204,13 @@ def test_no_such_encoder(audio, tmp_path, capsys, verb):
 def test_the_list_of_an_embedded_folder_is_not_replaced(
     audio, tmp_path, capsys
 ):
-    (tmp_path / "manifest.csv").write_text("of `lgl embed`")
+    for name in ("manifest.csv", "vectors.npy"):
+        (tmp_path / name).write_text("of `lgl embed`")
     with pytest.raises(SystemExit, match="2"):
         main(["train", str(audio), f"--output_folder={tmp_path}"])
-    said = capsys.readouterr().err
-    assert "holds manifest.csv, which would be replaced" in said
+    assert "holds embeddings of `lgl embed`" in capsys.readouterr().err
     assert (tmp_path / "manifest.csv").read_text() == "of `lgl embed`"
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_of_shards_is_told_from_one_without_audio(tmp_path, capsys):
