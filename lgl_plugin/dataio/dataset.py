@@ -158,16 +158,10 @@ def crop_dataset(
         rows = rows[labels[rows] >= 0]
     dataset = UtteranceDataset(manifest, rows)
     # No closures: loaders that spawn their processes pickle the dataset.
-    dataset.add_dynamic_item(
-        functools.partial(_draws, dataset.epoch, seed),
-        takes=["turn", "id"],
-        provides="rng",
-    )
     size = {"crop": crop, "sample_rate": sample_rate}
-    parts = manifest, size, n_crops, tuple(speeds), partners
-    dataset.add_dynamic_item(
-        functools.partial(_read, *parts), takes=["rng", "row"], provides="crops"
-    )
+    source = manifest, size, n_crops, tuple(speeds), partners
+    read = functools.partial(_read, dataset.epoch, seed, *source)
+    dataset.add_dynamic_item(read, takes=["turn", "row"], provides="crops")
     keys = ["id", "sig", "row"]
     for place, name in enumerate(("sig", "partner")):
         dataset.add_dynamic_item(operator.itemgetter(place), "crops", name)
@@ -181,16 +175,13 @@ def crop_dataset(
     return dataset
 
 
-def _draws(epoch, seed, turn, utterance):
-    """Makes what an utterance draws by: seed, pass and its name alone."""
-    return random.Random(f"{seed} {epoch.item() + turn} {utterance}")
-
-
-def _read(manifest, size, n_crops, speeds, partners, rng, row):
+def _read(epoch, seed, manifest, size, n_crops, speeds, partners, turn, row):
     """Reads crops of an utterance, or one of it and one of its partner.
 
     Returns them and the row that the last one is of.
     """
+    # By seed, pass and utterance alone.
+    rng = random.Random(f"{seed} {epoch.item() + turn} {manifest.ids[row]}")
     partner = row if partners is None else partners.draw(rng, row)
     speed = rng.choice(speeds) if len(speeds) > 1 else speeds[0]
 
