@@ -70,7 +70,7 @@ class SSPSBrain(Stage1Brain):
         )
         if grouping:
             self.partners.regroup(*self.group(self.modules.encoder))
-            # What a method's queue holds is numbered by the clusters before.
+            # A method's queue is numbered by the clusters before.
             for part in self.method.modules():
                 if isinstance(part, EmbeddingQueue):
                     part.clear()

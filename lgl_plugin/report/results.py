@@ -38,8 +38,8 @@ OF_METHOD = ("new_encoder", "opt_class", "lr", "lr_annealing")
 # Trials that the bootstrap of all intervals draws, at 10 million a second; and
 # the fewest draws that percentiles can be read from.
 BOOTSTRAP_TRIALS, FEWEST_DRAWS = 3e8, 200
-# What log.txt has before the traceback of an error, ours and SpeechBrain's; and
-# the last line of one, with the error's name.
+# Headings of tracebacks in log.txt, ours and SpeechBrain's; and a traceback's
+# last line, with the error's name.
 FAILURES = (FULL_ERROR, "Exception:")
 ERROR = re.compile(r"^[\w.]*(Error|Audio)(: |$)")
 # The first line of an entry in SpeechBrain's log.txt.
@@ -157,13 +157,10 @@ class Results:
         words = for_other_stage(
             command, 2, lambda yaml: METHOD_YAML.sub("stage2.yaml", yaml)
         )
+        typed = [w for w in words if key_of(w) == "output_folder"]
         folder = self.setting("output_folder") or str(self.folder)
-        if any(key_of(word) == "output_folder" for word in words):
-            (folder,) = (
-                word.partition("=")[2]
-                for word in words
-                if key_of(word) == "output_folder"
-            )
+        if typed:  # of a run that was moved, where it is now
+            folder = typed[-1].partition("=")[2]
         last = stage1_steps(self.settings)[-1]
         exported = os.path.join(folder, "export", last)
         return [
@@ -300,7 +297,7 @@ class Results:
         parts: list[list[str]] = [[""]]
         for line in latest.read_text("utf-8", "replace").splitlines():
             if match := ENTRY.match(line):
-                # What ends with a process comes behind its error, as DEBUG.
+                # The end of a process follows its error, as DEBUG.
                 if match[2] != "DEBUG" or match[3] in FAILURES:
                     parts = []
                 parts.append([match[3]])

@@ -21,7 +21,7 @@ WRONG_CALL = (
 )
 
 
-# What log.txt has before an error's traceback.
+# Heading of an error's traceback in log.txt.
 FULL_ERROR = "The error in full:"
 
 

@@ -202,7 +202,7 @@ def test_speakers_with_one_recording_each_are_refused(
 def test_an_encoder_that_is_best_as_it_is_stays(
     ecapa, calls, tmp_path, monkeypatch, capsys
 ):
-    """What no verdict decided is not said to be worse."""
+    """A rung that no verdict decided on is not said to be worse."""
     for case, second, words in (
         ("a", TIE, "recordings do not show that another encoder is better"),
         ("b", WORSE, "Your encoder is best as it is: each rung loses"),

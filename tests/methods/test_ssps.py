@@ -58,7 +58,7 @@ def test_utterances_without_a_cluster_are_groups_of_their_own(tmp_path):
 
 
 def test_new_clusters_empty_the_queue_of_a_method(tmp_path):
-    """What it holds has the numbers of the clusters before."""
+    """Its embeddings have the numbers of the clusters before."""
     encoder = tiny_encoder()
     method = MoCo(encoder, DIM, BATCH)
     method.queue.add(torch.arange(BATCH), torch.randn(BATCH, DIM))
