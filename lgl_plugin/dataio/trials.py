@@ -149,7 +149,12 @@ def read_trials(
     >>> trials.labels.tolist(), trials.test.tolist()
     ([True, False], [1, 2])
     """
-    check_file("trial list", path)
+    check_file(
+        "trial list",
+        path,
+        ". Give the path of a trial list on this machine. A training's yaml "
+        "may do without: verification_file: null",
+    )
     first_line, labels, enrolment, test = {}, [], [], []
     # errors="replace": audio given in place of a list is reported as a
     # malformed line 1, not as a UnicodeDecodeError.

@@ -76,7 +76,7 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
         out.write("\n")
 
 
-def check_file(name: str, path: str | os.PathLike) -> None:
+def check_file(name: str, path: str | os.PathLike, remedy: str = "") -> None:
     """Raises FileNotFoundError, which says what is there, for no file."""
     if os.path.isfile(path):
         return
@@ -84,8 +84,8 @@ def check_file(name: str, path: str | os.PathLike) -> None:
     if os.path.isdir(path):
         found = f"{path} is a folder"
     elif os.path.exists(path):
-        found = f"{path} is no regular file, such as a pipe, and is read twice"
-    raise FileNotFoundError(f"{name}: {found}")
+        found = f"{path} is a pipe or a device: write its lines to a file"
+    raise FileNotFoundError(f"{name}: {found}{remedy}")
 
 
 def read_json(path: str | pathlib.Path) -> dict:
