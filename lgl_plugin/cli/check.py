@@ -69,7 +69,8 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     if preset is not None:
         words.append(f"--preset={preset}")
     bad = made["bad"] + made["short"]
-    if bad > of_data.max_bad_share * made["found"]:
+    is_too_bad = bad > of_data.max_bad_share * made["found"]
+    if is_too_bad:
         # With room for files that turn out to be silent when they are read.
         share = min((100 * bad // made["found"] + 4) / 100, 1.0)
         words = [w for w in words if key_of(w) != "max_bad_share"]
@@ -79,6 +80,8 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
             f"{of_data.max_bad_share} allows: mend them, or train without them"
         )
     print("Train it with:", shlex.join(words))
+    if is_too_bad:
+        raise SystemExit(1)  # for scripts: `lgl check A && lgl train A ...`
 
 
 def check_audio(

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 
 # No module of torch at the top: help of `lgl` is to come at once.
@@ -40,9 +41,12 @@ def message_of(error: BaseException) -> str:
 def logged_message(error: BaseException) -> str:
     """Returns an error's message; log.txt, once begun, gets the traceback.
 
-    Of an error that may be our fault, the message names that file.
+    Of an error that may be our fault, the message names that file. Ranks but
+    the first have none: the message of an error of theirs is the traceback.
     """
     message = message_of(error)
+    from lgl_plugin.utils.distributed import rank
+
     if isinstance(error, TrainingFailed):
         return message  # logged where it was raised
     logger.debug(FULL_ERROR, exc_info=error)
@@ -51,8 +55,12 @@ def logged_message(error: BaseException) -> str:
         for handler in logging.getLogger().handlers
         if isinstance(handler, logging.FileHandler)
     ]
-    if logs and not isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError):
+        return message
+    if logs:
         message += f"\n{logs[-1]} has the traceback."
+    elif rank() > 0 and not getattr(error, "on_all_ranks", False):
+        message = "".join(traceback.format_exception(error)).rstrip()
     return message
 
 
@@ -60,12 +68,12 @@ def logged_message(error: BaseException) -> str:
 def logged_errors(debug: bool = False) -> Iterator[None]:
     """Raises an error that a user can mend as TrainingFailed, and logs it.
 
-    With `debug`, and on other ranks than the first, it is raised as it is.
+    With `debug` it is raised as it is.
     """
     try:
         yield
     except EXPLAINED as error:
-        if _stays_as_it_is(debug):
+        if debug:
             raise
         raise TrainingFailed(logged_message(error)) from error
 
@@ -80,18 +88,9 @@ def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
     try:
         yield
     except EXPLAINED as error:
-        if _stays_as_it_is(debug):
+        if debug:
             raise
         failed = isinstance(error, TrainingFailed)
         name = type(error.__cause__ if failed else error).__name__
         print(f"{name}: {logged_message(error)}", file=sys.stderr)
         raise SystemExit(1 if failed else status) from None
-
-
-def _stays_as_it_is(debug):
-    """Says whether an error keeps its traceback on the screen."""
-    from lgl_plugin.utils.distributed import rank
-
-    # log.txt is the main process's: an error of another rank alone, such as
-    # memory that ran out there, would leave nothing to find it by.
-    return debug or rank() > 0

@@ -22,6 +22,7 @@ TINY = [
     "--new_encoder={network: {channels: [16, 16, 16, 16, 48]}}",
     "--n_clusters=3",
 ]
+LENIENT = "--max_bad_share=0.1"  # one of 17 files of `folder` is bad
 FEW = ["--ssps_epochs=0"]  # whose clusters eight utterances do not make
 BY_TORCH = (
     "--cluster=!new:lgl_plugin.clustering.kmeans.TorchKMeans "
@@ -46,7 +47,8 @@ def folder(audio, tmp_path):
 def test_what_is_there_and_what_it_costs(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)  # torch clusters
     before = sorted(folder.rglob("*"))
-    main(["check", str(folder), *TINY, BY_TORCH])
+    with pytest.raises(SystemExit, match="1"):  # of too many bad files
+        main(["check", str(folder), *TINY, BY_TORCH])
     printed = capsys.readouterr().out
     assert "17 files" in printed and "16 .wav, 1 .flac" in printed
     assert "1 cannot be used" in printed and "ann/broken.wav" in printed
@@ -136,12 +138,13 @@ def test_labels_of_utterances_out_of_the_sample_will_do(
 ):
     labels = tmp_path / "labels.csv"
     labels.write_text("utterance,speaker\nbob/0.flac,Bob\nbob/1.wav,Bob\n")
-    main(["check", str(folder), *TINY, f"--labels_file={labels}"])
+    given = f"--labels_file={labels}"
+    main(["check", str(folder), *TINY, LENIENT, given])
     assert len(opened) == 2
 
 
 def test_the_channel_is_that_of_training(folder, opened, capsys):
-    main(["check", str(folder), *TINY, "--channel=0"])
+    main(["check", str(folder), *TINY, LENIENT, "--channel=0"])
     assert [{*one.manifest.channels.tolist()} for one in opened] == [{0}, {0}]
     assert "--channel=0" in capsys.readouterr().out.splitlines()[-1]
 
@@ -152,7 +155,8 @@ def test_settings_of_stage1_clusters_are_named_if_it_makes_any(
 ):
     wav, rate = soundfile.read(folder / "bob" / "0.wav")
     soundfile.write(folder / "bob" / "0.wav", wav, rate // 2)
-    main(["check", str(folder), *TINY, f"--ssps_epochs={epochs}"])
+    given = f"--ssps_epochs={epochs}"
+    main(["check", str(folder), *TINY, LENIENT, given])
     assert " --log_mel_share=0" in caplog.text
     assert (" --ssps_log_mel_share=0" in caplog.text) == named
 
@@ -160,10 +164,10 @@ def test_settings_of_stage1_clusters_are_named_if_it_makes_any(
 def test_files_of_a_lower_rate_are_counted(folder, opened, capsys):
     wav, rate = soundfile.read(folder / "bob" / "0.wav")
     soundfile.write(folder / "bob" / "0.wav", wav, rate // 2)
-    main(["check", str(folder), *TINY])
+    main(["check", str(folder), *TINY, LENIENT])
     printed = capsys.readouterr().out
     assert f"\nRates      1 files below {rate} Hz, the lowest 8000" in printed
-    main(["check", str(folder), *TINY, "--sample_rate=8000"])
+    main(["check", str(folder), *TINY, LENIENT, "--sample_rate=8000"])
     assert "\nRates" not in capsys.readouterr().out
 
 

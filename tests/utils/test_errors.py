@@ -51,12 +51,18 @@ def test_debug_and_faults_of_the_program_keep_their_traceback():
             raise KeyError
 
 
-def test_an_error_of_one_rank_alone_keeps_its_traceback(monkeypatch):
+def test_an_error_of_one_rank_alone_keeps_its_traceback(monkeypatch, capsys):
     """Only the main process has a log file to keep it in."""
     monkeypatch.setattr("lgl_plugin.utils.distributed.rank", lambda: 1)
-    for context in explained_errors(1), logged_errors():
-        with pytest.raises(ValueError, match="here"), context:
-            raise ValueError("here")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with pytest.raises(SystemExit), explained_errors(1), logged_errors():
+        raise RuntimeError("out of memory")
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and 'raise RuntimeError("out of' in shown
+    with pytest.raises(SystemExit), explained_errors(1), logged_errors():
+        raise ValueError("lr: -1 should be greater than 0")
+    shown = capsys.readouterr().err
+    assert shown == "ValueError: lr: -1 should be greater than 0\n"
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ImportError, MemoryError])
