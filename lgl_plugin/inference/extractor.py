@@ -30,7 +30,12 @@ from lgl_plugin.runs.pretrained import (
     where_encoder_is,
 )
 from lgl_plugin.runs.weights import AFFINE, ENCODER, load_weights, read_weights
-from lgl_plugin.utils.distributed import gather, rank, unwrapped, world_size
+from lgl_plugin.utils.distributed import (
+    gather_objects,
+    rank,
+    unwrapped,
+    world_size,
+)
 from lgl_plugin.utils.files import explain_full_disk
 from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.signals import stop
@@ -159,7 +164,7 @@ class Extractor:
             share = self._embed_share(
                 manifest, rows, folder, bad_files, version
             )
-            shares = gather(
+            shares = gather_objects(
                 (share.positions(), share.dim, share.close(), share.bad)
             )
             bad = sorted(
@@ -182,7 +187,7 @@ class Extractor:
                 store.save(folder)
             # Until the store is there, and no other process has yet to open
             # the shares.
-            gather(None)
+            gather_objects(None)
             if rank() == 0:
                 remove_shares(folder)
         return Embeddings.load(folder), bad

@@ -15,7 +15,7 @@ from lgl_plugin.nnet.heads import DistillationHead, Prototypes
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.redundancy import spread_terms
 from lgl_plugin.utils.checks import check_above0, check_from, check_share
-from lgl_plugin.utils.distributed import concatenated
+from lgl_plugin.utils.distributed import all_gather
 
 # Share of the training after which the teacher's temperature is the last one.
 WARM = 0.2
@@ -158,7 +158,7 @@ class DINO(Method):
         temperature = first + (last - first) * min(done / WARM, 1.0)
         wanted = F.softmax((logits - self.centre) / temperature, dim=-1)
         # Mean of rank means (equal batches): the logits would be gigabytes.
-        mean = concatenated(logits.flatten(0, 1).mean(0, keepdim=True)).mean(0)
+        mean = all_gather(logits.flatten(0, 1).mean(0, keepdim=True)).mean(0)
         # One step that went wrong would spoil all that follow.
         mean = torch.where(mean.isfinite().all(), mean, self.centre)
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
@@ -176,7 +176,7 @@ def prototype_figures(targets: Tensor) -> dict[str, Tensor]:
     """
     targets = targets.flatten(0, -2)
     most = math.log(targets.shape[1])
-    mean = concatenated(targets.mean(0, keepdim=True)).mean(0)
+    mean = all_gather(targets.mean(0, keepdim=True)).mean(0)
     return {
         "teacher_entropy": entropy(targets).mean() / most,
         "prototypes_used": entropy(mean).exp(),

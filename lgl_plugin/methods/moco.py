@@ -11,7 +11,7 @@ from lgl_plugin.nnet.augment import augmented
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
 from lgl_plugin.utils.checks import check_above0, check_from, check_share
-from lgl_plugin.utils.distributed import concatenated
+from lgl_plugin.utils.distributed import all_gather
 
 
 class MoCo(Method):
@@ -85,5 +85,5 @@ class MoCo(Method):
         first = torch.zeros(len(logits), dtype=torch.long, device=held.device)
         loss = F.cross_entropy(logits, first)
         accuracy = (logits.detach().argmax(1) == 0).float().mean()
-        self.queue.add(concatenated(groups[1]), concatenated(keys[0]))
+        self.queue.add(all_gather(groups[1]), all_gather(keys[0]))
         return loss, {"accuracy": accuracy}

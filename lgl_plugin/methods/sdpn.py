@@ -20,7 +20,7 @@ from lgl_plugin.nnet.heads import DistillationHead, Prototypes
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
 from lgl_plugin.utils.checks import check_above0, check_from, check_share
-from lgl_plugin.utils.distributed import concatenated
+from lgl_plugin.utils.distributed import all_gather
 
 # Divisor of the teacher's logits, beside the temperature.
 SHARPENING = 0.25
@@ -172,7 +172,7 @@ class SDPN(Method):
             held = self._probabilities(self.queue.vectors)
             # A place that is empty counts for nothing.
             others = held * (self.queue.groups >= 0)[:, None]
-            self.queue.add(concatenated(groups), concatenated(vectors))
+            self.queue.add(all_gather(groups), all_gather(vectors))
         own = self._probabilities(vectors)
         return sinkhorn(own, others), prototype_figures(own)
 

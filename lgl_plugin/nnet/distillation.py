@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgl_plugin.utils.distributed import concatenated, gathered, rank
+from lgl_plugin.utils.distributed import all_gather, all_gather_with_grad, rank
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -53,7 +53,7 @@ def sinkhorn(
     returned, which has no graph, each row sums to 1, and all columns, over all
     processes and `others`, to about the same. A row of zeros stays.
     """
-    shares = concatenated(probabilities.float())
+    shares = all_gather(probabilities.float())
     if others is not None:
         shares = torch.cat([shares, others.float()])
     for _ in range(n_iterations):
@@ -76,7 +76,9 @@ def mean_entropy_gap(probabilities: Tensor) -> Tensor:
     prototypes are used alike, log K where one is; the mean is that of all
     processes.
     """
-    mean = gathered(probabilities.flatten(0, -2).mean(0, keepdim=True)).mean(0)
+    mean = all_gather_with_grad(
+        probabilities.flatten(0, -2).mean(0, keepdim=True)
+    ).mean(0)
     # At 0 the entropy's slope is infinite, and the gradient would be NaN.
     return math.log(len(mean)) - entropy(mean.clamp(min=TINY))
 
@@ -123,5 +125,5 @@ def off_diagonal_regularisation(vectors: Tensor) -> Tensor:
 def _squared_cosines(vectors):
     """Returns the squared cosines between dimensions, (D, D)."""
     with torch.autocast(vectors.device.type, enabled=False):
-        columns = F.normalize(gathered(vectors.float()), dim=0)
+        columns = F.normalize(all_gather_with_grad(vectors.float()), dim=0)
         return (columns.T @ columns).square()

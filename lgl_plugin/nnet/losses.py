@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lgl_plugin.utils.checks import check_above0, check_from
 from lgl_plugin.utils.distributed import (
-    concatenated,
-    gathered,
+    all_gather,
+    all_gather_with_grad,
     rank,
     world_size,
 )
@@ -92,10 +92,10 @@ class NTXent(nn.Module):
             segments = F.normalize(segments, dim=1)
             candidates, others, first = segments, groups, 0
             if world_size() > 1:
-                candidates = gathered(segments)
+                candidates = all_gather_with_grad(segments)
                 first = rank() * len(segments)
                 if groups is not None:
-                    others = concatenated(groups)
+                    others = all_gather(groups)
             if len(candidates) < 4:
                 raise ValueError(
                     "NT-Xent contrasts an utterance with others: a batch needs "

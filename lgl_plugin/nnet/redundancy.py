@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgl_plugin.utils.distributed import gathered
+from lgl_plugin.utils.distributed import all_gather_with_grad
 
 
 def vicreg_terms(
@@ -22,7 +22,10 @@ def vicreg_terms(
     D. The latter two are of both views in sum.
     """
     with torch.autocast(first.device.type, enabled=False):
-        one, other = gathered(first.float()), gathered(second.float())
+        one, other = (
+            all_gather_with_grad(first.float()),
+            all_gather_with_grad(second.float()),
+        )
         variance, covariance = _spread(one)
         further, more = _spread(other)
         invariance = F.mse_loss(one, other)
@@ -32,7 +35,7 @@ def vicreg_terms(
 def spread_terms(view: Tensor) -> tuple[Tensor, Tensor]:
     """Returns VICReg's variance and covariance of one view (batch, D)."""
     with torch.autocast(view.device.type, enabled=False):
-        return _spread(gathered(view.float()))
+        return _spread(all_gather_with_grad(view.float()))
 
 
 def _spread(view):
@@ -53,7 +56,7 @@ def barlow_twins_loss(
     be the identity; `redundancy` weighs the correlations of two dimensions.
     """
     with torch.autocast(first.device.type, enabled=False):
-        views = [gathered(view.float()) for view in (first, second)]
+        views = [all_gather_with_grad(view.float()) for view in (first, second)]
         # As batch normalisation without weights; 1e-5 as there.
         a, b = (
             (view - view.mean(0)) / (view.var(0, correction=0) + 1e-5).sqrt()

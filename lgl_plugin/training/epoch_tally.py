@@ -12,7 +12,7 @@ from speechbrain.utils.checkpoints import (
 )
 
 from lgl_plugin.utils.distributed import (
-    gather,
+    gather_objects,
     rank,
     sum_over_ranks,
     world_size,
@@ -81,7 +81,7 @@ class EpochTally:
     def join_seen(self) -> list[torch.Tensor]:
         """Returns what all processes put by, in its order; all must call."""
         own = [torch.cat(parts).cpu() for parts in zip(*self.seen)]
-        shares = [share for share in gather(own) if share]
+        shares = [share for share in gather_objects(own) if share]
         if not shares:
             return []
         # Processes step together, so their lists match from the end; rank 0

@@ -41,7 +41,7 @@ def rank() -> int:
     return dist.get_rank() if _in_ranks() else 0
 
 
-def gather(value: Any) -> list:
+def gather_objects(value: Any) -> list:
     """Returns every rank's value, in order; waits until all ranks call it."""
     if not _in_ranks():
         return [value]
@@ -50,13 +50,24 @@ def gather(value: Any) -> list:
     return values
 
 
-def concatenated(tensor: torch.Tensor) -> torch.Tensor:
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """Joins the tensors, of one shape, of all ranks; no gradient passes."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def all_gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    """Joins the tensors, of one shape, of all ranks, with their gradients.
+
+    The gradients of all ranks are summed, and data parallelism then takes
+    their mean: together that is the gradient of a loss of the whole batch.
+    """
+    if world_size() == 1:
+        return tensor
+    return torch.cat(dist.nn.functional.all_gather(tensor.contiguous()))
 
 
 def broadcast(value: Any) -> Any:
@@ -101,17 +112,6 @@ def sum_over_ranks(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     )
     dist.all_reduce(total)
     return dict(zip(names, total))
-
-
-def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """Joins the tensors, of one shape, of all ranks, with their gradients.
-
-    The gradients of all ranks are summed, and data parallelism then takes
-    their mean: together that is the gradient of a loss of the whole batch.
-    """
-    if world_size() == 1:
-        return tensor
-    return torch.cat(dist.nn.functional.all_gather(tensor.contiguous()))
 
 
 def average_gradients(module: torch.nn.Module) -> None:
