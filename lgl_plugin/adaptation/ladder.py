@@ -64,7 +64,7 @@ from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.pretrained import encoder_files, encoder_settings
 from lgl_plugin.runs.provenance import record_start
 from lgl_plugin.runs.run import Run
-from lgl_plugin.runs.state import STATE, digest, read_state
+from lgl_plugin.runs.state import ADAPTATION, STATE, digest, read_state
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import checksum, load_arrays, save_arrays
@@ -167,10 +167,9 @@ class Ladder:
         self.training = self.folder / "training"
         if labels is not None:
             self.given = read_given(labels, self.manifest.ids)
-            n_known = int((self.given.by_row >= 0).sum())
+            n_known = len(self.given.rows)
             # One for each file: a training of other labels refuses to go on.
             self.training = self.folder / f"training-{checksum(labels)[:8]}"
-        # Not of stage 1 or 2.
         self.run = Run(self.folder, 0, {"made_from": made_from})
         self.run.plan = steps_of(train)
         record_start(self.folder, 0, self.device)
@@ -201,7 +200,7 @@ class Ladder:
         The training would refuse them too, but only after the other rungs.
         """
         state = read_state(self.folder)
-        begun = state["settings"].get("stage 0")
+        begun = state["settings"].get(ADAPTATION)
         if begun is None:
             raise ValueError(
                 f"{self.folder} holds a training, which is no folder of `lgl "
@@ -369,7 +368,7 @@ class Ladder:
             return self._embedded(*stores)
 
         if self.given is not None:  # by other labels the step is done again
-            known = np.flatnonzero(self.given.by_row >= 0)
+            known = self.given.rows
             self.made_from = digest([self.made_from, known.tolist()])
         with self._on_record(SPLIT):
             self._step(SPLIT, work)

@@ -205,11 +205,11 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     """
     from lgl_plugin.runs.differences import changes
     from lgl_plugin.runs.plain import plain_settings
-    from lgl_plugin.runs.settings import resolved, settings_of
+    from lgl_plugin.runs.settings import plain_settings_of, settings_of
 
     own = {"data_folder": audio}
     _, text = settings_of([str(PRESET), *given], own)
-    return changes(resolved([str(PRESET)], own), plain_settings(text))
+    return changes(plain_settings_of([str(PRESET)], own), plain_settings(text))
 
 
 def check_training(ladder: Ladder, given: list[str]) -> None:
@@ -219,23 +219,20 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
     many recordings are kept out to judge it by shows only then: up to half.
     """
     from lgl_plugin.adaptation.split import SHARE
-    from lgl_plugin.dataio.manifest import held_out
     from lgl_plugin.runs.settings import settings_of
-    from lgl_plugin.training.sizes import check_batch, check_clusters
+    from lgl_plugin.training.sizes import check_clusters, split_rows
     from lgl_plugin.training.start import made_to_train
 
     number, known = len(ladder.manifest), 0
     if ladder.given is not None:
-        known = int((ladder.given.by_row >= 0).sum())
+        known = len(ladder.given.rows)
     left = max(number - int(SHARE * number), known)
     own = own_settings(ladder, left, given)
     settings, _ = settings_of([str(PRESET), *given], own)
-    rows, _ = held_out(left, settings.held_out_share, settings.seed)
-    batch_size = settings.dataloader_options.batch_size
     encoder = copy.deepcopy(ladder.extract.encoder)
     made_to_train(settings, lambda: encoder)
     try:
-        check_batch(settings, batch_size, left, len(rows))
+        split_rows(settings, left)
         check_clusters(settings, left)
     except ValueError as error:
         raise ValueError(

@@ -101,7 +101,7 @@ def check_audio(
     from lgl_plugin.dataio.folder import UNREAD
     from lgl_plugin.dataio.manifest import run_manifest
     from lgl_plugin.dataio.prepare import prepare_manifest
-    from lgl_plugin.training.data import makes_positives, try_manifest
+    from lgl_plugin.training.data import try_manifest
 
     path = folder / "manifest.csv"
     if settings.manifest:
@@ -124,7 +124,6 @@ def check_audio(
             max_bad_share=1.0,
             sample_rate=settings.sample_rate,
             channel=settings.channel,
-            ssps=makes_positives(settings),
         )
         manifest = run_manifest(folder, vars(settings))
     formats = collections.Counter(
@@ -173,8 +172,7 @@ def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
     The timed sample is too small to tell. What takes an encoder's work, such
     as scoring the trial list, is left to training.
     """
-    from lgl_plugin.dataio.manifest import held_out
-    from lgl_plugin.training.sizes import check_batch
+    from lgl_plugin.training.sizes import split_rows
     from lgl_plugin.training.stage1 import check_grouping
     from lgl_plugin.training.start import (
         check_inputs,
@@ -184,9 +182,7 @@ def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
 
     number = len(manifest)
     for settings in of_stages:
-        rows, _ = held_out(number, settings.held_out_share, settings.seed)
-        batch_size = settings.dataloader_options.batch_size
-        check_batch(settings, batch_size, number, len(rows))
+        rows, _ = split_rows(settings, number)
         if settings.stage == 1:
             if settings.ssps_epochs:
                 check_grouping(settings, len(rows))

@@ -8,8 +8,8 @@ from lgl_plugin.dataio.manifest import Manifest
 
 logger = get_logger(__name__)
 
-# Utterances of a user's own manifest that are tried: in a second or two also
-# of a million, and two of them are the share that is warned of.
+# So many utterances of a user's manifest are tried, which takes a second or
+# two. Two of them are 1 %, the least that is warned of.
 N_TRIED = 200
 
 
@@ -49,12 +49,10 @@ def warn_of_bandwidths(
     sample_rate: int,
     files: str,
     to_train: bool = True,
-    ssps: bool = False,
 ) -> None:
     """Warns if some files, but not all, are below the rate of training.
 
-    Settings against that are named only where an encoder is to be trained;
-    those of Stage I's clusters only with `ssps`, as they are refused without.
+    Settings against that are named only where an encoder is to be trained.
     """
     if not 0.01 <= narrow / max(number, 1) <= 0.99:
         return
@@ -67,12 +65,8 @@ def warn_of_bandwidths(
     if to_train:
         message += (
             f" Against that `lgl train` takes --sample_rate={lowest}, their "
-            "lowest, --log_mel_share=0 and --cluster_twice=False"
+            "lowest, --log_mel_share=0 and --cluster_twice=False, and where "
+            "ssps_epochs is above 0 --ssps_log_mel_share=0 and "
+            "--ssps_cluster_twice=False."
         )
-        if ssps:
-            message += (
-                ", and for the clusters of Stage I --ssps_log_mel_share=0 and "
-                "--ssps_cluster_twice=False"
-            )
-        message += "."
     logger.warning(message)

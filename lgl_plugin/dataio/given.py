@@ -33,6 +33,11 @@ class GivenLabels:
     # (N,), -1 where none is given.
     by_row: np.ndarray
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows of the manifest that are labelled, int64."""
+        return np.flatnonzero(self.by_row >= 0)
+
     def of(self, rows: ArrayLike) -> np.ndarray:
         """Returns the labels of those rows that can be read, int64 (n,).
 

@@ -70,7 +70,6 @@ def prepare_manifest(
     accept: Callable[[pathlib.Path], None] | None = None,
     list_again: bool = False,
     to_train: bool = True,
-    ssps: bool = False,
 ) -> dict:
     """Scans a folder for wav, flac, ogg and mp3 files and lists them in a csv.
 
@@ -121,9 +120,6 @@ def prepare_manifest(
     to_train : bool
         Whether an encoder is to be trained on the manifest, so that notices
         name settings of training; else an encoder is given.
-    ssps : bool
-        Whether Stage I clusters, too (`ssps_epochs` above 0), so that notices
-        name its settings.
 
     Returns
     -------
@@ -192,7 +188,7 @@ def prepare_manifest(
     made, counts = _scan(settings, manifest, tested, accept, list_again)
     if changes:  # said only now: what is refused leaves the manifest as it was
         logger.warning(f"Made {manifest} again: {', '.join(changes)}.")
-    _log_notices(made, counts, manifest, to_train, ssps)
+    _log_notices(made, counts, manifest, to_train)
     return made
 
 
@@ -458,7 +454,7 @@ def _check_counts(made, bad_files, refused):
         )
 
 
-def _log_notices(made, counts, manifest, to_train, ssps):
+def _log_notices(made, counts, manifest, to_train):
     """Logs what a user should know about a new manifest."""
     settings, where = made["settings"], f"in {made['folders']} folders"
     if not made["folders"]:
@@ -501,5 +497,5 @@ def _log_notices(made, counts, manifest, to_train, ssps):
         )
     rates = made["lowest_rate"], settings["sample_rate"]
     warn_of_bandwidths(
-        *(made["narrow"], made["kept"], *rates, "files", to_train, ssps)
+        *(made["narrow"], made["kept"], *rates, "files", to_train)
     )

@@ -53,7 +53,7 @@ def _introduction(ladder, exported) -> Iterator[Block]:
         "speakers, estimated": f"{ladder.n_speakers:,}",
     }
     if ladder.given is not None:
-        number = int((ladder.given.by_row >= 0).sum())
+        number = len(ladder.given.rows)
         speakers = len(ladder.given.speakers)
         facts["labels given"] = f"{number:,} of {speakers:,} speakers"
     yield facts

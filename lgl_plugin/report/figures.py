@@ -19,7 +19,7 @@ from scipy.special import ndtri
 
 from lgl_plugin.clustering.number import Estimate
 from lgl_plugin.metrics.error_rates import eer, operating_points
-from lgl_plugin.runs.metrics_log import FLOOR
+from lgl_plugin.runs.metrics_log import FLOOR, TRUE_LABELS
 from lgl_plugin.utils.files import atomic_write
 
 # SpeechBrain's log.txt takes DEBUG of all loggers, and matplotlib's tells about
@@ -38,7 +38,7 @@ MARKERS = "os^DvPX"
 LINES = ("-", "--", "-.", ":")
 GREY = "#8C8C8C"
 # Rows of the table that are no phase of the pipeline.
-REFERENCES = (FLOOR, "true labels")
+REFERENCES = (FLOOR, TRUE_LABELS)
 PHASES = ("Stage I", "ssps", "classifier", "gated", "large_margin")
 BINS = 60  # of the loss histogram
 

@@ -13,6 +13,7 @@ from lgl_plugin.utils.tables import markdown_table
 
 METRICS = "metrics.jsonl"  # below the run's folder
 FLOOR = "log-mel statistics"  # the phase of an encoder that is not learnt
+TRUE_LABELS = "true labels"  # the phase of `ceiling.py`
 # Figures of a table: their heading, factor and number of decimals.
 COLUMNS = {
     "eer": ("EER %", 1.0, 1),

@@ -21,8 +21,9 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.runs.differences import changes, flatten, identity
 from lgl_plugin.runs.lock import lock_folder
-from lgl_plugin.runs.metrics_log import METRICS
+from lgl_plugin.runs.metrics_log import METRICS, TRUE_LABELS
 from lgl_plugin.runs.state import (
+    ADAPTATION,
     STATE,
     damage,
     describe,
@@ -95,6 +96,7 @@ class Run:
     ) -> None:
         self.folder = pathlib.Path(folder)
         self.stage = stage
+        self.key = f"stage {stage}"  # of the settings and inputs on record
         from_main(lock_folder, self.folder)
         state = from_main(self._read)
         self.done = state["done"]
@@ -122,13 +124,12 @@ class Run:
 
     def _check_settings(self, settings):
         """Refuses settings with which the stage's steps would differ."""
-        stage = f"stage {self.stage}"
         # Steps of both would be shown as one run's.
-        if self.settings and (self.stage == 0) != ("stage 0" in self.settings):
-            kinds = ["a training run", "an adaptation"]
-            kind = kinds["stage 0" in self.settings]
+        adapts = ADAPTATION in self.settings
+        if self.settings and adapts != (self.key == ADAPTATION):
+            kind = "an adaptation" if adapts else "a training run"
             raise ValueError(f"{self.folder} holds {kind}: name another folder")
-        before = self.settings.get(stage, settings)
+        before = self.settings.get(self.key, settings)
         differences = changes(before, settings)
         begun = [step for step in self._begun() if step != "baselines"]
         if differences and begun and not _more_rounds(before, settings):
@@ -144,9 +145,9 @@ class Run:
                 f"settings ({', '.join(begun)}). Go on with those, or "
                 f"{advice}.\n" + "\n".join(differences)
             )
-        self.settings[stage] = settings
+        self.settings[self.key] = settings
         if not begun:  # nothing was made of what was given then
-            self.inputs.pop(stage, None)
+            self.inputs.pop(self.key, None)
 
     def _begun(self):
         """Lists this stage's steps that are done or have a checkpoint."""
@@ -160,8 +161,7 @@ class Run:
         return [
             name
             for name in dict.fromkeys([*self.done, *trained])
-            if stage_of(name) == f"stage {self.stage}"
-            and not name.startswith("export/")
+            if stage_of(name) == self.key and not name.startswith("export/")
         ]
 
     def _check_metrics(self, before):
@@ -192,7 +192,7 @@ class Run:
         begun with other content under the name of this setting; the path may
         differ.
         """
-        inputs = self.inputs.setdefault(f"stage {self.stage}", {})
+        inputs = self.inputs.setdefault(self.key, {})
         now = from_main(content, path)
         if inputs.setdefault(name, now) != now:
             raise ValueError(
@@ -295,9 +295,8 @@ class Run:
 
     def identity(self) -> str:
         """Returns one checksum over what changes the stage's result."""
-        stage = f"stage {self.stage}"
-        settings = sorted(flatten(identity(self.settings[stage])))
-        return digest([settings, self.inputs.get(stage)])
+        settings = sorted(flatten(identity(self.settings[self.key])))
+        return digest([settings, self.inputs.get(self.key)])
 
     @main_process_only
     def save(self) -> None:
@@ -394,9 +393,10 @@ def stage_of(step: str) -> str:
 def step_of(record: dict) -> str:
     """Returns the step of the run that a record of metrics.jsonl belongs to."""
     phase = record["phase"].removeprefix("after ")
-    if record["stage"] < 2:
-        names = {0: "baselines", 1: "ssps" if phase == "ssps" else "stage1"}
-        return names[record["stage"]]
+    if record["stage"] == 0:  # of neither stage
+        return "ceiling" if phase == TRUE_LABELS else "baselines"
+    if record["stage"] == 1:
+        return "ssps" if phase == "ssps" else "stage1"
     phase = "labels" if phase == "clusters" else phase
     return f"iter{record['iteration']}/{phase}"
 

@@ -81,19 +81,6 @@ REFERRED_TO = (
     "scale",
 )
 
-# Settings that do nothing where another one, a number of epochs, is 0.
-ONLY_WITH = {
-    "ssps_cluster_epochs": "ssps_epochs",
-    "ssps_cluster": "ssps_epochs",
-    "ssps_backend": "ssps_epochs",
-    "ssps_log_mel_share": "ssps_epochs",
-    "ssps_cluster_twice": "ssps_epochs",
-    "ssps_source": "ssps_epochs",
-    "gate": "gated_epochs",
-    "large_margin": "large_margin_epochs",
-    "large_margin_crop_seconds": "large_margin_epochs",
-}
-
 
 class LoaderOptions(BaseModel):
     """The yaml's dataloader_options; others are arguments of DataLoader."""
@@ -331,3 +318,16 @@ class Stage2Settings(Settings):
                     "new_last_encoder to null"
                 )
         return self
+
+
+# Settings that do nothing where another one, a number of epochs, is 0.
+ONLY_WITH = {
+    **{
+        name: "ssps_epochs"
+        for name in Stage1Settings.model_fields
+        if name.startswith("ssps_") and name != "ssps_epochs"
+    },
+    "gate": "gated_epochs",
+    "large_margin": "large_margin_epochs",
+    "large_margin_crop_seconds": "large_margin_epochs",
+}

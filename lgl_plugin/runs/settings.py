@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.run_opts import RunOptions
 
-from lgl_plugin.runs.arguments import parse_arguments
+from lgl_plugin.runs.arguments import parse_arguments, run_options
 from lgl_plugin.runs.plain import dump_settings, parsed, plain_settings
 from lgl_plugin.runs.pretrained import (
     embedding_size,
@@ -44,10 +44,8 @@ from lgl_plugin.utils.progress import silence_bars
 
 # SpeechBrain's run options that are settings, too: a command line gives them
 # past the yaml.
-SETTINGS_TOO = (
-    *("precision", "eval_precision", "ckpt_interval_minutes"),
-    *("max_grad_norm", "grad_accumulation_factor", "optimizer_step_limit"),
-    "remove_vector_weight_decay",
+SETTINGS_TOO = sorted(
+    run_options() & {*Stage1Settings.model_fields, *Stage2Settings.model_fields}
 )
 # Run options that would change the result without a trace in the settings, or
 # leave an untrained encoder behind as if it were trained.
@@ -103,7 +101,7 @@ def load_settings(
     """
     if run_opts is not None:
         silence_bars(run_opts)  # a yaml's augmenter may read hours of noise
-    text = resolve(path, overrides, run_opts)
+    text = _checked_text(path, overrides, run_opts)
     plain = plain_settings(text)
     schema = _schema(plain)
     known = {key: plain[key] for key in plain if key in schema.model_fields}
@@ -158,13 +156,15 @@ def settings_of(
     return load_settings(path, overrides, run_opts)
 
 
-def resolved(words: list[str], own: dict[str, Any] | None = None) -> dict:
+def plain_settings_of(
+    words: list[str], own: dict[str, Any] | None = None
+) -> dict:
     """Returns a command line's settings as plain data, names alone checked."""
     path, run_opts, overrides = parse_arguments(words, own)
-    return plain_settings(resolve(path, overrides, run_opts))
+    return plain_settings(_checked_text(path, overrides, run_opts))
 
 
-def resolve(
+def _checked_text(
     path: str | pathlib.Path,
     overrides: str = "",
     run_opts: RunOptions | None = None,
@@ -185,19 +185,21 @@ def resolve(
     _complete_paths(tree)
     _take_pretrained(path, tree, changes)
     _check_effect(path, tree, changes)
-    return _resolved(tree)
+    return _as_text(tree)
 
 
 def _take_pretrained(path, tree, changes):
     """Lets a pretrained encoder that describes itself be the new_encoder."""
     if not tree.get("pretrained_encoder"):
         return
-    source = plain_settings(_resolved(tree))["pretrained_encoder"]
+    plain = plain_settings(_as_text(tree))
+    source = plain["pretrained_encoder"]
     described = encoder_settings(str(source), bare=True)
     if described is None:
         return
-    own = plain_settings(_resolved(tree))["new_encoder"]
-    if pathlib.Path(str(source)).is_file() and names_campplus(own):
+    if pathlib.Path(str(source)).is_file() and names_campplus(
+        plain["new_encoder"]
+    ):
         return  # the weights name no features; the yaml may have others
     try:
         size = embedding_size(described)
@@ -209,7 +211,7 @@ def _take_pretrained(path, tree, changes):
     if tree.get("new_first_encoder") is None:
         described["embedding_size"] = size
     else:  # it gives the first labels alone
-        rate = plain_settings(_resolved(tree))["sample_rate"]
+        rate = plain["sample_rate"]
         if described["sample_rate"] != rate:
             raise ValueError(
                 f"{path}: pretrained_encoder: {source} is for audio of "
@@ -237,17 +239,17 @@ def without_helpers(text: str) -> str:
     for name in [*tree]:
         if name not in fields and name != "__set_seed":
             del tree[name]
-    return _resolved(tree)
+    return _as_text(tree)
 
 
 def read_plain(path: str | pathlib.Path) -> dict:
     """Reads a yaml with its bases as plain data; no audio need be named."""
     tree = read_preset(path)
     tree["data_folder"] = ""
-    return plain_settings(_resolved(tree))
+    return plain_settings(_as_text(tree))
 
 
-def _resolved(tree):
+def _as_text(tree):
     """Writes a yaml with its references resolved."""
     text = io.StringIO()
     YAML().dump(tree, text)

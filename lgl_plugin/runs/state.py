@@ -10,6 +10,7 @@ from typing import Any
 from lgl_plugin.utils.files import checksum, write_json
 
 STATE = "state.json"
+ADAPTATION = "stage 0"  # the settings of an `lgl adapt` in there
 
 
 def describe(
@@ -88,7 +89,7 @@ def is_adaptation(folder: str | pathlib.Path) -> bool:
     """Says whether a folder is that of an `lgl adapt`, and no training's."""
     if not (pathlib.Path(folder) / STATE).exists():
         return False
-    return "stage 0" in read_state(folder)["settings"]
+    return ADAPTATION in read_state(folder)["settings"]
 
 
 def refuse_adaptation(folder: str | pathlib.Path) -> None:

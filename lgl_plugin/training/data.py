@@ -45,7 +45,6 @@ def read_data(
             sample_rate=settings.sample_rate,
             channel=settings.channel,
             accept=functools.partial(accept_manifest, settings, run),
-            ssps=makes_positives(settings),
         )
         from_main(prepare)
     run.given("manifest", path)
@@ -83,13 +82,7 @@ def try_manifest(
     narrow = sum(found < rate for found in rates)
     lowest = min(rates, default=rate)
     which = f"files tried of {settings.manifest}"
-    ssps = makes_positives(settings)
-    warn_of_bandwidths(narrow, len(rates), lowest, rate, which, ssps=ssps)
-
-
-def makes_positives(settings: Settings) -> bool:
-    """Says whether this stage clusters for Stage I's positives."""
-    return bool(getattr(settings, "ssps_epochs", 0))
+    warn_of_bandwidths(narrow, len(rates), lowest, rate, which)
 
 
 def _warn_of_tested(settings, manifest):

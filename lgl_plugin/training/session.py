@@ -18,7 +18,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.folder import names_and_sizes
-from lgl_plugin.dataio.manifest import Manifest, held_out
+from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.prepare import check_folders
 from lgl_plugin.inference.backends import Backend, Whitening
 from lgl_plugin.inference.export import export
@@ -35,7 +35,7 @@ from lgl_plugin.runs.settings import SETTINGS_TOO, without_helpers
 from lgl_plugin.runs.state import STATE
 from lgl_plugin.training.data import check_loaders, read_data, try_manifest
 from lgl_plugin.training.health import findings
-from lgl_plugin.training.sizes import check_batch, steps_per_epoch
+from lgl_plugin.training.sizes import split_rows, steps_per_epoch, whole_batch
 from lgl_plugin.utils.device import check_device, keep_freed_memory
 from lgl_plugin.utils.distributed import from_main, world_size
 from lgl_plugin.utils.files import atomic_write, explain_full_disk
@@ -190,14 +190,11 @@ class Session:
         self.rows = np.arange(len(self.manifest))
         labelled: ArrayLike = ()
         if self.given is not None:
-            labelled = np.flatnonzero(self.given.by_row >= 0)
-        split = settings.held_out_share, settings.seed, labelled
-        self.train_rows, self.held_out_rows = held_out(len(self.rows), *split)
-        # Over all processes, each of which reads so many.
-        self.batch_size = settings.dataloader_options.batch_size
-        self.batch_size *= world_size()
-        sizes = self.batch_size, len(self.rows), len(self.train_rows)
-        check_batch(settings, *sizes)  # refused before any work
+            labelled = self.given.rows
+        self.train_rows, self.held_out_rows = split_rows(
+            settings, len(self.rows), labelled
+        )
+        self.batch_size = whole_batch(settings)
 
     @main_process_only
     def log(self, **record: Any) -> None:

@@ -1,6 +1,35 @@
 """Checks batches and clusterings against the number of utterances."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lgl_plugin.dataio.manifest import held_out
 from lgl_plugin.runs.schema import Settings, Stage2Settings
+from lgl_plugin.utils.distributed import world_size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+
+def whole_batch(settings: Settings) -> int:
+    """Returns the size of a batch of all processes together."""
+    return settings.dataloader_options.batch_size * world_size()
+
+
+def split_rows(
+    settings: Settings, n_utterances: int, labelled: ArrayLike = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the rows to train on and those to hold out, none of `labelled`.
+
+    ValueError names the setting if the former do not fill a batch.
+    """
+    rows, held = held_out(
+        n_utterances, settings.held_out_share, settings.seed, labelled
+    )
+    check_batch(settings, whole_batch(settings), n_utterances, len(rows))
+    return rows, held
 
 
 def check_batch(

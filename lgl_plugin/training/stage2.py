@@ -149,7 +149,7 @@ class Round:
         if self.given is not None:  # the first labels' names
             facts["speakers"] = [*self.given.speakers]
             # None of these is held out.
-            rows = np.flatnonzero(self.given.by_row >= 0)
+            rows = self.given.rows
             facts["labelled"] = [manifest.ids[row] for row in rows]
         write_json(folder / "labels.json", facts)
         seconds = time.perf_counter() - started

@@ -4,7 +4,6 @@ import pathlib
 import shlex
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
 
@@ -160,7 +159,7 @@ def _read_one_of_each(given, manifest, rate):
     One is enough: the labels may be of tens of thousands of utterances.
     """
     found = set()
-    for row in np.flatnonzero(given.by_row >= 0):
+    for row in given.rows:
         speaker = given.by_row[row]
         if speaker not in found and _can_be_read(manifest[row], rate):
             found.add(speaker)

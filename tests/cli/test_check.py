@@ -149,18 +149,6 @@ def test_the_channel_is_that_of_training(folder, opened, capsys):
     assert "--channel=0" in capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("epochs, named", [(10, True), (0, False)])
-def test_settings_of_stage1_clusters_are_named_if_it_makes_any(
-    epochs, named, folder, opened, caplog
-):
-    wav, rate = soundfile.read(folder / "bob" / "0.wav")
-    soundfile.write(folder / "bob" / "0.wav", wav, rate // 2)
-    given = f"--ssps_epochs={epochs}"
-    main(["check", str(folder), *TINY, LENIENT, given])
-    assert " --log_mel_share=0" in caplog.text
-    assert (" --ssps_log_mel_share=0" in caplog.text) == named
-
-
 def test_files_of_a_lower_rate_are_counted(folder, opened, capsys):
     wav, rate = soundfile.read(folder / "bob" / "0.wav")
     soundfile.write(folder / "bob" / "0.wav", wav, rate // 2)

@@ -34,6 +34,12 @@ def test_ssps_is_a_step_of_stage1_behind_the_method():
     assert step_of({"stage": 1, "phase": "simclr"}) == "stage1"
 
 
+def test_records_of_neither_stage_are_of_the_baselines_or_the_ceiling():
+    assert step_of({"stage": 0, "phase": "untrained"}) == "baselines"
+    for phase in ("true labels", "after true labels"):
+        assert step_of({"stage": 0, "phase": phase}) == "ceiling"
+
+
 def test_a_step_tells_its_round_and_stage():
     rounds = {"iter2": 2, "iter12/gated": 12, "iter1/gated/average3": 1}
     assert {step: round_of(step) for step in rounds} == rounds

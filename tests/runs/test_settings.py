@@ -22,8 +22,8 @@ from lgl_plugin.runs.schema import REFERRED_TO, Stage1Settings, Stage2Settings
 from lgl_plugin.runs.settings import (
     SETTINGS_TOO,
     load_settings,
+    plain_settings_of,
     read_preset,
-    resolved,
     settings_of,
     without_helpers,
 )
@@ -814,13 +814,13 @@ def test_the_settings_of_a_command_line():
     words = [str(HPARAMS / "small_stage2.yaml"), "--lr=0.5", "--precision=bf16"]
     own = {"data_folder": "/a: b", "n_clusters": 7}
     settings, text = settings_of(words, own)
-    plain = resolved(words, own)
+    plain = plain_settings_of(words, own)
     assert plain == plain_settings(text)
     for found in dict(settings), plain:
         assert found["lr"] == 0.5 and found["precision"] == "bf16"
         assert found["data_folder"] == "/a: b" and found["n_clusters"] == 7
     with pytest.raises(ValueError, match="no setting 'Lr'"):
-        resolved([*words, "--Lr=1"], own)
-    assert resolved([*words, "--seed=no"], own)["seed"] == "no"
+        plain_settings_of([*words, "--Lr=1"], own)
+    assert plain_settings_of([*words, "--seed=no"], own)["seed"] == "no"
     with pytest.raises(ValueError, match="seed: 'no'"):
         settings_of([*words, "--seed=no"], own)

@@ -63,10 +63,6 @@ def test_files_of_a_users_list_are_tried(settings, tmp_path, caplog):
     bad_files = BadFiles(tmp_path / "bad_files.txt", 0)
     try_manifest(settings, manifest, bad_files)
     assert "2 of 4 files tried of mine.csv are below 16000 Hz" in caplog.text
-    assert "--ssps_log_mel_share=0" not in caplog.text
-    settings.ssps_epochs = 10  # of Stage I, which then clusters
-    try_manifest(settings, manifest, bad_files)
-    assert "--ssps_log_mel_share=0" in caplog.text
     soundfile.write(tmp_path / "3.wav", np.full(8000, 0.1), 44101)
     with pytest.raises(ValueError, match="3.wav: has 44101 Hz, too odd"):
         try_manifest(settings, manifest, bad_files)

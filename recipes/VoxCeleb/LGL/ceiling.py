@@ -13,6 +13,7 @@ are what that does without. `paper.py study` does.
 from train_lgl import main
 
 from lgl_plugin.dataio.manifest import run_manifest
+from lgl_plugin.runs.metrics_log import TRUE_LABELS
 from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.state import digest
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
@@ -51,11 +52,11 @@ def train_ceiling(session):
             settings.n_iterations * epochs,
             labels=speakers,
             stage=0,
-            phase="true labels",
+            phase=TRUE_LABELS,
         )
         save_weights(encoder.network, folder / ENCODER)
         figures = session.score(encoder, folder / SCORES, folder / BACKEND)
-        session.log(stage=0, phase="after true labels", **figures)
+        session.log(stage=0, phase=f"after {TRUE_LABELS}", **figures)
 
     # The ceiling is not a step of a stage, so that changed settings are not
     # refused: with them in its source it is done again.

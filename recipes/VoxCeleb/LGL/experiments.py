@@ -25,7 +25,7 @@ from lgl_plugin.runs.arguments import (
 )
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork, stage1_steps
-from lgl_plugin.runs.settings import did_you_mean, resolved
+from lgl_plugin.runs.settings import did_you_mean, plain_settings_of
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
@@ -126,7 +126,7 @@ class Experiment:
     @functools.cached_property
     def settings(self):
         """Stage II's yaml with the overrides of all runs, as plain data."""
-        return resolved([self.yamls[1], *self.options[1]])
+        return plain_settings_of([self.yamls[1], *self.options[1]])
 
     @functools.cached_property
     def device(self):
@@ -137,7 +137,7 @@ class Experiment:
     @functools.cached_property
     def stage1_step(self):
         """The step of "base" whose encoder Stage II starts from."""
-        settings = resolved([self.yamls[0], *self.options[0]])
+        settings = plain_settings_of([self.yamls[0], *self.options[0]])
         return stage1_steps({"stage 1": settings})[-1]
 
     def run_folder(self, seed, name="base"):

@@ -56,7 +56,7 @@ def batch(options, rest):
 
 def settings(options, rest):
     """Refuses options that the yamls of the trainings do not take."""
-    from lgl_plugin.runs.settings import resolved
+    from lgl_plugin.runs.settings import plain_settings_of
 
     for word in rest:
         if not word.startswith("--"):  # paper.py would not take it
@@ -66,7 +66,7 @@ def settings(options, rest):
         own = [f"--batch_size={batch_of(options, name)}", "--seed=1"]
         own.append(f"--output_folder={options.exp}")
         yaml = str(options.hparams / f"{name}.yaml")
-        resolved([yaml, *own, *rest])
+        plain_settings_of([yaml, *own, *rest])
 
 
 def batch_of(options, name):

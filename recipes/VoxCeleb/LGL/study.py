@@ -28,7 +28,7 @@ from lgl_plugin.inference.backends import Centring, Identity, Whitening
 from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.features import Waveform
-from lgl_plugin.runs.metrics_log import FLOOR, mean_and_range
+from lgl_plugin.runs.metrics_log import FLOOR, TRUE_LABELS, mean_and_range
 from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
@@ -68,7 +68,7 @@ def study(experiment, options):
         "after the classifier": ("base", {"phase": "after classifier", **last}),
         "without the gate": (WITHOUT.name, {"phase": "after gated", **last}),
         "with the gate": ("base", {"phase": "after gated", **last}),
-        "true labels": (CEILING.name, {"phase": "after true labels"}),
+        TRUE_LABELS: (CEILING.name, {"phase": f"after {TRUE_LABELS}"}),
     }
     kinds = {"cosine": "", "back-end": "_backend", "AS-norm": "_as_norm"}
     rows = []
