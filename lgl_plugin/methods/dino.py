@@ -1,6 +1,5 @@
 """Stage I by DINO and RDINO: self-distillation with a momentum teacher."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from lgl_plugin.methods.method import Loss, Method, Views, local_views
 from lgl_plugin.nnet.augment import augmented
-from lgl_plugin.nnet.distillation import dino_loss, entropy
+from lgl_plugin.nnet.distillation import dino_loss, prototype_figures
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.redundancy import spread_terms
@@ -163,21 +162,3 @@ class DINO(Method):
         mean = torch.where(mean.isfinite().all(), mean, self.centre)
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
         return wanted
-
-
-@torch.no_grad()
-def prototype_figures(targets: Tensor) -> dict[str, Tensor]:
-    """Measures how targets (..., K) use the prototypes.
-
-    `teacher_entropy` is that of a target in the mean, as a share of log K: 1
-    where the teacher says nothing, 0 where it names one prototype.
-    `prototypes_used` is the exponential of the entropy of the mean target of
-    all processes.
-    """
-    targets = targets.flatten(0, -2)
-    most = math.log(targets.shape[1])
-    mean = all_gather(targets.mean(0, keepdim=True)).mean(0)
-    return {
-        "teacher_entropy": entropy(targets).mean() / most,
-        "prototypes_used": entropy(mean).exp(),
-    }

@@ -36,6 +36,8 @@ class Method(nn.Module):
     clip_each : float or None
         Longest gradient of each parameter; the yaml's `max_grad_norm` comes on
         top, for all together.
+    free_lr : float
+        Learning rate of the weights of `free` as a multiple of the others'.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Method(nn.Module):
     teacher_momentum: float
     adversary: Any
     clip_each: float | None
+    free_lr: float = 1.0
 
     def __init__(self) -> None:
         super().__init__()

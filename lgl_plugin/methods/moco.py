@@ -1,13 +1,11 @@
 """Stage I by MoCo: contrastive learning with a queue of negatives."""
 
-import math
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgl_plugin.methods.method import Loss, Method, Views
 from lgl_plugin.nnet.augment import augmented
+from lgl_plugin.nnet.losses import momentum_contrast
 from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.queue import EmbeddingQueue
 from lgl_plugin.utils.checks import check_above0, check_from, check_share
@@ -73,17 +71,12 @@ class MoCo(Method):
         """Returns the loss of both views, and how often it chose rightly."""
         anchors = F.normalize(embeddings[0].float(), dim=-1)
         keys = F.normalize(targets[0].float(), dim=-1).flip(0)
-        with torch.autocast(anchors.device.type, enabled=False):
-            own = (anchors * keys).sum(-1, keepdim=True)
+        loss, accuracy = momentum_contrast(
+            *(anchors, keys, groups),
             # A copy: the queue changes before the gradient is computed.
-            others = anchors @ self.queue.vectors.T.clone()
-        held = self.queue.groups
-        own_group = held == groups[..., None]
-        unfit = (held < 0) | own_group | own_group.flip(0)
-        others = others.masked_fill(unfit, -math.inf)
-        logits = torch.cat([own, others], -1).flatten(0, 1) / self.temperature
-        first = torch.zeros(len(logits), dtype=torch.long, device=held.device)
-        loss = F.cross_entropy(logits, first)
-        accuracy = (logits.detach().argmax(1) == 0).float().mean()
+            self.queue.vectors.clone(),
+            self.queue.groups,
+            self.temperature,
+        )
         self.queue.add(all_gather(groups[1]), all_gather(keys[0]))
         return loss, {"accuracy": accuracy}

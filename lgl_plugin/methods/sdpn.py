@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgl_plugin.methods.dino import prototype_figures
 from lgl_plugin.methods.method import Loss, Method, Views, local_views
 from lgl_plugin.nnet.distillation import (
     cross_entropy,
@@ -14,6 +13,7 @@ from lgl_plugin.nnet.distillation import (
     koleo,
     mean_entropy_gap,
     off_diagonal_regularisation,
+    prototype_figures,
     sinkhorn,
 )
 from lgl_plugin.nnet.heads import DistillationHead, Prototypes
@@ -49,8 +49,10 @@ class SDPN(Method):
         As for each method.
     n_prototypes : int
         1,024 in 3D-Speaker, for VoxCeleb2. No more than utterances in a batch
-        can be used at a time: take fewer, or a queue. Their gradient is the
-        mean over processes, where 3D-Speaker has the sum.
+        can be used at a time: take fewer, or a queue.
+    prototype_lr : float
+        Their learning rate as a multiple of the others'. 3D-Speaker sums their
+        gradient over its four processes, which is 4 times the mean.
     hidden_size, bottleneck_size : int
         Of the head; 2,048 and 256 in 3D-Speaker.
     n_local : int
@@ -76,6 +78,7 @@ class SDPN(Method):
         embedding_size: int,
         n_utterances: int,
         n_prototypes: int = 128,
+        prototype_lr: float = 1.0,
         hidden_size: int = 512,
         bottleneck_size: int = 256,
         n_local: int = 4,
@@ -91,6 +94,7 @@ class SDPN(Method):
         super().__init__()
         check_above0(
             temperature=temperature,
+            prototype_lr=prototype_lr,
             hidden_size=hidden_size,
             bottleneck_size=bottleneck_size,
             clip_each=1.0 if clip_each is None else clip_each,
@@ -118,6 +122,7 @@ class SDPN(Method):
         self.temperature = temperature
         self.teacher_momentum = teacher_momentum
         self.clip_each = clip_each
+        self.free_lr = prototype_lr
 
     def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
         """Pairs the teacher and its head with the student's."""

@@ -41,6 +41,7 @@ class Stage1Brain(SpeakerBrain):
         groups = self._groups(rest)
         if method.free():
             own = {"weight_decay": 0.0, "clip_each": False}
+            own["lr_scale"] = method.free_lr
             groups.append({"params": method.free(), **own})
         self.optimizers_dict = {"encoder": self.opt_class(groups)}
         if adversary:
@@ -102,12 +103,10 @@ class Stage1Brain(SpeakerBrain):
         average_gradients(self.method.adversary)
         self.guard.step(optimizer)
 
-    def optimizers_step(self) -> None:
-        """Clips each parameter's gradient, steps, moves the teacher."""
+    def clip_gradients(self) -> None:
+        """Clips each parameter's gradient, if the method has a limit."""
         limit = self.method.clip_each
         if limit is not None:
-            if self.scaler.is_enabled():  # float16's gradients are scaled
-                limit *= self.scaler.get_scale()
             clip_each(
                 [
                     parameter.grad
@@ -118,6 +117,9 @@ class Stage1Brain(SpeakerBrain):
                 ],
                 limit,
             )
+
+    def optimizers_step(self) -> None:
+        """Steps, and moves the teacher."""
         super().optimizers_step()
         encoder = unwrapped(self.modules.encoder)
         self.method.end_step(encoder, self.done, self.skipped)

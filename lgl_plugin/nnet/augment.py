@@ -16,7 +16,6 @@ import pathlib
 
 import scipy.fft
 import torch
-from speechbrain.augment.time_domain import DropChunk, DropFreq
 from speechbrain.utils.autocast import fwd_default_precision
 
 from lgl_plugin.dataio.folder import EXTENSIONS, find_audio
@@ -25,6 +24,7 @@ from lgl_plugin.nnet.noise import (
     TALKERS,
     NoiseBank,
     babble,
+    blanked,
     coloured_noise,
     mean_square,
     transformed,
@@ -42,7 +42,7 @@ class Draw:
     n_fft: int  # length of the Fourier transform of the responses
     noisy: list[torch.Tensor]  # rows with each kind of noise, int64, (m,)
     n_talkers: list[int]  # of each kind, in all of its rows
-    dropped: torch.Tensor  # rows that lose bands and chunks, int64, (m,)
+    dropped: torch.Tensor  # rows that lose a band and a stretch, int64, (m,)
     talkers: torch.Tensor  # of babble, 1 for other noise, int64, (batch,)
     source: torch.Tensor  # in [0, 1), picks the recording, (batch,)
     colour: torch.Tensor  # slope of coloured noise, dB per octave, (batch,)
@@ -70,9 +70,9 @@ class Augmenter(torch.nn.Module):
         a small corpus, whose sessions would otherwise be told apart by their
         channel, gains by it.
     drop : float
-        Probability that SpeechBrain's DropFreq and DropChunk take bands and
-        chunks away, the same bands for all such waveforms of a batch. It makes
-        a GPU's host wait, and the paper has none.
+        Probability that a band (up to 5 of 80 on the mel scale) and a stretch
+        (up to 90 ms) are taken away, as 3D-Speaker's SpecAugment blanks
+        features. The paper has none.
     noise_snr : list of float, optional
         Range in dB that replaces the paper's 0 to 15 for noise.
     bank_seconds : float
@@ -133,7 +133,6 @@ class Augmenter(torch.nn.Module):
         self.clean = clean
         self.channel = channel
         self.drop = drop
-        self.drop_bands, self.drop_chunks = DropFreq(), DropChunk()
         self.banks = torch.nn.ModuleDict()
         self.register_buffer("rooms", None, persistent=False)
         if musan_folder:
@@ -241,9 +240,9 @@ class Augmenter(torch.nn.Module):
             gain = ratio * (level[rows] / mean_square(noise)).sqrt()
             mixed.index_add_(0, rows, noise.mul_(gain))
         if len(draw.dropped):
-            kept = self.drop_bands(mixed.index_select(0, draw.dropped))
-            kept = self.drop_chunks(kept, kept.new_ones(len(kept)))
-            mixed.index_copy_(0, draw.dropped, kept)
+            rows = mixed.index_select(0, draw.dropped)
+            rows = blanked(rows, self.sample_rate)
+            mixed.index_copy_(0, draw.dropped, rows)
         return mixed.mul_((mean_square(wavs) / mean_square(mixed)).sqrt())
 
     def _draw_rooms(self, n_rooms: int) -> torch.Tensor:

@@ -69,6 +69,24 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(-1)
 
 
+@torch.no_grad()
+def prototype_figures(targets: Tensor) -> dict[str, Tensor]:
+    """Measures how targets (..., K) use the prototypes.
+
+    `teacher_entropy` is that of a target in the mean, as a share of log K: 1
+    where the teacher says nothing, 0 where it names one prototype.
+    `prototypes_used` is the exponential of the entropy of the mean target of
+    all processes.
+    """
+    targets = targets.flatten(0, -2)
+    most = math.log(targets.shape[1])
+    mean = all_gather(targets.mean(0, keepdim=True)).mean(0)
+    return {
+        "teacher_entropy": entropy(targets).mean() / most,
+        "prototypes_used": entropy(mean).exp(),
+    }
+
+
 def mean_entropy_gap(probabilities: Tensor) -> Tensor:
     """Returns log K less the entropy of the batch's mean: me-max.
 

@@ -115,6 +115,32 @@ class NTXent(nn.Module):
         return loss, accuracy
 
 
+def momentum_contrast(
+    anchors: Tensor,
+    keys: Tensor,
+    groups: Tensor,
+    negatives: Tensor,
+    negative_groups: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Returns MoCo's loss, the mean over anchors, and its accuracy.
+
+    Anchors and their keys are at unit length, (n_views, batch, dim); negatives
+    are (n, dim). Groups are int64, (n_views, batch) and (n,): a negative of
+    the group of one of an utterance's views is left out, as is one of -1.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        own = (anchors * keys).sum(-1, keepdim=True)
+        others = anchors @ negatives.T
+    alike = (negative_groups == groups[..., None]).any(0)
+    unfit = alike | (negative_groups < 0)
+    others = others.masked_fill(unfit, -math.inf)
+    logits = torch.cat([own, others], -1).flatten(0, 1) / temperature
+    first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    loss = F.cross_entropy(logits, first)
+    return loss, (logits.detach().argmax(1) == 0).float().mean()
+
+
 def gradient_reversal(x: Tensor, weight: float = 1.0) -> Tensor:
     """Returns x, and multiplies its gradient by -weight on the way back.
 

@@ -22,6 +22,9 @@ logger = get_logger(__name__)
 SNR = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}
 TALKERS = (3, 8)  # of babble, both ends included
 DB_PER_OCTAVE = 20 * math.log10(2)  # of an amplitude that doubles
+# What `blanked` takes away at most: a share of the mel scale, and seconds, as
+# many as 5 of 80 bands and 9 frames.
+BLANKED_BAND, BLANKED_SECONDS = 5 / 80, 0.09
 SILENCE = 1e-10  # mean square below which a waveform counts as silent
 ROWS = 32  # of which a GPU's Fourier transforms have a multiple
 
@@ -134,6 +137,25 @@ def coloured_noise(slope: torch.Tensor, n_samples: int) -> torch.Tensor:
     spectrum *= gain
     noise = transformed(torch.fft.irfft, spectrum, n_fft)[:, :n_samples]
     return noise / mean_square(noise).sqrt()
+
+
+def blanked(wavs: torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """Takes a band and a stretch away from each waveform (n, time)."""
+    n_rows, n_samples = wavs.shape
+    width, low, length, begin = torch.rand(4, n_rows, 1, device=wavs.device)
+    n_fft = scipy.fft.next_fast_len(n_samples, real=True)
+    hertz = torch.fft.rfftfreq(n_fft, 1 / sample_rate, device=wavs.device)
+    mels = (1 + hertz / 700).log()
+    mels = mels / mels[-1]
+    width = width * BLANKED_BAND
+    low = low * (1 - width)
+    spectrum = transformed(torch.fft.rfft, wavs, n_fft)
+    spectrum.masked_fill_((mels >= low) & (mels < low + width), 0)
+    wavs = transformed(torch.fft.irfft, spectrum, n_fft)[:, :n_samples]
+    length = length * BLANKED_SECONDS * sample_rate
+    begin = begin * (n_samples - length)
+    places = torch.arange(n_samples, device=wavs.device)
+    return wavs.masked_fill((places >= begin) & (places < begin + length), 0)
 
 
 def mean_square(wavs: torch.Tensor) -> torch.Tensor:

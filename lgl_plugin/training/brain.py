@@ -188,6 +188,7 @@ class SpeakerBrain(HookedBrain):
         """Clips the gradient and steps, unless the gradient is not finite."""
         if self.scaler.is_enabled():  # float16
             self.scaler.unscale_(self.optimizer)
+        self.clip_gradients()
         self.skipped = self.guard.step(self.optimizer, self.max_grad_norm)
         if self.scaler.is_enabled():
             # It finds its scale by gradients that overflow: only a loss that
@@ -197,6 +198,9 @@ class SpeakerBrain(HookedBrain):
             self.guard.count(self.skipped)
             self.tally.add(skipped=self.skipped)
         self.optimizer_step += 1
+
+    def clip_gradients(self) -> None:
+        """Clips what a method clips before all together are."""
 
     def update_average(self, loss, avg_loss) -> float:
         """Returns the epoch's mean loss, read from the device now and then.
@@ -214,7 +218,7 @@ class SpeakerBrain(HookedBrain):
             skipped = (found["skipped"] > 0).float()
             self.guard.count(skipped)
             self.tally.add(skipped=skipped)
-        # Behind a step that accumulates nothing is saved.
+        # Nothing is saved after a step that only accumulates.
         self.may_wait = not self.accumulates and self.meetings.is_due(self.step)
         if not self.accumulates:
             self._leave_if_asked(self.may_wait)

@@ -13,12 +13,14 @@ from devices import DEVICES
 from pretended_device import DEVICE, nothing_waits, present
 
 from lgl_plugin.dataio.audio import BadAudio
+from lgl_plugin.nnet import noise
 from lgl_plugin.nnet.augment import Augmenter, audio_files
 from lgl_plugin.nnet.noise import (
     SNR,
     TALKERS,
     NoiseBank,
     babble,
+    blanked,
     coloured_noise,
     mean_square,
 )
@@ -243,8 +245,7 @@ def test_shares_of_reverberation_and_noise(options, neither, room, noise, both):
         assert abs(int(rows.sum()) - n * share) <= bound
 
 
-def test_bands_and_chunks_are_dropped_from_the_share_asked_for():
-    """In white noise a chunk is a run of zeros, a band a hole in the mean."""
+def test_a_band_and_a_stretch_are_dropped_from_the_share_asked_for():
     augment = Augmenter(clean=1, reverb_only=0, noise_only=0, drop=0.3)
     n = 10_000
     dropped = len(augment.draw(n, 10).dropped)
@@ -255,13 +256,41 @@ def test_bands_and_chunks_are_dropped_from_the_share_asked_for():
     rows = torch.zeros(60, dtype=torch.bool)
     rows[draw.dropped] = True
     torch.testing.assert_close(out[~rows], clean[~rows])
-    lost = (out == 0).sum(1)
-    assert not lost[~rows].any()
-    assert (lost[rows] >= 100).all() and (lost[rows] <= 3003).all()
-    power = torch.fft.rfft(out[rows]).abs().square().mean(0)
-    power = decibels(power[:8000].unflatten(0, (80, 100)).mean(1))
-    assert power.min() < np.median(power) - 3
+    assert ((out != clean).float().mean(1)[rows] > 0.9).all()
     np.testing.assert_allclose(mean_square(out), mean_square(clean), rtol=1e-3)
+
+
+def test_a_dropped_stretch_has_up_to_90_ms(monkeypatch):
+    monkeypatch.setattr(noise, "BLANKED_BAND", 0.0)
+    clean = torch.randn(200, RATE)
+    out = blanked(clean, RATE)
+    lost = [np.flatnonzero(wav == 0) for wav in out.numpy()]
+    assert all((np.diff(places) == 1).all() for places in lost)
+    lengths = [len(places) for places in lost]
+    assert max(lengths) <= 0.09 * RATE + 1
+    assert np.mean(lengths) == pytest.approx(0.045 * RATE, rel=0.15)
+    assert min(p.min() for p in lost if len(p)) < 0.05 * RATE
+    assert max(p.max() for p in lost if len(p)) > 0.95 * RATE
+    kept = out != 0
+    torch.testing.assert_close(out[kept], clean[kept], atol=1e-5, rtol=0)
+
+
+def test_a_dropped_band_has_up_to_5_of_80_mel_bands(monkeypatch):
+    """In white noise it is a hole of the spectrum."""
+    monkeypatch.setattr(noise, "BLANKED_SECONDS", 0.0)
+    spectrum = torch.fft.rfft(blanked(torch.randn(200, RATE), RATE)).abs()
+    widths, ends = [], []
+    for row in spectrum.numpy():
+        hole = np.flatnonzero(row < 1e-2)  # elsewhere about 100
+        if len(hole) < 2:
+            continue
+        assert (np.diff(hole) == 1).all()
+        low, high = 2595 * np.log10(1 + hole[[0, -1]] / 700)
+        widths.append((high - low) / (2595 * np.log10(1 + 8000 / 700)))
+        ends.extend(hole[[0, -1]])
+    assert max(widths) <= 5 / 80
+    assert np.mean(widths) == pytest.approx(2.5 / 80, rel=0.15)
+    assert min(ends) < 100 and max(ends) > 7500
 
 
 def test_a_clean_waveform_comes_out_as_it_came():

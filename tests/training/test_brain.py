@@ -39,6 +39,7 @@ from tiny_encoders import ENCODERS
 
 from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.dataio.sampler import PassSampler
+from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.nnet.encoders import Encoder
 from lgl_plugin.nnet.gates import DynamicGate, FixedGate, LabelCorrection
 from lgl_plugin.nnet.losses import AAMSoftmax
@@ -126,9 +127,12 @@ def test_no_step_waits_for_the_device(kind, device, make, monkeypatch):
     if kind == "gated":
         given = {"gate": FixedGate(7.0), "correction": LabelCorrection(BATCH)}
     features = Fbank(n_mels=20)
+    # All that an augmenter can do, to nearly each waveform.
+    augment = Augmenter(clean=0.1, channel=0.9, drop=0.9)
     with present(device):
         opts = {"device": device}
         encoder = Encoder(features, Network())
+        given["augment"] = augment
         brain = make(kind, run_opts=opts, encoder=encoder, **given)
         copies = watch_step(brain)
     # The batch's five tensors, and one for each view that is drawn.
