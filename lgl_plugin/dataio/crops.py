@@ -32,19 +32,21 @@ def read_crops(
     place: Sequence[int] | None = None,
     channel: int | None = None,
     speed: int = 100,
+    overlap: bool = False,
 ) -> torch.Tensor:
-    """Reads random disjoint crops of the utterance at `offset` in a file.
+    """Reads random crops of the utterance at `offset` in a file.
 
     Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
-    are in seconds. At another `speed`, in %, pitch and formants change by that
-    factor, too, as on a tape. A silent crop is replaced by one with sound, from
-    the minute that begins where it does, or the next minute that has any; past
-    the end the search goes on at the beginning. It overlaps no other crop where
-    there is sound elsewhere. `BadAudio` is raised if there is none at all.
+    are in seconds. Crops are disjoint unless they may `overlap`. At another
+    `speed`, in %, pitch and formants change by that factor, too, as on a tape.
+    A silent crop is replaced by one with sound, from the minute that begins
+    where it does, or the next minute that has any; past the end the search goes
+    on at the beginning. It overlaps no other crop where there is sound
+    elsewhere. `BadAudio` is raised if there is none at all.
     """
     n_samples = round(crop * sample_rate)
     n_read, crop = math.ceil(n_samples * speed / 100), crop * speed / 100
-    spans = crop_spans(duration, crop, n_crops, rng)
+    spans = crop_spans(duration, crop, n_crops, rng, overlap)
     spans = [(offset + start, seconds) for start, seconds in spans]
     crops = read_spans(wav, spans, sample_rate, place, channel)
     if any(map(is_silent, crops)):
@@ -65,15 +67,25 @@ def _resampler(speed):
 
 
 def crop_spans(
-    duration: float, crop: float, n_crops: int, rng: random.Random
+    duration: float,
+    crop: float,
+    n_crops: int,
+    rng: random.Random,
+    overlap: bool = False,
 ) -> list[tuple[float, float]]:
-    """Draws start and length of disjoint crops, all in seconds.
+    """Draws start and length of crops, all in seconds.
+
+    Crops that may overlap are drawn each by itself; else they are disjoint.
 
     With room for all crops, their positions are uniformly random; a shorter
     utterance is cut into equal parts, which `read_crops` repeats to full
     length. The order is random too, so that neither view of Stage I is always
     the earlier one (paper, section 2.1).
     """
+    if overlap:
+        length = min(crop, duration)
+        starts = [rng.uniform(0.0, duration - length) for _ in range(n_crops)]
+        return [(start, length) for start in starts]
     length = min(crop, duration / n_crops)
     slack = max(duration - n_crops * length, 0.0)
     # Sorted cuts of the slack are the gaps between crops laid end to end.

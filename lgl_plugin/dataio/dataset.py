@@ -106,6 +106,7 @@ def crop_dataset(
     seed: int = 0,
     speeds: Sequence[int] = (100,),
     partners: Partners | None = None,
+    overlap: bool = False,
 ) -> UtteranceDataset:
     """Makes a dataset of random crops, with pseudo-labels if they are given.
 
@@ -122,7 +123,7 @@ def crop_dataset(
     crop : float
         Length of a crop in seconds.
     n_crops : int
-        Disjoint crops per utterance.
+        Crops per utterance.
     labels : numpy.ndarray, optional
         A label for each of the manifest's rows, int64 (N,); utterances with
         -1 have none and are left out.
@@ -137,6 +138,9 @@ def crop_dataset(
         From which each utterance draws another one in each pass, for the
         second of two crops. An utterance whose partner cannot be read gives
         both.
+    overlap : bool
+        Whether an utterance's crops may overlap; else they are disjoint, and
+        shorter where it is too short for them.
 
     Returns
     -------
@@ -158,7 +162,7 @@ def crop_dataset(
         rows = rows[labels[rows] >= 0]
     dataset = UtteranceDataset(manifest, rows)
     # No closures: loaders that spawn their processes pickle the dataset.
-    size = {"crop": crop, "sample_rate": sample_rate}
+    size = {"crop": crop, "sample_rate": sample_rate, "overlap": overlap}
     source = manifest, size, n_crops, tuple(speeds), partners
     read = functools.partial(_read, dataset.epoch, seed, *source)
     dataset.add_dynamic_item(read, takes=["turn", "row"], provides="crops")

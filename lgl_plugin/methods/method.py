@@ -94,6 +94,9 @@ class Method(nn.Module):
         """Returns the loss of `adversary`, of detached embeddings."""
         raise NotImplementedError
 
+    def check_batch(self, batch_size: int) -> None:
+        """Warns if a batch, of all processes, is too small for the method."""
+
     def momentum(self, done: float) -> float:
         """Returns how much of the teacher a step keeps, rising to all."""
         return cosine_ramp(self.teacher_momentum, 1.0, done)

@@ -196,6 +196,7 @@ class Stage1Settings(Settings):
 
     number_of_epochs: Count
     speeds: Annotated[list[Speed], Field(min_length=1)]
+    overlapping_crops: bool
     method: Factory
     ssps_epochs: Epochs
     ssps_cluster_epochs: Count

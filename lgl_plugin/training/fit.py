@@ -107,6 +107,7 @@ def fit(
         seed,
         settings.speeds if labels is None else (100,),
         partners,
+        labels is None and settings.overlapping_crops,
     )
     if len(train) < session.batch_size:
         raise ValueError(

@@ -69,7 +69,8 @@ def stage1_modules(
 def check_method(session: Session) -> None:
     """Makes the method once: a wrong argument shows before any training."""
     with separate_generator("cpu"):
-        stage1_modules(session)
+        method = stage1_modules(session)["method"]
+    method.check_batch(session.batch_size)
 
 
 def train_stage1_phase(

@@ -32,6 +32,30 @@ def test_crops_are_disjoint_and_inside(duration, crop, n_crops, seed):
     assert ends <= duration + tolerance
 
 
+@given(
+    duration=st.floats(0.01, 1000.0),
+    crop=st.floats(0.05, 10.0),
+    seed=st.integers(0, 1000),
+)
+def test_crops_that_may_overlap_are_as_long_as_the_utterance_lets_them_be(
+    duration, crop, seed
+):
+    rng = random.Random(seed)
+    for start, length in crop_spans(duration, crop, 2, rng, overlap=True):
+        assert length == min(crop, duration)
+        assert 0 <= start <= duration - length
+
+
+def test_crops_that_may_overlap_are_drawn_independently():
+    rng = random.Random(0)
+    spans = [crop_spans(7.0, 4.0, 2, rng, overlap=True) for _ in range(4000)]
+    first, second = np.array([[a, b] for (a, _), (b, _) in spans]).T
+    for starts in (first, second):  # each evenly over 0 to 3 s
+        assert starts.mean() == pytest.approx(1.5, abs=0.1)
+        assert starts.std() == pytest.approx(3 / 12**0.5, abs=0.05)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.06
+
+
 @pytest.mark.parametrize("speed", [80, 90, 100, 110, 125])
 def test_speed_changes_pitch_and_not_length(tmp_path, speed):
     """A tone of 1 kHz; 0.5 s at 110 % are 0.55 s of the file."""

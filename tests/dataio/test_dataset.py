@@ -63,6 +63,16 @@ def test_all_crops_of_an_utterance_have_one_speed_a_pass(tmp_path):
     assert found == {9, 10, 11}
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_crops_of_a_short_utterance_overlap_or_are_repeated(tmp_path, overlap):
+    rising = np.linspace(0.1, 0.9, 9600)  # 0.6 s
+    soundfile.write(tmp_path / "a.wav", rising, 16000)
+    manifest = manifest_of(a=(tmp_path / "a.wav", 0.6))
+    data = crop_dataset(manifest, np.arange(1), 0.5, 2, overlap=overlap)
+    falls = (data[0]["sig"].diff() < -0.1).sum(1)  # where a repetition begins
+    assert falls.tolist() == ([0, 0] if overlap else [1, 1])
+
+
 def test_channels_of_one_recording_are_apart(tmp_path):
     """Two talkers on the telephone, each on a channel."""
     path = tmp_path / "call.wav"

@@ -258,6 +258,36 @@ def test_sdpns_loss_is_the_sum_of_its_parts():
     assert figures["koleo"].item() == pytest.approx(sum(each), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "batch_size, queue_size, warned",
+    [(64, 0, True), (64, 300, False), (384, 0, False)],
+)
+def test_a_batch_for_far_more_prototypes_is_warned_of(
+    batch_size, queue_size, warned, caplog
+):
+    small = {"hidden_size": 8, "bottleneck_size": 4, "queue_size": queue_size}
+    method = SDPN(tiny_encoder(), DIM, BATCH, n_prototypes=1024, **small)
+    method.check_batch(batch_size)
+    said = "a step can use only 64 of 1024 prototypes"
+    assert (said in caplog.text) == warned
+
+
+def test_sdpns_prototypes_have_a_learning_rate_of_their_own(tmp_path):
+    small = {"hidden_size": 8, "bottleneck_size": 4, "n_prototypes": 6}
+    encoder = tiny_encoder()
+    method = SDPN(encoder, DIM, BATCH, prototype_lr=4.0, **small)
+    modules = {"encoder": encoder, "method": method}
+    brain = begin(make_brain("sdpn", tmp_path, modules))
+    brain.fit_batch(batch(2))
+    rates = {
+        id(parameter): group["lr"]
+        for group in brain.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    own = rates.pop(id(method.prototypes.weight))
+    assert {*rates.values()} == {own / 4}
+
+
 def spoil(method, how):
     """Makes the teacher collapse in one of its two ways."""
     if how == "it finds all prototypes alike":
