@@ -35,7 +35,11 @@ CURVES = {
     "pseudo_eer": ("EER of held-out pseudo-trials (%)", 0),
     "mean_cosine": ("mean cosine of held-out utterances", None),
     "effective_dimensions": ("effective dimensions", 0),
+    "alignment": ("squared distance of an utterance's crops", 0),
+    "uniformity": ("uniformity of held-out utterances", None),
     "loss": ("training loss", None),
+    "teacher_entropy": ("teacher's entropy (share of the largest)", 0),
+    "prototypes_used": ("prototypes that a batch uses", 0),
     "utterances_per_second": ("utterances per second", 0),
 }
 
@@ -73,7 +77,8 @@ def det(results: Results) -> Iterator[Block]:
 def held_out(results: Results) -> Iterator[Block]:
     """Yields pseudo-EER by epoch and, without an EER, what else is measured."""
     scored = any("eer" in row for row in results.rows.values())
-    for key in LABEL_FREE[:1] if scored else LABEL_FREE:
+    keys = *LABEL_FREE, "alignment", "uniformity"
+    for key in keys[:1] if scored else keys:
         yield from _curve(results, key)
 
 
@@ -179,8 +184,9 @@ def _losses(results, number):
 
 
 def training(results: Results) -> Iterator[Block]:
-    """Yields loss and throughput over the epochs."""
-    for key in ("loss", "utterances_per_second"):
+    """Yields loss, the teacher and throughput over the epochs."""
+    keys = "loss", "teacher_entropy", "prototypes_used", "utterances_per_second"
+    for key in keys:
         yield from _curve(results, key)
 
 

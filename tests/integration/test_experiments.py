@@ -51,12 +51,24 @@ def test_a_setting_goes_to_its_stage_though_no_yaml_has_it(tmp_path):
     assert run.options == [options[1::2], [options[0], *options[2:]]]
 
 
+@pytest.mark.parametrize("option", sorted(experiments.OWN))
+def test_what_each_run_gets_of_its_own_is_refused_at_once(tmp_path, option):
+    yamls = [tmp_path / "stage1.yaml", tmp_path / "stage2.yaml"]
+    for yaml in yamls:
+        yaml.write_text(f"{option}: 1", "utf-8")
+    given = [f"--{option}=2"]
+    with pytest.raises(
+        ValueError, match=f"--{option}=2: each run gets its own"
+    ):
+        experiments.Experiment("x.py", yamls, tmp_path, [1], options=given)
+
+
 def test_a_device_is_that_of_all_work(tmp_path):
     """Of encoders that are embedded after the runs, too."""
     yamls = [tmp_path / "stage1.yaml", tmp_path / "stage2.yaml"]
     for yaml in yamls:
         yaml.write_text("seed: 1", "utf-8")
-    words = ["--device=meta", "--seed=2"]
+    words = ["--device=meta", "--debug"]
     run = experiments.Experiment("x.py", yamls, tmp_path, [1], options=words)
     assert run.device == "meta"
 

@@ -84,6 +84,18 @@ def test_methods_are_chosen_by_name(monkeypatch, capsys, tmp_path):
     assert "['mocco'] is none of simclr-and-aat" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", sorted(gallery.OWN))
+def test_what_the_gallery_sets_itself_is_refused_at_once(
+    monkeypatch, capsys, tmp_path, option
+):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, f"--output_folder={tmp_path}", f"--{option}=1")
+    assert (
+        f"--{option}: the gallery sets that itself" in capsys.readouterr().err
+    )
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_trial_list_of_the_users_is_for_the_training_alone(monkeypatch):
     """Given twice to the pilot, it would be refused."""
     times = iter([10.0, 70.0])

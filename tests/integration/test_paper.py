@@ -334,7 +334,7 @@ def test_a_failing_run_says_why(corpus, tmp_path):
     "typed, problem",
     [
         (["--gated_epoch=3"], "--gated_epoch; did you mean 'gated_epochs'?"),
-        (["--seed", "3"], "3: give settings as --key=value"),
+        (["--lr", "3"], "3: give settings as --key=value"),
     ],
 )
 def test_a_mistyped_option_is_refused_at_once(tmp_path, capsys, typed, problem):

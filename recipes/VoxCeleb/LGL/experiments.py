@@ -40,6 +40,10 @@ KEEP_LABELS = "--correct_labels=null"
 NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
 
 
+# Options that `train_one` sets.
+OWN = {"seed", "output_folder", "selection_study"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """A run of Stage II.
@@ -258,3 +262,5 @@ def _check(options, keys):
         if key_of(option) not in known:
             hint = did_you_mean(key_of(option), known)
             raise ValueError(f"there is no option --{key_of(option)}{hint}")
+        if key_of(option) in OWN:
+            raise ValueError(f"{option}: each run gets its own, see --seeds")

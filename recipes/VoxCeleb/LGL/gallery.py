@@ -8,7 +8,8 @@ Each method has the same encoder, batches and augmentation, and as many steps
 as fit into the time on one thread, which a few steps of it tell. Its figures
 at six points of the training go to gallery.md, with the label-free ones that
 could choose a method beside the true error rate. Any option of the recipe may
-follow. A run that is done is not done again.
+follow but those that the gallery sets itself. A run that is done is not done
+again.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from experiments import run_all, run_command
 from scipy.stats import spearmanr
 from study import spread
 
+from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.settings import settings_of
 from lgl_plugin.utils.device import peak_bytes
@@ -31,6 +33,11 @@ from lgl_plugin.utils.tables import markdown_table
 
 ASKED = "gallery_options.json"
 HERE = pathlib.Path(__file__).resolve().parent
+# Options that the gallery sets for each run.
+OWN = {
+    *("method", "seed", "ssps_epochs"),
+    *("number_of_epochs", "steps_per_epoch", "selection_study"),
+}
 # Steps whose difference is timed. Starts differ by seconds of processor time,
 # more than a dozen steps of the small preset take.
 PILOT = (10, 70)
@@ -100,6 +107,8 @@ def main():
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--methods: {unknown} is none of {', '.join(names)}")
     methods = [entry for entry in METHODS if entry.name in chosen]
+    if own := sorted({key_of(word) for word in overrides} & OWN):
+        parser.error(f"--{own[0]}: the gallery sets that itself")
     # A mistyped option shows here, and not after the first runs.
     settings, _ = settings_of([options.yaml, *overrides])
     if not settings.verification_file:
