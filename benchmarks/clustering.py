@@ -40,19 +40,19 @@ from lgl_plugin.clustering.vectors import exact_matmul, normalised
 class RandomStart(FaissKMeans):
     """From random points, as faiss does by itself."""
 
-    def _first_centroids(self, points, n_clusters, seed):
-        rng = np.random.default_rng(seed)
-        return points[rng.choice(len(points), n_clusters, replace=False)]
+    def _first_centroids(self, points):
+        rng = np.random.default_rng(self.seed)
+        return points[rng.choice(len(points), self.n_clusters, replace=False)]
 
 
 class SklearnStart(FaissKMeans):
     """From scikit-learn's greedy k-means++ on as many points as ours."""
 
-    def _first_centroids(self, points, n_clusters, seed):
-        rng = np.random.default_rng(seed)
-        size = min(len(points), 10 * n_clusters)
-        rows = rng.choice(len(points), size, replace=False)
-        return kmeans_plusplus(points[rows], n_clusters, random_state=seed)[0]
+    def _first_centroids(self, points):
+        rng = np.random.default_rng(self.seed)
+        size = min(len(points), 10 * self.n_clusters)
+        some = points[rng.choice(len(points), size, replace=False)]
+        return kmeans_plusplus(some, self.n_clusters, random_state=self.seed)[0]
 
 
 class Rival:

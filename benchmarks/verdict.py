@@ -148,8 +148,8 @@ def make_carriers(options):
         musan_folder=options.musan_folder,
         reverb_only=0.0,
         noise_only=1.0,
-        noise_snr=[5.0, 10.0],
     )
+    noise.snr_range[noise.kinds.index("noise")] = torch.tensor([5.0, 10.0])
 
     def coded(wav, **form):
         rate = form.pop("rate", RATE)

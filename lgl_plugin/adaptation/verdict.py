@@ -159,7 +159,6 @@ def judge(
     before: ArrayLike,
     after: ArrayLike,
     n_speakers: int,
-    seed: int = 0,
 ) -> Verdict:
     """Compares two encoders by pseudo-trials of the same recordings.
 
@@ -170,8 +169,6 @@ def judge(
         float (N, D) and (N, D'), N from 10, in one order.
     n_speakers : int
         About how many speakers the recordings have: `count_speakers`.
-    seed : int
-        Of the interval, and of the trials where these are many.
 
     Raises
     ------
@@ -197,21 +194,21 @@ def judge(
     number = len(encoders[0])
     if number < FEWEST:
         raise ValueError(f"a verdict needs {FEWEST} recordings, got {number}")
-    found = _compare(encoders, n_speakers, seed)
+    found = _compare(encoders, n_speakers)
     for part in COARSER:
         fewer = n_speakers // part
         if not found.sign or fewer < 2:
             break
-        if _compare(encoders, fewer, seed).sign == -found.sign:
+        if _compare(encoders, fewer).sign == -found.sign:
             found = dataclasses.replace(found, opposite=fewer)
     return found
 
 
-def _compare(encoders, n_clusters, seed):
+def _compare(encoders, n_clusters):
     """Compares unit embeddings of two encoders by so many clusters."""
     cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_clusters)
     clusters = [cluster(points).labels for points in encoders]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     first, second, labels = _trials(clusters, rng)
     number, n_targets = len(encoders[0]), np.count_nonzero(labels)
     if n_targets < FEWEST_TARGETS:

@@ -84,9 +84,6 @@ class KMeans(abc.ABC):
     n_iterations : int
         Iterations of Lloyd's algorithm. By 25, the default of faiss and so of
         the paper, the inertia falls by less than 0.1 % an iteration.
-    n_redo : int
-        Runs from different first centroids; the one with the lowest inertia
-        is kept. Worth its time on small corpora.
     max_points_per_centroid : int
         Largest sample to train on, in embeddings per cluster. At 256, the
         default of faiss, and K=6,000 all of VoxCeleb2 is used.
@@ -111,14 +108,13 @@ class KMeans(abc.ABC):
 
     n_clusters: int
     n_iterations: int = 25
-    n_redo: int = 1
     max_points_per_centroid: int = 256
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        numbers = ("n_clusters", "n_iterations", "n_redo")
-        for name in (*numbers, "max_points_per_centroid"):
+        numbers = ("n_clusters", "n_iterations", "max_points_per_centroid")
+        for name in numbers:
             value = getattr(self, name)
             if value == "auto":
                 raise ValueError(
@@ -167,39 +163,30 @@ class KMeans(abc.ABC):
         return normalised(embeddings)
 
     def _train(self, points):
-        """Returns the centroids and the inertia of the best run."""
-        placed, best = self._to_device(points), (None, [np.inf])
-        with tqdm(
-            total=self.n_redo * self.n_iterations,
+        """Returns the centroids and the inertia after each iteration."""
+        placed = self._to_device(points)
+        first = self._first_centroids(points)
+        centroids, inertia = self._to_device(first), np.zeros(self.n_iterations)
+        if self.n_clusters == len(points):  # a cluster for each point
+            return first, inertia
+        for iteration in tqdm(
+            range(self.n_iterations),
             desc=f"k-means, K={self.n_clusters}",
             unit="iteration",
-        ) as progress:
-            for seed in range(self.seed, self.seed + self.n_redo):
-                first = self._first_centroids(points, self.n_clusters, seed)
-                centroids = self._to_device(first)
-                inertia = np.zeros(self.n_iterations)
-                for iteration in range(self.n_iterations):
-                    # With a cluster for each point the sum stays 0.
-                    if self.n_clusters < len(points):
-                        centroids, inertia[iteration] = self._iterate(
-                            placed, centroids
-                        )
-                    progress.update()
-                if inertia[-1] < best[1][-1]:
-                    best = centroids, inertia
-        centroids, inertia = best
+        ):
+            centroids, inertia[iteration] = self._iterate(placed, centroids)
         return torch.as_tensor(centroids).cpu().numpy(), inertia
 
-    def _first_centroids(self, points, n_clusters, seed):
+    def _first_centroids(self, points):
         """Returns greedy k-means++ on at most ten points per centroid."""
         # Random points, with which faiss starts, leave speakers that are well
         # apart without a centroid of their own, and others with two. On all
         # points the search would take longer than the iterations.
-        rng = np.random.default_rng(seed)
-        size = min(len(points), 10 * n_clusters)
+        rng = np.random.default_rng(self.seed)
+        size = min(len(points), 10 * self.n_clusters)
         rows = rng.choice(len(points), size, replace=False)
         sample = torch.from_numpy(points[rows]).to(self.device)
-        seeds = kmeans_plus_plus(sample, n_clusters, seed)
+        seeds = kmeans_plus_plus(sample, self.n_clusters, self.seed)
         return points[rows[seeds.numpy()]]
 
     def _assign(self, embeddings, centroids):

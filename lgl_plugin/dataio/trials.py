@@ -234,3 +234,16 @@ def _check_audio(path, first_line, audio_folder):
             + "\nName the folder that these paths start from (a training's "
             "yaml does by trial_folder)"
         )
+
+
+def join_trials(lists: Sequence[Trials]) -> Trials:
+    """Joins trial lists end to end over the union of their utterances."""
+    utterances = sorted(set().union(*(trials.utterances for trials in lists)))
+    place = {utterance: row for row, utterance in enumerate(utterances)}
+    rows = [np.array([place[name] for name in t.utterances]) for t in lists]
+    return Trials(
+        np.concatenate([trials.labels for trials in lists]),
+        utterances,
+        np.concatenate([r[t.enrolment] for r, t in zip(rows, lists)]),
+        np.concatenate([r[t.test] for r, t in zip(rows, lists)]),
+    )

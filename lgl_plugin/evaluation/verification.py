@@ -303,6 +303,43 @@ def figures_of(scores: ArrayLike, trials: Trials) -> dict[str, float]:
     }
 
 
+def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
+    """Computes the error rates of a system's scores, float (T,).
+
+    They are `eer` in percent; `eer_interval`, its 95 % interval from a
+    bootstrap over speakers, None where the list has fewer than three;
+    `min_dcf_001` and `min_dcf_005`, for targets as frequent as 1 and 5 %; and
+    the `threshold` at the EER. ValueError if a score is not finite.
+    """
+    found = figures_of(scores, trials)
+    try:
+        interval = bootstrap_eer(scores, trials, seed=seed)
+        interval = [100 * end for end in interval]
+    except ValueError:
+        # The scores were validated above, so ValueError here means too few
+        # speakers.
+        interval = None
+    return {"eer": found["eer"], "eer_interval": interval, **found}
+
+
+def rates_at(
+    threshold: float, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Computes what an encoder's own threshold does on trials.
+
+    Scores and labels are (T,); as in `lgl compare`, a score that is equal to
+    the threshold is accepted. Returned are the `encoder_threshold`, and in
+    percent `false_acceptance`, of non-targets, and `false_rejection`, of
+    targets.
+    """
+    accepted = np.asarray(scores) >= threshold
+    return {
+        "encoder_threshold": threshold,
+        "false_acceptance": 100 * float(accepted[~labels].mean()),
+        "false_rejection": 100 * float((~accepted)[labels].mean()),
+    }
+
+
 def write_scores(
     path: str | pathlib.Path, trials: Trials, scores: ArrayLike
 ) -> None:

@@ -73,8 +73,6 @@ class Augmenter(torch.nn.Module):
         Probability that a band (up to 5 of 80 on the mel scale) and a stretch
         (up to 90 ms) are taken away, as 3D-Speaker's SpecAugment blanks
         features. The paper has none.
-    noise_snr : list of float, optional
-        Range in dB that replaces the paper's 0 to 15 for noise.
     bank_seconds : float
         How much of each MUSAN kind is kept in memory, 32 kB per second.
 
@@ -83,8 +81,7 @@ class Augmenter(torch.nn.Module):
     FileNotFoundError
         If a folder is given that is missing or holds no audio.
     ValueError
-        If a probability is out of range, `noise_snr` no range, or
-        `bank_seconds` not above 0.
+        If a probability is out of range, or `bank_seconds` not above 0.
 
     Example
     -------
@@ -105,7 +102,6 @@ class Augmenter(torch.nn.Module):
         clean: float = 0.0,
         channel: float = 0.0,
         drop: float = 0.0,
-        noise_snr: list[float] | None = None,
         bank_seconds: float = 3600.0,
     ):
         super().__init__()
@@ -122,11 +118,6 @@ class Augmenter(torch.nn.Module):
                 f"{shares + others}"
             )
         check_above0(bank_seconds=bank_seconds)
-        if noise_snr is not None and len(noise_snr) != 2:
-            raise ValueError(
-                f"noise_snr: {noise_snr} is no range: give the lowest and the "
-                "highest in dB, such as [0, 15]"
-            )
         self.sample_rate = sample_rate
         self.reverb_only = reverb_only
         self.noise_only = noise_only
@@ -154,8 +145,7 @@ class Augmenter(torch.nn.Module):
                 )
             self.rooms = impulse_responses(tuple(responses), sample_rate)
         self.kinds = list(SNR) if musan_folder else ["noise", "speech"]
-        ranges = {**SNR, **({"noise": noise_snr} if noise_snr else {})}
-        self.snr_range = torch.tensor([ranges[kind] for kind in self.kinds])
+        self.snr_range = torch.tensor([SNR[kind] for kind in self.kinds])
         # Empty: it moves with the module and so tells the module's device.
         self.anchor: torch.Tensor
         self.register_buffer("anchor", torch.empty(0), persistent=False)

@@ -23,9 +23,8 @@ from lgl_plugin.nnet.landscape import (
 from lgl_plugin.report import inside_figures
 from lgl_plugin.report.page import Block, Figure, Page, Table
 from lgl_plugin.report.probes import START, ProbedRun
-from lgl_plugin.report.verification import short_names
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import write_json
+from lgl_plugin.utils.files import short_names, write_json
 from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.tables import write_csv
 

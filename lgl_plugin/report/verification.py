@@ -17,13 +17,18 @@ import numpy as np
 from lgl_plugin.adaptation.verdict import count_speakers
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.cohort import draw_cohort
-from lgl_plugin.dataio.trials import Trials, read_trials, trial_audio
+from lgl_plugin.dataio.trials import (
+    Trials,
+    join_trials,
+    read_trials,
+    trial_audio,
+)
 from lgl_plugin.evaluation.verification import (
     TOP,
     as_norm,
-    bootstrap_eer,
     cosine_scores,
-    figures_of,
+    error_rates,
+    rates_at,
     write_scores,
 )
 from lgl_plugin.inference.backends import Whitening
@@ -32,7 +37,12 @@ from lgl_plugin.inference.folder import read_threshold, refuse_foreign
 from lgl_plugin.inference.plda import plda_by_clusters
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import explain_os_error, read_json, write_json
+from lgl_plugin.utils.files import (
+    explain_os_error,
+    read_json,
+    short_names,
+    write_json,
+)
 from lgl_plugin.utils.tables import markdown_table
 
 AT_THRESHOLD = "FA / FR %"
@@ -99,7 +109,12 @@ def verify_encoders(
         tested = trial_lists, audio
         drawn = cohort_utterances, seed, channel, rates
         others = draw_cohort(cohort, *tested, *drawn)
-        _check_top(top, others, cohort, cohort_utterances)
+        if not 2 <= top <= len(others):
+            raise ValueError(
+                f"--top={top} must be from 2 to the number of files drawn from "
+                f"{cohort}, which is {len(others)} of --cohort_utterances="
+                f"{cohort_utterances}: give more audio or a smaller --top"
+            )
     output = pathlib.Path(output_folder)
     places = {n: output / n if len(lists) > 1 else output for n in lists}
     refuse_foreign(output, ())
@@ -146,16 +161,6 @@ def verify_encoders(
         _draw(systems[name], trials, metrics[name]["scores"], places[name])
         write_json(places[name] / METRICS, metrics[name])
     return metrics
-
-
-def _check_top(top, others, cohort, cohort_utterances):
-    """Refuses a number of nearest utterances that a cohort does not have."""
-    if not 2 <= top <= len(others):
-        raise ValueError(
-            f"--top={top} must be from 2 to the number of files drawn from "
-            f"{cohort}, which is {len(others)} of --cohort_utterances="
-            f"{cohort_utterances}: give more audio or a smaller --top"
-        )
 
 
 def refuse_others(
@@ -224,38 +229,6 @@ def _draw(systems, trials, rates, folder):
     save(det(curves), folder, "det")
 
 
-def join_trials(lists: Sequence[Trials]) -> Trials:
-    """Joins trial lists end to end over the union of their utterances."""
-    utterances = sorted(set().union(*(trials.utterances for trials in lists)))
-    place = {utterance: row for row, utterance in enumerate(utterances)}
-    rows = [np.array([place[name] for name in t.utterances]) for t in lists]
-    return Trials(
-        np.concatenate([trials.labels for trials in lists]),
-        utterances,
-        np.concatenate([r[t.enrolment] for r, t in zip(rows, lists)]),
-        np.concatenate([r[t.test] for r, t in zip(rows, lists)]),
-    )
-
-
-def short_names(
-    paths: Sequence[str | pathlib.Path], suffix: str = ""
-) -> list[str]:
-    """Names paths by as many of their last parts as tell them apart.
-
-    ValueError if a path is given twice.
-    """
-    # Absolute, but links stay: export/best is a name that a user gave.
-    absolute = [os.path.abspath(path).removesuffix(suffix) for path in paths]
-    parts = [pathlib.Path(path).parts for path in absolute]
-    for n_parts in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(p[-n_parts:]) for p in parts]
-        if len(set(names)) == len(names):
-            return [name.lstrip("/-") for name in names]
-    raise ValueError(
-        f"one of these is given twice: {', '.join(map(str, paths))}"
-    )
-
-
 def _embed_cohort(extract, others):
     """Returns vectors of the cohort, without files that cannot be read."""
     try:
@@ -305,43 +278,6 @@ def cohort_scores(
         except ValueError as error:
             print(f"No {kind} by the cohort: {error}")
     return scores
-
-
-def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
-    """Computes the error rates of a system's scores, float (T,).
-
-    They are `eer` in percent; `eer_interval`, its 95 % interval from a
-    bootstrap over speakers, None where the list has a single one;
-    `min_dcf_001` and `min_dcf_005`, for targets as frequent as 1 and 5 %; and
-    the `threshold` at the EER. ValueError if a score is not finite.
-    """
-    found = figures_of(scores, trials)
-    try:
-        interval = bootstrap_eer(scores, trials, seed=seed)
-        interval = [100 * end for end in interval]
-    except ValueError:
-        # The scores were validated above, so ValueError here means too few
-        # speakers.
-        interval = None
-    return {"eer": found["eer"], "eer_interval": interval, **found}
-
-
-def rates_at(
-    threshold: float, scores: np.ndarray, labels: np.ndarray
-) -> dict[str, float]:
-    """Computes what an encoder's own threshold does on trials.
-
-    Scores and labels are (T,); as in `lgl compare`, a score that is equal to
-    the threshold is accepted. Returned are the `encoder_threshold`, and in
-    percent `false_acceptance`, of non-targets, and `false_rejection`, of
-    targets.
-    """
-    accepted = np.asarray(scores) >= threshold
-    return {
-        "encoder_threshold": threshold,
-        "false_acceptance": 100 * float(accepted[~labels].mean()),
-        "false_rejection": 100 * float((~accepted)[labels].mean()),
-    }
 
 
 def table(metrics: dict[str, dict]) -> str:

@@ -9,7 +9,7 @@ import pathlib
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -228,3 +228,22 @@ def checksum(path: str | pathlib.Path) -> str:
         while block := source.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def short_names(
+    paths: Sequence[str | pathlib.Path], suffix: str = ""
+) -> list[str]:
+    """Names paths by as many of their last parts as tell them apart.
+
+    ValueError if a path is given twice.
+    """
+    # Absolute, but links stay: export/best is a name that a user gave.
+    absolute = [os.path.abspath(path).removesuffix(suffix) for path in paths]
+    parts = [pathlib.Path(path).parts for path in absolute]
+    for n_parts in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-n_parts:]) for p in parts]
+        if len(set(names)) == len(names):
+            return [name.lstrip("/-") for name in names]
+    raise ValueError(
+        f"one of these is given twice: {', '.join(map(str, paths))}"
+    )

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from tiny import run_script
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.dataio.manifest import Strings
@@ -107,3 +108,14 @@ def test_clusterings_are_compared(monkeypatch):
     assert told[0]["times the first"] == 1
     worked = [row["of a processor"] for row in told]
     assert told[1]["times the first"] == worked[1] / worked[0]
+
+
+@pytest.mark.parametrize("typed", ["--speaker=3", "--gated_epoch=3"])
+def test_few_labels_refuses_a_mistyped_option_at_once(tmp_path, typed):
+    """Neither taken for short nor found by the first training."""
+    work = f"--work={tmp_path / 'work'}"
+    # Else later tests of this process would use all cores.
+    options = work, "--threads=1", typed
+    with pytest.raises(ValueError, match="no setting .*(speaker|did you mean)"):
+        run_script(BENCHMARKS / "few_labels.py", "encoder", "corpus", *options)
+    assert not any(tmp_path.iterdir())

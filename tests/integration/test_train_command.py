@@ -68,8 +68,8 @@ def test_one_job_is_the_two_commands(run, corpus, tmp_path):
 
 
 def test_an_error_of_stage2_comes_before_stage1(corpus, tmp_path, capsys):
-    printed = refused(capsys, corpus, tmp_path / "run", "--n_redo=0")
-    assert "n_redo" in printed and "Traceback" not in printed
+    printed = refused(capsys, corpus, tmp_path / "run", "--n_iterations=0")
+    assert "n_iterations" in printed and "Traceback" not in printed
     assert not (tmp_path / "run").exists()
 
 

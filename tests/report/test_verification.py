@@ -16,11 +16,12 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from lgl_plugin.cli import verify
 from lgl_plugin.cli.main import main
 from lgl_plugin.dataio.trials import Trials
+from lgl_plugin.evaluation.verification import error_rates, rates_at
 from lgl_plugin.inference.backends import Whitening
 from lgl_plugin.inference.export import export_checkpoint
 from lgl_plugin.inference.plda import fit_plda
 from lgl_plugin.metrics.error_rates import eer
-from lgl_plugin.report.verification import error_rates, rates_at, table
+from lgl_plugin.report.verification import table
 from lgl_plugin.runs.plain import plain_settings
 
 RATE = 16000

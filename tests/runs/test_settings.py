@@ -381,7 +381,7 @@ def test_a_setting_of_epochs_that_there_are_none_of(preset, value, needed):
         # Of an object that the yaml makes at once ...
         ("gate", "!new:lgl_plugin.nnet.gates.FixedGate {tou: 3}", "", "tou"),
         ("augment", "{chanel: 0.5}", "", "chanel"),
-        ("cluster", "{n_redos: 3}", "", "n_redos"),
+        ("cluster", "{n_iteration: 3}", "", "n_iteration"),
         # ... and of one that is made days later.
         ("new_encoder", "{netwrk: 1}", "new_encoder: ", "netwrk"),
         (
@@ -412,8 +412,8 @@ def test_a_misspelt_argument_of_a_class(name, value, place, argument):
 
 
 def test_a_class_refuses_its_argument():
-    assert refusal(cluster="{kmeans: {n_redo: 0}}") == [
-        "n_redo must be an integer of at least 1, got 0"
+    assert refusal(cluster="{kmeans: {n_iterations: 0}}") == [
+        "n_iterations must be an integer of at least 1, got 0"
     ]
 
 
