@@ -9,10 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from lgl_plugin.cli import check
+from lgl_plugin.cli import cost
 from lgl_plugin.cli.main import main
 from lgl_plugin.runs.arguments import key_of
-from lgl_plugin.training import estimate
 
 TINY = [
     "--device=cpu",
@@ -78,7 +77,7 @@ def test_faiss_is_asked_for_where_the_preset_clusters_by_it(
     folder, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(check, "cost_of_stage1", lambda session, made: {})
+    monkeypatch.setattr(cost, "cost_of_stage1", lambda session, made: {})
     with pytest.raises(SystemExit, match="2"):
         main(["check", str(folder), *TINY])
     assert capsys.readouterr().err.count("clustering needs faiss") == 1
@@ -93,8 +92,8 @@ def opened(monkeypatch):
         sessions.append(session)
         return {"both": float(made["kept"])}
 
-    monkeypatch.setattr(check, "cost_of_stage1", note)
-    monkeypatch.setattr(check, "cost_of_stage2", note)
+    monkeypatch.setattr(cost, "cost_of_stage1", note)
+    monkeypatch.setattr(cost, "cost_of_stage2", note)
     return sessions
 
 
@@ -261,8 +260,8 @@ def test_checkpoints_that_are_kept_take_room(monkeypatch, capsys, tmp_path):
             types.SimpleNamespace(settings=each, device="cpu")
             for each in (first, settings)
         )
-        monkeypatch.setattr(check, "open_session", lambda *_: next(sessions))
-        check.check_cost("", tmp_path, {"kept": 0}, CHOICES, [])
+        monkeypatch.setattr(cost, "open_session", lambda *_: next(sessions))
+        cost.check_cost("", tmp_path, {"kept": 0}, CHOICES, [])
         (line,) = (
             line
             for line in capsys.readouterr().out.splitlines()
@@ -271,13 +270,13 @@ def test_checkpoints_that_are_kept_take_room(monkeypatch, capsys, tmp_path):
         return float(line.split()[2])
 
     for name in ("cost_of_stage1", "cost_of_stage2"):
-        monkeypatch.setattr(check, name, lambda session, made: {})
+        monkeypatch.setattr(cost, name, lambda session, made: {})
     # Of each of three phases: weights, and two checkpoints of three times that.
     assert said(keep_checkpoints=1) == 3 * 7
     assert said(keep_checkpoints=10) == 3 * 34
     assert said(keep_checkpoints=1, large_margin_epochs=1) == 4 * 7
     assert said(keep_checkpoints=1, ssps_epochs=5) == 4 * 7
-    monkeypatch.setattr(estimate, "peak_memory", lambda device: (None, 0))
+    monkeypatch.setattr(cost, "peak_memory", lambda device: (None, 0))
     assert said(keep_checkpoints=1) == 3 * 7  # where memory cannot be told
 
 
@@ -286,8 +285,8 @@ CHOICES = {"preset": "small", "n_clusters": 3}
 
 def test_fine_tuning_takes_time(monkeypatch):
     """On longer crops, in the last round alone."""
-    monkeypatch.setattr(estimate, "seconds_per_step", lambda *a, **k: 1.0)
-    monkeypatch.setattr(estimate, "speech_per_second", lambda *a: 1.0)
+    monkeypatch.setattr(cost, "seconds_per_step", lambda *a, **k: 1.0)
+    monkeypatch.setattr(cost, "speech_per_second", lambda *a: 1.0)
 
     def hours(epochs):
         settings = mock.Mock(
@@ -304,7 +303,7 @@ def test_fine_tuning_takes_time(monkeypatch):
         )
         session = mock.Mock(settings=settings, rows=range(9))
         session.steps_per_epoch.return_value = 3600
-        found = check.cost_of_stage2(session, {"kept": 9, "hours": 0.0})
+        found = cost.cost_of_stage2(session, {"kept": 9, "hours": 0.0})
         return found["Stage II without clustering"]
 
     assert hours(0) == 20

@@ -192,7 +192,7 @@ def test_each_training_is_timed(monkeypatch, tmp_path, capsys):
         return {"embedding": 1.0}
 
     for stage in (1, 2):
-        name = f"lgl_plugin.cli.check.cost_of_stage{stage}"
+        name = f"lgl_plugin.cli.cost.cost_of_stage{stage}"
         monkeypatch.setattr(name, cost)
     given = options(tmp_path)
     vars(given).update(nproc=1, methods=["moco"], hparams=RECIPE / "hparams")

@@ -95,11 +95,7 @@ def check(options, rest):
     """Lists the audio for all trainings; times each as `lgl check` does."""
     import logging
 
-    from lgl_plugin.cli.check import (
-        cost_of_stage1,
-        cost_of_stage2,
-        open_session,
-    )
+    from lgl_plugin.cli.cost import cost_of_stage1, cost_of_stage2, open_session
     from lgl_plugin.dataio.prepare import prepare_manifest
     from lgl_plugin.runs.provenance import device_name
     from lgl_plugin.utils.files import write_json
