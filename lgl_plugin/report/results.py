@@ -20,30 +20,26 @@ from lgl_plugin.dataio.manifest import Manifest, Strings, load_manifest
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import bootstrap_eer
 from lgl_plugin.inference.store import Embeddings
+from lgl_plugin.report.run_log import failure, warnings_and_errors
 from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import command_of, from_directory, read_starts
 from lgl_plugin.runs.run import GATE, SCORES, planned_steps, stage1_steps
 from lgl_plugin.runs.state import STATE, read_state, refuse_adaptation
-from lgl_plugin.utils.errors import FULL_ERROR
 from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
 PHASES = ("classifier", "gated", "large_margin")
 # The recipe's yamls of Stage I by other methods; and what options of theirs are
 # not for Stage II, which takes their encoder and has an optimiser of its own.
-METHOD_YAML = re.compile(r"(?<=hparams/)(moco|vicreg|dino|rdino|sdpn)\.yaml$")
+METHOD_YAML = re.compile(
+    r"(?<=hparams/)(moco|vicreg|simsiam|dino|rdino|sdpn)\.yaml$"
+)
 OF_METHOD = ("new_encoder", "opt_class", "lr", "lr_annealing")
 # Trials that the bootstrap of all intervals draws, at 10 million a second; and
 # the fewest draws that percentiles can be read from.
 BOOTSTRAP_TRIALS, FEWEST_DRAWS = 3e8, 200
-# Headings of tracebacks in log.txt, ours and SpeechBrain's; and a traceback's
-# last line, with the error's name.
-FAILURES = (FULL_ERROR, "Exception:")
-ERROR = re.compile(r"^[\w.]*(Error|Audio)(: |$)")
-# The first line of an entry in SpeechBrain's log.txt.
-ENTRY = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ - \S+ - (\w+) - (.*)")
 
 
 class Results:
@@ -292,42 +288,12 @@ class Results:
         """Returns the error in which the latest start ended, if in one."""
         logs = self.folder.glob("stage[12]/log.txt")
         latest = max(logs, key=os.path.getmtime, default=None)
-        if latest is None:
-            return None
-        parts: list[list[str]] = [[""]]
-        for line in latest.read_text("utf-8", "replace").splitlines():
-            if match := ENTRY.match(line):
-                # The end of a process follows its error, as DEBUG.
-                if match[2] != "DEBUG" or match[3] in FAILURES:
-                    parts = []
-                parts.append([match[3]])
-            else:
-                parts[-1].append(line)
-        heading, *lines = parts[0]
-        begins = [n for n, line in enumerate(lines) if ERROR.match(line)]
-        if heading not in FAILURES or not begins:
-            return None
-        message = lines[begins[-1] :]
-        return ERROR.sub("", "\n".join(message)) or message[0]
+        return None if latest is None else failure(latest)
 
     def log_entries(self) -> list[tuple[str, str, str, str]]:
-        """Lists (log, time, level, message) of logged warnings and errors.
-
-        The message of an exception ends in the last line of its traceback.
-        """
-        entries = []
-        for name in ("stage1/log.txt", "stage2/log.txt"):
-            path, inside = self.folder / name, False
-            if not path.exists():
-                continue
-            with open(path, encoding="utf-8", errors="replace") as log:
-                for line in map(str.rstrip, log):
-                    if match := ENTRY.match(line):
-                        inside = match[2] in ("WARNING", "ERROR", "CRITICAL")
-                        if inside:
-                            entries.append((name, *match.groups()))
-                    elif inside and line:
-                        *head, message = entries[-1]
-                        message = f"{message.split(' … ')[0]} … {line.strip()}"
-                        entries[-1] = (*head, message)
-        return entries
+        """Lists (log, time, level, message) of logged warnings and errors."""
+        return [
+            (name, *entry)
+            for name in ("stage1/log.txt", "stage2/log.txt")
+            for entry in warnings_and_errors(self.folder / name)
+        ]
