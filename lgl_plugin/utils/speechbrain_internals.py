@@ -11,6 +11,7 @@ import speechbrain as sb
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.processing.features import Filterbank, InputNormalization
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
+from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -96,14 +97,21 @@ class HookedBrain(sb.Brain):
             self.save_in_epoch()
 
     def _wrap_distributed(self):
-        if not self.distributed_launch or self.device_type != "cpu":
-            super()._wrap_distributed()
+        # As SpeechBrain does, but for two things. torch has no synchronised
+        # batch statistics for CPUs, and converting to them raises: there each
+        # process keeps its own. And buffers are not sent at each forward pass:
+        # that would spoil the gradient of an earlier pass of the step, such as
+        # of DINO's global views, on a GPU where there is one process.
+        if not self.distributed_launch:
             return
-        # torch has no synchronised batch statistics for CPUs, and converting
-        # to them raises: each process keeps its own. Sending them at each
-        # forward pass would spoil the gradient of an earlier one of the step.
+        on_gpu = self.device_type != "cpu"
         for name, module in self.modules.items():
             if any(p.requires_grad for p in module.parameters()):
+                if on_gpu:
+                    module = SyncBatchNorm.convert_sync_batchnorm(module)
                 self.modules[name] = DistributedDataParallel(
-                    module, broadcast_buffers=False
+                    module,
+                    device_ids=[self.device] if on_gpu else None,
+                    find_unused_parameters=self.find_unused_parameters,
+                    broadcast_buffers=False,
                 )
