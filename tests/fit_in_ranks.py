@@ -2,7 +2,8 @@
 
 Then runs the recipe, if its command lines follow. The encoders are fitted
 without batch statistics and augmentation, which differ by process, so that
-the same global batch must give the same losses and weights.
+the same global batch must give the same losses and weights. In several
+processes two methods with local views are then fitted as they are.
 """
 
 import functools
@@ -18,7 +19,15 @@ import train_lgl  # of the recipe's folder
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.nnet.schedulers import StepScheduler
 from speechbrain.utils.epoch_loop import EpochCounter
-from tiny_brains import BRAINS, CLASSES, Crops, method_modules
+from tiny_brains import (
+    BRAINS,
+    CLASSES,
+    DIM,
+    Crops,
+    Network,
+    method_modules,
+    tiny_encoder,
+)
 from torch.utils.data import DataLoader
 
 from lgl_plugin.dataio.partners import Partners
@@ -30,6 +39,8 @@ from lgl_plugin.runs.checkpoints import WholeCheckpointer
 from lgl_plugin.utils.distributed import rank, world_size
 
 GLOBAL_BATCH, UTTERANCES = 8, 40
+# The encoder has two forward passes a step in DINO, one in SDPN.
+WITH_LOCAL_VIEWS = ("dino", "sdpn")
 # The first twenty are pairs, of both processes.
 ROWS = np.arange(UTTERANCES)
 GROUPS = (
@@ -45,6 +56,20 @@ class EverySecond(NoGate):
     def forward(self, losses):
         places = world_size() * torch.arange(len(losses)) + rank()
         return places % 2 == 0
+
+
+class NormedNetwork(Network):
+    """With batch normalisation, as speaker networks have it.
+
+    Its statistics are what a second forward pass of a step could spoil.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(DIM)
+
+    def forward(self, features, lengths=None):
+        return self.norm(super().forward(features)[:, 0])[:, None]
 
 
 class LoudCrops(Crops):
@@ -79,21 +104,26 @@ def main(kinds, output, commands=()):
     sb.utils.distributed.ddp_init_group(run_opts)
     for kind in kinds:
         fit(kind, output / kind, run_opts)
+    for kind in WITH_LOCAL_VIEWS if world_size() > 1 else ():
+        fit(kind, output / f"{kind} as it is", run_opts, as_it_is=True)
     for command in commands:
         train_lgl.train(*sb.parse_arguments(command))
 
 
-def fit(kind, output, run_opts):
+def fit(kind, output, run_opts, as_it_is=False):
     sb.utils.seed.seed_everything(7)
-    modules = {"augment": NoAugmentation(), **method_modules(kind, UTTERANCES)}
-    encoder = modules["encoder"]
+    encoder = tiny_encoder()
+    if as_it_is:
+        encoder.network = NormedNetwork()
+    made = method_modules(kind, UTTERANCES, encoder)
+    modules = {"augment": NoAugmentation(), **made}
     options, partners = {}, None
     if kind == "ssps":
         options["group"] = lambda encoder: GROUPS
         options["partners"] = partners = Partners(UTTERANCES)
     if "gate" in modules:
         modules["gate"] = EverySecond()
-    else:
+    elif not as_it_is:
         without_what_differs_by_process(modules["method"])
     records = []
     brain = BRAINS[kind](
@@ -121,6 +151,11 @@ def fit(kind, output, run_opts):
         DataLoader(data, share, sampler=order, collate_fn=PaddedBatch),
         DataLoader(data, UTTERANCES, collate_fn=PaddedBatch),
     )
+    if as_it_is:
+        state = {**brain.modules.state_dict(), "records": records}
+        output.mkdir(exist_ok=True)
+        torch.save(state, output / f"{rank()}.ckpt")
+        return
     saved = brain.checkpointer.find_checkpoint()
     if sb.utils.distributed.if_main_process():
         weights = {

@@ -139,6 +139,17 @@ def test_trained_weights_load_in_one_process(ranks):
     assert not any(key.startswith("module.") for key in weights)
 
 
+def by_group(weights):
+    """Sorts a queue by group: processes fill it in another order than one."""
+    found = [n.removesuffix("groups") for n in weights if "queue.groups" in n]
+    for queue in found:
+        groups = weights[f"{queue}groups"]
+        assert len(groups.unique()) == len(groups)  # else no order is given
+        for part in ("groups", "vectors"):
+            weights[queue + part] = weights[queue + part][groups.argsort()]
+    return weights
+
+
 @pytest.mark.parametrize("kind", list(BRAINS))
 def test_losses_and_weights_are_those_of_one_process(kind, fitted):
     """At the same global batch: negatives of all, and the selected of all.
@@ -150,18 +161,33 @@ def test_losses_and_weights_are_those_of_one_process(kind, fitted):
         folder = fitted / name / kind
         weights = torch.load(folder / "weights.ckpt", weights_only=True)
         found.append(
-            (weights, json.loads((folder / "records.json").read_text()))
+            (
+                by_group(weights),
+                json.loads((folder / "records.json").read_text()),
+            )
         )
     (weights, records), (other_weights, other_records) = found
     for name, value in weights.items():
-        if "queue." in name:  # in another order
-            continue
         torch.testing.assert_close(value, other_weights[name], msg=name)
     assert len(records) == 2
     for record, other in zip(records, other_records):
         for name in ("loss", "accuracy", "selected_share", "pseudo_eer"):
             if name in record:
                 assert record[name] == pytest.approx(other[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", fit_in_ranks.WITH_LOCAL_VIEWS)
+def test_local_views_and_batch_normalisation_in_two_processes(kind, fitted):
+    """Their weights are alike; those of one process would be others."""
+    folder = fitted / "two" / f"{kind} as it is"
+    first, second = (torch.load(folder / f"{r}.ckpt") for r in (0, 1))
+    for records in (first.pop("records"), second.pop("records")):
+        losses = [record["loss"] for record in records]
+        assert len(losses) == 2 and np.isfinite(losses).all()
+        assert not any(record["skipped_steps"] for record in records)
+    assert list(first) == list(second)
+    for name, value in first.items():
+        assert value.isfinite().all() and torch.equal(value, second[name]), name
 
 
 def test_killed_process_ends_the_job_and_one_process_goes_on(
