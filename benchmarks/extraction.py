@@ -146,7 +146,9 @@ def store(folder, options):
         "planning the batches": lambda: extract._batches(seconds),
         "writing the store": Embeddings(names, vectors).save,
         "opening the store": Embeddings.load,
-        "1,000 rows by name": lambda path: Embeddings.load(path).rows(some),
+        "1,000 rows by name": lambda path: Embeddings.load(path).vectors_of(
+            some
+        ),
     }
     calls = {"planning the batches": variants.pop("planning the batches")}
     for name, call in variants.items():

@@ -152,4 +152,7 @@ def _embed_halves(extract, manifest, rows):
         return [], []
     names = {*embedded.utterances}
     both = [row for row in rows if {f"0 {row}", f"1 {row}"} <= names]
-    return [embedded.rows([f"{half} {row}" for row in both]) for half in (0, 1)]
+    return [
+        embedded.vectors_of([f"{half} {row}" for row in both])
+        for half in (0, 1)
+    ]

@@ -75,7 +75,7 @@ class Embeddings:
             raise ValueError(f"{folder} is damaged: {error}") from error
         return cls(utterances, vectors)
 
-    def rows(self, utterances: Collection[str]) -> np.ndarray:
+    def vectors_of(self, utterances: Collection[str]) -> np.ndarray:
         """Returns the vectors of some utterances, in their order.
 
         Raises KeyError if one of them has none.

@@ -74,7 +74,7 @@ def embedding_map(results: Results) -> Iterator[Block]:
     largest = np.argsort(-np.bincount(labels), kind="stable")[:MAP_GROUPS]
     chosen = projection.sample(labels, largest)
     shown = [utterances[n] for n in chosen]
-    points, spread = projection.project(store.rows(shown))
+    points, spread = projection.project(store.vectors_of(shown))
     order = {cluster: index for index, cluster in enumerate(largest)}
     groups = np.array([order.get(label, -1) for label in labels[chosen]])
     names = [f"cluster {cluster}" for cluster in largest]

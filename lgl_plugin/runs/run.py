@@ -180,7 +180,7 @@ class Run:
         data = path.read_bytes()[:size] if path.exists() else b""
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def given(
+    def record_input(
         self,
         name: str,
         path: str | pathlib.Path,

@@ -47,7 +47,7 @@ def read_data(
             accept=functools.partial(accept_manifest, settings, run),
         )
         from_main(prepare)
-    run.given("manifest", path)
+    run.record_input("manifest", path)
     manifest = run_manifest(run.folder, vars(settings))
     if settings.manifest and settings.verification_file:
         _warn_of_tested(settings, manifest)
@@ -60,7 +60,7 @@ def read_data(
     given = None
     if settings.stage == 2 and settings.labels_file:
         given = read_given(settings.labels_file, manifest.ids)
-        run.given("labels_file", settings.labels_file)
+        run.record_input("labels_file", settings.labels_file)
     return manifest, given, bad_files
 
 

@@ -49,7 +49,7 @@ def seconds_per_step(
     # On a CPU a step takes longer than to read a batch.
     ahead = session.settings.dataloader_options.read_ahead
     ahead *= session.device != "cpu"
-    # Of an epoch that was read ahead as a whole the last step is left to time.
+    # If all steps were read ahead, only the last one is timed.
     ahead = min(ahead, len(ended) - 2)
     return float(np.diff(ended)[ahead:].mean())
 

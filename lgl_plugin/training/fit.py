@@ -216,6 +216,7 @@ def _checkpointer(folder, modules, **further):
         key
         for key, weight in network.named_parameters()
         if not weight.requires_grad
+        # No name begins with "-": a network without such a part has none.
         and key.startswith(getattr(network, "pretrained", "-"))
     }
     for name, part in kept.items():

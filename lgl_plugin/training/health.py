@@ -87,8 +87,8 @@ def _place(record):
     return name if epoch is None else f"{name}, epoch {epoch}"
 
 
-# A rule takes a record and those of the phase before it, and returns a text or
-# None.
+# A rule takes a record and the earlier records of its phase, and returns a text
+# or None.
 
 
 def _skipped(record, before):

@@ -154,10 +154,12 @@ class Session:
         self._begin_log(text)
         record_start(folder, settings.stage, self.device)
         if settings.verification_file:
-            self.run.given("verification_file", settings.verification_file)
+            self.run.record_input(
+                "verification_file", settings.verification_file
+            )
         for name in ("musan_folder", "rir_folder"):
             if folder := getattr(settings, name):
-                self.run.given(name, folder, names_and_sizes)
+                self.run.record_input(name, folder, names_and_sizes)
         self.manifest, self.given, self.bad_files = read_data(
             settings, self.run
         )

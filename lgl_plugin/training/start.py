@@ -71,7 +71,7 @@ def find_encoder(session: Session) -> pathlib.Path:
     # Also if the setting is left out this time: another encoder would redo
     # all rounds and overwrite the finished rounds.
     if given or name in known:
-        run.given(name, path)
+        run.record_input(name, path)
     return path
 
 

@@ -17,9 +17,11 @@ def test_store_round_trip(tmp_path):
     np.testing.assert_array_equal(found.vectors, vectors)
     assert found.vectors.dtype == np.float32
     assert isinstance(found.vectors, np.memmap)
-    np.testing.assert_array_equal(found.rows(["c", names[0]]), vectors[[2, 0]])
+    np.testing.assert_array_equal(
+        found.vectors_of(["c", names[0]]), vectors[[2, 0]]
+    )
     with pytest.raises(KeyError):
-        found.rows(["nobody"])
+        found.vectors_of(["nobody"])
 
 
 def test_a_store_of_several_blocks_is_numpys_file(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_folder_loads_without_the_plugin(run, paths, loaded, step):
     manifest = Manifest.of(
         (path, path, 0.0, soundfile.info(path).duration, "") for path in paths
     )
-    ours = extract(manifest, [0, 1])[0].rows(paths)
+    ours = extract(manifest, [0, 1])[0].vectors_of(paths)
     for kind in ("SpeakerRecognition", "EncoderClassifier"):
         np.testing.assert_allclose(found[kind], ours[0], rtol=0, atol=1e-5)
     unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)

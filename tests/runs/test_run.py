@@ -492,25 +492,25 @@ def test_another_file_under_a_settings_name_is_refused(tmp_path):
     for path, text in ((first, "1 x y"), (moved, "1 x y"), (other, "0 x z")):
         path.write_text(text)
     run = Run(tmp_path / "run", 1, {"lr": 1})
-    run.given("verification_file", first)
+    run.record_input("verification_file", first)
     run.step("stage1", lambda folder: {})
     run = Run(tmp_path / "run", 1, {"lr": 1})
-    run.given("verification_file", moved)
+    run.record_input("verification_file", moved)
     with pytest.raises(ValueError, match=f"^verification_file: {other} is not"):
-        run.given("verification_file", other)
+        run.record_input("verification_file", other)
     # Stage II has a record of its own.
-    Run(tmp_path / "run", 2, {}).given("verification_file", other)
+    Run(tmp_path / "run", 2, {}).record_input("verification_file", other)
 
 
 def test_noise_that_changed_is_refused(tmp_path):
     run = Run(tmp_path / "run", 1, {"rir_folder": "a"})
-    run.given("rir_folder", "a", lambda path: "noise")
+    run.record_input("rir_folder", "a", lambda path: "noise")
     run.step("baselines", lambda folder: {"n": 1}, run.identity())
     run = Run(tmp_path / "run", 1, {"rir_folder": "b"})
-    run.given("rir_folder", "b", lambda path: "noise")  # moved
+    run.record_input("rir_folder", "b", lambda path: "noise")  # moved
     assert run.step("baselines", pytest.fail, run.identity()) == {"n": 1}
     with pytest.raises(ValueError, match="^rir_folder: b is not what it was"):
-        run.given("rir_folder", "b", lambda path: "more noise")
+        run.record_input("rir_folder", "b", lambda path: "more noise")
 
 
 def test_altered_metrics_are_reported(tmp_path, caplog):
@@ -603,7 +603,7 @@ def test_other_inputs_are_taken_while_nothing_is_made_of_them(tmp_path):
     for content, made in (("wrong", 1), ("right", 2), ("right", 2)):
         audio.write_text(content)
         run = Run(tmp_path / "run", 1, {})
-        run.given("manifest", audio)
+        run.record_input("manifest", audio)
         n = run.step(
             "baselines", lambda folder, n=made: {"n": n}, run.identity()
         )
@@ -611,7 +611,7 @@ def test_other_inputs_are_taken_while_nothing_is_made_of_them(tmp_path):
     run.step("stage1", lambda folder: {})
     audio.write_text("wrong")
     with pytest.raises(ValueError, match="is not what it was when stage 1"):
-        Run(tmp_path / "run", 1, {}).given("manifest", audio)
+        Run(tmp_path / "run", 1, {}).record_input("manifest", audio)
 
 
 def test_a_step_made_of_another_source_leaves_nothing_of_the_old_one(tmp_path):
