@@ -211,6 +211,22 @@ def epochs(
     return figure
 
 
+def courses(eers: dict[str, Sequence[float]], minutes: float) -> Figure:
+    """Draws the EER on the way through so many minutes, a line a method.
+
+    The methods' values are at equal distances, the last ones at the end; the
+    legend has the best one first.
+    """
+    figure, (axes,) = panels(5.6, 4.0)
+    for index, name in enumerate(sorted(eers, key=lambda name: eers[name][-1])):
+        values = eers[name]
+        times = minutes * np.arange(1, len(values) + 1) / len(values)
+        axes.plot(times, values, **style(index), ms=4, label=name)
+    axes.set(xlabel="minutes of one core", ylabel="EER (%)")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def losses(groups: dict[str, Sequence[float]], tau: float) -> Figure:
     """Draws histograms of an epoch's losses by group, and the threshold.
 

@@ -243,10 +243,12 @@ class Run:
             logger.warning(
                 "%s is done again: what it was made from has changed", name
             )
-        if name in self.plan:
-            number = self.plan.index(name) + 1
-            logger.info("step %d of %d: %s", number, len(self.plan), name)
-        else:  # of a recipe that has other steps
+        # Counted as `lgl status` does.
+        counted = [step for step in self.plan if not step.startswith("export/")]
+        if name in counted:
+            number = counted.index(name) + 1
+            logger.info("step %d of %d: %s", number, len(counted), name)
+        else:  # an export, or of a recipe that has other steps
             logger.info("%s begins", name)
         old = self.files.get(name, {}) if renewed else {}
         from_main(self._clear, folder, renewed, old)

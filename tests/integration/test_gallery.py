@@ -30,17 +30,20 @@ def write(folder, entry, eers):
 def test_tables(tmp_path):
     for number, entry in enumerate(gallery.METHODS):
         write(tmp_path, entry, [50 - n - number for n in range(6)])
-    figures, courses, criteria = gallery.tables(
-        tmp_path, gallery.METHODS, [1], 128
-    )
+    runs = gallery.read_runs(tmp_path, gallery.METHODS, [1])
+    figures, courses, criteria = gallery.tables(runs, 128)
     line = "| SimCLR + AAT | 60 | 256.0 | 1.0 | 45.0 | 1.0 | 45.00 |"
     assert line in figures
     assert "| SimCLR | 49.0 | 48.0 | 47.0 | 46.0 | 45.0 | 44.0 |" in courses
     # Each figure is the error rate here: those to be high rank it upside down.
     assert "| pseudo-trials' EER | 1.00 |" in criteria
     assert "| silhouette | -1.00 |" in criteria
-    figures, courses = gallery.tables(tmp_path, gallery.METHODS[:2], [1], 128)
+    runs = gallery.read_runs(tmp_path, gallery.METHODS[:2], [1])
+    figures, courses = gallery.tables(runs, 128)
     assert line in figures and "MoCo" not in figures
+    gallery.write_results(tmp_path, runs, 128, minutes=6.0)
+    assert line in (tmp_path / "gallery.md").read_text()
+    assert (tmp_path / "gallery.png").stat().st_size > 10_000
 
 
 def run(monkeypatch, *options):
@@ -60,7 +63,8 @@ def test_a_table_is_of_one_command(monkeypatch, capsys, tmp_path):
     """A second call with others would show the first one's figures."""
     trained = []
     monkeypatch.setattr(gallery, "train", lambda *given: trained.append(given))
-    monkeypatch.setattr(gallery, "tables", lambda *given: [])
+    monkeypatch.setattr(gallery, "read_runs", lambda *given: {})
+    monkeypatch.setattr(gallery, "write_results", lambda *given: None)
     own = f"--output_folder={tmp_path}", "--verification_file=list.txt"
     for further in ((), ("--seeds=1,2",)):
         run(monkeypatch, *own, *further)
@@ -75,7 +79,8 @@ def test_a_table_is_of_one_command(monkeypatch, capsys, tmp_path):
 def test_methods_are_chosen_by_name(monkeypatch, capsys, tmp_path):
     trained = []
     monkeypatch.setattr(gallery, "train", lambda *given: trained.append(given))
-    monkeypatch.setattr(gallery, "tables", lambda *given: [])
+    monkeypatch.setattr(gallery, "read_runs", lambda *given: {})
+    monkeypatch.setattr(gallery, "write_results", lambda *given: None)
     own = f"--output_folder={tmp_path}", "--verification_file=list.txt"
     run(monkeypatch, *own, "--methods=simclr-and-aat,moco")
     assert [given[0].title for given in trained] == ["SimCLR + AAT", "MoCo"]

@@ -56,9 +56,9 @@ def test_one_job_is_the_two_commands(run, corpus, tmp_path):
     assert done.returncode == 0, printed[-3000:]
     assert figures(tmp_path / "run") == figures(run)
     for line in (
-        "step 1 of 13: baselines",
+        "step 1 of 10: baselines",
         "stage1: epoch 1 of 2, loss ",
-        "step 13 of 13: export/iter2",
+        "step 10 of 10: iter2/gated",
     ):
         assert printed.count(line) == 1
     assert "%|" not in printed  # no bar, as --noprogressbar asks

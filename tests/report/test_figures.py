@@ -138,6 +138,15 @@ def test_several_figures_of_an_epoch_have_a_line_each():
     assert {t.get_text() for t in legend.get_texts()} == {"mine", "yours"}
 
 
+def test_courses_end_with_the_training_and_the_best_is_named_first():
+    eers = {"slow": [40.0, 35.0, 30.0], "quick": [30.0, 25.0, 20.0]}
+    (axes,) = figures.courses(eers, 6.0).axes
+    first, second = axes.lines
+    assert (first.get_label(), second.get_label()) == ("quick", "slow")
+    assert first.get_xdata().tolist() == [2, 4, 6]
+    assert first.get_ydata() == eers["quick"]
+
+
 def test_histogram_counts_each_loss_once():
     rng = np.random.default_rng(0)
     groups = {"a": rng.gamma(2, 1, 1000), "b": np.append(rng.random(9), np.nan)}

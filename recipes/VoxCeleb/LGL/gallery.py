@@ -6,8 +6,9 @@
 
 Each method has the same encoder, batches and augmentation, and as many steps
 as fit into the time on one thread, which a few steps of it tell. Its figures
-at six points of the training go to gallery.md, with the label-free ones that
-could choose a method beside the true error rate. Any option of the recipe may
+at six points of the training go to gallery.md, and as curves to gallery.png,
+with the label-free ones that could choose a method beside the true error rate.
+Any option of the recipe may
 follow but those that the gallery sets itself. A run that is done is not done
 again.
 """
@@ -24,6 +25,7 @@ from experiments import run_all, run_command
 from scipy.stats import spearmanr
 from study import spread
 
+from lgl_plugin.report.figures import courses, save
 from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.settings import settings_of
@@ -132,10 +134,8 @@ def main():
         for entry in methods
     ]
     run_all(options.jobs, train, calls)
-    found = "\n\n".join(tables(folder, methods, seeds, settings.batch_size))
-    with atomic_write(folder / "gallery.md") as out:
-        out.write(found + "\n")
-    print(f"\n{found}\n")
+    runs = read_runs(folder, methods, seeds)
+    write_results(folder, runs, settings.batch_size, options.minutes)
 
 
 def train(entry, command, folder, seed, minutes):
@@ -184,10 +184,9 @@ def seconds_per_step(command):
     return step
 
 
-def tables(folder, methods, seeds, batch_size):
-    """Yields the figures of the methods, their courses, and the criteria."""
-    rows, courses, agreement = [], [], {key: [] for key in CRITERIA}
-    found = {}  # by seed and method: facts, records of epochs, the last one
+def read_runs(folder, methods, seeds):
+    """Returns facts, records of epochs and the last one by seed and method."""
+    found = {}
     for seed in seeds:
         for entry in methods:
             run = folder / f"seed{seed}" / entry.name
@@ -195,12 +194,33 @@ def tables(folder, methods, seeds, batch_size):
             facts = json.loads((run / "gallery.json").read_text())
             epochs = [r for r in records if "epoch" in r]
             found[seed, entry] = facts, epochs, records[-1]
+    return found
+
+
+def write_results(folder, runs, batch_size, minutes):
+    """Writes and prints the tables, and draws the methods' courses."""
+    found = "\n\n".join(tables(runs, batch_size))
+    with atomic_write(folder / "gallery.md") as out:
+        out.write(found + "\n")
+    eers = {}
+    for (_, entry), (_, epochs, _) in runs.items():
+        eers.setdefault(entry.title, []).append([one["eer"] for one in epochs])
+    means = {title: np.mean(values, 0) for title, values in eers.items()}
+    save(courses(means, minutes), folder, "gallery")
+    print(f"\n{found}\n")
+
+
+def tables(found, batch_size):
+    """Yields the figures of the methods, their courses, and the criteria."""
+    seeds = list(dict.fromkeys(seed for seed, _ in found))
+    methods = list(dict.fromkeys(entry for _, entry in found))
+    rows, on_the_way, agreement = [], [], {key: [] for key in CRITERIA}
     for entry in methods:
         facts, epochs, last = zip(*(found[seed, entry] for seed in seeds))
         eers = [
             spread([one[n]["eer"] for one in epochs]) for n in range(EPOCHS)
         ]
-        courses.append([entry.title, *eers])
+        on_the_way.append([entry.title, *eers])
         rows.append(
             [
                 entry.title,
@@ -220,7 +240,7 @@ def tables(folder, methods, seeds, batch_size):
     header += ["EER %", "EER %, whitened"]
     yield markdown_table([*header, *titles], rows)
     header = [f"{n} of {EPOCHS}" for n in range(1, EPOCHS + 1)]
-    yield markdown_table(["EER % at", *header], courses)
+    yield markdown_table(["EER % at", *header], on_the_way)
     if len(methods) < 3:
         return  # which have no ranks to correlate
     for seed in seeds:
