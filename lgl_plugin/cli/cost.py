@@ -1,4 +1,4 @@
-"""What a training will cost, by a few steps of each stage: for `lgl check`."""
+"""Times a few steps of each stage and tells the cost, for `lgl check`."""
 
 from __future__ import annotations
 
