@@ -47,7 +47,8 @@ def style(index: int) -> dict[str, str]:
     """Returns the colour, marker and line style of a figure's index-th line."""
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
+        # Where colours begin again, each has another marker than before.
+        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
         "linestyle": LINES[index % len(LINES)],
     }
 
