@@ -144,7 +144,7 @@ def test_courses_end_with_the_training_and_the_best_is_named_first():
     first, second = axes.lines
     assert (first.get_label(), second.get_label()) == ("quick", "slow")
     assert first.get_xdata().tolist() == [2, 4, 6]
-    assert first.get_ydata() == eers["quick"]
+    assert first.get_ydata().tolist() == eers["quick"]
 
 
 def test_histogram_counts_each_loss_once():
