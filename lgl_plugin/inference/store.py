@@ -30,7 +30,7 @@ class Embeddings:
     >>> folder = getfixture("tmp_path")
     >>> vectors = np.eye(2, dtype=np.float32)
     >>> Embeddings(Strings(["a", "b"]), vectors).save(folder)
-    >>> Embeddings.load(folder).rows(["b"])
+    >>> Embeddings.load(folder).vectors_of(["b"])
     array([[0., 1.]], dtype=float32)
     """
 

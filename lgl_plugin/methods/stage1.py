@@ -103,24 +103,9 @@ class Stage1Brain(SpeakerBrain):
         average_gradients(self.method.adversary)
         self.guard.step(optimizer)
 
-    def clip_gradients(self) -> None:
-        """Clips each parameter's gradient, if the method has a limit."""
-        limit = self.method.clip_each
-        if limit is not None:
-            clip_each(
-                [
-                    parameter.grad
-                    for group in self.optimizer.param_groups
-                    if "clip_each" not in group
-                    for parameter in group["params"]
-                    if parameter.grad is not None
-                ],
-                limit,
-            )
-
-    def optimizers_step(self) -> None:
-        """Steps, and moves the teacher."""
-        super().optimizers_step()
+    def optimizers_step(self, limit: float | None = None) -> None:
+        """Clips, by default as the method asks, steps, moves the teacher."""
+        super().optimizers_step(limit or self.method.clip_each)
         encoder = unwrapped(self.modules.encoder)
         self.method.end_step(encoder, self.done, self.skipped)
 
@@ -130,14 +115,3 @@ class Stage1Brain(SpeakerBrain):
         steps = max(float(counts.get("with_figures", 0)), 1.0)
         figures = [name for name in counts if name not in COUNTS]
         return {name: float(counts[name]) / steps for name in figures}
-
-
-def clip_each(gradients: list[Tensor], limit: float) -> None:
-    """Shortens each gradient to a norm of `limit` at most, in place.
-
-    As `torch.nn.utils.clip_grad_norm_` of one parameter after the other, whose
-    launches would take a GPU's host longer than the step.
-    """
-    norms = torch.stack(torch._foreach_norm(gradients))
-    shares = (limit / (norms + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, shares.unbind())

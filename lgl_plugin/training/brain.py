@@ -184,12 +184,16 @@ class SpeakerBrain(HookedBrain):
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return loss.detach()
 
-    def optimizers_step(self) -> None:
-        """Clips the gradient and steps, unless the gradient is not finite."""
+    def optimizers_step(self, limit: float | None = None) -> None:
+        """Clips the gradient and steps, unless the gradient is not finite.
+
+        With a limit of each parameter's gradient, these are clipped first.
+        """
         if self.scaler.is_enabled():  # float16
             self.scaler.unscale_(self.optimizer)
-        self.clip_gradients()
-        self.skipped = self.guard.step(self.optimizer, self.max_grad_norm)
+        self.skipped = self.guard.step(
+            self.optimizer, self.max_grad_norm, limit
+        )
         if self.scaler.is_enabled():
             # It finds its scale by gradients that overflow: only a loss that
             # is not finite counts, in `update_average`.
@@ -198,9 +202,6 @@ class SpeakerBrain(HookedBrain):
             self.guard.count(self.skipped)
             self.tally.add(skipped=self.skipped)
         self.optimizer_step += 1
-
-    def clip_gradients(self) -> None:
-        """Clips what a method clips before all together are."""
 
     def update_average(self, loss, avg_loss) -> float:
         """Returns the epoch's mean loss, read from the device now and then.

@@ -19,9 +19,15 @@ class NonFiniteGuard:
         self.in_a_row = 0
 
     def step(
-        self, optimizer: torch.optim.Optimizer, max_grad_norm: float = math.inf
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float = math.inf,
+        limit: float | None = None,
     ) -> torch.Tensor:
         """Clips the gradient and steps, unless the gradient is not finite.
+
+        With a limit each gradient is first shortened to that norm, but those of
+        groups that have `clip_each`, False.
 
         torch's fused Adam and SGD decide that on the device. For others the
         host waits for the gradient's norm. Returns 1 if the step was skipped,
@@ -32,6 +38,17 @@ class NonFiniteGuard:
             for group in optimizer.param_groups
             for parameter in group["params"]
         ]
+        if limit is not None:
+            clip_each(
+                [
+                    parameter.grad
+                    for group in optimizer.param_groups
+                    if group.get("clip_each", True)
+                    for parameter in group["params"]
+                    if parameter.grad is not None
+                ],
+                limit,
+            )
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         skipped = (~norm.isfinite()).float()
         if isinstance(optimizer, Adam | SGD) and optimizer.defaults.get(
@@ -102,3 +119,14 @@ def begin_momentum(optimizer: SGD) -> None:
             if parameter.grad is not None:
                 if state.get("momentum_buffer") is None:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def clip_each(gradients: list[torch.Tensor], limit: float) -> None:
+    """Shortens each gradient to a norm of `limit` at most, in place.
+
+    As `torch.nn.utils.clip_grad_norm_` of one parameter after the other, whose
+    launches would take a GPU's host longer than the step.
+    """
+    norms = torch.stack(torch._foreach_norm(gradients))
+    shares = (limit / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, shares.unbind())

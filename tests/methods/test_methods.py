@@ -24,9 +24,9 @@ from lgl_plugin.methods.method import local_views
 from lgl_plugin.methods.moco import MoCo
 from lgl_plugin.methods.sdpn import SDPN
 from lgl_plugin.methods.simclr import SimCLR
-from lgl_plugin.methods.stage1 import clip_each
 from lgl_plugin.nnet.distillation import koleo
 from lgl_plugin.nnet.redundancy import spread_terms
+from lgl_plugin.training.nonfinite import clip_each
 
 WITH_TEACHER = ("moco", "dino", "rdino", "sdpn")
 
