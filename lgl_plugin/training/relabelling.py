@@ -53,9 +53,9 @@ class RelabellingBrain(LossGatedBrain):
         parts = teacher.encoder, teacher.classifier
         return teacher(self.cosines(*parts, batch.sig.data[:, 0]))
 
-    def optimizers_step(self) -> None:
+    def optimizers_step(self, limit: float | None = None) -> None:
         """Steps, and moves the teacher."""
-        super().optimizers_step()
+        super().optimizers_step(limit)
         names = ("encoder", "classifier")
         students = (unwrapped(self.modules[name]) for name in names)
         self.modules.correction.follow(*students, self.done, self.skipped)

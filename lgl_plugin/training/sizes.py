@@ -1,4 +1,4 @@
-"""Checks batches and clusterings against the number of utterances."""
+"""Holds utterances out; checks batches and clusterings against the rest."""
 
 from __future__ import annotations
 
