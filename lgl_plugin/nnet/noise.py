@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 SNR = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}
 TALKERS = (3, 8)  # of babble, both ends included
 DB_PER_OCTAVE = 20 * math.log10(2)  # of an amplitude that doubles
-# What `blanked` takes away at most: a share of the mel scale, and seconds, as
+# The most that `blanked` takes away: a share of the mel scale, and seconds, as
 # many as 5 of 80 bands and 9 frames.
 BLANKED_BAND, BLANKED_SECONDS = 5 / 80, 0.09
 SILENCE = 1e-10  # mean square below which a waveform counts as silent

@@ -47,7 +47,7 @@ def style(index: int) -> dict[str, str]:
     """Returns the colour, marker and line style of a figure's index-th line."""
     return {
         "color": COLOURS[index % len(COLOURS)],
-        # Where colours begin again, each has another marker than before.
+        # A colour that comes again has another marker.
         "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
         "linestyle": LINES[index % len(LINES)],
     }

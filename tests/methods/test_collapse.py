@@ -37,7 +37,7 @@ def utterances(seed):
 
 
 def warnings_after(folder, make, steps=25):
-    """What the health report says after two epochs of a method."""
+    """The health report's warnings after two epochs of a method."""
     torch.manual_seed(1)
     encoder = tiny_encoder()
     method = make(encoder, DIM, UTTERANCES)
