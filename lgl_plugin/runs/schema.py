@@ -196,7 +196,8 @@ class Stage1Settings(Settings):
 
     number_of_epochs: Count
     speeds: Annotated[list[Speed], Field(min_length=1)]
-    overlapping_crops: bool
+    # stage1.yaml leaves it out: a run begun before there was this key goes on.
+    overlapping_crops: bool = False
     method: Factory
     ssps_epochs: Epochs
     ssps_cluster_epochs: Count

@@ -136,3 +136,9 @@ def test_a_preset_holds_the_published_values(preset):
         name: value if isinstance(value, list) else pytest.approx(value)
         for name, value in wanted.items()
     }
+
+
+@pytest.mark.parametrize("name", ["stage1", "small_stage1"])
+def test_a_run_that_is_older_than_overlapping_crops_goes_on(name):
+    """A key of the yaml would be a setting that the run was begun without."""
+    assert "overlapping_crops" not in read_plain(HPARAMS / f"{name}.yaml")
