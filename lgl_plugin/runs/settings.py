@@ -47,6 +47,17 @@ from lgl_plugin.utils.progress import silence_bars
 SETTINGS_TOO = sorted(
     run_options() & {*Stage1Settings.model_fields, *Stage2Settings.model_fields}
 )
+# Settings that say where data lie.
+DATA_PATHS = {
+    "data_folder",
+    "train_folder",
+    "trial_folder",
+    "verification_file",
+    "manifest",
+    "labels_file",
+    "musan_folder",
+    "rir_folder",
+}
 # Run options that would change the result without a trace in the settings, or
 # leave an untrained encoder behind as if it were trained.
 NOT_TAKEN = {
@@ -370,14 +381,16 @@ def _merge(tree, changes):
 def _complete_paths(tree):
     """Puts the home folder for a leading ~, which some shells leave.
 
-    A manifest's path, if it is typed and no reference, becomes absolute:
-    exports read it, wherever they start.
+    Paths of data become absolute where they are typed and no references: a
+    finished run is read from any folder, and another one may hold audio of
+    the same names.
     """
     for key, value in tree.items():
         if isinstance(value, str) and value.startswith("~/"):
-            tree[key] = os.path.expanduser(value)
-    if isinstance(path := tree.get("manifest"), str):
-        tree["manifest"] = os.path.abspath(path)
+            value = tree[key] = os.path.expanduser(value)
+        typed = isinstance(value, str | int) and not isinstance(value, bool)
+        if key in DATA_PATHS and typed and value != "":
+            tree[key] = os.path.abspath(str(value))
 
 
 def _check_arguments(name, factory, sample_rate=None):

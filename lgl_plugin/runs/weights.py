@@ -34,11 +34,18 @@ def save_tensors(tensors: dict, path: str | pathlib.Path) -> None:
 def read_tensors(path: str | pathlib.Path) -> dict:
     """Reads what `save_tensors` wrote, without running code.
 
-    Raises ValueError if the file inflates; torch.load raises anything.
+    Raises ValueError if the file inflates or was altered; torch.load raises
+    anything.
     """
-    # torch.load would inflate 40 kB to 40 MB.
+    # torch.load would inflate 40 kB to 40 MB, and take altered bytes for
+    # weights.
     if zipfile.is_zipfile(path):
         check_inflation(path)
+        with zipfile.ZipFile(path) as members:
+            if altered := members.testzip():
+                raise ValueError(
+                    f"{altered} in it has been altered: bring the file again"
+                )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -562,15 +562,19 @@ def test_stage1_takes_a_size_that_no_other_entry_refers_to(tmp_path):
     assert load_yaml(path, "embedding_size: 8")[0].embedding_size == 8
 
 
-def test_a_manifests_path_is_absolute(monkeypatch, tmp_path):
-    """An export reads it, wherever that starts."""
+def test_paths_of_data_are_absolute(monkeypatch, tmp_path):
+    """An export reads them, wherever that starts."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.csv").touch()
-    settings, text = load_yaml(
-        HPARAMS / "small_stage1.yaml", "manifest: mine.csv"
-    )
+    given = "manifest: mine.csv\ndata_folder: 2026\nverification_file: ../a.txt"
+    settings, text = load_settings(HPARAMS / "small_stage1.yaml", given)
     assert settings.manifest == str(tmp_path / "mine.csv")
-    assert plain_settings(text)["manifest"] == settings.manifest
+    assert settings.train_folder == str(tmp_path / "2026" / "train")
+    assert settings.verification_file == str(tmp_path.parent / "a.txt")
+    assert settings.rir_folder is None
+    plain = plain_settings(text)
+    assert plain["data_folder"] == settings.data_folder
+    assert plain["manifest"] == settings.manifest
 
 
 def test_bases_in_order_then_the_yaml_itself(tmp_path):

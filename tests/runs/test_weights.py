@@ -25,3 +25,18 @@ def test_damage_is_told_from_a_failing_disk(
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(expected):
         read_weights(path)
+
+
+def test_altered_weights_are_not_loaded(tmp_path):
+    """torch alone takes them, and the encoder scores at chance."""
+    path = tmp_path / "a.ckpt"
+    module = torch.nn.Linear(300, 200)
+    save_weights(module, path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2  # of the numbers, which fill the file
+    content[middle] ^= 0xFF
+    path.write_bytes(content)
+    altered = torch.load(path, weights_only=True)["weight"]
+    assert not torch.equal(altered, module.weight)
+    with pytest.raises(ValueError, match="a.ckpt .* has been altered"):
+        read_weights(path)
