@@ -171,7 +171,7 @@ def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
     The timed sample is too small to tell. What takes an encoder's work, such
     as scoring the trial list, is left to training.
     """
-    from lgl_plugin.training.sizes import split_rows
+    from lgl_plugin.training.sizes import split_rows, warn_of_short
     from lgl_plugin.training.stage1 import check_grouping
     from lgl_plugin.training.start import (
         check_inputs,
@@ -182,6 +182,7 @@ def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
     number = len(manifest)
     for settings in of_stages:
         rows, _ = split_rows(settings, number)
+        warn_of_short(settings, manifest)
         if settings.stage == 1:
             if settings.ssps_epochs:
                 check_grouping(settings, len(rows))

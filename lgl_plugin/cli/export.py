@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--yaml", help="of weights that are of no run")
     add("--data_folder", help="where the audio is now")
+    add("--manifest", help="where the run's own list of utterances is now")
     add("--threshold", type=cosine, help="of the cosine; found without labels")
     add("--license", default="other", help="of the weights, such as cc-by-4.0")
     add(
@@ -55,6 +56,7 @@ def run(
     output: str | None,
     yaml: str | None,
     data_folder: str | None,
+    manifest: str | None,
     threshold: float | None,
     license: str,
     backend: str | None,
@@ -67,7 +69,8 @@ def run(
 
     alone = yaml is not None or pathlib.Path(source).is_file()
     if not alone and (pathlib.Path(source) / "hyperparams.yaml").exists():
-        others = step, output, data_folder, threshold, backend, average, device
+        others = step, output, threshold, backend, average, device
+        others += data_folder, manifest
         if not onnx or license != "other" or {*others} != {None}:
             raise ValueError(
                 f"{source} is an encoder's folder already: export takes a "
@@ -82,6 +85,7 @@ def run(
         step,
         backend == "fitted" and "--backend=fitted",
         data_folder and f"--data_folder={data_folder}",
+        manifest and f"--manifest={manifest}",
         device and f"--device={device}",
     )
     for given in filter(None, of_a_run if alone else ()):
@@ -113,7 +117,7 @@ def run(
         if average is not None:
             step = average_step(source, step, average)
         options = (data_folder, threshold, license, wanted)
-        export(source, step, output, device, *options, onnx)
+        export(source, step, output, device, *options, onnx, manifest)
         return
     settings = read_plain(yaml) if yaml else encoder_settings(source)
     if settings is None:

@@ -252,12 +252,27 @@ def load_manifest(
     return _parse(str(path), version(path), str(data_root), allow_outside)
 
 
+def manifest_path(folder: pathlib.Path, settings: dict) -> str | pathlib.Path:
+    """Returns where the manifest of a run's folder is, by a stage's settings.
+
+    Raises FileNotFoundError if there is none.
+    """
+    path = settings["manifest"] or folder / "manifest.csv"
+    check_file(
+        "manifest",
+        path,
+        ". If it has moved, start the run's command again with its new place: "
+        "that puts it on record",
+    )
+    return path
+
+
 def run_manifest(
     folder: pathlib.Path, settings: dict, data_folder: str | None = None
 ) -> Manifest:
     """Reads the manifest of a run's folder, by the settings of a stage."""
     return load_manifest(
-        settings["manifest"] or folder / "manifest.csv",
+        manifest_path(folder, settings),
         data_folder or settings["data_folder"],
         settings.get("allow_outside_data_folder", False),
     )

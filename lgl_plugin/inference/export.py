@@ -12,6 +12,7 @@ back-end, and it has the form of a repository at Hugging Face.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 
@@ -21,7 +22,12 @@ from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.labels import LABELS, labelled_rows, read_labels
-from lgl_plugin.dataio.manifest import Manifest, held_out, run_manifest
+from lgl_plugin.dataio.manifest import (
+    Manifest,
+    held_out,
+    manifest_path,
+    run_manifest,
+)
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
 from lgl_plugin.inference.inference_model import InferenceModel, check_target
@@ -37,7 +43,7 @@ from lgl_plugin.runs.run import encoder_kind, encoder_steps, round_of, stage_of
 from lgl_plugin.runs.state import check_artefact, read_state, refuse_adaptation
 from lgl_plugin.runs.weights import BACKEND, CLASSIFIER, ENCODER
 from lgl_plugin.utils.distributed import from_main
-from lgl_plugin.utils.files import check_writable
+from lgl_plugin.utils.files import check_writable, checksum
 
 logger = get_logger(__name__)
 
@@ -48,15 +54,15 @@ class TrainedStep:
 
     `short_name` is that of its exported folder; `settings` are those of all
     stages that the encoder has passed, by stage; `manifest` is what it was
-    trained on, and `labelled` its rows, int64, that a user had labelled;
-    `pseudo`, of Stage II, are utterances and pseudo-labels.
+    trained on, None if that is gone, and `labelled` its rows, int64, that a
+    user had labelled; `pseudo`, of Stage II, are utterances and pseudo-labels.
     """
 
     name: str
     short_name: str
     settings: dict
     model: InferenceModel
-    manifest: Manifest
+    manifest: Manifest | None
     labelled: np.ndarray
     pseudo: tuple | None
 
@@ -71,6 +77,7 @@ def export(
     licence: str = "other",
     backend: bool | None = None,
     onnx: bool = False,
+    manifest: PathLike | None = None,
 ) -> dict[str, float | None]:
     """Exports an encoder of a run.
 
@@ -102,6 +109,8 @@ def export(
         the bare embeddings, is then left out.
     onnx : bool
         Whether the folder gets `encoder.onnx`, too.
+    manifest : str or pathlib.Path, optional
+        Where the user's own list of utterances is now, if it has moved.
 
     Returns
     -------
@@ -112,8 +121,9 @@ def export(
     ------
     FileNotFoundError, ValueError
         If there is no run or no such step; if the folder is that of an
-        `lgl adapt`; if the weights are damaged or do not fit the settings, or
-        no utterance can be read.
+        `lgl adapt`; if the weights are damaged or do not fit the settings;
+        without a threshold, if the list of utterances is gone, or none of
+        them can be read; if that list is another than the run was trained on.
     FileExistsError
         If the folder holds a README.md or hyperparams.yaml of something else.
 
@@ -123,7 +133,8 @@ def export(
     {'threshold': 0.38}
     """
     run = pathlib.Path(run)
-    source = read_trained_step(run, step, data_folder, backend)
+    places = data_folder, manifest
+    source = read_trained_step(run, step, backend, *places, threshold is None)
     custom = threshold is not None or licence != "other" or backend is not None
     name = source.short_name + ("-custom" if custom else "")
     folder = folder or run / "export" / name
@@ -135,15 +146,15 @@ def export(
             folder,
         )
     from_main(check_writable, folder)
-    model, manifest = source.model, source.manifest
+    model, utterances = source.model, source.manifest
     share, seed = (model.settings[k] for k in ("held_out_share", "seed"))
     decision = None if threshold is None else (threshold, "given")
     mean = None
-    if threshold is None:
+    if threshold is None and utterances is not None:
         extract = model.extractor(device)
         try:
             decision, vectors = find_threshold(
-                *(extract, manifest, share, seed),
+                *(extract, utterances, share, seed),
                 *(source.pseudo, source.labelled),
             )
         except BadAudio as error:
@@ -153,14 +164,15 @@ def export(
             ) from error
         mean = torch.from_numpy(vectors.mean(axis=0))
         threshold = decision[0] if decision else None
-    data = {
-        "name": last_name(model.settings["data_folder"]),
-        "utterances": len(manifest),
-        "held_out": len(
-            held_out(len(manifest), share, seed, source.labelled)[1]
-        ),
-        "hours": float(manifest.durations.sum()) / 3600,
-    }
+    data = None
+    if utterances is not None:
+        number = len(utterances)
+        data = {
+            "name": last_name(model.settings["data_folder"]),
+            "utterances": number,
+            "held_out": len(held_out(number, share, seed, source.labelled)[1]),
+            "hours": float(utterances.durations.sum()) / 3600,
+        }
     card = model_card(
         source.settings,
         model.encoder_class,
@@ -184,10 +196,15 @@ def export(
 def read_trained_step(
     run: PathLike,
     step: str | None = None,
-    data_folder: str | None = None,
     backend: bool | None = False,
+    data_folder: str | None = None,
+    manifest: PathLike | None = None,
+    needs_audio: bool = True,
 ) -> TrainedStep:
-    """Reads what a step of a run has left; arguments and errors as `export`."""
+    """Reads what a step of a run has left; arguments and errors as `export`.
+
+    Where no audio is needed, the list of utterances may be gone.
+    """
     run = pathlib.Path(run)
     refuse_adaptation(run)
     state = read_state(run)
@@ -222,8 +239,23 @@ def read_trained_step(
         encoder_kind(chosen, iteration),
         fitted,
     )
-    manifest = run_manifest(run, chosen, data_folder)
-    labels = run / place / "labels"
+    if manifest:
+        chosen = {**chosen, "manifest": os.fspath(manifest)}
+    try:
+        listed = manifest_path(run, chosen)
+    except FileNotFoundError:
+        if manifest or needs_audio:
+            raise
+        utterances, labelled = None, np.empty(0, np.int64)
+    else:
+        before = state["inputs"].get(stage, {}).get("manifest")
+        if before not in (None, checksum(listed)):
+            raise ValueError(
+                f"manifest: {listed} is not the list that {run} was trained on"
+            )
+        utterances = run_manifest(run, chosen, data_folder)
+        labelled = labelled_rows(run / place / "labels", utterances)
+    labels = run / place / "labels" / LABELS
     latest = [name for name in steps if name.split("/")[0] == place][-1:]
     settings = sorted(state["settings"].items())
     return TrainedStep(
@@ -231,9 +263,9 @@ def read_trained_step(
         short_name=place if [step] == latest else step.replace("/", "-"),
         settings={name: value for name, value in settings if name <= stage},
         model=model,
-        manifest=manifest,
-        labelled=labelled_rows(labels, manifest),
-        pseudo=read_labels(labels / LABELS) if iteration else None,
+        manifest=utterances,
+        labelled=labelled,
+        pseudo=read_labels(labels) if iteration else None,
     )
 
 

@@ -35,7 +35,12 @@ from lgl_plugin.runs.settings import SETTINGS_TOO, without_helpers
 from lgl_plugin.runs.state import STATE
 from lgl_plugin.training.data import check_loaders, read_data, try_manifest
 from lgl_plugin.training.health import findings
-from lgl_plugin.training.sizes import split_rows, steps_per_epoch, whole_batch
+from lgl_plugin.training.sizes import (
+    split_rows,
+    steps_per_epoch,
+    warn_of_short,
+    whole_batch,
+)
 from lgl_plugin.utils.device import check_device, keep_freed_memory
 from lgl_plugin.utils.distributed import from_main, world_size
 from lgl_plugin.utils.files import atomic_write, explain_full_disk
@@ -163,10 +168,13 @@ class Session:
         self.manifest, self.given, self.bad_files = read_data(
             settings, self.run
         )
+        if self.run.done:  # its exports read data that have moved
+            self.run.save()
         self._set_aside()
         if settings.manifest and not self.debug:
             from_main(try_manifest, settings, self.manifest, self.bad_files)
         check_loaders(settings, self.device)
+        warn_of_short(settings, self.manifest)
         self.observer = observe(self.manifest)
         # The observer alone knows true speakers: no training, and no choice
         # of one, can read them here.

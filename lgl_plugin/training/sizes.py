@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgl_plugin.dataio.manifest import held_out
+import numpy as np
+from speechbrain.utils.logger import get_logger
+
+from lgl_plugin.dataio.manifest import Manifest, held_out
 from lgl_plugin.runs.schema import Settings, Stage2Settings
 from lgl_plugin.utils.distributed import world_size
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import ArrayLike
+
+logger = get_logger(__name__)
 
 
 def whole_batch(settings: Settings) -> int:
@@ -71,6 +75,19 @@ def steps_per_epoch(
             "Lower it, or train fewer phases in another --output_folder."
         )
     return steps
+
+
+def warn_of_short(settings: Settings, manifest: Manifest) -> None:
+    """Warns if most utterances are repeated to fill a crop."""
+    crop, durations = settings.crop_seconds, manifest.durations
+    number = int((durations < crop).sum())
+    if 2 * number > len(durations):
+        logger.warning(
+            "crop_seconds: %g s are longer than %d of %d utterances, which "
+            "are repeated to fill a crop. Their median is %.1f s: take a "
+            "crop_seconds below that",
+            *(crop, number, len(durations), float(np.median(durations))),
+        )
 
 
 def check_clusters(settings: Stage2Settings, n_utterances: int) -> None:

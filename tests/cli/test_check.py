@@ -101,7 +101,7 @@ def opened(monkeypatch):
     "option, message",
     [
         ("--n_clusters=18", "n_clusters=18 is more than the 17"),
-        ("--labels_file=no.csv", "there is no file no.csv"),
+        ("--labels_file=no.csv", "labels: there is no file"),
         ("--manifest=no.csv", "manifest: there is no file"),
         ("--min_cluster_size=18", "min_cluster_size: 18 is more than the 17"),
         ("--held_out_share=0.95", "one at least is held out"),

@@ -42,6 +42,7 @@ from lgl_plugin.nnet.losses import SubCentreClassifier
 from lgl_plugin.runs.plain import dump_settings, plain_settings
 from lgl_plugin.runs.settings import load_settings, read_preset
 from lgl_plugin.runs.weights import load_weights
+from lgl_plugin.utils.files import checksum
 
 ONNX_EXPORT = "lgl_plugin.inference.onnx_export"
 
@@ -386,6 +387,33 @@ def test_given_threshold_needs_no_audio(run, tmp_path):
     assert front_matter(tmp_path)["license"] == "cc-by-4.0"
 
 
+@pytest.fixture
+def moved(run, tmp_path):
+    """Settings on record name a list that is elsewhere now; with its place."""
+    copy, listed = tmp_path / "run", tmp_path / "elsewhere.csv"
+    shutil.copytree(run, copy)
+    state = json.loads((copy / "state.json").read_text())
+    state["settings"]["stage 2"]["manifest"] = str(tmp_path / "mine.csv")
+    (copy / "manifest.csv").rename(listed)
+    state["inputs"] = {"stage 2": {"manifest": checksum(listed)}}
+    (copy / "state.json").write_text(json.dumps(state))
+    return copy, listed
+
+
+def test_a_list_that_has_moved_is_named(run, moved, tmp_path):
+    copy, listed = moved
+    with pytest.raises(FileNotFoundError, match="If it has moved"):
+        export(copy)
+    found = export(copy, folder=tmp_path / "a", manifest=listed)
+    assert found == export(run, folder=tmp_path / "b")
+    # None is needed for a threshold that is given.
+    assert export(copy, threshold=0.4) == {"threshold": 0.4}
+    with listed.open("a") as out:
+        out.write("9.wav,1.0,$data_root/0.wav,0,16000,\n")
+    with pytest.raises(ValueError, match="not the list that .* trained on"):
+        export(copy, manifest=listed)
+
+
 def test_labelled_utterances_are_not_taken_for_held_out(run, tmp_path):
     """Training pulled them together: their pairs make a threshold too high."""
     of_labels = run / "iter1" / "labels" / "labels.json"
@@ -563,7 +591,13 @@ def test_a_folder_that_cannot_be_written_shows_before_the_search(
 
 @pytest.mark.parametrize(
     "option",
-    ["stage1", "--backend=fitted", "--data_folder=there", "--device=cpu"],
+    [
+        "stage1",
+        "--backend=fitted",
+        "--data_folder=there",
+        "--manifest=a.csv",
+        "--device=cpu",
+    ],
 )
 def test_weights_take_no_options_of_a_run(run, tmp_path, capsys, option):
     weights = run / "stage1" / "embedding_model.ckpt"

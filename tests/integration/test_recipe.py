@@ -15,6 +15,7 @@ from lgl_plugin.cli.main import main
 from lgl_plugin.dataio import labels, manifest
 from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.inference.backends import load_backend
+from lgl_plugin.inference.export import export
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.metrics_log import read_metrics, summarise
 from lgl_plugin.runs.run import fork
@@ -276,6 +277,21 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
         "--number_of_epochs=1",
         "--ssps_epochs=0",
     )
+    # Moved, and named when the run is started again: its export finds them.
+    now = shards.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="If it has moved"):
+        export(tmp_path / "run", folder=tmp_path / "export")
+    train_here(
+        "small_stage1.yaml",
+        corpus,
+        tmp_path / "run",
+        f"--manifest={now}/manifest.csv",
+        f"--data_folder={now}",
+        f"--verification_file={corpus}/trials.txt",
+        "--number_of_epochs=1",
+        "--ssps_epochs=0",
+    )
+    export(tmp_path / "run", folder=tmp_path / "export")
     before, after = (
         [json.loads(line) for line in (run / "metrics.jsonl").open()]
         for run in (stage1_run, tmp_path / "run")

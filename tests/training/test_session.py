@@ -400,6 +400,7 @@ def test_noise_folders_are_on_record(tmp_path, monkeypatch):
         verification_file=None,
         musan_folder=None,
         rir_folder=str(tmp_path / "rooms"),
+        crop_seconds=1.0,
     )
 
     def unseen(settings):

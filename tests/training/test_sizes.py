@@ -1,12 +1,20 @@
 """Sizes that no training can do with, before any work."""
 
+import logging
 import types
 
 import pytest
 
 from lgl_plugin.clustering.average import AverageLinkage
 from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.training.sizes import check_batch, check_clusters, check_twice
+from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.training import sizes
+from lgl_plugin.training.sizes import (
+    check_batch,
+    check_clusters,
+    check_twice,
+    warn_of_short,
+)
 
 
 def settings(**given):
@@ -20,16 +28,16 @@ def test_what_fills_a_batch_is_taken():
 
 
 @pytest.mark.parametrize(
-    "given, sizes, said",
+    "given, numbers, said",
     [
         ({}, (19, 20, 18), "batch_size: 19 is more than the 18 .*Lower batch"),
         ({}, (2, 3, 1), "3 usable utterances are too few"),
         ({"grad_accumulation_factor": 4}, (6, 22, 20), "the 3 steps of an"),
     ],
 )
-def test_what_fills_no_batch_names_the_setting(given, sizes, said):
+def test_what_fills_no_batch_names_the_setting(given, numbers, said):
     with pytest.raises(ValueError, match=said):
-        check_batch(settings(**given), *sizes)
+        check_batch(settings(**given), *numbers)
 
 
 def test_clusters_that_utterances_cannot_make():
@@ -52,3 +60,17 @@ def test_a_threshold_does_not_fit_a_second_clustering():
     twice = settings(cluster=average, cluster_twice=True, min_cluster_size=1)
     with pytest.raises(ValueError, match="cluster_twice: AverageLinkage"):
         check_clusters(twice, 9)
+
+
+@pytest.mark.parametrize(
+    "crop, said", [(1.0, False), (1.5, False), (1.6, True)]
+)
+def test_crops_longer_than_most_utterances_are_warned_of(
+    crop, said, caplog, monkeypatch
+):
+    """They would be one utterance repeated, which nobody asked for."""
+    monkeypatch.setattr(sizes, "logger", logging.getLogger("t"))
+    manifest = Manifest.of((f"{d}", "a.wav", 0.0, d, "") for d in (1, 1.5, 2))
+    warn_of_short(settings(crop_seconds=crop), manifest)
+    assert ("2 of 3 utterances" in caplog.text) == said
+    assert ("median is 1.5 s" in caplog.text) == said
