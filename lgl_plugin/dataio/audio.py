@@ -250,7 +250,8 @@ def open_audio(
             source = Member(path, *place)
         with quiet, source as content, soundfile.SoundFile(content) as audio:
             yield audio
-    except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
+    # No other RuntimeError: torch's of too little memory blames no file.
+    except (OSError, soundfile.SoundFileError) as error:
         raise BadAudio(_why_unreadable(path, error)) from error
     except MemoryError as error:
         raise BadAudio("is said to be larger than the memory") from error

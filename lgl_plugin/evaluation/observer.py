@@ -108,10 +108,10 @@ class TrueLabels:
                 others["as_norm"] = as_norm(scores, trials, embeddings, cohort)
             except ValueError as error:  # such as of a collapsed encoder
                 logger.warning("No AS-norm for this phase: %s", error)
-        for name, of_it in others.items():
-            found = figures_of(of_it, trials)
-            figures[f"eer_{name}"] = found["eer"]
-            figures[f"min_dcf_001_{name}"] = found["min_dcf_001"]
+        for name, found in others.items():
+            rates = figures_of(found, trials)
+            figures[f"eer_{name}"] = rates["eer"]
+            figures[f"min_dcf_001_{name}"] = rates["min_dcf_001"]
         return figures
 
     def clusters(
@@ -181,16 +181,17 @@ class TrueLabels:
 
         `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none,
         `rows` (n,) and `losses` (n,) the epoch's. Returns `loss_reliable` and
-        `loss_unreliable`, means of finite losses, None for a group without any
-        (paper, section 3 and figure 2); {} where no labelled row's speaker is
-        known.
+        `loss_unreliable`, means of finite losses of known speakers, None for a
+        group without any (paper, section 3 and figure 2); {} where no labelled
+        row's speaker is known.
         """
         if not (self._speakers[labels >= 0] >= 0).any():
             return {}
         good = reliable(self._speakers, labels)[rows]
         # One step that went wrong must not take the epoch's figure.
         finite = np.isfinite(losses)
-        groups = {"loss_reliable": good, "loss_unreliable": ~good}
+        other = ~good & (self._speakers[rows] >= 0)
+        groups = {"loss_reliable": good, "loss_unreliable": other}
         return {
             name: float(np.mean(losses[group & finite]))
             if (group & finite).any()

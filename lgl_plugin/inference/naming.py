@@ -59,8 +59,9 @@ def name_files(
         joined = average_linkage(vectors[strangers], threshold, device)
         labels[strangers] = n_speakers + joined
     own = np.full(len(vectors), np.nan, np.float32)
-    own[known] = cosines[known, given[known]]
-    cosines[known, given[known]] = -np.inf
+    named = np.flatnonzero(labels < n_speakers)
+    own[named] = cosines[named, labels[named]]
+    cosines[named, labels[named]] = -np.inf
     other = cosines.max(axis=1)
     alone = np.isinf(own)
     wrong = known[heard[known] != given[known]]

@@ -153,12 +153,13 @@ class JoinedShares:
 def fingerprint(*parts: torch.nn.Module | np.ndarray | object) -> str:
     """Computes a checksum of what an extraction follows from.
 
-    Modules count by their weights and plain attributes, arrays by their
+    Modules count by their repr, weights and plain attributes, arrays by their
     bytes, all else by its repr; the number of ranks counts too.
     """
     digest = hashlib.sha256(str(world_size()).encode())
     for part in parts:
         if isinstance(part, torch.nn.Module):
+            digest.update(repr(part).encode())  # has strides, dilations, …
             for name, module in part.named_modules():
                 plain = {
                     key: value

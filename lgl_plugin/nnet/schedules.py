@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -78,14 +79,17 @@ def lr_groups(
 
     `given` is what the optimiser would take, parameters or groups, whose other
     entries are kept; a parameter that `scales` does not name has the share 1.
-    The groups' own is `lr_scale`; those of a larger one come first.
+    Shares multiply the `lr_scale` that a group has; those of a larger one come
+    first.
     """
     groups: dict[tuple, dict] = {}
     for number, one in enumerate(given):
-        whole = one if isinstance(one, dict) else {"params": [one]}
+        whole: dict[str, Any] = {"params": [one]}
+        if isinstance(one, dict):
+            whole = one
         kind = number if isinstance(one, dict) else -1
         for parameter in whole["params"]:
-            scale = scales.get(parameter, 1.0)
+            scale = scales.get(parameter, 1.0) * whole.get("lr_scale", 1.0)
             group = {**whole, "params": [], "lr_scale": scale}
             group = groups.setdefault((-scale, kind), group)
             group["params"].append(parameter)

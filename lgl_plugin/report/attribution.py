@@ -55,8 +55,6 @@ def attribute(
     for more than a tenth of the trials.
     """
     options = {name: str(value) for name, value in locals().items()}
-    if number < 2:
-        raise ValueError(f"--number={number}: two trials are needed, or more")
     output = pathlib.Path(output_folder)
     output.mkdir(parents=True, exist_ok=True)  # or an error before the work
     extract = load_extractor(encoder, check_device(device))
@@ -65,6 +63,13 @@ def attribute(
     rate, folder = extract.sample_rate, pathlib.Path(audio)
     explain = Explainer(network, rate, steps, seed, tuple(over))
     rows = draw(listed.labels, number, seed)
+    targets = int(listed.labels[rows].sum())
+    if min(targets, len(rows) - targets) < 2:  # which no standard error is of
+        raise ValueError(
+            f"--number={number} draws {targets} targets and "
+            f"{len(rows) - targets} non-targets of {trials}: two of each are "
+            "needed, or more"
+        )
     shortest = getattr(network, "min_samples", 1)
     drawn = [
         [listed.utterances[s[row]] for s in (listed.enrolment, listed.test)]
@@ -270,9 +275,10 @@ def _reading() -> Iterator[Block]:
         "The path over the layers starts from what the layers put out at "
         "the first of these.",
         "A band that adds nothing may still be one that other bands make "
-        "superfluous: this is what this encoder uses, not what there is.",
-        "What tells speakers apart is where targets gain and non-targets do "
-        "not.",
+        "superfluous: the figures show what this encoder uses, not all that a "
+        "band tells about the speaker.",
+        "A band tells speakers apart where it raises the scores of targets "
+        "more than those of non-targets.",
         "Standard errors take trials for independent, and they share "
         "speakers: the true ones are larger.",
     ]

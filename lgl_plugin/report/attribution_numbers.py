@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+import scipy.stats
 
 from lgl_plugin.inference.attribution import Explanation, Map
 from lgl_plugin.utils.files import write_json
@@ -59,7 +60,7 @@ def by_kind(trials: list[Trial], rows: np.ndarray) -> dict[str, tuple]:
     kinds = np.array([trial.kind for trial in trials])
     parts = {kind: rows[kinds == kind] for kind in KINDS}
     return {
-        kind: (part.mean(0), part.std(0) / max(len(part) - 1, 1) ** 0.5)
+        kind: (part.mean(0), scipy.stats.sem(part))
         for kind, part in parts.items()
     }
 

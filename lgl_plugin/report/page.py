@@ -14,9 +14,12 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure as Drawing
+from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.report import figures
 from lgl_plugin.utils.files import atomic_write
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -121,6 +124,8 @@ class Page:
         except Exception as error:
             reason = f"{part.__name__}: {type(error).__name__}: {error}"
             self.failures.append(reason)
+            logger.warning("A part of the page could not be made. %s", reason)
+            logger.debug("The error in full:", exc_info=True)
             blocks.append(f"This part could not be made. {reason}")
         return blocks
 

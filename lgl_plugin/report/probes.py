@@ -186,7 +186,12 @@ class ProbedRun:
             if f"iter{number}/labels" not in self.done:
                 break
             names = [f"iter{number}/{phase}" for phase in PHASES]
-            names = [name for name in names if name in self.done]
+            # A fine-tuning that lacked utterances is done without an encoder.
+            names = [
+                name
+                for name in names
+                if name in self.done and (self.folder / name / ENCODER).exists()
+            ]
             # An encoder of another kind has no classifier to begin with.
             wide = encoder_kind(self.settings, number) != "new_encoder"
             other = wide or (

@@ -138,7 +138,7 @@ def verify_encoders(
         thresholds[prefix + "cosine"] = decisions[encoder]
         if others is not None:
             near = _embed_cohort(extract, others)
-            counts["cohort"] = len(near)
+            counts.setdefault("cohort", {})[encoder] = len(near)
             cosine = scores["cosine"]
             scores |= cohort_scores(cosine, joined, vectors, near, top)
         for kind, values in scores.items():

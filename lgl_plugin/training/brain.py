@@ -267,12 +267,13 @@ class SpeakerBrain(HookedBrain):
             self.guard.check(self)
             counts = self.tally.total()
             seconds = self.tally.seconds
+            group = self.optimizer.param_groups[0]
             self.record = {
                 "epoch": epoch,
                 "loss": self.tally.mean_loss(),
                 **self.epoch_summary(),
                 "skipped_steps": int(counts.get("skipped", 0)),
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": group["lr"] / group.get("lr_scale", 1.0),
                 "utterances_per_second": float(counts["utterances"]) / seconds,
                 "seconds": seconds,
             }

@@ -107,6 +107,10 @@ def test_a_bad_recording_is_found_before_the_first_trial(
     soundfile.write(tmp_path / "good.wav", noise, 16000)
     soundfile.write(tmp_path / "mute.wav", 0 * noise, 16000)
     trials = "1 good.wav good.wav\n0 good.wav mute.wav\n"
+    (tmp_path / "few").write_text(trials)
+    with pytest.raises(ValueError, match="1 targets and 1 non-targets of"):
+        attribute(encoder, tmp_path / "few", tmp_path, tmp_path / "out")
+    trials += "1 mute.wav good.wav\n0 mute.wav good.wav\n"
     (tmp_path / "list").write_text(trials)
     monkeypatch.setattr(Explainer, "__call__", lambda *_: pytest.fail("late"))
     with pytest.raises(ValueError, match=r"mute\.wav"):
@@ -125,7 +129,8 @@ def test_a_channel_of_a_call(encoder, audio, tmp_path):
     soundfile.write(tmp_path / "alone" / "b.wav", one[:size], 16000)
     for folder in ("call", "alone"):
         soundfile.write(tmp_path / folder / "a.wav", other, 16000)
-    (tmp_path / "list").write_text("1 a.wav a.wav\n0 a.wav b.wav\n")
+    lines = "1 a.wav a.wav\n1 b.wav b.wav\n0 a.wav b.wav\n0 b.wav a.wav\n"
+    (tmp_path / "list").write_text(lines)
 
     def score(folder, *options):
         out = tmp_path / f"{folder}{len(options)}"

@@ -229,9 +229,19 @@ def test_an_encoder_of_another_kind_is_no_start(run, tmp_path):
     stage2 = state["settings"]["stage 2"]
     stage2["new_first_encoder"] = stage2["new_encoder"]
     (tmp_path / "state.json").write_text(json.dumps(state))
-    (tmp_path / "stage1").symlink_to(run / "stage1")
+    for name in ("stage1", "iter1"):
+        (tmp_path / name).symlink_to(run / name)
     names = ProbedRun(tmp_path, 11, seed=0).names()
     assert names == ["iter1/classifier", "iter1/gated"]
+
+
+def test_a_phase_that_lacked_utterances_is_passed_over(run, tmp_path):
+    """It is on record as done, so that it is not tried at each start."""
+    state = state_of(run, tmp_path)
+    state["done"]["iter1/large_margin"] = {}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "iter1").symlink_to(run / "iter1")
+    assert "iter1/large_margin" not in ProbedRun(tmp_path, 11, seed=0).names()
 
 
 @pytest.mark.parametrize("method", [SimCLR, MoCo, DINO])

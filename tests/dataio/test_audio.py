@@ -319,3 +319,15 @@ def test_a_name_that_is_not_utf8_is_named_as_such(tmp_path):
         soundfile.write(out, np.zeros(160), 16000, format="WAV")
     with pytest.raises(BadAudio, match="name is not UTF-8"):
         audio.probe(os.fsdecode(path))
+
+
+def test_too_little_memory_blames_no_file(tmp_path, monkeypatch):
+    """torch's error is a RuntimeError: good files would be left out."""
+    soundfile.write(tmp_path / "a.wav", np.ones(8000) / 2, 8000)
+
+    def resample(*given):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(audio.torchaudio.functional, "resample", resample)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        read_audio(tmp_path / "a.wav", sample_rate=16000)

@@ -63,7 +63,8 @@ def test_no_correction_has_no_precision():
 def test_epoch_losses_of_reliable_and_other_labels():
     rows, losses = np.array([4, 2, 0, 5]), np.float32([1.0, 4.0, 2.0, 8.0])
     found = TrueLabels(SPEAKERS).epoch_losses(LABELS, rows, losses)
-    assert found == {"loss_reliable": 1.5, "loss_unreliable": 6.0}
+    # Row 5 is of neither group: nobody knows whether its label is right.
+    assert found == {"loss_reliable": 1.5, "loss_unreliable": 4.0}
     first = TrueLabels(SPEAKERS).epoch_losses(LABELS, rows[:1], losses[:1])
     assert first == {"loss_reliable": 1.0, "loss_unreliable": None}
     assert UNKNOWN.epoch_losses(LABELS, rows, losses) == {}

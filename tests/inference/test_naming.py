@@ -26,8 +26,14 @@ def test_files_are_named_as_loops_name_them(seed, threshold):
         heard = nearest if medians[nearest] >= threshold else -1
         assert found.heard[row] == heard
         if given[row] < 0:
-            assert np.isnan(found.own[row])
             assert found.labels[row] == heard or found.labels[row] >= 3
+            if heard < 0:
+                assert np.isnan(found.own[row])
+            else:
+                own = medians.pop(heard)
+                assert found.own[row] == pytest.approx(own, abs=1e-5)
+            other = max(medians.values())
+            assert found.other[row] == pytest.approx(other, abs=1e-5)
             continue
         assert found.labels[row] == given[row]
         alone = given[row] not in medians

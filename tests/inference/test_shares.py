@@ -93,6 +93,9 @@ def test_fingerprint_follows_weights_attributes_and_values():
     assert found != fingerprint(layer, np.arange(3), "fp32")
     assert found != fingerprint(layer, np.arange(3) + 1, "bf16")
     assert found != fingerprint(torch.nn.Linear(2, 2), np.arange(3), "bf16")
+    conv, strided = torch.nn.Conv1d(1, 1, 3), torch.nn.Conv1d(1, 1, 3, 2)
+    strided.load_state_dict(conv.state_dict())
+    assert fingerprint(conv) != fingerprint(strided)
     dropout = torch.nn.Dropout
     assert fingerprint(dropout(0.1)) != fingerprint(dropout(0.2))
 

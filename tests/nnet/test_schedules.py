@@ -56,6 +56,9 @@ def test_groups_of_a_rate_have_each_weight_once():
     assert [group["lr_scale"] for group in plain] == [1.0, 0.5, 0.1]
     shapes = [[len(p) for p in group["params"]] for group in plain]
     assert shapes == [[2], [3], [1, 4]]
+    # A method's own share, as of SDPN's prototypes, stays.
+    (own,) = lr_groups([{"params": [a], "lr_scale": 4.0}], scales)
+    assert own["lr_scale"] == 0.4
     # As SpeechBrain's remove_vector_weight_decay has them.
     given = [{"params": [a, b]}, {"params": [c, d], "weight_decay": 0.0}]
     made = torch.optim.AdamW(lr_groups(given, scales), weight_decay=0.1)
