@@ -15,7 +15,7 @@ def write(folder, entry, eers):
     run.mkdir(parents=True)
     records = []
     for epoch, eer in enumerate(eers, 1):
-        figures = dict.fromkeys(gallery.CRITERIA, eer)
+        figures = dict.fromkeys(gallery.LABEL_FREE, eer)
         record = {"stage": 1, "phase": "x", "epoch": epoch, "eer": eer}
         records.append({**figures, **record})
     records.append(

@@ -350,7 +350,7 @@ def test_a_mistyped_option_is_refused_at_once(tmp_path, capsys, typed, problem):
         (["table1"], [], "give --lists NAME=trial_list@audio_folder"),
         (["table1"], ["--lists=own=list.txt"], "give --lists NAME=trial_list@"),
         (["table1"], ["--lists=own=absent@/audio"], "there is no file absent"),
-        (["steps"], ["--verification_file=absent"], "there is no file absent"),
+        (["steps"], ["--verification_file=absent"], "there is no file /"),
         *(
             ([name], ["--verification_file=null"], f"{name}: there is no")
             for name in ("table2", "steps", "study", "backends")
@@ -426,6 +426,8 @@ def test_mean_and_range():
     assert spread([0.254], 100, 0) == "25"
     assert spread([-0.01, 0.01]) == "0.0 (0.0 to 0.0)"
     assert spread([None, float("nan")]) == ""
+    # Else a mean of two seeds would pass for one of three.
+    assert spread([1.0, None, 3.0]) == "2.0 (1.0 to 3.0) [2 of 3]"
 
 
 def test_patience():

@@ -49,8 +49,8 @@ def speech(tmp_path_factory):
 def train(speech, folder, more=""):
     places = f"train_folders: ['{speech}']\noutput_folder: {folder}\n"
     places += f"features_folder: {speech.parent / 'features'}\n"
-    settings, itself = pretrain.read_settings(YAML, TINY + places + more)
-    pretrain.pretrain(settings, itself, RUN)
+    settings, identity = pretrain.read_settings(YAML, TINY + places + more)
+    pretrain.pretrain(settings, identity, RUN)
     return torch.nn.ModuleDict(
         {"model": W2VBert(str(folder / "model"), "", output_all_hiddens=True)}
     )
@@ -160,8 +160,8 @@ def test_precision_is_on_record(monkeypatch):
     typed = ["pretrain.py", str(YAML), "--train_folders=[x]"]
     monkeypatch.setattr("sys.argv", [*typed, "--precision=bf16"])
     pretrain.main()
-    settings, itself, _ = found
-    assert settings.precision == itself["precision"] == "bf16"
+    settings, identity, _ = found
+    assert settings.precision == identity["precision"] == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_other_speech_is_refused(speech, tmp_path, run, features, message):
     """By a run that is done, and by the frames of the first speech."""
     train(speech, tmp_path / "done")
     folders = {"shared": speech.parent / "features"}
-    settings, itself = pretrain.read_settings(
+    settings, identity = pretrain.read_settings(
         YAML,
         f"{TINY}train_folders: ['{tmp_path / 'other'}']\n"
         f"output_folder: {tmp_path / run}\n"
         f"features_folder: {folders.get(features, tmp_path / features)}\n",
     )
     with pytest.raises(ValueError, match=message):
-        pretrain.pretrain(settings, itself, RUN)
+        pretrain.pretrain(settings, identity, RUN)
 
 
 def test_a_folder_is_the_same_however_it_is_typed(tmp_path, monkeypatch):

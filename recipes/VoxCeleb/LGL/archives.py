@@ -33,11 +33,11 @@ class Joined(io.RawIOBase):
         self.place = 0
 
     def readable(self):
-        """Yes."""
+        """Says that the file can be read."""
         return True
 
     def seekable(self):
-        """Yes."""
+        """Says that `seek` works."""
         return True
 
     def seek(self, offset, whence=0):

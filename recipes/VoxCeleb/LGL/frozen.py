@@ -19,7 +19,8 @@ from lgl_plugin.nnet.losses import AAMSoftmax, gated_mean
 
 EMBEDDING_SIZE, BATCH_SIZE, LR = 128, 128, 0.002
 WEIGHTS_LR = 0.05  # of the layers' weights: few steps would leave them equal
-EPOCHS, GATED_EPOCHS, ROUNDS = 12, 8, 2  # as many of both with true labels
+# Training on true labels has EPOCHS + GATED_EPOCHS, too.
+EPOCHS, GATED_EPOCHS, ROUNDS = 12, 8, 2
 
 
 @torch.no_grad()
@@ -98,7 +99,7 @@ def train_head(views, labels, seed, gated):
 
 
 def pseudo_labels(vectors):
-    """Clusters embeddings as the small preset does, their number estimated."""
+    """Clusters whitened embeddings by Ward, their number estimated."""
     white = Whitening(1.0).fit_transform(vectors)
     kmeans = FaissKMeans(FIRST_STEP)
     return TwoStepKMeans(kmeans, "auto")(white).labels

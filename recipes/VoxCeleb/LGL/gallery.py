@@ -39,6 +39,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 OWN = {
     *("method", "seed", "ssps_epochs"),
     *("number_of_epochs", "steps_per_epoch", "selection_study"),
+    "selection",  # figures are those of the last epoch
 }
 # Steps whose difference is timed. Starts differ by seconds of processor time,
 # more than a dozen steps of the small preset take.
@@ -78,7 +79,7 @@ METHODS = (
     Entry("SDPN", "sdpn.SDPN"),
 )
 # By the key of a record: a title, and whether a higher value is better.
-CRITERIA = {
+LABEL_FREE = {
     "pseudo_eer": ("pseudo-trials' EER", False),
     "contrastive_accuracy": ("contrastive accuracy", True),
     "effective_dimensions": ("effective dimensions", True),
@@ -214,7 +215,7 @@ def tables(found, batch_size):
     """Yields the figures of the methods, their courses, and the criteria."""
     seeds = list(dict.fromkeys(seed for seed, _ in found))
     methods = list(dict.fromkeys(entry for _, entry in found))
-    rows, on_the_way, agreement = [], [], {key: [] for key in CRITERIA}
+    rows, on_the_way, agreement = [], [], {key: [] for key in LABEL_FREE}
     for entry in methods:
         facts, epochs, last = zip(*(found[seed, entry] for seed in seeds))
         eers = [
@@ -231,11 +232,11 @@ def tables(found, batch_size):
                 spread([one["eer_backend"] for one in last]),
                 *(
                     spread([one[-1][key] for one in epochs], digits=2)
-                    for key in CRITERIA
+                    for key in LABEL_FREE
                 ),
             ]
         )
-    titles = [title for title, _ in CRITERIA.values()]
+    titles = [title for title, _ in LABEL_FREE.values()]
     header = ["method", "steps", "utterances/s", "GiB"]
     header += ["EER %", "EER %, whitened"]
     yield markdown_table([*header, *titles], rows)
@@ -245,14 +246,17 @@ def tables(found, batch_size):
         return  # which have no ranks to correlate
     for seed in seeds:
         eers = [found[seed, entry][2]["eer"] for entry in methods]
-        for key, (_, higher_is_better) in CRITERIA.items():
+        for key, (_, higher_is_better) in LABEL_FREE.items():
             values = [found[seed, entry][1][-1][key] for entry in methods]
             values = np.array(values, float)
             rank = spearmanr(-values if higher_is_better else values, eers)
             agreement[key].append(rank.statistic)
     yield markdown_table(
         ["criterion", "rank correlation with EER"],
-        [[CRITERIA[key][0], spread(agreement[key], 1, 2)] for key in CRITERIA],
+        [
+            [LABEL_FREE[key][0], spread(agreement[key], 1, 2)]
+            for key in LABEL_FREE
+        ],
     )
 
 

@@ -345,7 +345,7 @@ def selection(experiment, options):
             rows.append(row)
     header = ["criterion", "patience"]
     for kind in kinds:
-        header += [f"{kind}: epochs saved %", "EER above that of all epochs"]
+        header += [f"{kind}: epochs saved %", "EER minus the last epoch's"]
     return picked + "\n\n" + markdown_table(header, rows)
 
 

@@ -208,7 +208,11 @@ class Pretraining(sb.Brain):
 
 
 def read_settings(path, overrides=""):
-    """Reads a yaml with its overrides; (settings, what makes a run itself)."""
+    """Reads a yaml with its overrides.
+
+    Returns the settings, and those of them as plain data that a run which goes
+    on must not change.
+    """
     text = pathlib.Path(path).read_text("utf-8")
     plain = plain_settings(resolve_references(text, overrides).getvalue())
     try:
@@ -216,10 +220,10 @@ def read_settings(path, overrides=""):
     except pydantic.ValidationError as error:
         raise ValueError(f"{path}: {error}") from None
     values = load_hyperpyyaml(text, overrides)
-    itself = {k: v for k, v in plain.items() if k not in PLACES}
-    itself["objectives"] = plain["objectives"][plain["objective"]]
-    itself["train_folders"] = absolute(plain["train_folders"])
-    return Settings.model_construct(**values), itself
+    identity = {k: v for k, v in plain.items() if k not in PLACES}
+    identity["objectives"] = plain["objectives"][plain["objective"]]
+    identity["train_folders"] = absolute(plain["train_folders"])
+    return Settings.model_construct(**values), identity
 
 
 def absolute(folders):
@@ -244,7 +248,10 @@ def waveforms(folders):
 
 
 def claim_features(settings):
-    """Says on record whose frames the features folder has; or refuses."""
+    """Records whose audio the features folder is of.
+
+    ValueError if its features were computed from other folders.
+    """
     folder = pathlib.Path(settings.features_folder)
     made_of = folder / "train_folders.json"
     if made_of.exists():
@@ -257,20 +264,20 @@ def claim_features(settings):
     write_json(made_of, absolute(settings.train_folders))
 
 
-def pretrain(settings, itself, run_opts):
+def pretrain(settings, identity, run_opts):
     """Trains the model and leaves it in the output folder."""
     folder = pathlib.Path(settings.output_folder)
     lock_folder(folder)
     known = folder / SETTINGS
     if known.exists():
-        different = changes(json.loads(known.read_text()), itself)
+        different = changes(json.loads(known.read_text()), identity)
         if different:
             raise ValueError(
                 f"{folder} holds a run of other settings, take another "
                 "output_folder:\n" + "\n".join(different)
             )
     claim_features(settings)
-    write_json(known, itself)
+    write_json(known, identity)
     if (folder / RECORD).exists():
         logger.info("%s is done already", folder)
         return
@@ -322,11 +329,11 @@ def main():
         hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
         if "precision" in run_opts.overridden_args:  # SpeechBrain takes it away
             overrides += f"\nprecision: {run_opts.precision}"
-        settings, itself = read_settings(hparams_file, overrides)
+        settings, identity = read_settings(hparams_file, overrides)
     silence_bars(run_opts)
     keep_freed_memory()
     with explained_errors(1, bool(run_opts.get("debug"))):
-        pretrain(settings, itself, run_opts)
+        pretrain(settings, identity, run_opts)
 
 
 if __name__ == "__main__":

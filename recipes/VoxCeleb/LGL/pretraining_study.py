@@ -169,9 +169,9 @@ def as_yaml(own, words):
 
 def make(folder, yaml, overrides, model):
     """Pre-trains a model if that is not done yet."""
-    settings, itself = read_settings(yaml, overrides)
+    settings, identity = read_settings(yaml, overrides)
     if model.objective != "untrained":
-        pretrain(settings, itself, {"device": "cpu", "noprogressbar": True})
+        pretrain(settings, identity, {"device": "cpu", "noprogressbar": True})
     elif not (folder / MODEL).exists():
         torch.manual_seed(settings.seed)
         network = Wav2Vec2BertModel(settings.new_model())
@@ -296,14 +296,14 @@ def tables(folder):
 
 
 def what(model):
-    """Cells that say which model it is."""
+    """Returns a model's cells: objective, size, whether frames are mixed."""
     if model is None:
         return FLOOR, "", ""
     return TITLES[model.objective], model.size, "yes" if model.mixed else ""
 
 
 def costs(record):
-    """Cells of what a pre-training took and came to."""
+    """Returns a pre-training's cells: hours, minutes, loss, accuracy."""
     if not record:
         return [""] * 4
     minutes = sum(epoch["cpu_seconds"] for epoch in record["epochs"]) / 60
@@ -313,7 +313,7 @@ def costs(record):
 
 
 def rates(found):
-    """Cells of what the back-end made of a model."""
+    """Returns a model's cells: error rates, AMI, weights of the layers."""
     weights = np.mean(found["weights"], axis=0)
     return [
         f"{found['sum']:.1f}",

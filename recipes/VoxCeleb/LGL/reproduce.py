@@ -49,7 +49,7 @@ TABLES = 3.0
 
 
 def batch(options, rest):
-    """Prints each yaml's batch of a process: in all that published."""
+    """Prints each yaml's batch size per process, of the published batch."""
     for name in rest:
         print(batch_of(options, name))
 
@@ -70,7 +70,10 @@ def settings(options, rest):
 
 
 def batch_of(options, name):
-    """Returns it; ValueError if processes cannot share it evenly."""
+    """Returns a yaml's batch size per process.
+
+    ValueError if --nproc does not divide the whole batch.
+    """
     from lgl_plugin.runs.settings import read_preset
 
     size = read_preset(options.hparams / f"{name}.yaml")["batch_size"]
@@ -193,7 +196,10 @@ def results(options, rest):
     header += ["published O, E, H", "Model", "GPUs"]
     rows = []
     for name in ("stage1", "stage2", *options.methods):
-        *published, source = PUBLISHED.get(name, ("", "", "", ""))
+        *figures, source = PUBLISHED.get(name, ("", "", "", ""))
+        published = ", ".join(filter(None, figures))
+        if published:
+            published += f" ({source})"
         models = [name, f"{name}-average"] if options.average > 1 else [name]
         for model in models:  # another may be left from other settings
             card = options.exp / "models" / model / "README.md"
@@ -206,7 +212,7 @@ def results(options, rest):
                     model.replace("-", ", "),
                     f"{name}.yaml",
                     *(f"{found[of][kind]['eer']:.2f}" for of, kind in cells),
-                    ", ".join(filter(None, published)) + f" ({source})",
+                    published,
                     f"[{model}](models/{model})",
                     f"{costs['processes']} x {costs['device']}",
                 ]

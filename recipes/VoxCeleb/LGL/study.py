@@ -29,6 +29,7 @@ from lgl_plugin.inference.export import read_trained_step
 from lgl_plugin.inference.floor import floor_encoder, floor_whitening
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import FLOOR, TRUE_LABELS, mean_and_range
+from lgl_plugin.runs.pretrained import build_encoder
 from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
 from lgl_plugin.runs.state import read_state
@@ -269,15 +270,14 @@ class Embedder:
         step = None if name in (FLOOR, UNTRAINED) else name
         self.step = read_trained_step(run, step)
         self.extract = self.step.model.extractor(device)
-        encoder = self.extract.encoder
         if name == FLOOR:
             floor = floor_encoder(self.step.model.settings["sample_rate"])
             self.extract.encoder = floor.to(device).eval()
         elif name == UNTRAINED:
-            sb.utils.seed.seed_everything(self.step.model.settings["seed"])
-            for layer in encoder.network.modules():
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
+            settings = self.step.model.settings
+            sb.utils.seed.seed_everything(settings["seed"])
+            encoder = build_encoder(settings)
+            self.extract.encoder = encoder.to(device).eval()
 
     @functools.cached_property
     def trials(self):
@@ -356,6 +356,9 @@ def after(experiment, name, iteration=1, figure="eer", phase="gated"):
 
 
 def spread(values, factor=1, digits=1):
-    """Mean (lowest to highest); nothing where there are no values."""
-    values = [factor * value for value in values if value is not None]
-    return mean_and_range([v for v in values if np.isfinite(v)], digits)
+    """Mean (lowest to highest); the number of seeds where some have none."""
+    kept = [v for v in values if v is not None and np.isfinite(v)]
+    text = mean_and_range(factor * np.array(kept), digits)
+    if not kept or len(kept) == len(values):
+        return text
+    return f"{text} [{len(kept)} of {len(values)}]"
