@@ -85,7 +85,6 @@ HOOKS = {
     "compute_objectives",
     "evaluate_batch",
     "fit_batch",
-    "freeze_optimizers",
     "init_optimizers",
     "on_stage_end",
     "on_stage_start",

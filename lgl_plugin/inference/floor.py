@@ -12,7 +12,7 @@ SHRINKAGE = 0.1
 
 def floor_encoder(sample_rate: int = 16000) -> Encoder:
     """Makes the encoder of `LogMelStatistics` on SpeechBrain's 80 bands."""
-    # Normalising the bands by their means would take these from them.
+    # Without normalisation by the mean: the means are half of the features.
     bands = Fbank(sample_rate=sample_rate, n_mels=80)
     return Encoder(bands, LogMelStatistics())
 

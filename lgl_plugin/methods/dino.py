@@ -134,10 +134,14 @@ class DINO(Method):
         return views, views[:1]
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the loss, and how the teacher uses the prototypes."""
-        wanted = self.targets(targets[0], done)
+        wanted = self.teacher_probabilities(teacher_embeddings[0], done)
         views = torch.cat(embeddings)
         logits = self.prototypes(self.head(views), frozen=done < self.frozen)
         loss = dino_loss(wanted, logits, self.temperature)
@@ -150,7 +154,7 @@ class DINO(Method):
         return loss, prototype_figures(wanted)
 
     @torch.no_grad()
-    def targets(self, embeddings: Tensor, done: float) -> Tensor:
+    def teacher_probabilities(self, embeddings: Tensor, done: float) -> Tensor:
         """Returns probabilities (2, batch, K), and moves the centre."""
         logits = self.teacher_prototypes(self.teacher_head(embeddings))
         first, last = self.teacher_temperatures

@@ -34,10 +34,10 @@ class Method(nn.Module):
         A part that has an optimiser of its own, and its step before the
         encoder's, by the loss of `adversary_loss`.
     clip_each : float or None
-        Longest gradient of each parameter; the yaml's `max_grad_norm` comes on
-        top, for all together.
-    free_lr : float
-        Learning rate of the weights of `free` as a multiple of the others'.
+        Largest gradient norm of each parameter; the yaml's `max_grad_norm`
+        then limits the norm of all together.
+    separate_lr : float
+        Learning rate of `separate_parameters` as a multiple of the others'.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Method(nn.Module):
     teacher_momentum: float
     adversary: Any
     clip_each: float | None
-    free_lr: float = 1.0
+    separate_lr: float = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,13 +67,17 @@ class Method(nn.Module):
         return [embedded(self.teacher, group) for group in views]
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the loss and figures of a step.
 
         Arguments
         ---------
-        embeddings, targets : list of torch.Tensor
+        embeddings, teacher_embeddings : list of torch.Tensor
             Of the encoder's and of the teacher's views, (n_views, batch, dim).
         groups : torch.Tensor
             Numbers of what the crops are of, int64, (2, batch): an utterance
@@ -112,7 +116,7 @@ class Method(nn.Module):
         for teacher, student in self.followers(encoder):
             teacher.follow(student, self.momentum(done), skipped)
 
-    def free(self) -> list[nn.Parameter]:
+    def separate_parameters(self) -> list[nn.Parameter]:
         """Lists weights without weight decay and without `clip_each`."""
         return []
 

@@ -66,11 +66,15 @@ class MoCo(Method):
         return views, views
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the loss of both views, and how often it chose rightly."""
         anchors = F.normalize(embeddings[0].float(), dim=-1)
-        keys = F.normalize(targets[0].float(), dim=-1).flip(0)
+        keys = F.normalize(teacher_embeddings[0].float(), dim=-1).flip(0)
         loss, accuracy = momentum_contrast(
             *(anchors, keys, groups),
             # A copy: the queue changes before the gradient is computed.

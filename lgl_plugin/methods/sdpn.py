@@ -127,7 +127,7 @@ class SDPN(Method):
         self.temperature = temperature
         self.teacher_momentum = teacher_momentum
         self.clip_each = clip_each
-        self.free_lr = prototype_lr
+        self.separate_lr = prototype_lr
 
     def check_batch(self, batch_size: int) -> None:
         """Warns if a batch can use few of the prototypes.
@@ -150,7 +150,7 @@ class SDPN(Method):
         """Pairs the teacher and its head with the student's."""
         return [*super().followers(encoder), (self.teacher_head, self.head)]
 
-    def free(self) -> list[nn.Parameter]:
+    def separate_parameters(self) -> list[nn.Parameter]:
         """Lists the prototypes.
 
         They count by their direction alone: decay would shorten them, and so
@@ -164,10 +164,16 @@ class SDPN(Method):
         return [views], [crops[None, :, 0]]
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the loss, its parts and how the prototypes are used."""
-        wanted, figures = self.targets(targets[0][0], groups[0])
+        wanted, figures = self.teacher_probabilities(
+            teacher_embeddings[0][0], groups[0]
+        )
         views = embeddings[0]
         logits = self.prototypes(self.head(views))
         found = F.softmax(logits / self.temperature, dim=-1)
@@ -185,7 +191,7 @@ class SDPN(Method):
         return loss, figures
 
     @torch.no_grad()
-    def targets(
+    def teacher_probabilities(
         self, embeddings: Tensor, groups: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the teacher's probabilities (batch, K), spread evenly.

@@ -61,7 +61,11 @@ class SimCLR(Method):
         return [torch.stack(views)], []
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the contrastive loss and the adversarial one, added."""
         views = embeddings[0]

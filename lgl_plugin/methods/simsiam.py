@@ -42,7 +42,11 @@ class SimSiam(Method):
         self.predictor = projector(hidden_size, predictor_size, hidden_size)
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the mean of both directions."""
         projected = embedded(self.projector, embeddings[0])

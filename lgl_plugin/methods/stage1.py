@@ -31,7 +31,8 @@ class Stage1Brain(SpeakerBrain):
         adversary = []
         if method.adversary is not None:
             adversary = list(method.adversary.parameters())
-        apart = {id(p) for p in (*adversary, *method.free())}
+        own = method.separate_parameters()
+        apart = {id(p) for p in (*adversary, *own)}
         rest = [
             p
             for module in (self.modules.encoder, method)
@@ -39,10 +40,9 @@ class Stage1Brain(SpeakerBrain):
             if p.requires_grad and id(p) not in apart
         ]
         groups = self._groups(rest)
-        if method.free():
-            own = {"weight_decay": 0.0, "clip_each": False}
-            own["lr_scale"] = method.free_lr
-            groups.append({"params": method.free(), **own})
+        if own:
+            group = {"params": own, "lr_scale": method.separate_lr}
+            groups.append({**group, "weight_decay": 0.0, "clip_each": False})
         self.optimizers_dict = {"encoder": self.opt_class(groups)}
         if adversary:
             optimizer = self.opt_class(self._groups(adversary))
@@ -59,10 +59,6 @@ class Stage1Brain(SpeakerBrain):
         others = [p for p in parameters if p.ndim != 1]
         return [{"params": vectors, "weight_decay": 0.0}, {"params": others}]
 
-    def freeze_optimizers(self, optimizers):
-        """Leaves an adversary to its own step."""
-        return {"encoder": optimizers["encoder"]}
-
     def compute_forward(self, batch, stage):
         """Returns embeddings of the encoder's and of the teacher's views."""
         views, taught = self.method.views(
@@ -73,11 +69,11 @@ class Stage1Brain(SpeakerBrain):
 
     def compute_objectives(self, outputs, batch, stage):
         """Returns the method's loss, after its adversary's own step."""
-        embeddings, targets = outputs
+        embeddings, teacher_embeddings = outputs
         if self.method.adversary is not None:
             self.train_adversary([group.detach() for group in embeddings])
         loss, figures = self.modules.method(
-            embeddings, targets, self.groups(batch), self.done
+            embeddings, teacher_embeddings, self.groups(batch), self.done
         )
         # All figures of a step or none: an accuracy is finite for any logits.
         counts = loss.detach().isfinite()

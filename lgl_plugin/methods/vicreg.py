@@ -45,7 +45,11 @@ class VICReg(Method):
         self.weights = invariance, variance, covariance
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the weighted sum of the terms, and each term."""
         terms = vicreg_terms(*embedded(self.projector, embeddings[0]))
@@ -90,7 +94,11 @@ class BarlowTwins(Method):
         self.weight = weight
 
     def forward(
-        self, embeddings: Views, targets: Views, groups: Tensor, done: float
+        self,
+        embeddings: Views,
+        teacher_embeddings: Views,
+        groups: Tensor,
+        done: float,
     ) -> Loss:
         """Returns the weighted loss."""
         first, second = embedded(self.projector, embeddings[0])

@@ -258,8 +258,8 @@ def _reading(facts) -> Iterator[Block]:
     yield [
         "The loss of a round is AAM-softmax on its own pseudo-labels, "
         "without augmentation. Those that counted are utterances that the gate "
-        "let through in the last epoch, or gave another label; of a step "
-        "without a gate these are all.",
+        "let through in the last epoch, or gave another label. Without a gate "
+        "all utterances count.",
         f"{START} is the encoder whose embeddings were clustered (of round 1 "
         "that of Stage I), with the means of its clusters as the classifier. "
         "It was not trained by this loss, and is no minimum of it.",

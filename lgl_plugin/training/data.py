@@ -67,7 +67,7 @@ def read_data(
 def try_manifest(
     settings: Settings, manifest: Manifest, bad_files: BadFiles
 ) -> None:
-    """Tries some files of the user's list, all of which nobody has read."""
+    """Reads some files of a user's list, which no scan has tried."""
     rate = settings.sample_rate
     bad, rates = try_some(manifest, rate)
     if not rates:  # not to be counted: the list may be of another folder

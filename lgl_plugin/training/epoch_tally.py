@@ -27,8 +27,9 @@ class EpochTally:
     """Counts of the epoch under way, and what the last whole one left.
 
     Counts stay on the device until the epoch's end or a checkpoint: reading one
-    at each step would make the host wait for the GPU. `seen` is what each step
-    puts by for the epoch's end, `average` the mean of finite losses, and `last`
+    at each step would make the host wait for the GPU. `seen` has tensors of
+    each step, joined at the epoch's end. `average` is the mean loss, as
+    SpeechBrain's: a loss that is not finite counts as the mean so far. `last`
     has arrays and numbers that a Brain keeps of the last whole epoch.
     """
 

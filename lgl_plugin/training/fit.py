@@ -101,13 +101,13 @@ def fit(
         session.manifest,
         session.train_rows if rows is None else rows,
         crop,
-        2 if labels is None else 1,
-        labels,
-        settings.sample_rate,
-        seed,
-        settings.speeds if labels is None else (100,),
-        partners,
-        labels is None and settings.overlapping_crops,
+        n_crops=2 if labels is None else 1,
+        labels=labels,
+        sample_rate=settings.sample_rate,
+        seed=seed,
+        speeds=settings.speeds if labels is None else (100,),
+        partners=partners,
+        overlap=labels is None and settings.overlapping_crops,
     )
     if len(train) < session.batch_size:
         raise ValueError(
@@ -121,9 +121,8 @@ def fit(
         session.manifest,
         session.held_out_rows,
         crop,
-        2,
-        None,
-        settings.sample_rate,
+        n_crops=2,
+        sample_rate=settings.sample_rate,
     )
     shards = None
     if session.manifest.places is not None:

@@ -2,7 +2,7 @@
 
 `findings` reads the records of metrics.jsonl for signs of trouble. No true
 label is read. Thresholds lie far from what healthy runs have shown: AN4 and
-the embedded corpus, three seeds, all gates (docs/paper_claims.md).
+the synthetic corpus, three seeds, all gates (docs/paper_claims.md).
 """
 
 import statistics

@@ -27,7 +27,7 @@ class RelabellingBrain(LossGatedBrain):
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
         """Returns losses and weights by the teacher's labels, and its votes."""
-        modules, given = self.modules, labels
+        modules, clustered = self.modules, labels
         teacher = modules.correction
         labels, outputs = teacher.labels[rows], teacher(outputs)
         clean = self.clean_cosines(batch)
@@ -41,7 +41,7 @@ class RelabellingBrain(LossGatedBrain):
             asked &= ~modules.given.given[rows]
         selected = weights > 0.5
         self.count(outputs, labels, selected)
-        corrected = torch.where(labels == given, -1, labels)
+        corrected = torch.where(labels == clustered, -1, labels)
         votes = torch.where(asked, clean.argmax(1), -1)
         losses = modules.aam(outputs, labels)
         return losses, weights, (judged, selected, corrected, votes)

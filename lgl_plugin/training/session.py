@@ -62,9 +62,10 @@ def sample_rows(n_utterances: int, seed: int) -> np.ndarray:
 
 
 def check_folder(folder: pathlib.Path) -> None:
-    """Refuses a folder of `lgl embed`, whose list of recordings would go.
+    """Refuses a folder of `lgl embed`, whose manifest a run would replace.
 
-    Before a lock of this run lies in there, which would vouch for the list.
+    To be called before the run's lock lies in there: by a lock `lgl embed`
+    knows a folder of its own.
     """
     if (folder / "vectors.npy").exists():
         raise FileExistsError(

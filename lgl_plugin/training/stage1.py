@@ -141,9 +141,12 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
 
         def cluster():  # on one process: the vectors may take a gigabyte
             clusters, _ = pseudo_speakers(
-                *(np.array(found.vectors), settings.ssps_cluster),
-                *(settings.ssps_backend, log_mels, share),
-                settings.ssps_cluster_twice,
+                np.array(found.vectors),
+                settings.ssps_cluster,
+                backend=settings.ssps_backend,
+                log_mels=log_mels,
+                share=share,
+                twice=settings.ssps_cluster_twice,
             )
             sources = clusters.labels
             if not own:

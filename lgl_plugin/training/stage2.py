@@ -123,8 +123,12 @@ class Round:
                 Embeddings.load(first), embeddings.utterances
             )
         clusters, points = pseudo_speakers(
-            *(vectors, settings.cluster, settings.cluster_backend),
-            *(log_mels, settings.log_mel_share, settings.cluster_twice),
+            vectors,
+            settings.cluster,
+            backend=settings.cluster_backend,
+            log_mels=log_mels,
+            share=settings.log_mel_share,
+            twice=settings.cluster_twice,
         )
         labels = without_small(clusters.labels, settings.min_cluster_size)
         if self.given is not None:

@@ -202,7 +202,8 @@ def check_trials(session: Session, first: pathlib.Path) -> None:
 def _keep_start(settings, path, begun):
     """Keeps the weights that all rounds' encoders begin with.
 
-    Before a step is done, seed and encoder may still change.
+    Until a step is done, each start writes them anew: seed and encoder may
+    still change.
     """
     torch.manual_seed(settings.seed)  # of the head
     network = settings.new_encoder().network

@@ -143,7 +143,7 @@ def test_dinos_targets_are_centred_and_sharpened():
     logits = method.teacher_prototypes(method.teacher_head(embeddings))
     for done, temperature in ((0.0, 0.04), (0.1, 0.055), (0.5, 0.07)):
         before = method.centre.clone()
-        found = method.targets(embeddings, done)
+        found = method.teacher_probabilities(embeddings, done)
         expected = ((logits - before) / temperature).softmax(-1)
         torch.testing.assert_close(found, expected)
         moved = 0.9 * before + 0.1 * logits.mean((0, 1))
