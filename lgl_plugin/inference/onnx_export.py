@@ -30,9 +30,10 @@ TOLERANCE = 1e-4  # of the largest value, or of 1
 def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
     """Writes an encoder as an ONNX file, which needs none of its classes.
 
-    Its input `waveform`, float32 (1, samples), is at the rate that the file's
-    metadata name `sample_rate`; its output is `embedding`, float32 (1, dim).
-    The file is run on two lengths before it is written.
+    Its input is one `waveform`, float32 (1, samples), its output `embedding`,
+    float32 (1, dim). The file's metadata have the `sample_rate` and the fewest
+    samples, `min_samples`. The file is run on these and on three seconds before
+    it is written.
 
     Arguments
     ---------
@@ -57,7 +58,7 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
     extract = load_extractor(source)
     # Of the outermost module too: the exporter restores its flag in all parts.
     encoder, rate = extract.encoder.eval(), extract.sample_rate
-    shortest = max(getattr(encoder, "min_samples", 1), rate // 2)
+    shortest = getattr(encoder, "min_samples", 1)
     waveforms = [torch.randn(1, n) / 9 for n in (shortest, 3 * rate + 123)]
     with torch.no_grad():
         expected = [encoder(waveform).numpy() for waveform in waveforms]
@@ -87,7 +88,13 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
                 f"{source}: this encoder cannot be written as ONNX: "
                 f"{said.splitlines()[0]}"
             ) from error
-    onnx.helper.set_model_props(model, {"sample_rate": str(rate)})
+    facts = {"sample_rate": rate, "min_samples": shortest}
+    facts = {name: str(value) for name, value in facts.items()}
+    onnx.helper.set_model_props(model, facts)
+    # The tracer takes the embedding's sizes for names of its own.
+    sizes = model.graph.output[0].type.tensor_type.shape.dim
+    for size, value in zip(sizes, expected[0].shape, strict=True):
+        size.dim_value = value
     content = model.SerializeToString()
     try:
         session = onnxruntime.InferenceSession(content)
