@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from lgl_plugin.clustering.first_step import parts, parts_of
+from lgl_plugin.clustering.first_step import check_kmeans, parts, parts_of
 from lgl_plugin.clustering.kmeans import Clustering, KMeans
 from lgl_plugin.clustering.vectors import largest_first, normalised
 from lgl_plugin.clustering.ward import ward
@@ -32,8 +32,8 @@ class AverageLinkage:
     Raises
     ------
     ValueError
-        If the threshold is no cosine between -1 and 1; in a call, as
-        `kmeans` does.
+        If `kmeans` is no KMeans, or the threshold no cosine between -1
+        and 1; in a call, as `kmeans` does.
 
     Example
     -------
@@ -48,6 +48,7 @@ class AverageLinkage:
     threshold: float
 
     def __post_init__(self) -> None:
+        check_kmeans(self.kmeans)
         if not -1 < self.threshold < 1:
             raise ValueError(
                 "threshold must be a cosine between -1 and 1, got "

@@ -30,6 +30,12 @@ class Parts:
     within: float
 
 
+def check_kmeans(kmeans: object) -> None:
+    """Refuses another first step, such as a `!name:` that makes none."""
+    if not isinstance(kmeans, KMeans):
+        raise ValueError(f"kmeans must be a KMeans made by !new:, got {kmeans}")
+
+
 def parts(kmeans: KMeans, embeddings: np.ndarray) -> Parts:
     """Splits embeddings (N, D) into the clusters of a k-means.
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lgl_plugin.clustering.first_step import means_of, parts
+from lgl_plugin.clustering.first_step import check_kmeans, means_of, parts
 from lgl_plugin.clustering.kmeans import Clustering, KMeans
 from lgl_plugin.clustering.number import check_enough, estimate
 from lgl_plugin.clustering.vectors import check_number, normalised
@@ -42,8 +42,8 @@ class TwoStepKMeans:
     Raises
     ------
     ValueError
-        If `n_clusters` is below 1 or more than those of `kmeans`; in a call,
-        as `kmeans` and `clustering.number.estimate` do.
+        If `kmeans` is no KMeans, or `n_clusters` below 1 or more than its;
+        in a call, as `kmeans` and `clustering.number.estimate` do.
 
     Example
     -------
@@ -60,6 +60,7 @@ class TwoStepKMeans:
     n_clusters: int | Literal["auto"]
 
     def __post_init__(self) -> None:
+        check_kmeans(self.kmeans)
         n_clusters, most = self.n_clusters, self.kmeans.n_clusters
         if n_clusters == "auto":
             return

@@ -433,4 +433,7 @@ def _problem(error):
     if error["type"] == "literal_error":
         choices = re.findall(r"'(\w+)'", error["ctx"]["expected"])
         said += did_you_mean(value, choices)
+    tag = next(iter(value), None) if isinstance(value, dict) else None
+    if str(tag).startswith("!"):  # of an entry that makes something
+        return f"{name}: {tag} {said}"
     return f"{name}: {value!r} {said}"

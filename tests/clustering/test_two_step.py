@@ -1,11 +1,14 @@
 """Two-step clustering against scipy's Ward and known speakers."""
 
+import functools
+
 import numpy as np
 import pytest
 from blobs import blobs, unit, ward_by_scipy
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from lgl_plugin.clustering import vectors
+from lgl_plugin.clustering.average import AverageLinkage
 from lgl_plugin.clustering.kmeans import FaissKMeans, TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 
@@ -72,6 +75,14 @@ def test_an_estimated_number():
 def test_numbers_of_clusters_out_of_range_are_an_error(n_clusters):
     with pytest.raises(ValueError, match="from 1 to the 100 of the first"):
         TwoStepKMeans(TorchKMeans(100), n_clusters)
+
+
+@pytest.mark.parametrize("cluster", [TwoStepKMeans, AverageLinkage])
+def test_a_first_step_that_is_none(cluster):
+    """As a yaml's `!name:` gives one, and `lgl train` clusters after hours."""
+    first = functools.partial(TorchKMeans, 100)
+    with pytest.raises(ValueError, match="kmeans must be .* made by !new:"):
+        cluster(first, 0.5)
 
 
 def test_more_clusters_than_utterances_is_an_error_before_any_work():

@@ -219,6 +219,24 @@ def test_a_wrong_value_is_refused_by_name(name, value, problem):
     assert said == problem or re.fullmatch(problem, said), line
 
 
+OBJECTS = (
+    *("gate", "no_gate", "aam", "large_margin", "backend", "cluster"),
+    *("cluster_backend", "augment", "train_logger", "lr_annealing"),
+)
+FACTORIES = ("new_encoder", "new_classifier", "opt_class", "relabel")
+
+
+@pytest.mark.parametrize("name", [*OBJECTS, *FACTORIES])
+def test_the_other_tag_is_refused(name):
+    """`--gate='!name:…'` failed at the end of Stage I."""
+    tag, needed = "!name:", "!new: or !apply:"
+    if name in FACTORIES:
+        tag, needed = "!new:", "!name:"
+    made = f"{tag}lgl_plugin.nnet.gates.NoGate"
+    (line,) = refusal("stage2", **{name: made, MARGIN_EPOCHS: 1})
+    assert line == f"{name}: {made} should be made by {needed}…"
+
+
 @pytest.mark.parametrize(
     ("speeds", "problem"),
     [
