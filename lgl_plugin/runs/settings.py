@@ -39,6 +39,7 @@ from lgl_plugin.runs.schema import (
     Stage1Settings,
     Stage2Settings,
 )
+from lgl_plugin.runs.tried import explained, try_out
 from lgl_plugin.runs.weights import ENCODER, load_weights
 from lgl_plugin.utils.progress import silence_bars
 
@@ -76,7 +77,7 @@ def load_settings(
     """Reads a yaml with its bases and overrides, and checks all of it.
 
     Nothing is written, and no object of the yaml is made before every value
-    has been checked.
+    has been checked. What is to be trained is then made once, and embeds noise.
 
     Arguments
     ---------
@@ -100,7 +101,8 @@ def load_settings(
     ValueError
         For an unknown name, a wrong type, a value out of its range, an
         unknown choice or settings that contradict each other; names each,
-        and the name that is nearest to a mistyped one.
+        and the name that is nearest to a mistyped one. For classes that
+        cannot be made or do not fit each other.
 
     Example
     -------
@@ -123,13 +125,17 @@ def load_settings(
         raise ValueError(f"{path}: " + "\n".join(problems)) from None
     try:
         hparams = load_hyperpyyaml(text)
-    # Errors of the yaml's classes, or a missing one.
-    except (TypeError, ValueError, ImportError) as error:
-        said = ": ".join(str(part) for part in error.args)
-        raise ValueError(f"{path}: {said}") from error
+    except (OSError, MemoryError):  # they say what to do
+        raise
+    except Exception as error:  # the classes that it names raise anything
+        raise ValueError(f"{path}: {explained(error)}") from error
     rate = checked["sample_rate"]
     for name in known:
         _check_arguments(f"{path}: {name}", hparams[name], rate)
+    try:
+        try_out(plain, {**dict.fromkeys(checked), **hparams})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if given := checked.get("pretrained_encoder"):
         weights = encoder_files(given).get(ENCODER)
         first = hparams.get("new_first_encoder") or hparams["new_encoder"]

@@ -67,7 +67,7 @@ def stage1_modules(
 
 
 def check_method(session: Session) -> None:
-    """Makes the method once: a wrong argument shows before any training."""
+    """Makes the method once: what does not suit the data shows early."""
     with separate_generator("cpu"):
         method = stage1_modules(session)["method"]
     method.check_batch(session.batch_size)

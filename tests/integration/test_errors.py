@@ -137,6 +137,14 @@ def test_a_wrong_setting_leaves_no_folder(corpus, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_method_that_cannot_be_made_leaves_no_folder(corpus, tmp_path):
+    method = "--method=!name:lgl_plugin.methods.sdpn.SDPN {n_prototypes: -5}"
+    output = tmp_path / "new" / "run"
+    with pytest.raises(ValueError, match="method: n_prototypes must be 2 or"):
+        train_here("small_stage1.yaml", corpus, output, method)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "early, late, raised, status",
     [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from speechbrain.utils.run_opts import RunOptions
 
 from lgl_plugin.nnet.gates import FixedGate
-from lgl_plugin.runs import settings as settings_module
+from lgl_plugin.runs import settings as settings_module, tried
 from lgl_plugin.runs.differences import changes, identity
 from lgl_plugin.runs.plain import dump_settings, plain_settings
 from lgl_plugin.runs.schema import REFERRED_TO, Stage1Settings, Stage2Settings
@@ -57,6 +57,17 @@ def write(folder, text, name="mine.yaml"):
         (folder / "hparams").symlink_to(HPARAMS)
     (folder / name).write_text(text)
     return folder / name
+
+
+def small_encoder(size):
+    """Returns a yaml's entry for an encoder that refers to no other entry."""
+    return (
+        "!name:lgl_plugin.nnet.encoders.Encoder {"
+        "features: !name:speechbrain.lobes.features.Fbank {n_mels: 20}, "
+        "network: !name:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN {"
+        "input_size: 20, channels: [8, 8, 24], kernel_sizes: [5, 3, 1], "
+        f"dilations: [1, 2, 1], lin_neurons: {size}}}}}"
+    )
 
 
 def load_yaml(path, overrides="", run_opts=None):
@@ -435,6 +446,95 @@ def test_a_class_refuses_its_argument():
     ]
 
 
+SDPN = "!name:lgl_plugin.methods.sdpn.SDPN"
+LATE = "new_last_encoder"
+
+
+@pytest.mark.parametrize(
+    "preset, name, value, problem",
+    [
+        # An encoder that cannot be made, of an assertion without words.
+        (
+            *("small_stage1", "new_encoder"),
+            "{network: {channels: [16, 17, 16, 16, 48]}}",
+            "new_encoder: AssertionError: assert in_channels % scale == 0",
+        ),
+        (
+            *("stage2", LATE, "{network: {channels: [16, 16, 48]}}"),
+            f"{LATE}: AssertionError: assert len(channels) == len(kernel_si",
+        ),
+        # Parts that do not fit each other.
+        (
+            *("small_stage1", "new_encoder", "{network: {input_size: 40}}"),
+            "new_encoder: RuntimeError: Given groups=1, weight of size [96, 40",
+        ),
+        (
+            *("small_stage1", "new_encoder", "{network: {lin_neurons: 8}}"),
+            "embedding_size: new_encoder's embeddings have not 192 but 8 dim",
+        ),
+        (
+            *("small_stage2", "new_classifier", "{input_size: 8}"),
+            "new_classifier, on new_encoder's 192 dimensions: RuntimeError: ",
+        ),
+        (
+            *("stage2", LATE, "{network: {lin_neurons: 8}}"),
+            f"new_classifier, on {LATE}'s 8 dimensions: RuntimeError: ",
+        ),
+        # Another class than can be used.
+        ("small_stage1", "method", "!name:torch.nn.Linear", "method: TypeEr"),
+        (
+            *("small_stage1", "method", "!name:torch.nn.Identity"),
+            "method: Identity has no views, ",
+        ),
+        (
+            *("small_stage2", "gate", "!new:torch.nn.Identity"),
+            "gate: Identity has no tau, ",
+        ),
+        (
+            *("small_stage2", "backend", "!new:torch.nn.Identity"),
+            "backend: Identity has no fit, ",
+        ),
+        (
+            *("small_stage2", "new_classifier", "!name:torch.nn.Identity"),
+            "new_classifier, on new_encoder's 192 dimensions: it makes (2, 192",
+        ),
+        (
+            *("small_stage2", "aam", "!new:torch.nn.CrossEntropyLoss"),
+            "aam: it makes ",
+        ),
+        ("small_stage2", "opt_class", "!name:torch.nn.ReLU", "opt_class: ReLU"),
+        # A value that a class refuses.
+        (
+            *("small_stage1", "method", f"{SDPN} {{n_prototypes: -5}}"),
+            "method: n_prototypes must be 2 or more, got -5",
+        ),
+        (
+            *("small_stage2", "correct_labels", "{scale: -1}"),
+            "correct_labels: scale must be above 0, got -1",
+        ),
+        (
+            *("small_ssrl", "relabel", "{momentum: 2}"),
+            "relabel: momentum must be in ",
+        ),
+        ("small_stage2", "opt_class", "{betas: 1}", "opt_class: TypeError: "),
+    ],
+)
+def test_what_cannot_be_trained(preset, name, value, problem):
+    """Each came up after files were written, some after a stage."""
+    (line,) = refusal(preset, **{name: value})
+    assert line.startswith(problem)
+
+
+def test_a_trial_draws_nothing(monkeypatch):
+    """The second reading of the same settings tries nothing again."""
+    monkeypatch.setattr(tried, "_tried", set())
+    drawn = []
+    for _ in range(2):
+        load("small_stage1")  # which seeds
+        drawn.append(torch.rand(1))
+    assert drawn[0] == drawn[1] and len(tried._tried) == 1
+
+
 def test_a_class_that_does_not_exist():
     with pytest.raises(ValueError, match="lgl_plugin.nnet.gates.FixdGate"):
         load(gate="!new:lgl_plugin.nnet.gates.FixdGate [1.0]")
@@ -533,12 +633,10 @@ def test_a_helper_whose_last_reference_was_replaced_is_fine(tmp_path):
         tmp_path,
         "__base__: hparams/stage2.yaml\n"
         "new_last_encoder: null\n"
-        "new_encoder: !name:torch.nn.Linear\n"
-        "    in_features: 3\n"
-        "    out_features: !ref <embedding_size>\n",
+        f"new_encoder: {small_encoder('!ref <embedding_size>')}\n",
     )
     settings, _ = load_yaml(path)
-    assert settings.new_encoder().out_features == 192
+    assert settings.new_encoder().network.fc.conv.out_channels == 192
     # But to set what no entry takes any more is a mistake.
     with pytest.raises(ValueError, match="n_mels changes nothing here"):
         load_yaml(
@@ -572,9 +670,7 @@ def test_a_setting_that_no_other_entry_refers_to(tmp_path, name, entry):
 
 def test_stage1_takes_a_size_that_no_other_entry_refers_to(tmp_path):
     """Its methods' heads are made for it."""
-    encoder = (
-        "new_encoder: !name:torch.nn.Linear {in_features: 3, out_features: 8}"
-    )
+    encoder = f"new_encoder: {small_encoder(8)}"
     text = f"__base__: hparams/small_stage1.yaml\n{encoder}\n"
     path = write(tmp_path, text)
     assert load_yaml(path, "embedding_size: 8")[0].embedding_size == 8

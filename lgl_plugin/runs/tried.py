@@ -1,0 +1,157 @@
+"""Trial of the classes that a yaml names, before anything is written.
+
+Whether their arguments fit shows when a batch goes through, and of the last
+round's encoder that is days later.
+"""
+
+import contextlib
+import copy
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+# Attributes that code reads of the object that a setting makes.
+USED_BY = {
+    "gate": ("forward", "tau", "start_iteration", "end_epoch"),
+    "no_gate": ("forward", "tau", "end_epoch"),
+    **dict.fromkeys(("cluster", "ssps_cluster"), ("check",)),
+    **dict.fromkeys(("backend", "cluster_backend", "ssps_backend"), ("fit",)),
+    "augment": ("forward",),
+    "train_logger": ("log_stats",),
+}
+ENCODERS = ("new_first_encoder", "new_encoder", "new_last_encoder")
+# Settings that are tried by what they make.
+TRIED = (
+    *("stage", "sample_rate", "embedding_size", "method", "opt_class"),
+    *(*ENCODERS, "new_classifier", "aam", "large_margin", "lr_annealing"),
+    *("correct_labels", "relabel"),
+)
+N_LABELS = 100  # a loss may compare the nearest few of them
+N_UTTERANCES = 2
+
+_tried = set()  # settings that are known to work, as texts
+
+
+def explained(error: BaseException) -> str:
+    """Says in a line what is wrong, also of an assertion without words."""
+    said = ": ".join(str(part) for part in error.args)
+    if not said:
+        said = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    if not isinstance(error, ValueError):
+        said = f"{type(error).__name__}: {said}"
+    return " ".join(said.split())
+
+
+def try_out(plain: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+    """Makes what a stage trains, once, and embeds noise by it.
+
+    Takes the checked settings as plain data and with the yaml's objects. A
+    ValueError names the setting that makes what cannot be used.
+    """
+    for name, attributes in USED_BY.items():
+        if hparams.get(name) is not None:
+            with _named(name):
+                _check_use(hparams[name], *attributes)
+    # `lgl train` reads the same settings thrice.
+    key = repr([plain.get(name) for name in TRIED])
+    if key in _tried:
+        return
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try_stage = _try_stage2 if hparams["stage"] == 2 else _try_stage1
+        try_stage(hparams)
+        with _named("lr_annealing"):  # a copy, as it may count its calls
+            copy.deepcopy(hparams["lr_annealing"])(0)
+    _tried.add(key)
+
+
+def _try_stage1(hparams):
+    """Makes the encoder, the method and the optimiser."""
+    size = hparams["embedding_size"]
+    encoder, embeddings = _try_encoder(hparams, "new_encoder")
+    if embeddings.shape[1] != size:
+        raise ValueError(
+            f"embedding_size: new_encoder's embeddings have not {size} but "
+            f"{embeddings.shape[1]} dimensions"
+        )
+    with _named("method"):
+        method = hparams["method"](encoder, size, N_UTTERANCES)
+        _check_use(method, "views", "teach", "check_batch")
+    _try_optimiser(hparams, encoder, method)
+
+
+def _try_stage2(hparams):
+    """Makes each encoder, a classifier for it, and what corrects labels."""
+    for name in ENCODERS:
+        if hparams.get(name) is None:
+            continue
+        encoder, embeddings = _try_encoder(hparams, name)
+        if name == "new_first_encoder":  # only clustered
+            continue
+        place = f"{name}'s {embeddings.shape[1]} dimensions"
+        with _named(f"new_classifier, on {place}"):
+            classifier = hparams["new_classifier"](out_neurons=N_LABELS)
+            # As the brain does.
+            cosines = classifier(embeddings[:, None])[:, 0]
+            _check_shape(cosines, N_UTTERANCES, N_LABELS)
+        _try_optimiser(hparams, encoder, classifier)
+    labels = torch.zeros(N_UTTERANCES, dtype=torch.int64)
+    for name in ("aam", "large_margin"):
+        with _named(name):
+            loss = copy.deepcopy(hparams[name])  # it may count its calls
+            _check_shape(loss(cosines, labels), N_UTTERANCES)
+    if make := hparams["correct_labels"]:
+        with _named("correct_labels"):
+            _check_use(make(N_UTTERANCES), "votes", "end_epoch")
+    if make := hparams["relabel"]:
+        with _named("relabel"):
+            made = make(encoder, classifier, labels, n_labels=N_LABELS)
+            _check_use(made, "labels", "follow", "end_epoch")
+
+
+def _try_encoder(hparams, name):
+    """Makes an encoder; returns it and its embeddings of noise."""
+    with _named(name):
+        encoder = hparams[name]()
+        _check_use(encoder, "network", "min_samples")
+        second = max(hparams["sample_rate"], encoder.min_samples)
+        embeddings = encoder.eval()(torch.randn(N_UTTERANCES, second) / 9)
+        _check_shape(embeddings, N_UTTERANCES, embeddings.shape[-1])
+    return encoder, embeddings
+
+
+def _try_optimiser(hparams, *modules):
+    """Makes the optimiser of some modules' weights."""
+    with _named("opt_class"):
+        weights = [p for module in modules for p in module.parameters()]
+        _check_use(hparams["opt_class"]([{"params": weights}]), "step")
+
+
+def _check_use(made, *attributes):
+    """Refuses an object that lacks what code reads of it."""
+    for attribute in attributes:
+        if not hasattr(made, attribute):
+            raise ValueError(
+                f"{type(made).__name__} has no {attribute}, so it cannot be "
+                "used here: name another class"
+            )
+
+
+def _check_shape(found, *shape):
+    """Refuses an output of another shape."""
+    if tuple(found.shape) != shape:
+        raise ValueError(
+            f"it makes {tuple(found.shape)} of a batch, in place of {shape}"
+        )
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Raises any error, such as classes raise, as a ValueError with a name."""
+    try:
+        yield
+    except (OSError, MemoryError):  # they say what to do
+        raise
+    except Exception as error:
+        raise ValueError(f"{name}: {explained(error)}") from error
