@@ -155,6 +155,26 @@ def test_command_copies_the_recipe_which_runs(installed, tmp_path):
     assert (mine / "run/debug/stage1/embedding_model.ckpt").exists()
 
 
+def test_a_copy_that_a_full_disk_ended_can_be_repeated(tmp_path, monkeypatch):
+    left = [9]
+
+    def full(descriptor):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on the disk.*Make"):
+            copy_recipe(tmp_path)
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert 0 < len(found) < len(RECIPE_FILES)
+    for path in found:
+        source = RECIPE / path.relative_to(tmp_path)
+        assert filecmp.cmp(path, source, shallow=False)
+    assert len(copy_recipe(tmp_path)) == len(RECIPE_FILES)
+
+
 def test_nothing_is_overwritten_unless_asked(tmp_path):
     copy_recipe(tmp_path)
     changed = tmp_path / "hparams" / "stage1.yaml"

@@ -8,7 +8,6 @@
 import argparse
 import importlib.util
 import pathlib
-import shutil
 import types
 
 # In a checkout a link to recipes/VoxCeleb/LGL; a wheel holds the files.
@@ -56,7 +55,10 @@ def copy_recipe(
     Raises
     ------
     FileExistsError
-        If a file is there and `overwrite` is False; nothing is copied then.
+        If another file is there and `overwrite` is False; nothing is copied
+        then.
+    OSError
+        If the folder cannot be written; the same call again goes on.
 
     Example
     -------
@@ -64,18 +66,28 @@ def copy_recipe(
     >>> "train_lgl.py" in [path.name for path in copies]
     True
     """
+    from lgl_plugin.utils.files import atomic_write
+
     folder = pathlib.Path(folder)
     sources = [path for pattern in PATTERNS for path in RECIPE.glob(pattern)]
     copies = [folder / path.relative_to(RECIPE) for path in sources]
-    present = [str(path) for path in copies if path.exists()]
+    contents = [path.read_bytes() for path in sources]
+    # A copy that is whole is no other file: else a call that a full disk ended
+    # could not be repeated.
+    present = [
+        str(path)
+        for path, content in zip(copies, contents)
+        if path.exists()
+        and not (path.is_file() and path.read_bytes() == content)
+    ]
     if present and not overwrite:
         raise FileExistsError(
             f"these files are there already: {', '.join(sorted(present))}. "
             "Name another folder, or replace them with --overwrite."
         )
-    for source, copy in zip(sources, copies):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
+    for copy, content in zip(copies, contents):
+        with atomic_write(copy, "wb") as out:
+            out.write(content)
     return copies
 
 
