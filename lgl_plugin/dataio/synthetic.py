@@ -28,7 +28,12 @@ from lgl_plugin.dataio.espeak import (
     voice_file,
 )
 from lgl_plugin.utils.checks import check_from
-from lgl_plugin.utils.files import atomic_write, write_json
+from lgl_plugin.utils.files import (
+    atomic_write,
+    check_writable,
+    explain_full_disk,
+    write_json,
+)
 from lgl_plugin.utils.progress import tqdm
 
 RATE = 16000  # of the corpus, in Hz
@@ -270,6 +275,8 @@ def make_corpus(
         When the folder holds other files or a corpus of other settings.
     ModuleNotFoundError
         When espeakng-loader is not installed.
+    OSError
+        When the folder cannot be written, or the disk is full.
 
     Example
     -------
@@ -302,7 +309,9 @@ def make_corpus(
         )
     if _is_made(folder, settings):
         return False
-    loader()  # before the folder is made and processes are started
+    # Before the folder is made and processes are started.
+    loader()
+    check_writable(folder.parent)
 
     training = speaker_names(speakers)
     held_out = speaker_names(test_speakers, first=speakers)
@@ -313,6 +322,7 @@ def make_corpus(
     # library and its data (1.4 MB) behind.
     context = multiprocessing.get_context("spawn")
     with (
+        explain_full_disk(folder),
         context.Pool(workers or os.cpu_count(), maxtasksperchild=100) as pool,
         tqdm(
             total=(speakers + test_speakers) * sessions * utterances,

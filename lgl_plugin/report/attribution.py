@@ -24,6 +24,7 @@ from lgl_plugin.report.attribution_numbers import (
 )
 from lgl_plugin.report.page import Block, Figure, Page, Table
 from lgl_plugin.utils.device import check_device
+from lgl_plugin.utils.files import check_writable
 from lgl_plugin.utils.progress import tqdm
 
 MAX_LEFT_OUT = 0.1  # of the trials, whose steps do not suffice
@@ -56,7 +57,7 @@ def attribute(
     """
     options = {name: str(value) for name, value in locals().items()}
     output = pathlib.Path(output_folder)
-    output.mkdir(parents=True, exist_ok=True)  # or an error before the work
+    check_writable(output)  # before the work
     extract = load_extractor(encoder, check_device(device))
     listed = read_trials(trials, audio)
     network = extract.encoder.to(extract.device)

@@ -21,6 +21,7 @@ from lgl_plugin.report import comparison, sections
 from lgl_plugin.report.overview import overview
 from lgl_plugin.report.page import Page
 from lgl_plugin.report.results import Results
+from lgl_plugin.utils.files import check_writable
 
 logger = get_logger(__name__)
 
@@ -29,11 +30,12 @@ def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
     """Writes the page of a run, or the comparison of several; returns its path.
 
     FileNotFoundError if one of the folders is no run's, ValueError if it is of
-    an `lgl adapt`; anything else that is missing or damaged is named on the
-    page.
+    an `lgl adapt`, OSError if the disk takes no page; anything else that is
+    missing or damaged is named on the page.
     """
     runs = [Results(folder) for folder in folders]
     folder = runs[0].folder / "report"
+    check_writable(folder)  # before figures are drawn
     if len(runs) == 1:
         (run,) = runs
         page = Page(folder, f"Run {run.name}: loss-gated learning")
@@ -62,5 +64,7 @@ def try_to_write_report(folder: str | os.PathLike) -> None:
     """Writes a run's page; a failure is logged and does not end the run."""
     try:
         logger.info("The run's page: %s", write_report([folder]))
+    except OSError as error:  # of the disk: it says what to do
+        logger.warning("The run's page was not written: %s", error)
     except Exception:
         logger.warning("The run's page was not written", exc_info=True)

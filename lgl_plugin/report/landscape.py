@@ -24,7 +24,7 @@ from lgl_plugin.report import inside_figures
 from lgl_plugin.report.page import Block, Figure, Page, Table
 from lgl_plugin.report.probes import START, ProbedRun
 from lgl_plugin.utils.device import check_device
-from lgl_plugin.utils.files import short_names, write_json
+from lgl_plugin.utils.files import check_writable, short_names, write_json
 from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.tables import write_csv
 
@@ -68,7 +68,7 @@ def draw_landscapes(
     }
     wanted = {name: _chosen(run, only) for name, run in opened.items()}
     output = pathlib.Path(output_folder or folders[0] / "report" / "landscape")
-    output.mkdir(parents=True, exist_ok=True)  # or an error before the work
+    check_writable(output)  # before the work
     steps: dict[str, dict] = {}
     planes, lines = {}, {}
     axis = np.linspace(-radius, radius, points)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Drawing
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.report import figures
-from lgl_plugin.utils.files import atomic_write
+from lgl_plugin.utils.files import FULL, atomic_write
 
 logger = get_logger(__name__)
 
@@ -111,7 +111,8 @@ class Page:
     def collect(self, part: Callable[..., Iterable[Block]], *data: Any) -> list:
         """Returns the blocks that a part yields, its figures saved.
 
-        If the part raises, the reason becomes its last block and a failure.
+        If the part raises, the reason becomes its last block and a failure;
+        a full disk is an error.
         """
         blocks = []
         # One damaged file must cost neither the page nor the training process
@@ -122,6 +123,9 @@ class Page:
                     block.save(self.folder)
                 blocks.append(block)
         except Exception as error:
+            # A page without its figures would look finished.
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             reason = f"{part.__name__}: {type(error).__name__}: {error}"
             self.failures.append(reason)
             logger.warning("A part of the page could not be made. %s", reason)

@@ -38,7 +38,7 @@ from lgl_plugin.inference.plda import plda_by_clusters
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import (
-    explain_os_error,
+    check_writable,
     read_json,
     short_names,
     write_json,
@@ -119,10 +119,7 @@ def verify_encoders(
     places = {n: output / n if len(lists) > 1 else output for n in lists}
     refuse_foreign(output, ())
     refuse_others(output, places.values(), extractors)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, output) from error
+    check_writable(output)
     bounds = np.cumsum([len(trials) for trials in lists.values()])[:-1]
     systems: dict[str, dict] = {name: {} for name in lists}
     # Of the systems that an encoder's threshold is for: other scores are no

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, and checked before they are loaded."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -101,22 +102,21 @@ class WholeCheckpointer(Checkpointer):
             saved = super().save_checkpoint(meta, **kwargs)
             if saved is not None:
                 self._seal(saved.path)
+                target = folder / saved.path.name
+                os.replace(saved.path, target)
+                sync(folder)
         except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(folder).free / 1e6
             shutil.rmtree(unfinished, ignore_errors=True)
             raise OSError(
-                f"a checkpoint cannot be written to {folder}, where {free:.1f} "
-                f"MB are free ({error}). The one before it is whole: make "
-                "room and start the same command again."
+                f"a checkpoint cannot be written to {folder}{_free(folder)} "
+                f"({error}). The one before it is whole: make room, or the "
+                "folder writable, and start the same command again."
             ) from error
         finally:
             self.checkpoints_dir = folder
         if saved is None:  # only the main process has it
             ddp_barrier()
             return None
-        target = folder / saved.path.name
-        os.replace(saved.path, target)
-        sync(folder)
         self.is_whole[target] = True
         logger.info("Saved a checkpoint in %s", target)
         ddp_barrier()  # no rank looks for the checkpoint before the move
@@ -139,6 +139,13 @@ class WholeCheckpointer(Checkpointer):
         # Not by `atomic_write`: the whole folder is moved once it is synced.
         for path in [*folder.iterdir(), folder]:
             sync(path)
+
+
+def _free(folder):
+    """Says how much room is left; "" where the disk does not tell."""
+    with contextlib.suppress(OSError):
+        return f", where {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+    return ""
 
 
 def hooks_without(

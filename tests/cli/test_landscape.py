@@ -2,8 +2,11 @@
 
 import copy
 import csv
+import errno
 import json
+import os
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -222,6 +225,19 @@ def state_of(run, folder):
     """A run's state, to change, and its manifest, in another folder."""
     (folder / "manifest.csv").write_text((run / "manifest.csv").read_text())
     return json.loads((run / "state.json").read_text())
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    run, tmp_path, monkeypatch, capsys
+):
+    def refuse(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(ProbedRun, "probes", lambda *_: pytest.fail("work"))
+    with pytest.raises(SystemExit, match="1"):
+        main(["landscape", str(run), f"--output_folder={tmp_path}"])
+    assert "Make it writable" in capsys.readouterr().err
 
 
 def test_an_encoder_of_another_kind_is_no_start(run, tmp_path):

@@ -165,6 +165,28 @@ def test_an_interrupted_corpus_is_made_afresh(tmp_path, monkeypatch):
     assert len(list(folder.rglob("*.wav"))) == 5 * 2
 
 
+def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path, capsys):
+    """Below a file, since root may write anywhere else."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(["corpus", str(tmp_path / "file" / "corpus")])
+    (line,) = capsys.readouterr().err.splitlines()  # and no bar
+    assert "a file is in the folder's place" in line and "Name another" in line
+
+
+def test_a_full_disk_is_named_with_what_to_do(tmp_path):
+    """The kernel's own limit, as a stand-in; workers inherit it."""
+    resource = pytest.importorskip("resource")
+    size = {**SIZE, "speakers": 1, "utterances": 1}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="grow so large.*Make room"):
+            synthetic.make_corpus(tmp_path / "corpus", **size, workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize(
     "setting, value",
     [

@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent, and checked before they are loaded."""
 
 import errno
+import os
+import shutil
 
 import pytest
 import torch
@@ -28,12 +30,31 @@ def test_checkpoint_torn_by_a_full_disk_is_never_loaded(tmp_path):
     before = model.weight.detach().clone()
     torch.nn.init.zeros_(model.weight)
     other.full = True
-    with pytest.raises(OSError, match="make room and start the same"):
+    with pytest.raises(OSError, match="make room.*start the same"):
         checkpointer.save_and_keep_only(meta={"loss": 0.5})
     other.full = False
     assert [c.path for c in checkpointer.list_checkpoints()] == [first.path]
     checkpointer.recover_if_possible()
     assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_checkpoint_that_cannot_be_moved_says_so(
+    tmp_path, monkeypatch, silent
+):
+    """Even on a disk that does not say how much room there is."""
+    checkpointer = WholeCheckpointer(tmp_path, {"a": torch.nn.Linear(2, 3)})
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    if silent:
+        monkeypatch.setattr(shutil, "disk_usage", refuse)
+    with pytest.raises(OSError, match="Read-only.*folder writable, and") as e:
+        checkpointer.save_checkpoint()
+    assert ("MB are free" in str(e.value)) != silent
+    assert not (tmp_path / "unfinished").exists()
 
 
 @pytest.mark.parametrize(
