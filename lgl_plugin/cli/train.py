@@ -19,7 +19,7 @@ from lgl_plugin.runs.arguments import (
     key_of,
     keys_of_stages,
     not_typed,
-    paired,
+    paired_once,
 )
 
 if TYPE_CHECKING:
@@ -296,15 +296,11 @@ def keys(preset: str) -> list[set[str]]:
 
 def as_pairs(words: list[str] | None) -> list[str]:
     """Joins `--key value` to `--key=value`; ValueError if that cannot be."""
-    pairs = paired(words or [])
+    pairs = paired_once(words or [])
     for word in pairs:
         if not word.startswith("--"):
             raise ValueError(
                 f"{word!r} belongs to no option: keys of the yaml are given as "
                 "--key=value, one folder of audio before them"
             )
-    names = [key_of(pair) for pair in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"--{name} is given twice")
     return pairs

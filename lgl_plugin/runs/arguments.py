@@ -48,7 +48,8 @@ def parse_arguments(
     Raises
     ------
     ValueError
-        If one of SpeechBrain's options cannot have its value.
+        If one of SpeechBrain's options cannot have its value, or an option is
+        given twice.
 
     Example
     -------
@@ -62,7 +63,7 @@ def parse_arguments(
     theirs = run_options()
     taken: list[str] = []
     lines = []
-    for word in paired(words, theirs):
+    for word in paired_once(words, theirs):
         if word.startswith("--") and key_of(word) not in theirs:
             name, _, value = word[2:].partition("=")
             lines.append(as_typed(name, value))
@@ -107,6 +108,22 @@ def paired(words: Iterable[str], apart: Container[str] = ()) -> list[str]:
             pairs.append(word)
         waits = is_option and "=" not in word and key_of(word) not in apart
     return pairs
+
+
+def paired_once(words: Iterable[str], apart: Container[str] = ()) -> list[str]:
+    """Pairs as `paired`; ValueError if an option has two values.
+
+    Of two, yaml has an error in words of its own, and SpeechBrain the last.
+    """
+    words = [*words]
+    valued = [
+        pair for pair in paired(words) if "=" in pair and pair[:2] == "--"
+    ]
+    names = [key_of(pair) for pair in valued]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--{name} is given twice")
+    return paired(words, apart)
 
 
 def key_of(option: str) -> str:

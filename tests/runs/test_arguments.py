@@ -50,6 +50,15 @@ def test_a_value_is_read_as_it_was_typed(value, join):
     assert plain_settings(text) == {"output_folder": value}
 
 
+@pytest.mark.parametrize("name", ["lr", "device"])
+@pytest.mark.parametrize("second", ["--{}=2", "--{} 2"])
+def test_an_option_that_is_given_twice(name, second):
+    """A setting, and an option of SpeechBrain's, which took the last."""
+    words = f"one.yaml --{name}=1 --debug {second.format(name)} --debug"
+    with pytest.raises(ValueError, match=f"^--{name} is given twice$"):
+        parse_arguments(words.split())
+
+
 @pytest.mark.parametrize(
     "words, read",
     [
