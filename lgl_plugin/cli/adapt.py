@@ -208,7 +208,8 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
     from lgl_plugin.runs.settings import plain_settings_of, settings_of
 
     own = {"data_folder": audio}
-    _, text = settings_of([str(PRESET), *given], own)
+    # The yaml's encoder is not the given one, which a classifier may be for.
+    _, text = settings_of([str(PRESET), *given], own, trial=False)
     return changes(plain_settings_of([str(PRESET)], own), plain_settings(text))
 
 
@@ -228,7 +229,7 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
         known = len(ladder.given.rows)
     left = max(number - int(SHARE * number), known)
     own = own_settings(ladder, left, given)
-    settings, _ = settings_of([str(PRESET), *given], own)
+    settings, _ = settings_of([str(PRESET), *given], own, trial=False)
     encoder = copy.deepcopy(ladder.extract.encoder)
     made_to_train(settings, lambda: encoder)
     try:

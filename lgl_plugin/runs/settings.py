@@ -73,6 +73,7 @@ def load_settings(
     path: str | pathlib.Path,
     overrides: str = "",
     run_opts: RunOptions | None = None,
+    trial: bool = True,
 ) -> tuple[Settings, str]:
     """Reads a yaml with its bases and overrides, and checks all of it.
 
@@ -88,6 +89,8 @@ def load_settings(
     run_opts : speechbrain.utils.run_opts.RunOptions, optional
         SpeechBrain's run options; those given on the command line that change
         the result become settings.
+    trial : bool
+        False where another encoder than the yaml's will be trained.
 
     Returns
     -------
@@ -132,10 +135,11 @@ def load_settings(
     rate = checked["sample_rate"]
     for name in known:
         _check_arguments(f"{path}: {name}", hparams[name], rate)
-    try:
-        try_out(plain, {**dict.fromkeys(checked), **hparams})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    if trial:
+        try:
+            try_out(plain, {**dict.fromkeys(checked), **hparams})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     if given := checked.get("pretrained_encoder"):
         weights = encoder_files(given).get(ENCODER)
         first = hparams.get("new_first_encoder") or hparams["new_encoder"]
@@ -163,14 +167,14 @@ def load_settings(
 
 
 def settings_of(
-    words: list[str], own: dict[str, Any] | None = None
+    words: list[str], own: dict[str, Any] | None = None, trial: bool = True
 ) -> tuple[Settings, str]:
     """Returns the settings of a command line, and the yaml's text, checked.
 
     Takes what `parse_arguments` takes; see `load_settings`.
     """
     path, run_opts, overrides = parse_arguments(words, own)
-    return load_settings(path, overrides, run_opts)
+    return load_settings(path, overrides, run_opts, trial)
 
 
 def plain_settings_of(

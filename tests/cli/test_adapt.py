@@ -830,6 +830,10 @@ def test_settings_are_compared_with_the_yamls(tmp_path):
     given = ["--lr=0.2", "--ckpt_interval_minutes=1", "--noprogressbar"]
     (line,) = verb.check_settings(str(tmp_path), given)
     assert line == "lr: was 0.0001, is 0.2"
+    # It may be for the given encoder, which is not the yaml's.
+    given = ["--new_classifier={input_size: 512}"]
+    (line,) = verb.check_settings(str(tmp_path), given)
+    assert line.endswith("was 192, is 512")
 
 
 def test_what_is_kept_no_more_is_offered_no_more(
