@@ -30,6 +30,7 @@ from lgl_plugin.dataio.manifest import (
 )
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
+from lgl_plugin.inference.folder import refuse_among
 from lgl_plugin.inference.inference_model import InferenceModel, check_target
 from lgl_plugin.inference.model_card import (
     last_name,
@@ -125,7 +126,8 @@ def export(
         without a threshold, if the list of utterances is gone, or none of
         them can be read; if that list is another than the run was trained on.
     FileExistsError
-        If the folder holds a README.md or hyperparams.yaml of something else.
+        If the folder holds recordings or another run's files, or a README.md
+        or hyperparams.yaml of something else.
 
     Example
     -------
@@ -137,8 +139,11 @@ def export(
     source = read_trained_step(run, step, backend, *places, threshold is None)
     custom = threshold is not None or licence != "other" or backend is not None
     name = source.short_name + ("-custom" if custom else "")
+    audio = pathlib.Path(source.model.settings["train_folder"])
+    if folder and not run.resolve().is_relative_to(audio.resolve()):
+        refuse_among(folder, audio)
     folder = folder or run / "export" / name
-    check_target(folder)  # before the search for a threshold
+    check_target(folder, run)  # before the search for a threshold
     if custom and (pathlib.Path(folder) / YAML).exists():
         logger.warning(
             "%s is replaced: what an earlier export was given, such as a "

@@ -81,9 +81,9 @@ def embed_folder(
     FileExistsError
         If `folder` holds files of these names that were not made here.
     ValueError
-        If there is no audio, the encoder cannot be loaded, or `folder` holds
-        embeddings by another encoder, of another folder's audio or of another
-        channel.
+        If there is no audio, the encoder cannot be loaded, `folder` lies in
+        that of the audio, or holds embeddings by another encoder, of another
+        folder's audio or of another channel.
 
     Example
     -------
@@ -94,6 +94,7 @@ def embed_folder(
     (1078, 192)
     """
     folder, device = pathlib.Path(folder), check_device(device)
+    refuse_among(folder, audio)
     # The encoder first: what is wrong with it shows before a long scan.
     extract = load_extractor(encoder, device, num_workers)
     refuse_foreign(folder, MADE, folder)
@@ -219,6 +220,16 @@ def refuse_foreign(
         raise FileExistsError(
             f"{folder} holds {', '.join(there)}, which would be replaced: "
             "name another folder, or delete these files"
+        )
+
+
+def refuse_among(folder: str | pathlib.Path, audio: str | pathlib.Path) -> None:
+    """Refuses to write into a folder of recordings, or one within."""
+    within = pathlib.Path(folder).resolve()
+    if within.is_relative_to(pathlib.Path(audio).resolve()):
+        raise ValueError(
+            f"{folder} would lie among the recordings of {audio}: name a "
+            "folder outside of it"
         )
 
 

@@ -10,12 +10,15 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 
+from lgl_plugin.dataio.folder import find_audio
+from lgl_plugin.dataio.manifest import one_line
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.onnx_export import ONNX
 from lgl_plugin.nnet.encoders import COSINE_CLASSIFIER, Encoder
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.runs.pretrained import YAML, PathLike
+from lgl_plugin.runs.state import STATE
 from lgl_plugin.runs.weights import (
     AFFINE,
     CLASSIFIER,
@@ -261,18 +264,36 @@ class InferenceModel:
         logger.info("Exported to %s, threshold %s", folder, found)
 
 
-def check_target(folder: PathLike) -> None:
-    """Raises FileExistsError if an export would replace other files.
+def check_target(folder: PathLike, run: PathLike | None = None) -> None:
+    """Raises FileExistsError if an export would replace files of others.
 
-    For example, a project would lose its README.md.
+    For example, a project would lose its README.md. A `run` may write into
+    folders of its own.
     """
+    folder = pathlib.Path(folder)
     marks = {YAML: FIRST_LINE, "README.md": CARD_LINE}
     for name, mark in marks.items():
-        path = pathlib.Path(folder) / name
+        path = folder / name
         if path.is_file() and mark not in path.read_text("utf-8", "replace"):
             raise FileExistsError(
                 f"{path} is of no exported encoder and would be replaced: "
                 "name another folder"
+            )
+    target = folder.resolve()
+    runs = (p for p in (target, *target.parents) if (p / STATE).exists())
+    owner = next(runs, None)
+    own = run is not None and owner == pathlib.Path(run).resolve() != target
+    if owner is not None and not own:
+        raise FileExistsError(
+            f"{folder} is of the run {owner}, whose files would be replaced: "
+            "name another folder"
+        )
+    # A recording that was added to an exported folder is its example.
+    if not (folder / YAML).exists() and folder.is_dir():
+        for name, _ in find_audio(folder):
+            raise FileExistsError(
+                f"{folder} holds recordings, such as {one_line(name)}, and the "
+                "encoder would lie among them: name another folder"
             )
 
 

@@ -65,6 +65,20 @@ def test_the_folder_of_a_run_is_no_encoder(
     assert "nowhere: there is no such file or folder" in said("nowhere")
 
 
+@pytest.mark.parametrize("verb", ["embed", "who"])
+@pytest.mark.parametrize("place", ["", "ann", "vectors"])
+def test_nothing_is_written_among_the_recordings(
+    encoder, audio, tmp_path, capsys, verb, place
+):
+    mine = shutil.copytree(audio, tmp_path / "mine")
+    before = sorted(mine.rglob("*"))
+    with pytest.raises(SystemExit, match="2"):
+        main([verb, str(encoder), str(mine), str(mine / place)])
+    said = f"would lie among the recordings of {mine}: name a folder outside"
+    assert said in capsys.readouterr().err
+    assert sorted(mine.rglob("*")) == before
+
+
 def test_vectors_stand_in_the_order_of_their_names(encoder, audio, tmp_path):
     embed(encoder, audio, tmp_path)
     vectors = np.load(tmp_path / "vectors.npy")

@@ -73,6 +73,7 @@ def stage_settings(folder, stage):
         "stage": stage,
         "seed": 1,
         "data_folder": str(folder / 'a: "b" | c'),
+        "train_folder": str(folder / 'a: "b" | c'),
         "manifest": None,
         "verification_file": str(folder / "trials #1.txt"),
         "held_out_share": 0.5,
@@ -578,6 +579,33 @@ def test_files_of_a_project_are_not_replaced(run, tmp_path, name):
     with pytest.raises(FileExistsError, match=f"{name} is of no exported"):
         export(run, "stage1", tmp_path, threshold=0.3)
     assert [*tmp_path.iterdir()] == [tmp_path / name]
+
+
+@pytest.mark.parametrize("place", ["a/speaker", "a", "run/export/iter1", "run"])
+def test_recordings_and_other_runs_are_left_alone(run, tmp_path, place):
+    """Also by an export of weights, and by the run of these recordings."""
+    other, audio = tmp_path / "run", tmp_path / "a"
+    shutil.copytree(run, other)
+    shutil.copytree(run / 'a: "b" | c', audio / "speaker")
+    with pytest.raises(FileExistsError, match="is of the run|holds recordings"):
+        export(run, "stage1", tmp_path / place, threshold=0.3)
+    weights = run / "stage1" / "embedding_model.ckpt"
+    settings = stage_settings(run, 1)
+    with pytest.raises(FileExistsError, match="is of the run|holds recordings"):
+        export_checkpoint(weights, settings, tmp_path / place)
+    state = json.loads((other / "state.json").read_text())
+    state["settings"]["stage 1"]["train_folder"] = str(audio)
+    (other / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="among the recordings of .*/a: name"):
+        export(other, "stage1", audio / "new", threshold=0.3)
+    export(other, "stage1", other / "export" / "mine", threshold=0.3)
+    assert not (audio / "new").exists()
+
+
+def test_a_recording_in_an_exported_folder_is_an_example(run, tmp_path):
+    export(run, "stage1", tmp_path, threshold=0.3)
+    shutil.copy(run / 'a: "b" | c' / "0.wav", tmp_path)
+    export(run, "stage1", tmp_path, threshold=0.3)
 
 
 def test_a_folder_that_cannot_be_written_shows_before_the_search(
