@@ -1,10 +1,10 @@
 """A count of bad audio files over a run, up to a limit."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from lgl_plugin.dataio.manifest import one_line
-from lgl_plugin.utils.files import append_line, sync
+from lgl_plugin.utils.files import append_line, atomic_write, sync
 
 
 class BadFiles:
@@ -48,6 +48,13 @@ class BadFiles:
             sync(self.path.parent)
         if bad:
             self.check()
+
+    def forget(self, names: Collection[str]) -> None:
+        """Takes utterances out of the log."""
+        for name in names:
+            self.reasons.pop(name, None)
+        with atomic_write(self.path) as out:
+            out.writelines(f"{u}\t{r}\n" for u, r in self.reasons.items())
 
     def check(self) -> None:
         """Raises ValueError if there are more bad utterances than the limit."""

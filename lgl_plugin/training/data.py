@@ -51,7 +51,9 @@ def read_data(
     manifest = run_manifest(run.folder, vars(settings))
     if settings.manifest and settings.verification_file:
         _warn_of_tested(settings, manifest)
-    bad_files = BadFiles(run.folder / "bad_files.txt")
+    log = run.folder / "bad_files.txt"
+    from_main(_forget_mended, log, manifest, settings.manifest)
+    bad_files = BadFiles(log)
     bad = bad_files.reasons
     # The share counts all files, also those outside the manifest.
     n_files = len(bad) + sum(name not in bad for name in manifest.ids)
@@ -62,6 +64,35 @@ def read_data(
         given = read_given(settings.labels_file, manifest.ids)
         run.record_input("labels_file", settings.labels_file)
     return manifest, given, bad_files
+
+
+def _forget_mended(log, manifest, own):
+    """Takes out of a log of bad files what has been mended since.
+
+    `own` is the path of a user's own list, None for that of a folder.
+    """
+    bad = BadFiles(log)
+    if not bad.reasons:
+        return
+    written = log.stat().st_mtime_ns
+
+    def is_newer(path):
+        # By the inode's time: what is copied over a file may keep an old one.
+        try:
+            return os.stat(path).st_ctime_ns > written
+        except OSError:  # still missing
+            return False
+
+    rows = zip(manifest.ids, manifest.wavs)
+    listed = {name: wav for name, wav in rows if name in bad.reasons}
+    if own and is_newer(own):
+        mended = {*bad.reasons}
+    else:
+        mended = {name for name, wav in listed.items() if is_newer(wav)}
+        # The log of a folder names files, too, that are not in its list.
+        mended |= bad.reasons.keys() - listed if own else set()
+    if mended:
+        bad.forget(mended)
 
 
 def try_manifest(

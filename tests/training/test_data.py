@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import types
 
 import numpy as np
@@ -49,6 +50,58 @@ def test_utterances_of_a_users_list_that_are_tested_on(
     read_data(settings, Run(tmp_path, 2, {}))
     (message,) = caplog.messages
     assert message.startswith("2 of 20 utterances of")
+
+
+@pytest.fixture
+def own_list(settings, tmp_path):
+    """A list of four files, of which two are logged as bad: one may be."""
+    names = [f"{n}.wav" for n in range(4)]
+    rows = [f"{name},2,$data_root/{name},0,32000,\n" for name in names]
+    settings.manifest, settings.data_folder = tmp_path / "own.csv", tmp_path
+    settings.manifest.write_text(HEADER + "".join(rows))
+    settings.verification_file = settings.labels_file = None
+    settings.allow_outside_data_folder, settings.max_bad_share = False, 0.4
+    for name in names:
+        (tmp_path / name).touch()
+    log = tmp_path / "bad_files.txt"
+    log.write_text("0.wav\tis read from 9 s on\n1.wav\tis empty\n")
+    return log
+
+
+def mend_the_list(log):
+    """With other spans of the same files."""
+    own = log.with_name("own.csv")
+    own.write_text(own.read_text().replace(",0,32000", ",1,32001"))
+    return set()
+
+
+def mend_a_file(log):
+    """By one with an old time, as a copy mostly has it."""
+    os.utime(log.with_name("1.wav"), (0, 0))
+    return {"0.wav"}
+
+
+def leave_a_file_out(log):
+    """In a list that is older than the log."""
+    own = log.with_name("own.csv")
+    lines = own.read_text().splitlines(keepends=True)
+    own.write_text("".join(lines[:1] + lines[2:]))
+    later = own.stat().st_ctime_ns + 10**9
+    os.utime(log, ns=(later, later))
+    return {"1.wav"}
+
+
+@pytest.mark.parametrize("mend", [mend_the_list, mend_a_file, leave_a_file_out])
+def test_what_was_mended_is_not_refused_for_old_reasons(
+    settings, own_list, mend
+):
+    folder = own_list.parent
+    with pytest.raises(ValueError, match="2 bad utterances"):
+        read_data(settings, Run(folder, 2, {}))
+    assert len(BadFiles(own_list).reasons) == 2  # a start lifts no limit
+    left = mend(own_list)
+    *_, bad = read_data(settings, Run(folder, 2, {}))
+    assert {*bad.reasons} == {*BadFiles(own_list).reasons} == left
 
 
 def test_files_of_a_users_list_are_tried(settings, tmp_path, caplog):
