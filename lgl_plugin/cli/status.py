@@ -79,15 +79,16 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
     from lgl_plugin.runs.provenance import (
         command_of,
         from_directory,
+        into_folder,
         read_starts,
     )
 
     holder, starts = writer_of(folder), read_starts(folder)
     done, failed = found["done"], found["failed"]
     start = starts[-1] if starts else {}
-    command = command_of(start, folder)
+    command, again = command_of(start, folder), "the same command"
     if command:
-        command = from_directory(start, command)
+        again = from_directory(start, command)
     train = TRAINED in done or "--train" in shlex.split(command or "")
     steps = steps_of(train)
     missing = [step for step in steps if step not in done]
@@ -122,9 +123,13 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
     if holder:
         yield f"Being written by {holder}: wait for its end"
     elif missing and missing[0] in failed:
-        yield f"Add recordings, then: {command or 'the same command'}"
+        # Beside verdicts on the recordings of before, others are refused.
+        place = ", into a new folder" if done.keys() - {START} else ""
+        if place and command:
+            again = from_directory(start, into_folder(command, "NEW"))
+        yield f"Add recordings, then{place}: {again}"
     elif missing or any_kept and not is_written:
-        yield f"Go on with: {command or 'the same command'}"
+        yield f"Go on with: {again}"
     elif any_kept:
         page = folder / "report" / "index.html"
         yield f"Next: {page}; lgl who {exported} AUDIO OUT"

@@ -24,7 +24,12 @@ from lgl_plugin.report.run_log import failure, warnings_and_errors
 from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
 from lgl_plugin.runs.pretrained import YAML
-from lgl_plugin.runs.provenance import command_of, from_directory, read_starts
+from lgl_plugin.runs.provenance import (
+    command_of,
+    from_directory,
+    into_folder,
+    read_starts,
+)
 from lgl_plugin.runs.run import GATE, SCORES, planned_steps, stage1_steps
 from lgl_plugin.runs.state import STATE, read_state, refuse_adaptation
 from lgl_plugin.utils.files import is_outside, load_arrays
@@ -113,6 +118,8 @@ class Results:
         """
         start = self.starts[-1] if self.starts else {}
         command = command_of(start, self.folder)
+        if not (self.folder / STATE).exists():
+            return self._first_command(start, command)
         unfinished = bool(self.left or self.failed)
         if command and (unfinished or "stage 2" not in self.settings):
             # `lgl train` does both stages; a recipe's command names one.
@@ -135,6 +142,17 @@ class Results:
                 words = ["lgl", "who", str(encoder), "AUDIO", "OUT"]
                 return "Next", shlex.join(words)
         return "Next", shlex.join(["lgl", "export", str(self.folder)])
+
+    def _first_command(self, start, command):
+        """Returns what `next_command` does of a folder without a state.json.
+
+        A run that has logged anything refuses to go on there.
+        """
+        if self.records or command is None:
+            reason = f"It holds no {STATE}, so that no run can go on here"
+            new = into_folder(command or "lgl train AUDIO", "NEW")
+            return f"{reason}. Begin anew", from_directory(start, new)
+        return "Go on with", from_directory(start, command)
 
     def _stage2_words(self, command):
         """Returns the words of Stage II's command; none after a user's yaml.

@@ -75,6 +75,11 @@ def command_of(start: dict, folder: str | pathlib.Path) -> str | None:
     command, here = start.get("command"), os.path.abspath(folder)
     if command is None or start.get("folder", here) == here:
         return command
+    return into_folder(command, here)
+
+
+def into_folder(command: str, folder: str) -> str:
+    """Returns a command with another output_folder."""
     words = iter(shlex.split(command))
     kept = []
     for word in words:
@@ -82,7 +87,7 @@ def command_of(start: dict, folder: str | pathlib.Path) -> str | None:
             next(words, None)
         elif key_of(word) != "output_folder":
             kept.append(word)
-    return shlex.join([*kept, f"--output_folder={here}"])
+    return shlex.join([*kept, f"--output_folder={folder}"])
 
 
 def from_directory(start: dict, command: str) -> str:

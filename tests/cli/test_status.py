@@ -1,10 +1,12 @@
 """lgl status: how far a run is, what it shows and what comes next."""
 
+import dataclasses
 import json
 
 import pytest
 from made_run import make_run
 
+from lgl_plugin.adaptation.verdict import Verdict
 from lgl_plugin.cli.main import main
 from lgl_plugin.report.overview import overview
 from lgl_plugin.report.results import Results
@@ -188,3 +190,40 @@ def test_stage2_goes_on_from_the_positives_of_any_method(tmp_path, capsys):
     (folder / "starts.jsonl").write_text(json.dumps(start))
     last = status(folder, capsys).splitlines()[-1]
     assert last.endswith(f"--pretrained_encoder={folder}/export/ssps")
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_more_recordings_go_where_they_are_not_refused(
+    judged, tmp_path, capsys, monkeypatch
+):
+    """Verdicts on some recordings and on more would not be of one encoder."""
+    command = "lgl adapt enc audio --train --output_folder"
+    run = Run(tmp_path / "run", 0, {"made_from": {}})
+    run.done = {"start": {}}
+    if judged:
+        kept = dataclasses.asdict(Verdict(20, 4.0, 5.0, 0.5, 2.0))
+        run.done |= {"centring": kept, "whitening": kept}
+    run.failed = {"split" if judged else "centring": "too few"}
+    run.save()
+    start = {"command": f"{command} {run.folder}"}
+    (run.folder / "starts.jsonl").write_text(json.dumps(start))
+    monkeypatch.setattr("lgl_plugin.cli.status.writer_of", lambda folder: None)
+    last = status(run.folder, capsys).splitlines()[-1]
+    if judged:
+        into = f"Add recordings, then, into a new folder: {command}=NEW"
+        assert last == into
+    else:
+        assert last == f"Add recordings, then: {command} {run.folder}"
+
+
+def test_a_folder_without_its_state_is_not_to_be_gone_on_with(tmp_path, capsys):
+    """As of a copy without it; neither a training nor an export would."""
+    folder = make_run(tmp_path / "run")
+    (folder / "state.json").unlink()
+    (folder / "starts.jsonl").write_text('{"command": "lgl train mine"}\n')
+    said = "It holds no state.json, so that no run can go on here. Begin anew: "
+    last = status(folder, capsys).splitlines()[-1]
+    assert last == f"{said}lgl train mine --output_folder=NEW"
+    (tmp_path / LOCK).touch()
+    last = status(tmp_path, capsys).splitlines()[-1]
+    assert last == f"{said}lgl train AUDIO --output_folder=NEW"
