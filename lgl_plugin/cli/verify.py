@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cohort",
         help="folder of unlabelled audio; with it, whitening, PLDA and AS-norm",
     )
-    add("--top", type=int, help="nearest of the cohort that count; none: 300")
+    add(
+        "--top",
+        type=int,
+        help="nearest of the cohort that count; none: 300, or all if fewer",
+    )
     add(
         "--cohort_utterances",
         type=int,

@@ -85,7 +85,6 @@ def verify_encoders(
             "--top and --cohort_utterances are for a cohort: add --cohort, or "
             "leave them out"
         )
-    top = TOP if top is None else top
     if cohort_utterances is None:
         cohort_utterances = 20000
     # First of all, while the arguments are the only local variables.
@@ -109,12 +108,25 @@ def verify_encoders(
         tested = trial_lists, audio
         drawn = cohort_utterances, seed, channel, rates
         others = draw_cohort(cohort, *tested, *drawn)
+        if len(others) < 2:
+            raise ValueError(
+                f"{len(others)} of --cohort_utterances={cohort_utterances} "
+                f"could be drawn from {cohort}, and 2 are needed: give more "
+                "audio"
+            )
+        if top is None:
+            top = min(TOP, len(others))
+            if top < TOP:
+                print(
+                    f"The cohort has {top} files, fewer than {TOP}: all count"
+                )
         if not 2 <= top <= len(others):
             raise ValueError(
                 f"--top={top} must be from 2 to the number of files drawn from "
                 f"{cohort}, which is {len(others)} of --cohort_utterances="
                 f"{cohort_utterances}: give more audio or a smaller --top"
             )
+    top = options["top"] = TOP if top is None else top
     output = pathlib.Path(output_folder)
     places = {n: output / n if len(lists) > 1 else output for n in lists}
     refuse_foreign(output, ())

@@ -353,6 +353,18 @@ def test_bad_files_of_the_cohort(encoder, corpus, tmp_path, capsys):
     assert "--top=16: the cohort has 12" in printed
 
 
+def test_a_small_cohort_counts_as_a_whole(encoder, corpus, tmp_path, capsys):
+    cohort = f"--cohort={corpus}"
+    metrics, rows = run(encoder, corpus, tmp_path / "default", cohort)
+    assert "The cohort has 12 files, fewer than 300: all count" in (
+        capsys.readouterr().out
+    )
+    assert metrics["options"]["top"] == 12
+    given = cohort, "--top=12"
+    assert rows == run(encoder, corpus, tmp_path / "given", *given)[1]
+    assert "all count" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("usable", [0, 1, 3])
 def test_a_cohort_that_gives_nothing_costs_no_result(
     encoder, corpus, tmp_path, capsys, usable
@@ -432,6 +444,15 @@ def write_stereo(path):
         (lambda at: at.pop("cohort"), "for a cohort: add --cohort"),
         (lambda at: at.update(top=13), "which is 12 of --cohort_utterances=20"),
         (lambda at: at.update(top=1), "--top=1 must be from 2"),
+        (
+            lambda at: [
+                path.unlink()
+                for speaker in OTHERS
+                for path in (at["audio"] / speaker).iterdir()
+                if (speaker, path.name) != ("dan", "0.wav")
+            ],
+            "1 of --cohort_utterances=20 could be drawn",
+        ),
         (lambda at: at.update(device="cuda:99"), "finds no GPU here"),
     ],
 )
