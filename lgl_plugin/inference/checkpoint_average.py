@@ -28,10 +28,14 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
             min_key="criterion", max_num_checkpoints=n_epochs
         )
     if len(found) < n_epochs:
+        several = len(found) > 1
+        instead = f"take --average={len(found)}" if several else "leave it out"
         raise ValueError(
             f"{run / step} has checkpoints of {len(found)} epochs, and "
-            f"--average={n_epochs} asks for more: train with "
-            f"--keep_checkpoints={n_epochs}"
+            f"--average={n_epochs} asks for more: {instead}. A step that is "
+            "done keeps no others: to have them, train it in another "
+            f"--output_folder with --keep_checkpoints={n_epochs} and as many "
+            "epochs"
         )
     name = f"{step}/average{n_epochs}"
     for part in NAMES:
