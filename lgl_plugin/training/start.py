@@ -26,7 +26,7 @@ from lgl_plugin.runs.weights import (
 )
 from lgl_plugin.training.session import Session
 from lgl_plugin.training.sizes import check_clusters
-from lgl_plugin.utils.distributed import from_main, launch_command
+from lgl_plugin.utils.distributed import by_lgl, from_main, launch_command
 
 logger = get_logger(__name__)
 
@@ -120,6 +120,11 @@ def check_encoder(
     )
     if given and pathlib.Path(given).is_dir():
         advice = f"{where_encoder_is(given)}."
+    elif given and by_lgl():
+        advice = (
+            "Set it to a SpeechBrain checkpoint, or leave it out, and Stage I "
+            "trains one."
+        )
     raise FileNotFoundError(f"{key}: there is no encoder at {path}. {advice}")
 
 

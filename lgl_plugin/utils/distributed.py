@@ -18,7 +18,7 @@ import torch.distributed.nn.functional
 def launch_command() -> str:
     """Returns the command that started this process, as one types it."""
     words, command = shlex.join(sys.argv), "python"
-    if os.path.basename(sys.argv[0]) in ("lgl", "__main__.py"):
+    if by_lgl():
         words, command = shlex.join(sys.argv[1:]), "lgl"
     if world_size() == 1:
         return f"{command} {words}"
@@ -29,6 +29,11 @@ def launch_command() -> str:
     if here < world_size():
         launch += f" --nnodes={world_size() // here}"
     return f"{launch} {words}"
+
+
+def by_lgl() -> bool:
+    """Says whether the command `lgl` started this process, not a script."""
+    return os.path.basename(sys.argv[0]) in ("lgl", "__main__.py")
 
 
 def world_size() -> int:

@@ -192,12 +192,16 @@ def test_wrong_keys_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("verb", ["train", "check"])
-def test_no_such_encoder(audio, tmp_path, capsys, verb):
+def test_no_such_encoder(audio, tmp_path, capsys, monkeypatch, verb):
+    """The advice is for this command, not for the recipe's script."""
+    monkeypatch.setattr("sys.argv", ["/env/bin/lgl", verb])
     words = [verb, str(audio), f"--pretrained_encoder={tmp_path}/no.ckpt"]
     words.append(f"--output_folder={tmp_path}/run")
     with pytest.raises(SystemExit, match="2"):
         main(words)
-    assert "no.ckpt: there is no encoder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no.ckpt: there is no encoder" in said
+    assert "or leave it out, and Stage I" in said and "train_lgl" not in said
     assert not (tmp_path / "run").exists()
 
 
