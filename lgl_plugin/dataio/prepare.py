@@ -53,6 +53,14 @@ WORKERS = 32
 # Counts of the files found; each file is in one count.
 COUNTS = ("kept", "excluded", "bad", "short")
 
+# Of the verbs and recipes that train: the others take folders alone.
+LIST_HINT = (
+    " A list of utterances is given beside it by --manifest, as a csv with the "
+    f"columns {','.join(COLUMNS)}."
+)
+# Extensions of lists, wav.scp of Kaldi's folders among them.
+LISTS = {".csv", ".tsv", ".scp"}
+
 # SpeechBrain's csv reader takes these for variables in every column but ID.
 _VARIABLE = re.compile(r"\$[\w.]")
 
@@ -158,7 +166,7 @@ def prepare_manifest(
     data_root = os.path.abspath(data_root or train_folder)
     trial_folder = os.path.abspath(trial_folder or data_root)
     manifest = pathlib.Path(manifest)
-    check_folders(train_folder, data_root)
+    check_folders(train_folder, data_root, to_train)
     check_from(0, max_bad_share=max_bad_share, channel=channel or 0)
     tested = trial_paths(trials, trial_folder) if trials else set()
     settings = {
@@ -185,21 +193,27 @@ def prepare_manifest(
                 "again."
             )
             return made
-    made, counts = _scan(settings, manifest, tested, accept, list_again)
+    made, counts = _scan(
+        settings, manifest, tested, accept, list_again, to_train
+    )
     if changes:  # said only now: what is refused leaves the manifest as it was
         logger.warning(f"Made {manifest} again: {', '.join(changes)}.")
     _log_notices(made, counts, manifest, to_train)
     return made
 
 
-def check_folders(train_folder: str, data_root: str) -> None:
+def check_folders(
+    train_folder: str, data_root: str, to_train: bool = True
+) -> None:
     """Raises unless train_folder is a folder in data_root, absolute paths."""
     if not os.path.isdir(train_folder):
         state = "is no folder" if os.path.exists(train_folder) else "is missing"
+        extension = os.path.splitext(train_folder)[1].lower()
+        is_list = os.path.isfile(train_folder) and extension not in EXTENSIONS
         raise FileNotFoundError(
             f"the folder of audio {train_folder} {state}. Name the one where "
             "the audio lies; a recipe does so by --data_folder, or by "
-            "--train_folder itself."
+            "--train_folder itself." + LIST_HINT * (is_list and to_train)
         )
     if os.path.commonpath((train_folder, data_root)) != data_root:
         raise ValueError(
@@ -292,7 +306,7 @@ def _stamped(files, folder, stamps):
         yield name, problem
 
 
-def _scan(settings, manifest, tested, accept, stamp):
+def _scan(settings, manifest, tested, accept, stamp, to_train):
     """Writes bad_files.txt, the manifest and its sidecar, which it returns.
 
     With it come all counts.
@@ -334,7 +348,7 @@ def _scan(settings, manifest, tested, accept, stamp):
             "passed_over": dict(passed_over),
         }
         bad.flush()
-        _check_counts(made, bad.name, refused)
+        _check_counts(made, bad.name, refused, to_train)
         if accept is not None:
             out.flush()
             accept(pathlib.Path(out.name))
@@ -401,7 +415,7 @@ def _name_problem(path):
     return name_problem(path)
 
 
-def _check_counts(made, bad_files, refused):
+def _check_counts(made, bad_files, refused, to_train):
     """Raises ValueError when too little came of a scan.
 
     Where too many files are bad, their list is copied to `refused`.
@@ -412,16 +426,18 @@ def _check_counts(made, bad_files, refused):
         others = collections.Counter(made["passed_over"]).most_common(5)
         instead = ", ".join(f"{count} {kind}" for kind, count in others)
         if os.path.exists(os.path.join(folder, RECORD)):
-            raise ValueError(
-                f"{folder} holds shards of `lgl pack`: add "
-                f"--manifest={os.path.join(folder, 'manifest.csv')}"
-            )
+            advice = f"add --manifest={os.path.join(folder, 'manifest.csv')}"
+            if not to_train:
+                advice = "they are to train on. Name the recordings' folder"
+            raise ValueError(f"{folder} holds shards of `lgl pack`: {advice}")
         raise ValueError(
             f"there is no audio below {folder}. Looked for "
             f"{', '.join(EXTENSIONS)}; found {instead or 'no file at all'}. "
             "Name the folder where the audio lies (a recipe does so by "
             "--data_folder, or by --train_folder itself), or convert the "
             "audio to one of these."
+            + LIST_HINT
+            * (to_train and bool(LISTS & made["passed_over"].keys()))
         )
     wrong = made["bad"] + made["short"]
     share = settings["max_bad_share"]

@@ -79,6 +79,22 @@ def test_nothing_is_written_among_the_recordings(
     assert sorted(mine.rglob("*")) == before
 
 
+@pytest.mark.parametrize("call", ["embed {} out", "who {} out", "adapt {}"])
+def test_shards_are_for_training_alone(
+    encoder, call, tmp_path, capsys, monkeypatch
+):
+    """None of these has a --manifest."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shards.json").write_text("{}")
+    words = call.format(f"{encoder} shards").split()
+    words += ["--output_folder=out"] if words[0] == "adapt" else []
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--device=cpu"])
+    said = capsys.readouterr().err
+    assert "Name the recordings' folder" in said and "--manifest" not in said
+
+
 def test_vectors_stand_in_the_order_of_their_names(encoder, audio, tmp_path):
     embed(encoder, audio, tmp_path)
     vectors = np.load(tmp_path / "vectors.npy")

@@ -857,3 +857,21 @@ def test_a_share_out_of_range(tmp_path):
     put(tmp_path / "wav/ann/1.wav")
     with pytest.raises(ValueError, match="max_bad_share"):
         scan(tmp_path, max_bad_share=-0.1)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "files.txt", "kaldi/wav.scp"])
+def test_a_list_in_the_place_of_a_folder(name, tmp_path):
+    """Where there is no --manifest, nothing says to use it."""
+    path = tmp_path / "audio" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("utterance /of/somebody.wav\n")
+    given = path.parent if path.parent.name == "kaldi" else path
+    listed = tmp_path / "manifest.csv"
+    for to_train in (True, False):
+        with pytest.raises((FileNotFoundError, ValueError)) as refused:
+            prepare_manifest(given, listed, to_train=to_train)
+        hint = "by --manifest, as a csv with the columns ID,duration,wav,"
+        assert (hint in str(refused.value)) == to_train
+    with pytest.raises(FileNotFoundError) as refused:
+        prepare_manifest(tmp_path / "audio.wav", listed)
+    assert "--manifest" not in str(refused.value)
