@@ -7,9 +7,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import pathlib
 import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lgl_plugin.cli.common import show_notices
@@ -21,6 +26,7 @@ from lgl_plugin.cli.train import (
     suggest,
 )
 from lgl_plugin.runs.arguments import key_of
+from lgl_plugin.utils.errors import EXPLAINED, logged_message
 
 if TYPE_CHECKING:
     from lgl_plugin.dataio.manifest import Manifest
@@ -40,8 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     """Prints counts, the machine, and an estimate by steps of the preset."""
-    import tempfile
-
     from lgl_plugin.cli.cost import check_cost
 
     show_notices()
@@ -51,8 +55,7 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     given = [word for word in given if word not in of_run]
     of_run = of_run or ["--output_folder=RUN"]
     words = ["lgl", "train", audio, *of_run, *given]
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
+    with scratch() as folder:
         choices = {"preset": preset or "small", "n_clusters": 2}
         run = folder / "run"
         parsed, of_stages = parse(choices, audio, run, given)
@@ -83,6 +86,31 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
         raise SystemExit(1)  # for scripts: `lgl check A && lgl train A ...`
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[pathlib.Path]:
+    """Makes a folder that goes in the end, unless an error names its files.
+
+    Notices that name them are not shown.
+    """
+    folder = tempfile.mkdtemp(prefix="lgl-check-")
+    notices = logging.getLogger("lgl_plugin.dataio.prepare")
+
+    def outlasts(record):
+        return folder not in record.getMessage()
+
+    notices.addFilter(outlasts)
+    named = False
+    try:
+        yield pathlib.Path(folder)
+    except EXPLAINED as error:
+        named = folder in logged_message(error)
+        raise
+    finally:
+        notices.removeFilter(outlasts)
+        if not named:
+            shutil.rmtree(folder)
+
+
 def check_audio(
     settings: Settings, folder: pathlib.Path
 ) -> tuple[dict, Manifest]:
@@ -92,7 +120,6 @@ def check_audio(
     own is taken as it is, and copied to the folder.
     """
     import collections
-    import shutil
 
     import numpy as np
 
@@ -194,8 +221,6 @@ def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
 
 def show_machine() -> None:
     """Prints what the machine has."""
-    import shutil
-
     import torch
 
     from lgl_plugin.runs.provenance import device_name, versions

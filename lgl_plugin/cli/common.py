@@ -69,7 +69,9 @@ def show_notices() -> None:
     # DEBUG, since tracebacks are logged as that, for log.txt; the screen shows
     # INFO.
     logging.getLogger("lgl_plugin").setLevel(logging.DEBUG)
-    # SpeechBrain names what it switches off in torch, each time.
-    logging.getLogger("speechbrain.utils.quirks").setLevel(logging.WARNING)
+    # SpeechBrain names what it switches off in torch, and the seed of each
+    # yaml that is read.
+    for name in ("quirks", "seed"):
+        logging.getLogger(f"speechbrain.utils.{name}").setLevel(logging.WARNING)
     if logging.lastResort is not None:  # shows what no handler takes
         logging.lastResort.setLevel(logging.INFO)

@@ -500,7 +500,7 @@ def _log_notices(made, counts, manifest, to_train):
     if counts["bad"] + counts["short"]:
         logger.warning(
             f"{counts['bad']} unusable and {counts['short']} short files are "
-            "left out; bad_files.txt names them."
+            f"left out; {manifest.with_name('bad_files.txt')} names them."
         )
     if counts["converted"]:
         channel = settings["channel"]

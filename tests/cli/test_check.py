@@ -1,7 +1,10 @@
 """lgl check: counts, the machine, timed steps, an estimate."""
 
+import pathlib
+import re
 import shutil
 import sys
+import tempfile
 import types
 from unittest import mock
 
@@ -64,6 +67,50 @@ def test_what_is_there_and_what_it_costs(folder, capsys, monkeypatch):
     assert last.startswith(f"Train it with: lgl train {folder} --output_folder")
     assert last.endswith("--max_bad_share=0.09") and TINY[1] in last
     assert sorted(folder.rglob("*")) == before  # nothing is written there
+
+
+def named_files(text):
+    """The files of the check's own folder that a text names."""
+    found = re.findall(rf"{tempfile.gettempdir()}/lgl-check-[\w/.-]*\w", text)
+    return [pathlib.Path(name) for name in found]
+
+
+def test_no_file_is_named_that_is_gone(
+    folder, opened, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    main(["check", str(folder), *TINY, LENIENT])
+    printed = "".join(capfd.readouterr())
+    assert not named_files(printed) and "bad_files.txt" not in printed
+    assert "Setting seed" not in printed
+    rows = [f"{n},0.5,$data_root/ann/{n}.wav,0,8000," for n in range(9)]
+    head = "ID,duration,wav,start,stop,spk_id"
+    (tmp_path / "own.csv").write_text("\n".join([head, *rows]))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.wav").write_bytes(b"no audio")
+    own = str(folder), *FEW, f"--manifest={tmp_path}/own.csv"
+    for words in own, (str(tmp_path / "bad"),):
+        with pytest.raises(SystemExit, match="2"):
+            main(["check", *words, *TINY])
+        (path,) = named_files(capfd.readouterr().err)
+        assert path.read_text().startswith(("4\t", "a.wav\t"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), ValueError("no")])
+def test_the_log_that_has_a_traceback_stays(
+    folder, error, capfd, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cost, "cost_of_stage1", mock.Mock(side_effect=error))
+    with pytest.raises(SystemExit):
+        main(["check", str(folder), *TINY, LENIENT])
+    said = named_files(capfd.readouterr().err)
+    assert [path.name for path in said] == ["log.txt"] * isinstance(
+        error, RuntimeError
+    )
+    for path in said:
+        assert "RuntimeError: no" in path.read_text()
+    assert bool([*tmp_path.glob("lgl-check-*")]) == bool(said)
 
 
 def test_what_will_not_do_is_status_2(folder, capsys):
