@@ -402,13 +402,23 @@ def _check_peak(peak):
         raise BadAudio(f"holds samples {extent}")
 
 
-def check_sound(wav: torch.Tensor) -> None:
-    """Raises BadAudio if a waveform (time,) is silent."""
-    if is_silent(wav):
+def check_sound(wav: torch.Tensor, has_sound_alone: Callable[[], bool]) -> None:
+    """Raises BadAudio if a waveform (time,) is silent.
+
+    The second argument says whether the first channel of what was averaged,
+    if it was, has sound.
+    """
+    if not is_silent(wav):
+        return
+    if has_sound_alone():
         raise BadAudio(
-            "is silent: no sample that was read is above "
-            f"{20 * math.log10(SILENCE):.0f} dB of full scale"
+            "is silent as the mean of its channels, which cancel each other: "
+            "name one by --channel, or in the column channel of a manifest"
         )
+    raise BadAudio(
+        "is silent: no sample that was read is above "
+        f"{20 * math.log10(SILENCE):.0f} dB of full scale"
+    )
 
 
 def is_silent(wav: torch.Tensor) -> bool:
@@ -448,11 +458,16 @@ def read_beginning(
     Where these are silent, they are those from the first sound on; `BadAudio`
     is raised if there is none. Otherwise as `read_audio`.
     """
-    source = sample_rate, place, channel
-    part = read_audio(wav, offset, min(duration, limit), *source)
-    if is_silent(part) and duration > limit:
-        part = _read_from_sound(wav, part, offset, duration, limit, *source)
-    check_sound(part)
+
+    def read(channel):
+        source = sample_rate, place, channel
+        part = read_audio(wav, offset, min(duration, limit), *source)
+        if is_silent(part) and duration > limit:
+            return _read_from_sound(wav, part, offset, duration, limit, *source)
+        return part
+
+    part = read(channel)
+    check_sound(part, lambda: channel is None and not is_silent(read(0)))
     return part
 
 

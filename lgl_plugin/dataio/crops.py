@@ -104,6 +104,12 @@ def _replace_silent(
     end = offset + duration
     replaced = []
     with open_audio(path, place) as audio:
+
+        def has_sound_alone():
+            if channel is not None or audio.channels == 1:
+                return False
+            return any(True for _ in sounds(audio, offset, end, sample_rate, 0))
+
         for own, wav in zip(starts, crops):
             if is_silent(wav):
                 found = itertools.chain(
@@ -119,7 +125,7 @@ def _replace_silent(
                 if start is not None:
                     taken.append(start)
                     wav = decode_span(audio, start, size, sample_rate, channel)
-                check_sound(wav)
+                check_sound(wav, has_sound_alone)
             replaced.append(wav)
     return replaced
 

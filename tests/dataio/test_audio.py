@@ -219,11 +219,18 @@ def test_silence_is_a_level(tmp_path):
     noise = np.random.default_rng(0).integers(-9999, 9999, 16000, np.int16)
     soundfile.write(tmp_path / "a.wav", np.c_[noise, 1 - noise], 16000)
     assert 0 < read_audio(tmp_path / "a.wav").abs().max() < 1.6e-5
-    with pytest.raises(BadAudio, match="silent: no .* -80 dB"):
+    said = "silent as the mean of its channels, .* name one by --channel"
+    with pytest.raises(BadAudio, match=said):
         read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.3, 2)
+    with pytest.raises(BadAudio, match=said):
+        audio.read_beginning(tmp_path / "a.wav", 0.0, 1.0, 0.5)
     assert read_crops(tmp_path / "a.wav", 0.0, 1.0, 0.3, channel=1).any()
-    with pytest.raises(BadAudio, match="silent"):
-        audio.check_sound(read_audio(tmp_path / "a.wav"))
+    # One channel that is silent by itself, beside one that is not; and both.
+    for first, channel in ((noise, 1), (0 * noise, None)):
+        soundfile.write(tmp_path / "c.wav", np.c_[first, 0 * noise], 16000)
+        for read in (read_crops, audio.read_beginning):
+            with pytest.raises(BadAudio, match="silent: no .* -80 dB"):
+                read(tmp_path / "c.wav", 0.0, 1.0, 0.5, channel=channel)
     # A crop of dither gives way to sound, as one of zeros does.
     quiet = np.r_[np.full(60000, 1e-5), noise[:2000] / 32768]
     soundfile.write(tmp_path / "b.wav", quiet, 16000, subtype="FLOAT")

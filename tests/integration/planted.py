@@ -139,7 +139,7 @@ KINDS = {
     "channels that cancel": Kind(
         "phase.wav",
         audio(change=lambda x: np.c_[x, 1 / 32767 - x]),
-        "silent",
+        "cancel each other",
     ),
     "a fork of macOS": Kind("._fork.wav", content(b"\0\5\x16\7" * 20), HIDDEN),
     "a hidden copy": Kind(".copy.wav", audio(), HIDDEN),
