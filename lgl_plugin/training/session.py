@@ -44,6 +44,7 @@ from lgl_plugin.training.sizes import (
 from lgl_plugin.utils.device import check_device, keep_freed_memory
 from lgl_plugin.utils.distributed import from_main, world_size
 from lgl_plugin.utils.files import atomic_write, explain_full_disk
+from lgl_plugin.utils.signals import stop
 
 logger = get_logger(__name__)
 
@@ -151,6 +152,7 @@ class Session:
             # Two batches are no result: they neither count as done nor mix
             # with a real run.
             folder = folder / "debug"
+            stop.keeps = False
             from_main(_forget, folder)
             # By default each rank would get a temporary checkpoint folder of
             # its own, and the ranks would wait for each other for ever.

@@ -36,6 +36,7 @@ class Stop:
 
     def __init__(self):
         self.deferred = False  # whether a step is to be finished first
+        self.keeps = True  # whether the same command goes on
         self.requested: int | None = None  # the signal that came meanwhile
         self.owner: int | None = None  # the process that installed handlers
         self._timer: threading.Timer | None = None
@@ -51,6 +52,7 @@ class Stop:
             yield
             return
         self.owner, self.deferred, self.requested = os.getpid(), False, None
+        self.keeps = True
         before = [signal.signal(number, self.handle) for number in SIGNALS]
         streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = map(PipeProof, streams)
@@ -139,11 +141,12 @@ class Stop:
         """Logs how to go on; raises SystemExit with a shell's status."""
         number = number or self.requested or signal.SIGTERM
         if if_main_process():
+            outlook = "what is done is kept. Go on with the same command"
+            if not self.keeps:
+                outlook = "of a trial nothing is kept. Begin it anew with"
             logger.info(
-                "Stopped by %s; what is done is kept. Go on with the same "
-                "command:\n%s",
-                signal.Signals(number).name,
-                launch_command(),
+                "Stopped by %s; %s:\n%s",
+                *(signal.Signals(number).name, outlook, launch_command()),
             )
         raise SystemExit(128 + number)
 

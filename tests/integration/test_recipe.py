@@ -22,6 +22,7 @@ from lgl_plugin.runs.run import fork
 from lgl_plugin.training.epoch_selection import CRITERIA
 from lgl_plugin.training.health import findings
 from lgl_plugin.utils.files import checksum
+from lgl_plugin.utils.signals import stop
 
 
 def test_rows_of_the_run(run):
@@ -155,6 +156,7 @@ def test_debug_leaves_no_trace_in_the_run(run, corpus):
     before = (run / "metrics.jsonl").read_bytes()
     state = (run / "state.json").read_bytes()
     train_here("small_stage1.yaml", corpus, run, *STAGE1, "--debug")
+    assert not stop.keeps  # or a signal would have said to go on
     assert (run / "metrics.jsonl").read_bytes() == before
     assert (run / "state.json").read_bytes() == state
 

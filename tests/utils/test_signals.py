@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import pytest
 
@@ -124,6 +125,20 @@ def test_a_block_within_another_deferral_may_not_leave():
                 os.kill(os.getpid(), signal.SIGTERM)
             assert (outer, inner) == (True, False)
             assert stop.deferred  # the inner block's end is not the end
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_trial_that_keeps_nothing_does_not_say_to_go_on(keeps, monkeypatch):
+    logger, stop = mock.Mock(), Stop()
+    monkeypatch.setattr(signals, "logger", logger)
+    with pytest.raises(SystemExit), stop.on_signals():
+        stop.keeps = keeps
+        stop.leave(signal.SIGTERM)
+    text, *parts = logger.info.call_args[0]
+    assert ("Go on with" in text % (*parts,)) == keeps
+    assert ("Begin it anew" in text % (*parts,)) == (not keeps)
+    with stop.on_signals():
+        assert stop.keeps
 
 
 SCRIPT = """
