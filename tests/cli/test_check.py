@@ -76,11 +76,11 @@ def named_files(text):
 
 
 def test_no_file_is_named_that_is_gone(
-    folder, opened, tmp_path, capfd, monkeypatch
+    folder, opened, tmp_path, capfd, caplog, monkeypatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     main(["check", str(folder), *TINY, LENIENT])
-    printed = "".join(capfd.readouterr())
+    printed = "".join(capfd.readouterr()) + caplog.text
     assert not named_files(printed) and "bad_files.txt" not in printed
     assert "Setting seed" not in printed
     rows = [f"{n},0.5,$data_root/ann/{n}.wav,0,8000," for n in range(9)]
