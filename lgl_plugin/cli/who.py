@@ -57,6 +57,7 @@ def run(
     """
     import pathlib
 
+    from lgl_plugin.dataio.folder import refuse_recordings
     from lgl_plugin.dataio.given import read_given, read_names
     from lgl_plugin.inference.folder import embed_folder, refuse_foreign
     from lgl_plugin.inference.speakers import (
@@ -93,6 +94,7 @@ def run(
                 "number of files"
             )
 
+    refuse_recordings(output)
     refuse_foreign(output, MADE, store)
     manifest, found = embed_folder(
         encoder, audio, store, device, num_workers, check, channel

@@ -132,6 +132,15 @@ def name_problem(path: str) -> str | None:
     return None
 
 
+def refuse_recordings(folder: str | pathlib.Path) -> None:
+    """Raises FileExistsError if results would lie among recordings."""
+    for name, _ in find_audio(folder) if os.path.isdir(folder) else ():
+        raise FileExistsError(
+            f"{folder} holds recordings, such as {one_line(name)}, and the "
+            "results would lie among them: name another folder"
+        )
+
+
 def is_hidden(name: str) -> bool:
     """Tells whether a file or folder is hidden or kept by a system."""
     return name.startswith(".") or SYSTEM.fullmatch(name) is not None

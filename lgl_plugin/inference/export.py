@@ -30,7 +30,6 @@ from lgl_plugin.dataio.manifest import (
 )
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.calibration import find_threshold
-from lgl_plugin.inference.folder import refuse_among
 from lgl_plugin.inference.inference_model import InferenceModel, check_target
 from lgl_plugin.inference.model_card import (
     last_name,
@@ -139,9 +138,6 @@ def export(
     source = read_trained_step(run, step, backend, *places, threshold is None)
     custom = threshold is not None or licence != "other" or backend is not None
     name = source.short_name + ("-custom" if custom else "")
-    audio = pathlib.Path(source.model.settings["train_folder"])
-    if folder and not run.resolve().is_relative_to(audio.resolve()):
-        refuse_among(folder, audio)
     folder = folder or run / "export" / name
     check_target(folder, run)  # before the search for a threshold
     if custom and (pathlib.Path(folder) / YAML).exists():

@@ -11,6 +11,7 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.folder import refuse_recordings
 from lgl_plugin.dataio.manifest import Manifest, load_manifest, one_line
 from lgl_plugin.dataio.prepare import prepare_manifest
 from lgl_plugin.inference.extractor import load_extractor
@@ -94,7 +95,7 @@ def embed_folder(
     (1078, 192)
     """
     folder, device = pathlib.Path(folder), check_device(device)
-    refuse_among(folder, audio)
+    refuse_recordings(folder)
     # The encoder first: what is wrong with it shows before a long scan.
     extract = load_extractor(encoder, device, num_workers)
     refuse_foreign(folder, MADE, folder)
@@ -220,16 +221,6 @@ def refuse_foreign(
         raise FileExistsError(
             f"{folder} holds {', '.join(there)}, which would be replaced: "
             "name another folder, or delete these files"
-        )
-
-
-def refuse_among(folder: str | pathlib.Path, audio: str | pathlib.Path) -> None:
-    """Refuses to write into a folder of recordings, or one within."""
-    within = pathlib.Path(folder).resolve()
-    if within.is_relative_to(pathlib.Path(audio).resolve()):
-        raise ValueError(
-            f"{folder} would lie among the recordings of {audio}: name a "
-            "folder outside of it"
         )
 
 

@@ -10,8 +10,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.folder import find_audio
-from lgl_plugin.dataio.manifest import one_line
+from lgl_plugin.dataio.folder import refuse_recordings
 from lgl_plugin.inference.backends import Backend
 from lgl_plugin.inference.extractor import Extractor
 from lgl_plugin.inference.onnx_export import ONNX
@@ -289,12 +288,8 @@ def check_target(folder: PathLike, run: PathLike | None = None) -> None:
             "name another folder"
         )
     # A recording that was added to an exported folder is its example.
-    if not (folder / YAML).exists() and folder.is_dir():
-        for name, _ in find_audio(folder):
-            raise FileExistsError(
-                f"{folder} holds recordings, such as {one_line(name)}, and the "
-                "encoder would lie among them: name another folder"
-            )
+    if not (folder / YAML).exists():
+        refuse_recordings(folder)
 
 
 def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
