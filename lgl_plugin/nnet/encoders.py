@@ -218,7 +218,7 @@ def restricted(
 class LogMelStatistics(torch.nn.Module):
     """A network without weights: means and deviations of log-mel bands.
 
-    The floor that any training must beat, once whitened
+    The baseline that any training must beat, once whitened
     (`lgl_plugin.inference.backends.Whitening`).
 
     Example

@@ -19,7 +19,7 @@ from scipy.special import ndtri
 
 from lgl_plugin.clustering.number import Estimate
 from lgl_plugin.metrics.error_rates import eer, operating_points
-from lgl_plugin.runs.metrics_log import FLOOR, TRUE_LABELS
+from lgl_plugin.runs.metrics_log import LOG_MEL_STATISTICS, TRUE_LABELS
 from lgl_plugin.utils.files import atomic_write
 
 # SpeechBrain's log.txt takes DEBUG of all loggers, and matplotlib's tells about
@@ -38,7 +38,7 @@ MARKERS = "os^DvPX"
 LINES = ("-", "--", "-.", ":")
 GREY = "#8C8C8C"
 # Rows of the table that are no phase of the pipeline.
-REFERENCES = (FLOOR, TRUE_LABELS)
+REFERENCES = (LOG_MEL_STATISTICS, TRUE_LABELS)
 PHASES = ("Stage I", "ssps", "classifier", "gated", "large_margin")
 BINS = 60  # of the loss histogram
 
@@ -105,8 +105,8 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
 
     A kind's runs are a list of their rows from `metrics_log.summarise`; the
     line with markers is their mean. Rows that are no phase of the pipeline,
-    such as the log-mel floor, are dotted lines across. Without EER and NMI the
-    line is the pseudo-EER's.
+    such as the baseline, are dotted lines across. Without EER and NMI the line
+    is the pseudo-EER's.
     """
     runs = [rows for kind in kinds.values() for rows in kind]
     known = list(dict.fromkeys(name for rows in runs for name in rows))

@@ -6,7 +6,7 @@ import numpy as np
 
 from lgl_plugin.report.page import Block, Command, Summary
 from lgl_plugin.report.results import Results
-from lgl_plugin.runs.metrics_log import COLUMNS, FLOOR, LABEL_FREE
+from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, LOG_MEL_STATISTICS
 from lgl_plugin.training import health
 
 
@@ -41,7 +41,7 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
 
 
 def _quality(results):
-    """Returns the latest EER and its distance to the floor, if any.
+    """Returns the latest EER and its distance to the baseline's, if any.
 
     Label-free figures come after these.
     """
@@ -50,12 +50,13 @@ def _quality(results):
     if rates:
         name, rate = list(rates.items())[-1]
         facts[f"EER, {name} (95 %)"] = f"{rate:.1f} %{interval(results, name)}"
-        key, under = _same_backend(rows[name], rows.get(FLOOR, {}))
-        floor = rows.get(FLOOR, {}).get(key, rows[name][key])
-        gap = floor - rows[name][key]
+        key, under = _same_backend(rows[name], rows.get(LOG_MEL_STATISTICS, {}))
+        baseline = rows.get(LOG_MEL_STATISTICS, {})
+        base = baseline.get(key, rows[name][key])
+        gap = base - rows[name][key]
         if gap:
             side = "below" if gap > 0 else "above"
-            title = f"{side} the {floor:.1f} % of {FLOOR}{under}"
+            title = f"{side} the {base:.1f} % of {LOG_MEL_STATISTICS}{under}"
             facts[title] = f"{abs(gap):.1f} points"
     for key in LABEL_FREE:
         heading, factor, digits = COLUMNS[key]
@@ -66,13 +67,13 @@ def _quality(results):
     return facts
 
 
-def _same_backend(row, floor):
-    """Returns the figure by which a row and the floor's compare, in words too.
+def _same_backend(row, baseline):
+    """Returns the figure that a row and the baseline's share, in words too.
 
-    The floor's embeddings are whitened: the cosine alone would hold that
+    The baseline's embeddings are whitened: the cosine alone would hold that
     against a network.
     """
-    if "eer_backend" in row.keys() & floor.keys():
+    if "eer_backend" in row.keys() & baseline.keys():
         return "eer_backend", ", both under the back-end"
     return "eer", ""
 
@@ -81,15 +82,14 @@ def _doubts(results):
     """Yields sentences about settings, figures and steps that look wrong."""
     for _, warning in health.findings(results.records):
         yield warning
-    of_floor = results.rows.get(FLOOR, {})
+    baseline = results.rows.get(LOG_MEL_STATISTICS, {})
     for name, row in results.rows.items():
-        key, under = _same_backend(row, of_floor)
-        rate, floor = row.get(key, 0.0), of_floor.get(key, np.inf)
-        if name != "untrained" and rate > floor:
+        key, under = _same_backend(row, baseline)
+        rate, base = row.get(key, 0.0), baseline.get(key, np.inf)
+        if name != "untrained" and rate > base:
             yield (
-                f"{name}: an EER of {rate:.1f} % is above the floor of "
-                f"{floor:.1f} % that log-mel statistics reach without a "
-                f"network{under}."
+                f"{name}: an EER of {rate:.1f} % is above the {base:.1f} % "
+                f"that log-mel statistics reach without a network{under}."
             )
     for step, reason in results.failed.items():
         yield f"{step} failed ({reason}); the same command tries it again."

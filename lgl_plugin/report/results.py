@@ -22,7 +22,11 @@ from lgl_plugin.evaluation.verification import bootstrap_eer
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.report.run_log import failure, warnings_and_errors
 from lgl_plugin.runs.arguments import for_other_stage, key_of
-from lgl_plugin.runs.metrics_log import FLOOR, read_metrics, summarise
+from lgl_plugin.runs.metrics_log import (
+    LOG_MEL_STATISTICS,
+    read_metrics,
+    summarise,
+)
 from lgl_plugin.runs.pretrained import YAML
 from lgl_plugin.runs.provenance import (
     command_of,
@@ -255,7 +259,7 @@ class Results:
     def scored(self) -> dict[str, pathlib.Path]:
         """Maps each scored phase's name, as of `summarise`, to its file."""
         files = {
-            FLOOR: "baselines/floor.npz",
+            LOG_MEL_STATISTICS: "baselines/floor.npz",
             "untrained": "baselines/untrained.npz",
             "Stage I": f"stage1/{SCORES}",
             "Stage I, SSPS": f"ssps/{SCORES}",

@@ -53,7 +53,7 @@ def error_rate_by_phase(results: Results) -> Iterator[Block]:
             figures.error_rate_by_phase({results.name: [results.rows]}),
             "EER and NMI over the phases; the figures are in the table below.",
             "EER on the trial list and NMI of the pseudo-labels over the "
-            "phases. Log-mel statistics are the floor, no network.",
+            "phases. Log-mel statistics are a baseline without a network.",
         )
 
 

@@ -12,7 +12,8 @@ from lgl_plugin.runs.state import STATE
 from lgl_plugin.utils.tables import markdown_table
 
 METRICS = "metrics.jsonl"  # below the run's folder
-FLOOR = "log-mel statistics"  # the phase of an encoder that is not learnt
+# The phase of the baseline, an encoder that is not learnt.
+LOG_MEL_STATISTICS = "log-mel statistics"
 TRUE_LABELS = "true labels"  # the phase of `ceiling.py`
 # Figures of a table: their heading, factor and number of decimals.
 COLUMNS = {

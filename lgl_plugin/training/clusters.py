@@ -9,7 +9,7 @@ from speechbrain.utils.logger import get_logger
 from lgl_plugin.clustering.kmeans import Clustering
 from lgl_plugin.clustering.vectors import joined
 from lgl_plugin.inference.backends import Backend
-from lgl_plugin.inference.floor import floor_whitening
+from lgl_plugin.inference.log_mel_baseline import log_mel_whitening
 from lgl_plugin.inference.plda import PldaError, fit_plda
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.utils.threads import all_cores
@@ -72,5 +72,5 @@ def whitened_log_mels(
     rows = np.array([place.get(name, -1) for name in utterances])
     statistics = np.array(store.vectors[rows[rows >= 0]])
     found = np.zeros((len(rows), statistics.shape[1]), np.float32)
-    found[rows >= 0] = floor_whitening().fit_transform(statistics)
+    found[rows >= 0] = log_mel_whitening().fit_transform(statistics)
     return found

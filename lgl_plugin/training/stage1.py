@@ -9,8 +9,11 @@ import torch
 
 from lgl_plugin.clustering.vectors import nearest_centroids
 from lgl_plugin.dataio.partners import Partners
-from lgl_plugin.inference.floor import floor_encoder, floor_whitening
-from lgl_plugin.runs.metrics_log import FLOOR
+from lgl_plugin.inference.log_mel_baseline import (
+    log_mel_encoder,
+    log_mel_whitening,
+)
+from lgl_plugin.runs.metrics_log import LOG_MEL_STATISTICS
 from lgl_plugin.runs.run import SCORES
 from lgl_plugin.runs.schema import Stage1Settings
 from lgl_plugin.runs.weights import BACKEND, ENCODER, load_weights, save_weights
@@ -27,20 +30,20 @@ METHOD = "method.ckpt"
 
 
 def score_baselines(session: Session, folder: pathlib.Path) -> None:
-    """Logs error rates of the floor and of the untrained encoder.
+    """Logs error rates of log-mel statistics and of the untrained encoder.
 
-    The floor is a baseline: means and deviations of log-mel bands, whitened by
-    a sample of the corpus. A network that does worse has learnt nothing useful.
+    The former are a baseline: means and deviations of log-mel bands, whitened
+    by a sample of the corpus. A network that does worse has learnt nothing useful.
     This whitening is part of the baseline, as weights are of a network; the
     run's back-end is added to both. Without a trial list nothing is logged.
     """
     settings = session.settings
 
-    def floor():
-        return floor_encoder(settings.sample_rate)
+    def log_mel():
+        return log_mel_encoder(settings.sample_rate)
 
     for phase, make, whitening, name in (
-        (FLOOR, floor, floor_whitening(), "floor.npz"),
+        (LOG_MEL_STATISTICS, log_mel, log_mel_whitening(), "floor.npz"),
         ("untrained", settings.new_encoder, None, "untrained.npz"),
     ):
         path = folder / name
@@ -128,9 +131,9 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
 
     @functools.cache
     def statistics():
-        floor = floor_encoder(settings.sample_rate)
+        encoder = log_mel_encoder(settings.sample_rate)
         with separate_generator(session.device):
-            return session.embed(floor, rows)
+            return session.embed(encoder, rows)
 
     def group(encoder):
         with separate_generator(session.device):

@@ -19,7 +19,7 @@ from lgl_plugin.clustering.vectors import (
 )
 from lgl_plugin.dataio.labels import LABELS, round_labels, write_labels
 from lgl_plugin.dataio.manifest import Strings
-from lgl_plugin.inference.floor import floor_encoder
+from lgl_plugin.inference.log_mel_baseline import log_mel_encoder
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.encoders import Encoder
@@ -105,8 +105,8 @@ class Round:
         encoder = self.new_source()
         load_weights(encoder.network, self.source)
         if self.settings.log_mel_share and self.number == 1:
-            floor = floor_encoder(self.settings.sample_rate)
-            self.session.embed(floor, folder=folder / LOG_MELS)
+            log_mel = log_mel_encoder(self.settings.sample_rate)
+            self.session.embed(log_mel, folder=folder / LOG_MELS)
         embeddings = self.session.embed(encoder, folder=folder)
         return {"utterances": len(embeddings.utterances)}
 

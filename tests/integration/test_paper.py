@@ -190,9 +190,9 @@ def test_backends_are_those_of_the_records(tables):
     assert {"log-mel statistics", "untrained", "iter2/gated"} <= found.keys()
     both = float(own["with log-mel statistics"])
     assert both != float(own["cosine"]) and 0 < both < 60
-    floor = dict(zip(header, found["log-mel statistics"]))
+    baseline = dict(zip(header, found["log-mel statistics"]))
     record = logged(tables, "base", phase="log-mel statistics")
-    assert floor["whitened, 0.1"] == f"{record['eer']:.1f}"
+    assert baseline["whitened, 0.1"] == f"{record['eer']:.1f}"
 
 
 def test_clusterings_of_each_encoder(tables):
@@ -393,7 +393,7 @@ def test_encoders_that_backends_compares(monkeypatch, tmp_path):
 
         monkeypatch.setattr(study, "embedder_of", embedder_of)
         found = [each.name for each in study.embedders(on_cpu, options)]
-        assert found == [study.FLOOR, *untrained, "stage1"]
+        assert found == [study.LOG_MEL_STATISTICS, *untrained, "stage1"]
     assert asked == {"cpu"}
     state["done"] = []
     with pytest.raises(ValueError, match="has trained no encoder yet"):

@@ -298,7 +298,7 @@ def test_shards_train_as_files_do(corpus, stage1_run, tmp_path):
         [json.loads(line) for line in (run / "metrics.jsonl").open()]
         for run in (stage1_run, tmp_path / "run")
     )
-    # The floor is whitened on the training set; then the untrained encoder.
+    # The baseline is whitened on the training set; then the untrained encoder.
     # Cosines of float32 may round otherwise where memory is aligned otherwise.
     for one, other in zip(before[:2], after[:2], strict=True):
         assert one.pop("phase") == other.pop("phase")

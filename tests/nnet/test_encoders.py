@@ -200,7 +200,7 @@ def test_a_checkpoint_has_speechbrains_plain_keys(encoders, name, tmp_path):
         )
 
 
-# The floor
+# Log-mel statistics
 
 
 def test_log_mel_statistics_are_numpys_over_the_counted_frames():

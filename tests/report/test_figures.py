@@ -80,10 +80,10 @@ def test_det_curve_loses_nothing_that_can_be_seen():
         assert abs(drawn - point).max(axis=1).min() < 0.02
 
 
-def test_error_rate_by_phase_draws_means_floor_and_gaps():
-    floor, ceiling = {"eer": 30.0}, {"eer": 5.0}
+def test_error_rate_by_phase_draws_means_baseline_and_gaps():
+    baseline, ceiling = {"eer": 30.0}, {"eer": 5.0}
     first = {
-        "log-mel statistics": floor,
+        "log-mel statistics": baseline,
         "true labels": ceiling,
         "Stage I": {"eer": 20.0},
         "iteration 1, classifier": {"nmi": 0.8},

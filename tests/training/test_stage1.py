@@ -36,18 +36,18 @@ class Corpus:
         self.records.append(record)
 
 
-def test_the_floor_is_whitened_log_mel_statistics(tmp_path):
+def test_the_baseline_is_whitened_log_mel_statistics(tmp_path):
     corpus = Corpus()
     torch.manual_seed(3)
     score_baselines(corpus, tmp_path)
     phases = [record["phase"] for record in corpus.records]
     assert phases == ["log-mel statistics", "untrained"]
-    floor, whitening = corpus.scored["floor.npz"]
-    assert isinstance(floor.network, LogMelStatistics)
-    assert floor.features.compute_STFT.sample_rate == 8000
+    encoder, whitening = corpus.scored["floor.npz"]
+    assert isinstance(encoder.network, LogMelStatistics)
+    assert encoder.features.compute_STFT.sample_rate == 8000
     assert isinstance(whitening, Whitening) and whitening.shrinkage < 1
     assert corpus.scored["untrained.npz"] == ("untrained", None)
-    # The floor has drawn nothing: the untrained encoder is the first.
+    # The baseline has drawn nothing: the untrained encoder is the first.
     after = torch.rand(1)
     torch.manual_seed(3)
     torch.rand(1)

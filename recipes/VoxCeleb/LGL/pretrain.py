@@ -35,7 +35,7 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
 from lgl_plugin.dataio.audio import BadAudio, read_audio
 from lgl_plugin.dataio.folder import find_audio
-from lgl_plugin.inference.log_mels import LogMels, write_log_mels
+from lgl_plugin.inference.log_mel_frames import LogMels, write_log_mels
 from lgl_plugin.nnet.features import model_inputs
 from lgl_plugin.nnet.masked_prediction import mix_utterances, span_mask
 from lgl_plugin.nnet.schedules import WarmupCosine

@@ -39,11 +39,11 @@ from lgl_plugin.dataio.folder import find_audio
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.evaluation.verification import cosine_scores, figures_of
 from lgl_plugin.inference.backends import Whitening
-from lgl_plugin.inference.log_mels import LogMels, write_log_mels
+from lgl_plugin.inference.log_mel_frames import LogMels, write_log_mels
 from lgl_plugin.metrics.agreement import ami
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.arguments import as_typed, key_of
-from lgl_plugin.runs.metrics_log import FLOOR
+from lgl_plugin.runs.metrics_log import LOG_MEL_STATISTICS
 from lgl_plugin.runs.plain import dump_settings
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.progress import tqdm
@@ -232,7 +232,7 @@ def views(root, paths):
 
 def judge(folder, model, corpus, seeds):
     """Writes the error rates of a model under the back-end."""
-    folder = folder / (FLOOR if model is None else model.name)
+    folder = folder / (LOG_MEL_STATISTICS if model is None else model.name)
     if (folder / BACKEND).exists():
         return
     folder.mkdir(exist_ok=True)
@@ -269,7 +269,7 @@ def tables(folder):
     """Yields the figures of each model, and what each claim is worth."""
     rows, found = [], {}
     for model in (None, *MODELS):
-        place = folder / (FLOOR if model is None else model.name)
+        place = folder / (LOG_MEL_STATISTICS if model is None else model.name)
         if not (place / BACKEND).exists():
             continue
         found[model] = json.loads((place / BACKEND).read_text())
@@ -298,7 +298,7 @@ def tables(folder):
 def what(model):
     """Returns a model's cells: objective, size, whether frames are mixed."""
     if model is None:
-        return FLOOR, "", ""
+        return LOG_MEL_STATISTICS, "", ""
     return TITLES[model.objective], model.size, "yes" if model.mixed else ""
 
 

@@ -26,9 +26,16 @@ from lgl_plugin.evaluation.verification import (
 )
 from lgl_plugin.inference.backends import Centring, Identity, Whitening
 from lgl_plugin.inference.export import read_trained_step
-from lgl_plugin.inference.floor import floor_encoder, floor_whitening
+from lgl_plugin.inference.log_mel_baseline import (
+    log_mel_encoder,
+    log_mel_whitening,
+)
 from lgl_plugin.nnet.features import Waveform
-from lgl_plugin.runs.metrics_log import FLOOR, TRUE_LABELS, mean_and_range
+from lgl_plugin.runs.metrics_log import (
+    LOG_MEL_STATISTICS,
+    TRUE_LABELS,
+    mean_and_range,
+)
 from lgl_plugin.runs.pretrained import build_encoder
 from lgl_plugin.runs.run import encoder_steps
 from lgl_plugin.runs.settings import read_preset
@@ -53,12 +60,12 @@ TWICE = "the same, behind PLDA on these clusters by Ward"
 
 
 def study(experiment, options):
-    """Stages, floor and ceiling: EER and minDCF by the same back-ends."""
+    """Stages, baseline and ceiling: EER and minDCF by the same back-ends."""
     experiment.train([WITHOUT, CEILING])
     last = {"stage": 2, "iteration": experiment.settings["n_iterations"]}
     positives = {"phase": "after ssps"}
     phases = {
-        FLOOR: ("base", {"stage": 0, "phase": FLOOR}),
+        LOG_MEL_STATISTICS: ("base", {"stage": 0, "phase": LOG_MEL_STATISTICS}),
         UNTRAINED: ("base", {"stage": 0, "phase": UNTRAINED}),
         "Stage I": ("base", {"stage": 1, "epoch": None}),
         **(
@@ -118,7 +125,7 @@ def backends(experiment, options):
 def by_backend(embedder):
     """Figures of `figures_of` by back-end.
 
-    AS-norm is of the cosine, and so is the mean of it and the floor's cosine.
+    AS-norm is of the cosine, and so is its mean with the baseline's cosine.
     """
     trials, vectors = embedder.trials, embedder.of_trials
     sample = embedder.sample
@@ -128,15 +135,15 @@ def by_backend(embedder):
         )
         for name, make in BACKENDS.items()
     }
-    floor = embedder_of(embedder.run, FLOOR, embedder.device)
-    others = floor_whitening().fit(floor.sample)(floor.of_trials)
-    both = joined(vectors, others, floor_share())
+    log_mel = embedder_of(embedder.run, LOG_MEL_STATISTICS, embedder.device)
+    others = log_mel_whitening().fit(log_mel.sample)(log_mel.of_trials)
+    both = joined(vectors, others, log_mel_share())
     figures[JOINED] = figures_of(cosine_scores(both, trials), trials)
     scores = as_norm(cosine_scores(vectors, trials), trials, vectors, sample)
     return {**figures, "AS-norm": figures_of(scores, trials)}
 
 
-def floor_share():
+def log_mel_share():
     """Returns the share of log-mel statistics that the small preset has."""
     preset = pathlib.Path(__file__).with_name("hparams") / "small_stage2.yaml"
     return read_preset(preset)["log_mel_share"]
@@ -166,7 +173,7 @@ def clusterings(experiment, options):
             if key[0] == encoder
         }
         best = max(means, key=means.get)
-        points = "whitened" if encoder == FLOOR else TWICE
+        points = "whitened" if encoder == LOG_MEL_STATISTICS else TWICE
         chosen = cells[encoder, points, "no", "Ward"]
         ratios = [report["K"] / report["speakers"] for report in chosen]
         choices.append(
@@ -205,10 +212,10 @@ def by_clustering(embedder):
     kinds = {"raw": raw, "whitened": Whitening(1.0).fit_transform(raw)}
     automatic = TwoStepKMeans(first, "auto")
     estimates = {name: automatic(kinds[name]).n_clusters for name in kinds}
-    if embedder.name != FLOOR:
+    if embedder.name != LOG_MEL_STATISTICS:
         # With log-mel statistics it would count sessions.
         number = estimates["whitened"]
-        how = Whitening(1.0), embedder.log_mels, floor_share()
+        how = Whitening(1.0), embedder.log_mels, log_mel_share()
         for name, twice in ((JOINED, False), (TWICE, True)):
             cluster = TwoStepKMeans(first, number)
             _, kinds[name] = pseudo_speakers(raw, cluster, *how, twice=twice)
@@ -235,7 +242,7 @@ def average_to(vectors, n_clusters):
 
 
 def embedders(experiment, options):
-    """The floor, an untrained encoder and all encoders of finished runs.
+    """The baseline, an untrained encoder and all encoders of finished runs.
 
     The untrained one not of runs whose encoder takes waveforms.
     """
@@ -253,26 +260,26 @@ def embedders(experiment, options):
         features = first.extract.encoder.features
         # Encoders of waveforms are pre-trained: there is no untrained one.
         untrained = () if isinstance(features, Waveform) else (UNTRAINED,)
-        for name in (FLOOR, *untrained, *steps):
+        for name in (LOG_MEL_STATISTICS, *untrained, *steps):
             yield embedder_of(run, name, experiment.device)
 
 
 class Embedder:
     """An encoder of a run, ready to embed corpus and trial list.
 
-    `name` is the step of the `run` that left it, or `FLOOR` or `UNTRAINED`;
-    `device` is where it runs.
+    `name` is the step of the `run` that left it, or `LOG_MEL_STATISTICS` or
+    `UNTRAINED`; `device` is where it runs.
     """
 
     def __init__(self, run, name, device):
         self.run, self.name, self.device = run, name, device
         # Knows which encoder that step has: the last one may be wider.
-        step = None if name in (FLOOR, UNTRAINED) else name
+        step = None if name in (LOG_MEL_STATISTICS, UNTRAINED) else name
         self.step = read_trained_step(run, step)
         self.extract = self.step.model.extractor(device)
-        if name == FLOOR:
-            floor = floor_encoder(self.step.model.settings["sample_rate"])
-            self.extract.encoder = floor.to(device).eval()
+        if name == LOG_MEL_STATISTICS:
+            log_mel = log_mel_encoder(self.step.model.settings["sample_rate"])
+            self.extract.encoder = log_mel.to(device).eval()
         elif name == UNTRAINED:
             settings = self.step.model.settings
             sb.utils.seed.seed_everything(settings["seed"])
@@ -315,8 +322,8 @@ class Embedder:
     @property
     def log_mels(self):
         """The corpus's log-mel statistics, whitened."""
-        floor = embedder_of(self.run, FLOOR, self.device).of_corpus
-        return floor_whitening().fit_transform(floor)
+        base = embedder_of(self.run, LOG_MEL_STATISTICS, self.device)
+        return log_mel_whitening().fit_transform(base.of_corpus)
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import SeamlessM4TFeatureExtractor
 
-from lgl_plugin.inference.log_mels import LogMels, write_log_mels
+from lgl_plugin.inference.log_mel_frames import LogMels, write_log_mels
 from lgl_plugin.nnet.features import model_inputs
 
 

@@ -10,13 +10,13 @@ from lgl_plugin.nnet.encoders import Encoder, LogMelStatistics
 SHRINKAGE = 0.1
 
 
-def floor_encoder(sample_rate: int = 16000) -> Encoder:
+def log_mel_encoder(sample_rate: int = 16000) -> Encoder:
     """Makes the encoder of `LogMelStatistics` on SpeechBrain's 80 bands."""
     # Without normalisation by the mean: the means are half of the features.
     bands = Fbank(sample_rate=sample_rate, n_mels=80)
     return Encoder(bands, LogMelStatistics())
 
 
-def floor_whitening() -> Whitening:
-    """Makes the whitening that is part of the floor."""
+def log_mel_whitening() -> Whitening:
+    """Makes the whitening that is part of the baseline."""
     return Whitening(SHRINKAGE)
