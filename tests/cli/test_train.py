@@ -6,12 +6,13 @@ import types
 import numpy as np
 import pytest
 import soundfile
+from speechbrain.utils import distributed as sb_distributed
 
 from lgl_plugin.cli import train
 from lgl_plugin.cli.main import main
 from lgl_plugin.runs.arguments import key_of
 from lgl_plugin.runs.settings import load_settings
-from lgl_plugin.utils import device, distributed
+from lgl_plugin.utils import distributed
 from lgl_plugin.utils.distributed import launch_command
 
 
@@ -128,7 +129,7 @@ def test_the_preset_follows_from_the_files_and_the_gpu(
     again = train.choose(hour, tmp_path / "other", None, "cpu")
     assert again == chosen
     # A choice that no run was begun with is no choice.
-    monkeypatch.setattr(device, "check_device", lambda wanted: "cuda")
+    monkeypatch.setattr(sb_distributed, "infer_device", lambda: "cuda")
     again = train.choose(hour, tmp_path / "other", None)
     assert again == {"preset": "paper", "n_clusters": 3}
     saved = json.loads((tmp_path / "run" / train.CHOICES).read_text())
@@ -156,7 +157,7 @@ def test_a_manifest_decides_in_a_folder_of_any_name(tmp_path, monkeypatch):
     recipe = types.SimpleNamespace(train=lambda *words: trained.append(words))
     monkeypatch.setattr(train, "load_recipe", lambda: recipe)
     monkeypatch.setattr(train, "LARGE", 40)
-    monkeypatch.setattr(device, "check_device", lambda wanted: "cuda")
+    monkeypatch.setattr(sb_distributed, "infer_device", lambda: "cuda")
     words = [f"--output_folder={run}", f"--manifest={manifest}"]
     main(["train", str(folder), *words])
     saved = json.loads((run / train.CHOICES).read_text())
