@@ -114,8 +114,9 @@ def _try_encoder(hparams, name):
     """Makes an encoder; returns it and its embeddings of noise."""
     with _named(name):
         encoder = hparams[name]()
-        _check_use(encoder, "network", "min_samples")
-        second = max(hparams["sample_rate"], encoder.min_samples)
+        _check_use(encoder, "network")
+        shortest = getattr(encoder, "min_samples", 1)
+        second = max(hparams["sample_rate"], shortest)
         embeddings = encoder.eval()(torch.randn(N_UTTERANCES, second) / 9)
         _check_shape(embeddings, N_UTTERANCES, embeddings.shape[-1])
     return encoder, embeddings

@@ -33,9 +33,9 @@ def score_baselines(session: Session, folder: pathlib.Path) -> None:
     """Logs error rates of log-mel statistics and of the untrained encoder.
 
     The former are a baseline: means and deviations of log-mel bands, whitened
-    by a sample of the corpus. A network that does worse has learnt nothing useful.
-    This whitening is part of the baseline, as weights are of a network; the
-    run's back-end is added to both. Without a trial list nothing is logged.
+    by a sample of the corpus. A network that does worse has learnt nothing
+    useful. This whitening is part of the baseline, as weights are of a network;
+    the run's back-end is added to both. Without a trial list nothing is logged.
     """
     settings = session.settings
 
