@@ -105,27 +105,12 @@ def verify_encoders(
     speech = trial_audio(joined, audio, channel, rates)
     others = None
     if cohort is not None:
-        tested = trial_lists, audio
-        drawn = cohort_utterances, seed, channel, rates
-        others = draw_cohort(cohort, *tested, *drawn)
-        if len(others) < 2:
-            raise ValueError(
-                f"{len(others)} of --cohort_utterances={cohort_utterances} "
-                f"could be drawn from {cohort}, and 2 are needed: give more "
-                "audio"
-            )
-        if top is None:
-            top = min(TOP, len(others))
-            if top < TOP:
-                print(
-                    f"The cohort has {top} files, fewer than {TOP}: all count"
-                )
-        if not 2 <= top <= len(others):
-            raise ValueError(
-                f"--top={top} must be from 2 to the number of files drawn from "
-                f"{cohort}, which is {len(others)} of --cohort_utterances="
-                f"{cohort_utterances}: give more audio or a smaller --top"
-            )
+        others = draw_cohort(
+            *(cohort, trial_lists, audio),
+            *(cohort_utterances, seed, channel, rates),
+        )
+        source = f"{cohort} by --cohort_utterances={cohort_utterances}"
+        top = _top(top, len(others), source)
     top = options["top"] = TOP if top is None else top
     output = pathlib.Path(output_folder)
     places = {n: output / n if len(lists) > 1 else output for n in lists}
@@ -170,6 +155,28 @@ def verify_encoders(
         _draw(systems[name], trials, metrics[name]["scores"], places[name])
         write_json(places[name] / METRICS, metrics[name])
     return metrics
+
+
+def _top(top, number, source):
+    """Returns how many of a cohort's files, `number` in all, are to count.
+
+    By default `TOP`, or all where there are fewer.
+    """
+    if number < 2:
+        raise ValueError(
+            f"{number} files could be drawn from {source}, and 2 are needed: "
+            "give more audio"
+        )
+    if top is None:
+        top = min(TOP, number)
+        if top < TOP:
+            print(f"The cohort has {top} files, fewer than {TOP}: all count")
+    if not 2 <= top <= number:
+        raise ValueError(
+            f"--top={top} must be from 2 to the {number} files drawn from "
+            f"{source}: give more audio or a smaller --top"
+        )
+    return top
 
 
 def refuse_others(

@@ -442,7 +442,7 @@ def write_stereo(path):
             "bob/1.wav has 2 channels, numbered from 0, and no channel 2",
         ),
         (lambda at: at.pop("cohort"), "for a cohort: add --cohort"),
-        (lambda at: at.update(top=13), "which is 12 of --cohort_utterances=20"),
+        (lambda at: at.update(top=13), "from 2 to the 12 files drawn from"),
         (lambda at: at.update(top=1), "--top=1 must be from 2"),
         (
             lambda at: [
@@ -451,7 +451,7 @@ def write_stereo(path):
                 for path in (at["audio"] / speaker).iterdir()
                 if (speaker, path.name) != ("dan", "0.wav")
             ],
-            "1 of --cohort_utterances=20 could be drawn",
+            "1 files could be drawn from",
         ),
         (lambda at: at.update(device="cuda:99"), "finds no GPU here"),
     ],
