@@ -161,7 +161,7 @@ def test_a_mistyped_option_is_refused_before_any_stage(monkeypatch, capsys):
         ("settings", "--batchsize=8", "'batchsize'; did you mean 'batch_size'"),
         ("settings", "0.1", "0.1: give settings as --key=value"),
         # reproduce.sh adds it to each training.
-        ("settings", "--seed=3", "duplicate key"),
+        ("settings", "--seed=3", "--seed is given twice"),
         ("hours", "--off=3", "unrecognized arguments: --off=3"),
     ):
         folders = ["--archives=a", "--data=d", "--exp=e", "--methods=moco"]
