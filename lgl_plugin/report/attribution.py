@@ -4,6 +4,7 @@ A trial's score is the cosine of both recordings' embeddings; it is attributed
 to the second one, see `lgl_plugin.inference.attribution`.
 """
 
+import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -55,7 +56,8 @@ def attribute(
     ValueError if a recording cannot be embedded, or the steps do not suffice
     for more than a tenth of the trials.
     """
-    options = {name: str(value) for name, value in locals().items()}
+    # First of all, while the arguments are the only local variables.
+    options = json.loads(json.dumps(locals(), default=str))
     output = pathlib.Path(output_folder)
     check_writable(output)  # before the work
     extract = load_extractor(encoder, check_device(device))
@@ -161,7 +163,7 @@ def _write_page(folder, numbers):
     sections = {
         "Which bands": page.collect(_bands, numbers),
         "Which layers": page.collect(_layers, numbers.layers),
-        "When": page.collect(_time, numbers.sums),
+        "When": page.collect(_time, numbers.by_path),
         "Examples": page.collect(_examples, numbers.trials),
         "Completeness": page.collect(_completeness, numbers),
         "How to read this": page.collect(_reading),
@@ -184,7 +186,7 @@ def _introduction(facts) -> Iterator[Block]:
 
 def _bands(numbers) -> Iterator[Block]:
     """Yields attributions by band, over features and waveform."""
-    for each in numbers.sums:
+    for each in numbers.by_path:
         yield Figure(
             f"bands_{each.name}",
             inside_figures.profile(

@@ -65,7 +65,7 @@ def by_kind(trials: list[Trial], rows: np.ndarray) -> dict[str, tuple]:
     }
 
 
-class Sums:
+class PathMeans:
     """Means over the trials of either kind, of one path's maps."""
 
     def __init__(self, trials: list[Trial], name: str):
@@ -110,14 +110,14 @@ def _moments(values):
 class Numbers:
     """All means of some trials, and the files that hold them.
 
-    `sums` has one for each path with a map; `layers` are means and standard
+    `by_path` has one for each path with a map; `layers` are means and standard
     errors by kind, of no layers where there is no such path; `facts` are what
     `attribution.json` holds.
     """
 
     def __init__(self, trials: list[Trial], options: dict, left_out: dict):
         self.trials = trials
-        self.sums = [Sums(trials, name) for name in trials[0].hz]
+        self.by_path = [PathMeans(trials, name) for name in trials[0].hz]
         found = np.array([trial.layers for trial in trials])
         self.layers = by_kind(trials, found)
         scores = np.array([trial.score for trial in trials])
@@ -131,7 +131,7 @@ class Numbers:
                 for kind, (mean, _) in by_kind(trials, scores).items()
             },
             "largest_error": max(trial.error for trial in trials),
-            "added": {each.name: each.ranges() for each in self.sums},
+            "added": {each.name: each.ranges() for each in self.by_path},
         }
         if found.shape[1]:
             names = [f"layer {n + 1}" for n in range(found.shape[1])]
@@ -144,7 +144,7 @@ class Numbers:
     def write(self, folder: pathlib.Path) -> None:
         """Writes the tables and the JSON."""
         places = (np.arange(MOMENTS) + 0.5) / MOMENTS
-        for each in self.sums:
+        for each in self.by_path:
             bands, time = (f"{n}_{each.name}.csv" for n in ("bands", "time"))
             _write_means(folder / bands, "hz", each.hz, each.bands)
             _write_means(folder / time, "share", places, each.time)
