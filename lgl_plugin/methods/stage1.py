@@ -79,7 +79,12 @@ class Stage1Brain(SpeakerBrain):
         counts = loss.detach().isfinite()
         for value in figures.values():
             counts = counts & value.isfinite()
-        figures = {n: value.where(counts, 0) for n, value in figures.items()}
+        # Detached: a method of the user's own could keep the graph of each step
+        # in memory until the epoch's end.
+        figures = {
+            name: value.detach().where(counts, 0)
+            for name, value in figures.items()
+        }
         self.tally.add(with_figures=counts.float(), **figures)
         return loss
 

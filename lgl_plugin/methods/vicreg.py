@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lgl_plugin.methods.method import Loss, Method, Views, embedded
 from lgl_plugin.nnet.heads import projector
 from lgl_plugin.nnet.redundancy import barlow_twins_loss, vicreg_terms
-from lgl_plugin.utils.checks import check_from
+from lgl_plugin.utils.checks import check_above0, check_from
 
 
 class VICReg(Method):
@@ -40,6 +40,8 @@ class VICReg(Method):
         check_from(1, hidden_size=hidden_size, output_size=output_size)
         check_from(0, invariance=invariance, variance=variance)
         check_from(0, covariance=covariance)
+        if not invariance + variance + covariance:
+            raise ValueError("one weight at least must be above 0")
         sizes = hidden_size, hidden_size, output_size
         self.projector = projector(embedding_size, *sizes)
         self.weights = invariance, variance, covariance
@@ -87,7 +89,8 @@ class BarlowTwins(Method):
     ) -> None:
         super().__init__()
         check_from(1, hidden_size=hidden_size, output_size=output_size)
-        check_from(0, redundancy=redundancy, weight=weight)
+        check_from(0, redundancy=redundancy)
+        check_above0(weight=weight)
         sizes = hidden_size, hidden_size, output_size
         self.projector = projector(embedding_size, *sizes)
         self.redundancy = redundancy

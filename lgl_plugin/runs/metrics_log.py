@@ -15,6 +15,15 @@ METRICS = "metrics.jsonl"  # below the run's folder
 # The phase of the baseline, an encoder that is not learnt.
 LOG_MEL_STATISTICS = "log-mel statistics"
 TRUE_LABELS = "true labels"  # the phase of `ceiling.py`
+# Names of an epoch's record that no method's figure may have.
+RESERVED = {
+    *("stage", "phase", "iteration", "epoch", "loss", "lr", "seconds"),
+    *("utterances", "utterances_per_second", "batches", "with_figures"),
+    *("skipped", "skipped_steps", "pseudo_eer", "contrastive_accuracy"),
+    *("mean_cosine", "effective_dimensions", "alignment", "uniformity"),
+    *("silhouette", "agreement", "eer", "min_dcf_001", "min_dcf_005"),
+    "threshold",
+}
 # Figures of a table: their heading, factor and number of decimals.
 COLUMNS = {
     "eer": ("EER %", 1.0, 1),

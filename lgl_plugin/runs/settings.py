@@ -345,7 +345,10 @@ def _check_effect(path, tree, changes):
                 f"{name} out, or set {needed} to 1 or more"
             )
         read = name == "embedding_size" and tree.get("stage") == 1
-        if name in REFERRED_TO and not read and name not in _in_use(tree):
+        # Entries that are no settings, such as compute_features, too: an
+        # encoder that describes itself has its own.
+        fields = _schema(tree).model_fields.keys() - {*REFERRED_TO}
+        if name not in fields | _in_use(tree) and not read:
             raise ValueError(
                 f"{path}: {name} changes nothing here, as no setting refers "
                 "to it"

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lgl_plugin.runs.metrics_log import RESERVED
+
 # Attributes that code reads of the object that a setting makes.
 USED_BY = {
     "gate": ("forward", "tau", "start_iteration", "end_epoch"),
@@ -26,7 +28,7 @@ ENCODERS = ("new_first_encoder", "new_encoder", "new_last_encoder")
 TRIED = (
     *("stage", "sample_rate", "embedding_size", "method", "opt_class"),
     *(*ENCODERS, "new_classifier", "aam", "large_margin", "lr_annealing"),
-    *("correct_labels", "relabel"),
+    *("correct_labels", "relabel", "gate", "augment"),
 )
 N_LABELS = 100  # a loss may compare the nearest few of them
 N_UTTERANCES = 2
@@ -61,14 +63,17 @@ def try_out(plain: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try_stage = _try_stage2 if hparams["stage"] == 2 else _try_stage1
         try_stage(hparams)
-        with _named("lr_annealing"):  # a copy, as it may count its calls
-            copy.deepcopy(hparams["lr_annealing"])(0)
+        with _named("lr_annealing"):
+            _try_schedule(copy.deepcopy(hparams["lr_annealing"]))
+        if hparams.get("gate") is not None:
+            with _named("gate"):
+                _try_gate(copy.deepcopy(hparams["gate"]))
     _tried.add(key)
 
 
 def _try_stage1(hparams):
     """Makes the encoder, the method and the optimiser."""
-    size = hparams["embedding_size"]
+    size, rate = hparams["embedding_size"], hparams["sample_rate"]
     encoder, embeddings = _try_encoder(hparams, "new_encoder")
     if embeddings.shape[1] != size:
         raise ValueError(
@@ -77,8 +82,74 @@ def _try_stage1(hparams):
         )
     with _named("method"):
         method = hparams["method"](encoder, size, N_UTTERANCES)
-        _check_use(method, "views", "teach", "check_batch")
+        _check_use(method, "views", "teach", "check_batch", "end_step")
+        samples = max(rate, 2 * getattr(encoder, "min_samples", 1))
+        crops = torch.randn(N_UTTERANCES, 2, samples) / 9
+        _try_step(method, encoder, crops, hparams["augment"])
     _try_optimiser(hparams, encoder, method)
+
+
+def _try_step(method, encoder, crops, augment):
+    """Does a step of a method of Stage I, without the optimiser's."""
+    weights = {id(weight) for weight in encoder.parameters()}
+    if any(id(weight) in weights for weight in method.parameters()):
+        raise ValueError(
+            f"{type(method).__name__} keeps the encoder that it is given, "
+            "whose weights would be trained twice: leave it out of its "
+            "attributes"
+        )
+    if method.name == "ssps":
+        raise ValueError(
+            "the phase after Stage I has the name ssps: set the attribute "
+            "`name` to another"
+        )
+    groups = torch.arange(N_UTTERANCES).expand(2, -1)
+    with torch.enable_grad():
+        views, taught = method.views(crops, augment)
+        embeddings = [
+            encoder(view.flatten(0, 1)).unflatten(0, view.shape[:2])
+            for view in views
+        ]
+        if method.adversary is not None:
+            method.adversary_loss([part.detach() for part in embeddings])
+        loss, figures = method(embeddings, method.teach(taught), groups, 0.5)
+    _check_shape(loss)
+    if not loss.requires_grad:
+        raise ValueError("its loss follows from nothing that is trained")
+    for name, value in figures.items():
+        if name in RESERVED:
+            raise ValueError(
+                f"its figure {name!r} would take the place of the run's own: "
+                "give it another name"
+            )
+        _check_shape(value)
+    method.end_step(encoder, 0.5, torch.tensor(0.0))
+
+
+def _try_gate(gate):
+    """Lets a gate choose among some losses."""
+    gate.start_iteration(1)
+    losses = torch.linspace(0.5, 4, 8).requires_grad_()
+    with torch.enable_grad():
+        weights = gate(losses)
+    _check_shape(weights, 8)
+    if weights.requires_grad or not ((weights >= 0) & (weights <= 1)).all():
+        raise ValueError(
+            f"{type(gate).__name__} must answer a mask, or weights from 0 to 1 "
+            "without a gradient"
+        )
+
+
+def _try_schedule(schedule):
+    """Refuses a schedule of another rate each time that it is asked.
+
+    It is asked at each step, and no checkpoint has its counts.
+    """
+    if schedule(0) != schedule(0):
+        raise ValueError(
+            f"{type(schedule).__name__} counts how often it is called; take "
+            "one that follows from the epoch, such as StepScheduler"
+        )
 
 
 def _try_stage2(hparams):

@@ -81,22 +81,27 @@ class NonFiniteGuard:
             if not all(p.isfinite().all() for p in module.parameters())
         ]
         lr = brain.optimizer.param_groups[0]["lr"]
-        if broken:  # no step of this run wrote them
+        none = skipped >= brain.step  # of the epoch's steps was finite
+        remedy = f"a lower lr, which is {lr:.2g} here"
+        if brain.precision != "fp32":
+            remedy += ", or --precision=fp32"
+        if broken and none and brain.epoch == 1:
             advice = (
                 f"The weights of {', '.join(broken)} are not finite: they were "
                 "so when loaded. Begin with other weights "
                 "(pretrained_encoder)."
             )
-        elif skipped >= brain.step:
+        elif broken:
             advice = (
-                "No step of the epoch was finite. Try --precision=fp32; if "
-                f"earlier epochs trained, a lower lr, which is {lr:.2g} here."
+                f"An earlier step made the weights of {', '.join(broken)} "
+                f"infinite. Begin anew with {remedy}."
             )
+        elif none:
+            advice = f"No step of the epoch was finite. Try {remedy}."
         else:
             advice = (
                 f"The epoch's other steps had a mean loss of "
-                f"{float(brain.tally.average):.4g}. Try a lower lr, which is "
-                f"{lr:.2g} here, or --precision=fp32."
+                f"{float(brain.tally.average):.4g}. Try {remedy}."
             )
         raise ValueError(
             f"The last {skipped} steps, up to step {brain.step} of epoch "

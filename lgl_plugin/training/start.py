@@ -14,10 +14,11 @@ from lgl_plugin.inference.extractor import MAX_SECONDS
 from lgl_plugin.nnet.anchor import Anchor
 from lgl_plugin.nnet.encoders import Encoder, restricted
 from lgl_plugin.runs.arguments import for_other_stage, key_of
+from lgl_plugin.runs.differences import changes
 from lgl_plugin.runs.pretrained import where_encoder_is
-from lgl_plugin.runs.run import stage1_steps
+from lgl_plugin.runs.run import encoder_kind, round_of, stage1_steps, stage_of
 from lgl_plugin.runs.schema import Stage2Settings
-from lgl_plugin.runs.state import check_artefact
+from lgl_plugin.runs.state import STATE, check_artefact, read_state
 from lgl_plugin.runs.weights import (
     ENCODER,
     load_weights,
@@ -62,6 +63,7 @@ def find_encoder(session: Session) -> pathlib.Path:
         save_weights(settings.first_encoder().network, path)
         return path
     check_weights(settings, path)
+    check_front_end(path, session.run.settings["stage 2"])
     run, name = session.run, "pretrained_encoder"
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")
@@ -81,6 +83,45 @@ def check_weights(settings: Stage2Settings, path: pathlib.Path) -> None:
     check_artefact(path)
     load_weights(settings.first_encoder().network, path)
     made_to_train(settings, settings.new_encoder)
+
+
+def check_front_end(path: pathlib.Path, settings: dict) -> None:
+    """Refuses to train an encoder behind other features than it was made for.
+
+    Takes the weights of a run's step and Stage II's plain settings. Weights of
+    no run, and exported ones, which describe themselves, are taken as they are.
+    """
+    path = path.absolute()
+    runs = (p for p in path.parents[1:3] if (p / STATE).exists())
+    run = next(runs, None)
+    if run is None or path.parents[1].name == "export":
+        return
+    step = path.parent.relative_to(run).as_posix()
+    before = read_state(run)["settings"].get(stage_of(step))
+    if before is None:
+        return
+    made = encoder_kind(before, round_of(step))
+    first = settings.get("new_first_encoder") and "new_first_encoder"
+    lines = changes(
+        _front_end(before, made),
+        _front_end(settings, first or "new_encoder"),
+    )
+    if lines:
+        raise ValueError(
+            f"{path} was trained with another front end ("
+            f"{'; '.join(lines)}). Name the folder that lgl export writes of "
+            f"it, --pretrained_encoder={run / 'export' / step.split('/')[0]}, "
+            "which brings its own along, or set the same here."
+        )
+
+
+def _front_end(settings, kind):
+    """Picks what lies between audio and network, of plain settings."""
+    (encoder,) = settings[kind].values()
+    # "" for a class without arguments.
+    encoder = encoder or {}
+    parts = {name: encoder.get(name) for name in ("features", "normalise")}
+    return {"sample_rate": settings["sample_rate"], **parts}
 
 
 def made_to_train(

@@ -1,17 +1,19 @@
 """Arguments out of their range: a ValueError that names them."""
 
+import math
+
 
 def check_above0(**values: float) -> None:
-    """Raises ValueError for the first value that is not above 0."""
+    """Raises ValueError for the first value not above 0, or infinite."""
     for name, value in values.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, got {value}")
 
 
 def check_from(least: float, **values: float) -> None:
-    """Raises ValueError for the first value under `least`, or NaN."""
+    """Raises ValueError for the first value under `least`, NaN or infinite."""
     for name, value in values.items():
-        if not value >= least:
+        if not least <= value < math.inf:
             raise ValueError(f"{name} must be {least} or more, got {value}")
 
 

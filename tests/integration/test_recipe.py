@@ -17,7 +17,7 @@ from lgl_plugin.dataio.labels import read_labels
 from lgl_plugin.inference.backends import load_backend
 from lgl_plugin.inference.export import export
 from lgl_plugin.inference.store import Embeddings
-from lgl_plugin.runs.metrics_log import read_metrics, summarise
+from lgl_plugin.runs.metrics_log import RESERVED, read_metrics, summarise
 from lgl_plugin.runs.run import fork
 from lgl_plugin.training.epoch_selection import CRITERIA
 from lgl_plugin.training.health import findings
@@ -57,6 +57,8 @@ def test_metrics_are_complete_json(run):
         assert 0 <= record["accuracy"] <= 1
         assert record["pseudo_eer"] >= 0
         assert "eer" not in record  # the trial list decides nothing
+    # Of Stage I the method's own figures alone have names that are not taken.
+    assert epochs[0].keys() - RESERVED == {"accuracy"}
     for record in epochs[2:]:
         assert 0 <= record["selected_share"] <= 1
         assert "tau" in record

@@ -503,7 +503,52 @@ LATE = "new_last_encoder"
             "aam: it makes ",
         ),
         ("small_stage2", "opt_class", "!name:torch.nn.ReLU", "opt_class: ReLU"),
+        # A class of the user's own that does something else than it should.
+        (
+            *("small_stage1", "method", "!name:wrong_parts.HoldsEncoder"),
+            "method: HoldsEncoder keeps the encoder that it is given",
+        ),
+        (
+            *("small_stage1", "method", "!name:wrong_parts.TakenFigure"),
+            "method: its figure 'loss' would take the place of the run's own",
+        ),
+        (
+            *("small_stage1", "method", "!name:wrong_parts.NoGraph"),
+            "method: its loss follows from nothing that is trained",
+        ),
+        (
+            *("small_stage1", "method", "!name:wrong_parts.ALossEach"),
+            "method: it makes (2,) of a batch, in place of ()",
+        ),
+        (
+            *("stage1", "augment", "!new:torch.nn.Identity"),
+            "method: AttributeError: 'Identity' object has no attribute 'draw'",
+        ),
+        (
+            *("small_stage2", "gate", "!new:wrong_parts.ScalarGate"),
+            "gate: it makes () of a batch, in place of (8,)",
+        ),
+        (
+            *("small_stage2", "gate", "!new:wrong_parts.SteepGate"),
+            "gate: SteepGate must answer a mask, or weights from 0 to 1",
+        ),
+        (
+            *("small_stage1", "lr_annealing"),
+            "!new:speechbrain.nnet.schedulers.NewBobScheduler "
+            "{initial_value: 0.1}",
+            "lr_annealing: NewBobScheduler counts how often it is called",
+        ),
         # A value that a class refuses.
+        (
+            *("small_stage1", "method", f"{SDPN} {{prototype_lr: .inf}}"),
+            "method: prototype_lr must be above 0, got inf",
+        ),
+        (
+            *("small_stage1", "method"),
+            "!name:lgl_plugin.methods.vicreg.VICReg "
+            "{invariance: 0, variance: 0, covariance: 0}",
+            "method: one weight at least must be above 0",
+        ),
         (
             *("small_stage1", "method", f"{SDPN} {{n_prototypes: -5}}"),
             "method: n_prototypes must be 2 or more, got -5",
@@ -523,6 +568,15 @@ def test_what_cannot_be_trained(preset, name, value, problem):
     """Each came up after files were written, some after a stage."""
     (line,) = refusal(preset, **{name: value})
     assert line.startswith(problem)
+
+
+def test_a_part_that_an_encoder_replaces_is_not_set_in_vain(tmp_path):
+    """Its own features stay, whatever compute_features says."""
+    own = small_encoder(8)
+    path = write(tmp_path, f"__base__: hparams/stage1.yaml\nnew_encoder: {own}")
+    load_yaml(path, "embedding_size: 8")
+    with pytest.raises(ValueError, match="compute_features changes nothing"):
+        load_yaml(path, "embedding_size: 8\ncompute_features: {f_max: 4000}")
 
 
 def test_a_trial_draws_nothing(monkeypatch):

@@ -116,7 +116,7 @@ def test_steps_in_a_row_are_counted():
     assert seen == [1, 2, 0, 1, 2, 3, 0]
 
 
-def stub(weight=1.0, step=20):
+def stub(weight=1.0, step=20, epoch=7, precision="bf16"):
     """As much of a Brain as the guard looks at."""
     layer = torch.nn.Linear(2, 2)
     layer.weight.data.fill_(weight)
@@ -124,7 +124,8 @@ def stub(weight=1.0, step=20):
         modules={"augment": torch.nn.Identity(), "encoder": layer},
         optimizer=torch.optim.SGD(layer.parameters(), lr=0.25),
         step=step,
-        epoch=7,
+        epoch=epoch,
+        precision=precision,
         tally=types.SimpleNamespace(average=torch.tensor(3.5)),
     )
 
@@ -132,9 +133,14 @@ def stub(weight=1.0, step=20):
 @pytest.mark.parametrize(
     ("brain", "advice"),
     [
-        (stub(), r"mean loss of 3\.5\. Try a lower lr, which is 0\.25 here"),
+        (
+            stub(),
+            r"mean loss of 3\.5\. Try a lower lr, which is 0\.25 here, or",
+        ),
+        (stub(precision="fp32"), r"Try a lower lr, which is 0\.25 here\.$"),
         (stub(step=3), "No step of the epoch was finite"),
-        (stub(math.nan), "weights of encoder are not finite.*when loaded"),
+        (stub(math.nan, 3, 1), "weights of encoder are not finite.*loaded"),
+        (stub(math.nan), "An earlier step made the weights of encoder inf"),
     ],
 )
 def test_more_in_a_row_than_allowed_are_an_error(brain, advice):
@@ -144,7 +150,8 @@ def test_more_in_a_row_than_allowed_are_an_error(brain, advice):
         guard.count(torch.ones(()))
     guard.check(brain)
     guard.count(torch.ones(()))
-    match = rf"last 3 steps, up to step {brain.step} of epoch 7, .*{advice}"
+    place = f"up to step {brain.step} of epoch {brain.epoch}"
+    match = rf"last 3 steps, {place}, .*{advice}"
     with pytest.raises(ValueError, match=match):
         guard.check(brain)
 

@@ -30,7 +30,12 @@ from lgl_plugin.training.fit import epoch_line, fit, part_of
 from lgl_plugin.training.health import findings
 from lgl_plugin.training.session import Session, sample_rows
 from lgl_plugin.training.stage2 import Round, start_from
-from lgl_plugin.training.start import check_inputs, find_encoder, stage1_command
+from lgl_plugin.training.start import (
+    check_front_end,
+    check_inputs,
+    find_encoder,
+    stage1_command,
+)
 from lgl_plugin.utils.distributed import from_main
 from lgl_plugin.utils.files import checksum
 
@@ -501,6 +506,29 @@ def test_no_encoder_to_start_from_is_an_error_that_says_how(session, tmp_path):
     session.settings.pretrained_encoder = tmp_path / "adapted"
     with pytest.raises(FileNotFoundError, match=f"below it: {exported}.$"):
         find_encoder(session)
+
+
+def test_an_encoder_is_not_trained_behind_other_features(tmp_path):
+    """It would be fed what it was never trained on, without a word."""
+    mels = {"!name:speechbrain.lobes.features.Fbank": {"n_mels": 24}}
+    made = "!name:lgl_plugin.nnet.encoders.Encoder"
+
+    def settings(rate=16000, normalise=None, network=8):
+        parts = {"features": mels, "normalise": normalise, "network": network}
+        return {"sample_rate": rate, "new_encoder": {made: parts}}
+
+    run = Run(tmp_path, 1, settings())
+    run.step("stage1", lambda folder: {})
+    weights = tmp_path / "stage1" / ENCODER
+    check_front_end(weights, settings(network=16))  # its width shows elsewhere
+    with pytest.raises(ValueError, match="sample_rate: was 16000, is 8000.*"):
+        check_front_end(weights, settings(rate=8000))
+    with pytest.raises(ValueError, match=f"={tmp_path}/export/stage1"):
+        check_front_end(weights, settings(normalise={"!name:a.B": {}}))
+    # Exported folders bring their own along; others are of no run.
+    exported = tmp_path / "export" / "stage1" / ENCODER
+    check_front_end(exported, settings(rate=8000))
+    check_front_end(tmp_path.parent / "a" / ENCODER, settings(rate=8000))
 
 
 @pytest.mark.parametrize(
