@@ -142,10 +142,12 @@ class SpeakerBrain(HookedBrain):
         if before != world_size():
             # They read on from where the epoch was, rounded down to batches.
             done = self.step * before // world_size()
-            logger.info(
+            logger.warning(
                 "%d processes go on at step %d of the epoch, where %d had "
-                "come to step %d",
+                "come to step %d: a batch of all of them is %.3g times what "
+                "it was, at the same lr",
                 *(world_size(), done, before, self.step),
+                world_size() / before,
             )
             self.step = done
             loader = self.checkpointer.recoverables["dataloader-TRAIN"]
