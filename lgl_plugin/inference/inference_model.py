@@ -65,6 +65,10 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 
 
+class NotExportable(ValueError):
+    """An encoder that trains, but of which SpeechBrain could load nothing."""
+
+
 class InferenceModel:
     """Weights, with what SpeechBrain needs to build the modules around them.
 
@@ -90,7 +94,7 @@ class InferenceModel:
         self.classifier = None
         encoder_class, parts = _instance(settings[kind])
         if not {"features", "network"} <= parts.keys():
-            raise ValueError(
+            raise NotExportable(
                 f"{kind}: {encoder_class.split(':')[-1]} cannot be exported, "
                 "as it has no features and network, which SpeechBrain loads: "
                 "make it an lgl_plugin.nnet.encoders.Encoder of both"

@@ -23,6 +23,7 @@ from lgl_plugin.dataio.prepare import check_folders
 from lgl_plugin.inference.backends import Backend, Whitening
 from lgl_plugin.inference.export import export
 from lgl_plugin.inference.extractor import Extractor
+from lgl_plugin.inference.inference_model import NotExportable
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.runs.lock import lock_folder
 from lgl_plugin.runs.metrics_log import METRICS, read_metrics, record_key
@@ -350,6 +351,10 @@ class Session:
         def export_latest(folder):
             try:
                 return export(run.folder, name, folder, device=self.device)
+            except NotExportable as error:
+                # `lgl export` would fail as well.
+                logger.warning("No export of %s: %s", name, error)
+                return {"failed": str(error)}
             except Exception as error:
                 alike = ValueError, FileExistsError, FileNotFoundError
                 of_all = getattr(error, "on_all_ranks", world_size() == 1)

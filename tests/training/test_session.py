@@ -361,6 +361,19 @@ def test_an_export_fails_alone_or_ends_all_processes(
     assert "No export; try `lgl export" in caplog.text
 
 
+def test_what_cannot_be_exported_is_a_line(session, tmp_path, caplog):
+    """It was a traceback, and the advice to try what cannot work."""
+    plain = {"new_encoder": {"!name:my.Encoder": ""}, "sample_rate": 16000}
+    session.run = Run(tmp_path, 1, plain)
+    session.run.step(
+        "stage1", lambda f: save_weights(torch.nn.Linear(3, 2), f / ENCODER)
+    )
+    session.publish("stage1", "checksum")
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "my.Encoder cannot be exported" in record.getMessage()
+    assert "lgl export" not in caplog.text and record.exc_info is None
+
+
 def test_extraction_hears_of_the_limit_of_bad_files(session):
     """Behind all utterances it would be hours late."""
     session.manifest, session.rows, session.bad_files = "m", [1], BadFiles("x")
