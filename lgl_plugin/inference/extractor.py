@@ -29,6 +29,7 @@ from lgl_plugin.runs.pretrained import (
     encoder_settings,
     where_encoder_is,
 )
+from lgl_plugin.runs.tried import explained
 from lgl_plugin.runs.weights import AFFINE, ENCODER, load_weights, read_weights
 from lgl_plugin.utils.distributed import (
     gather_objects,
@@ -386,7 +387,7 @@ def _load_folder(folder):
     except Exception as error:  # the classes that it names raise anything
         raise ValueError(
             f"{path} cannot be loaded, or its modules lack one of "
-            f"{PARTS[0]} and {PARTS[2]}: {error!r}"
+            f"{PARTS[0]} and {PARTS[2]}: {explained(error)}"
         ) from error
     # A back-end of ours is behind the network, whose weights are a file alone.
     parts = getattr(hparams.get("pretrainer"), "loadables", {})

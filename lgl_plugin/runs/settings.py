@@ -227,7 +227,7 @@ def _take_pretrained(path, tree, changes):
     except Exception as error:  # the classes that it names raise anything
         raise ValueError(
             f"{path}: pretrained_encoder: {source} describes an encoder that "
-            f"embeds nothing: {error!r}"
+            f"embeds nothing: {explained(error)}"
         ) from error
     if tree.get("new_first_encoder") is None:
         described["embedding_size"] = size

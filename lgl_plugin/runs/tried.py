@@ -6,6 +6,7 @@ round's encoder that is days later.
 
 import contextlib
 import copy
+import pydoc
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,11 +39,21 @@ _tried = set()  # settings that are known to work, as texts
 
 def explained(error: BaseException) -> str:
     """Says in a line what is wrong, also of an assertion without words."""
+    # Its own arguments are those of the traceback, an object without words.
+    if isinstance(error, pydoc.ErrorDuringImport):
+        return " ".join(str(error).split())
     said = ": ".join(str(part) for part in error.args)
     if not said:
         said = traceback.extract_tb(error.__traceback__)[-1].line or ""
     if not isinstance(error, ValueError):
         said = f"{type(error).__name__}: {said}"
+    if said.startswith("ImportError: There is no such "):  # HyperPyYAML's
+        module = said.split()[-1].partition(".")[0]
+        if pydoc.locate(module) is None:
+            said += (
+                f": the folder of a module {module} of your own must be on "
+                "PYTHONPATH, such as by `PYTHONPATH=. lgl …` in there"
+            )
     return " ".join(said.split())
 
 

@@ -594,6 +594,31 @@ def test_a_class_that_does_not_exist():
         load(gate="!new:lgl_plugin.nnet.gates.FixdGate [1.0]")
 
 
+def test_an_own_module_that_is_not_on_the_path_says_how_to_name_it():
+    """A newcomer's lay in the current folder, where `lgl` looks for none."""
+    (line,) = refusal("small_stage1", method="!name:my_own_methods.Together")
+    assert "no such entity as my_own_methods.Together" in line
+    assert "`PYTHONPATH=. lgl …`" in line
+    with pytest.raises(ValueError) as error:  # a slip in one that is found
+        load("small_stage1", method="!name:lgl_plugin.methods.dino.DYNO")
+    assert "PYTHONPATH" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("def f(:\n", "SyntaxError: invalid syntax (my_broken_module.py, line"),
+        ("import no_such\n", "ModuleNotFoundError: No module named 'no_such'"),
+    ],
+)
+def test_an_own_module_that_is_broken(text, said, tmp_path, monkeypatch):
+    """The message was a traceback's address."""
+    (tmp_path / "my_broken_module.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = refusal("small_stage1", method="!name:my_broken_module.Mine")
+    assert said in line and "traceback" not in line
+
+
 @pytest.mark.parametrize("name", ["20261127", "2026-11-27", "0.5/x", "a b"])
 def test_a_folder_may_be_called_anything(name):
     """Yaml takes the first for a number and the second for a date."""
