@@ -40,7 +40,7 @@ from lgl_plugin.runs.schema import (
     Stage2Settings,
 )
 from lgl_plugin.runs.tried import explained, try_out
-from lgl_plugin.runs.weights import ENCODER, load_weights
+from lgl_plugin.runs.weights import ENCODER, load_pretrained
 from lgl_plugin.utils.progress import silence_bars
 
 # SpeechBrain's run options that are settings, too: a command line gives them
@@ -145,7 +145,7 @@ def load_settings(
         first = hparams.get("new_first_encoder") or hparams["new_encoder"]
         if weights is not None:
             with torch.random.fork_rng():
-                load_weights(first().network, weights)
+                load_pretrained(first().network, weights)
     values = {key: hparams[key] for key in known}
     # Of plain values those that were checked: a folder's number is a text.
     values.update(

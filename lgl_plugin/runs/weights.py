@@ -1,5 +1,6 @@
 """Saves and loads a module's weights."""
 
+import contextlib
 import errno
 import io
 import pathlib
@@ -89,3 +90,35 @@ def load_weights(
             f"(another width, or not an encoder): {' '.join(first)}"
         ) from error
     return module
+
+
+def load_pretrained(module: torch.nn.Module, path: pathlib.Path) -> None:
+    """Loads weights to start from; raises what `load_weights` does.
+
+    Where they do not fit, but a run made and exported them, the message names
+    that folder, which says what network they are of.
+    """
+    tensors = read_weights(path)
+    try:
+        load_weights(module, path, tensors)
+    except ValueError as error:
+        exported = _export_of(path, tensors)
+        if exported is None:
+            raise
+        raise ValueError(
+            f"{error} To start from them, add --pretrained_encoder={exported}"
+        ) from error
+
+
+def _export_of(path, tensors):
+    """Returns a run's export of the same weights; None if there is none."""
+    for run in path.parents[1:3]:  # of stage1/…, or iter1/gated/…
+        for export in sorted(run.glob(f"export/*/{ENCODER}")):
+            with contextlib.suppress(Exception):  # damaged, or no weights
+                found = read_weights(export)
+                same = (
+                    found[k].equal(tensors[k]) for k in {**found, **tensors}
+                )
+                if all(same):
+                    return export.parent
+    return None

@@ -21,6 +21,7 @@ from lgl_plugin.runs.schema import Stage2Settings
 from lgl_plugin.runs.state import STATE, check_artefact, read_state
 from lgl_plugin.runs.weights import (
     ENCODER,
+    load_pretrained,
     load_weights,
     save_tensors,
     save_weights,
@@ -81,7 +82,7 @@ def check_weights(settings: Stage2Settings, path: pathlib.Path) -> None:
     """Raises what `find_encoder` does if weights at a path are none to use."""
     check_encoder(settings, path)
     check_artefact(path)
-    load_weights(settings.first_encoder().network, path)
+    load_pretrained(settings.first_encoder().network, path)
     made_to_train(settings, settings.new_encoder)
 
 

@@ -263,6 +263,27 @@ def test_stage2_refuses_weights_that_do_not_fit(tmp_path):
         stage2(f"pretrained_encoder: {tmp_path}/mine")
 
 
+@pytest.mark.parametrize("step", ["stage1", "iter1/gated"])
+def test_weights_of_a_run_that_do_not_fit_name_its_export(step, tmp_path):
+    """The refusal of another width had no remedy."""
+    (tmp_path / "export").mkdir()
+    export = tmp_path / "export" / step.partition("/")[0]
+    hub_folder(export, XVECTOR)
+    hub_folder(tmp_path / "export" / "another", RESNET)
+    weights = tmp_path / step / "embedding_model.ckpt"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes((export / weights.name).read_bytes())
+    given = f"pretrained_encoder: {weights}"
+    with pytest.raises(ValueError, match=f"--pretrained_encoder={export}$"):
+        stage2(given)
+    stage2(f"pretrained_encoder: {export}")
+    # An export of other weights, as of an encoder that trained on.
+    torch.save(NETWORKS[XVECTOR]().state_dict(), export / weights.name)
+    with pytest.raises(ValueError) as error:
+        stage2(given)
+    assert "--pretrained_encoder=" not in str(error.value)
+
+
 def test_stage2_refuses_a_folder_that_embeds_nothing(tmp_path):
     hub_folder(tmp_path / "mine", XVECTOR)
     path = tmp_path / "mine" / "hyperparams.yaml"
