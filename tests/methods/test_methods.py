@@ -1,6 +1,8 @@
 """Each method of Stage I by what sets it apart, on a tiny encoder."""
 
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -13,21 +15,26 @@ from tiny_brains import (
     TIME,
     batch,
     begin,
+    changed,
     make_brain,
     run_epoch,
     tiny_encoder,
+    train,
     warnings_of,
+    weights,
 )
 
 from lgl_plugin.methods.dino import DINO
-from lgl_plugin.methods.method import local_views
+from lgl_plugin.methods.method import Method, local_views
 from lgl_plugin.methods.moco import MoCo
 from lgl_plugin.methods.sdpn import SDPN
 from lgl_plugin.methods.simclr import SimCLR
 from lgl_plugin.nnet.distillation import koleo
+from lgl_plugin.nnet.momentum import MomentumCopy
 from lgl_plugin.nnet.redundancy import spread_terms
 from lgl_plugin.training.nonfinite import clip_each
 
+ROOT = pathlib.Path(__file__).parents[2]
 WITH_TEACHER = ("moco", "dino", "rdino", "sdpn")
 
 
@@ -46,6 +53,45 @@ class Loud(torch.nn.Module):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(1)
+
+
+class Followed(Method):
+    """A teacher by no more than CONTRIBUTING.md asks for."""
+
+    def __init__(self, encoder, embedding_size, n_utterances):
+        super().__init__()
+        self.teacher, self.teacher_momentum = MomentumCopy(encoder), 0.5
+        self.scale = torch.nn.Parameter(torch.ones(embedding_size))
+
+    def views(self, crops, augment):
+        views, _ = super().views(crops, augment)
+        return views, views
+
+    def separate_parameters(self):
+        return [self.scale]
+
+    def forward(self, embeddings, teacher_embeddings, groups, done):
+        far = embeddings[0][0] * self.scale - teacher_embeddings[0][1]
+        return far.square().mean(), {"far": far.detach().abs().mean()}
+
+
+def test_a_method_by_the_guide_trains(tmp_path, monkeypatch):
+    """The guide asked for the method `momentum` in place of the number."""
+    monkeypatch.setitem(METHODS, "simclr", Followed)
+    brain = begin(make_brain("simclr", tmp_path))
+    brain.steps_per_epoch = 8  # at the end the teacher stays
+    before = weights(brain)
+    train(brain, *4 * [False])
+    assert {"encoder", "method"} <= changed(brain, before)
+    method = brain.method
+    follows = zip(method.teacher.parameters(), before["encoder"], strict=True)
+    assert not any(new.equal(old) for new, old in follows)
+    run_epoch(brain, 1, batch(2))
+    guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    assert "Give `teacher_momentum`" in guide
+    said = re.search(r"a run's own, such as (.*?):", guide, re.S)[1]
+    names = re.findall(r"`(\w+)`", said)
+    assert names and brain.records[0].keys() - {"far"} >= {*names}
 
 
 @pytest.fixture(params=METHODS)
