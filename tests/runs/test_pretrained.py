@@ -284,6 +284,17 @@ def test_weights_of_a_run_that_do_not_fit_name_its_export(step, tmp_path):
     assert "--pretrained_encoder=" not in str(error.value)
 
 
+def test_a_folder_of_an_own_class_says_how_to_have_it_found(tmp_path):
+    hub_folder(tmp_path / "mine", XVECTOR)
+    path = tmp_path / "mine" / "hyperparams.yaml"
+    own = path.read_text().replace("speechbrain.lobes.models.X", "my_own_x.X")
+    path.write_text(own)
+    with pytest.raises(ValueError, match="PYTHONPATH"):
+        load_extractor(tmp_path / "mine")
+    with pytest.raises(ValueError, match="PYTHONPATH"):
+        stage2(f"pretrained_encoder: {tmp_path}/mine")
+
+
 def test_stage2_refuses_a_folder_that_embeds_nothing(tmp_path):
     hub_folder(tmp_path / "mine", XVECTOR)
     path = tmp_path / "mine" / "hyperparams.yaml"
