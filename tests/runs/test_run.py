@@ -342,6 +342,15 @@ def kill_in(run, step, checkpoint):
         run.step(step, killed)
 
 
+@pytest.mark.parametrize("name", ["batch_size", "lr"])
+def test_a_begun_run_keeps_its_batch_and_learning_rate(name, tmp_path):
+    """docs/several_gpus.md advised to choose them anew with other GPUs."""
+    before = {"batch_size": 64, "lr": 0.1}
+    kill_in(Run(tmp_path, 1, before), "stage1", checkpoint=True)
+    with pytest.raises(ValueError, match=f"{name}: was"):
+        Run(tmp_path, 1, {**before, name: 2})
+
+
 def test_settings_are_on_record_before_the_first_step_ends(tmp_path):
     """A kill in the first step must not let others go on with its work."""
     kill_in(Run(tmp_path, 1, {"lr": 1}), "stage1", checkpoint=True)
