@@ -1,9 +1,11 @@
 """Runs that part from another: what they keep of it, and their threads."""
 
+import argparse
 import sys
 
 import experiments  # of the recipe's folder
 import pytest
+from tiny import RECIPE
 
 
 @pytest.fixture
@@ -88,3 +90,39 @@ def test_a_command_gets_the_threads(tmp_path, monkeypatch, threads, told):
     printed = tmp_path / "printed.txt"
     experiments.run_command([sys.executable, "-c", code], printed, threads)
     assert printed.read_text().strip() == told
+
+
+@pytest.mark.parametrize(
+    "option, problem",
+    [
+        ("--classifier_epochs=0", "classifier_epochs: 0 should be"),
+        ("--lr=-1", "lr: -1 should be"),
+    ],
+)
+def test_settings_of_all_runs_are_tried_before_the_first(
+    tmp_path, monkeypatch, option, problem
+):
+    """Also those of Stage II and of a variant, and not once Stage I is done."""
+    monkeypatch.setattr(experiments.Experiment, "train_one", pytest.fail)
+    yamls = [RECIPE / f"hparams/small_stage{stage}.yaml" for stage in (1, 2)]
+    common = ["--data_folder=x"]
+    for of_all, of_one in (([option], ()), ([], (option,))):
+        experiment = experiments.Experiment(
+            *("x.py", yamls, tmp_path, [1]), options=[*common, *of_all]
+        )
+        with pytest.raises(ValueError, match=problem):
+            experiment.train([experiments.Variant("one", of_one)])
+
+
+@pytest.mark.parametrize(
+    "read, text, problem",
+    [
+        (experiments.whole_numbers, "1,a", "1,a: give whole numbers"),
+        (experiments.count, "0", "0: give 1 or more"),
+        (experiments.count, "a", "a: give 1 or more"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_in_a_line(read, text, problem):
+    with pytest.raises(argparse.ArgumentTypeError, match=problem):
+        read(text)
+    assert read("3") in (3, [3])

@@ -325,9 +325,21 @@ def test_what_is_done_is_not_done_again(tables, corpus, started):
 
 
 @pytest.mark.usefixtures("in_processes")
-def test_a_failing_run_says_why(corpus, tmp_path):
-    with pytest.raises(RuntimeError, match="selection: 'eer' should be 'last'"):
-        paper(["table2"], tmp_path, corpus, "--selection=eer")
+def test_a_failing_run_says_why(corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        paper(["table2"], tmp_path, corpus, "--manifest=/absent.csv")
+    error = capsys.readouterr().err
+    assert "\nRuntimeError: " in error and "/absent.csv" in error
+
+
+def test_a_wrong_value_of_stage_2_is_refused_before_stage_1(
+    corpus, tmp_path, capsys, started
+):
+    before = started.copy()
+    with pytest.raises(SystemExit):
+        paper(["table2"], tmp_path, corpus, "--min_cluster_size=0")
+    assert started == before
+    assert "min_cluster_size: 0 should be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -340,8 +352,14 @@ def test_a_failing_run_says_why(corpus, tmp_path):
 def test_a_mistyped_option_is_refused_at_once(tmp_path, capsys, typed, problem):
     """Also where nothing would be trained with it."""
     with pytest.raises(SystemExit):
-        paper(["backends"], tmp_path, "/audio", "--runs=/run", *typed)
+        paper(["backends"], tmp_path, "/audio", *typed)
     assert problem in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_refused_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        paper(["backends"], tmp_path, "/audio", f"--runs={tmp_path}/no")
+    assert f"{tmp_path}/no holds no state.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -401,7 +419,8 @@ def test_encoders_that_backends_compares(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("in_processes")
-def test_a_run_prints_into_its_folder(tmp_path):
+def test_a_run_prints_into_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "settings_of", id)  # no whole yamls
     recipe, yamls = tmp_path / "recipe.py", []
     recipe.write_text("import sys; print(*sys.argv[1:])")
     for name in ("stage1.yaml", "stage2.yaml"):

@@ -4,6 +4,7 @@ A run that parts from another late, such as with and without the gate, takes
 over what that one has done (`fork`): only what differs is trained.
 """
 
+import argparse
 import concurrent.futures
 import dataclasses
 import functools
@@ -25,7 +26,11 @@ from lgl_plugin.runs.arguments import (
 )
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.run import fork, stage1_steps
-from lgl_plugin.runs.settings import did_you_mean, plain_settings_of
+from lgl_plugin.runs.settings import (
+    did_you_mean,
+    plain_settings_of,
+    settings_of,
+)
 from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
@@ -40,6 +45,7 @@ KEEP_LABELS = "--correct_labels=null"
 NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
 
 
+MARK = "commands.json"  # of a run that is done
 # Options that `train_one` sets.
 OWN = {"seed", "output_folder", "selection_study"}
 
@@ -63,6 +69,23 @@ class Variant:
 
 WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
 CEILING = Variant("ceiling", (), STAGE1, script="ceiling.py")
+
+
+def whole_numbers(text):
+    """Reads --seeds."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: give whole numbers, such as 1,2,3"
+        ) from None
+
+
+def count(text):
+    """Reads how many runs or processes there are at a time."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
 
 
 def run_all(jobs, train, calls):
@@ -171,8 +194,11 @@ class Experiment:
     def train(self, variants):
         """Trains "base", then variants, of which parents stand first.
 
+        ValueError, before any run, if one could not have its settings;
         RuntimeError, with the end of what it printed, if a run fails.
         """
+        for variant in (Variant("base"), *variants):
+            self._try_settings(variant)
         levels = {"base": 0}
         rounds = [[Variant("base")]]
         for variant in variants:
@@ -185,11 +211,18 @@ class Experiment:
             calls = itertools.product(self.seeds, variants)
             run_all(self.jobs, self.train_one, [*calls])
 
-    def train_one(self, seed, variant):
-        """Trains a variant with a seed, unless that is done."""
+    def _try_settings(self, variant):
+        """Makes the objects of a variant's settings, unless it is done."""
+        for seed in self.seeds:
+            if not self._is_done(seed, variant):
+                for command in self._commands(seed, variant):
+                    settings_of(command)
+                return  # of another seed nothing else could be wrong
+
+    def _commands(self, seed, variant):
+        """Returns what follows the script for each stage of a run."""
         folder = self.run_folder(seed, variant.name)
         common = [f"--output_folder={folder}", f"--seed={seed}"]
-        base = variant.name == "base"
         own = {key_of(option): option for option in self.options[1]}
         own.update({key_of(option): option for option in variant.options})
         own = [
@@ -197,16 +230,28 @@ class Experiment:
             for option in own.values()
         ]
         commands = [[self.yamls[1], *common, *own]]
-        if base:
+        if variant.name == "base":
             # Looking at each epoch costs time, but changes nothing.
             study = "--selection_study=True"
             commands.insert(
                 0, [self.yamls[0], *common, study, *self.options[0]]
             )
-        mark = folder / "commands.json"
-        if mark.exists() and json.loads(mark.read_text()) == commands:
+        return commands
+
+    def _is_done(self, seed, variant):
+        """Says whether a variant was trained by the same commands."""
+        mark = self.run_folder(seed, variant.name) / MARK
+        return mark.exists() and (
+            json.loads(mark.read_text()) == self._commands(seed, variant)
+        )
+
+    def train_one(self, seed, variant):
+        """Trains a variant with a seed, unless that is done."""
+        if self._is_done(seed, variant):
             return
-        if not base:
+        folder = self.run_folder(seed, variant.name)
+        commands = self._commands(seed, variant)
+        if variant.name != "base":
             parent = self.run_folder(seed, variant.parent)
             done, keep = read_state(parent)["done"], variant.keep
             if keep is None:
@@ -223,7 +268,7 @@ class Experiment:
         for command in commands:
             command = [*self.launch, recipe, *command]
             run_command(command, folder / "printed.txt", threads)
-        write_json(mark, commands)
+        write_json(folder / MARK, commands)
 
 
 def run_command(command, printed, threads):
@@ -254,7 +299,7 @@ def run_command(command, printed, threads):
 
 
 def _check(options, keys):
-    """Refuses what the first training would refuse, perhaps hours later."""
+    """Refuses names and forms that the first training would refuse."""
     known = set().union(*keys, run_options())
     for option in options:
         if not option.startswith("--"):

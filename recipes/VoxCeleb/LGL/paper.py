@@ -44,6 +44,8 @@ from experiments import (
     WITHOUT,
     Experiment,
     Variant,
+    count,
+    whole_numbers,
 )
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -60,7 +62,9 @@ from study import (
 from lgl_plugin.dataio.manifest import load_manifest, write_part
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.report.figures import save, style
+from lgl_plugin.runs.state import read_state
 from lgl_plugin.training.epoch_selection import CRITERIA, criterion
+from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.files import atomic_write
 from lgl_plugin.utils.tables import markdown_table
 
@@ -474,8 +478,10 @@ ALL = (
 def check_data(names, experiment, options):
     """Refuses, before any training, tables whose data are missing.
 
-    Reads all trial lists.
+    Reads all trial lists, and the state of finished runs.
     """
+    for run in options.runs:
+        read_state(run)
     by_speakers = {"figure2", "clusterings"} & {*names}
     if options.runs:  # which have manifests of their own
         by_speakers -= {"clusterings"}
@@ -520,9 +526,9 @@ def main():
     parser.add_argument(
         "--hparams", type=pathlib.Path, default=HERE / "hparams"
     )
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--nproc", type=int, default=1, help="GPUs of a run")
+    parser.add_argument("--seeds", type=whole_numbers, default="1,2,3")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time")
+    parser.add_argument("--nproc", type=count, default=1, help="GPUs of a run")
     parser.add_argument("--lists", nargs="*", default=[], help="of table1")
     parser.add_argument("--runs", nargs="*", default=[], help="see above")
     options, overrides = parser.parse_known_args()
@@ -532,7 +538,7 @@ def main():
             HERE / "train_lgl.py",
             [options.hparams / f"{size}stage{stage}.yaml" for stage in (1, 2)],
             options.output_folder,
-            [int(seed) for seed in options.seeds.split(",")],
+            options.seeds,
             options.jobs,
             overrides,
             options.nproc,
@@ -541,7 +547,8 @@ def main():
     except (OSError, ValueError) as error:  # such as of a mistyped option
         parser.error(str(error))
     for name in options.name:
-        found = made[name](experiment, options)
+        with explained_errors(1, "--debug" in overrides):
+            found = made[name](experiment, options)
         with atomic_write(experiment.folder / f"{name}.md") as out:
             out.write(found + "\n")
         print(f"\n{made[name].__doc__.splitlines()[0]}\n\n{found}\n")
