@@ -53,18 +53,54 @@ def run(monkeypatch, *options):
     gallery.main()
 
 
-def test_without_a_trial_list_nothing_is_trained(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--verification_file=null")
-    assert "a gallery needs a trial list" in capsys.readouterr().err
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs with a trial list, none of which is trained; those asked for."""
+    found = []
 
+    def train(entry, command, folder, seed, minutes):
+        found.append(entry)
+        run = folder / f"seed{seed}" / entry.name
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "gallery.json").touch()
 
-def test_a_table_is_of_one_command(monkeypatch, capsys, tmp_path):
-    """A second call with others would show the first one's figures."""
-    trained = []
-    monkeypatch.setattr(gallery, "train", lambda *given: trained.append(given))
+    monkeypatch.setattr(gallery, "train", train)
+    monkeypatch.setattr(gallery, "trials_of", lambda *given: None)
     monkeypatch.setattr(gallery, "read_runs", lambda *given: {})
     monkeypatch.setattr(gallery, "write_results", lambda *given: None)
+    return found
+
+
+@pytest.mark.parametrize(
+    "option, problem",
+    [
+        ("--verification_file=null", "gallery: there is no trial list"),
+        ("--verification_file=/absent.txt", "there is no file /absent.txt"),
+        ("--batchsize=4", "'batchsize'; did you mean"),
+        ("--lr=-1", "lr: -1 should be"),
+        ("--seeds=1,a", "1,a: give whole numbers"),
+        ("--jobs=0", "0: give 1 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_there(
+    monkeypatch, capsys, tmp_path, option, problem
+):
+    """A record would refuse the corrected command."""
+    with pytest.raises(SystemExit):
+        run(monkeypatch, f"--output_folder={tmp_path}", option)
+    assert problem in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_yaml_that_is_not_there_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "absent.yaml"])
+    with pytest.raises(SystemExit):
+        gallery.main()
+    assert "absent.yaml" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_table_is_of_one_command(monkeypatch, capsys, tmp_path, trained):
+    """A second call with others would show the first one's figures."""
     own = f"--output_folder={tmp_path}", "--verification_file=list.txt"
     for further in ((), ("--seeds=1,2",)):
         run(monkeypatch, *own, *further)
@@ -76,14 +112,29 @@ def test_a_table_is_of_one_command(monkeypatch, capsys, tmp_path):
     assert len(trained) == 3 * len(gallery.METHODS)
 
 
-def test_methods_are_chosen_by_name(monkeypatch, capsys, tmp_path):
-    trained = []
-    monkeypatch.setattr(gallery, "train", lambda *given: trained.append(given))
-    monkeypatch.setattr(gallery, "read_runs", lambda *given: {})
-    monkeypatch.setattr(gallery, "write_results", lambda *given: None)
+def test_a_command_whose_runs_failed_may_be_corrected(
+    monkeypatch, capsys, tmp_path, trained
+):
+    own = f"--output_folder={tmp_path}", "--methods=moco"
+    length = tmp_path / "seed1" / "moco" / "length.json"
+
+    def fail(*given):
+        length.parent.mkdir(parents=True)
+        length.touch()
+        raise RuntimeError("x failed")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(gallery, "train", fail)
+        run(monkeypatch, *own)
+    assert "\nRuntimeError: x failed\n" in capsys.readouterr().err
+    run(monkeypatch, *own, "--batch_size=8")
+    assert len(trained) == 1 and not length.exists()
+
+
+def test_methods_are_chosen_by_name(monkeypatch, capsys, tmp_path, trained):
     own = f"--output_folder={tmp_path}", "--verification_file=list.txt"
     run(monkeypatch, *own, "--methods=simclr-and-aat,moco")
-    assert [given[0].title for given in trained] == ["SimCLR + AAT", "MoCo"]
+    assert [entry.title for entry in trained] == ["SimCLR + AAT", "MoCo"]
     with pytest.raises(SystemExit):
         run(monkeypatch, *own, "--methods=simclr,mocco")
     assert "['mocco'] is none of simclr-and-aat" in capsys.readouterr().err
@@ -118,6 +169,8 @@ def test_a_trial_list_of_the_users_is_for_the_training_alone(monkeypatch):
         assert given == ["--verification_file=null"] and "--lr=1" in words
 
 
-def test_a_mistyped_option_is_refused_at_once(monkeypatch):
-    with pytest.raises(ValueError, match="'batchsize'; did you mean"):
-        run(monkeypatch, "--batchsize=4")
+def test_an_option_in_two_words_is_one(monkeypatch, tmp_path, trained):
+    """The pilot, which strips the trial list, would be given it twice."""
+    run(monkeypatch, f"--output_folder={tmp_path}", "--verification_file", "x")
+    asked = json.loads((tmp_path / gallery.ASKED).read_text())
+    assert "--verification_file=x" in asked["options"]

@@ -21,15 +21,16 @@ import sys
 import tempfile
 
 import numpy as np
-from experiments import run_all, run_command
+from experiments import count, run_all, run_command, whole_numbers
 from scipy.stats import spearmanr
-from study import spread
+from study import spread, trials_of
 
 from lgl_plugin.report.figures import courses, save
-from lgl_plugin.runs.arguments import key_of
+from lgl_plugin.runs.arguments import key_of, paired, run_options
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.settings import settings_of
 from lgl_plugin.utils.device import peak_bytes
+from lgl_plugin.utils.errors import explained_errors
 from lgl_plugin.utils.files import atomic_write, write_json
 from lgl_plugin.utils.tables import markdown_table
 
@@ -98,44 +99,53 @@ def main():
     )
     parser.add_argument("yaml", help="Stage I's")
     parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--seeds", type=whole_numbers, default="1")
     names = [entry.name for entry in METHODS]
     parser.add_argument(
         "--methods", default=",".join(names), help="of " + ", ".join(names)
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time")
     parser.add_argument("--output_folder", default="results/gallery")
     options, overrides = parser.parse_known_args()
+    overrides = paired(overrides, run_options())
     chosen = options.methods.split(",")
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--methods: {unknown} is none of {', '.join(names)}")
     methods = [entry for entry in METHODS if entry.name in chosen]
     if own := sorted({key_of(word) for word in overrides} & OWN):
         parser.error(f"--{own[0]}: the gallery sets that itself")
-    # A mistyped option shows here, and not after the first runs.
-    settings, _ = settings_of([options.yaml, *overrides])
-    if not settings.verification_file:
-        parser.error("verification_file: a gallery needs a trial list")
+    # A mistyped option or a missing list shows here, and not after the first
+    # runs.
+    try:
+        settings, _ = settings_of([options.yaml, *overrides])
+        trials_of(dict(settings), "gallery")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     folder = pathlib.Path(options.output_folder).absolute()
     asked = {"yaml": options.yaml, "minutes": options.minutes}
     asked["options"] = sorted(overrides)
     known = folder / ASKED
     if known.exists() and json.loads(known.read_text("utf-8")) != asked:
-        parser.error(
-            f"{folder} holds a gallery of another yaml, other --minutes or "
-            f"options (see {ASKED} there): take another --output_folder"
-        )
+        if any(folder.glob("seed*/*/gallery.json")):
+            parser.error(
+                f"{folder} holds a gallery of another yaml, other --minutes or "
+                f"options (see {ASKED} there): take another --output_folder"
+            )
+        # No run is done: a command that failed may be corrected, but its
+        # steps were timed with the options of before.
+        for length in folder.glob("seed*/*/length.json"):
+            length.unlink()
     write_json(known, asked)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
     command = [sys.executable, str(HERE / "train_lgl.py"), options.yaml]
     command += overrides
     calls = [
         (entry, command, folder, seed, options.minutes)
-        for seed in seeds
+        for seed in options.seeds
         for entry in methods
     ]
-    run_all(options.jobs, train, calls)
-    runs = read_runs(folder, methods, seeds)
+    with explained_errors(1, "--debug" in overrides):
+        run_all(options.jobs, train, calls)
+    runs = read_runs(folder, methods, options.seeds)
     write_results(folder, runs, settings.batch_size, options.minutes)
 
 
