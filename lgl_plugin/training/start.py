@@ -1,6 +1,7 @@
 """The start of Stage II: an encoder that fits, and trials that score."""
 
 import pathlib
+import re
 import shlex
 from collections.abc import Callable
 
@@ -278,6 +279,8 @@ def stage1_command(settings: Stage2Settings) -> str:
     Options that are settings of Stage II alone are left out.
     """
     words = for_other_stage(launch_command(), 1, lambda _: settings.stage1_yaml)
+    # The ceiling's script, which takes Stage II's command, has no Stage I.
+    words = [re.sub(r"(^|/)ceiling\.py$", r"\1train_lgl.py", w) for w in words]
     names = {key_of(word) for word in words}
     if settings.stage1_yaml not in words:  # not the recipe's own script
         words = ["python", "train_lgl.py", settings.stage1_yaml]

@@ -34,6 +34,18 @@ def test_ranks_are_joined_and_errors_are_explained(monkeypatch, capsys):
     assert capsys.readouterr().err == "ValueError: what is wrong\n"
 
 
+def test_a_yaml_of_stage_1_is_refused_before_a_folder_is_written(
+    monkeypatch, capsys, tmp_path
+):
+    yaml = str(RECIPE / "hparams" / "small_stage1.yaml")
+    typed = [yaml, "--data_folder=x", f"--output_folder={tmp_path}/run"]
+    monkeypatch.setattr("sys.argv", ["ceiling.py", *typed])
+    with pytest.raises(SystemExit):
+        ceiling.main({2: ceiling.train_ceiling})
+    assert f"{yaml} is of stage 1, which" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "name", ["train_lgl", "pretrain", "pretraining_study", "paper"]
 )

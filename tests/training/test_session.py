@@ -567,6 +567,8 @@ def test_the_advised_command_has_the_options_of_the_typed_one(
     options = {"stage1_yaml": "s1.yaml", "output_folder": "out"}
     settings = types.SimpleNamespace(**options, data_folder="in")
     assert stage1_command(settings) == f"python train_lgl.py {advised}"
+    monkeypatch.setattr("sys.argv", ["ceiling.py", *shlex.split(typed)])
+    assert stage1_command(settings) == f"python train_lgl.py {advised}"
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,11 @@ def train(
     """
     with stop.on_signals():
         settings, text = load_settings(hparams_file, overrides, run_opts)
+        if settings.stage not in stages:  # before a folder is written
+            raise ValueError(
+                f"{hparams_file} is of stage {settings.stage}, which "
+                "train_lgl.py trains and this script does not"
+            )
         session = Session(settings, text, run_opts, observer_of)
         session.run.plan = plan or session.run.plan
         if later is not None:
