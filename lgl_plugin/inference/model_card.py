@@ -12,8 +12,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lgl_plugin.runs.differences import flatten
-from lgl_plugin.runs.metrics_log import cells, columns, row_name
-from lgl_plugin.runs.run import round_of
+from lgl_plugin.runs.metrics_log import (
+    TRUE_LABELS,
+    cells,
+    columns,
+    row_name,
+)
+from lgl_plugin.runs.run import is_ceiling, round_of
 from lgl_plugin.utils.tables import markdown_table
 
 SPEED = ("utterances_per_second", "seconds")  # no figures of the model
@@ -49,9 +54,9 @@ def model_card(
     """
     stage, chosen = max(settings.items())
     given = chosen.get("labels_file")
-    title = (
-        f"Speaker encoder trained {'with few' if given else 'without'} labels"
-    )
+    ceiling = is_ceiling(step)
+    how = "with few" if given else "without"
+    title = f"Speaker encoder trained {'with all' if ceiling else how} labels"
     rows, own = _rows_until(rows or {}, step)
     trials = last_name(chosen.get("verification_file") or "")
     shown = {k: c for k, c in columns([rows]).items() if k not in SPEED}
@@ -61,9 +66,14 @@ def model_card(
     ]
     return _render(
         "model_card.md",
-        _metadata(title, rows.get(own, {}), trials, licence, backend),
+        _metadata(
+            title,
+            TAGS[:3] if ceiling else TAGS,
+            *(rows.get(own, {}), trials, licence, backend),
+        ),
         title=title,
         given=given,
+        ceiling=ceiling,
         encoder=encoder,
         rate=chosen["sample_rate"],
         decision=decision,
@@ -160,9 +170,9 @@ def _tagged(licence, tags):
     return ModelCardData(license=licence, library_name="speechbrain", tags=tags)
 
 
-def _metadata(title, figures, trials, licence, backend):
+def _metadata(title, tags, figures, trials, licence, backend):
     """Returns the front matter, with the error rate if there is one."""
-    data = _tagged(licence, TAGS)
+    data = _tagged(licence, tags)
     rate = figures.get("eer_backend" if backend else "eer")
     if rate is not None:
         data.metrics = ["eer"]
@@ -186,6 +196,8 @@ def _rows_until(rows, step):
     record = {"stage": 1, "phase": place}
     if number := round_of(step):
         record = {"stage": 2, "iteration": number, "phase": "/".join(phase)}
+    elif is_ceiling(step):
+        record = {"stage": 0, "phase": TRUE_LABELS}
     own = row_name(record)
     if own in rows:
         names = list(rows)

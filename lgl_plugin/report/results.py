@@ -34,7 +34,14 @@ from lgl_plugin.runs.provenance import (
     into_folder,
     read_starts,
 )
-from lgl_plugin.runs.run import GATE, SCORES, planned_steps, stage1_steps
+from lgl_plugin.runs.run import (
+    CEILING,
+    GATE,
+    SCORES,
+    planned_steps,
+    round_of,
+    stage1_steps,
+)
 from lgl_plugin.runs.state import STATE, read_state, refuse_adaptation
 from lgl_plugin.utils.files import is_outside, load_arrays
 
@@ -90,6 +97,9 @@ class Results:
             state.get(key, {})
             for key in ("settings", "done", "failed", "inputs")
         )
+        begun = state.get("sources", {})
+        # A run of `ceiling.py` alone: its settings are of rounds, too.
+        self._is_ceiling = CEILING in begun and not any(map(round_of, begun))
 
     @property
     def name(self) -> str:
@@ -107,7 +117,10 @@ class Results:
     def steps(self) -> list[str]:
         """Lists all steps that the settings ask for, in order, but exports."""
         steps = planned_steps(self.settings)
-        return [step for step in steps if not step.startswith("export/")]
+        steps = [step for step in steps if not step.startswith("export/")]
+        if self._is_ceiling:
+            return [*(s for s in steps if not round_of(s)), CEILING]
+        return steps
 
     @property
     def left(self) -> list[str]:
@@ -141,11 +154,14 @@ class Results:
             for step in planned_steps(self.settings)
             if step.startswith("export/")
         ]
+        latest = []
+        if self._is_ceiling:  # no export follows it by itself
+            exports, latest = [self.folder / "export" / CEILING], [CEILING]
         for encoder in reversed(exports):
             if (encoder / YAML).exists():  # it comes last
                 words = ["lgl", "who", str(encoder), "AUDIO", "OUT"]
                 return "Next", shlex.join(words)
-        return "Next", shlex.join(["lgl", "export", str(self.folder)])
+        return "Next", shlex.join(["lgl", "export", str(self.folder), *latest])
 
     def _first_command(self, start, command):
         """Returns what `next_command` does of a folder without a state.json.

@@ -45,6 +45,8 @@ logger = get_logger(__name__)
 # Files below a step's folder: trial scores, the last gated epoch, the means of
 # the clusters.
 SCORES, GATE, CENTROIDS = "scores.npz", "gate.npz", "centroids.npy"
+# The step of `ceiling.py`, which has Stage II's settings and none of its steps.
+CEILING = "ceiling"
 
 
 class Run:
@@ -161,7 +163,9 @@ class Run:
         return [
             name
             for name in dict.fromkeys([*self.done, *trained])
-            if stage_of(name) == self.key and not name.startswith("export/")
+            if stage_of(name) == self.key
+            # Changed settings do the ceiling again, by its source.
+            and not (name.startswith("export/") or is_ceiling(name))
         ]
 
     def _check_metrics(self, before):
@@ -389,14 +393,20 @@ def round_of(step: str) -> int:
 
 def stage_of(step: str) -> str:
     """Returns the name of a step's stage, as its settings have it."""
-    return "stage 2" if round_of(step) else "stage 1"
+    second = round_of(step) or is_ceiling(step)
+    return "stage 2" if second else "stage 1"
+
+
+def is_ceiling(step: str) -> bool:
+    """Tells whether a step is that of `ceiling.py`, or within it."""
+    return step.split("/")[0] == CEILING
 
 
 def step_of(record: dict) -> str:
     """Returns the step of the run that a record of metrics.jsonl belongs to."""
     phase = record["phase"].removeprefix("after ")
     if record["stage"] == 0:  # of neither stage
-        return "ceiling" if phase == TRUE_LABELS else "baselines"
+        return CEILING if phase == TRUE_LABELS else "baselines"
     if record["stage"] == 1:
         return "ssps" if phase == "ssps" else "stage1"
     phase = "labels" if phase == "clusters" else phase

@@ -44,6 +44,29 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys):
     assert "Go on with: lgl train mine" in printed
 
 
+def test_a_ceiling_has_no_rounds_to_come(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", rounds=0)
+    state = json.loads((folder / "state.json").read_text())
+    state["settings"]["stage 2"] = {"n_iterations": 2}
+    state["sources"]["ceiling"] = "x"
+    command = "python ceiling.py stage2.yaml"
+    (folder / "starts.jsonl").write_text(json.dumps({"command": command}))
+    for done, line in (
+        (2, f"Go on with: {command}"),
+        (3, f"Next: lgl export {folder} ceiling"),
+    ):
+        if done == 3:
+            state["done"]["ceiling"] = {}
+        (folder / "state.json").write_text(json.dumps(state))
+        printed = status(folder, capsys)
+        assert f"{done} of 3 steps are done" in printed
+        assert printed.splitlines()[-1] == line and "iter" not in printed
+    (folder / "export" / "ceiling").mkdir(parents=True)
+    (folder / "export" / "ceiling" / "hyperparams.yaml").touch()
+    printed = status(folder, capsys)
+    assert f"Next: lgl who {folder}/export/ceiling AUDIO OUT" in printed
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_run_that_has_logged_nothing_yet(begun, tmp_path, capsys):
     """A step is under way, or the audio is being listed."""

@@ -496,6 +496,21 @@ def test_the_last_iteration_has_its_own_encoder(run, tmp_path, step, last):
     assert arguments.get("dilations", [0, 0, 0, 1])[3] == last
 
 
+def test_a_ceiling_has_the_settings_of_stage_2(run, tmp_path):
+    ceiling = shutil.copytree(run, tmp_path / "run")
+    save_step(ceiling / "ceiling")
+    state = json.loads((run / "state.json").read_text())
+    state["settings"].pop("stage 1")  # of an encoder from elsewhere
+    state["done"] = {"ceiling": {}}
+    (ceiling / "state.json").write_text(json.dumps(state))
+    found = read_trained_step(ceiling)
+    assert (found.name, found.short_name) == ("ceiling", "ceiling")
+    assert [*found.settings] == ["stage 2"] and found.pseudo is None
+    export(ceiling, threshold=0.0)
+    card = (ceiling / "export" / "ceiling-custom" / "README.md").read_text()
+    assert "with their speakers' names, which were trained on" in card
+
+
 def test_checkpoint_of_no_run_loses_its_wrappers(run, tmp_path):
     weights = torch.load(
         run / "stage1" / "embedding_model.ckpt", weights_only=True

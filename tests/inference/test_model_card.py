@@ -62,3 +62,12 @@ def test_an_average_has_no_figure_of_another_model(step, shown, own):
 def test_the_method_is_the_one_of_the_settings(stage, setting, value, said):
     settings = {stage: {"sample_rate": 16000, setting: value}}
     assert said in model_card(settings, "ECAPA_TDNN")
+
+
+def test_a_ceiling_is_not_said_to_be_self_supervised():
+    settings = {"stage 2": {"sample_rate": 16000}}
+    rows = {"true labels": {"eer": 4.0, "nmi": 1.0}}
+    card = model_card(settings, "ECAPA_TDNN", "ceiling", rows=rows)
+    assert "trained with all labels" in card and "**true labels**" in card
+    for said in ("without labels", "- self-supervised", "pseudo-speakers"):
+        assert said not in card

@@ -46,6 +46,16 @@ def test_a_step_tells_its_round_and_stage():
     assert {stage_of(step) for step in rounds} == {"stage 2"}
     for step in ("stage1", "ssps", "export/iter2", "", "iterations/1"):
         assert round_of(step) == 0 and stage_of(step) == "stage 1"
+    assert round_of("ceiling") == 0 and stage_of("ceiling") == "stage 2"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_ceiling_refuses_no_other_settings(tmp_path, stage):
+    """It is done again by its source."""
+    run = Run(tmp_path, 2, {"lr": 0.1})
+    run.step("ceiling", lambda folder: {})
+    Run(tmp_path, stage, {"lr": 0.1}).save()
+    assert Run(tmp_path, stage, {"lr": 0.2}).settings[run.key]
 
 
 def test_step_that_fails_is_not_done(tmp_path):
