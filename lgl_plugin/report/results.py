@@ -47,8 +47,9 @@ from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
 PHASES = ("classifier", "gated", "large_margin")
-# The recipe's yamls of Stage I by other methods; and what options of theirs are
+# The recipe's yamls of Stage I, and those by other methods; and what options of theirs are
 # not for Stage II, which takes their encoder and has an optimiser of its own.
+STAGE1_YAML = re.compile(r"(?<=hparams/)(small_)?stage1\.yaml$")
 METHOD_YAML = re.compile(
     r"(?<=hparams/)(moco|vicreg|simsiam|dino|rdino|sdpn)\.yaml$"
 )
@@ -142,12 +143,13 @@ class Results:
             # `lgl train` does both stages; a recipe's command names one.
             both, reason = "train" in shlex.split(command), "Go on with"
             if not (unfinished or both or not self.steps):
-                words = self._stage2_words(command)
+                words = self._stage2_words(start, command)
                 reason = "Stage I is done. Go on with Stage II"
                 if words:
                     command = shlex.join(words)
                 else:  # the user's own yaml
-                    reason += ", after"
+                    given = self._as_pretrained(command)
+                    reason += f" by stage2.yaml with {given}, after"
             return reason, from_directory(start, command)
         exports = [
             self.folder / step
@@ -174,33 +176,39 @@ class Results:
             return f"{reason}. Begin anew", from_directory(start, new)
         return "Go on with", from_directory(start, command)
 
-    def _stage2_words(self, command):
+    def _stage2_words(self, start, command):
         """Returns the words of Stage II's command; none after a user's yaml.
 
         After another method's yaml the encoder is that of its export, and
         stage2.yaml trains as it says itself.
         """
-        if "stage1.yaml" in command:
-            return for_other_stage(
-                command,
-                2,
-                lambda yaml: yaml.replace("stage1.yaml", "stage2.yaml"),
-            )
-        if not any(map(METHOD_YAML.search, shlex.split(command))):
+        yamls = [w for w in shlex.split(command) if w.endswith(".yaml")]
+        yaml = yamls[0] if yamls else ""
+        second = re.sub(r"stage1\.yaml$", "stage2.yaml", yaml)
+        beside = pathlib.Path(start.get("directory", ""), second)
+        # A user's own Stage I need have no Stage II of such a name.
+        if STAGE1_YAML.search(yaml) or second != yaml and beside.exists():
+            return for_other_stage(command, 2, lambda _: second)
+        if not METHOD_YAML.search(yaml):
             return []
         words = for_other_stage(
             command, 2, lambda yaml: METHOD_YAML.sub("stage2.yaml", yaml)
         )
+        return [
+            *(word for word in words if key_of(word) not in OF_METHOD),
+            self._as_pretrained(command),
+        ]
+
+    def _as_pretrained(self, command):
+        """Returns the option by which Stage II takes Stage I's encoder."""
+        words = for_other_stage(command, 2, str)
         typed = [w for w in words if key_of(w) == "output_folder"]
         folder = self.setting("output_folder") or str(self.folder)
         if typed:  # of a run that was moved, where it is now
             folder = typed[-1].partition("=")[2]
         last = stage1_steps(self.settings)[-1]
         exported = os.path.join(folder, "export", last)
-        return [
-            *(word for word in words if key_of(word) not in OF_METHOD),
-            f"--pretrained_encoder={exported}",
-        ]
+        return f"--pretrained_encoder={exported}"
 
     def setting(self, name: str) -> str:
         """Returns a setting of the later stage as text; empty for none."""

@@ -108,6 +108,12 @@ def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
     assert "Stage II has not begun" in printed
     assert "Warning: Stage I, epoch 3: the learning rate is 0" in printed
     start = "torchrun --nproc_per_node=2"
+    by_own = "Stage I is done. Go on with Stage II by stage2.yaml with "
+    by_own += f"--pretrained_encoder={folder}/export/stage1"
+    own = tmp_path / "my_stage1.yaml"
+    both = tmp_path / "other_stage1.yaml"
+    other = tmp_path / "other_stage2.yaml"
+    other.touch()
     for command, line in (
         (
             # Without what is a setting of Stage I alone.
@@ -129,13 +135,16 @@ def test_warnings_and_a_run_of_stage1_alone(tmp_path, capsys):
         ),
         (
             f"{start} train_lgl.py mine/dino.yaml",
-            "Stage I is done. Go on with Stage II, after: "
-            f"{start} train_lgl.py mine/dino.yaml",
+            f"{by_own}, after: {start} train_lgl.py mine/dino.yaml",
         ),
         (
             f"{start} train_lgl.py mine.yaml",
-            "Stage I is done. Go on with Stage II, after: "
-            f"{start} train_lgl.py mine.yaml",
+            f"{by_own}, after: {start} train_lgl.py mine.yaml",
+        ),
+        (f"train_lgl.py {own}", f"{by_own}, after: train_lgl.py {own}"),
+        (
+            f"train_lgl.py {both}",
+            f"Stage I is done. Go on with Stage II: train_lgl.py {other}",
         ),
         (
             f"{start} -m lgl_plugin train mine",
