@@ -58,6 +58,11 @@ def attribute(
     """
     # First of all, while the arguments are the only local variables.
     options = json.loads(json.dumps(locals(), default=str))
+    if number < 4:
+        raise ValueError(
+            f"--number={number}: it must be 4 or more, two targets and two "
+            "non-targets"
+        )
     output = pathlib.Path(output_folder)
     check_writable(output)  # before the work
     extract = load_extractor(encoder, check_device(device))

@@ -60,6 +60,8 @@ def draw_landscapes(
         raise ValueError(f"--points={points}: it must be odd, 3 or more")
     if utterances < 2:
         raise ValueError(f"--utterances={utterances}: it must be 2 or more")
+    if not 0 < radius < np.inf:
+        raise ValueError(f"--radius={radius}: it must be above 0")
     device = check_device(device)
     folders = [pathlib.Path(run) for run in runs]
     opened = {

@@ -60,7 +60,8 @@ def parse_arguments(
     """
     import speechbrain as sb
 
-    theirs = run_options()
+    # SpeechBrain's parser takes whole minutes alone; the setting takes parts.
+    theirs = run_options() - {"ckpt_interval_minutes"}
     taken: list[str] = []
     lines = []
     for word in paired_once(words, theirs):

@@ -278,13 +278,21 @@ def _as_text(tree):
 
 
 def read_preset(
-    path: str | pathlib.Path, referred: set[str] | None = None
+    path: str | pathlib.Path,
+    referred: set[str] | None = None,
+    above: tuple[pathlib.Path, ...] = (),
 ) -> dict:
     """Reads a yaml over those that its `__base__` names, tags unresolved.
 
-    `referred`, a set, takes the names that entries of any of them refer to.
+    `referred`, a set, takes the names that entries of any of them refer to;
+    `above` are the yamls that it is a base of, the nearest last. ValueError if
+    a base is missing, or the yaml is a base of itself.
     """
     path = pathlib.Path(path)
+    if above and not path.exists():
+        raise ValueError(f"{above[-1]}: __base__: there is no {path}")
+    if path.resolve() in [yaml.resolve() for yaml in above]:
+        raise ValueError(f"{above[-1]}: __base__: {path} is based on this yaml")
     tree = parsed(YAML(), path.read_text(encoding="utf-8"), path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds no settings, lines of `name: value`")
@@ -293,7 +301,8 @@ def read_preset(
     bases = tree.pop("__base__", [])
     whole = CommentedMap()
     for base in [bases] if isinstance(bases, str) else bases:
-        _merge(whole, read_preset(path.parent / base, referred))
+        below = read_preset(path.parent / base, referred, (*above, path))
+        _merge(whole, below)
     _merge(whole, tree)
     return whole
 

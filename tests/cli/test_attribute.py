@@ -74,6 +74,14 @@ def test_too_few_steps_are_refused(encoder, audio, trials, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("number", [-3, 3])
+def test_too_few_trials_are_refused_at_once(tmp_path, capsys, number):
+    arguments = ["encoder", "trials", "audio", f"--number={number}"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["attribute", *arguments, f"--output_folder={tmp_path / 'out'}"])
+    assert f"--number={number}: it must be 4" in capsys.readouterr().err
+
+
 def test_a_trial_of_too_few_steps_is_left_out(
     encoder, audio, tmp_path, monkeypatch
 ):

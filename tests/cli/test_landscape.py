@@ -212,6 +212,10 @@ def test_batch_statistics_leave_the_kept_ones_alone(run):
     [
         (["--only", "iter2/gated"], "has no step iter2/gated. It has iter1/st"),
         (["--points=4"], "--points=4: it must be odd"),
+        *(
+            ([f"--radius={radius}"], f"--radius={radius}: it must be above 0")
+            for radius in ("0.0", "-1.0", "nan", "inf")
+        ),
         (["--utterances=0"], "--utterances=0: it must be 2 or more"),
     ],
 )

@@ -826,7 +826,16 @@ def test_a_mapping_on_the_command_line_changes_single_arguments():
 
 def test_a_missing_base_is_named(tmp_path):
     path = write(tmp_path, "__base__: [hparams/stage1.yaml, smal.yaml]\n")
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/smal.yaml"):
+    problem = f"{path}: __base__: there is no {tmp_path}/smal.yaml"
+    with pytest.raises(ValueError, match=problem):
+        load_yaml(path)
+
+
+@pytest.mark.parametrize("first", ["mine.yaml", "other.yaml"])
+def test_a_yaml_that_is_its_own_base_is_named(tmp_path, first):
+    path = write(tmp_path, f"__base__: {first}\n")
+    write(tmp_path, "__base__: mine.yaml\n", "other.yaml")
+    with pytest.raises(ValueError, match=f"{first}: __base__: {path} is based"):
         load_yaml(path)
 
 
