@@ -12,12 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lgl_plugin.runs.differences import flatten
-from lgl_plugin.runs.metrics_log import (
-    TRUE_LABELS,
-    cells,
-    columns,
-    row_name,
-)
+from lgl_plugin.runs.metrics_log import TRUE_LABELS, cells, columns, row_name
 from lgl_plugin.runs.run import is_ceiling, round_of
 from lgl_plugin.utils.tables import markdown_table
 

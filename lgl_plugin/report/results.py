@@ -47,8 +47,9 @@ from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
 PHASES = ("classifier", "gated", "large_margin")
-# The recipe's yamls of Stage I, and those by other methods; and what options of theirs are
-# not for Stage II, which takes their encoder and has an optimiser of its own.
+# The recipe's yamls of Stage I, and those by other methods; and what options of
+# these are not for Stage II, which takes their encoder and has an optimiser of
+# its own.
 STAGE1_YAML = re.compile(r"(?<=hparams/)(small_)?stage1\.yaml$")
 METHOD_YAML = re.compile(
     r"(?<=hparams/)(moco|vicreg|simsiam|dino|rdino|sdpn)\.yaml$"
