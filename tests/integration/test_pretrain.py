@@ -103,6 +103,18 @@ def test_refusals(change, message):
         pretrain.read_settings(YAML, f"train_folders: [x]\n{change}")
 
 
+def test_a_model_that_cannot_be_is_refused_before_the_features(
+    speech, tmp_path, monkeypatch
+):
+    """And leaves nothing that would refuse the corrected command."""
+    monkeypatch.setattr(pretrain, "write_log_mels", pytest.fail)
+    odd = TINY.replace("hidden_size: 16", "hidden_size: 17")
+    monkeypatch.setitem(globals(), "TINY", odd)
+    with pytest.raises(ValueError, match="of hidden_size 17 and n_layers 1"):
+        train(speech, tmp_path)
+    assert not (tmp_path / pretrain.SETTINGS).exists()
+
+
 def test_the_back_end_learns_speakers_with_and_without_labels():
     """Layer 0 is noise, and layer 1 has the speakers."""
     rng = np.random.default_rng(0)

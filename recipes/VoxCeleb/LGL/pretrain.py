@@ -264,6 +264,19 @@ def claim_features(settings):
     write_json(made_of, absolute(settings.train_folders))
 
 
+def try_model(settings):
+    """Runs silence through the model; ValueError if there can be none."""
+    log_mels = torch.zeros(2, FRAMES_PER_SECOND, 80)
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            Wav2Vec2BertModel(settings.new_model())(model_inputs(log_mels))
+    except Exception as error:  # transformers raises anything
+        raise ValueError(
+            f"new_model: of hidden_size {settings.hidden_size} and n_layers "
+            f"{settings.n_layers} there can be no model: {error}"
+        ) from error
+
+
 def pretrain(settings, identity, run_opts):
     """Trains the model and leaves it in the output folder."""
     folder = pathlib.Path(settings.output_folder)
@@ -276,9 +289,12 @@ def pretrain(settings, identity, run_opts):
                 f"{folder} holds a run of other settings, take another "
                 "output_folder:\n" + "\n".join(different)
             )
+    is_done = (folder / RECORD).exists()
+    if not is_done:  # before the features, which may take hours
+        try_model(settings)
     claim_features(settings)
     write_json(known, identity)
-    if (folder / RECORD).exists():
+    if is_done:
         logger.info("%s is done already", folder)
         return
     features = settings.features_folder
