@@ -419,10 +419,14 @@ def test_told_to_stop_during_held_out_crops_it_keeps_the_epoch(kind, make):
     assert found.meta["epoch"] == 1
 
 
+@pytest.mark.parametrize("fixed, step", [(None, 6), (8, 3)])
 def test_fewer_processes_read_on_from_where_the_epoch_was(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, fixed, step
 ):
-    """Two processes came to step 3; one goes on at step 6."""
+    """Two processes came to step 3; one goes on at step 6.
+
+    Not where an epoch is so many steps: it would end early.
+    """
     brain = begin(make_brain("gated", tmp_path))
     train(brain, False, False, False)
     with monkeypatch.context() as patch:
@@ -432,9 +436,10 @@ def test_fewer_processes_read_on_from_where_the_epoch_was(
     loader = SaveableDataLoader(range(8), batch_size=1)
     checkpointer.add_recoverable("dataloader-TRAIN", loader, optional_load=True)
     brain = make_brain("gated", tmp_path, checkpointer=checkpointer)
+    brain.hparams.steps_per_epoch = fixed
     brain.on_fit_start()
-    assert brain.step == 6
-    assert [int(item) for item in loader] == [6, 7]
+    assert brain.step == step
+    assert [int(item) for item in loader] == [*range(step, 8)]
 
 
 @KINDS
