@@ -19,6 +19,7 @@ from tiny import RECIPE, STAGE1, STAGE2, TINY, run_script
 from lgl_plugin.dataio.manifest import load_manifest
 from lgl_plugin.nnet.features import Waveform
 from lgl_plugin.runs.metrics_log import read_metrics
+from lgl_plugin.runs.run import Run
 from lgl_plugin.runs.weights import ENCODER
 from lgl_plugin.training.session import sample_rows
 
@@ -223,9 +224,10 @@ def test_finished_runs_need_no_experiment(tables, corpus, tmp_path):
     assert (tmp_path / "backends.md").read_text() == expected
 
 
-def test_finished_runs_have_data_of_their_own():
+def test_finished_runs_have_data_of_their_own(tmp_path):
     """No setting is read, which without a data_folder would be refused."""
-    options = types.SimpleNamespace(runs=["results/an4"], lists=[])
+    Run(tmp_path, 1, {}).save()
+    options = types.SimpleNamespace(runs=[tmp_path], lists=[])
     script.check_data(["backends", "clusterings"], None, options)
 
 
