@@ -94,7 +94,7 @@ def run(
                 "number of files"
             )
 
-    refuse_recordings(output)
+    refuse_recordings(output, audio)
     refuse_foreign(output, MADE, store)
     manifest, found = embed_folder(
         encoder, audio, store, device, num_workers, check, channel

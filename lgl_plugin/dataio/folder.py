@@ -132,12 +132,21 @@ def name_problem(path: str) -> str | None:
     return None
 
 
-def refuse_recordings(folder: str | pathlib.Path) -> None:
-    """Raises FileExistsError if results would lie among recordings."""
-    for name, _ in find_audio(folder) if os.path.isdir(folder) else ():
+def refuse_recordings(
+    folder: str | pathlib.Path, audio: str | pathlib.Path | None = None
+) -> None:
+    """Raises FileExistsError if results would lie among recordings.
+
+    That is in a folder with audio files, or in `audio` itself.
+    """
+    folder = pathlib.Path(folder)
+    entries = folder.iterdir() if folder.is_dir() else ()
+    if any(path.suffix.lower() in EXTENSIONS for path in entries) or (
+        audio is not None and folder.resolve() == pathlib.Path(audio).resolve()
+    ):
         raise FileExistsError(
-            f"{folder} holds recordings, such as {one_line(name)}, and the "
-            "results would lie among them: name another folder"
+            f"{folder} holds recordings, and the results would lie among them: "
+            "name another folder"
         )
 
 

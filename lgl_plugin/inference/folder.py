@@ -80,11 +80,12 @@ def embed_folder(
     FileNotFoundError
         If a folder is missing.
     FileExistsError
-        If `folder` holds files of these names that were not made here.
+        If `folder` holds recordings, or files of these names that were not
+        made here.
     ValueError
-        If there is no audio, the encoder cannot be loaded, `folder` lies in
-        that of the audio, or holds embeddings by another encoder, of another
-        folder's audio or of another channel.
+        If there is no audio, the encoder cannot be loaded, or `folder` holds
+        embeddings by another encoder, of another folder's audio or of another
+        channel.
 
     Example
     -------
@@ -95,7 +96,7 @@ def embed_folder(
     (1078, 192)
     """
     folder, device = pathlib.Path(folder), check_device(device)
-    refuse_recordings(folder)
+    refuse_recordings(folder, audio)
     # The encoder first: what is wrong with it shows before a long scan.
     extract = load_extractor(encoder, device, num_workers)
     refuse_foreign(folder, MADE, folder)

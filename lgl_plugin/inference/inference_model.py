@@ -26,7 +26,7 @@ from lgl_plugin.runs.weights import (
     read_weights,
     save_tensors,
 )
-from lgl_plugin.utils.files import atomic_write, checksum
+from lgl_plugin.utils.files import atomic_write, checksum, read_json
 
 logger = get_logger(__name__)
 
@@ -283,14 +283,18 @@ def check_target(folder: PathLike, run: PathLike | None = None) -> None:
                 "name another folder"
             )
     target = folder.resolve()
-    runs = (p for p in (target, *target.parents) if (p / STATE).exists())
-    owner = next(runs, None)
-    own = run is not None and owner == pathlib.Path(run).resolve() != target
-    if owner is not None and not own:
-        raise FileExistsError(
-            f"{folder} is of the run {owner}, whose files would be replaced: "
-            "name another folder"
-        )
+    own = None if run is None else pathlib.Path(run).resolve()
+    for owner in (target, *target.parents):
+        state = read_json(owner / STATE)
+        if not {"settings", "done"} <= state.keys():
+            continue  # none, or another program's
+        step = target.relative_to(owner).as_posix()
+        if step == "." or owner != own and step in state["done"]:
+            raise FileExistsError(
+                f"{folder} is of the run {owner}, whose files would be "
+                "replaced: name another folder"
+            )
+        break
     # A recording that was added to an exported folder is its example.
     if not (folder / YAML).exists():
         refuse_recordings(folder)

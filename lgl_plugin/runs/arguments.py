@@ -60,8 +60,7 @@ def parse_arguments(
     """
     import speechbrain as sb
 
-    # SpeechBrain's parser takes whole minutes alone; the setting takes parts.
-    theirs = run_options() - {"ckpt_interval_minutes"}
+    theirs = run_options()
     taken: list[str] = []
     lines = []
     for word in paired_once(words, theirs):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lgl_plugin.runs.metrics_log import RESERVED
+from lgl_plugin.utils.distributed import alone
 
 # Attributes that code reads of the object that a setting makes.
 USED_BY = {
@@ -32,7 +33,7 @@ TRIED = (
     *("correct_labels", "relabel", "gate", "augment"),
 )
 N_LABELS = 100  # a loss may compare the nearest few of them
-N_UTTERANCES = 2
+N_UTTERANCES = 8  # a method may compare the nearest few of them
 
 _tried = set()  # settings that are known to work, as texts
 
@@ -71,9 +72,15 @@ def try_out(plain: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
     key = repr([plain.get(name) for name in TRIED])
     if key in _tried:
         return
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with alone(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try_stage = _try_stage2 if hparams["stage"] == 2 else _try_stage1
-        try_stage(hparams)
+        try:
+            try_stage(hparams)
+        except ValueError:
+            if not torch.cuda.is_available():
+                raise
+            with torch.device("cuda"):  # for a network that needs it
+                try_stage(hparams)
         with _named("lr_annealing"):
             _try_schedule(copy.deepcopy(hparams["lr_annealing"]))
         if hparams.get("gate") is not None:
@@ -96,7 +103,7 @@ def _try_stage1(hparams):
         _check_use(method, "views", "teach", "check_batch", "end_step")
         samples = max(rate, 2 * getattr(encoder, "min_samples", 1))
         crops = torch.randn(N_UTTERANCES, 2, samples) / 9
-        _try_step(method, encoder, crops, hparams["augment"])
+        _try_step(method, encoder, crops, hparams["augment"].to(crops.device))
     _try_optimiser(hparams, encoder, method)
 
 

@@ -140,10 +140,10 @@ class SpeakerBrain(HookedBrain):
             counter.current = counter.limit
         before = self.tally.processes_before
         if before != world_size():
-            # They read on from where the epoch was, rounded down to batches.
-            done = self.step * before // world_size()
-            if getattr(self.hparams, "steps_per_epoch", None):
-                done = self.step  # of as many as before
+            done = self.step  # of as many as before
+            if not getattr(self.hparams, "steps_per_epoch", None):
+                # Of a pass over the data, rounded down to batches.
+                done = self.step * before // world_size()
             logger.warning(
                 "%d processes go on at step %d of the epoch, where %d had "
                 "come to step %d: a batch of all of them is %.3g times what "

@@ -172,13 +172,13 @@ class Session:
         self.manifest, self.given, self.bad_files = read_data(
             settings, self.run
         )
-        if self.run.done:  # its exports read data that have moved
-            self.run.save()
         self._set_aside()
         if settings.manifest and not self.debug:
             from_main(try_manifest, settings, self.manifest, self.bad_files)
         check_loaders(settings, self.device)
         warn_of_short(settings, self.manifest)
+        if self.run.done:  # its exports read data that have moved
+            self.run.save()
         self.observer = observe(self.manifest)
         # The observer alone knows true speakers: no training, and no choice
         # of one, can read them here.

@@ -17,7 +17,13 @@ from lgl_plugin.nnet.encoders import Encoder, restricted
 from lgl_plugin.runs.arguments import for_other_stage, key_of
 from lgl_plugin.runs.differences import changes
 from lgl_plugin.runs.pretrained import where_encoder_is
-from lgl_plugin.runs.run import encoder_kind, round_of, stage1_steps, stage_of
+from lgl_plugin.runs.run import (
+    CEILING,
+    encoder_kind,
+    round_of,
+    stage1_steps,
+    stage_of,
+)
 from lgl_plugin.runs.schema import Stage2Settings
 from lgl_plugin.runs.state import STATE, check_artefact, read_state
 from lgl_plugin.runs.weights import (
@@ -65,8 +71,10 @@ def find_encoder(session: Session) -> pathlib.Path:
         save_weights(settings.first_encoder().network, path)
         return path
     check_weights(settings, path)
-    check_front_end(path, session.run.settings["stage 2"])
     run, name = session.run, "pretrained_encoder"
+    # Rounds that were begun go on as they began.
+    if not {"iter1/embeddings", CEILING} & {*run.done}:
+        check_front_end(path, run.settings["stage 2"])
     known = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")
     if given and begun and "iter1/embeddings" in run.done:
@@ -120,8 +128,8 @@ def check_front_end(path: pathlib.Path, settings: dict) -> None:
 def _front_end(settings, kind):
     """Picks what lies between audio and network, of plain settings."""
     (encoder,) = settings[kind].values()
-    # "" for a class without arguments.
-    encoder = encoder or {}
+    if not isinstance(encoder, dict):  # "", or a list of arguments
+        encoder = {}
     parts = {name: encoder.get(name) for name in ("features", "normalise")}
     return {"sample_rate": settings["sample_rate"], **parts}
 

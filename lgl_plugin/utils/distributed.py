@@ -4,10 +4,11 @@ Work for one process only, such as writing a file, takes SpeechBrain's
 `main_process_only`. Outside torch.distributed there is one process, rank 0.
 """
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -140,5 +141,24 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Lets a block do as if there were one process.
+
+    For work on the CPU that each process does by itself: NCCL gathers nothing
+    from there.
+    """
+    _blocks_alone.append(None)
+    try:
+        yield
+    finally:
+        _blocks_alone.pop()
+
+
+_blocks_alone: list[None] = []  # an entry for each block of `alone` in force
+
+
 def _in_ranks() -> bool:
+    if _blocks_alone:
+        return False
     return dist.is_available() and dist.is_initialized()

@@ -74,7 +74,7 @@ def test_nothing_is_written_among_the_recordings(
     before = sorted(mine.rglob("*"))
     with pytest.raises(SystemExit, match="2"):
         main([verb, str(encoder), str(mine), str(mine / place)])
-    said = f"{mine / place} holds recordings, such as "
+    said = f"{mine / place} holds recordings, and "
     assert said in capsys.readouterr().err
     assert sorted(mine.rglob("*")) == before
 

@@ -596,7 +596,7 @@ def test_files_of_a_project_are_not_replaced(run, tmp_path, name):
     assert [*tmp_path.iterdir()] == [tmp_path / name]
 
 
-@pytest.mark.parametrize("place", ["a/speaker", "a", "run/export/iter1", "run"])
+@pytest.mark.parametrize("place", ["a/speaker", "run/stage1", "run"])
 def test_recordings_and_other_runs_are_left_alone(run, tmp_path, place):
     """Also by an export of weights."""
     other, audio = tmp_path / "run", tmp_path / "a"

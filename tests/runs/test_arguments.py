@@ -50,14 +50,6 @@ def test_a_value_is_read_as_it_was_typed(value, join):
     assert plain_settings(text) == {"output_folder": value}
 
 
-@pytest.mark.parametrize("typed", ["={}", " {}"])
-def test_parts_of_a_minute_are_taken_as_by_a_yaml(typed):
-    words = f"one.yaml --ckpt_interval_minutes{typed.format(0.01)}".split()
-    _, options, text = parse_arguments(words)
-    assert plain_settings(text) == {"ckpt_interval_minutes": 0.01}
-    assert "ckpt_interval_minutes" not in options.overridden_args
-
-
 @pytest.mark.parametrize("name", ["lr", "device"])
 @pytest.mark.parametrize("second", ["--{}=2", "--{} 2"])
 def test_an_option_that_is_given_twice(name, second):

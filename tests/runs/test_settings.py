@@ -27,7 +27,7 @@ from lgl_plugin.runs.settings import (
     settings_of,
     without_helpers,
 )
-from lgl_plugin.utils import progress
+from lgl_plugin.utils import distributed, progress
 
 HPARAMS = pathlib.Path(__file__).parents[2] / "hparams"
 PRESETS = ["stage1", "stage2", "small_stage1", "small_stage2"]
@@ -496,7 +496,7 @@ LATE = "new_last_encoder"
         ),
         (
             *("small_stage2", "new_classifier", "!name:torch.nn.Identity"),
-            "new_classifier, on new_encoder's 192 dimensions: it makes (2, 192",
+            "new_classifier, on new_encoder's 192 dimensions: it makes (8, 192",
         ),
         (
             *("small_stage2", "aam", "!new:torch.nn.CrossEntropyLoss"),
@@ -518,7 +518,7 @@ LATE = "new_last_encoder"
         ),
         (
             *("small_stage1", "method", "!name:wrong_parts.ALossEach"),
-            "method: it makes (2,) of a batch, in place of ()",
+            "method: it makes (8,) of a batch, in place of ()",
         ),
         (
             *("stage1", "augment", "!new:torch.nn.Identity"),
@@ -577,6 +577,19 @@ def test_a_part_that_an_encoder_replaces_is_not_set_in_vain(tmp_path):
     load_yaml(path, "embedding_size: 8")
     with pytest.raises(ValueError, match="compute_features changes nothing"):
         load_yaml(path, "embedding_size: 8\ncompute_features: {f_max: 4000}")
+
+
+def test_a_trial_gathers_nothing(monkeypatch):
+    """NCCL takes no tensors of the CPU, where what is tried is made."""
+    monkeypatch.setattr(tried, "_tried", set())
+    # As under torchrun; a collective fails, as there is no group.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    for method in ("sdpn.SDPN", "moco.MoCo", "vicreg.VICReg", "simclr.SimCLR"):
+        load("small_stage1", method=f"!name:lgl_plugin.methods.{method}")
+    with pytest.raises(ValueError, match="process group has not been init"):
+        distributed.all_gather(torch.zeros(2, 3))
 
 
 def test_a_trial_draws_nothing(monkeypatch):

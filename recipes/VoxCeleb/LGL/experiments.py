@@ -217,7 +217,6 @@ class Experiment:
             if not self._is_done(seed, variant):
                 for command in self._commands(seed, variant):
                     settings_of(command)
-                return  # of another seed nothing else could be wrong
 
     def _commands(self, seed, variant):
         """Returns what follows the script for each stage of a run."""

@@ -125,7 +125,7 @@ def main():
     asked = {"yaml": options.yaml, "minutes": options.minutes}
     asked["options"] = sorted(overrides)
     known = folder / ASKED
-    if known.exists() and json.loads(known.read_text("utf-8")) != asked:
+    if known.exists() and not same(json.loads(known.read_text("utf-8")), asked):
         if any(folder.glob("seed*/*/gallery.json")):
             parser.error(
                 f"{folder} holds a gallery of another yaml, other --minutes or "
@@ -147,6 +147,15 @@ def main():
         run_all(options.jobs, train, calls)
     runs = read_runs(folder, methods, options.seeds)
     write_results(folder, runs, settings.batch_size, options.minutes)
+
+
+def same(before, asked):
+    """Compares what was asked, however its options were typed."""
+    words = [
+        sorted(" ".join(one["options"]).replace("=", " ").split())
+        for one in (before, asked)
+    ]
+    return {**before, "options": words[0]} == {**asked, "options": words[1]}
 
 
 def train(entry, command, folder, seed, minutes):
