@@ -270,8 +270,8 @@ class InferenceModel:
 def check_target(folder: PathLike, run: PathLike | None = None) -> None:
     """Raises FileExistsError if an export would replace files of others.
 
-    For example, a project would lose its README.md. A `run` may write into
-    folders of its own.
+    For example, a project would lose its README.md. A `run` may write its own
+    exports again.
     """
     folder = pathlib.Path(folder)
     marks = {YAML: FIRST_LINE, "README.md": CARD_LINE}
@@ -289,7 +289,8 @@ def check_target(folder: PathLike, run: PathLike | None = None) -> None:
         if not {"settings", "done"} <= state.keys():
             continue  # none, or another program's
         step = target.relative_to(owner).as_posix()
-        if step == "." or owner != own and step in state["done"]:
+        mine = owner == own and step.startswith("export/")
+        if step == "." or step in state["done"] and not mine:
             raise FileExistsError(
                 f"{folder} is of the run {owner}, whose files would be "
                 "replaced: name another folder"

@@ -609,6 +609,8 @@ def test_recordings_and_other_runs_are_left_alone(run, tmp_path, place):
     with pytest.raises(FileExistsError, match="is of the run|holds recordings"):
         export_checkpoint(weights, settings, tmp_path / place)
     export(other, "stage1", other / "export" / "mine", threshold=0.3)
+    with pytest.raises(FileExistsError, match="is of the run"):
+        export(other, "iter1", other / "stage1", threshold=0.3)
 
 
 def test_a_recording_in_an_exported_folder_is_an_example(run, tmp_path):
