@@ -249,7 +249,7 @@ def test_more_recordings_go_where_they_are_not_refused(
 
 
 def test_a_folder_without_its_state_is_not_to_be_gone_on_with(tmp_path, capsys):
-    """As of a copy without it; neither a training nor an export would."""
+    """Neither a training nor an export could go on in such a copy."""
     folder = make_run(tmp_path / "run")
     (folder / "state.json").unlink()
     (folder / "starts.jsonl").write_text('{"command": "lgl train mine"}\n')

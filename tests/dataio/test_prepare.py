@@ -861,7 +861,7 @@ def test_a_share_out_of_range(tmp_path):
 
 @pytest.mark.parametrize("name", ["list.csv", "files.txt", "kaldi/wav.scp"])
 def test_a_list_in_the_place_of_a_folder(name, tmp_path):
-    """Where there is no --manifest, nothing says to use it."""
+    """A verb without --manifest does not advise it."""
     path = tmp_path / "audio" / name
     path.parent.mkdir(parents=True)
     path.write_text("utterance /of/somebody.wav\n")
