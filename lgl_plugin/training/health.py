@@ -22,6 +22,9 @@ DISCRIMINATOR_WON = 0.95
 # and more the error hardly fell.
 TEACHER_SAYS_NOTHING = 0.98
 FEWEST_PROTOTYPES = 2.0
+# VICReg's variance of two views, which is 2 where all projections are the same
+# and 1.2 after the first epoch of runs that went well.
+PROJECTIONS_ALIKE = 1.9
 # A discriminator may win for an epoch, until the encoder answers.
 DISCRIMINATOR_EPOCHS = 3
 # Under 1 % a class of 100 utterances trains on one. Runs had 11 to 83 %.
@@ -143,6 +146,16 @@ def _prototypes(record, before):
         )
 
 
+def _projections(record, before):
+    variance = record.get("variance")
+    if variance is not None and variance > PROJECTIONS_ALIKE:
+        return (
+            "the projections have collapsed: all utterances have nearly the "
+            f"same (variance {variance:.2f} of 2), so the encoder learns "
+            "nothing. Try a higher variance of VICReg, or a lower lr."
+        )
+
+
 def _discriminator(record, before):
     key = "discriminator_accuracy"
     lately = [*before, record][-DISCRIMINATOR_EPOCHS:]
@@ -258,6 +271,7 @@ RULES = (
     _skipped,
     _collapse,
     _prototypes,
+    _projections,
     _discriminator,
     _gate,
     _giant_cluster,

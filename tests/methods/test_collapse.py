@@ -85,6 +85,13 @@ def test_vicreg_without_variance_and_covariance(tmp_path):
     assert "the embeddings have collapsed: different held-out" in text
 
 
+def test_vicreg_whose_projector_takes_the_collapse_upon_itself(tmp_path):
+    assert not warnings_after(tmp_path / "whole", VICReg, 150)
+    bare = functools.partial(VICReg, variance=0.0, covariance=0.0)
+    text = warnings_after(tmp_path / "bare", bare, 150)
+    assert "the projections have collapsed: all utterances have" in text
+
+
 def test_dino_with_a_teacher_blunter_than_the_student(tmp_path):
     assert not warnings_after(tmp_path / "whole", quick(DINO))
     make = quick(DINO, teacher_temperatures=(0.2, 0.2))
