@@ -1,11 +1,17 @@
-"""Brains that are ready for their first batch."""
+"""Brains that are ready for their first batch, and a session."""
 
 import functools
+import logging
 import os
+import types
 
 import pytest
 import torch
 from tiny_brains import begin, make_brain
+
+from lgl_plugin.evaluation.observer import TrueLabels
+from lgl_plugin.runs.run import Run
+from lgl_plugin.training.session import Session
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +52,23 @@ def simclr(make):
 @pytest.fixture
 def gated(make):
     return functools.partial(make, "gated")
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    """A session without the checks that a yaml and a corpus go through."""
+    # SpeechBrain's loggers hand nothing on to pytest's.
+    for place in ("session", "start"):
+        name = f"lgl_plugin.training.{place}.logger"
+        monkeypatch.setattr(name, logging.getLogger("t"))
+    session = Session.__new__(Session)
+    session.run = Run(tmp_path, 2, {})
+    session.settings = types.SimpleNamespace(stage=2, seed=3)
+    session.settings.new_encoder = session.settings.new_first_encoder = None
+    session.settings.freeze_batch_statistics = False
+    session.settings.trained_weights = None
+    session.settings.steps_per_epoch = None
+    session.settings.grad_accumulation_factor = None
+    session.observer, session.debug = TrueLabels([]), False
+    session.batch_size, session.device = 8, "cpu"
+    return session

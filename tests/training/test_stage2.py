@@ -1,4 +1,4 @@
-"""The clustering of a round: its own back-end, clusters left out, centroids."""
+"""A round: its clusters, its classifier and gate, its large margin."""
 
 import json
 import pathlib
@@ -6,8 +6,11 @@ import types
 
 import numpy as np
 import pytest
+import torch
+import train_lgl  # the recipe
 from blobs import blobs, recordings, unit
 from sklearn.metrics import adjusted_rand_score
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.clustering.two_step import TwoStepKMeans
@@ -16,7 +19,9 @@ from lgl_plugin.dataio.labels import labelled_rows, read_labels
 from lgl_plugin.dataio.manifest import Strings
 from lgl_plugin.inference.store import Embeddings
 from lgl_plugin.metrics.agreement import ami
-from lgl_plugin.training.stage2 import LOG_MELS, Round
+from lgl_plugin.nnet.gates import DynamicGate
+from lgl_plugin.nnet.losses import SubCentreClassifier
+from lgl_plugin.training.stage2 import LOG_MELS, Round, start_from
 
 
 class Stretched:
@@ -189,3 +194,61 @@ def test_given_labels_are_the_first_clusters(cluster):
     assert len(centroids) == 6 and logged["labelled_share"] == 1
     assert adjusted_rand_score(speakers, labels) == 1
     check_centroids(centroids, points, labels)
+
+
+def make_round(session, number=1):
+    """A round whose folder is there."""
+    this = Round.__new__(Round)
+    this.session, this.settings = session, session.settings
+    this.number, this.name = number, f"iter{number}"
+    this.folder = session.run.folder / this.name
+    (this.folder / "gated").mkdir(parents=True)
+    this.is_last, this.made_from = True, None
+    return this
+
+
+def test_too_few_for_the_large_margin_leave_the_round_as_it_is(session, caplog):
+    """An error would lose the round, whose settings cannot be changed."""
+    this = make_round(session)
+    path = this.folder / "gated" / "gate.npz"
+    np.savez(path, passed=np.arange(7))
+    session.settings.large_margin_epochs = 1
+    session.settings.classifier_epochs = session.settings.gated_epochs = 1
+    this.load = this.fit = pytest.fail
+    session.publish = lambda name, made_from: None
+
+    def step(name, work):
+        if name == "large_margin":
+            work(this.folder / name)
+
+    this.step = step
+    train_lgl.train_round(this)
+    (message,) = caplog.messages
+    assert message.startswith("iteration 1, large_margin: nothing is trained")
+    assert "7 utterances" in message and "no batch of 8" in message
+
+
+def test_the_gate_begins_with_the_last_epoch_of_the_classifier(session):
+    """Losses fall: of several epochs it would part early from late."""
+    this, rng = make_round(session), np.random.default_rng(0)
+    right, wrong = rng.normal(-2, 0.3, 300), rng.normal(0, 0.3, 200)
+    (this.folder / "classifier").mkdir()
+    path = this.folder / "classifier" / "gate.npz"
+    np.savez(path, losses=np.exp(np.append(right, wrong)))
+    session.settings.gate = DynamicGate()
+    tau = this.primed_gate().tau.item()
+    assert np.log(tau) == pytest.approx(-1, abs=0.3)
+
+
+@pytest.mark.parametrize("new", [Classifier, SubCentreClassifier])
+def test_a_classifier_can_start_from_centroids(new):
+    """Each centroid is then nearest to its own class."""
+    centroids = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
+    classifier = new(16, out_neurons=5)
+    start_from(classifier, centroids)
+    cosines = classifier(centroids[:, None])[:, 0]
+    assert cosines.argmax(1).tolist() == list(range(5))
+    # Sub-centres lie a little apart, so that they can part in training.
+    apart = 0.01 if new is SubCentreClassifier else 1e-6
+    assert cosines.diagonal().min() > 1 - apart
+    assert all(p.requires_grad for p in classifier.parameters())
