@@ -1,7 +1,7 @@
 """Differences between settings, and which of them change a run's result."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 # Settings that leave the result as it is: where things lie (their content is
@@ -48,11 +48,12 @@ def identity(settings: Any) -> Any:
     }
 
 
-def changes(before: dict, now: dict) -> list[str]:
+def changes(before: dict, now: dict, alike: Collection[str] = ()) -> list[str]:
     """Describes how plain settings differ, a line a setting.
 
     What follows from another setting by reference is left out: the lines name
-    what a user has typed.
+    what a user has typed. So are settings of the names `alike`, which may
+    differ.
     """
     old = dict(flatten(identity(before)))
     new = dict(flatten(identity(now)))
@@ -65,7 +66,7 @@ def changes(before: dict, now: dict) -> list[str]:
     return [
         f"{name}: was {was}, is {now}"
         for name, (was, now) in pairs.items()
-        if "." not in name or (was, now) not in typed
+        if name not in alike and ("." not in name or (was, now) not in typed)
     ]
 
 

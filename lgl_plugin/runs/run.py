@@ -32,7 +32,7 @@ from lgl_plugin.runs.state import (
     write_state,
 )
 from lgl_plugin.runs.weights import ENCODER
-from lgl_plugin.utils.distributed import broadcast, from_main
+from lgl_plugin.utils.distributed import broadcast, from_main, world_size
 from lgl_plugin.utils.files import (
     append_line,
     atomic_write,
@@ -55,7 +55,8 @@ class Run:
     `state.json` holds, beside each stage's settings and the results of the
     `done` steps: size and SHA-256 of the `files` that a step left; its
     `sources`, a checksum of what it was made from; checksums of each stage's
-    `inputs` from outside the folder; and why a step has `failed`.
+    `inputs` from outside the folder; why a step has `failed`; and how large
+    the `batches` of all processes were when a stage was begun.
 
     Arguments
     ---------
@@ -107,6 +108,7 @@ class Run:
         self.sources = state["sources"]
         self.inputs = state["inputs"]
         self.failed = state["failed"]
+        self.batches = state.get("batches", {})  # versions before had none
         self._check_settings(settings)
         self._check_metrics(state.get("metrics"))
         self.plan = planned_steps(self.settings)
@@ -132,9 +134,12 @@ class Run:
             kind = "an adaptation" if adapts else "a training run"
             raise ValueError(f"{self.folder} holds {kind}: name another folder")
         before = self.settings.get(self.key, settings)
-        differences = changes(before, settings)
         begun = [step for step in self._begun() if step != "baselines"]
-        if differences and begun and not _more_rounds(before, settings):
+        warning = self._other_batch(settings.get("batch_size", 0), begun)
+        alike = () if warning else {"batch_size"}
+        differences = changes(before, settings, alike)
+        more = _more_rounds(before, settings, alike)
+        if differences and begun and not more:
             advice = "set another --output_folder"
             if self.stage == 2:
                 last = stage1_steps(self.settings)[-1]
@@ -147,9 +152,32 @@ class Run:
                 f"settings ({', '.join(begun)}). Go on with those, or "
                 f"{advice}.\n" + "\n".join(differences)
             )
+        if warning:
+            logger.warning(warning)
         self.settings[self.key] = settings
         if not begun:  # nothing was made of what was given then
             self.inputs.pop(self.key, None)
+
+    def _other_batch(self, batch_size, begun):
+        """Returns a warning if the batch of all processes was another.
+
+        Fewer processes may go on with a larger batch_size. If they keep
+        batch_size, the batch of all is smaller than the lr was chosen for.
+        """
+        batch, processes = batch_size * world_size(), world_size()
+        if not begun:
+            self.batches[self.key] = batch
+        before = self.batches.setdefault(self.key, batch)
+        if batch == before:
+            return ""
+        advice = f"{processes} processes cannot make that batch"
+        if before % processes == 0:
+            advice = f"--batch_size={before // processes} makes that batch"
+        return (
+            f"batch_size: the batch of all processes is {batch}, at the same "
+            f"lr. Stage {self.stage} was begun with a batch of {before} in "
+            f"all: {advice}."
+        )
 
     def _begun(self):
         """Lists this stage's steps that are done or have a checkpoint."""
@@ -314,6 +342,7 @@ class Run:
             "done": self.done,
             "failed": self.failed,
             "files": self.files,
+            "batches": self.batches,
             "metrics": self._metrics(),
         }
         write_state(self.folder, state)
@@ -327,8 +356,10 @@ class Run:
         append_line(self.folder / METRICS, json.dumps(record))
 
 
-def _more_rounds(before, settings):
+def _more_rounds(before, settings, alike):
     """Says whether settings of Stage II ask for more rounds and nothing else.
+
+    Those of the names `alike` may differ.
 
     Not where the last round has an encoder or a fine-tuning of its own: the
     round that was the last would have to be done again without.
@@ -336,7 +367,7 @@ def _more_rounds(before, settings):
     numbers = [each.get("n_iterations", 0) for each in (before, settings)]
     last_differs = settings.get("new_last_encoder") is not None
     last_differs = last_differs or settings.get("large_margin_epochs")
-    same = not changes({**before, "n_iterations": numbers[1]}, settings)
+    same = not changes({**before, "n_iterations": numbers[1]}, settings, alike)
     return same and numbers[0] < numbers[1] and not last_differs
 
 
@@ -450,8 +481,8 @@ def fork(
     for name in ("done", "files", "sources"):
         before = state[name]
         state[name] = {step: before[step] for step in steps if step in before}
-    for name in ("settings", "inputs"):
-        state[name].pop("stage 2", None)
+    for name in ("settings", "inputs", "batches"):
+        state.get(name, {}).pop("stage 2", None)
     state["failed"] = {}
     state.pop("metrics", None)
     write_state(target, state)

@@ -19,7 +19,7 @@ from lgl_plugin.training.epoch_tally import EpochTally
 from lgl_plugin.training.held_out import HeldOut, separate_generator
 from lgl_plugin.training.meetings import Meetings
 from lgl_plugin.training.nonfinite import NonFiniteGuard
-from lgl_plugin.utils.distributed import rank, sum_over_ranks, world_size
+from lgl_plugin.utils.distributed import rank, sum_over_ranks
 from lgl_plugin.utils.signals import stop
 from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
@@ -61,6 +61,8 @@ class SpeakerBrain(HookedBrain):
         Epochs of all phases that share one course of the learning rate.
     keep_checkpoints : int
         How many epochs' checkpoints stay.
+    batch_size : int
+        Of all processes together.
     seed : int
         Of the augmentations.
     """
@@ -81,6 +83,7 @@ class SpeakerBrain(HookedBrain):
         epochs_before: int = 0,
         epochs_in_all: int = 1,
         keep_checkpoints: int = 1,
+        batch_size: int = 1,
         seed: int = 0,
     ):
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
@@ -95,7 +98,7 @@ class SpeakerBrain(HookedBrain):
         self.seed = seed
         self.done = 0.0
         self.skipped = torch.zeros((), device=self.device)
-        self.tally = EpochTally(self.device)
+        self.tally = EpochTally(self.device, batch_size)
         self.held_out = HeldOut()
         self.guard = NonFiniteGuard(self.nonfinite_patience)
         # A CPU has no queue of work that a reading would wait for.
@@ -138,18 +141,16 @@ class SpeakerBrain(HookedBrain):
             # A run killed after its last step: SpeechBrain would begin an
             # epoch without steps, and so without figures.
             counter.current = counter.limit
-        before = self.tally.processes_before
-        if before != world_size():
+        before, now = self.tally.batch_size_before, self.tally.batch_size
+        if before != now:
             done = self.step  # of as many as before
             if not getattr(self.hparams, "steps_per_epoch", None):
                 # Of a pass over the data, rounded down to batches.
-                done = self.step * before // world_size()
-            logger.warning(
-                "%d processes go on at step %d of the epoch, where %d had "
-                "come to step %d: a batch of all of them is %.3g times what "
-                "it was, at the same lr",
-                *(world_size(), done, before, self.step),
-                world_size() / before,
+                done = self.step * before // now
+            logger.info(
+                "The epoch goes on at step %d in batches of %d; %d steps of it "
+                "were done in batches of %d",
+                *(done, now, self.step, before),
             )
             self.step = done
             loader = self.checkpointer.recoverables["dataloader-TRAIN"]

@@ -33,8 +33,9 @@ class EpochTally:
     has arrays and numbers that a Brain keeps of the last whole epoch.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, batch_size: int = 1):
         self.device = device
+        self.batch_size = batch_size  # of all processes together
         self.last = {}
         self._resumed = None
         self._saved = {}
@@ -49,9 +50,12 @@ class EpochTally:
         self.started = time.perf_counter() - before.get("seconds", 0.0)
 
     @property
-    def processes_before(self) -> int:
-        """How many processes began the epoch that a checkpoint holds."""
-        return self._resumed["processes"] if self._resumed else world_size()
+    def batch_size_before(self) -> int:
+        """The whole batch of the epoch that a checkpoint holds."""
+        before = self._resumed or {"batch_size": self.batch_size}
+        if "processes" in before:  # of earlier versions, which kept batch_size
+            return before["processes"] * self.batch_size // world_size()
+        return before["batch_size"]
 
     def add(self, **values: torch.Tensor | float) -> None:
         """Adds detached scalars to the counts."""
@@ -112,7 +116,7 @@ class EpochTally:
             "tally": self.total(),
             "seen": self.join_seen(),
             "seconds": self.seconds,
-            "processes": world_size(),
+            "batch_size": self.batch_size,
         }
 
     @mark_as_saver

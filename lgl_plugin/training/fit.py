@@ -158,6 +158,7 @@ def fit(
         epochs_before=epochs_before,
         epochs_in_all=epochs_in_all or epochs_before + epochs,
         keep_checkpoints=settings.keep_checkpoints,
+        batch_size=session.batch_size,
         seed=seed,
     )
     given = dict(settings.dataloader_options)

@@ -7,6 +7,7 @@ torchrun for each.
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -193,6 +194,10 @@ def test_local_views_and_batch_normalisation_in_two_processes(kind, fitted):
 def test_killed_process_ends_the_job_and_one_process_goes_on(
     corpus, tmp_path, capsys
 ):
+    """In batches twice as large; with others it warns that these are smaller.
+
+    Another copy of the run does the latter.
+    """
     options = (
         "--number_of_epochs=3",
         "--ssps_epochs=0",
@@ -217,13 +222,17 @@ def test_killed_process_ends_the_job_and_one_process_goes_on(
     assert job.wait() != 0
     assert time.monotonic() - killed < 60
     assert "Signal 9 (SIGKILL)" in rest  # torchrun's table of who failed
-    train_here("small_stage1.yaml", corpus, tmp_path / "run", *options)
-    printed = "".join(capsys.readouterr())
-    assert "Going into epoch 3" in printed
-    assert "Going into epoch 1" not in printed
-    epochs = [
-        record["epoch"]
-        for record in read_metrics(tmp_path / "run")
-        if record["phase"] == "simclr"
-    ]
-    assert epochs == [1, 2, 3]
+    shutil.copytree(tmp_path / "run", tmp_path / "smaller")
+    for name, batch_size, warned in (("run", 16, False), ("smaller", 8, True)):
+        more = *options, f"--batch_size={batch_size}"
+        train_here("small_stage1.yaml", corpus, tmp_path / name, *more)
+        printed = "".join(capsys.readouterr())
+        assert "Going into epoch 3" in printed
+        assert "Going into epoch 1" not in printed
+        assert ("--batch_size=16 makes that batch" in printed) == warned
+        epochs = [
+            record["epoch"]
+            for record in read_metrics(tmp_path / name)
+            if record["phase"] == "simclr"
+        ]
+        assert epochs == [1, 2, 3]

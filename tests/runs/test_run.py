@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from lgl_plugin.runs import run as runs
 from lgl_plugin.runs.metrics_log import read_metrics
 from lgl_plugin.runs.plain import plain_settings
 from lgl_plugin.runs.provenance import record_start
@@ -352,9 +353,63 @@ def kill_in(run, step, checkpoint):
         run.step(step, killed)
 
 
+@pytest.fixture
+def stage1_of(tmp_path, monkeypatch):
+    """Starts Stage I in so many processes, with such batches in each."""
+
+    def start(processes, batch_size, **more):
+        monkeypatch.setattr(runs, "world_size", lambda: processes)
+        loader = {"batch_size": batch_size, "num_workers": 0}
+        settings = {"batch_size": batch_size, "dataloader_options": loader}
+        settings["lr"] = 1
+        return Run(tmp_path, 1, {**settings, **more})
+
+    return start
+
+
+def test_other_processes_keep_the_batch_of_all(stage1_of, caplog):
+    """Four GPUs, then two: a run went on in batches of half the size."""
+    kill_in(stage1_of(4, 96), "stage1", checkpoint=True)
+    caplog.clear()
+    stage1_of(2, 192).save()
+    stage1_of(1, 384).save()
+    assert not caplog.messages
+    with pytest.raises(ValueError, match="\nlr: was 1, is 2$"):
+        stage1_of(4, 96, lr=2)
+    with pytest.raises(ValueError, match="\nbatch_size: was 384, is 192$"):
+        stage1_of(1, 192)
+    assert not caplog.messages
+
+
+def test_other_processes_with_the_same_batch_size_are_a_warning(
+    stage1_of, caplog
+):
+    """The advice stays right after runs that did not heed it."""
+    kill_in(stage1_of(4, 96), "stage1", checkpoint=True)
+    caplog.clear()
+    for processes, advice in (
+        (2, "--batch_size=192 makes that batch"),
+        (2, "--batch_size=192 makes that batch"),
+        (5, "5 processes cannot make that batch"),
+    ):
+        stage1_of(processes, 96).save()
+        said = f"was begun with a batch of 384 in all: {advice}."
+        assert caplog.messages[-1].endswith(said)
+    caplog.clear()
+    stage1_of(2, 192)
+    assert not caplog.messages
+
+
+def test_a_stage_that_is_not_begun_takes_any_batch(stage1_of, caplog):
+    stage1_of(4, 96).save()
+    kill_in(stage1_of(2, 96), "stage1", checkpoint=True)
+    caplog.clear()
+    stage1_of(1, 192)
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("name", ["batch_size", "lr"])
 def test_a_begun_run_keeps_its_batch_and_learning_rate(name, tmp_path):
-    """docs/several_gpus.md advised to choose them anew with other GPUs."""
     before = {"batch_size": 64, "lr": 0.1}
     kill_in(Run(tmp_path, 1, before), "stage1", checkpoint=True)
     with pytest.raises(ValueError, match=f"{name}: was"):

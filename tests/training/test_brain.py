@@ -45,7 +45,7 @@ from lgl_plugin.nnet.gates import DynamicGate, FixedGate, LabelCorrection
 from lgl_plugin.nnet.losses import AAMSoftmax
 from lgl_plugin.nnet.schedules import WarmupCosine
 from lgl_plugin.runs.checkpoints import WholeCheckpointer
-from lgl_plugin.training import epoch_tally, meetings
+from lgl_plugin.training import meetings
 from lgl_plugin.training.brain import STEPS_PER_READING, SpeakerBrain
 from lgl_plugin.utils import signals
 from lgl_plugin.utils.signals import stop
@@ -421,7 +421,7 @@ def test_told_to_stop_during_held_out_crops_it_keeps_the_epoch(kind, make):
 
 @pytest.mark.parametrize("fixed, step", [(None, 6), (8, 3)])
 def test_fewer_processes_read_on_from_where_the_epoch_was(
-    tmp_path, monkeypatch, fixed, step
+    tmp_path, fixed, step
 ):
     """Two processes came to step 3; one goes on at step 6.
 
@@ -429,9 +429,8 @@ def test_fewer_processes_read_on_from_where_the_epoch_was(
     """
     brain = begin(make_brain("gated", tmp_path))
     train(brain, False, False, False)
-    with monkeypatch.context() as patch:
-        patch.setattr(epoch_tally, "world_size", lambda: 2)
-        brain.save_in_epoch()
+    brain.tally.batch_size = 2
+    brain.save_in_epoch()
     checkpointer = WholeCheckpointer(tmp_path / "checkpoints")
     loader = SaveableDataLoader(range(8), batch_size=1)
     checkpointer.add_recoverable("dataloader-TRAIN", loader, optional_load=True)

@@ -157,15 +157,24 @@ def test_only_the_first_process_goes_on_with_what_all_had(
     assert again.seen == []
 
 
-def test_a_checkpoint_says_how_many_processes_there_were(tmp_path, monkeypatch):
+def test_a_checkpoint_says_how_large_a_batch_was(tmp_path):
     tally = counted()
-    assert tally.processes_before == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(epoch_tally, "world_size", lambda: 3)
-        again = recovered(tally, tmp_path, end_of_epoch=False)
-    assert again.processes_before == 3
+    assert tally.batch_size_before == tally.batch_size == 1
+    tally.batch_size = 384
+    again = recovered(tally, tmp_path, end_of_epoch=False)
+    assert again.batch_size_before == 384 and again.batch_size == 1
     again.start()
-    assert again.processes_before == 1
+    assert again.batch_size_before == 1
+
+
+def test_the_batch_of_an_earlier_versions_checkpoint(tmp_path, monkeypatch):
+    """It has the number of processes, whose batches were as large as now."""
+    saved = {"tally": {}, "seen": [], "seconds": 0.0, "processes": 4}
+    torch.save(saved, tmp_path / "tally")
+    monkeypatch.setattr(epoch_tally, "world_size", lambda: 2)
+    tally = EpochTally("cpu", batch_size=2 * 96)
+    tally.load(tmp_path / "tally", end_of_epoch=False)
+    assert tally.batch_size_before == 4 * 96
 
 
 def one_rank(rank, folder):
