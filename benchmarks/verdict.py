@@ -40,7 +40,8 @@ from lgl_plugin.evaluation.verification import (
     speakers_of,
 )
 from lgl_plugin.inference.backends import load_backend
-from lgl_plugin.inference.plda import plda_by_clusters
+from lgl_plugin.inference.by_ward import ward_labels
+from lgl_plugin.inference.plda import fit_plda
 from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.weights import BACKEND
@@ -252,7 +253,8 @@ def examine(ladder, vectors, trials):
     cohort = best(ladder.embedded.vectors)
     normed = as_norm(scores, trials, best(vectors), cohort, COHORT)
     figures["with AS-norm"] = percent(normed, trials)
-    plda = plda_by_clusters(ladder.embedded.vectors, ladder.n_speakers)
+    own = ladder.embedded.vectors
+    plda = fit_plda(own, ward_labels(own, ladder.n_speakers))
     ratios = plda.ratios(vectors, trials.enrolment, trials.test)
     figures["PLDA"] = percent(ratios, trials)
     return rows, figures

@@ -7,10 +7,7 @@ stand in.
 
 import numpy as np
 
-from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.clustering.number import FIRST_STEP
-from lgl_plugin.clustering.two_step import TwoStepKMeans
-from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.by_ward import ward_labels
 
 # Stop once this many clusters and recordings are kept out; never keep out
 # more than this share of the recordings.
@@ -30,9 +27,7 @@ def kept_out(
     is one that holds a recording that is `labelled`, bool (N,). Takes
     embeddings (N, D), N from 8.
     """
-    points = Whitening(1.0).fit_transform(vectors)
-    kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)
-    labels = TwoStepKMeans(kmeans, "auto")(points).labels
+    labels = ward_labels(vectors, seed=seed, device=device)
     sizes = np.bincount(labels)
     free = np.setdiff1d(np.arange(len(sizes)), labels[labelled])
     order = np.random.default_rng(seed).permutation(free)

@@ -28,10 +28,11 @@ from numpy.typing import ArrayLike
 
 from lgl_plugin.clustering.clearest import clearest_clusters, silhouettes
 from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.clustering.number import FIRST_STEP, estimate
+from lgl_plugin.clustering.number import FIRST_STEP
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import normalised
-from lgl_plugin.inference.backends import Centring, Whitening
+from lgl_plugin.inference.backends import Centring
+from lgl_plugin.inference.by_ward import ward_estimate
 from lgl_plugin.metrics.error_rates import Resampled
 
 # An interval of fewer recordings says nothing, nor does one of fewer target
@@ -75,8 +76,7 @@ def count_speakers(vectors: ArrayLike) -> int:
         raise ValueError(
             f"a verdict needs {FEWEST} recordings, got {len(vectors)}"
         )
-    points = Whitening(1.0).fit_transform(vectors)
-    found = estimate(TorchKMeans(FIRST_STEP), points)
+    found = ward_estimate(vectors)
     if not found.is_guess:
         return found.n_clusters
     # Few recordings may form groups that are clear, but not beyond chance.

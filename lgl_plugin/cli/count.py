@@ -25,9 +25,8 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
             f"{folder} holds no embeddings: give the embeddings folder of one "
             "of a run's iterations, such as results/lgl/1/iter1/embeddings"
         )
-    from lgl_plugin.clustering.kmeans import TorchKMeans
-    from lgl_plugin.clustering.number import FIRST_STEP, check_enough, estimate
-    from lgl_plugin.inference.backends import Whitening
+    from lgl_plugin.clustering.number import check_enough
+    from lgl_plugin.inference.by_ward import ward_estimate
     from lgl_plugin.inference.store import Embeddings
     from lgl_plugin.report.figures import count_figure, save
     from lgl_plugin.utils.files import check_writable, read_json, write_json
@@ -46,8 +45,7 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
     check_writable(results)  # before the clustering
     vectors = Embeddings.load(folder).vectors
     check_enough(len(vectors))
-    kmeans = TorchKMeans(FIRST_STEP, seed=seed, device=device)
-    found = estimate(kmeans, Whitening(shrinkage=1.0).fit_transform(vectors))
+    found = ward_estimate(vectors, seed, device)
     found.warn_of_guess()
     k = found.n_clusters
     shown = [n for n in (k // 4, k // 2, k, 2 * k, 4 * k) if n >= 2]

@@ -17,13 +17,9 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lgl_plugin.clustering.kmeans import TorchKMeans
-from lgl_plugin.clustering.number import FIRST_STEP
-from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.inference.backends import (
     NO_VARIANCE,
     Backend,
-    Whitening,
     mean_of,
     unit_blocks,
 )
@@ -167,10 +163,3 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
         )
     useful = spread > NO_VARIANCE * spread.max()  # the others are rounding
     return Plda(mean, whitening @ turn[:, useful], spread[useful])
-
-
-def plda_by_clusters(embeddings: np.ndarray, n_clusters: int) -> Plda:
-    """Estimates PLDA from so many clusters of embeddings (N, D), by Ward."""
-    points = Whitening(1.0).fit_transform(embeddings)
-    cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_clusters)
-    return fit_plda(embeddings, cluster(points).labels)

@@ -32,9 +32,10 @@ from lgl_plugin.evaluation.verification import (
     write_scores,
 )
 from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.by_ward import ward_labels
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold, refuse_foreign
-from lgl_plugin.inference.plda import plda_by_clusters
+from lgl_plugin.inference.plda import fit_plda
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import (
@@ -278,7 +279,8 @@ def cohort_scores(
         return cosine_scores(Whitening().fit(cohort)(vectors), trials)
 
     def plda():
-        fitted = plda_by_clusters(cohort, count_speakers(cohort))
+        labels = ward_labels(cohort, count_speakers(cohort))
+        fitted = fit_plda(cohort, labels)
         return fitted.ratios(vectors, trials.enrolment, trials.test)
 
     def normalised():

@@ -9,10 +9,7 @@ takes seconds.
 import torch
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 
-from lgl_plugin.clustering.kmeans import FaissKMeans
-from lgl_plugin.clustering.number import FIRST_STEP
-from lgl_plugin.clustering.two_step import TwoStepKMeans
-from lgl_plugin.inference.backends import Whitening
+from lgl_plugin.inference.by_ward import ward_labels
 from lgl_plugin.nnet.features import model_inputs
 from lgl_plugin.nnet.gates import DynamicGate
 from lgl_plugin.nnet.losses import AAMSoftmax, gated_mean
@@ -98,17 +95,10 @@ def train_head(views, labels, seed, gated):
     return head.eval()
 
 
-def pseudo_labels(vectors):
-    """Clusters whitened embeddings by Ward, their number estimated."""
-    white = Whitening(1.0).fit_transform(vectors)
-    kmeans = FaissKMeans(FIRST_STEP)
-    return TwoStepKMeans(kmeans, "auto")(white).labels
-
-
 @torch.no_grad()
 def first_labels(views):
     """Pseudo-labels from the statistics, before anything is trained."""
-    return pseudo_labels(Head(views).summed(views[:, 0]).numpy())
+    return ward_labels(Head(views).summed(views[:, 0]).numpy())
 
 
 def label_free(views, labels, seed):
@@ -117,5 +107,5 @@ def label_free(views, labels, seed):
         head = train_head(views, torch.from_numpy(labels), seed, gated=True)
         if number < ROUNDS:
             with torch.no_grad():
-                labels = pseudo_labels(head(views[:, 0]).numpy())
+                labels = ward_labels(head(views[:, 0]).numpy())
     return head, labels
