@@ -43,6 +43,7 @@ from lgl_plugin.adaptation.verdict import (
     judge,
 )
 from lgl_plugin.dataio.bad_files import BadFiles
+from lgl_plugin.dataio.folder import refuse_recordings
 from lgl_plugin.dataio.given import COLUMNS, read_given
 from lgl_plugin.dataio.manifest import write_part
 from lgl_plugin.inference.backends import Backend, load_backend
@@ -111,7 +112,7 @@ class Ladder:
     FileNotFoundError or ValueError if a folder is missing, the encoder cannot
     be loaded, there is too little audio, the labels do not fit, or the folder
     was begun with another encoder or has rungs of other audio; FileExistsError
-    if it has files of somebody else's that would be replaced.
+    if it has recordings, or files of somebody else's that would be replaced.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Ladder:
         listed = self.folder / "manifest.csv"
         begins = not (self.folder / STATE).exists()
         if begins:  # a lock is no sign of ours: `lgl embed` leaves one, too
+            refuse_recordings(self.folder, audio)
             refuse_foreign(self.folder, MADE)
         lock_folder(self.folder)
         files = encoder_files(encoder)

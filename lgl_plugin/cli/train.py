@@ -95,9 +95,7 @@ def run(
     if not torch.distributed.is_initialized():
         sb.utils.distributed.ddp_init_group(parsed[0][1])
     device = parsed[0][1].get("device")
-    choices = from_main(
-        choose, settings[0], pathlib.Path(output_folder), preset, device
-    )
+    choices = from_main(choose, settings[0], preset, device)
     parsed, settings = parse(choices, audio, output_folder, given)
     for arguments in parsed[:-1]:
         recipe.train(*arguments, settings[-1])
@@ -148,10 +146,7 @@ def parse(
 
 
 def choose(
-    settings: Settings,
-    run: pathlib.Path,
-    preset: str | None,
-    device: str | None = None,
+    settings: Settings, preset: str | None, device: str | None = None
 ) -> dict:
     """Chooses the preset and the clusters, or reads what was chosen before.
 
@@ -163,7 +158,8 @@ def choose(
     from lgl_plugin.training.session import check_folder
     from lgl_plugin.utils.files import write_json
 
-    check_folder(run)
+    check_folder(settings)
+    run = pathlib.Path(settings.output_folder)
     path = run / CHOICES
     # A call that failed before the run began, as for a wrong folder, chooses
     # nothing for the next.

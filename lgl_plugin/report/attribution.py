@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lgl_plugin.dataio.audio import BadAudio, channel_of, probe, read_beginning
+from lgl_plugin.dataio.folder import refuse_recordings
 from lgl_plugin.dataio.trials import read_trials
 from lgl_plugin.inference.attribution import PATHS, Explainer
 from lgl_plugin.inference.extractor import MAX_SECONDS, load_extractor
@@ -64,6 +65,7 @@ def attribute(
             "non-targets"
         )
     output = pathlib.Path(output_folder)
+    refuse_recordings(output, audio)
     check_writable(output)  # before the work
     extract = load_extractor(encoder, check_device(device))
     listed = read_trials(trials, audio)

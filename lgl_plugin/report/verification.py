@@ -17,6 +17,7 @@ import numpy as np
 from lgl_plugin.adaptation.verdict import count_speakers
 from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.cohort import draw_cohort
+from lgl_plugin.dataio.folder import refuse_recordings
 from lgl_plugin.dataio.trials import (
     Trials,
     join_trials,
@@ -79,7 +80,7 @@ def verify_encoders(
     returns is there, too.
     ValueError if an utterance cannot be embedded, the cohort is too small, or
     an option of the cohort is given without one; FileExistsError if the folder
-    holds what an earlier call left of other lists or encoders.
+    holds recordings, or what an earlier call left of other lists or encoders.
     """
     if cohort is None and (top, cohort_utterances) != (None, None):
         raise ValueError(
@@ -115,6 +116,7 @@ def verify_encoders(
     top = options["top"] = TOP if top is None else top
     output = pathlib.Path(output_folder)
     places = {n: output / n if len(lists) > 1 else output for n in lists}
+    refuse_recordings(output, audio)
     refuse_foreign(output, ())
     refuse_others(output, places.values(), extractors)
     check_writable(output)

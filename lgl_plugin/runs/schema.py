@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -167,19 +166,6 @@ class Settings(BaseModel):
     backend: Made | None = None
     opt_class: Factory
     lr_annealing: Made
-
-    @model_validator(mode="after")
-    def _check_folders(self) -> Settings:
-        """Refuses to write a run among the recordings."""
-        folders = self.output_folder, self.train_folder
-        run, audio = (os.path.realpath(folder) for folder in folders)
-        if run == audio and not self.manifest:
-            raise ValueError(
-                f"output_folder: {self.output_folder} holds the recordings, "
-                "and the run's files would lie among them: name a folder of "
-                "its own"
-            )
-        return self
 
     @model_validator(mode="after")
     def _check_channel(self) -> Settings:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.folder import names_and_sizes
+from lgl_plugin.dataio.folder import names_and_sizes, refuse_recordings
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.prepare import check_folders
 from lgl_plugin.inference.backends import Backend, Whitening
@@ -63,12 +63,17 @@ def sample_rows(n_utterances: int, seed: int) -> np.ndarray:
     return np.sort(rng.choice(n_utterances, SAMPLE, replace=False))
 
 
-def check_folder(folder: pathlib.Path) -> None:
-    """Refuses a folder of `lgl embed`, whose manifest a run would replace.
+def check_folder(settings: Settings) -> None:
+    """Refuses to begin a run among recordings, or in a folder of `lgl embed`.
 
     To be called before the run's lock lies in there: by a lock `lgl embed`
-    knows a folder of its own.
+    knows a folder of its own, whose manifest the run would replace.
     """
+    folder = pathlib.Path(settings.output_folder)
+    if not (folder / STATE).exists():
+        # The audio of a user's own list may be anywhere.
+        audio = None if settings.manifest else settings.train_folder
+        refuse_recordings(folder, audio)
     if (folder / "vectors.npy").exists():
         raise FileExistsError(
             f"{folder} holds embeddings of `lgl embed`, and their list of "
@@ -108,9 +113,9 @@ class Session:
 
     Raises
     ------
-    ValueError, FileNotFoundError
-        Where the settings, the data or the device cannot work; before any
-        training.
+    ValueError, FileNotFoundError, FileExistsError
+        Where the settings, the data, the folder or the device cannot work;
+        before any training.
     """
 
     def __init__(
@@ -148,6 +153,7 @@ class Session:
         # Folders are checked first: a wrong data_folder would otherwise be
         # reported as a missing trial list.
         observe = observer_of(settings)
+        check_folder(settings)
         folder = pathlib.Path(settings.output_folder)
         if self.debug:
             # Two batches are no result: they neither count as done nor mix
@@ -158,7 +164,6 @@ class Session:
             # By default each rank would get a temporary checkpoint folder of
             # its own, and the ranks would wait for each other for ever.
             self.brain_settings["debug_persistently"] = True
-        check_folder(folder)
         self.run = Run(folder, settings.stage, plain_settings(text))
         self._begin_log(text)
         record_start(folder, settings.stage, self.device)

@@ -65,15 +65,30 @@ def test_the_folder_of_a_run_is_no_encoder(
     assert "nowhere: there is no such file or folder" in said("nowhere")
 
 
-@pytest.mark.parametrize("verb", ["embed", "who"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "embed {encoder} {mine} {out}",
+        "who {encoder} {mine} {out}",
+        "adapt {encoder} {mine} --output_folder={out}",
+        "train {mine} --output_folder={out}",
+        "verify {encoder} {mine} --trials {trials} --output_folder={out}",
+        "attribute {encoder} {trials} {mine} --number=4 --output_folder={out}",
+    ],
+)
 @pytest.mark.parametrize("place", ["", "ann"])
 def test_nothing_is_written_among_the_recordings(
-    encoder, audio, tmp_path, capsys, verb, place
+    encoder, audio, tmp_path, capsys, call, place
 ):
     mine = shutil.copytree(audio, tmp_path / "mine")
     before = sorted(mine.rglob("*"))
+    trials = tmp_path / "trials.txt"
+    trials.write_text("1 ann/0.wav ann/1.wav\n0 ann/0.wav bob/0.wav\n")
+    words = call.format(
+        encoder=encoder, mine=mine, out=mine / place, trials=trials
+    ).split()
     with pytest.raises(SystemExit, match="2"):
-        main([verb, str(encoder), str(mine), str(mine / place)])
+        main(words)
     said = f"{mine / place} holds recordings, and "
     assert said in capsys.readouterr().err
     assert sorted(mine.rglob("*")) == before

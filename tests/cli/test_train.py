@@ -106,18 +106,20 @@ def hour(tmp_path):
     return folder
 
 
-def of(folder):
+def of(folder, run):
     """Settings that train on a folder."""
     names = ("train_folder", "data_folder")
-    return types.SimpleNamespace(manifest=None, **dict.fromkeys(names, folder))
+    return types.SimpleNamespace(
+        manifest=None, output_folder=run, **dict.fromkeys(names, folder)
+    )
 
 
 def test_the_preset_follows_from_the_files_and_the_gpu(
     hour, tmp_path, capsys, monkeypatch
 ):
-    hour = of(hour)
-    assert train.survey(hour) == (30, pytest.approx(5.0))
-    chosen = train.choose(hour, tmp_path / "run", None)
+    run, other = (of(hour, tmp_path / name) for name in ("run", "other"))
+    assert train.survey(run) == (30, pytest.approx(5.0))
+    chosen = train.choose(run, None)
     assert chosen == {"preset": "small", "n_clusters": "auto"}
     assert (
         "the preset small with an estimated number" in capsys.readouterr().out
@@ -125,24 +127,24 @@ def test_the_preset_follows_from_the_files_and_the_gpu(
     # A run that was begun keeps its own, whatever the folder holds by now.
     monkeypatch.setattr(train, "LARGE", 30)
     (tmp_path / "run" / "state.json").touch()
-    assert train.choose(hour, tmp_path / "run", None) == chosen
-    again = train.choose(hour, tmp_path / "other", None, "cpu")
+    assert train.choose(run, None) == chosen
+    again = train.choose(other, None, "cpu")
     assert again == chosen
     # A choice that no run was begun with is no choice.
     monkeypatch.setattr(sb_distributed, "infer_device", lambda: "cuda")
-    again = train.choose(hour, tmp_path / "other", None)
+    again = train.choose(other, None)
     assert again == {"preset": "paper", "n_clusters": 3}
     saved = json.loads((tmp_path / "run" / train.CHOICES).read_text())
     assert saved == chosen
 
 
 def test_a_preset_that_a_begun_run_refuses_is_not_its_next(hour, tmp_path):
-    run, hour = tmp_path / "run", of(hour)
-    assert train.choose(hour, run, None)["preset"] == "small"
-    assert train.choose(hour, run, "paper")["preset"] == "paper"
-    (run / "state.json").touch()
-    assert train.choose(hour, run, "small")["preset"] == "small"
-    assert train.choose(hour, run, None)["preset"] == "paper"
+    run = of(hour, tmp_path / "run")
+    assert train.choose(run, None)["preset"] == "small"
+    assert train.choose(run, "paper")["preset"] == "paper"
+    (run.output_folder / "state.json").touch()
+    assert train.choose(run, "small")["preset"] == "small"
+    assert train.choose(run, None)["preset"] == "paper"
 
 
 def test_a_manifest_decides_in_a_folder_of_any_name(tmp_path, monkeypatch):

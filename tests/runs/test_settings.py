@@ -273,13 +273,6 @@ def test_a_manifest_names_its_channels_itself():
     assert load(channel=1).channel == 1
 
 
-def test_a_run_lies_not_among_the_recordings(tmp_path):
-    folders = {"train_folder": tmp_path, "output_folder": f"{tmp_path}/."}
-    (line,) = refusal(**folders)
-    assert "the run's files would lie among them" in line
-    load(**folders, manifest="my.csv")  # whose audio may be anywhere
-
-
 def test_no_epochs_of_stage1():
     (line,) = refusal("small_stage1", number_of_epochs=0)
     assert line == "number_of_epochs: 0 should be greater than or equal to 1"
