@@ -166,7 +166,7 @@ class Extractor:
                 manifest, rows, folder, bad_files, version
             )
             shares = gather_objects(
-                (share.positions(), share.dim, share.close(), share.bad)
+                (share.positions(), share.close(), share.bad)
             )
             bad = sorted(
                 failure for *_, failures in shares for failure in failures
@@ -179,7 +179,7 @@ class Extractor:
                     f"none of {len(rows)} utterances could be embedded; "
                     f"the first: {' '.join(bad[0])}"
                 )
-            joined = JoinedShares(s[:3] for s in shares if len(s[0]))
+            joined = JoinedShares(s[:2] for s in shares if len(s[0]))
             names = (manifest.ids[row] for row in rows[joined.positions])
             if not folder:
                 return Embeddings(Strings(names), joined[:]), bad

@@ -16,7 +16,7 @@ from lgl_plugin.utils.distributed import rank, world_size
 from lgl_plugin.utils.files import atomic_write, load_arrays
 
 # Attributes of a share that a restart needs, beside the positions.
-PROGRESS = ("key", "batches", "dim", "n_bytes", "bad")
+PROGRESS = ("key", "batches", "n_bytes", "bad")
 
 
 class Share:
@@ -47,9 +47,8 @@ class Share:
 
     def begin(self) -> None:
         """Begins anew, whatever an earlier process saved."""
-        self.batches, self.dim = 0, 0
+        self.batches, self.n_bytes = 0, 0
         self.placed, self.bad = [np.empty(0, np.int64)], []
-        self.n_bytes = 0
         self.file.truncate(0)
         if self.path:
             self.path.with_suffix(".npz").unlink(missing_ok=True)
@@ -83,7 +82,6 @@ class Share:
         self.bad.extend(bad)
         if len(positions):
             self.placed.append(positions)
-            self.dim = vectors.shape[1]
             self.n_bytes += vectors.nbytes
             self.file.write(vectors.tobytes())
         if time.monotonic() - self.saved_at >= self.save_seconds:
@@ -118,26 +116,26 @@ class Share:
 class JoinedShares:
     """All ranks' vectors, float32, by slices, in the utterances' order.
 
-    A share is (positions, dim, bytes or path), none of them empty.
+    A share is (positions, bytes or path), neither of them empty.
     """
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, shares: Iterable[tuple]):
-        positions, dims, vectors = zip(*shares)
-        self.parts = [
-            np.memmap(part, self.dtype, "r").reshape(-1, dims[0])
-            if isinstance(part, str)
-            else np.frombuffer(part, self.dtype).reshape(-1, dims[0])
-            for part in vectors
-        ]
+        positions, vectors = zip(*shares)
         sizes = [len(part) for part in positions]
+        self.parts = [
+            np.memmap(part, self.dtype, "r").reshape(size, -1)
+            if isinstance(part, str)
+            else np.frombuffer(part, self.dtype).reshape(size, -1)
+            for part, size in zip(vectors, sizes)
+        ]
         order = np.argsort(np.concatenate(positions))
         self.positions = np.concatenate(positions)[order]
         # The share that each utterance's vector lies in, and its row there.
         self.source = np.repeat(np.arange(len(sizes)), sizes)[order]
         self.row = np.concatenate([np.arange(size) for size in sizes])[order]
-        self.shape = len(order), dims[0]
+        self.shape = len(order), self.parts[0].shape[1]
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -27,7 +27,7 @@ def first_batch(folder):
 def test_a_restart_goes_on_by_the_same_key_only(tmp_path):
     first_batch(tmp_path)
     again = Share(tmp_path, "encoder 1")
-    assert again.batches == 1 and again.dim == 2
+    assert again.batches == 1
     assert again.positions().tolist() == [4, 2]
     assert again.bad == [(3, "is silent")]
     again.add(np.array([], np.int64), None, [(0, "is missing")])
@@ -77,7 +77,7 @@ def test_shares_are_joined_in_the_order_of_utterances(tmp_path):
     in_memory, on_disk = Share(None, ""), first_batch(tmp_path)
     in_memory.add(np.array([3, 0]), VECTORS + 10, [])
     on_disk.save()
-    shares = [(s.positions(), s.dim, s.close()) for s in (on_disk, in_memory)]
+    shares = [(s.positions(), s.close()) for s in (on_disk, in_memory)]
     joined = JoinedShares(shares)
     assert joined.positions.tolist() == [0, 2, 3, 4]
     assert joined.shape == (4, 2) and len(joined) == 4
