@@ -172,7 +172,9 @@ def test_back_ends_are_fitted_on_the_sample_of_the_records():
         manifest=range(2500),
         model=types.SimpleNamespace(settings={"seed": 3}),
     )
-    embedder.vectors = lambda manifest, rows: rows
+    embedder.extract = types.SimpleNamespace(
+        embed_all=lambda manifest, rows: rows
+    )
     np.testing.assert_array_equal(embedder.sample, sample_rows(2500, seed=3))
 
 

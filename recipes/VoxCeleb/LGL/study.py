@@ -300,12 +300,12 @@ class Embedder:
     def of_trials(self):
         """Embeddings of the run's own trial list."""
         folder = self.step.model.settings["trial_folder"]
-        return self.vectors(self.audio_of(self.trials, folder))
+        return self.extract.embed_all(self.audio_of(self.trials, folder))
 
     @functools.cached_property
     def of_corpus(self):
         """Embeddings of all utterances that the encoder was trained on."""
-        return np.array(self.vectors(self.step.manifest))
+        return self.extract.embed_all(self.step.manifest)
 
     @functools.cached_property
     def sample(self):
@@ -317,7 +317,7 @@ class Embedder:
         rows = sample_rows(len(manifest), self.step.model.settings["seed"])
         if "of_corpus" in vars(self) or len(rows) == len(manifest):
             return self.of_corpus[rows]
-        return self.vectors(manifest, rows)
+        return self.extract.embed_all(manifest, rows)
 
     @property
     def log_mels(self):
@@ -327,15 +327,11 @@ class Embedder:
 
     def eer(self, trials, folder, normed=False):
         """EER in percent on any trial list, by AS-norm if asked for."""
-        vectors = self.vectors(self.audio_of(trials, folder))
+        vectors = self.extract.embed_all(self.audio_of(trials, folder))
         scores = cosine_scores(vectors, trials)
         if normed:
             scores = as_norm(scores, trials, vectors, self.sample)
         return figures_of(scores, trials)["eer"]
-
-    def vectors(self, audio, rows=None):
-        """Embeddings of a manifest, of all of it if no rows are given."""
-        return self.extract.embed_all(audio, rows)
 
 
 # The same each time: `clusterings` takes those of `backends`.
