@@ -36,9 +36,9 @@ from lgl_plugin.adaptation.rungs import (
 )
 from lgl_plugin.adaptation.split import kept_out
 from lgl_plugin.adaptation.verdict import (
-    FEWEST,
     RULE,
     Verdict,
+    check_enough,
     count_speakers,
     judge,
 )
@@ -175,16 +175,12 @@ class Ladder:
         self.run = Run(self.folder, 0, {"made_from": made_from})
         self.run.plan = steps_of(train)
         record_start(self.folder, 0, self.device)
-        if number < FEWEST:
-            raise ValueError(
-                f"{audio} has {number} recordings that can be used, but a "
-                f"verdict takes {FEWEST}"
-            )
-        if number - n_known < FEWEST:
-            raise ValueError(
-                f"{labels} leaves {number - n_known} recordings without a "
-                f"label, but judging training takes {FEWEST}"
-            )
+        usable = f"{audio} has {number} recordings that can be used"
+        check_enough(number, usable)
+        if train:
+            check_enough(number // 2, usable, ": --train leaves it half")
+        free = number - n_known
+        check_enough(free, f"{labels} leaves {free} recordings without a label")
         self.order = np.random.default_rng(0).permutation(number)
         self.rungs: list[Rung] = []
         self.backend: Backend | None = None
@@ -275,12 +271,12 @@ class Ladder:
     def _judge_by(self, judged):
         """Judges from here on by rows `judged`."""
         self.judged = judged[np.isin(judged, self.embedded.rows)]
-        if len(self.judged) < FEWEST:
-            raise ValueError(
-                f"{len(self.judged)} of {len(judged)} recordings to judge by "
-                f"can be read, and {FEWEST} are needed. bad_files.txt in "
-                f"{self.folder} names the others."
-            )
+        check_enough(
+            len(self.judged),
+            f"{len(self.judged)} of {len(judged)} recordings to judge by can "
+            "be read",
+            f". bad_files.txt in {self.folder} names the others.",
+        )
         bare = self.embedded.of(self.judged)
         self.n_speakers = count_speakers(bare)
         self.best = self.backend(bare) if self.backend else bare
@@ -351,13 +347,13 @@ class Ladder:
                 labelled = self.given.of(known.rows) >= 0
             drawn = kept_out(known.vectors, labelled, device=self.device)
             out = known.rows[drawn]
-            if len(out) < FEWEST:
-                raise ValueError(
-                    f"{len(out)} recordings are of speakers to judge training "
-                    f"by, and {FEWEST} are needed: their clusters must have no "
-                    "label and hold less than half of the recordings. Give "
-                    "labels of fewer speakers, or leave --train out."
-                )
+            check_enough(
+                len(out),
+                f"{len(out)} recordings are of speakers to judge training by",
+                ": their clusters must have no label and hold less than half "
+                "of the recordings. Give labels of fewer speakers, or leave "
+                "--train out.",
+            )
             # Without what cannot be read: training ends at 2 % of such files.
             rest = np.setdiff1d(known.rows, out)
             save_arrays(folder / ROWS, kept_out=out, trained=rest)
@@ -394,8 +390,7 @@ class Ladder:
         verdict of their own. ValueError if too few speakers are left to judge
         by.
         """
-        names = ["judged", "embedded", "best", "n_speakers"]
-        before = {name: getattr(self, name) for name in names}
+        before = self.judged, self.embedded, self.best, self.n_speakers
         self._split()
         if settings:
             made_by = digest([*settings])[:8]
@@ -417,8 +412,7 @@ class Ladder:
             self._take(TRAINED)
             self._climb(TRAINED, self.kind)
         else:
-            for name in names:
-                setattr(self, name, before[name])
+            self.judged, self.embedded, self.best, self.n_speakers = before
 
     def export(
         self,

@@ -50,6 +50,12 @@ FEWEST_GROUPS, CLEAR = 4, 1 / 3
 COARSER = (2, 4)
 
 
+def check_enough(number: int, found: str, advice: str = "") -> None:
+    """Raises ValueError, with what was found, if a verdict takes more."""
+    if number < FEWEST:
+        raise ValueError(f"{found}, and a verdict takes {FEWEST}{advice}")
+
+
 def count_speakers(vectors: ArrayLike) -> int:
     """Estimates how many speakers the recordings have.
 
@@ -72,10 +78,7 @@ def count_speakers(vectors: ArrayLike) -> int:
     12
     """
     vectors = np.asarray(vectors)
-    if len(vectors) < FEWEST:
-        raise ValueError(
-            f"a verdict needs {FEWEST} recordings, got {len(vectors)}"
-        )
+    check_enough(len(vectors), f"there are {len(vectors)} recordings")
     found = ward_estimate(vectors)
     if not found.is_guess:
         return found.n_clusters
@@ -192,8 +195,7 @@ def judge(
             f"{len(encoders[1])} recordings, not of the same"
         )
     number = len(encoders[0])
-    if number < FEWEST:
-        raise ValueError(f"a verdict needs {FEWEST} recordings, got {number}")
+    check_enough(number, f"there are {number} recordings")
     found = _compare(encoders, n_speakers)
     for part in COARSER:
         fewer = n_speakers // part

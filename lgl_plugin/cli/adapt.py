@@ -101,7 +101,7 @@ def run(
     """Tries the rungs, and writes what is kept and a page."""
     from lgl_plugin.adaptation.ladder import Ladder
     from lgl_plugin.adaptation.rungs import TRAINED, Rung
-    from lgl_plugin.adaptation.verdict import FEWEST, Verdict
+    from lgl_plugin.adaptation.verdict import Verdict
     from lgl_plugin.dataio.given import read_names
 
     given = [word for word in as_pairs(settings) if word != "--debug"]
@@ -122,11 +122,6 @@ def run(
     ladder = Ladder(
         encoder, audio, folder, device, num_workers, labels, channel, train
     )
-    if train and len(ladder.manifest) < 2 * FEWEST:
-        raise ValueError(
-            f"{audio} has {len(ladder.manifest)} recordings that can be used, "
-            f"but --train takes {2 * FEWEST}: half of them judge it"
-        )
     if given:
         check_training(ladder, given)
     before = ladder.run.done.get(TRAINED)

@@ -166,7 +166,9 @@ def test_recordings_must_be_the_same_and_enough():
         judge(heard(1.0), heard(1.0, 15), 16)
     few = heard(1.0, 3, 3)
     for call in (lambda: judge(few, few, 3), lambda: count_speakers(few)):
-        with pytest.raises(ValueError, match="needs 10 recordings, got 9"):
+        with pytest.raises(
+            ValueError, match="are 9 recordings, and a verdict takes 10"
+        ):
             call()
 
 
