@@ -71,6 +71,17 @@ WITHOUT = Variant("without-gate", NO_GATE, CLASSIFIED)
 CEILING = Variant("ceiling", (), STAGE1, script="ceiling.py")
 
 
+def make_parser(description, seeds):
+    """Makes a parser of a study's options; others are for what it trains."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is the recipe's, not short for --seeds
+    )
+    parser.add_argument("--seeds", type=whole_numbers, default=seeds)
+    return parser
+
+
 def whole_numbers(text):
     """Reads --seeds."""
     try:

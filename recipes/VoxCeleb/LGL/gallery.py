@@ -13,7 +13,6 @@ follow but those that the gallery sets itself. A run that is done is not done
 again.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -21,7 +20,7 @@ import sys
 import tempfile
 
 import numpy as np
-from experiments import count, run_all, run_command, whole_numbers
+from experiments import count, make_parser, run_all, run_command
 from scipy.stats import spearmanr
 from study import spread, trials_of
 
@@ -92,14 +91,9 @@ LABEL_FREE = {
 
 def main():
     """Trains all methods and writes down how they did."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --seed is the recipe's, not short for --seeds
-    )
+    parser = make_parser(__doc__, seeds="1")
     parser.add_argument("yaml", help="Stage I's")
     parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--seeds", type=whole_numbers, default="1")
     names = [entry.name for entry in METHODS]
     parser.add_argument(
         "--methods", default=",".join(names), help="of " + ", ".join(names)

@@ -26,7 +26,6 @@ clusterings  labels of each encoder by clustering, without training
 The last two also take finished runs: --runs RUN …, a run for each seed.
 """
 
-import argparse
 import pathlib
 import re
 
@@ -45,7 +44,7 @@ from experiments import (
     Experiment,
     Variant,
     count,
-    whole_numbers,
+    make_parser,
 )
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -515,18 +514,13 @@ def read_lists(pairs):
 def main():
     """Trains what the names on the command line need, and writes it down."""
     made = {function.__name__: function for function in ALL}
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --seed is the recipe's, not short for --seeds
-    )
+    parser = make_parser(__doc__, seeds="1,2,3")
     parser.add_argument("name", nargs="+", choices=made)
     parser.add_argument("--small", action="store_true", help="presets for CPUs")
     parser.add_argument("--output_folder", default="results/paper")
     parser.add_argument(
         "--hparams", type=pathlib.Path, default=HERE / "hparams"
     )
-    parser.add_argument("--seeds", type=whole_numbers, default="1,2,3")
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time")
     parser.add_argument("--nproc", type=count, default=1, help="GPUs of a run")
     parser.add_argument("--lists", nargs="*", default=[], help="of table1")

@@ -15,7 +15,6 @@ test speakers are in no training. Any option of pretrain.py may follow. What is
 done is not done again; study.md has the tables of what is done so far.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -28,6 +27,7 @@ spin_briefly()  # OpenMP reads that once, when torch is loaded
 
 import numpy as np
 import torch
+from experiments import make_parser
 from frozen import Head, first_labels, label_free, statistics, train_head
 from pretrain import MODEL, RECORD, pretrain, read_settings
 from study import spread
@@ -108,22 +108,17 @@ MODELS = (  # the most telling first
 
 def main():
     """Does what is left of the study, and writes its tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --seed is pretrain.py's, not short for --seeds
-    )
+    parser = make_parser(__doc__, seeds="1,2,3")
     parser.add_argument("yaml", help="pretrain.py's")
     parser.add_argument("--data_folder", type=pathlib.Path, required=True)
     parser.add_argument("--further", type=pathlib.Path, nargs="*", default=[])
-    parser.add_argument("--seeds", default="1,2,3", help="of the back-end")
     parser.add_argument("--output_folder", default="results/pretraining")
     options, overrides = parser.parse_known_args()
     for option in overrides:
         if not (option.startswith("--") and "=" in option):
             parser.error(f"{option}: write options of pretrain.py --name=value")
     folder = pathlib.Path(options.output_folder).absolute()
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    seeds = options.seeds
     corpora = [*options.further, options.data_folder]
     trains = [str(one.absolute() / "train") for one in corpora]
     shared = {
