@@ -1,15 +1,12 @@
 """Reads spans of audio files and of shards' members."""
 
 import contextlib
-import errno
-import functools
 import io
 import math
 import os
 import re
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +16,7 @@ import torch
 import torchaudio
 
 from lgl_plugin.dataio.manifest import RATES
+from lgl_plugin.dataio.storage import check_storage, patient
 
 # The largest sample taken for audio. Full scale is 1, but some programs write
 # the integers of 32 bits as floats, and those files are usable.
@@ -41,22 +39,6 @@ SEARCH_SECONDS = 60.0
 MPG123_NOTES = re.compile(
     rb"\s*$|(Note|Warning): |.*(libmpg123|\[\w+\.c:\d+\]).*(error|warning):"
 )
-# Errors of the storage or the machine, which say nothing of a file. An
-# input/output error (EIO) may be one bad sector, and counts as the file's.
-STORAGE = {
-    getattr(errno, name)
-    for name in (
-        *("ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
-        *("ENETUNREACH", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED"),
-        *("ENOTCONN", "ESHUTDOWN", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN"),
-    )
-    if hasattr(errno, name)
-}
-WAITS = (1, 5, 25)  # seconds between tries to read from such a storage
-
-
-class StorageFailure(OSError):
-    """A file that cannot be read now, for a fault that is not its own."""
 
 
 class BadAudio(ValueError):
@@ -83,20 +65,6 @@ class Header(NamedTuple):
     def seconds(self) -> float:
         """The duration."""
         return self.frames / self.rate
-
-
-def patient(read: Callable) -> Callable:
-    """Lets a function that reads a file try again while the storage fails."""
-
-    @functools.wraps(read)
-    def read_patiently(*args, **kwargs):
-        for seconds in WAITS:
-            with contextlib.suppress(StorageFailure):
-                return read(*args, **kwargs)
-            time.sleep(seconds)
-        return read(*args, **kwargs)
-
-    return read_patiently
 
 
 @patient
@@ -296,7 +264,7 @@ def _why_unreadable(path, error):
     a server that is away for a minute would make bad files of good ones.
     """
     if isinstance(error, OSError):
-        _check_storage(path, error)
+        check_storage(path, error)
     if os.path.exists(path) and not os.path.isfile(path):
         # Opening a named pipe would block the worker until somebody writes.
         return "is not a regular file"
@@ -304,30 +272,10 @@ def _why_unreadable(path, error):
         with open(path, "rb") as audio:
             empty = not audio.read(1)
     except OSError as refusal:
-        _check_storage(path, refusal)
+        check_storage(path, refusal)
         return f"cannot be opened: {refusal.strerror}"
     reason = getattr(error, "error_string", error)
     return "is empty" if empty else f"cannot be read: {reason}"
-
-
-def _check_storage(path, error):
-    """Raises StorageFailure for an error that is not the file's own."""
-    if error.errno in STORAGE:
-        raise StorageFailure(
-            f"{path} cannot be read now: {error.strerror}. That is a fault of "
-            "the storage or of this machine, and does not count as a bad "
-            "file. Start the same command again when it is mended."
-        ) from error
-
-
-@contextlib.contextmanager
-def storage_failures(path: str | os.PathLike) -> Iterator[None]:
-    """Raises those of the block's errors that are not the file's own anew."""
-    try:
-        yield
-    except OSError as error:
-        _check_storage(path, error)
-        raise
 
 
 def decode_span(

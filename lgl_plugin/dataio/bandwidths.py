@@ -3,8 +3,9 @@
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.audio import BadAudio, decode_span, open_audio, patient
+from lgl_plugin.dataio.audio import BadAudio, decode_span, open_audio
 from lgl_plugin.dataio.manifest import Manifest
+from lgl_plugin.dataio.storage import patient
 
 logger = get_logger(__name__)
 

@@ -15,10 +15,10 @@ from lgl_plugin.dataio.audio import (
     decode_span,
     is_silent,
     open_audio,
-    patient,
     read_spans,
     sounds,
 )
+from lgl_plugin.dataio.storage import patient
 
 
 def read_crops(

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 from speechbrain.utils.logger import get_logger
 
-from lgl_plugin.dataio.audio import StorageFailure, patient, storage_failures
 from lgl_plugin.dataio.manifest import CONTROL, one_line
+from lgl_plugin.dataio.storage import StorageFailure, patient, storage_failures
 from lgl_plugin.runs.state import digest
 
 logger = get_logger(__name__)

@@ -11,8 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from lgl_plugin.dataio.audio import BadAudio, StorageFailure
+from lgl_plugin.dataio.audio import BadAudio
 from lgl_plugin.dataio.manifest import one_line
+from lgl_plugin.dataio.storage import StorageFailure
 
 # Files that a worker takes at a time: a few milliseconds of work.
 BATCH = 64

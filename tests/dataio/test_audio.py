@@ -10,15 +10,10 @@ import soundfile
 import torch
 from hypothesis import given, settings, strategies as st
 
-from lgl_plugin.dataio import audio
-from lgl_plugin.dataio.audio import (
-    BadAudio,
-    Member,
-    StorageFailure,
-    probe,
-    read_audio,
-)
+from lgl_plugin.dataio import audio, storage
+from lgl_plugin.dataio.audio import BadAudio, Member, probe, read_audio
 from lgl_plugin.dataio.crops import read_crops
+from lgl_plugin.dataio.storage import StorageFailure
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -115,7 +110,7 @@ def test_a_server_that_is_away_makes_no_bad_audio(times, noise, monkeypatch):
     def refuse(path, mode):
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(audio, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(storage, "WAITS", (0, 0, 0))
     monkeypatch.setattr(audio.os.path, "isfile", away)
     monkeypatch.setattr(audio.os.path, "exists", lambda path: False)
     monkeypatch.setattr(audio, "open", refuse, raising=False)

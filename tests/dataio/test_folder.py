@@ -7,10 +7,10 @@ import os
 import pytest
 import soundfile
 
-from lgl_plugin.dataio.audio import StorageFailure
 from lgl_plugin.dataio.cohort import draw_cohort
 from lgl_plugin.dataio.folder import find_audio, is_hidden, names_and_sizes
 from lgl_plugin.dataio.prepare import prepare_manifest
+from lgl_plugin.dataio.storage import StorageFailure
 
 # From operating systems, disk stations, tools, clouds and editors.
 LEFT_BEHIND = [
@@ -77,7 +77,7 @@ def test_a_server_that_is_away_ends_the_listing(tmp_path, monkeypatch):
             raise OSError(errno.ESTALE, "Stale file handle")
         return scandir(path)
 
-    monkeypatch.setattr("lgl_plugin.dataio.audio.WAITS", (0, 0))
+    monkeypatch.setattr("lgl_plugin.dataio.storage.WAITS", (0, 0))
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(StorageFailure, match="ann cannot be read now: Stale"):
         list(find_audio(tmp_path))

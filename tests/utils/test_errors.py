@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lgl_plugin.cli.common import show_notices
-from lgl_plugin.dataio.audio import StorageFailure
+from lgl_plugin.dataio.storage import StorageFailure
 from lgl_plugin.utils.errors import (
     TrainingFailed,
     explained_errors,
