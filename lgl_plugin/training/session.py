@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import speechbrain as sb
 import torch
-from numpy.typing import ArrayLike
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 
@@ -207,11 +206,10 @@ class Session:
         # Known bad files stay in: left out after a restart, they would change
         # the order of all others, and the run.
         self.rows = np.arange(len(self.manifest))
-        labelled: ArrayLike = ()
-        if self.given is not None:
-            labelled = self.given.rows
         self.train_rows, self.held_out_rows = split_rows(
-            settings, len(self.rows), labelled
+            settings,
+            len(self.rows),
+            () if self.given is None else self.given.rows,
         )
         self.batch_size = whole_batch(settings)
 

@@ -27,23 +27,13 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws the rows to train on and those to hold out, none of `labelled`.
 
-    ValueError names the setting if the former do not fill a batch.
+    ValueError names the setting if the former do not fill a batch of all
+    processes.
     """
     rows, held = held_out(
         n_utterances, settings.held_out_share, settings.seed, labelled
     )
-    check_batch(settings, whole_batch(settings), n_utterances, len(rows))
-    return rows, held
-
-
-def check_batch(
-    settings: Settings, batch_size: int, n_utterances: int, n_train: int
-) -> None:
-    """Refuses a batch that the utterances to train on do not fill.
-
-    Takes the batch of all processes, and the numbers of utterances and of
-    those of them that are not held out. ValueError names the setting.
-    """
+    batch_size, n_train = whole_batch(settings), len(rows)
     if n_train < 2:
         raise ValueError(
             f"{n_utterances} usable utterances are too few: one at least "
@@ -56,6 +46,7 @@ def check_batch(
             "batch_size."
         )
     steps_per_epoch(settings, batch_size, n_train)
+    return rows, held
 
 
 def steps_per_epoch(

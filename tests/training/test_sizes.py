@@ -10,34 +10,37 @@ from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.training import sizes
 from lgl_plugin.training.sizes import (
-    check_batch,
     check_clusters,
     check_twice,
+    split_rows,
     warn_of_short,
 )
 
 
-def settings(**given):
+def settings(batch_size=2, **given):
     usual = {"steps_per_epoch": None, "grad_accumulation_factor": None}
-    return types.SimpleNamespace(**usual | given)
+    usual |= {"held_out_share": 0.1, "seed": 1}
+    loader = types.SimpleNamespace(batch_size=batch_size)
+    return types.SimpleNamespace(dataloader_options=loader, **usual | given)
 
 
 def test_what_fills_a_batch_is_taken():
-    check_batch(settings(), 18, 20, 18)
-    check_batch(settings(grad_accumulation_factor=4), 5, 22, 20)
+    rows, held = split_rows(settings(18), 20)
+    assert len(rows) == 18 and len(held) == 2
+    split_rows(settings(5, grad_accumulation_factor=4), 22)
 
 
 @pytest.mark.parametrize(
-    "given, numbers, said",
+    "given, size, number, said",
     [
-        ({}, (19, 20, 18), "batch_size: 19 is more than the 18 .*Lower batch"),
-        ({}, (2, 3, 1), "3 usable utterances are too few"),
-        ({"grad_accumulation_factor": 4}, (6, 22, 20), "the 3 steps of an"),
+        ({}, 19, 20, "batch_size: 19 is more than the 18 .*Lower batch"),
+        ({}, 2, 3, "3 usable utterances are too few"),
+        ({"grad_accumulation_factor": 4}, 6, 22, "the 3 steps of an"),
     ],
 )
-def test_what_fills_no_batch_names_the_setting(given, numbers, said):
+def test_what_fills_no_batch_names_the_setting(given, size, number, said):
     with pytest.raises(ValueError, match=said):
-        check_batch(settings(**given), *numbers)
+        split_rows(settings(size, **given), number)
 
 
 def test_clusters_that_utterances_cannot_make():
