@@ -7,6 +7,7 @@
 """
 
 import argparse
+import pathlib
 
 from lgl_plugin.cli.common import cosine, show_notices
 
@@ -65,8 +66,6 @@ def run(
     device: str | None,
 ) -> None:
     """Exports a run's step, or a checkpoint with the yaml that trained it."""
-    import pathlib
-
     alone = yaml is not None or pathlib.Path(source).is_file()
     if not alone and (pathlib.Path(source) / "hyperparams.yaml").exists():
         others = step, output, threshold, backend, average, device
@@ -77,7 +76,11 @@ def run(
                 "run's output_folder or a file of weights. To such a folder "
                 "--onnx, without another option, adds encoder.onnx"
             )
-        add_onnx(source)
+        from lgl_plugin.inference.onnx_export import ONNX, export_onnx
+
+        path = pathlib.Path(source) / ONNX
+        export_onnx(source, path)
+        print(f"Written: {path}")
         return
     if alone and output is None:
         raise ValueError("a file of weights needs --output, where to write")
@@ -130,17 +133,6 @@ def run(
     export_checkpoint(source, settings, folder, threshold, license)
     if onnx:
         export_onnx(folder, folder / ONNX)
-
-
-def add_onnx(folder: str) -> None:
-    """Adds encoder.onnx to the folder of an encoder."""
-    import pathlib
-
-    from lgl_plugin.inference.onnx_export import ONNX, export_onnx
-
-    path = pathlib.Path(folder) / ONNX
-    export_onnx(folder, path)
-    print(f"Written: {path}")
 
 
 def check_backend(run: str, step: str, backend: str | None) -> None:
