@@ -93,10 +93,8 @@ class Embedded:
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Returns the vectors of those of some rows that could be read."""
-        order = np.argsort(self.rows)
-        place = np.searchsorted(self.rows, rows, sorter=order)
-        place = order[np.minimum(place, len(order) - 1)]
-        return self.vectors[place[self.rows[place] == rows]]
+        place = {row: number for number, row in enumerate(self.rows.tolist())}
+        return self.vectors[[place[r] for r in rows.tolist() if r in place]]
 
 
 class Ladder:
