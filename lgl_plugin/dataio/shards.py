@@ -36,7 +36,7 @@ from lgl_plugin.dataio.audio import (
     probe,
     read_audio,
 )
-from lgl_plugin.dataio.folder import EXTENSIONS
+from lgl_plugin.dataio.folder import EXTENSIONS, refuse_recordings
 from lgl_plugin.dataio.manifest import (
     CHANNEL,
     COLUMNS,
@@ -98,13 +98,15 @@ def write_shards(
     or begins at the root (`../a`, `/a`, `C:\\a`) becomes a name below the
     folder that the shard is unpacked in.
 
-    FileExistsError if the folder holds another manifest.csv, ValueError if the
-    manifest is of shards itself or too many utterances are bad.
+    FileExistsError if the folder holds recordings or another manifest.csv,
+    ValueError if the manifest is of shards itself or too many utterances are
+    bad.
     """
     check_from(0.001, shard_mb=shard_mb)
     check_from(1, num_workers=num_workers)
     check_from(0, max_bad_share=max_bad_share)
     folder = pathlib.Path(folder)
+    refuse_recordings(folder, data_root)
     utterances = load_manifest(manifest, data_root, allow_outside)
     if utterances.places is not None:
         raise ValueError(f"{manifest} is a manifest of shards already")

@@ -72,6 +72,7 @@ def test_the_folder_of_a_run_is_no_encoder(
         "who {encoder} {mine} {out}",
         "adapt {encoder} {mine} --output_folder={out}",
         "train {mine} --output_folder={out}",
+        "pack {trials} {out} --data_root={mine}",
         "verify {encoder} {mine} --trials {trials} --output_folder={out}",
         "attribute {encoder} {trials} {mine} --number=4 --output_folder={out}",
     ],

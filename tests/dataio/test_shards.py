@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -551,10 +552,11 @@ def test_refuses_what_cannot_be_meant(tmp_path):
     with pytest.raises(FileNotFoundError, match="--data_root, now .*/nowhere"):
         write_shards(tmp_path / "in.csv", tmp_path / "nowhere", tmp_path / "s")
     # Never over somebody's manifest, least of all the one it reads.
-    (tmp_path / "in.csv").rename(tmp_path / "manifest.csv")
+    listed = tmp_path / "list" / "manifest.csv"
+    listed.parent.mkdir()
+    shutil.copy(tmp_path / "in.csv", listed)
     with pytest.raises(FileExistsError, match="Choose another folder"):
-        write_shards(tmp_path / "manifest.csv", tmp_path, tmp_path)
-    (tmp_path / "manifest.csv").rename(tmp_path / "in.csv")
+        write_shards(listed, tmp_path, listed.parent)
     made = write(tmp_path)
     with pytest.raises(ValueError, match="of shards already"):
         write_shards(made, made.parent, tmp_path / "again")
