@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import pathlib
 import sys
@@ -148,12 +149,10 @@ class Ladder:
         def accept(version):
             if not judged:  # such as for want of audio, of which there is more
                 return
-            by = {
-                listed.name: channels or other,
-                "times": f"{other}, by the files' times",
-            }
-            for name, otherwise in by.items():
-                self._check_begun({name: version[name]}, otherwise)
+            times = {"times": version["times"]}
+            files = {listed.name: version[listed.name]}
+            self._check_begun(files, channels or other)
+            self._check_begun(times, f"{other}, by the files' times")
 
         rate = self.extract.sample_rate
         self.manifest, version = list_folder(
@@ -286,7 +285,7 @@ class Ladder:
         logger.info("%s: %s", name, rung.verdict)
         return rung.kept
 
-    def _judge(self, kind, folder, embedded):
+    def _judge(self, embedded, kind, folder):
         """Fits a back-end, or none, and judges against the best so far."""
         known = np.isin(self.judged, embedded.rows)
         if (lost := np.count_nonzero(~known)) > MOST_LOST * len(known):
@@ -323,10 +322,7 @@ class Ladder:
         """
         self._start()
         for name in BACKENDS:
-
-            def fit(folder, kind=name):
-                return self._judge(kind, folder, self.embedded)
-
+            fit = functools.partial(self._judge, self.embedded, name)
             with self._on_record(name):
                 found = self._step(name, fit)
             if self._done(name, found):
@@ -404,7 +400,7 @@ class Ladder:
             save_weights(extract.encoder.network, folder / ENCODER)
             wanted = np.union1d(self.judged, self.order[:FITTED])
             found = self._embedded(self._read(extract, wanted, folder))
-            return self._judge(self.kind, folder, found)
+            return self._judge(found, self.kind, folder)
 
         if self._done(TRAINED, self._step(TRAINED, work)):
             self._take(TRAINED)
