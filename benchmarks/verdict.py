@@ -40,8 +40,8 @@ from lgl_plugin.evaluation.verification import (
     speakers_of,
 )
 from lgl_plugin.inference.backends import load_backend
-from lgl_plugin.inference.by_ward import ward_labels
 from lgl_plugin.inference.plda import fit_plda
+from lgl_plugin.inference.ward_clusters import ward_labels
 from lgl_plugin.metrics.error_rates import Resampled, eer
 from lgl_plugin.nnet.augment import Augmenter
 from lgl_plugin.runs.weights import BACKEND

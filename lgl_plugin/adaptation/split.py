@@ -7,7 +7,7 @@ stand in.
 
 import numpy as np
 
-from lgl_plugin.inference.by_ward import ward_labels
+from lgl_plugin.inference.ward_clusters import ward_labels
 
 # Stop once this many clusters and recordings are kept out; never keep out
 # more than this share of the recordings.

@@ -32,7 +32,7 @@ from lgl_plugin.clustering.number import FIRST_STEP
 from lgl_plugin.clustering.two_step import TwoStepKMeans
 from lgl_plugin.clustering.vectors import normalised
 from lgl_plugin.inference.backends import Centring
-from lgl_plugin.inference.by_ward import ward_estimate
+from lgl_plugin.inference.ward_clusters import ward_estimate
 from lgl_plugin.metrics.error_rates import Resampled
 
 # An interval of fewer recordings says nothing, nor does one of fewer target

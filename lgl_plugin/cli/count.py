@@ -26,8 +26,8 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
             "of a run's iterations, such as results/lgl/1/iter1/embeddings"
         )
     from lgl_plugin.clustering.number import check_enough
-    from lgl_plugin.inference.by_ward import ward_estimate
     from lgl_plugin.inference.store import Embeddings
+    from lgl_plugin.inference.ward_clusters import ward_estimate
     from lgl_plugin.report.figures import count_figure, save
     from lgl_plugin.utils.files import check_writable, read_json, write_json
     from lgl_plugin.utils.tables import markdown_table

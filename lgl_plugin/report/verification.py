@@ -33,10 +33,10 @@ from lgl_plugin.evaluation.verification import (
     write_scores,
 )
 from lgl_plugin.inference.backends import Whitening
-from lgl_plugin.inference.by_ward import ward_labels
 from lgl_plugin.inference.extractor import load_extractor
 from lgl_plugin.inference.folder import read_threshold, refuse_foreign
 from lgl_plugin.inference.plda import fit_plda
+from lgl_plugin.inference.ward_clusters import ward_labels
 from lgl_plugin.report.figures import det, save
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import (

@@ -9,7 +9,7 @@ takes seconds.
 import torch
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 
-from lgl_plugin.inference.by_ward import ward_labels
+from lgl_plugin.inference.ward_clusters import ward_labels
 from lgl_plugin.nnet.features import model_inputs
 from lgl_plugin.nnet.gates import DynamicGate
 from lgl_plugin.nnet.losses import AAMSoftmax, gated_mean

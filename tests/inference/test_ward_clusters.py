@@ -3,7 +3,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from lgl_plugin.inference.backends import Whitening
-from lgl_plugin.inference.by_ward import ward_estimate, ward_labels
+from lgl_plugin.inference.ward_clusters import ward_estimate, ward_labels
 
 
 def test_clusters_are_those_of_ward_s_method_behind_whitening():
