@@ -274,8 +274,13 @@ def _why_unreadable(path, error):
     except OSError as refusal:
         check_storage(path, refusal)
         return f"cannot be opened: {refusal.strerror}"
-    reason = getattr(error, "error_string", error)
-    return "is empty" if empty else f"cannot be read: {reason}"
+    if empty:
+        return "is empty"
+    reason = str(getattr(error, "error_string", error))
+    if reason.startswith("File does not exist"):
+        # libsndfile's words for an mp3 without a frame.
+        reason = "it holds no audio"
+    return f"cannot be read: {reason}"
 
 
 def decode_span(

@@ -299,6 +299,13 @@ def check_target(folder: PathLike, run: PathLike | None = None) -> None:
     # A recording that was added to an exported folder is its example.
     if not (folder / YAML).exists():
         refuse_recordings(folder)
+        entries = folder.iterdir() if folder.is_dir() else ()
+        for path in entries:  # such as the speakers' folders of a corpus
+            if path.is_dir() and not path.name.startswith("."):
+                raise FileExistsError(
+                    f"{folder} has other folders, such as {path.name}, and the "
+                    "encoder's files would lie among them: name another folder"
+                )
 
 
 def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:

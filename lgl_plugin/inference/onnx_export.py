@@ -62,6 +62,13 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
     waveforms = [torch.randn(1, n) / 9 for n in (shortest, 3 * rate + 123)]
     with torch.no_grad():
         expected = [encoder(waveform).numpy() for waveform in waveforms]
+        if not np.isfinite(expected[0]).all():
+            raise ValueError(
+                f"{source}: the encoder's own embedding of its shortest "
+                f"waveform ({shortest} samples) is not finite. Give the class "
+                "of its network masks_padding = True and min_frames, the "
+                "fewest frames that it embeds."
+            )
         _make_traceable(encoder)
         try:
             with (

@@ -69,6 +69,8 @@ def draw_landscapes(
         for name, folder in zip(short_names(folders), folders)
     }
     wanted = {name: _chosen(run, only) for name, run in opened.items()}
+    for name, run in opened.items():
+        run.check_counts(wanted[name])
     output = pathlib.Path(output_folder or folders[0] / "report" / "landscape")
     check_writable(output)  # before the work
     steps: dict[str, dict] = {}

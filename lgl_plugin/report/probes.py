@@ -175,8 +175,8 @@ class ProbedRun:
         split = settings["held_out_share"], settings["seed"]
         labelled = labelled_rows(folder / "iter1" / "labels", self.manifest)
         rows, _ = held_out(len(self.manifest), *split, labelled)
-        rng = np.random.default_rng(seed)
-        self.rows = np.sort(rng.permutation(rows)[:utterances])
+        self.order = np.random.default_rng(seed).permutation(rows)
+        self.rows = np.sort(self.order[:utterances])
 
     def names(self) -> list[str]:
         """Lists what can be probed, such as stage1 and iter1/gated."""
@@ -226,13 +226,29 @@ class ProbedRun:
                 torch.from_numpy(labels[self.rows])[kept].to(device),
                 torch.from_numpy(trained_on)[kept].to(device),
             )
-            if not probe.counts.any():
-                raise ValueError(
-                    f"{self.folder}: of {len(self.rows)} utterances none "
-                    f"counted in the last epoch of {name}: take more"
-                )
             probe.use_batch_norm(by_batch)
             yield probe
+
+    def check_counts(self, names: list[str]) -> None:
+        """Refuses a step in whose last epoch none of the sample counted.
+
+        The loss of those that counted would have no value. ValueError says how
+        many utterances to take.
+        """
+        for name in names:
+            if name == STAGE1:
+                continue
+            labels = round_labels(self.folder, round_of(name), self.manifest)
+            counted = (labels >= 0) & (self._trained_on(name, labels) >= 0)
+            if counted[self.rows].any():
+                continue
+            advice = f"leave {name} out by --only"
+            if places := np.flatnonzero(counted[self.order]).tolist():
+                advice += f", or give --utterances={places[0] + 1} or more"
+            raise ValueError(
+                f"{self.folder}: of {len(self.rows)} utterances none counted "
+                f"in the last epoch of {name}: {advice}"
+            )
 
     def _stage1(self, device):
         """Makes Stage I's encoder and method; with two crops of each."""

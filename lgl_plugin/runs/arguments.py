@@ -48,8 +48,8 @@ def parse_arguments(
     Raises
     ------
     ValueError
-        If one of SpeechBrain's options cannot have its value, or an option is
-        given twice.
+        If one of SpeechBrain's options cannot have its value, an option is
+        given twice, or processes of torchrun cannot meet by their backend.
 
     Example
     -------
@@ -59,6 +59,8 @@ def parse_arguments(
     ('stage2.yaml', "output_folder: 'results/lr=0.1 #2'")
     """
     import speechbrain as sb
+
+    from lgl_plugin.utils.device import check_backend
 
     theirs = run_options()
     taken: list[str] = []
@@ -80,6 +82,7 @@ def parse_arguments(
         *_, last = said.getvalue().splitlines()
         raise ValueError(last.partition("error: ")[2] or last) from None
     sys.stderr.write(said.getvalue())
+    check_backend(run_opts.get("device"), run_opts["distributed_backend"])
     lines.insert(0, overrides)
     if own:
         lines.append(dump_settings(own).strip())

@@ -107,10 +107,13 @@ class WholeCheckpointer(Checkpointer):
                 sync(folder)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
+            before = "The one before it is whole"
+            if not any(folder.glob("CKPT*")):
+                before = "There is none before it, so the phase begins anew"
             raise OSError(
                 f"a checkpoint cannot be written to {folder}{_free(folder)} "
-                f"({error}). The one before it is whole: make room, or the "
-                "folder writable, and start the same command again."
+                f"({error}). {before}: make room, or the folder writable, and "
+                "start the same command again."
             ) from error
         finally:
             self.checkpoints_dir = folder

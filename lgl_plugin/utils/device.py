@@ -40,6 +40,25 @@ def check_device(device: str | None) -> str:
     return device
 
 
+def check_backend(device: str | None, backend: str) -> None:
+    """Refuses processes of torchrun that cannot meet by their backend.
+
+    SpeechBrain says only that it kills a process. Takes the options `device`
+    and `distributed_backend`; ValueError names those to give.
+    """
+    if "LOCAL_RANK" not in os.environ or backend != "nccl":
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    number = torch.cuda.device_count()
+    if device == "cpu" or here > number:
+        raise ValueError(
+            f"--distributed_backend=nccl needs a GPU for each of the {here} "
+            f"processes that torchrun started here, and torch finds {number}. "
+            "Start as many processes as there are GPUs, or use --device=cpu "
+            "--distributed_backend=gloo."
+        )
+
+
 def check_shared_memory(n_bytes: int, folder: str = "/dev/shm") -> None:
     """Refuses loader workers whose batches do not fit into shared memory.
 

@@ -225,6 +225,32 @@ def test_wrong_calls_are_refused(run, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_sample_without_any_that_counted_is_refused_before_the_work(
+    run, tmp_path, capsys
+):
+    """It was found out behind the steps before, whose figures were lost."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    path = folder / "iter1" / "gated" / "gate.npz"
+    order = ProbedRun(folder, 2, 0).order
+    chosen = np.arange(N) == order[6]
+    none = np.full(N, -1)
+    np.savez(path, **{**np.load(path), "selected": chosen, "corrected": none})
+    call = ["landscape", str(folder), "--points=3", "--seed=0"]
+    call += [f"--output_folder={tmp_path / 'page'}", "--device=cpu"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*call, "--utterances=3"])
+    said = capsys.readouterr()
+    assert "of 3 utterances none counted in the last epoch of" in said.err
+    assert "or give --utterances=7 or more" in said.err
+    assert not said.out and not (tmp_path / "page").exists()
+    main([*call, "--utterances=7"])
+    np.savez(path, **{**np.load(path), "selected": chosen & False})
+    with pytest.raises(SystemExit, match="2"):
+        main(call)
+    assert "gated: leave iter1/gated out by --only\n" in capsys.readouterr().err
+
+
 def state_of(run, folder):
     """A run's state, to change, and its manifest, in another folder."""
     (folder / "manifest.csv").write_text((run / "manifest.csv").read_text())

@@ -80,12 +80,14 @@ def test_bad_files_are_bad_audio(tmp_path):
     soundfile.write(tmp_path / "huge.wav", second, 16000, "FLOAT")
     second[77] = 0.5
     soundfile.write(tmp_path / "odd.wav", second, 15999)
+    (tmp_path / "text.mp3").write_text("hello")
     (tmp_path / "bare.raw").write_bytes(bytes(99))
     os.mkfifo(tmp_path / "pipe.wav")
     for name, words in {
         "missing.wav": "cannot be opened: No such file",
         "empty.wav": "is empty",
         "corrupt.wav": "cannot be read",
+        "text.mp3": "cannot be read: it holds no audio",
         "huge.wav": r"samples up to 1e\+30",
         "odd.wav": "15999 Hz, too odd",
         "bare.raw": "has no header",

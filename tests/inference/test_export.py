@@ -596,17 +596,18 @@ def test_files_of_a_project_are_not_replaced(run, tmp_path, name):
     assert [*tmp_path.iterdir()] == [tmp_path / name]
 
 
-@pytest.mark.parametrize("place", ["a/speaker", "run/stage1", "run"])
+@pytest.mark.parametrize("place", ["a", "a/speaker", "run/stage1", "run"])
 def test_recordings_and_other_runs_are_left_alone(run, tmp_path, place):
     """Also by an export of weights."""
     other, audio = tmp_path / "run", tmp_path / "a"
     shutil.copytree(run, other)
     shutil.copytree(run / 'a: "b" | c', audio / "speaker")
-    with pytest.raises(FileExistsError, match="is of the run|holds recordings"):
+    words = "is of the run|holds recordings|has other folders, such as speaker"
+    with pytest.raises(FileExistsError, match=words):
         export(run, "stage1", tmp_path / place, threshold=0.3)
     weights = run / "stage1" / "embedding_model.ckpt"
     settings = stage_settings(run, 1)
-    with pytest.raises(FileExistsError, match="is of the run|holds recordings"):
+    with pytest.raises(FileExistsError, match=words):
         export_checkpoint(weights, settings, tmp_path / place)
     export(other, "stage1", other / "export" / "mine", threshold=0.3)
     with pytest.raises(FileExistsError, match="is of the run"):

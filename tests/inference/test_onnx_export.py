@@ -3,6 +3,7 @@
 import functools
 import io
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -75,6 +76,25 @@ def test_missing_onnx_is_an_error_that_says_how(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match="pip install onnx onnxruntime"):
         export_onnx(tmp_path, tmp_path / "mine.onnx")
+
+
+def test_an_encoder_that_fails_on_its_shortest_audio_is_named(
+    tmp_path, monkeypatch
+):
+    """The file was blamed, for nan in both."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is an extra")
+    pytest.importorskip("onnx", reason="onnx and onnxruntime are an extra")
+
+    class OfOneSample(torch.nn.Module):
+        def forward(self, waveforms):
+            return waveforms / (waveforms.shape[1] - 1) * 0
+
+    extract = types.SimpleNamespace(encoder=OfOneSample(), sample_rate=16000)
+    monkeypatch.setattr(module, "load_extractor", lambda source: extract)
+    said = r"waveform \(1 samples\) is not finite. Give the class .* min_frames"
+    with pytest.raises(ValueError, match=said):
+        export_onnx("mine", tmp_path / "mine.onnx")
+    assert not [*tmp_path.iterdir()]
 
 
 @torch.no_grad()

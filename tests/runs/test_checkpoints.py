@@ -30,7 +30,9 @@ def test_checkpoint_torn_by_a_full_disk_is_never_loaded(tmp_path):
     before = model.weight.detach().clone()
     torch.nn.init.zeros_(model.weight)
     other.full = True
-    with pytest.raises(OSError, match="make room.*start the same"):
+    with pytest.raises(
+        OSError, match="The one before it is whole: make room.*start the same"
+    ):
         checkpointer.save_and_keep_only(meta={"loss": 0.5})
     other.full = False
     assert [c.path for c in checkpointer.list_checkpoints()] == [first.path]
@@ -51,7 +53,9 @@ def test_a_checkpoint_that_cannot_be_moved_says_so(
     monkeypatch.setattr(os, "replace", refuse)
     if silent:
         monkeypatch.setattr(shutil, "disk_usage", refuse)
-    with pytest.raises(OSError, match="Read-only.*folder writable, and") as e:
+    with pytest.raises(
+        OSError, match="Read-only.* none before it.*folder writable, and"
+    ) as e:
         checkpointer.save_checkpoint()
     assert ("MB are free" in str(e.value)) != silent
     assert not (tmp_path / "unfinished").exists()

@@ -10,6 +10,7 @@ import torch
 
 from lgl_plugin.training.estimate import peak_memory
 from lgl_plugin.utils.device import (
+    check_backend,
     check_device,
     check_shared_memory,
     peak_bytes,
@@ -39,6 +40,31 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, device, problem):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=problem):
         check_device(device)
+
+
+@pytest.mark.parametrize(
+    "device, gpus, here, message",
+    [
+        (None, 2, 2, None),
+        (None, 0, 2, "each of the 2 processes .* and torch finds 0. "),
+        ("cuda", 2, 3, "each of the 3 processes .* and torch finds 2. "),
+        ("cpu", 2, 2, "or use --device=cpu --distributed_backend=gloo.$"),
+    ],
+)
+def test_processes_without_a_gpu_each_are_refused(
+    monkeypatch, device, gpus, here, message
+):
+    """SpeechBrain says "Killing process" alone."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    check_backend(device, "nccl")  # no torchrun
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    check_backend(device, "gloo")
+    if message is None:
+        check_backend(device, "nccl")
+        return
+    with pytest.raises(ValueError, match=message):
+        check_backend(device, "nccl")
 
 
 def test_a_container_without_shared_memory_is_refused(monkeypatch):
