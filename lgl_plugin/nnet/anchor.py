@@ -1,24 +1,25 @@
-"""An anchor that holds a network near the weights that it began with."""
+"""A penalty that holds a network near its initial weights (L2-SP)."""
 
 import torch
 from torch import Tensor
 
 
 class Anchor(torch.nn.Module):
-    """Penalises the squared distance to the weights at the start.
+    """Penalises the squared distance to the initial weights.
 
-    A good encoder that trains on little audio would forget what it learnt
-    elsewhere (L2-SP, Li et al. 2018). Statistics of batch normalisation are
-    no weights and are free.
+    Without the penalty a good encoder that trains on little audio forgets what
+    it learnt elsewhere (L2-SP, Li et al. 2018). Running statistics of batch
+    normalisation are not penalised.
 
     Arguments
     ---------
     start : dict
         The state dict of the network at its start.
     weight : float
-        By which the squared distance, over all weights, is multiplied.
+        Factor of the squared distance, which is summed over all weights.
     prefix : str
-        Of the names of those weights that are held; all are by default.
+        Only weights whose name begins with the prefix are penalised; by default
+        all.
 
     Example
     -------
@@ -37,15 +38,15 @@ class Anchor(torch.nn.Module):
         held = (name for name in start if name.startswith(prefix))
         self.places = {name: f"start{n}" for n, name in enumerate(held)}
         for name, place in self.places.items():
-            # In no checkpoint: a resumed run reads the same file again.
+            # Not in checkpoints: a resumed run reads the initial weights again.
             value = start[name].detach().clone()
             self.register_buffer(place, value, persistent=False)
 
     def forward(self, network: torch.nn.Module) -> Tensor:
         """Returns the penalty, a scalar with a graph, float32.
 
-        Raises KeyError if the network has a weight that had no start, and
-        ValueError if none that is held is trained.
+        Raises KeyError if a penalised weight is not in `start`, and ValueError
+        if no penalised weight is trained.
         """
         distances = [
             (parameter - getattr(self, self.places[name])).square().sum()

@@ -1,9 +1,10 @@
-"""Integrated gradients: the parts of an input that a score comes from.
+"""Integrated gradients: how much each value of an input adds to a score.
 
 Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017. The
 gradient is averaged over a straight path from a baseline, which lacks what is
-to be explained, to the input. Times the difference of both, it is what each
-value of the input adds; these parts sum to the difference of the scores.
+to be explained, to the input. The mean gradient times the difference of input
+and baseline is the attribution of each value. All attributions sum to the
+difference of the two scores.
 """
 
 import contextlib
@@ -16,17 +17,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 FIRST_STEPS = 32
-# A score that hardly changes is judged as if it changed by this much: rounding
-# alone could be 5 % of nothing.
+# Smallest change of a score that `error` divides by: of a change near 0
+# rounding alone could be 5 %.
 LEAST_CHANGE = 0.1
-# Hz by which a band may seem to lie below the one before: two narrow ones can
-# share a bin of the spectrum.
+# A band's measured centre may be this many Hz below that of the band before:
+# two narrow bands can share a bin of the spectrum.
 ROUGH = 50.0
 
 
 @dataclass
 class Attribution:
-    """The mean gradient of a path, and what it started and ended at.
+    """The mean gradient over a path, and the scores at both ends.
 
     `gradient` and `difference`, of input and baseline, have the input's shape.
     """
@@ -39,12 +40,12 @@ class Attribution:
 
     @property
     def values(self) -> Tensor:
-        """Returns, for each value of the input, its part of the change."""
+        """Returns the attribution of each value of the input."""
         return self.gradient * self.difference
 
     @property
     def error(self) -> float:
-        """How far the sum of all values is from the change, as its share."""
+        """Returns the error of the sum of values, as a share of the change."""
         change = self.score - self.baseline_score
         missed = abs(float(self.values.double().sum()) - change)
         return missed / max(abs(change), LEAST_CHANGE)
@@ -58,26 +59,26 @@ def integrated_gradients(
     limit: float = 0.05,
     batch_size: int = 16,
 ) -> Attribution:
-    """Attributes a score to its input, by as many steps as that takes.
+    """Attributes a score to its input, with as many steps as needed.
 
-    `function` takes inputs (n, ...), each on its own, `batch_size` at once, and
-    returns scores (n,); `inputs` and `baseline` have one shape (...). The path
-    is integrated by Gauss and Legendre's nodes, 32 at first, twice as many
-    while `error` is above `limit`. ValueError if `steps` do not suffice, or the
-    score has no gradient.
+    `function` takes at most `batch_size` independent inputs (n, ...) at once,
+    and returns scores (n,). `inputs` and `baseline` have one shape (...). The
+    path is integrated by Gauss-Legendre quadrature with 32 nodes at first, and
+    twice as many while `error` is above `limit`. Raises ValueError if `steps`
+    nodes do not suffice, or the score has no gradient.
     """
     with torch.no_grad():
         ends = function(torch.stack([baseline, inputs])).double().tolist()
     number = min(FIRST_STEPS, steps)
     while True:
         mean = _mean_gradient(function, inputs, baseline, number, batch_size)
-        found = Attribution(mean, inputs - baseline, ends[1], ends[0], number)
-        if found.error <= limit:
-            return found
+        result = Attribution(mean, inputs - baseline, ends[1], ends[0], number)
+        if result.error <= limit:
+            return result
         if 2 * number > steps:
             raise ValueError(
                 f"with {number} steps the attributions miss "
-                f"{found.error:.0%} of the score's change, and {limit:.0%} "
+                f"{result.error:.0%} of the score's change, and {limit:.0%} "
                 f"may be missed: give more steps, such as {4 * number}"
             )
         number *= 2
@@ -106,33 +107,34 @@ def _mean_gradient(function, inputs, baseline, steps, batch_size):
 
 
 def shaped_noise(waveform: Tensor, seed: int) -> Tensor:
-    """Returns noise of a waveform's long-term spectrum: its phases drawn anew.
+    """Returns noise with a waveform's long-term spectrum and random phases.
 
-    The baseline of a waveform: the spectrum of the whole stays, and nothing
-    that happens in time. (Silence would not do for features that lose their
-    mean: they are alike at all levels but the very lowest.)
+    The noise is the baseline of a waveform: it has the same long-term spectrum
+    and none of the events in time. Silence would be no baseline for features
+    whose mean is subtracted: such features are the same at all but the very
+    lowest levels.
     """
     generator = torch.Generator().manual_seed(seed)
     spectrum = torch.fft.rfft(waveform)
     phases = torch.rand(spectrum.shape, generator=generator)
-    turned = spectrum * torch.exp(2j * np.pi * phases).to(spectrum)
-    turned[0] = spectrum[0]
-    return torch.fft.irfft(turned, n=len(waveform))
+    randomised = spectrum * torch.exp(2j * np.pi * phases).to(spectrum)
+    randomised[0] = spectrum[0]
+    return torch.fft.irfft(randomised, n=len(waveform))
 
 
 def by_frequency(gradient: Tensor, difference: Tensor, window: int) -> Tensor:
     """Splits a waveform's attribution by time and frequency, exactly.
 
-    A sum of products over samples is one over the bins of a Fourier transform,
-    frame by frame, and the frames' windows add to one: all that is returned
-    sums to what all samples have.
+    In each frame a sum of products over samples equals one over Fourier bins
+    (Parseval), and the squared windows of all frames sum to one. So the result
+    sums to the attribution of all samples.
 
     Arguments
     ---------
     gradient, difference : torch.Tensor
-        As an `Attribution` of a waveform has them, (samples,).
+        Those of a waveform's `Attribution`, (samples,).
     window : int
-        Samples of a frame, even; the next is half as many on.
+        Samples of a frame, even; the hop is half of that.
 
     Returns
     -------
@@ -148,13 +150,13 @@ def by_frequency(gradient: Tensor, difference: Tensor, window: int) -> Tensor:
     """
     hop = window // 2
     taper = torch.hann_window(window).to(gradient).sqrt()
-    behind = hop + (-len(gradient)) % hop
+    right = hop + (-len(gradient)) % hop
     spectra = [
-        torch.fft.rfft(pad(x, (hop, behind)).unfold(0, window, hop) * taper)
+        torch.fft.rfft(pad(x, (hop, right)).unfold(0, window, hop) * taper)
         for x in (gradient, difference)
     ]
     parts = (spectra[0].conj() * spectra[1]).real * 2 / window
-    parts[:, [0, -1]] /= 2  # these two stand for one frequency, not for two
+    parts[:, [0, -1]] /= 2  # 0 Hz and Nyquist have no mirrored bin
     return parts
 
 
@@ -162,28 +164,28 @@ def by_frequency(gradient: Tensor, difference: Tensor, window: int) -> Tensor:
 def band_centres(
     features: torch.nn.Module, sample_rate: int
 ) -> np.ndarray | None:
-    """Finds the frequency, in Hz, at which each band of features is highest.
+    """Measures the centre frequency, in Hz, of each band of features.
 
-    By tones, 10 Hz apart. None of a front end that has weights, or no bands
-    that rise, such as one of cepstra.
+    The probes are tones, 10 Hz apart. Returns None for a front end that has
+    weights, or whose bands do not ascend in frequency, such as cepstra.
     """
     if any(True for _ in features.parameters()):
         return None
     hz = torch.arange(10.0, sample_rate / 2, 10.0)
     time = torch.arange(sample_rate // 10) / sample_rate
-    answers = features(torch.sin(2 * np.pi * hz[:, None] * time))
-    if answers.ndim != 3 or answers.shape[2] < 2:
+    responses = features(torch.sin(2 * np.pi * hz[:, None] * time))
+    if responses.ndim != 3 or responses.shape[2] < 2:
         return None
-    levels = answers.mean(1)
+    levels = responses.mean(1)
     centres = hz[levels.argmax(0)].numpy()
-    # A band too narrow for any bin of the spectrum lies as far below the
-    # loudest band whatever the tone.
+    # A band too narrow for any bin of the spectrum has no peak: it is equally
+    # far below the loudest band at every tone.
     levels = levels - levels.amax(1, keepdim=True)
-    known = (levels.amax(0) - levels.amin(0) > 1e-3).numpy()
-    if not known.any():
+    has_peak = (levels.amax(0) - levels.amin(0) > 1e-3).numpy()
+    if not has_peak.any():
         return None
     places = np.arange(len(centres))
-    centres = np.interp(places, places[known], centres[known])
+    centres = np.interp(places, places[has_peak], centres[has_peak])
     rising = np.diff(centres).min() > -ROUGH and centres[0] < centres[-1]
     return np.maximum.accumulate(centres) if rising else None
 
@@ -192,28 +194,28 @@ def band_centres(
 class Layers:
     """A part of a network that takes the outputs of several layers at once.
 
-    They are `number` equal shares of the channels, (batch, channels, frames);
-    or, if that is 0, stacked before the batch, (layers, batch, ...).
+    If `number` is above 0, these are equal shares of the channels, (batch,
+    channels, frames). If `number` is 0, they are stacked, (layers, batch, ...).
     """
 
     part: torch.nn.Module
     number: int
 
     def outputs(self, run: Callable[[], Tensor]) -> Tensor:
-        """Returns what the part gets in a run, the batch first."""
-        found = []
+        """Returns the part's input in a run, the batch axis first."""
+        inputs = []
         hook = self.part.register_forward_pre_hook(
-            lambda _, args: found.append(args[0])
+            lambda _, args: inputs.append(args[0])
         )
         try:
             run()
         finally:
             hook.remove()
-        return found[0] if self.number else found[0].transpose(0, 1)
+        return inputs[0] if self.number else inputs[0].transpose(0, 1)
 
     @contextlib.contextmanager
     def given(self, value: Tensor) -> Iterator[None]:
-        """Gives the part other outputs, the batch first."""
+        """Replaces the part's input by a value, the batch axis first."""
         value = value if self.number else value.transpose(0, 1)
         hook = self.part.register_forward_pre_hook(
             lambda _, args: (value.to(args[0]), *args[1:])
@@ -224,7 +226,7 @@ class Layers:
             hook.remove()
 
     def sums(self, values: Tensor) -> list[float]:
-        """Sums values, of an input without the batch, by layer."""
+        """Sums the values of one input, without batch axis, by layer."""
         parts = values.chunk(self.number) if self.number else values
         return [float(part.sum()) for part in parts]
 
@@ -232,8 +234,9 @@ class Layers:
 def layers_of(network: torch.nn.Module) -> Layers | None:
     """Finds the part that takes the outputs of several layers, if any.
 
-    `mfa` of SpeechBrain's ECAPA-TDNN gets those of its blocks, the `head` of
-    a pre-trained speech model the `states` of all.
+    In SpeechBrain's ECAPA-TDNN this is `mfa`, which takes the outputs of the
+    blocks. In a pre-trained speech model this is the `head`, which takes the
+    `states` of all layers.
     """
     for part in network.modules():
         head, mfa = getattr(part, "head", None), getattr(part, "mfa", None)

@@ -1,14 +1,14 @@
 """Augmentation of a whole batch on the model's device.
 
 Each waveform gets its own room, channel, noise and signal-to-noise ratio. A
-`Draw` holds the random choices, so that Stage I can put one augmentation on
-two crops (paper, section 2.1; Huh et al. 2020). MUSAN and RIRS_NOISES are
-used when their folders are given; without them babble is made of the batch's
-own speech, noise is coloured and rooms are simulated.
+`Draw` holds the random choices, so that Stage I can put one augmentation on two
+crops (paper, section 2.1; Huh et al. 2020). MUSAN and RIRS_NOISES are used if
+their folders are given. Without them babble is made of the batch's own speech,
+noise is coloured and rooms are simulated.
 
-How many waveforms get what is drawn on the CPU and sent in one copy; all else
-is drawn on the device. So nothing is read back from the device, and the CPU
-runs ahead of it.
+The CPU draws which waveforms get a room, a channel or noise, and sends these
+draws in one copy. Everything else is drawn on the device. So the CPU never
+waits for the device.
 """
 
 import dataclasses
@@ -38,15 +38,15 @@ class Draw:
     """The random choices for a batch, on the device."""
 
     filtered: torch.Tensor  # rows with a room or a channel, int64, (n,)
-    response: torch.Tensor  # theirs, complex64, (n, n_fft // 2 + 1)
+    response: torch.Tensor  # of each, complex64, (n, n_fft // 2 + 1)
     n_fft: int  # length of the Fourier transform of the responses
     noisy: list[torch.Tensor]  # rows with each kind of noise, int64, (m,)
-    n_talkers: list[int]  # of each kind, in all of its rows
+    n_talkers: list[int]  # sum over the rows of each kind
     dropped: torch.Tensor  # rows that lose a band and a stretch, int64, (m,)
-    talkers: torch.Tensor  # of babble, 1 for other noise, int64, (batch,)
+    talkers: torch.Tensor  # number; 1 if not babble, int64, (batch,)
     source: torch.Tensor  # in [0, 1), picks the recording, (batch,)
     colour: torch.Tensor  # slope of coloured noise, dB per octave, (batch,)
-    snr: torch.Tensor  # in dB, of all talkers in sum, (batch,)
+    snr: torch.Tensor  # in dB, of the sum of all talkers, (batch,)
 
 
 class Augmenter(torch.nn.Module):
@@ -61,25 +61,25 @@ class Augmenter(torch.nn.Module):
     rir_folder : str, optional
         RIRS_NOISES, or any folder of impulse responses.
     reverb_only, noise_only, clean : float
-        Probabilities of one of both and of neither; the rest of the waveforms
-        get both. The paper's release has 1/4, 1/4 and 0 in Stage I, and 1/4
-        each in Stage II.
+        Probabilities of reverberation only, of noise only, and of neither. The
+        rest of the waveforms get both. The paper's release has 1/4, 1/4 and 0
+        in Stage I, and 1/4 each in Stage II.
     channel : float
         Probability of a random frequency response (a tilt, resonances, one in
-        three a telephone band), for clean waveforms, too. The paper has none;
-        a small corpus, whose sessions would otherwise be told apart by their
-        channel, gains by it.
+        three a telephone band), for clean waveforms, too. The paper has none.
+        It helps on a small corpus, whose sessions the encoder would otherwise
+        tell apart by their channel.
     drop : float
         Probability that a band (up to 5 of 80 on the mel scale) and a stretch
-        (up to 90 ms) are taken away, as 3D-Speaker's SpecAugment blanks
+        (up to 90 ms) are set to zero, as 3D-Speaker's SpecAugment does with
         features. The paper has none.
     bank_seconds : float
-        How much of each MUSAN kind is kept in memory, 32 kB per second.
+        Seconds of each MUSAN kind that are kept in memory, 32 kB per second.
 
     Raises
     ------
     FileNotFoundError
-        If a folder is given that is missing or holds no audio.
+        If a given folder is missing or has no audio.
     ValueError
         If a probability is out of range, or `bank_seconds` not above 0.
 
@@ -146,34 +146,37 @@ class Augmenter(torch.nn.Module):
             self.rooms = impulse_responses(tuple(responses), sample_rate)
         self.kinds = list(SNR) if musan_folder else ["noise", "speech"]
         self.snr_range = torch.tensor([SNR[kind] for kind in self.kinds])
-        # Empty: it moves with the module and so tells the module's device.
+        # An empty buffer moves with the module and so tells the module's
+        # device.
         self.anchor: torch.Tensor
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def draw(self, n_waveforms: int, n_samples: int) -> Draw:
-        """Draws an augmentation for each waveform of a batch of that shape."""
+        """Draws the augmentation of a batch (n_waveforms, n_samples)."""
         device = self.anchor.device
         profile, channel, source, colour, drop = torch.rand(5, n_waveforms)
-        # In this order: a room alone, both, noise alone, neither.
+        # `profile` decides, in ascending order: room only, both, noise only,
+        # neither.
         wet = profile < 1 - self.clean - self.noise_only
         noisy = (profile >= self.reverb_only) & (profile < 1 - self.clean)
         changed = channel < self.channel
         kind = torch.randint(len(self.kinds), (n_waveforms,))
         talkers = torch.randint(TALKERS[0], TALKERS[1] + 1, (n_waveforms,))
         talkers = talkers.where(kind == self.kinds.index("speech"), 1)
-        # The range is that of each talker: eight are 9 dB louder than one.
+        # The range is that of one talker. Eight talkers are 9 dB louder than
+        # one.
         low, high = self.snr_range[kind, :, None].unbind(1)
         snr = low + (high - low) * torch.rand(n_waveforms, TALKERS[1])
         talks = torch.arange(TALKERS[1]) < talkers[:, None]
         power = (talks * 10 ** (-snr / 10)).sum(1)
-        # Rooms first, channels last, so that each takes one slice.
+        # Rooms first, channels last, so that each is one slice of `response`.
         groups = (wet & ~changed, wet & changed, ~wet & changed)
         kinds = [noisy & (kind == i) for i in range(len(self.kinds))]
         rows = [mask.nonzero()[:, 0] for mask in (drop < self.drop, *kinds)]
         filtered = torch.cat([group.nonzero()[:, 0] for group in groups])
         numbers = (source, -9.0 + 12.0 * colour, -10 * power.log10())
         parts = [filtered, *rows, talkers, *numbers]
-        # In one copy, as float32, which holds these whole numbers exactly.
+        # One copy of float32, which represents these whole numbers exactly.
         sent = send(torch.cat(parts), device).split([len(p) for p in parts])
         filtered, dropped, *by_kind, talkers_sent = (
             part.long() for part in sent[:-3]
@@ -181,7 +184,8 @@ class Augmenter(torch.nn.Module):
         source, colour, snr = sent[-3:]
         n_wet, n_changed = int(wet.sum()), int(changed.sum())
         rooms = self._draw_rooms(n_wet)
-        # With a room's length to spare, so that its tail does not wrap round.
+        # The transform is longer by a room, so that the room's tail does not
+        # wrap round.
         n_fft = scipy.fft.next_fast_len(n_samples + rooms.shape[1], real=True)
         shape = (len(filtered), n_fft // 2 + 1)
         response = torch.empty(shape, dtype=torch.complex64, device=device)
@@ -212,8 +216,8 @@ class Augmenter(torch.nn.Module):
         """Augments a batch, shape (batch, time), in float32 under autocast too.
 
         Rooms, channels, sources and ratios are those of `draw`, by default a
-        fresh one; stretches of noise are new at each call. Each row comes out
-        as loud as it came.
+        new one. Stretches of noise are new at each call. Each row keeps its
+        loudness.
         """
         n_samples = wavs.shape[1]
         draw = draw or self.draw(*wavs.shape)
@@ -261,7 +265,7 @@ class Augmenter(torch.nn.Module):
 
 
 class NoAugmentation(torch.nn.Module):
-    """In the place of an `Augmenter`: returns waveforms as they are."""
+    """Replaces an `Augmenter`: returns waveforms as they are."""
 
     def draw(self, *shape: int) -> None:
         """Draws nothing."""
@@ -272,16 +276,16 @@ class NoAugmentation(torch.nn.Module):
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copies from the CPU to a device without waiting for it."""
-    # From other memory a GPU's driver waits for a copy of more than 64 KB.
+    """Copies from the CPU to a device without waiting for the device."""
+    # Without pinned memory a GPU's driver waits for a copy of more than 64 KB.
     values = values.pin_memory() if device.type == "cuda" else values
     return values.to(device, non_blocking=True)
 
 
 def augmented(crops: torch.Tensor, augment: torch.nn.Module) -> torch.Tensor:
     """Returns two views of crops (batch, 2, samples), each augmented anew."""
-    # A view at a time: in one batch, the babble over a crop could be made of
-    # the other crop of its utterance.
+    # Each view is a batch of its own: in one batch, the babble over a crop
+    # could be made of the other crop of its utterance.
     return torch.stack([augment(crop) for crop in crops.unbind(1)])
 
 

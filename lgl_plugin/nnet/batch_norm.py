@@ -1,8 +1,8 @@
-"""Running statistics that outlive a training step gone wrong.
+"""Protects the running statistics of batch normalisation from a bad step.
 
 One NaN among a batch's activations makes the running mean and variance of all
-batch normalisation behind it NaN for good: that step's gradient can be thrown
-away, yet the encoder, which evaluates by these statistics, is lost.
+later batch normalisation NaN. The step's gradient can be skipped, but the
+statistics would stay NaN. The encoder evaluates by them and would be lost.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from lgl_plugin.utils.distributed import world_size
 
 @contextlib.contextmanager
 def finite_statistics(model: torch.nn.Module) -> Iterator[None]:
-    """Restores a model's running statistics if a training step spoils one."""
+    """Restores all running statistics if a training step spoils one."""
     statistics = _statistics(model)
     if not statistics:
         yield
@@ -34,7 +34,8 @@ def finite_statistics(model: torch.nn.Module) -> Iterator[None]:
 def share_statistics(model: torch.nn.Module) -> None:
     """Gives all processes the running statistics of the first.
 
-    On CPUs each keeps its own, by which each would embed otherwise.
+    On CPUs each process has its own statistics, so its embeddings would differ
+    from those of other processes.
     """
     if world_size() > 1:
         for statistic in _statistics(model):

@@ -1,22 +1,23 @@
-"""CAM++, a densely connected TDNN whose layers attend to their context.
+"""CAM++, a densely connected TDNN with context-aware masking.
 
-Wang et al., "CAM++: A Fast and Efficient Network for Speaker Verification
-Using Context-Aware Masking", Interspeech 2023. Parts are named as 3D-Speaker
-names them, so that its public weights fit.
+Wang et al., "CAM++: A Fast and Efficient Network for Speaker Verification Using
+Context-Aware Masking", Interspeech 2023. Parts have 3D-Speaker's names, so that
+its public weights load.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, relu
 
-# Layers, and frames between the taps of a kernel, of each dense block.
+# Number of layers, and dilation, of each dense block.
 BLOCKS = ((12, 1), (24, 2), (16, 2))
-# Frames of a segment whose mean is the nearer context.
+# Frames of a segment. A frame's context is the mean of its segment plus that of
+# the utterance.
 SEGMENT = 100
 
 
 class CAMPPlus(torch.nn.Module):
-    """Features to embeddings; padding does not change them.
+    """The CAM++ network; padding does not change its embeddings.
 
     Arguments
     ---------
@@ -39,7 +40,7 @@ class CAMPPlus(torch.nn.Module):
     """
 
     masks_padding = True
-    min_frames = 3  # of which two remain, and have a deviation
+    min_frames = 3  # two after the stride, as a deviation needs
 
     def __init__(
         self,
@@ -76,8 +77,8 @@ class CAMPPlus(torch.nn.Module):
     ) -> Tensor:
         """Embeds features (batch, frames, bands) as (batch, 1, dim).
 
-        `lengths` (batch,) is the share of the frames of each utterance, three
-        or more; not given, all frames count.
+        `lengths` (batch,) is each utterance's share of the frames, at least
+        three frames. Without `lengths` all frames count.
         """
         x, mask = features.transpose(1, 2), None
         if lengths is not None:
@@ -95,7 +96,7 @@ class CAMPPlus(torch.nn.Module):
 
 
 class _ResidualBlock(torch.nn.Module):
-    """Two convolutions over bands and frames, and a way around them."""
+    """Two convolutions over bands and frames, with a shortcut."""
 
     def __init__(self, channels, stride):
         super().__init__()
@@ -119,7 +120,7 @@ class _ResidualBlock(torch.nn.Module):
 
 
 class _Head(torch.nn.Module):
-    """The front, over bands and frames: 32 channels of an eighth of bands."""
+    """The two-dimensional front: 32 channels, an eighth of the bands."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +143,7 @@ class _Head(torch.nn.Module):
 
 
 class _Activation(torch.nn.Module):
-    """Batch normalisation, and what is above zero of it."""
+    """Batch normalisation and ReLU."""
 
     def __init__(self, channels):
         super().__init__()
@@ -167,7 +168,7 @@ class _Entry(torch.nn.Module):
 
 
 class _ContextMask(torch.nn.Module):
-    """A convolution, weighted by what utterance and segment are like."""
+    """A convolution, weighted by the context of utterance and segment."""
 
     def __init__(self, channels, growth, dilation):
         super().__init__()
@@ -188,7 +189,7 @@ class _ContextMask(torch.nn.Module):
 
 
 class _DenseLayer(torch.nn.Module):
-    """A layer of a dense block, all before it to `growth` channels."""
+    """A layer of a dense block: from all channels to `growth` new ones."""
 
     def __init__(self, channels, growth, bn_size, dilation):
         super().__init__()
@@ -204,7 +205,7 @@ class _DenseLayer(torch.nn.Module):
 
 
 class _DenseBlock(torch.nn.ModuleDict):
-    """Layers that each add channels to all before them."""
+    """Layers that each append channels to their input."""
 
     def __init__(self, n_layers, channels, growth, bn_size, dilation):
         super().__init__(
@@ -223,7 +224,7 @@ class _DenseBlock(torch.nn.ModuleDict):
 
 
 class _Transit(torch.nn.Module):
-    """Half of the channels between two blocks."""
+    """Halves the number of channels between two blocks."""
 
     def __init__(self, channels):
         super().__init__()
@@ -235,7 +236,7 @@ class _Transit(torch.nn.Module):
 
 
 class _Dense(torch.nn.Module):
-    """From statistics to the embedding, normalised over the batch."""
+    """Maps statistics to the embedding, with batch normalisation."""
 
     def __init__(self, channels, embedding_size):
         super().__init__()
@@ -249,7 +250,7 @@ class _Dense(torch.nn.Module):
 
 
 def _conv2d(channels, channels_after, stride=1):
-    """Makes a convolution that takes every `stride`-th band, all frames."""
+    """Makes a 3 x 3 convolution with a stride over bands."""
     return torch.nn.Conv2d(
         *(channels, channels_after, 3),
         stride=(stride, 1),
@@ -259,7 +260,7 @@ def _conv2d(channels, channels_after, stride=1):
 
 
 def _masked(x, mask):
-    """Silences padding, which a convolution would mix with speech."""
+    """Sets padding to zero, which a convolution would mix with speech."""
     return x if mask is None else x * mask
 
 
@@ -275,7 +276,7 @@ def _segment_means(x, mask):
     frames = x.shape[2]
     counted = torch.ones_like(x[:1, :1]) if mask is None else mask
     whole = (frames + SEGMENT - 1) // SEGMENT * SEGMENT
-    # Padding by a number that depends on the length would be traced as fixed.
+    # ONNX export would fix a padding that depends on the length.
     sums, counts = (
         pad(part, (0, SEGMENT))[..., :whole].unflatten(2, (-1, SEGMENT)).sum(3)
         for part in (x, counted)

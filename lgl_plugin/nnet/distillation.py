@@ -1,7 +1,7 @@
-"""Losses of self-distillation: DINO, SDPN and what keeps both from collapse.
+"""Losses of DINO and SDPN, and the regularisers that prevent a collapse.
 
-Computed in float32 under autocast too. Logits are cosines to prototypes.
-Figures for the whole batch are those of all processes, where it says so.
+All are computed in float32, under autocast too. Logits are cosines to
+prototypes. Values cover the batches of all processes where a docstring says so.
 """
 
 import math
@@ -28,17 +28,17 @@ def cross_entropy(
 
 
 def dino_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """Returns DINO's loss: a view has the target of each other global view.
+    """Returns DINO's loss: each view predicts the other global views' targets.
 
-    `targets` are the teacher's probabilities of the global views, (G, batch,
-    K); `logits` the student's of all views, the same global ones first, (V,
-    batch, K).
+    `targets` (G, batch, K) are the teacher's probabilities of the global views.
+    `logits` (V, batch, K) are the student's of all views, the same global views
+    first.
     """
     logs = F.log_softmax(logits.float() / temperature, dim=-1)
     with torch.autocast(logs.device.type, enabled=False):
         pairs = -torch.einsum("gbk,vbk->gv", targets, logs) / logs.shape[1]
-    others = pairs.numel() - min(pairs.shape)
-    return (pairs.sum() - pairs.diagonal().sum()) / others
+    n_pairs = pairs.numel() - min(pairs.shape)
+    return (pairs.sum() - pairs.diagonal().sum()) / n_pairs
 
 
 @torch.no_grad()
@@ -47,17 +47,18 @@ def sinkhorn(
 ) -> Tensor:
     """Spreads a batch evenly over prototypes (Sinkhorn and Knopp 1967).
 
-    Takes probabilities above 0, (batch, K), the batch of each process, of one
-    size. `others` (n, K), the same on each process, share the prototypes: a
-    batch of fewer utterances than prototypes cannot use all. In what is
-    returned, which has no graph, each row sums to 1, and all columns, over all
-    processes and `others`, to about the same. A row of zeros stays.
+    `probabilities` (batch, K), above 0, are those of one process; the batches
+    of all processes have one size. `others` (n, K), the same on each process,
+    are spread together with the batch, because a batch of fewer utterances than
+    prototypes cannot use all prototypes. The result (batch, K) has no graph.
+    Each row sums to 1. All columns, over all processes and `others`, have about
+    the same sum. A row of zeros stays zero.
     """
     shares = all_gather(probabilities.float())
     if others is not None:
         shares = torch.cat([shares, others.float()])
     for _ in range(n_iterations):
-        # A row of zeros is a place in a queue that nothing has filled yet.
+        # The clamps prevent 0 / 0: an empty place of a queue is a row of zeros.
         shares = shares / shares.sum(0).clamp(min=TINY)
         shares = shares / shares.sum(1, keepdim=True).clamp(min=TINY)
     first = rank() * len(probabilities)
@@ -73,26 +74,26 @@ def entropy(probabilities: Tensor) -> Tensor:
 def prototype_figures(targets: Tensor) -> dict[str, Tensor]:
     """Measures how targets (..., K) use the prototypes.
 
-    `teacher_entropy` is that of a target in the mean, as a share of log K: 1
-    where the teacher says nothing, 0 where it names one prototype.
+    `teacher_entropy` is the mean entropy of a target as a share of log K: 1 if
+    all prototypes are equally likely, 0 if one has all probability.
     `prototypes_used` is the exponential of the entropy of the mean target of
     all processes.
     """
     targets = targets.flatten(0, -2)
-    most = math.log(targets.shape[1])
+    max_entropy = math.log(targets.shape[1])
     mean = all_gather(targets.mean(0, keepdim=True)).mean(0)
     return {
-        "teacher_entropy": entropy(targets).mean() / most,
+        "teacher_entropy": entropy(targets).mean() / max_entropy,
         "prototypes_used": entropy(mean).exp(),
     }
 
 
 def mean_entropy_gap(probabilities: Tensor) -> Tensor:
-    """Returns log K less the entropy of the batch's mean: me-max.
+    """Returns log K minus the entropy of the mean probabilities: me-max.
 
-    Assran et al. 2022. Of the student's probabilities (..., K): 0 where all
-    prototypes are used alike, log K where one is; the mean is that of all
-    processes.
+    Assran et al. 2022. The mean of the student's probabilities (..., K) is that
+    of all processes. The value is 0 if all prototypes are used equally, and log
+    K if one is used.
     """
     mean = all_gather_with_grad(
         probabilities.flatten(0, -2).mean(0, keepdim=True)
@@ -104,16 +105,17 @@ def mean_entropy_gap(probabilities: Tensor) -> Tensor:
 def koleo(embeddings: Tensor) -> Tensor:
     """Returns the Kozachenko-Leonenko regulariser (Sablayrolles et al. 2019).
 
-    The mean of -log of each embedding's distance to its nearest neighbour in
-    the process's batch (batch, dim), two or more, at unit length: it pushes
-    neighbours apart.
+    This is the mean of -log of each embedding's distance to its nearest
+    neighbour at unit length, within the process's batch (batch, dim) of two or
+    more. It pushes neighbours apart.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         units = F.normalize(embeddings.float(), dim=1)
         with torch.no_grad():
             cosines = units @ units.T
             nearest = cosines.fill_diagonal_(-math.inf).argmax(1)
-        # The small summand keeps the gradient of two equal points finite.
+        # The small summand keeps the gradient finite if two embeddings are
+        # equal.
         distances = (units - units[nearest] + 1e-8).norm(dim=1)
         return -(distances + 1e-8).log().mean()
 
@@ -121,9 +123,9 @@ def koleo(embeddings: Tensor) -> Tensor:
 def dimension_regularisation(vectors: Tensor) -> Tensor:
     """Returns the Frobenius regulariser of SDPN's dimensions.
 
-    Half the log of the squared norm of the matrix of cosines between
-    dimensions, over the vectors (batch, D) of all processes: log(D) / 2 where
-    dimensions are uncorrelated, log D where they are one.
+    This is half the log of the squared Frobenius norm of the matrix of cosines
+    between dimensions, over the vectors (batch, D) of all processes. The value
+    is log(D) / 2 if dimensions are uncorrelated, and log D if all are the same.
     """
     return 0.5 * _squared_cosines(vectors).sum().log()
 
@@ -131,10 +133,10 @@ def dimension_regularisation(vectors: Tensor) -> Tensor:
 def off_diagonal_regularisation(vectors: Tensor) -> Tensor:
     """Returns the off-diagonal regulariser of SDPN's dimensions.
 
-    The squared cosines of each two dimensions in sum, over D and the vectors
-    (batch, D) of all processes: 0 where dimensions are uncorrelated, D - 1
-    where they are one. Unlike the Frobenius form it pulls harder the worse they
-    are.
+    This is the sum of the squared cosines between distinct dimensions, divided
+    by D, over the vectors (batch, D) of all processes. The value is 0 if
+    dimensions are uncorrelated, and D - 1 if all are the same. Unlike that of
+    the Frobenius form, the gradient grows with the correlation.
     """
     squares = _squared_cosines(vectors)
     return (squares.sum() - squares.diagonal().sum()) / len(squares)

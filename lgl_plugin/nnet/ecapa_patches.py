@@ -1,17 +1,17 @@
 """Patches of SpeechBrain's ECAPA-TDNN, each a context manager.
 
-`padding_invariant` changes how convolutions pad and how the filterbank limits
-loudness. SpeechBrain's "same" convolutions reflect a tensor at its edges: in a
-padded batch the end of a shorter utterance lies inside the tensor, filling
-takes the place of its reflection, and its embedding changes. Under the patch
-each utterance is reflected at its own end and comes out as it would alone.
+`padding_invariant` gives an utterance in a padded batch the embedding that it
+has alone. SpeechBrain's "same" convolutions reflect a tensor at its edges. In a
+padded batch the end of a shorter utterance lies inside the tensor, so the
+convolution sees padding instead of the reflection. The patch reflects each
+utterance at its own end, and keeps padding out of the filterbank's loudness
+limit.
 
-`lean_pooling` changes how attentive pooling computes its context. With global
-context, the attention looks at each frame beside the utterance's mean and
-deviation, which SpeechBrain copies to every frame: the largest tensor of the
-network, and a matrix product over it. A linear map of them is the same in all
-frames, so the patch adds it once per utterance, with a third of the memory
-traffic.
+`lean_pooling` reduces the memory traffic of attentive pooling to a third. With
+global context, SpeechBrain copies the utterance's mean and deviation to every
+frame, which makes the largest tensor of the network, and multiplies that tensor
+by a matrix. The product with mean and deviation is the same in all frames, so
+the patch computes it once per utterance.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from torch import Tensor
 def reflected_frames(model: torch.nn.Module) -> int:
     """Returns how many frames a model reflects at the end of an utterance.
 
-    A lone utterance needs more frames than that.
+    An utterance must have more frames than that.
     """
     return max(map(_reflected, _reflecting(model)), default=0)
 
@@ -39,8 +39,8 @@ def relative_lengths(n_frames: Tensor, total: int) -> Tensor:
     `total` is the number of frames of the padded batch.
     """
     # SpeechBrain's modules compare frame numbers with length * total, or round
-    # that up or to the nearest. A quarter of a frame less than the true length
-    # gives the same in all of them, whatever the float rounding.
+    # that product up or to the nearest. A quarter of a frame less than the true
+    # length gives n_frames in all three cases, whatever the float rounding.
     return (n_frames - 0.25) / total
 
 
@@ -50,18 +50,18 @@ def padding_invariant(
     embedding_model: torch.nn.Module,
     n_frames: Tensor,
 ) -> Iterator[None]:
-    """Lets padded utterances come out of SpeechBrain's modules as if alone.
+    """Makes SpeechBrain's modules embed padded utterances as if alone.
 
-    `n_frames`, int64, shape (batch,), on the device of the modules, holds the
-    frames of each utterance, each more than `reflected_frames`. Modules other
-    than filterbanks and reflecting convolutions are left as they are.
+    `n_frames`, int64 (batch,), on the modules' device, is the number of frames
+    of each utterance, which must be more than `reflected_frames`. Only
+    filterbanks and reflecting convolutions are patched.
     """
     ends = n_frames[:, None, None]
 
     def silence(module, args):
-        # A filterbank cuts bands 80 dB below the loudest of the tensor; a
-        # frame that begins behind an utterance's end may be louder than all
-        # of the utterance.
+        # A filterbank clips bands at 80 dB below the loudest of the tensor. A
+        # frame that begins after an utterance's end may be louder than the
+        # whole utterance.
         places = torch.arange(args[0].shape[1], device=ends.device)
         return args[0].masked_fill(places[:, None] >= ends, 0.0)
 
@@ -82,8 +82,9 @@ def padding_invariant(
                 handle = module.register_forward_pre_hook(silence)
                 stack.callback(handle.remove)
         for conv in _reflecting(embedding_model):
-            # Kernels one frame wide too: SpeechBrain copies the tensor to
-            # reflect none of it, a fifth of the time on a CPU.
+            # Also for kernels one frame wide: SpeechBrain copies the tensor
+            # even to reflect zero frames, which takes a fifth of the time on a
+            # CPU.
             conv.padding = "valid"
             stack.callback(setattr, conv, "padding", "same")
             if _reflected(conv):
@@ -93,10 +94,10 @@ def padding_invariant(
 
 
 def _reflecting(model: torch.nn.Module) -> list[Conv1d]:
-    """Returns the convolutions that reflect, be it by no frames.
+    """Returns the convolutions that reflect, those with one-frame kernels too.
 
-    Not those within a part that masks padding itself, whose frames may be
-    others than the model's.
+    Convolutions within a part that masks padding itself are left out: their
+    frames may not be the model's frames.
     """
     masked = {
         inner
@@ -121,21 +122,21 @@ def _reflected(conv: Conv1d) -> int:
 
 @contextlib.contextmanager
 def lean_pooling(model: torch.nn.Module) -> Iterator[None]:
-    """Lets a model's attentive statistics pooling run without the copies.
+    """Runs a model's attentive statistics pooling without the copies.
 
-    The result is SpeechBrain's up to rounding, gradients too; a model without
-    such pooling is left as it is.
+    Result and gradients equal SpeechBrain's up to rounding. A model without
+    such pooling stays as it is.
     """
     pools = [
         module
         for module in model.modules()
         if isinstance(module, AttentiveStatisticsPooling)
         and module.global_context
-        # An enclosing context has patched it, and will end the patch.
+        # Already patched by an enclosing context, which removes its patch.
         and "forward" not in vars(module)
     ]
     for pool in pools:
-        # On the instance, where it hides the method of the class.
+        # An attribute of the instance hides the method of the class.
         pool.forward = _lean_forward.__get__(pool)
     try:
         yield
@@ -148,16 +149,21 @@ def _lean_forward(pool, x, lengths=None):
     """Returns weighted mean and deviation over time, (batch, 2C, 1)."""
     total = x.shape[2]
     if lengths is None:
-        # In float32: the sum over time would suffer from x's 16 bits.
+        # float32, because a sum over time in x's 16 bits would be inaccurate.
         mask, share = None, torch.ones(1, 1, 1, device=x.device) / total
     else:
         mask = length_to_mask(lengths * total, total)[:, None]
         share = mask / mask.sum(2, keepdim=True)
     context = _statistics(x, share, pool.eps)
     block, conv = pool.tdnn, pool.tdnn.conv.conv
-    own, others = conv.weight[:, : x.shape[1]], conv.weight[:, x.shape[1] :]
-    shift = torch.nn.functional.linear(context, others[..., 0], conv.bias)
-    hidden = torch.nn.functional.conv1d(x, own) + shift[..., None]
+    frame_weight, context_weight = (
+        conv.weight[:, : x.shape[1]],
+        conv.weight[:, x.shape[1] :],
+    )
+    shift = torch.nn.functional.linear(
+        context, context_weight[..., 0], conv.bias
+    )
+    hidden = torch.nn.functional.conv1d(x, frame_weight) + shift[..., None]
     hidden = block.dropout(block.norm(block.activation(hidden)))
     scores = pool.conv(pool.tanh(hidden))
     if mask is not None:

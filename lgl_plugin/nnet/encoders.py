@@ -1,4 +1,4 @@
-"""Encoders: waveforms and lengths in, embeddings out."""
+"""Speaker encoders: from waveforms and lengths to embeddings."""
 
 from __future__ import annotations
 
@@ -19,42 +19,43 @@ from lgl_plugin.nnet.ecapa_patches import (
 )
 from lgl_plugin.nnet.fbank_patches import keep_on_device
 
-# SpeechBrain's cosine classifier, which its inference classes load.
+# SpeechBrain's cosine classifier, which SpeechBrain's inference classes load.
 COSINE_CLASSIFIER = "!new:speechbrain.lobes.models.ECAPA_TDNN.Classifier"
 
 Part = torch.nn.Module | Callable[[], torch.nn.Module]
 
 
 class Encoder(torch.nn.Module):
-    """A front end and a network, from waveform to embedding.
+    """A front end and a network: from waveforms to embeddings.
 
-    All that trains, extracts or exports knows an encoder by this alone:
-    `encoder(waveforms, lengths)`, its `network`, whose state dict is the
-    checkpoint that SpeechBrain loads, and `min_samples`.
+    Training, extraction and export use an encoder only by `encoder(waveforms,
+    lengths)`, `network` and `min_samples`. The state dict of `network` is the
+    checkpoint that SpeechBrain loads.
 
     Arguments
     ---------
     features : torch.nn.Module or callable
-        Waveforms (batch, samples) to features (batch, frames, bands), such as
-        SpeechBrain's Fbank or `KaldiFbank`; without weights. As with the other
-        parts, a callable that makes the module, what a yaml's `!name:` is,
-        gives each encoder its own.
+        Maps waveforms (batch, samples) to features (batch, frames, bands), such
+        as SpeechBrain's Fbank or `KaldiFbank`; without weights. Each of the
+        three parts may also be a callable that makes the module (a yaml's
+        `!name:`): each encoder then has its own module.
     network : torch.nn.Module or callable
-        Features to embeddings (batch, dim) or (batch, 1, dim): SpeechBrain's
-        ECAPA_TDNN, Xvector or ResNet, `CAMPPlus`, any other.
+        Maps features to embeddings (batch, dim) or (batch, 1, dim):
+        SpeechBrain's ECAPA_TDNN, Xvector or ResNet, `CAMPPlus`, or another
+        network.
     normalise : torch.nn.Module or callable, optional
-        Features and relative lengths to features, such as SpeechBrain's
+        Maps features and relative lengths to features, such as SpeechBrain's
         InputNormalization; without weights.
 
     Attributes
     ---------
     min_samples : int
-        A shorter utterance cannot be embedded.
+        Samples of the shortest utterance that can be embedded.
     one_by_one : bool
-        True for networks that padding would disturb, such as ResNet: a padded
-        batch is then embedded one waveform at a time. False for SpeechBrain's
-        one-dimensional ones and for those whose class says
-        `masks_padding = True`; they are given `lengths`, shares of the frames.
+        True for networks whose embeddings padding would change, such as ResNet:
+        each waveform of a padded batch is then embedded alone. False for
+        SpeechBrain's one-dimensional networks and for those whose class has
+        `masks_padding = True`. These take `lengths`, shares of the frames.
 
     Raises
     ------
@@ -89,10 +90,11 @@ class Encoder(torch.nn.Module):
         filters = getattr(self.features, "get_filter_properties", None)
         shape = None if filters is None else filters()
         self.hop = 1 if shape is None else shape.stride
-        # SpeechBrain's frames are centred, the first at the first sample.
-        within = getattr(self.features, "snip_edges", False)
-        self.window = shape.window_size if shape and within else 0
-        # A network that reflects more frames than there are would fail.
+        # SpeechBrain's frames are centred, the first on the first sample, so
+        # they need no whole window.
+        snips = getattr(self.features, "snip_edges", False)
+        self.window = shape.window_size if shape and snips else 0
+        # A convolution fails if it reflects more frames than the utterance has.
         frames = reflected_frames(self.network)
         for part in self.network.modules():
             if getattr(part, "masks_padding", False):
@@ -102,11 +104,11 @@ class Encoder(torch.nn.Module):
         self.frozen_statistics = self.trains_a_part = False
 
     def freeze_statistics(self) -> None:
-        """Keeps batch normalisation's means and variances while training.
+        """Keeps the running statistics of batch normalisation in training.
 
-        Statistics of augmented crops would replace them, and suit a network
-        that was trained on far more speech less well. ValueError
-        if the network has no batch normalisation.
+        Otherwise statistics of augmented crops replace the running statistics
+        of a network that was trained on far more speech, and suit the network
+        less well. Raises ValueError if the network has no batch normalisation.
         """
         if not batch_norms(self.network):
             raise ValueError(
@@ -116,19 +118,19 @@ class Encoder(torch.nn.Module):
         self.frozen_statistics = True
 
     def train_only(self, pattern: str) -> None:
-        """Trains no weights but those whose name has a pattern in it.
+        """Trains only the weights whose name matches a pattern.
 
-        Batch normalisation without such a weight keeps its statistics, too.
-        The pattern is a regular expression, the names are of the network's
-        state dict. ValueError if no weight that is trained has such a name.
+        The regular expression is searched for in the names of the network's
+        state dict. Batch normalisation without a trained weight keeps its
+        statistics, too. Raises ValueError if no trained weight has such a name.
         """
         trained = {
             name: weight
             for name, weight in self.network.named_parameters()
             if weight.requires_grad
         }
-        found = [name for name in trained if re.search(pattern, name)]
-        if not found:
+        matching = [name for name in trained if re.search(pattern, name)]
+        if not matching:
             parts = dict.fromkeys(
                 ".".join(name.split(".")[:2]) for name in trained
             )
@@ -137,11 +139,11 @@ class Encoder(torch.nn.Module):
                 f"its name. Its weights are below {', '.join(parts)}."
             )
         for name, weight in trained.items():
-            weight.requires_grad_(name in found)
+            weight.requires_grad_(name in matching)
         self.trains_a_part = True
 
     def train(self, mode: bool = True) -> Encoder:
-        """Sets the mode of all parts, but for statistics that are frozen."""
+        """Sets the mode; layers that keep their statistics stay in eval."""
         super().train(mode)
         for layer in batch_norms(self.network):
             trained = any(w.requires_grad for w in layer.parameters())
@@ -159,9 +161,9 @@ class Encoder(torch.nn.Module):
         waveforms : torch.Tensor
             Shape (batch, samples), float32.
         lengths : torch.Tensor, optional
-            Share of the samples that belong to each waveform, (batch,); the
-            rest is zeros, and each embedding is what it would be alone.
-            Not given: every waveform is whole, as crops in training are.
+            Each waveform's own share of the samples, (batch,); the rest is
+            zeros. Each embedding equals that of the waveform alone. By default
+            all samples count, as for crops in training.
 
         Returns
         -------
@@ -189,9 +191,10 @@ class Encoder(torch.nn.Module):
     def normalised(
         self, features: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
-        """Normalises features (batch, frames, bands) over shares of frames.
+        """Normalises features (batch, frames, bands) over each utterance.
 
-        Without `lengths` (batch,) all frames count.
+        `lengths` (batch,) are shares of the frames; without them all frames
+        count.
         """
         if self.normalise is None:
             return features
@@ -203,10 +206,9 @@ class Encoder(torch.nn.Module):
 def restricted(
     encoder: Encoder, freeze_statistics: bool, trained_weights: str | None
 ) -> Encoder:
-    """Returns an encoder that trains only what is asked for.
+    """Applies the settings freeze_batch_statistics and trained_weights.
 
-    For the settings freeze_batch_statistics and trained_weights: wherever an
-    encoder is made that Stage II trains, it goes through here.
+    Every encoder that Stage II trains must pass through this function.
     """
     if freeze_statistics:
         encoder.freeze_statistics()
@@ -218,8 +220,8 @@ def restricted(
 class LogMelStatistics(torch.nn.Module):
     """A network without weights: means and deviations of log-mel bands.
 
-    The baseline that any training must beat, once whitened
-    (`lgl_plugin.inference.backends.Whitening`).
+    After whitening (`lgl_plugin.inference.backends.Whitening`) this is the
+    baseline that any training must beat.
 
     Example
     -------
@@ -234,14 +236,14 @@ class LogMelStatistics(torch.nn.Module):
     ) -> Tensor:
         """Turns features (batch, frames, bands) into (batch, 1, 2 * bands).
 
-        `lengths` (batch,) is the share of the frames of each utterance; not
-        given, all frames count.
+        `lengths` (batch,) is each utterance's share of the frames. Without
+        `lengths` all frames count.
         """
         frames = features.shape[1]
         if lengths is None:
             lengths = torch.ones(len(features), device=features.device)
-        # SpeechBrain counts a frame that has begun; rounding a length up by a
-        # float error would count one frame of padding.
+        # SpeechBrain rounds a number of frames up. Without the margin, a float
+        # error would add one frame of padding.
         counted = (lengths * frames - 1e-3).ceil().clamp(min=1)[:, None, None]
         place = torch.arange(frames, device=features.device)[None, :, None]
         weight = (place < counted) / counted
@@ -252,15 +254,16 @@ class LogMelStatistics(torch.nn.Module):
 
 
 def _masks_padding(network):
-    """Says whether a network, given lengths, leaves padding out."""
+    """Returns True if a network that is given lengths ignores padding."""
     parts = list(network.modules())
     if any(getattr(part, "masks_padding", False) for part in parts):
         return True
     if isinstance(network, LengthsCapableSequential):
-        # It takes lengths, and passes them on to those of its layers that do.
+        # The container passes lengths on to those of its layers that take them.
         return _masks_padding(next(iter(network.values())))
-    # Other packages may not. SpeechBrain's ResNet, its network with
-    # two-dimensional convolutions, ignores lengths.
+    # A network of another package may take lengths and not mask padding.
+    # SpeechBrain's ResNet, its network with two-dimensional convolutions,
+    # ignores lengths.
     return "lengths" in inspect.signature(network.forward).parameters and all(
         type(part).__module__.startswith(("speechbrain.", "torch."))
         and not isinstance(part, torch.nn.Conv2d)
@@ -269,7 +272,7 @@ def _masks_padding(network):
 
 
 def _refuse_weights(**parts):
-    """Raises ValueError if a part that no checkpoint keeps has weights."""
+    """Raises ValueError if a part that no checkpoint contains has weights."""
     for name, part in parts.items():
         if part is None:
             continue
@@ -288,7 +291,7 @@ def _refuse_weights(**parts):
 
 
 def _built(part):
-    """Returns a module, made here if `part` is what makes it."""
+    """Returns `part`, or calls it if it is a callable that makes the module."""
     if part is None or isinstance(part, torch.nn.Module):
         return part
     return part()

@@ -1,8 +1,9 @@
-"""SpeechBrain's Fbank without copies to the GPU at each call.
+"""Keeps the constants of SpeechBrain's Fbank on the GPU.
 
-Its window and its filters are plain tensors on the CPU, which every call sends
-from memory that is not pinned: the host waits for the GPU, twice a forward
-pass. Here both are buffers, which move with the module.
+SpeechBrain keeps window and filters as plain tensors on the CPU. Each call
+copies them from memory that is not pinned, so the host waits for the GPU twice
+per forward pass. `keep_on_device` turns both into buffers, which move with the
+module.
 """
 
 import torch
@@ -14,8 +15,8 @@ from lgl_plugin.utils.speechbrain_internals import ResidentFilterbank
 def keep_on_device(features: torch.nn.Module) -> None:
     """Turns windows and fixed filters of SpeechBrain's features into buffers.
 
-    The values are SpeechBrain's. Features that are not SpeechBrain's, and
-    filters that are learnt or drawn anew at each call, stay as they are.
+    The values stay SpeechBrain's. Features of other packages, and filters that
+    are learnt or drawn at random at each call, stay as they are.
     """
     for module in features.modules():
         if isinstance(module, STFT) and "window" in vars(module):

@@ -1,4 +1,4 @@
-"""Features as Kaldi computes them, or samples: inputs of other networks."""
+"""Inputs of networks: Kaldi's log-mel features, or raw samples."""
 
 import torch
 from speechbrain.dataio.dataio import length_to_mask
@@ -9,7 +9,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 
 
 class Waveform(torch.nn.Module):
-    """The samples themselves, for networks that begin with these.
+    """Raw samples, for networks whose input is the waveform.
 
     Example
     -------
@@ -20,7 +20,7 @@ class Waveform(torch.nn.Module):
     snip_edges = True
 
     def get_filter_properties(self) -> FilterProperties:
-        """Says that each sample is a frame."""
+        """Returns a window and a stride of one sample."""
         return FilterProperties(1, 1)
 
     def forward(self, waveforms: Tensor) -> Tensor:
@@ -29,18 +29,19 @@ class Waveform(torch.nn.Module):
 
 
 class KaldiFbank(torch.nn.Module):
-    """Log mel bands by Kaldi's recipe, of a whole batch, without dither.
+    """Kaldi's log-mel features of a whole batch, without dither.
 
-    Frames of 25 ms, each 10 ms, lie within the waveform (`snip_edges`), lose
-    their mean, are pre-emphasised by 0.97 and weighted by Povey's window.
-    Equal to `torchaudio.compliance.kaldi.fbank` of one waveform after another.
+    Frames of 25 ms, every 10 ms, lie within the waveform (`snip_edges`). Each
+    frame is reduced by its mean, pre-emphasised by 0.97 and weighted by Povey's
+    window. The result equals that of `torchaudio.compliance.kaldi.fbank` on
+    each waveform.
 
     Arguments
     ---------
     n_mels : int
         Number of bands, from 20 Hz to half the sampling rate.
     sample_rate : int
-        In Hz.
+        Sampling rate in Hz.
 
     Example
     -------
@@ -48,7 +49,7 @@ class KaldiFbank(torch.nn.Module):
     torch.Size([2, 98, 80])
     """
 
-    snip_edges = True  # not as SpeechBrain, whose frames are centred
+    snip_edges = True  # SpeechBrain's frames are centred instead
 
     def __init__(self, n_mels: int = 80, sample_rate: int = 16000):
         super().__init__()
@@ -63,15 +64,15 @@ class KaldiFbank(torch.nn.Module):
         self.banks = torch.nn.Buffer(banks, persistent=False)
 
     def get_filter_properties(self) -> FilterProperties:
-        """Says how many samples a frame takes and is apart from the next."""
+        """Returns window and stride of the frames, in samples."""
         return FilterProperties(self.window_size, self.stride)
 
     @fwd_default_precision(cast_inputs=torch.float32)
     def forward(self, waveforms: Tensor) -> Tensor:
         """Turns waveforms (batch, samples) into (batch, frames, bands).
 
-        Float32, under autocast too. Raises RuntimeError if they are shorter
-        than a frame.
+        The result is float32, under autocast too. Raises RuntimeError if the
+        waveforms are shorter than a frame.
         """
         frames = waveforms.unfold(1, self.window_size, self.stride)
         power = self.spectrum(frames).abs().square()
@@ -91,11 +92,11 @@ class KaldiFbank(torch.nn.Module):
 
 
 def model_inputs(log_mels: Tensor, n_frames: Tensor | None = None) -> Tensor:
-    """Turns log-mel frames into what w2v-BERT's models of transformers read.
+    """Turns log-mel frames into inputs of transformers' w2v-BERT models.
 
-    Each band gets mean 0 and variance 1 over the utterance, and two frames
-    become one, 50 a second: what transformers' SeamlessM4TFeatureExtractor
-    does with a waveform.
+    Each band gets mean 0 and variance 1 over the utterance. Two frames are
+    stacked to one, so there are 50 per second. transformers'
+    SeamlessM4TFeatureExtractor does the same with a waveform.
 
     Arguments
     ---------
@@ -121,17 +122,17 @@ def model_inputs(log_mels: Tensor, n_frames: Tensor | None = None) -> Tensor:
 def normalised(
     x: Tensor, n_frames: Tensor | None, ddof: int, eps: float = 1e-7
 ) -> Tensor:
-    """Brings x (batch, frames, bands) to mean 0 and deviation 1 over frames.
+    """Normalises x (batch, frames, bands) to mean 0, deviation 1 over frames.
 
-    Of each utterance's own frames; those behind them become 0.
+    Only each utterance's is_own frames count; later frames become 0.
     """
     if n_frames is None:
         mean = x.mean(1, keepdim=True)
         variance = x.var(1, keepdim=True, correction=ddof)
         return (x - mean) / (variance + eps).sqrt()
-    own = length_to_mask(n_frames, x.shape[1]).bool()[..., None]
+    is_own = length_to_mask(n_frames, x.shape[1]).bool()[..., None]
     n = n_frames[:, None, None]
-    mean = (x * own).sum(1, keepdim=True) / n
-    x = (x - mean) * own
+    mean = (x * is_own).sum(1, keepdim=True) / n
+    x = (x - mean) * is_own
     variance = x.square().sum(1, keepdim=True) / (n - ddof)
     return x / (variance + eps).sqrt()

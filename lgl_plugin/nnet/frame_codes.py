@@ -1,4 +1,4 @@
-"""Codes of frames, which masked prediction takes for its targets."""
+"""Quantisers of frames, whose codes are the targets of masked prediction."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class KMeansQuantiser(torch.nn.Module):
     Arguments
     ---------
     transform : callable
-        Makes a module, frames (batch, time, features) to (batch, time, size),
-        which is clustered after its mean is subtracted: `Cepstra`,
-        `ModelLayer`, or `torch.nn.Identity` for the frames themselves.
+        Makes a module that maps frames (batch, time, features) to (batch, time,
+        size). Its output, less its mean, is clustered: `Cepstra`, `ModelLayer`,
+        or `torch.nn.Identity` for the frames themselves.
     size : int
-        Of what is clustered.
+        Dimensions of the transform's output.
     cb_vocab : int
         Number of codes.
 
@@ -51,16 +51,17 @@ class KMeansQuantiser(torch.nn.Module):
         points = self.transform(crops).flatten(0, 1)
         self.mean.copy_(points.mean(0))
         cluster = FaissKMeans(self.cb_vocab)
-        found = cluster((points - self.mean).cpu().numpy()).centroids
-        # Clusters without a member were dropped; their codes stay unused.
+        centroids = cluster((points - self.mean).cpu().numpy()).centroids
+        # k-means drops clusters without a member: their codes stay unused.
         self.centroids.zero_()
-        self.centroids[: len(found)] = torch.from_numpy(found)
+        self.centroids[: len(centroids)] = torch.from_numpy(centroids)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Returns the code of the nearest centroid by cosine."""
         points = self.transform(frames) - self.mean
         products = points @ self.centroids.T
-        # An unused code's zeros would win where all others are negative.
+        # An unused code's centroid is zero, and would win if all other products
+        # were negative.
         unused = ~self.centroids.any(-1)
         return products.masked_fill(unused, -torch.inf).argmax(-1)
 
@@ -86,16 +87,16 @@ class Cepstra(torch.nn.Module):
 
 
 class ModelLayer(torch.nn.Module):
-    """States of a layer of a model that was pre-trained before.
+    """Hidden states of a layer of a model that was pre-trained before.
 
-    For HuBERT's second iteration, whose targets are clusters of these.
+    HuBERT's second iteration uses clusters of these states as targets.
 
     Arguments
     ---------
     source : str
-        Folder of a w2v-BERT model of transformers, as pretrain.py leaves it.
+        Folder of a transformers w2v-BERT model, such as pretrain.py writes.
     layer : int
-        0 for what the first layer reads.
+        Number of the layer; 0 for the input of the first layer.
 
     Example
     -------
@@ -110,7 +111,7 @@ class ModelLayer(torch.nn.Module):
     """
 
     def __init__(self, source: str, layer: int):
-        from transformers import Wav2Vec2BertModel  # of the extra [ssl]
+        from transformers import Wav2Vec2BertModel  # needs the extra [ssl]
 
         super().__init__()
         self.layer = layer
@@ -118,7 +119,7 @@ class ModelLayer(torch.nn.Module):
         self.model.requires_grad_(False)
 
     def train(self, mode: bool = True) -> ModelLayer:
-        """Stays as it is: targets with dropout would change at each step."""
+        """Stays in eval mode: dropout would change the targets at each step."""
         return super().train(False)
 
     def forward(self, frames: Tensor) -> Tensor:

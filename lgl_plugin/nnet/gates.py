@@ -1,9 +1,9 @@
-"""Loss gates: masks over a batch of the utterances whose label is trusted.
+"""Loss gates: masks of the utterances whose pseudo-label is trusted.
 
-A network fits reliable pseudo-labels faster, so a small loss speaks for the
-label (paper, section 3). Gates differ in the source of their threshold tau.
-With several processes, give every gate the epoch's losses of all of them, so
-that all hold the same tau. An argument out of its range is a ValueError.
+A network fits reliable pseudo-labels faster, so a small loss suggests a right
+label (paper, section 3). Gates differ in how they set their threshold tau. With
+several processes, give each gate the epoch's losses of all processes, so that
+all gates have the same tau. An argument out of range raises ValueError.
 """
 
 import math
@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from lgl_plugin.nnet.mixture import density_crossing, fit_mixture
 from lgl_plugin.utils.checks import check_above0, check_from, check_share
 
-LOWEST = 1e-3  # loss that enters a mixture
+LOWEST = 1e-3  # smallest loss that enters a mixture
 
 
 class Gate(nn.Module):
     """A gate that selects the utterances whose loss is at most tau.
 
     The base of all gates (paper, eq. 3) maps losses (batch,), float32, to a
-    mask (batch,), bool, or to weights in [0, 1], float32, of which those above
-    one half count as selected. Call `start_iteration` (from 1) before training
-    on new pseudo-labels, and `end_epoch` after each epoch with the losses (N,)
-    of all its utterances, rejected ones too. The buffer `tau` is part of a
-    checkpoint; when resuming, call `start_iteration` before it is loaded.
+    mask (batch,), bool, or to weights in [0, 1], float32. A weight above one
+    half counts as selected. Call `start_iteration` (from 1) before training on
+    new pseudo-labels. Call `end_epoch` after each epoch with the losses (N,) of
+    all its utterances, rejected ones too. The buffer `tau` is part of a
+    checkpoint; when resuming, call `start_iteration` before loading the
+    checkpoint.
 
     Arguments
     ---------
@@ -74,15 +75,16 @@ class NoGate(Gate):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns a mask (batch,) that is True, for NaN losses too."""
-        # Were NaN rejected, a diverged network would train on and look well.
+        # Rejecting NaN would hide that a network has diverged.
         return torch.ones_like(losses, dtype=torch.bool)
 
 
 class FixedGate(Gate):
     """A gate with one threshold for the whole training.
 
-    A loss depends on the number of classes, margin, scale and progress: a
-    threshold found on one corpus can reject nearly all of another.
+    A loss depends on the number of classes, the margin, the scale and the
+    progress of the training. A threshold tuned on one corpus can therefore
+    reject nearly all utterances of another.
 
     Arguments
     ---------
@@ -138,11 +140,11 @@ class ScheduleGate(Gate):
 class TargetShareGate(Gate):
     """A gate that selects a given share, which grows with the iterations.
 
-    It replaces thresholds tuned by hand so that the selection grows by at least
-    10 % per iteration (paper, section 4). tau is the quantile of the previous
-    epoch's losses; in the first epoch of an iteration tau is NaN, and the gate
-    takes the quantile of each batch. As losses fall during training, the
-    selected share lies somewhat above the target.
+    The paper tunes its thresholds by hand so that the selection grows by at
+    least 10 % per iteration (section 4). This gate needs no tuning: tau is the
+    quantile of the previous epoch's losses. In the first epoch of an iteration
+    tau is NaN, and the gate uses the quantile of each batch. Losses fall during
+    training, so the selected share is somewhat above the target.
 
     Arguments
     ---------
@@ -150,7 +152,7 @@ class TargetShareGate(Gate):
         Share to select in iteration 1, in (0, 1].
     growth, ceiling : float
         Increase of the share at each further iteration, at least 0, and the
-        highest share, in [share, 1]. At 1, all is selected.
+        highest share, in [share, 1]. A share of 1 selects all utterances.
 
     Example
     -------
@@ -191,14 +193,14 @@ class TargetShareGate(Gate):
         losses = losses.detach()
         if self.share == 1 or not len(losses):
             return ~losses.isnan()
-        # torch.where and not `if`: reading tau on the host would stall the GPU
-        # at every step.
-        own = losses.nan_to_num(nan=math.inf, posinf=math.inf)
-        own = own.kthvalue(_rank(self.share, len(losses))).values
-        return losses <= torch.where(self.tau.isnan(), own, self.tau)
+        # torch.where instead of `if`: reading tau on the host would stall the
+        # GPU at every step.
+        batch_tau = losses.nan_to_num(nan=math.inf, posinf=math.inf)
+        batch_tau = batch_tau.kthvalue(_rank(self.share, len(losses))).values
+        return losses <= torch.where(self.tau.isnan(), batch_tau, self.tau)
 
     def start_iteration(self, iteration: int) -> None:
-        """Grows the share, and forgets the tau of the previous labels."""
+        """Raises the share, and resets tau to NaN for the new pseudo-labels."""
         _check_iteration(iteration)
         grown = self.first_share + self.growth * (iteration - 1)
         self.share = min(self.ceiling, grown)
@@ -213,14 +215,14 @@ class TargetShareGate(Gate):
 
 
 class DynamicGate(Gate):
-    """A gate that finds tau in the shape of the epoch's losses.
+    """A gate that sets tau between the two modes of the epoch's losses.
 
     Dynamic loss gate of DLG-LC (Han et al. 2022). The log losses of reliable
-    and unreliable labels form two humps: two Gaussians are fitted to them, and
-    tau lies where their weighted densities meet between the means. If they do
-    not meet, tau stays. The first epoch of an iteration selects everything,
-    unless `end_epoch` got the losses of an ungated epoch before: a guess could
-    reject nearly all and starve the training.
+    and of unreliable labels form two modes. The gate fits two Gaussians to the
+    log losses and sets tau to where the weighted densities meet between the
+    means. If the densities do not meet, tau stays. The first epoch of an
+    iteration selects everything, unless `end_epoch` got the losses of an
+    ungated epoch before: a guessed tau could reject nearly all utterances.
 
     Example
     -------
@@ -244,14 +246,14 @@ class DynamicGate(Gate):
 
     def end_epoch(self, epoch_losses: np.ndarray | Tensor) -> None:
         """Fits the mixture and moves tau to where its densities meet."""
-        self._adopt(_finite(epoch_losses))
+        self._fit(_finite(epoch_losses))
 
-    def _adopt(self, losses):
-        """Fits the mixture to finite losses, and returns it if tau moved."""
-        # A loss of 0.001 gives the label a probability of 99.9 %: fitted by
-        # any measure. Lower losses, down to exact zeros, are a tail in log
-        # scale that would take one of the two components for itself and put
-        # tau below all other losses.
+    def _fit(self, losses):
+        """Fits the mixture to finite losses; returns None if tau stays."""
+        # A loss of 0.001 means that the label has a probability of 99.9 %. In
+        # log scale lower losses, down to exact zeros, form a long tail. The
+        # tail would take one of the two components for itself and put tau below
+        # all other losses.
         logs = np.log(losses[losses > LOWEST])
         if len(logs) < 2:
             return None
@@ -266,12 +268,12 @@ class DynamicGate(Gate):
 class PosteriorGate(DynamicGate):
     """A gate that weights by the probability that the label is reliable.
 
-    That of SSRL: the posterior of the lower hump of
+    The weight, as in SSRL, is the posterior of the lower component of
     `DynamicGate`'s mixture, which is one half at tau. The gated loss is the
-    weighted mean, sum(p * loss) / sum(p). Below the lower mean and above the
-    upper one the weight is that at the mean: further out the wider density
-    would win on both sides. A loss that is not finite has no weight; before the
-    first fit all others have weight 1.
+    weighted mean, sum(p * loss) / sum(p). A loss below the lower mean or above
+    the upper one gets the weight of that mean, because further out the wider
+    density would win on both sides. A loss that is not finite has weight 0.
+    Before the first fit all other losses have weight 1.
 
     Example
     -------
@@ -291,8 +293,8 @@ class PosteriorGate(DynamicGate):
         self.mixture = nn.Buffer(torch.ones(3, 2))
 
     def end_epoch(self, epoch_losses: np.ndarray | Tensor) -> None:
-        """Fits the mixture, unless its densities do not meet."""
-        mixture = self._adopt(_finite(epoch_losses))
+        """Fits the mixture; keeps the old one if the densities do not meet."""
+        mixture = self._fit(_finite(epoch_losses))
         if mixture is not None:
             self.mixture.copy_(torch.from_numpy(np.stack(mixture)))
 
@@ -309,19 +311,19 @@ class PosteriorGate(DynamicGate):
 
 
 class LabelCorrection(nn.Module):
-    """A second label for rejected utterances of which the network is sure.
+    """Gives a new label to rejected utterances if the network is confident.
 
-    Label correction of DLG-LC (Han et al. 2022): where the softmax of the clean
+    Label correction of DLG-LC (Han et al. 2022): if the softmax of the clean
     crop exceeds `confidence`, the augmented crop is trained towards the
-    predicted pseudo-speaker. That prediction must be the one of more than half
-    of the utterance's last epochs: a network changes its mind from step to
-    step, and a crop is not the whole utterance.
+    predicted pseudo-speaker. The same pseudo-speaker must also be the
+    prediction of more than half of the utterance's last epochs, because
+    predictions change from step to step and a crop is not the whole utterance.
 
-    A call with rows (batch,), int64, cosines (batch, K) of clean crops, without
-    margin, and the gate's mask (batch,) returns new labels (batch,), int64, -1
-    for none. Call `end_epoch` after each epoch. The buffer `votes`, int32,
-    holds the predictions of each utterance, this epoch's first; -1 where the
-    network was not sure, -2 where it was not asked.
+    A call takes rows (batch,), int64, cosines (batch, K) of clean crops,
+    without margin, and the gate's mask (batch,). It returns new labels
+    (batch,), int64, -1 for none. Call `end_epoch` after each epoch. The buffer
+    `votes`, int32, has the predictions of each utterance, this epoch's first:
+    -1 if the network was not confident, -2 if it made no prediction.
 
     Arguments
     ---------
@@ -329,12 +331,13 @@ class LabelCorrection(nn.Module):
         Number of rows; a million take 20 MB.
     scale : float
         Factor of the cosines before the softmax, above 0: that of the training
-        loss. A confidence of one half needs a cosine of about ln(K) / scale: at
-        30, 0.15 for 80 pseudo-speakers and 0.29 for 6,000.
+        loss. A confidence of one half needs a cosine of about ln(K) / scale. At
+        a scale of 30 that is 0.15 for 80 pseudo-speakers and 0.29 for 6,000.
     confidence : float
         Probability to exceed, in [0, 1).
     epochs : int
-        How many vote, at least 1; at 1, as in the paper, the crop at hand.
+        Number of epochs that vote, at least 1. At 1, as in the paper, only the
+        current crop counts.
 
     Example
     -------
@@ -370,20 +373,20 @@ class LabelCorrection(nn.Module):
     def forward(
         self, rows: Tensor, cosines: Tensor, selected: Tensor
     ) -> Tensor:
-        """Returns the new labels of a batch; what is selected gets none."""
+        """Returns the new labels of a batch, -1 for selected utterances."""
         scaled = self.scale * cosines.float()
         probability, label = scaled.softmax(dim=1).max(dim=1)
-        sure = probability > self.confidence
-        self.votes[rows, 0] = torch.where(sure, label, -1).int()
+        confident = probability > self.confidence
+        self.votes[rows, 0] = torch.where(confident, label, -1).int()
         votes = self.votes[rows]
-        alike = (votes[:, :, None] == votes[:, None]).sum(2)
-        asked = (votes > -2).sum(1, keepdim=True)
-        # One label at most has more than half of the votes.
-        elected = torch.where(2 * alike > asked, votes, -1).amax(1)
-        return torch.where(selected, -1, elected).long()
+        counts = (votes[:, :, None] == votes[:, None]).sum(2)
+        n_votes = (votes > -2).sum(1, keepdim=True)
+        # At most one label has more than half of the votes.
+        majority = torch.where(2 * counts > n_votes, votes, -1).amax(1)
+        return torch.where(selected, -1, majority).long()
 
     def end_epoch(self, rows: np.ndarray, votes: np.ndarray) -> None:
-        """Takes the votes (N,) of all ranks, and begins the next epoch."""
+        """Stores the votes (N,) of all processes, and begins the next epoch."""
         index = torch.from_numpy(rows).to(self.votes.device)
         self.votes[index, 0] = torch.from_numpy(votes).to(self.votes)
         self.votes.copy_(self.votes.roll(1, dims=1))
@@ -399,9 +402,9 @@ def _finite(losses: np.ndarray | Tensor) -> np.ndarray:
 
 
 def _rank(share: float, n: int) -> int:
-    """Returns the number of n that make up the share, rounded up, from 1."""
-    # In floats 0.1 + 0.1 * 2 is a little above 0.3: without the factor the
-    # share of 10 utterances would round up to 4 and not 3.
+    """Returns share * n, rounded up, and at least 1."""
+    # In floats 0.1 + 0.1 * 2 is slightly above 0.3: without the factor, that
+    # share of 10 utterances would be 4 instead of 3.
     return max(1, math.ceil(share * n * (1 - 1e-12)))
 
 

@@ -1,4 +1,4 @@
-"""Keeps utterances whose label a user gave from rejection by a gate."""
+"""Exempts utterances whose label a user gave from the gate."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from torch import Tensor
 class GivenRows(torch.nn.Module):
     """Lets utterances whose label a user gave through any gate.
 
-    `given`, bool (N,), marks them among the manifest's rows.
-
-    A label correction changes rejected utterances alone, so it leaves these.
+    `given`, bool (N,), marks these utterances among the manifest's rows. A
+    label correction changes only rejected utterances, so given labels never
+    change.
     """
 
     def __init__(self, given: Tensor):
         super().__init__()
-        # In no checkpoint: a resumed run reads the same file again.
+        # Not in checkpoints: a resumed run reads the labels again.
         self.given = torch.nn.Buffer(given, persistent=False)
 
     def forward(self, rows: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Heads behind an encoder, which only training needs."""
+"""Projectors and prototypes that follow an encoder in training only."""
 
 import itertools
 
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 def projector(*sizes: int, last_norm: bool = False) -> nn.Sequential:
     """Makes linear layers with batch normalisation and ReLU between them.
 
-    `sizes` are those of the input, of each hidden layer and of the output,
-    which has a batch normalisation without weights, too, if `last_norm` says
-    so.
+    `sizes` are those of the input, of each hidden layer and of the output. With
+    `last_norm` a batch normalisation without weights follows the last layer.
     """
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(sizes[:-1]):
@@ -30,9 +29,9 @@ def projector(*sizes: int, last_norm: bool = False) -> nn.Sequential:
 class DistillationHead(nn.Sequential):
     """The projection of DINO and SDPN, to vectors of unit length.
 
-    Two hidden layers with batch normalisation and GELU, then a linear one.
-    Without the batch normalisation DINO's loss rises again (3D-Speaker, issue
-    23).
+    Two hidden layers with batch normalisation and GELU precede a linear layer.
+    Without batch normalisation DINO's loss rises again during training
+    (3D-Speaker, issue 23).
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class DistillationHead(nn.Sequential):
 
 
 class Prototypes(nn.Module):
-    """Directions that vectors of unit length are compared with."""
+    """Learnt directions that vectors of unit length are compared with."""
 
     def __init__(self, size: int, n_prototypes: int) -> None:
         super().__init__()
@@ -70,13 +69,13 @@ class Prototypes(nn.Module):
     def forward(self, vectors: Tensor, frozen: bool = False) -> Tensor:
         """Returns cosines (..., n_prototypes), float32, of unit vectors.
 
-        `frozen` prototypes get a gradient of zero: without any, data
+        `frozen` prototypes get a gradient of zero: if they got none, data
         parallelism would wait for one.
         """
         weight = self.weight
         if frozen:
             weight = weight.detach() + 0 * weight
-        # Half precision's rounding is as large as what tells two prototypes
-        # apart at a temperature of 0.025.
+        # In 16 bits the rounding error is as large as the difference that
+        # separates two prototypes at a temperature of 0.025.
         with torch.autocast(vectors.device.type, enabled=False):
             return F.linear(vectors.float(), F.normalize(weight, dim=-1))

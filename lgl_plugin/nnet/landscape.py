@@ -1,9 +1,9 @@
 """Loss surfaces around a network, in directions normalised filter by filter.
 
 Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018. A step
-of length one along a direction changes each filter by as much as its own
-length, so a network whose layers are scaled, to the same effect, has the same
-surface, and those of two networks can be compared.
+of length one along a direction changes each filter by the filter's own length.
+A rescaling of layers that leaves the network's output as it is therefore leaves
+the surface as it is, and the surfaces of two networks can be compared.
 """
 
 import contextlib
@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Parts of the loss, whose mean or sum is what `surface` and others return.
+# Returns figures (n,) of the network in its current state.
 Loss = Callable[[], Tensor]
 Tensors = Sequence[Tensor]
 
 
 def filter_lengths(parameters: Tensors) -> list[Tensor]:
-    """Returns the length of each filter, of a shape that goes with its values.
+    """Returns the length of each filter, in a shape that broadcasts to it.
 
-    A filter is what makes one output of a layer. Vectors, such as biases and
-    the weights of normalisation, have length 0: they stay as they are.
+    A filter is the weights of one output of a layer. Vectors, such as biases
+    and the weights of normalisation, have length 0, so that no direction
+    changes them.
     """
     return [
         p.detach().flatten(1).norm(dim=1).reshape(-1, *[1] * (p.ndim - 1))
@@ -38,7 +39,7 @@ def directions(
 ) -> list[list[Tensor]]:
     """Draws normal directions, each filter as long as that of the network.
 
-    Each is a list of a tensor for each parameter.
+    A direction is a list with a tensor for each parameter.
     """
     generator = torch.Generator().manual_seed(seed)
     lengths = filter_lengths(parameters)
@@ -47,11 +48,11 @@ def directions(
         normal = [
             torch.randn(p.shape, generator=generator).to(p) for p in parameters
         ]
-        own = filter_lengths(normal)
+        drawn_lengths = filter_lengths(normal)
         drawn.append(
             [
                 d * length / own_length.clamp(min=1e-12)
-                for d, length, own_length in zip(normal, lengths, own)
+                for d, length, own_length in zip(normal, lengths, drawn_lengths)
             ]
         )
     return drawn
@@ -61,9 +62,10 @@ def directions(
 def moving(
     parameters: Tensors,
 ) -> Iterator[Callable[[Iterable[tuple[float, Tensors]]], None]]:
-    """Gives a function that moves parameters, and restores them after.
+    """Yields a function that moves parameters; restores them afterwards.
 
-    It takes pairs of a step and a direction.
+    The function takes pairs of a step and a direction, and moves the parameters
+    from their start.
     """
     start = [p.detach().clone() for p in parameters]
 
@@ -90,18 +92,18 @@ def surface(
 ) -> np.ndarray:
     """Evaluates a loss over a plane of two directions through the parameters.
 
-    `loss` returns figures (n,) of the network as it is, whose `parameters` move
-    in place and come back; `axis` has the steps along either direction, and
-    `progress`, such as tqdm, wraps what is iterated over. Returns float64
-    (len(axis), len(axis), n).
+    `loss` returns figures (n,) of the network in its current state.
+    `parameters` are moved in place and restored. `axis` has the steps along
+    both directions. `progress`, such as tqdm, wraps the iteration. Returns
+    float64 (len(axis), len(axis), n).
     """
     places = [(a, b) for a in axis for b in axis]
     with moving(parameters) as move:
-        found = []
+        figures = []
         for place in progress(places):
             move(zip(place, plane))
-            found.append(_figures(loss))
-    return np.array(found).reshape(len(axis), len(axis), -1)
+            figures.append(_figures(loss))
+    return np.array(figures).reshape(len(axis), len(axis), -1)
 
 
 def rises(
@@ -111,21 +113,22 @@ def rises(
     radii: Sequence[float],
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
-    """Returns how much a loss rises, (ways, radii, n), each way and back.
+    """Returns a loss's mean rise over steps of both signs, (ways, radii, n).
 
-    The mean over both signs of a step; other arguments as of `surface`.
+    `ways` are directions, `radii` the lengths of steps. The other arguments are
+    those of `surface`.
     """
     with moving(parameters) as move:
         here = _figures(loss)
-        found = []
+        rise = []
         for way in progress(ways):
             for radius in radii:
                 ends = []
                 for step in (-radius, radius):
                     move([(step, way)])
                     ends.append(_figures(loss))
-                found.append(np.mean(ends, axis=0) - here)
-    return np.array(found).reshape(len(ways), len(radii), -1)
+                rise.append(np.mean(ends, axis=0) - here)
+    return np.array(rise).reshape(len(ways), len(radii), -1)
 
 
 def line(
@@ -136,13 +139,13 @@ def line(
 ) -> np.ndarray:
     """Evaluates a loss along the line between two state dicts of a module.
 
-    0 is the first and 1 the second. Running statistics lie between as weights
-    do, but never beyond: a variance would fall below 0. The module is left at
-    the second one. Returns (len(places), n).
+    Place 0 is the first state, place 1 the second. Running statistics are
+    interpolated but never extrapolated: a variance would fall below 0. The
+    module is left in the second state. Returns (len(places), n).
     """
     first, second = ends
     weights = {name for name, _ in module.named_parameters()}
-    found = []
+    figures = []
     for place in places:
         inside = min(max(place, 0.0), 1.0)
         between = {
@@ -152,9 +155,9 @@ def line(
             for name, value in first.items()
         }
         module.load_state_dict(between)
-        found.append(_figures(loss))
+        figures.append(_figures(loss))
     module.load_state_dict(second)
-    return np.array(found)
+    return np.array(figures)
 
 
 @torch.no_grad()
@@ -171,13 +174,13 @@ def top_curvature(
     tolerance: float = 0.01,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> float:
-    """Finds the largest eigenvalue of a loss's Hessian, by power iteration.
+    """Finds a Hessian's eigenvalue of largest magnitude by power iteration.
 
-    Each filter has length one in the coordinates, as in `surface`, so that the
-    result does not change with a layer's scale. It is the eigenvalue of the
-    largest magnitude, whatever its sign. `parts` return scalars
-    with a graph, whose sum is the loss. It ends after so many `iterations`, or
-    once the eigenvalue changes by less than the share `tolerance`.
+    The eigenvalue may be negative. In the coordinates each filter has length
+    one, as in `surface`, so that the result does not depend on a layer's scale.
+    `parts` return scalars with a graph, whose sum is the loss. The search ends
+    after `iterations`, or once the eigenvalue changes by less than the share
+    `tolerance`.
     """
     parts, scales = list(parts), filter_lengths(parameters)
     generator = torch.Generator().manual_seed(seed)
@@ -192,7 +195,7 @@ def top_curvature(
         moved = [v * scale for v, scale in zip(vector, scales)]
         product = [torch.zeros_like(v) for v in vector]
         for part in parts:
-            # Other kernels of attention have no second derivative.
+            # Only this kernel of attention has a second derivative.
             with sdpa_kernel(SDPBackend.MATH):
                 gradients = torch.autograd.grad(
                     part(),

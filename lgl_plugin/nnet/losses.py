@@ -1,9 +1,9 @@
 """Losses of both stages, computed in float32 under autocast too.
 
 Stage I: NT-Xent over pairs of segments, and augmentation adversarial training
-(a discriminator behind a gradient reversal). Stage II: a classifier with
-several centres per class, additive angular margin softmax with one loss per
-utterance, and its mean over the utterances that the gate selects.
+(a discriminator after a gradient reversal). Stage II: a classifier with several
+centres per class, additive angular margin softmax with one loss per utterance,
+and its mean over the utterances that the gate selects.
 """
 
 import math
@@ -52,15 +52,16 @@ class NTXent(nn.Module):
     """
 
     # The released code adds a learnable offset b = -5 to every logit. The
-    # offset cancels in the softmax, so its only gradient would be rounding
-    # noise that Adam scales up to full steps: without it nothing changes.
+    # offset cancels in the softmax. Its only gradient would be rounding noise,
+    # which Adam scales up to full steps. Without the offset nothing else
+    # changes.
 
     def __init__(self, scale_init: float = 10.0) -> None:
         super().__init__()
         check_above0(scale_init=scale_init)
-        # The released code clamps w and drops the result, so w can turn
-        # negative. softplus cannot, and near 10 its slope is 1: the scale
-        # then moves at the learning rate, as a plain parameter would.
+        # The released code clamps w and drops the result, so w can become
+        # negative. softplus cannot. Near 10 its slope is 1, so the scale moves
+        # at the learning rate, as a plain parameter would.
         raw = scale_init + math.log(-math.expm1(-scale_init))
         self.raw_scale = nn.Parameter(torch.tensor(raw))
 
@@ -78,9 +79,9 @@ class NTXent(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of the process's 2B segments, and accuracy.
 
-        With the group of each segment (2B,), int64, anchors first, those of
-        a segment's group are none of its negatives, nor those of its
-        positive's group, which may hold the very same utterance.
+        `groups` (2B,), int64, anchors first, are the groups of the segments. A
+        segment's negatives exclude its own group and its positive's group,
+        which may hold the same utterance.
         """
         if anchor.ndim != 2 or anchor.shape != positive.shape:
             raise ValueError(
@@ -106,9 +107,9 @@ class NTXent(nn.Module):
             logits = self.scale * segments @ candidates.T
             if groups is not None and others is not None:
                 both = torch.stack([groups, groups.roll(len(anchor))])
-                alike = (both[..., None] == others).any(0)
-                alike.scatter_(1, partner[:, None], False)
-                logits = logits.masked_fill(alike, -math.inf)
+                excluded = (both[..., None] == others).any(0)
+                excluded.scatter_(1, partner[:, None], False)
+                logits = logits.masked_fill(excluded, -math.inf)
             logits = logits.scatter(1, itself[:, None], -math.inf)
             loss = F.cross_entropy(logits, partner)
         accuracy = (logits.detach().argmax(dim=1) == partner).float().mean()
@@ -125,9 +126,9 @@ def momentum_contrast(
 ) -> tuple[Tensor, Tensor]:
     """Returns MoCo's loss, the mean over anchors, and its accuracy.
 
-    Anchors and their keys are at unit length, (n_views, batch, dim); negatives
-    are (n, dim). Groups are int64, (n_views, batch) and (n,): a negative of
-    the group of one of an utterance's views is left out, as is one of -1.
+    Anchors and keys (n_views, batch, dim) and negatives (n, dim) have unit
+    length. Groups are int64, (n_views, batch) and (n,). A negative is left out
+    if its group is -1, or that of one of the utterance's views.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         own = (anchors * keys).sum(-1, keepdim=True)
@@ -211,10 +212,10 @@ def augmentation_adversarial_loss(
     Arguments
     ---------
     discriminator : torch.nn.Module
-        From concatenated pairs (2B, 2D) to logits (2B, 2).
+        Maps concatenated pairs (2B, 2D) to logits (2B, 2).
     e1, e2, e3 : torch.Tensor
-        Embeddings (B, D) of segments of the same utterances, the third of
-        another augmentation than the first two.
+        Embeddings (B, D) of segments of the same utterances. The first two have
+        the same augmentation, the third another.
 
     Returns
     -------
@@ -229,8 +230,8 @@ def augmentation_adversarial_loss(
     ...     AugmentationDiscriminator(), *turned
     ... )
     """
-    # Both classes in one pass: in two, the batch normalisation's statistics
-    # would differ by class and give the answer away.
+    # Both classes go through one pass: in two passes the statistics of batch
+    # normalisation would differ by class and reveal the answer.
     same = torch.cat([e1, e2], dim=1)
     other = torch.cat([e1, e3], dim=1)
     logits = discriminator(torch.cat([same, other])).float()
@@ -274,7 +275,7 @@ class SubCentreClassifier(nn.Module):
         super().__init__()
         check_from(1, n_centres=n_centres)
         # The first axis is the centre: the maximum is then over whole rows of
-        # classes, and each centre starts as SpeechBrain's only one.
+        # classes, and each centre starts like SpeechBrain's single one.
         self.weight = nn.Parameter(
             torch.empty(n_centres, out_neurons, input_size)
         )
@@ -288,9 +289,9 @@ class SubCentreClassifier(nn.Module):
 
     @torch.no_grad()
     def start_from(self, centroids: Tensor) -> None:
-        """Puts the centres of each class beside its centroid, of (K, D).
+        """Puts the centres of each class near its centroid, a row of (K, D).
 
-        The offsets are drawn from torch's generator; a single centre lies on
+        The offsets are drawn from torch's generator. A single centre lies on
         the centroid.
         """
         if centroids.shape != self.weight.shape[1:]:
@@ -319,13 +320,13 @@ class AAMSoftmax(nn.Module):
     """An additive angular margin softmax with one loss per utterance.
 
     ArcFace (paper, reference 26) maps cosines (B, K) and classes (B,), int64,
-    to losses (B,), float32: the target's cos(theta) becomes
-    cos(theta + margin), all cosines are multiplied by `scale`, then comes the
-    cross entropy. Where theta + margin would pass pi and the cosine would rise
-    again, the target is cos(theta) - margin * sin(margin) instead.
+    to losses (B,), float32. The target's cos(theta) becomes cos(theta +
+    margin), all cosines are multiplied by `scale`, and the loss is the cross
+    entropy. If theta + margin would pass pi, where the cosine rises again, the
+    target is cos(theta) - margin * sin(margin) instead.
 
-    Logits that are no cosines are refused in the first batch. Later ones are
-    not looked at: a GPU's host would wait for the answer at each step.
+    The first batch is refused if its logits are no cosines. Later batches are
+    not checked, because each check makes the host wait for the GPU.
 
     Arguments
     ---------
@@ -381,8 +382,8 @@ class AAMSoftmax(nn.Module):
 
     def _check(self, cosines):
         """Raises ValueError for logits that cannot be cosines."""
-        # A NaN passes: a diverged encoder is reported by the step that meets
-        # it. Half precision rounds a cosine to as much as 1.008.
+        # A NaN passes, because the step that meets it reports the diverged
+        # encoder. Half precision rounds a cosine to as much as 1.008.
         largest = float(cosines.detach().abs().nan_to_num(nan=0.0).max())
         if largest > 1.05:
             raise ValueError(
@@ -397,19 +398,19 @@ class AAMSoftmax(nn.Module):
 def gated_mean(losses: Tensor, mask: Tensor) -> Tensor:
     """Returns the gated loss: the mean over the selected (paper, eq. 3).
 
-    With weights in the place of a mask it is the weighted mean.
+    With weights instead of a mask the loss is the weighted mean.
 
     An empty mask gives an exact zero that still has a graph, so that a process
     with nothing selected runs the same backward as the others. With several
-    processes all must call this function: the divisor is the count of all of
-    them, and the step is that of one process with the whole batch.
+    processes all must call this function: the divisor is the count over all
+    processes, and the step equals that of one process with the whole batch.
 
     Arguments
     ---------
     losses, mask : torch.Tensor
         Losses (B,), and the selected among them (B,), bool, or weights from 0
-        on, floating. Rejected ones may be infinite or NaN: neither they nor
-        their gradients enter.
+        on, floating. Rejected losses may be infinite or NaN: neither they nor
+        their gradients count.
 
     Returns
     -------
@@ -424,8 +425,8 @@ def gated_mean(losses: Tensor, mask: Tensor) -> Tensor:
     >>> gated_mean(losses, losses < 0.0)
     tensor(0.)
     """
-    known = mask.dtype == torch.bool or mask.is_floating_point()
-    if not known or mask.shape != losses.shape:
+    is_valid = mask.dtype == torch.bool or mask.is_floating_point()
+    if not is_valid or mask.shape != losses.shape:
         raise ValueError(
             f"mask must be bool or floating, {tuple(losses.shape)}, got "
             f"{mask.dtype} of shape {tuple(mask.shape)}"

@@ -1,8 +1,8 @@
-"""Objectives that pre-train a speech model: predict what is masked.
+"""Objectives of masked prediction, which pre-train a speech model.
 
-A model reads frames (batch, time, features) of which spans are masked, and
-returns hidden states (batch, time, size). An objective takes these, the frames
-as they were, and the mask, and returns a loss.
+A model reads frames (batch, time, features), spans of which are masked, and
+returns hidden states (batch, time, size). An objective takes the hidden states,
+the unmasked frames and the mask, and returns a loss.
 """
 
 import math
@@ -18,7 +18,7 @@ from lgl_plugin.nnet.frame_codes import Maker
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
-# Decibels by which the first of mixed speakers is louder, or softer, at most.
+# Largest difference in level between two mixed speakers, in dB.
 LOUDNESS = 5.0
 # Weight of the term of `ContrastivePrediction` that keeps all codes in use.
 DIVERSITY = 0.1
@@ -52,17 +52,18 @@ def span_mask(batch: int, frames: int, share: float, length: int) -> Tensor:
     if not 1 <= length <= frames:
         raise ValueError(f"length must be in [1, {frames}], got {length}")
     starts = 1 - (1 - share) ** (1 / length)
-    # Spans may begin before the first frame, or it would be masked less often.
+    # Spans may begin before the first frame: otherwise the first frames would
+    # be masked less often.
     begun = torch.rand(batch, frames + length - 1) < starts
     return max_pool1d(begun[:, None].float(), length, stride=1)[:, 0] > 0
 
 
 def mix_utterances(log_mels: Tensor, share: float) -> Tensor:
-    """Mixes a part of another utterance of the batch into some of them.
+    """Mixes parts of other utterances of the batch into some utterances.
 
-    WavLM's utterance mixing: what is predicted stays that of the first
-    speaker, so the model learns to tell speakers apart. Powers of mel bands
-    are added, which waveforms' powers do on average.
+    WavLM's utterance mixing: the targets stay those of the first speaker, so
+    the model learns to tell speakers apart. The powers of mel bands are added,
+    as the powers of waveforms are on average.
 
     Arguments
     ---------
@@ -100,16 +101,17 @@ def mix_utterances(log_mels: Tensor, share: float) -> Tensor:
 class MaskedPrediction(torch.nn.Module):
     """Predicts the codes of masked frames: HuBERT's and BEST-RQ's objective.
 
-    The quantiser, which is not trained, decides which of the two.
+    The quantiser, which is not trained, decides between the two.
 
     Arguments
     ---------
     hidden_size : int
-        Of the model's states.
+        Size of the model's hidden states.
     quantiser : callable
-        Makes a module, frames (batch, time, features) to codes (batch, time),
-        int64, in [0, cb_vocab): SpeechBrain's `RandomProjectionQuantizer`
-        (BEST-RQ) or `KMeansQuantiser` (HuBERT), by a yaml's `!name:`.
+        Makes a module that maps frames (batch, time, features) to codes (batch,
+        time), int64, in [0, cb_vocab): SpeechBrain's
+        `RandomProjectionQuantizer` (BEST-RQ) or `KMeansQuantiser` (HuBERT), by
+        a yaml's `!name:`.
 
     Example
     -------
@@ -125,15 +127,15 @@ class MaskedPrediction(torch.nn.Module):
 
     def __init__(self, hidden_size: int, quantiser: Maker):
         super().__init__()
-        made: Any = quantiser()
-        self.quantiser = made
-        self.predict = torch.nn.Linear(hidden_size, made.cb_vocab)
+        module: Any = quantiser()
+        self.quantiser = module
+        self.predict = torch.nn.Linear(hidden_size, module.cb_vocab)
 
     def forward(self, hidden: Tensor, frames: Tensor, mask: Tensor) -> Result:
         """Returns the mean cross-entropy over masked frames, and figures.
 
-        These are the `accuracy` over masked frames, and `codes`, how many
-        codes are in use (the exponential of their entropy).
+        The figures are `accuracy` over masked frames, and `codes`, the number
+        of codes in use (the exponential of their entropy).
         """
         # In 16 bits some frames would get a neighbour's code.
         with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
@@ -148,22 +150,22 @@ class MaskedPrediction(torch.nn.Module):
 
 
 class ContrastivePrediction(torch.nn.Module):
-    """Finds the own quantised frame among others: wav2vec 2.0's objective.
+    """Identifies each frame's own quantised target: wav2vec 2.0's objective.
 
-    The quantiser is SpeechBrain's, of two groups, and learns with the model.
-    Negatives are all masked frames of the utterance with other codes;
+    The quantiser is SpeechBrain's, of two groups, and is trained with the
+    model. Negatives are all masked frames of the utterance with other codes.
     wav2vec 2.0 draws 100 of them.
 
     Arguments
     ---------
     hidden_size : int
-        Of the model's states.
+        Size of the model's hidden states.
     frame_size : int
-        Features of a frame.
+        Features per frame.
     size : int
-        Of the space in which states and quantised frames are compared.
+        Dimensions in which states and quantised frames are compared.
     n_codes : int
-        Codes of each group.
+        Codes per group.
 
     Example
     -------
@@ -183,7 +185,8 @@ class ContrastivePrediction(torch.nn.Module):
         n_codes: int = 32,
     ):
         super().__init__()
-        # From there wav2vec 2.0's temperature falls in 400,000 steps.
+        # The temperature stays at 2, where wav2vec 2.0 begins a fall over
+        # 400,000 steps.
         self.quantiser = W2VTargetQuantiser(
             frame_size, size, num_vars=n_codes, temperature_decay=(2, 2, 1)
         )
@@ -192,7 +195,7 @@ class ContrastivePrediction(torch.nn.Module):
     def forward(self, hidden: Tensor, frames: Tensor, mask: Tensor) -> Result:
         """Returns the loss, and the figures of `MaskedPrediction`.
 
-        `codes` are of both groups, in sum.
+        `codes` is the sum over both groups.
         """
         targets, meta = self.quantiser(frames)
         loss, accuracy = contrastive_loss(self.predict(hidden), targets, mask)
@@ -205,16 +208,16 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor]:
     """Returns loss and accuracy of finding each masked frame's own target.
 
-    Compares `predicted` with `targets`, (batch, time, size), in float32 under
-    autocast too. Negatives are the frames of the utterance that `mask`, bool
-    (batch, time), holds, and whose target is another.
+    `predicted` and `targets` (batch, time, size) are compared in float32, under
+    autocast too. Negatives of a frame are the masked frames of its utterance
+    with another target. `mask` is bool (batch, time).
     """
-    # In 16 bits no cosine of equal targets would reach the limit below.
+    # In 16 bits no cosine of equal targets would reach the limit of `same`.
     with torch.autocast(predicted.device.type, enabled=False):
         targets = normalize(targets.float(), dim=-1)
         cosines = normalize(predicted.float(), dim=-1) @ targets.mT
         with torch.no_grad():
-            # Nor in TF32, which SpeechBrain allows on a GPU.
+            # Neither would it in TF32, which SpeechBrain allows on a GPU.
             with exact_matmul():
                 same = targets @ targets.mT > 1 - 1e-5
             allowed = mask[:, None] & ~same

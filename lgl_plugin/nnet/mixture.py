@@ -1,4 +1,4 @@
-"""Two Gaussians in a set of numbers, and where they meet."""
+"""Fits two Gaussians to numbers, and finds where their densities meet."""
 
 import math
 import warnings
@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-# A fit ends there. A crossing moves by less than 0.01 after that.
+# Limits of a fit. A longer fit moves the crossing by less than 0.01.
 TOLERANCE, MAX_ITERATIONS = 1e-7, 500
 
 
@@ -21,8 +21,8 @@ def fit_mixture(
     with the lower mean first. The fit does not depend on the order of values.
     """
     x = np.sort(np.asarray(values, dtype=np.float64))
-    # More numbers would take longer and move tau by less than it moves from
-    # epoch to epoch: evenly spaced order statistics stand for them.
+    # More numbers would take longer, and would move tau by less than tau moves
+    # from epoch to epoch. Evenly spaced order statistics represent them.
     if len(x) > 65536:
         x = x[np.linspace(0, len(x) - 1, 65536).round().astype(np.int64)]
     floor = 1e-6  # of a variance: equal losses would make it 0
@@ -38,7 +38,7 @@ def fit_mixture(
         precisions_init=np.full(2, 1 / (x.var() + floor)),
     )
     with warnings.catch_warnings():
-        # A warning in each epoch would only hide others.
+        # A warning in each epoch would hide other warnings.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(x[:, None])
     means = mixture.means_[:, 0]
@@ -56,10 +56,11 @@ def density_crossing(
     Each argument holds two numbers, the lower mean first. Returns None if one
     density is above the other at both means.
     """
-    # The log of the ratio of the densities, t to the right of the lower mean,
-    # is a t^2 + b t + c. Its slope is negative at both means, hence between
-    # them: one root at most, and there is one if and only if the sign changes.
-    # The root with negative slope, in the form that does not divide by a.
+    # The log of the ratio of the densities at t above the lower mean is a t^2 +
+    # b t + c. Its slope is negative at both means, hence between them. So there
+    # is one root at most, and there is one if and only if the sign changes. The
+    # root with negative slope is computed in the form that does not divide by
+    # a.
     (v1, v2), gap = variances, means[1] - means[0]
     log_ratio = math.log(weights[0] / weights[1]) - math.log(v1 / v2) / 2
     a = 1 / (2 * v2) - 1 / (2 * v1)

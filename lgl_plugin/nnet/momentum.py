@@ -1,4 +1,4 @@
-"""A teacher: a copy of a network that follows it slowly."""
+"""A momentum teacher: a moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class MomentumCopy(nn.Module):
     Arguments
     ---------
     module : torch.nn.Module
-        What is copied, weights included.
+        The module to copy, with its weights.
     buffers : bool
-        Whether running statistics of batch normalisation follow, too, and are
-        what it normalises by. Otherwise it normalises by the batch at hand, as
-        the module does in training.
+        True: running statistics of batch normalisation are averaged, too, and
+        the copy normalises by them. False: the copy normalises by the current
+        batch, as the module does in training.
 
     Example
     -------
@@ -41,7 +41,7 @@ class MomentumCopy(nn.Module):
         self.buffers_follow = buffers
 
     def train(self, mode: bool = True) -> MomentumCopy:
-        """Sets the mode; running statistics hold in both, if they follow."""
+        """Sets the mode; a copy that averages statistics stays in eval."""
         return super().train(mode and not self.buffers_follow)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,10 +52,10 @@ class MomentumCopy(nn.Module):
     def follow(
         self, module: nn.Module, momentum: float, skipped: Tensor
     ) -> None:
-        """Keeps the share `momentum`, and takes the rest from the module.
+        """Keeps the share `momentum` of each weight; the module's is the rest.
 
-        `skipped`, a scalar on the device, is 1 where the step was skipped: the
-        teacher then stays, too.
+        `skipped`, a scalar on the device, is 1 if the training step was
+        skipped: the copy then stays unchanged, too.
         """
         pairs = zip(self.copy.parameters(), module.parameters(), strict=True)
         own, new = (list(tensors) for tensors in zip(*pairs))
@@ -74,5 +74,5 @@ class MomentumCopy(nn.Module):
 
 
 def cosine_ramp(start: float, end: float, done: float) -> float:
-    """Returns a value that goes from start to end by half a cosine."""
+    """Interpolates from start to end by half a cosine; `done` is in [0, 1]."""
     return end + (start - end) * (1 + math.cos(math.pi * min(done, 1.0))) / 2

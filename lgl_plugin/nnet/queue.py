@@ -1,15 +1,15 @@
-"""The latest embeddings of a training, with what they are of."""
+"""A queue of a training's latest embeddings."""
 
 import torch
 from torch import Tensor, nn
 
 
 class EmbeddingQueue(nn.Module):
-    """First in, first out: embeddings and the groups that they are of.
+    """A first-in-first-out queue of embeddings and of their groups.
 
-    Buffers, so that a checkpoint has them: `groups`, int64 (capacity,), an
-    utterance's or a cluster's number, -1 where nothing is held, and `vectors`,
-    float32 (capacity, dim).
+    A checkpoint contains its buffers: `groups`, int64 (capacity,), the number
+    of an utterance or a cluster, -1 for an empty place, and `vectors`, float32
+    (capacity, dim).
     """
 
     def __init__(self, capacity: int, dim: int) -> None:
@@ -24,13 +24,13 @@ class EmbeddingQueue(nn.Module):
 
     @torch.no_grad()
     def add(self, groups: Tensor, vectors: Tensor) -> None:
-        """Puts embeddings (n, dim) of groups (n,) in; the oldest go."""
+        """Adds embeddings (n, dim) of groups (n,), in place of the oldest."""
         capacity = len(self.groups)
         groups, vectors = groups[-capacity:], vectors[-capacity:]
         index = self.place + torch.arange(len(groups), device=groups.device)
         index %= capacity
-        # One step that went wrong would spoil each that draws from it.
-        sound = vectors.isfinite().all(1)
-        self.groups[index] = torch.where(sound, groups, -1)
-        self.vectors[index] = torch.where(sound[:, None], vectors.float(), 0.0)
+        # A non-finite embedding would spoil every step that uses the queue.
+        finite = vectors.isfinite().all(1)
+        self.groups[index] = torch.where(finite, groups, -1)
+        self.vectors[index] = torch.where(finite[:, None], vectors.float(), 0.0)
         self.place.copy_((self.place + len(groups)) % capacity)

@@ -1,7 +1,7 @@
-"""Losses without negatives: two views alike, and dimensions that differ.
+"""Losses without negatives: VICReg, Barlow Twins and SimSiam.
 
-VICReg, Barlow Twins and SimSiam, computed in float32 under autocast too, over
-the batch of all processes.
+All are computed in float32, under autocast too. VICReg and Barlow Twins use the
+batch of all processes.
 """
 
 import torch
@@ -14,12 +14,13 @@ from lgl_plugin.utils.distributed import all_gather_with_grad
 def vicreg_terms(
     first: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns VICReg's three terms (Bardes et al. 2022), without weights.
+    """Returns invariance, variance and covariance of VICReg, without weights.
 
-    Of projections (batch, D) of two views of the same utterances: the mean
-    squared difference; how far deviations fall short of 1, in the mean over
-    dimensions; and the squares of the covariances of each two dimensions, over
-    D. The latter two are of both views in sum.
+    Bardes et al. 2022. `first` and `second` (batch, D) are projections of two
+    views of the same utterances. Invariance is the mean squared difference of
+    the views. Variance is the mean over dimensions of max(0, 1 - deviation).
+    Covariance is the sum of the squared covariances of distinct dimensions,
+    divided by D. Variance and covariance are summed over both views.
     """
     with torch.autocast(first.device.type, enabled=False):
         one, other = (
@@ -27,9 +28,9 @@ def vicreg_terms(
             all_gather_with_grad(second.float()),
         )
         variance, covariance = _spread(one)
-        further, more = _spread(other)
+        variance_other, covariance_other = _spread(other)
         invariance = F.mse_loss(one, other)
-    return invariance, variance + further, covariance + more
+    return invariance, variance + variance_other, covariance + covariance_other
 
 
 def spread_terms(view: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,12 +53,13 @@ def barlow_twins_loss(
 ) -> Tensor:
     """Returns the loss of Barlow Twins (Zbontar et al. 2021).
 
-    The correlation over the batch of two views' projections, (batch, D), is to
-    be the identity; `redundancy` weighs the correlations of two dimensions.
+    The cross-correlation of the two views' projections (batch, D) over the
+    batch must be the identity. `redundancy` is the weight of the off-diagonal
+    entries.
     """
     with torch.autocast(first.device.type, enabled=False):
         views = [all_gather_with_grad(view.float()) for view in (first, second)]
-        # As batch normalisation without weights; 1e-5 as there.
+        # Batch normalisation without weights, with torch's eps.
         a, b = (
             (view - view.mean(0)) / (view.var(0, correction=0) + 1e-5).sqrt()
             for view in views

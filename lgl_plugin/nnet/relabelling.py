@@ -1,4 +1,4 @@
-"""Labels by a momentum teacher, which change from epoch to epoch."""
+"""Pseudo-labels that a momentum teacher renews after each epoch (SSRL)."""
 
 import numpy as np
 import torch
@@ -12,38 +12,40 @@ LAST_SHARE = 0.1
 
 
 class TeacherLabels(nn.Module):
-    """Labels that a momentum teacher gives anew after each epoch: SSRL.
+    """Labels that a momentum teacher renews after each epoch: SSRL.
 
-    Cai and Li 2024 (arXiv 2401.01473). The teacher, a slow copy of encoder
-    and classifier that normalises by running statistics, names a
-    pseudo-speaker for each utterance's clean crop. The label is the one that
-    most of the last epochs named; the cluster's counts as the first of these,
-    so that a label changes once two epochs agree on another. A tie leaves it,
-    or goes to the newest. A pseudo-speaker that no utterance has any more
-    dies out: nothing is compared with it.
+    Cai and Li 2024 (arXiv 2401.01473). The teacher is a slow copy of encoder
+    and classifier that normalises by running statistics. In each epoch the
+    teacher predicts a pseudo-speaker from each utterance's clean crop. An
+    utterance's label is its most frequent prediction in the last epochs. The
+    cluster's label counts as the first prediction, so a label changes once two
+    epochs agree on another one. In a tie the current label stays if it is among
+    the most frequent; otherwise the newest prediction wins. A pseudo-speaker
+    without utterances is dead: no loss compares an utterance with it.
 
     Arguments
     ---------
     encoder, classifier : torch.nn.Module
-        What the teacher begins as a copy of; the classifier gives K cosines.
+        The modules that the teacher starts as a copy of. The classifier returns
+        K cosines.
     labels : torch.Tensor
         The clusters' labels, int64 (n_utterances,); -1 for none.
     n_labels : int
-        How many there are, K.
+        Number of pseudo-speakers, K.
     momentum : float
-        How much of the teacher a step keeps, in [0, 1). What it takes from
-        the student falls in a straight line to a tenth: from 0.999 to 0.9999
-        in the source, whose training has a hundred times the steps of an
-        hour's.
+        Share of the teacher's weights that a step keeps at first, in [0, 1). 1
+        - momentum falls linearly to a tenth over the training. The source goes
+        from 0.999 to 0.9999 in a hundred times the steps of a training on one
+        hour of speech.
     epochs : int
-        How many vote, at least 1.
+        Number of epochs whose predictions vote, at least 1.
 
     Attributes
     ---------
     labels : torch.Tensor
         Of the epoch under way, int64 (n_utterances,).
     alive : torch.Tensor
-        Which pseudo-speakers an utterance has, bool (K,).
+        True for pseudo-speakers that have an utterance, bool (K,).
 
     Example
     -------
@@ -73,12 +75,12 @@ class TeacherLabels(nn.Module):
         self.labels = nn.Buffer(labels.clone())
         votes = torch.full((len(labels), epochs), -1, dtype=torch.int32)
         votes[:, 0] = labels
-        self.votes = nn.Buffer(votes)  # the newest first; -1 for none
+        self.votes = nn.Buffer(votes)  # newest first; -1 for no vote
         self.alive = nn.Buffer(torch.zeros(n_labels, dtype=torch.bool))
         self._count()
 
     def forward(self, cosines: Tensor) -> Tensor:
-        """Puts dead pseudo-speakers out of reach of cosines (batch, K)."""
+        """Sets the cosines (batch, K) of dead pseudo-speakers to -1."""
         return cosines.masked_fill(~self.alive, -1.0)
 
     def follow(
@@ -90,34 +92,37 @@ class TeacherLabels(nn.Module):
     ) -> None:
         """Moves the teacher, as `MomentumCopy.follow` does.
 
-        `done` is the share of the training that is done, from 0 to 1.
+        `done` is the finished share of the training, from 0 to 1.
         """
-        taken = 1 - (1 - LAST_SHARE) * min(done, 1.0)
-        taken *= 1 - self.momentum
-        self.encoder.follow(encoder, 1 - taken, skipped)
-        self.classifier.follow(classifier, 1 - taken, skipped)
+        rate = 1 - (1 - LAST_SHARE) * min(done, 1.0)
+        rate *= 1 - self.momentum
+        self.encoder.follow(encoder, 1 - rate, skipped)
+        self.classifier.follow(classifier, 1 - rate, skipped)
 
     def end_epoch(self, rows: np.ndarray, votes: np.ndarray) -> None:
-        """Takes the teacher's votes (n,) on rows (n,), each once; -1 is none.
+        """Adds the teacher's votes of an epoch, and renews the labels.
 
-        They are those of all processes.
+        `rows` (n,) are the voting utterances of all processes, each once.
+        `votes` (n,) are their predicted pseudo-speakers, -1 for none.
         """
-        said = votes >= 0
-        index = torch.from_numpy(rows[said]).to(self.votes.device)
-        newest = torch.from_numpy(votes[said]).to(self.votes)[:, None]
-        held = torch.cat([newest, self.votes[index, :-1]], dim=1)
-        self.votes[index] = held
-        epochs = held.shape[1]
-        alike = (held[:, :, None] == held[:, None]).sum(2) * (held >= 0)
-        stays = held == self.labels[index, None]
-        age = torch.arange(epochs, device=held.device)
-        # One score for each: of equal ones a GPU would pick any.
-        score = 2 * epochs * alike + epochs * stays - age
+        valid = votes >= 0
+        index = torch.from_numpy(rows[valid]).to(self.votes.device)
+        newest = torch.from_numpy(votes[valid]).to(self.votes)[:, None]
+        history = torch.cat([newest, self.votes[index, :-1]], dim=1)
+        self.votes[index] = history
+        epochs = history.shape[1]
+        counts = (history[:, :, None] == history[:, None]).sum(2) * (
+            history >= 0
+        )
+        is_current = history == self.labels[index, None]
+        age = torch.arange(epochs, device=history.device)
+        # Scores are distinct: argmax of equal scores may differ on a GPU.
+        score = 2 * epochs * counts + epochs * is_current - age
         place = score.argmax(1, keepdim=True)
-        self.labels[index] = held.gather(1, place)[:, 0].long()
+        self.labels[index] = history.gather(1, place)[:, 0].long()
         self._count()
 
     def _count(self):
-        """Notes which pseudo-speakers an utterance has."""
+        """Marks the pseudo-speakers that have an utterance."""
         self.alive.zero_()
         self.alive[self.labels[self.labels >= 0]] = True

@@ -11,22 +11,24 @@ from lgl_plugin.utils.progress import tqdm
 
 SECONDS = 0.5  # kept of an impulse response
 MOST = 20000  # impulse responses kept in memory, 16 kB each
-# Share of the energy in the second half of these seconds. Of 15 measured rooms
-# the median was 0.01 and the largest 0.14; of speech and noise the median 0.3.
+# Files whose median share of energy in the second half of `SECONDS` is larger
+# are not impulse responses. 15 measured rooms had 0.01 in the median and at
+# most 0.14; speech and noise had 0.3 in the median.
 LATE = 0.2
 
 
-# `lgl train` makes an augmentation of each stage's yaml, several times.
+# Cached, because `lgl train` makes the augmentation of each yaml several times.
 @functools.lru_cache(maxsize=1)
 def impulse_responses(
     files: tuple[pathlib.Path, ...], sample_rate: int
 ) -> torch.Tensor:
     """Reads impulse responses, each from its direct path on.
 
-    Returns shape (n, SECONDS * sample_rate), float16, the first sample 1, which
-    callers share. Of more than `MOST` files an even selection is read. BadAudio
-    if one cannot be used; ValueError if most do not fade as rooms do, for
-    recordings of speech would turn all that they are convolved with into noise.
+    Returns float16 (n, SECONDS * sample_rate), whose first sample is 1. Callers
+    share the tensor and must not change it. Of more than `MOST` files an even
+    selection is read. Raises BadAudio if a file cannot be used, and ValueError
+    if most responses do not fade as rooms do: convolution with recordings of
+    speech would turn all audio into noise.
     """
     n_samples = round(SECONDS * sample_rate)
     files = files[:: -(-len(files) // MOST)]
@@ -60,15 +62,15 @@ def draw_rooms(
 ) -> torch.Tensor:
     """Simulates rooms: a direct path, then exponentially fading noise.
 
-    The time to fade by 60 dB is drawn from 0.1 to 0.8 s, the ratio of direct
-    to reverberant energy from -3 to 15 dB. Returns shape
-    (n_rooms, SECONDS * sample_rate), float32, the first sample 1.
+    The reverberation time (60 dB) is drawn from 0.1 to 0.8 s, the ratio of
+    direct to reverberant energy from -3 to 15 dB. Returns float32 (n_rooms,
+    SECONDS * sample_rate), whose first sample is 1.
     """
     time = torch.arange(round(SECONDS * sample_rate), device=device)
     fade = 0.1 + 0.7 * torch.rand(n_rooms, 1, device=device)
     envelope = (-60.0 / DB_PER_OCTAVE / sample_rate * time / fade).exp2()
     tail = torch.randn(n_rooms, len(time), device=device) * envelope
-    tail[:, : round(0.002 * sample_rate)] = 0.0  # nothing before 2 ms
+    tail[:, : round(0.002 * sample_rate)] = 0.0  # no echo before 2 ms
     ratio = -3.0 + 18.0 * torch.rand(n_rooms, 1, device=device)
     rooms = tail / tail.square().sum(1, keepdim=True).sqrt()
     rooms = rooms * 10 ** (-ratio / 20)
@@ -98,7 +100,8 @@ def draw_channels(
     curve = torch.nn.functional.interpolate(
         uniform(-8.0, 8.0, 1, 12), size=256, mode="linear", align_corners=True
     )[:, 0]
-    # Twelve knots spread over octaves, where hearing and channels vary.
+    # The 12 knots are evenly spaced in octaves, as hearing and channels vary by
+    # octaves rather than by Hz.
     position = (octave - octave[0]) / (octave[-1] - octave[0]) * 255
     decibels = curve[:, position.long()] + uniform(-4.0, 4.0, 1) * octave
     low, high = uniform(200.0, 400.0, 1), uniform(3000.0, 3800.0, 1)

@@ -1,4 +1,4 @@
-"""Learning rates: over the whole of a training, and of groups of weights."""
+"""Learning-rate schedules, and learning rates of groups of weights."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from lgl_plugin.utils.checks import check_above0, check_share
 
 @dataclasses.dataclass(eq=False)
 class WarmupCosine:
-    """A linear rise to the peak rate, then half a cosine down to a share of it.
+    """A linear warm-up to the peak rate, then half a cosine down to its end.
 
-    Called with the share of the training that is done, in [0, 1], of all its
-    phases together. It needs no number of steps, so a longer training has the
+    A call takes the finished share of the training, in [0, 1], over all its
+    phases. The schedule needs no number of steps, so a longer training has the
     same shape. Goyal et al. 2017; Loshchilov and Hutter 2017.
 
     Arguments
@@ -45,7 +45,7 @@ class WarmupCosine:
             raise ValueError(f"final must be in [0, 1], got {self.final}")
 
     def __call__(self, done: float) -> float:
-        """Returns the rate; beyond 1, that of the end."""
+        """Returns the rate; after the end (above 1) that of the end."""
         if done < self.warmup:
             return self.lr * done / self.warmup
         falling = (done - self.warmup) / (1 - self.warmup)
@@ -53,10 +53,10 @@ class WarmupCosine:
 
 
 class WarmupExponential(WarmupCosine):
-    """A linear rise, times an exponential fall that begins with the training.
+    """A linear warm-up times an exponential decay from the first step on.
 
-    wespeaker's ExponentialDecrease. Takes what `WarmupCosine` takes. The fall
-    begins at `lr`; as the rate rises meanwhile, its peak is lower.
+    wespeaker's ExponentialDecrease, with the arguments of `WarmupCosine`. The
+    decay begins at `lr` and runs during the warm-up, so the peak is below `lr`.
 
     Example
     -------
@@ -66,7 +66,7 @@ class WarmupExponential(WarmupCosine):
     """
 
     def __call__(self, done: float) -> float:
-        """Returns the rate; beyond 1, that of the end."""
+        """Returns the rate; after the end (above 1) that of the end."""
         rise = done / self.warmup if done < self.warmup else 1.0
         return self.lr * rise * self.final ** min(done, 1.0)
 
@@ -77,10 +77,10 @@ def lr_groups(
 ) -> list[dict]:
     """Splits an optimiser's parameters by their share of the learning rate.
 
-    `given` is what the optimiser would take, parameters or groups, whose other
-    entries are kept; a parameter that `scales` does not name has the share 1.
-    Shares multiply the `lr_scale` that a group has; those of a larger one come
-    first.
+    `given` holds parameters or groups, as an optimiser takes them; a group's
+    other entries are kept. `scales` maps parameters to shares, 1 by default.
+    Each share is multiplied by the `lr_scale` of its group, if the group has
+    one. Groups come in descending order of their share.
     """
     groups: dict[tuple, dict] = {}
     for number, one in enumerate(given):

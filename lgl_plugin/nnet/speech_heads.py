@@ -1,8 +1,8 @@
-"""Heads of pre-trained speech models: states of all layers to an embedding.
+"""Heads of pre-trained speech models: from all layers' states to embeddings.
 
-A head takes states (layers, batch, frames, width), float32, and the frames of
-each utterance (batch,), int64, or None if all count. Frames behind an
-utterance's own change nothing, and embeddings are (batch, embedding_size).
+A head takes states (layers, batch, frames, width), float32, and the number of
+frames of each utterance, int64 (batch,), or None if all frames count. Frames
+after an utterance's end change nothing. Embeddings are (batch, embedding_size).
 """
 
 import torch
@@ -21,21 +21,22 @@ from lgl_plugin.nnet.ecapa_patches import (
 
 
 class WeightedECAPA(torch.nn.Module):
-    """A weighted sum of all layers, less its mean over time, into an ECAPA.
+    """An ECAPA-TDNN on a weighted sum of all layers, less its mean over time.
 
-    Chen et al., "Large-scale self-supervised speech representation learning
-    for automatic speaker verification", ICASSP 2022.
+    Chen et al., "Large-scale self-supervised speech representation learning for
+    automatic speaker verification", ICASSP 2022.
 
     Arguments
     ---------
     n_states, width : int
-        Of the speech model: layers and one, and dimensions.
+        Number of states of the speech model, one more than its layers, and
+        their dimensions.
     embedding_size : int
         Dimensions of the embedding.
     channels : list of int
-        Of the ECAPA-TDNN's blocks.
+        Channels of the ECAPA-TDNN's blocks.
     attention_channels : int
-        Of its pooling.
+        Channels of the attention of the ECAPA-TDNN's pooling.
 
     Example
     -------
@@ -67,8 +68,8 @@ class WeightedECAPA(torch.nn.Module):
         x = _weighted(states, self.weights)
         if n_frames is None:
             return self.ecapa(x - x.mean(1, keepdim=True))[:, 0]
-        own = length_to_mask(n_frames, x.shape[1]).bool()[..., None]
-        x = x - (x * own).sum(1, keepdim=True) / n_frames[:, None, None]
+        is_own = length_to_mask(n_frames, x.shape[1]).bool()[..., None]
+        x = x - (x * is_own).sum(1, keepdim=True) / n_frames[:, None, None]
         with padding_invariant(torch.nn.Identity(), self.ecapa, n_frames):
             lengths = relative_lengths(n_frames, x.shape[1])
             return self.ecapa(x, lengths)[:, 0]
@@ -78,19 +79,20 @@ class MHFA(torch.nn.Module):
     """Multi-head factorised attentive pooling.
 
     Peng et al., "An attention-based backend allowing efficient fine-tuning of
-    transformer models for speaker verification", SLT 2022: one weighted sum of
-    the layers says where to look, another what is seen there.
+    transformer models for speaker verification", SLT 2022. The attention's keys
+    are one weighted sum of the layers, its values another.
 
     Arguments
     ---------
     n_states, width : int
-        Of the speech model: layers and one, and dimensions.
+        Number of states of the speech model, one more than its layers, and
+        their dimensions.
     embedding_size : int
         Dimensions of the embedding.
     heads : int
-        Of the attention, each of which looks elsewhere.
+        Number of attention heads.
     inside : int
-        Dimensions of what is looked at.
+        Dimensions of keys and values.
 
     Example
     -------
@@ -122,14 +124,14 @@ class MHFA(torch.nn.Module):
         values = self.value(_weighted(states, self.value_weights))
         scores = self.attention(keys).float()
         if n_frames is not None:
-            own = length_to_mask(n_frames, scores.shape[1]).bool()[..., None]
-            scores = scores.masked_fill(~own, -torch.inf)
+            is_own = length_to_mask(n_frames, scores.shape[1]).bool()[..., None]
+            scores = scores.masked_fill(~is_own, -torch.inf)
         pooled = scores.softmax(1).transpose(1, 2) @ values.float()
         return self.embedding(pooled.flatten(1))
 
 
 class LayerAdapters(torch.nn.Module):
-    """An adapter for each layer, side by side, and attentive statistics.
+    """An adapter for each layer, concatenated, and attentive statistics.
 
     Li et al., "Enhancing speaker verification with w2v-BERT 2.0 and knowledge
     distillation guided structured pruning", 2025.
@@ -137,13 +139,14 @@ class LayerAdapters(torch.nn.Module):
     Arguments
     ---------
     n_states, width : int
-        Of the speech model: layers and one, and dimensions.
+        Number of states of the speech model, one more than its layers, and
+        their dimensions.
     embedding_size : int
         Dimensions of the embedding.
     inside : int
-        Dimensions that are left of each layer.
+        Dimensions of each adapter's output.
     attention_channels : int
-        Of the pooling.
+        Channels of the pooling's attention.
 
     Example
     -------
@@ -152,7 +155,7 @@ class LayerAdapters(torch.nn.Module):
     torch.Size([2, 32])
     """
 
-    min_frames = 2  # which have a deviation
+    min_frames = 2  # a deviation needs two
 
     def __init__(
         self,
@@ -188,5 +191,5 @@ class LayerAdapters(torch.nn.Module):
 
 
 def _weighted(states, weights):
-    """Returns the sum of the layers by weights that sum to one."""
+    """Returns the sum of the layers, weighted by the softmax of `weights`."""
     return torch.einsum("s,sbtc->btc", weights.softmax(0), states)

@@ -1,11 +1,12 @@
-"""Pre-trained speech models, WavLM and its like, as a speaker network.
+"""Pre-trained speech models, such as WavLM, as a speaker network.
 
-By transformers' own classes, not by SpeechBrain's wrappers of them: those wake
-the dropout of a frozen model in training, normalise a waveform together with
-the padding behind it, let padding into group normalisation and into weighted
-sums, compute w2v-BERT's features in numpy, and want the folder of the model
-wherever their weights are loaded. SpeechBrain's LoRA replaces linear layers,
-of which WavLM reads the weights without calling them.
+The models are transformers' own classes, not SpeechBrain's wrappers of them.
+The wrappers have five faults here. They activate the dropout of a frozen model
+in training. They normalise a waveform together with its padding. They let
+padding into group normalisation and into weighted sums. They compute w2v-BERT's
+features in numpy. They need the model's folder wherever its weights are loaded.
+SpeechBrain's LoRA replaces linear layers, but WavLM reads the weights of some
+layers without calling them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lgl_plugin.nnet.speech_source import (
     read_sample_rate,
 )
 
-# Whose weights LoRA changes: queries and values, as the families name them.
+# Layers whose weights LoRA changes: queries and values, by each family's names.
 LORA = ("q_proj", "v_proj", "linear_q", "linear_v")
 TRAINED = ("head", "layers", "lora")
 
@@ -34,40 +35,40 @@ TRAINED = ("head", "layers", "lora")
 class SpeechModel(torch.nn.Module):
     """WavLM, HuBERT, wav2vec 2.0 or w2v-BERT 2.0, and a head for speakers.
 
-    The network of an `Encoder` whose features are `Waveform`. All layers go to
-    the head, and padding changes no embedding. The convolutions, projections
-    and embeddings of places below the transformer's layers never move, nor
-    does any dropout or masking wake in a model of which nothing is trained.
+    This is the network of an `Encoder` whose features are `Waveform`. The head
+    takes the states of all layers. Padding changes no embedding. The
+    convolutions, projections and positional embeddings below the transformer's
+    layers are never trained. A frozen model runs without dropout and masking.
 
     Arguments
     ---------
     source : str or dict
-        A folder that `save_pretrained` wrote, or a name at Hugging Face. A
-        dict is the configuration itself: the model is then of random weights,
-        which an exported folder's own file replaces.
+        A folder that `save_pretrained` wrote, or a name at Hugging Face. A dict
+        is the configuration itself: the model then has random weights, which
+        those of an exported folder replace.
     head : callable
-        Takes `n_states` and `width` and makes one of
+        Takes `n_states` and `width`, and returns a head of
         `lgl_plugin.nnet.speech_heads`.
     train : str
-        What training changes: "head" leaves the speech model as it is;
-        "layers" trains its transformer, too; "lora" adds products of thin
-        matrices to the weights of queries and values (Hu et al. 2022).
+        The part that is trained: "head" freezes the speech model; "layers"
+        trains its transformer, too; "lora" adds products of thin matrices to
+        the weights of queries and values (Hu et al. 2022).
     lr_scale : float
         The learning rate of the topmost layer, as a share of the head's.
     decay : float
-        That of each layer below, as a share of that above.
+        Learning rate of each layer, as a share of that of the layer above.
     rank : int
-        Of LoRA's matrices; their product counts twice.
+        Rank of LoRA's matrices; their product is multiplied by 2.
     normalise : bool, optional
-        Whether a waveform is brought to mean 0 and deviation 1 beforehand. By
-        default as the source's preprocessor_config.json says, without which
-        waveforms stay as they are; w2v-BERT's never matter.
+        True: a waveform is normalised to mean 0 and deviation 1 first. The
+        default is the value in the source's preprocessor_config.json, or False
+        without that file. w2v-BERT's features are the same either way.
 
     Raises
     ------
     ValueError
         If transformers is not installed, the source is no such model or lacks
-        weights, or an argument would do nothing.
+        weights, or an argument would have no effect.
 
     Example
     -------
@@ -92,7 +93,7 @@ class SpeechModel(torch.nn.Module):
     """
 
     masks_padding = True
-    pretrained = "front."  # the weights that an anchor holds
+    pretrained = "front."  # prefix of the weights that an anchor penalises
 
     def __init__(
         self,
@@ -106,8 +107,8 @@ class SpeechModel(torch.nn.Module):
     ):
         super().__init__()
         self.check_arguments(source, head, train, lr_scale, decay, rank)
-        self.front, told = read_model(source)
-        self.normalise = told if normalise is None else normalise
+        self.front, source_normalises = read_model(source)
+        self.normalise = source_normalises if normalise is None else normalise
         self.is_frozen = train == "head"
         self.lr_scale, self.decay = lr_scale, decay
         self.front.requires_grad_(False)
@@ -120,16 +121,16 @@ class SpeechModel(torch.nn.Module):
                     part, "weight", _LowRank(part.weight, rank)
                 )
         config = self.front.config
-        # Both would draw at random, by numpy and over processes unlike.
+        # SpecAugment and layerdrop draw by numpy, differently in each process.
         config.apply_spec_augment, config.layerdrop = False, 0.0
         is_bert = config.model_type == "wav2vec2-bert"
-        if not is_bert:  # else training goes back through frozen convolutions
+        if not is_bert:  # no gradient through the frozen convolutions
             self.front.feature_extractor._freeze_parameters()
         self.fbank = KaldiFbank() if is_bert else None
         self.head = head(
             n_states=config.num_hidden_layers + 1, width=config.hidden_size
         )
-        # Of samples, which are this network's frames.
+        # In samples, which are the frames of this network's input.
         self.min_frames = self._samples_of(self.head.min_frames)
         self.train()
 
@@ -143,7 +144,7 @@ class SpeechModel(torch.nn.Module):
         rank: int = 0,
         normalise: bool | None = None,
     ) -> None:
-        """Refuses what could not work, by the configuration alone."""
+        """Refuses contradictory arguments; reads the configuration only."""
         if train not in TRAINED:
             raise ValueError(f"train: {train} is none of {', '.join(TRAINED)}")
         if not (0 < lr_scale <= 1 and 0 < decay <= 1):
@@ -168,14 +169,14 @@ class SpeechModel(torch.nn.Module):
             )
 
     def train(self, mode: bool = True) -> SpeechModel:
-        """Sets the mode of trained parts; a frozen one stays in eval."""
+        """Sets the mode of trained parts; a frozen model stays in eval mode."""
         super().train(mode)
         if self.is_frozen:
             self.front.eval()
         return self
 
     def lr_scales(self) -> dict[torch.nn.Parameter, float]:
-        """Returns shares of the learning rate; of others it is 1."""
+        """Returns each layer's share of the learning rate; others have 1."""
         layers = self.front.encoder.layers
         return {
             parameter: self.lr_scale * self.decay ** (len(layers) - 1 - i)
@@ -184,7 +185,7 @@ class SpeechModel(torch.nn.Module):
         }
 
     def described(self) -> dict[str, Any]:
-        """Returns arguments that take the place of what names a folder."""
+        """Returns arguments that make the model without the source's folder."""
         config = self.front.config.to_diff_dict()
         for name in ("_name_or_path", "transformers_version", "architectures"):
             config.pop(name, None)
@@ -195,8 +196,8 @@ class SpeechModel(torch.nn.Module):
     ) -> Tensor:
         """Embeds waveforms (batch, samples) as (batch, 1, dim), float32.
 
-        `lengths` (batch,) is the share of the samples that are each
-        waveform's own; not given, all are.
+        `lengths` (batch,) is each waveform's own share of the samples. Without
+        `lengths` all samples count.
         """
         states, n_frames = self.states(waveforms, lengths)
         return self.head(states, n_frames)[:, None]
@@ -206,8 +207,9 @@ class SpeechModel(torch.nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Returns all layers' states (layers, batch, frames, width).
 
-        Also how many frames each utterance has, int64 (batch,), None without
-        `lengths`; those behind them mean nothing.
+        The second value is the number of frames of each utterance, int64
+        (batch,), or None without `lengths`. States of later frames mean
+        nothing.
         """
         n = None
         if lengths is not None:
@@ -229,13 +231,13 @@ class SpeechModel(torch.nn.Module):
         return states, _frames(n, config.conv_kernel, config.conv_stride)
 
     def _layers(self, x, mask):
-        """Runs the speech model."""
-        found = self.front(x, attention_mask=mask, output_hidden_states=True)
-        return torch.stack(found.hidden_states)
+        """Runs the speech model, and stacks the states of all layers."""
+        outputs = self.front(x, attention_mask=mask, output_hidden_states=True)
+        return torch.stack(outputs.hidden_states)
 
     def _samples_of(self, n_frames):
-        """Returns the fewest samples that make so many frames."""
-        if self.fbank is not None:  # of which two make a frame of the model
+        """Returns the least number of samples that gives this many frames."""
+        if self.fbank is not None:  # two of its frames are one of the model
             window, hop = self.fbank.window_size, self.fbank.stride
             return window + (2 * n_frames - 1) * hop
         config = self.front.config
@@ -246,7 +248,7 @@ class SpeechModel(torch.nn.Module):
 
 
 class _LowRank(torch.nn.Module):
-    """Adds a product of two thin matrices to a weight; at first it is 0."""
+    """Adds a product of two thin matrices, at first 0, to a weight."""
 
     def __init__(self, weight, rank):
         super().__init__()
@@ -260,14 +262,14 @@ class _LowRank(torch.nn.Module):
 
 
 def _frames(n, kernels, strides):
-    """Returns how many frames convolutions make of so many."""
+    """Returns how many frames convolutions make of n samples or frames."""
     for kernel, stride in zip(kernels, strides):
         n = (n - kernel) // stride + 1
     return n
 
 
 def _bert_features(fbank, waveforms, n_samples):
-    """Returns w2v-BERT's features (batch, frames, 160) and frames of each."""
+    """Returns w2v-BERT's features (batch, frames, 160) and frame counts."""
     x = fbank(waveforms * 2**15)  # Kaldi's samples are 16-bit numbers
     n = n_samples
     if n is not None:
@@ -277,7 +279,7 @@ def _bert_features(fbank, waveforms, n_samples):
 
 @contextlib.contextmanager
 def _padding_left_out(convolutions, n_samples):
-    """Lets group normalisation count each utterance's own frames alone."""
+    """Makes group normalisation ignore the padding of each utterance."""
     first = convolutions.conv_layers[0]
     norm = getattr(first, "layer_norm", None)
     if not isinstance(norm, torch.nn.GroupNorm):
@@ -286,12 +288,12 @@ def _padding_left_out(convolutions, n_samples):
     conv = first.conv
     n = _frames(n_samples, conv.kernel_size, conv.stride)
 
-    def forward(norm, x):  # a group is a channel
-        # Sums of 16 bits would be coarse.
+    def forward(norm, x):  # each group is one channel
+        # Sums in 16 bits would be inaccurate.
         x = normalised(x.float().mT, n, 0, norm.eps).mT
         return x * norm.weight[:, None] + norm.bias[:, None]
 
-    # On the instance, where it hides the method of the class.
+    # An attribute of the instance hides the method of the class.
     norm.forward = types.MethodType(forward, norm)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Pre-trained speech models from a folder, the hub or a configuration.
+"""Loads pre-trained speech models from a folder, the hub or a configuration.
 
-transformers is imported when it is needed: the package works without it.
+The module imports transformers only on use: the package works without it.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ FAMILIES = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert")
 
 
 def _transformers():
-    """Returns the package, or says how to install it."""
+    """Imports transformers; ValueError says how to install the package."""
     try:
         import transformers
     except ImportError as error:
@@ -23,7 +23,7 @@ def _transformers():
 
 
 def read_config(source: str | dict) -> Any:
-    """Returns a source's configuration, of a family that is known here."""
+    """Returns a source's configuration; ValueError if its family is unknown."""
     auto = _transformers().AutoConfig
     try:
         if isinstance(source, dict):
@@ -46,9 +46,10 @@ def read_config(source: str | dict) -> Any:
 
 
 def read_model(source: str | dict) -> tuple[Any, bool]:
-    """Returns a source's model, float32, and whether it was normalised for."""
+    """Returns a source's model, float32, and if it takes normalised audio."""
     transformers = _transformers()
-    # A bar for each of many readings of one file.
+    # A run loads the same file many times: each load would print a progress
+    # bar.
     transformers.utils.logging.disable_progress_bar()
     if isinstance(source, dict):
         config = read_config(source)
@@ -60,9 +61,9 @@ def read_model(source: str | dict) -> tuple[Any, bool]:
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
     missing = {*info["missing_keys"]}
-    # The vector for masked frames is of pre-training alone. Where a source
-    # lacks it, some versions leave it to chance, and a checkpoint would find
-    # other frozen weights than its own.
+    # Only pre-training uses the vector for masked frames. If a source lacks
+    # this vector, some versions of transformers draw it at random. A resumed
+    # run would then have other frozen weights than its checkpoint.
     if "masked_spec_embed" in missing:
         torch.nn.init.zeros_(model.masked_spec_embed)
         missing.remove("masked_spec_embed")
@@ -71,17 +72,19 @@ def read_model(source: str | dict) -> tuple[Any, bool]:
             f"{source} lacks weights, such as {min(missing)}, which would "
             "be random"
         )
-    return model.float(), bool(_told(source).get("do_normalize", False))
+    return model.float(), bool(
+        _preprocessor_config(source).get("do_normalize", False)
+    )
 
 
 def read_sample_rate(source: str | dict) -> int:
     """Returns the sampling rate in Hz that a source was trained with."""
-    told = {} if isinstance(source, dict) else _told(source)
-    return told.get("sampling_rate", 16000)
+    config = {} if isinstance(source, dict) else _preprocessor_config(source)
+    return config.get("sampling_rate", 16000)
 
 
-def _told(source):
-    """Returns what a source's preprocessor_config.json says, if it has one."""
+def _preprocessor_config(source):
+    """Returns a source's preprocessor_config.json; {} without that file."""
     reader = _transformers().Wav2Vec2FeatureExtractor
     try:
         return reader.get_feature_extractor_dict(source)[0]
