@@ -124,7 +124,7 @@ def normalised(
 ) -> Tensor:
     """Normalises x (batch, frames, bands) to mean 0, deviation 1 over frames.
 
-    Only each utterance's is_own frames count; later frames become 0.
+    Only each utterance's own frames count; later frames become 0.
     """
     if n_frames is None:
         mean = x.mean(1, keepdim=True)
