@@ -16,12 +16,13 @@ from lgl_plugin.nnet.redundancy import spread_terms
 from lgl_plugin.utils.checks import check_above0, check_from, check_share
 from lgl_plugin.utils.distributed import all_gather
 
-# Share of the training after which the teacher's temperature is the last one.
+# Share of the training in which the teacher's temperature moves to its last
+# value.
 WARM = 0.2
-# Weight of RDINO's variance beside its covariance: 10, of which half is the
-# teacher's share, which has no gradient.
+# Weight of RDINO's variance relative to its covariance. The source has 10, but
+# half of that applies to the teacher's embeddings, which get no gradient.
 VARIANCE = 5.0
-# Share of the training in which RDINO's regularisation rises from a quarter.
+# Share of the training in which RDINO's weight rises from a quarter to all.
 REGULARISED = 1 / 7
 # Momentum of `centre`, the running mean of the teacher's logits.
 CENTRE_MOMENTUM = 0.9
@@ -30,42 +31,44 @@ CENTRE_MOMENTUM = 0.9
 class DINO(Method):
     """Self-distillation without labels (Caron et al. 2021), and RDINO.
 
-    Each augmented view is to have the teacher's distribution over prototypes
-    of the other global view. Both crops of an utterance are global views;
-    local views are half as long, cut from them in turn. Centring and
-    sharpening of the teacher's logits keep it from collapse.
+    Each augmented view must predict the teacher's distribution over prototypes
+    of the other global view. Both crops of an utterance are global views. Local
+    views are half as long and are cut from the two crops in turn. Centring and
+    sharpening of the teacher's logits prevent a collapse.
 
-    The encoder and the head have a teacher each; prototypes, too. The teacher
-    normalises by its own batch.
+    Encoder, head and prototypes have a teacher each. The teachers normalise by
+    their own batch.
 
     Arguments
     ---------
     encoder, embedding_size, n_utterances
         As for each method.
     n_prototypes : int
-        65,536 in wespeaker and 3D-Speaker, for VoxCeleb2.
+        Number of prototypes; 65,536 in wespeaker and 3D-Speaker, for VoxCeleb2.
     hidden_size, bottleneck_size : int
-        Of the head; 2,048 and 256 there.
+        Sizes of the head; 2,048 and 256 in wespeaker and 3D-Speaker.
     n_local : int
-        Local views of an utterance.
+        Number of local views of an utterance.
     temperature : float
-        Of the student.
+        Temperature of the student.
     teacher_temperatures : list of float
-        At first, and from a fifth of the training on. 0.04 and 0.07 in
-        wespeaker: in a hundred steps the teacher then finds all prototypes
-        alike, before the student has learnt anything.
+        Temperature of the teacher at first, and from a fifth of the training
+        on. With wespeaker's 0.04 and 0.07 the teacher finds all prototypes
+        equally likely after a hundred steps, before the student has learnt
+        anything.
     teacher_momentum : float
-        How much of the teacher a step keeps, rising to 1 by a cosine. 0.996 in
-        the sources, whose training has a hundred times the steps of an hour's.
+        Share of the teacher's weights that a step keeps at first; it rises to 1
+        by a cosine. The sources have 0.996 for a hundred times the steps of a
+        training on one hour of speech.
     regularisation : float
         Weight of RDINO's variance and covariance of the mean global embedding;
-        0 for DINO, 0.2 in 3D-Speaker. As there, the covariance is divided by
-        the number of prototypes, which leaves little of it.
+        0 for DINO, 0.2 in 3D-Speaker. As in 3D-Speaker, the covariance is
+        divided by the number of prototypes, which makes it small.
     frozen : float
-        Share of the training in which prototypes do not move: an epoch in the
-        sources. The teacher's first guesses would pull them together.
+        Share of the training in which prototypes are frozen: an epoch in the
+        sources. The teacher's first targets would pull the prototypes together.
     clip_each : float, optional
-        Longest gradient of each parameter.
+        Largest gradient norm of each parameter.
     """
 
     def __init__(
@@ -141,17 +144,17 @@ class DINO(Method):
         done: float,
     ) -> Loss:
         """Returns the loss, and how the teacher uses the prototypes."""
-        wanted = self.teacher_probabilities(teacher_embeddings[0], done)
+        targets = self.teacher_probabilities(teacher_embeddings[0], done)
         views = torch.cat(embeddings)
         logits = self.prototypes(self.head(views), frozen=done < self.frozen)
-        loss = dino_loss(wanted, logits, self.temperature)
+        loss = dino_loss(targets, logits, self.temperature)
         if self.regularisation:
             variance, covariance = spread_terms(embeddings[0].mean(0))
             dim, n_prototypes = views.shape[-1], logits.shape[-1]
             extra = VARIANCE * variance + covariance * dim / n_prototypes
             ramp = 0.25 + 0.75 * min(done / REGULARISED, 1.0)
             loss = loss + ramp * self.regularisation * extra
-        return loss, prototype_figures(wanted)
+        return loss, prototype_figures(targets)
 
     @torch.no_grad()
     def teacher_probabilities(self, embeddings: Tensor, done: float) -> Tensor:
@@ -159,10 +162,11 @@ class DINO(Method):
         logits = self.teacher_prototypes(self.teacher_head(embeddings))
         first, last = self.teacher_temperatures
         temperature = first + (last - first) * min(done / WARM, 1.0)
-        wanted = F.softmax((logits - self.centre) / temperature, dim=-1)
-        # Mean of rank means (equal batches): the logits would be gigabytes.
+        targets = F.softmax((logits - self.centre) / temperature, dim=-1)
+        # The mean of the processes' means (batches are equal), because
+        # gathering the logits would take gigabytes.
         mean = all_gather(logits.flatten(0, 1).mean(0, keepdim=True)).mean(0)
-        # One step that went wrong would spoil all that follow.
+        # One non-finite step would spoil the centre of all later steps.
         mean = torch.where(mean.isfinite().all(), mean, self.centre)
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
-        return wanted
+        return targets

@@ -1,4 +1,4 @@
-"""The base of Stage I methods: views, a loss, and the state that it keeps."""
+"""The base of Stage I's methods: views, loss and state."""
 
 from typing import Any
 
@@ -9,33 +9,33 @@ from lgl_plugin.nnet.augment import augmented
 from lgl_plugin.nnet.momentum import cosine_ramp
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-Views = list[Tensor]  # (n_views, batch, ...) of each length
+Views = list[Tensor]  # (n_views, batch, ...), one entry for each length
 
 
 class Method(nn.Module):
-    """Base of Stage I's methods, which one Brain trains: `Stage1Brain`.
+    """Base of Stage I's methods, which `Stage1Brain` trains.
 
-    A subclass is made with the encoder that it is to train, the size of its
-    embeddings and the number of utterances, then by the yaml's arguments. It
-    gives `forward`, and `views` where two augmented ones will not do. An
-    argument out of its range is a ValueError. All its weights, those of a
-    teacher and a queue included, are in its state dict, so that a checkpoint
-    has them.
+    A subclass takes the encoder to train, the size of its embeddings and the
+    number of utterances, then the yaml's arguments. It implements `forward`,
+    and `views` if two augmented views do not suffice. An argument out of range
+    raises ValueError. The state dict has all weights of the method, those of a
+    teacher and a queue included, so that a checkpoint has them.
 
     Attributes
     ---------
     name : str
-        Of the phase in metrics.jsonl: that of the class in lower case.
+        Name of the phase in metrics.jsonl: that of the class in lower case.
     teacher : lgl_plugin.nnet.momentum.MomentumCopy or None
-        A copy of the encoder that follows it.
+        A slow copy of the encoder.
     teacher_momentum : float
-        How much of the teacher a step keeps at first; of methods with one.
+        Share of the teacher's weights that a step keeps at first; only of
+        methods with a teacher.
     adversary : torch.nn.Module or None
-        A part that has an optimiser of its own, and its step before the
-        encoder's, by the loss of `adversary_loss`.
+        A part with its own optimiser. It steps before the encoder, by the loss
+        of `adversary_loss`.
     clip_each : float or None
-        Largest gradient norm of each parameter; the yaml's `max_grad_norm`
-        then limits the norm of all together.
+        Largest gradient norm of each parameter; afterwards the yaml's
+        `max_grad_norm` limits the norm of all together.
     separate_lr : float
         Learning rate of `separate_parameters` as a multiple of the others'.
     """
@@ -55,8 +55,8 @@ class Method(nn.Module):
     def views(self, crops: Tensor, augment: nn.Module) -> tuple[Views, Views]:
         """Makes views of crops (batch, 2, samples), disjoint if they can be.
 
-        Returns those for the encoder and those for the teacher: lists of
-        (n_views, batch, samples), an entry for each length. Here an augmented
+        Returns the encoder's views and the teacher's: lists of (n_views, batch,
+        samples) with an entry for each length. This base makes one augmented
         view of each crop, and none for a teacher.
         """
         return [augmented(crops, augment)], []
@@ -80,10 +80,11 @@ class Method(nn.Module):
         embeddings, teacher_embeddings : list of torch.Tensor
             Of the encoder's and of the teacher's views, (n_views, batch, dim).
         groups : torch.Tensor
-            Numbers of what the crops are of, int64, (2, batch): an utterance
-            or a cluster. Crops of one group are no negatives of each other.
+            Numbers of the utterances or clusters that the crops belong to,
+            int64, (2, batch). Crops of one group are not each other's
+            negatives.
         done : float
-            Share of the training that is done, from 0 to 1.
+            Finished share of the training, from 0 to 1.
 
         Returns
         -------
@@ -102,7 +103,7 @@ class Method(nn.Module):
         """Warns if a batch, of all processes, is too small for the method."""
 
     def momentum(self, done: float) -> float:
-        """Returns how much of the teacher a step keeps, rising to all."""
+        """Returns the share of the teacher that a step keeps, rising to 1."""
         return cosine_ramp(self.teacher_momentum, 1.0, done)
 
     def followers(self, encoder: nn.Module) -> list[tuple[Any, nn.Module]]:
@@ -112,25 +113,25 @@ class Method(nn.Module):
     def end_step(
         self, encoder: nn.Module, done: float, skipped: Tensor
     ) -> None:
-        """Moves the teacher after a step, unless that was skipped."""
+        """Moves the teacher after a step, unless the step was skipped."""
         for teacher, student in self.followers(encoder):
             teacher.follow(student, self.momentum(done), skipped)
 
     def separate_parameters(self) -> list[nn.Parameter]:
-        """Lists weights without weight decay and without `clip_each`."""
+        """Lists the weights that get neither weight decay nor `clip_each`."""
         return []
 
 
 def embedded(encoder: nn.Module, views: Tensor) -> Tensor:
-    """Maps views (n_views, batch, ...) by a network in one pass."""
+    """Embeds views (n_views, batch, ...) in one pass of a network."""
     return encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
 def local_views(crops: Tensor, n_views: int, augment: nn.Module) -> Tensor:
     """Cuts views of half a crop's length, and augments each.
 
-    The crops (batch, 2, samples) are drawn from in turn, at a place of its own
-    for each utterance. Returns (n_views, batch, samples // 2).
+    The two crops (batch, 2, samples) are used in turn. Each utterance has its
+    own random place. Returns (n_views, batch, samples // 2).
     """
     n_utterances, _, n_samples = crops.shape
     length = n_samples // 2

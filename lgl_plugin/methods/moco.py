@@ -15,25 +15,27 @@ from lgl_plugin.utils.distributed import all_gather
 class MoCo(Method):
     """Momentum contrast (He et al. 2020; Chen et al. 2020).
 
-    A view is to be like the teacher's embedding of the other view of its
-    utterance, and unlike those that a queue holds of other utterances. Each
-    view is the anchor in turn; there is no projector, as in wespeaker.
+    A view must be similar to the teacher's embedding of the utterance's other
+    view, and dissimilar to the embeddings of other utterances in a queue. Each
+    view is the anchor in turn. There is no projector, as in wespeaker.
 
     The teacher normalises by running statistics, which follow the encoder's:
-    by those of a batch it would give away which views are of one batch.
+    statistics of a batch would reveal which views are in one batch.
 
     Arguments
     ---------
     encoder, embedding_size, n_utterances
         As for each method.
     queue_size : int
-        Negatives; 65,536 in wespeaker. It is never longer than the corpus,
-        and an utterance is no negative of its own.
+        Number of negatives; 65,536 in wespeaker. The queue is never longer than
+        the corpus. Embeddings of the anchor's own utterance are not its
+        negatives.
     temperature : float
-        What cosines are divided by.
+        Divisor of the cosines.
     teacher_momentum : float
-        How much of the teacher a step keeps, in [0, 1); 0.999 in the source,
-        whose training has a hundred times the steps of an hour's.
+        Share of the teacher's weights that a step keeps, in [0, 1). The source
+        has 0.999 for a hundred times the steps of a training on one hour of
+        speech.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class MoCo(Method):
         )
 
     def momentum(self, done: float) -> float:
-        """Returns how much of the teacher each step keeps alike."""
+        """Returns the share of the teacher that a step keeps, a constant."""
         return self.teacher_momentum
 
     def views(self, crops: Tensor, augment: nn.Module) -> tuple[Views, Views]:
-        """Makes two views, for the encoder and the teacher alike."""
+        """Makes two views, which the encoder and the teacher both embed."""
         views = [augmented(crops, augment)]
         return views, views
 
@@ -72,7 +74,7 @@ class MoCo(Method):
         groups: Tensor,
         done: float,
     ) -> Loss:
-        """Returns the loss of both views, and how often it chose rightly."""
+        """Returns the loss of both views, and the accuracy."""
         anchors = F.normalize(embeddings[0].float(), dim=-1)
         keys = F.normalize(teacher_embeddings[0].float(), dim=-1).flip(0)
         loss, accuracy = momentum_contrast(

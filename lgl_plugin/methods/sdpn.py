@@ -25,9 +25,10 @@ from lgl_plugin.utils.distributed import all_gather
 
 logger = get_logger(__name__)
 
-# Divisor of the teacher's logits, beside the temperature.
+# Factor of the student's temperature that gives the teacher's.
 SHARPENING = 0.25
-# Prototypes for each utterance of a batch; 3D-Speaker's 384 have 2.7.
+# Largest number of prototypes per utterance of a batch before a warning;
+# 3D-Speaker has 2.7 with its batch of 384.
 MOST_PROTOTYPES = 3
 # Forms of the dimension regularisation, by the name of their weight.
 DIMENSIONS = {
@@ -39,42 +40,46 @@ DIMENSIONS = {
 class SDPN(Method):
     """Self-distillation prototypes network (Chen et al. 2024).
 
-    Augmented local views are to have the distribution over prototypes that
-    the teacher gives the clean global view. Sinkhorn's iterations spread the
-    targets of a batch over all prototypes, me-max does so with the student's,
-    and the KoLeo regulariser pushes embeddings apart.
+    Augmented local views must predict the distribution over prototypes that the
+    teacher gives the clean global view. Sinkhorn's iterations spread the
+    targets of a batch over all prototypes, me-max spreads the student's
+    predictions, and the KoLeo regulariser pushes embeddings apart.
 
-    The first crop of an utterance is the global view; local views are half as
-    long, cut from both crops in turn. The encoder and the head have a teacher
-    each, which normalises by its own batch; the prototypes are shared.
+    The first crop of an utterance is the global view. Local views are half as
+    long and are cut from both crops in turn. Encoder and head have a teacher
+    each, which normalises by its own batch. The prototypes are shared.
 
     Arguments
     ---------
     encoder, embedding_size, n_utterances
         As for each method.
     n_prototypes : int
-        1,024 in 3D-Speaker, for VoxCeleb2. No more than utterances in a batch
-        can be used at a time: take fewer, or a queue.
+        Number of prototypes; 1,024 in 3D-Speaker, for VoxCeleb2. A batch can
+        use at most as many prototypes as it has utterances: take fewer
+        prototypes, or a queue.
     prototype_lr : float
-        Their learning rate as a multiple of the others'. 3D-Speaker sums their
-        gradient over its four processes, which is 4 times the mean.
+        Learning rate of the prototypes as a multiple of that of other weights.
+        3D-Speaker sums the prototypes' gradient over its four processes, which
+        is 4 times the mean.
     hidden_size, bottleneck_size : int
-        Of the head; 2,048 and 256 in 3D-Speaker.
+        Sizes of the head; 2,048 and 256 in 3D-Speaker.
     n_local : int
-        Local views of an utterance.
+        Number of local views of an utterance.
     temperature : float
-        Of the student; the teacher's is a quarter of it.
+        Temperature of the student; the teacher's is a quarter of that.
     teacher_momentum : float
-        How much of the teacher a step keeps, rising to 1 by a cosine. 0.996 in
-        the source, whose training has a hundred times the steps of an hour's.
+        Share of the teacher's weights that a step keeps at first; it rises to 1
+        by a cosine. The source has 0.996 for a hundred times the steps of a
+        training on one hour of speech.
     mean_entropy, koleo, dimension, off_diagonal : float
-        Weights of me-max, of KoLeo over the embeddings and of their
-        dimension regularisation in its two forms (arXiv 2505.13826, which
-        takes one of them): Frobenius and off-diagonal.
+        Weights of me-max, of KoLeo over the embeddings, and of the two forms of
+        the embeddings' dimension regularisation: Frobenius and off-diagonal.
+        The source (arXiv 2505.13826) uses one form.
     queue_size : int
-        Teacher's outputs of earlier batches that share the prototypes.
+        Number of teacher's outputs of earlier batches that share the
+        prototypes.
     clip_each : float, optional
-        Longest gradient of each parameter but the prototypes.
+        Largest gradient norm of each parameter except the prototypes.
     """
 
     def __init__(
@@ -132,8 +137,9 @@ class SDPN(Method):
     def check_batch(self, batch_size: int) -> None:
         """Warns if a batch can use few of the prototypes.
 
-        By 1,024 of them, batches of 128 were at 3.66 % after half of a
-        training that ends at 1.80 % by batches of 384 (3D-Speaker, issue 261).
+        With 1,024 prototypes and batches of 128, the EER was 3.66 % after half
+        of a training that ends at 1.80 % with batches of 384 (3D-Speaker, issue
+        261).
         """
         size = batch_size + (len(self.queue.groups) if self.queue else 0)
         most = len(self.prototypes.weight)
@@ -153,8 +159,8 @@ class SDPN(Method):
     def separate_parameters(self) -> list[nn.Parameter]:
         """Lists the prototypes.
 
-        They count by their direction alone: decay would shorten them, and so
-        raise their learning rate.
+        Only their direction matters: weight decay would shorten them and so
+        raise their effective learning rate.
         """
         return [self.prototypes.weight]
 
@@ -170,21 +176,21 @@ class SDPN(Method):
         groups: Tensor,
         done: float,
     ) -> Loss:
-        """Returns the loss, its parts and how the prototypes are used."""
-        wanted, figures = self.teacher_probabilities(
+        """Returns the loss, its parts and figures of the prototypes' use."""
+        targets, figures = self.teacher_probabilities(
             teacher_embeddings[0][0], groups[0]
         )
         views = embeddings[0]
         logits = self.prototypes(self.head(views))
-        found = F.softmax(logits / self.temperature, dim=-1)
+        probabilities = F.softmax(logits / self.temperature, dim=-1)
         parts = {
-            "mean_entropy": mean_entropy_gap(found),
+            "mean_entropy": mean_entropy_gap(probabilities),
             "koleo": torch.stack([koleo(view) for view in views]).sum(),
         }
         for name, term in DIMENSIONS.items():
             if self.weights[name]:
                 parts[name] = term(views.flatten(0, 1))
-        loss = cross_entropy(wanted, logits, self.temperature)
+        loss = cross_entropy(targets, logits, self.temperature)
         for name, part in parts.items():
             loss = loss + self.weights[name] * part
         figures.update((name, part.detach()) for name, part in parts.items())
@@ -196,15 +202,15 @@ class SDPN(Method):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the teacher's probabilities (batch, K), spread evenly.
 
-        The figures are of those before: Sinkhorn's iterations would hide that
-        the teacher names one prototype for all.
+        The figures are computed before Sinkhorn's iterations, which would hide
+        that the teacher gives all utterances one prototype.
         """
         vectors = self.teacher_head(embeddings)
         others = None
         if self.queue is not None:
-            held = self._probabilities(self.queue.vectors)
-            # A place that is empty counts for nothing.
-            others = held * (self.queue.groups >= 0)[:, None]
+            queued = self._probabilities(self.queue.vectors)
+            # Zeros keep empty places of the queue out of Sinkhorn's iterations.
+            others = queued * (self.queue.groups >= 0)[:, None]
             self.queue.add(all_gather(groups), all_gather(vectors))
         own = self._probabilities(vectors)
         return sinkhorn(own, others), prototype_figures(own)

@@ -17,19 +17,20 @@ class SimCLR(Method):
     """Contrastive learning with augmentation adversarial training.
 
     Paper, sections 2.1 and 4; Huh et al. 2020. Two disjoint crops a, b of an
-    utterance are to be alike, and unlike those of all others of the batch.
-    With two augmentations A and B the views are A(a), A(b), B(b): the
-    adversary tells whether two had the same, and the encoder is to hide that.
+    utterance must be similar to each other, and dissimilar to all other crops
+    of the batch. With two augmentations A and B the views are A(a), A(b), B(b).
+    The adversary predicts if two views have the same augmentation, and the
+    encoder learns to hide that.
 
     Arguments
     ---------
     encoder, embedding_size, n_utterances
         As for each method.
     adversarial_weight : float
-        Of the adversary's reversed gradient, from 0. With 0 there is no
-        adversary, and no third view: plain SimCLR.
+        Weight of the adversary's reversed gradient, from 0. With 0 there is
+        neither an adversary nor a third view: plain SimCLR.
     scale_init : float
-        First value of the scale that cosines are multiplied by.
+        Initial scale, by which cosines are multiplied.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class SimCLR(Method):
         groups: Tensor,
         done: float,
     ) -> Loss:
-        """Returns the contrastive loss and the adversarial one, added."""
+        """Returns the sum of the contrastive loss and the adversarial one."""
         views = embeddings[0]
         loss, accuracy = self.contrastive(views[0], views[-1], groups.flatten())
         figures = {"accuracy": accuracy}

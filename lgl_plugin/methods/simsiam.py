@@ -1,4 +1,4 @@
-"""Stage I by SimSiam, to compare with: it hardly works for speakers."""
+"""Stage I by SimSiam, for comparison only: it hardly works for speakers."""
 
 from torch import Tensor, nn
 
@@ -11,20 +11,19 @@ from lgl_plugin.utils.checks import check_from
 class SimSiam(Method):
     """A view predicts the other view's projection (Chen and He 2021).
 
-    Neither negatives nor a teacher keep it from collapse, only that the
-    predicted projection takes no gradient. Elsewhere it scored 28.9 % on
-    Vox1-O where SimCLR scored 9.1 %: use another method, and SimSiam
-    to compare. As there, the projector is of three layers, the last one's
-    normalisation without weights; the predictor's learning rate is not held
-    constant here.
+    SimSiam has neither negatives nor a teacher. Only the stopped gradient of
+    the predicted projection prevents a collapse. In sslsv it scored 28.9 % on
+    Vox1-O, where SimCLR scored 9.1 %: use another method. As in sslsv, the
+    projector has three layers, and the last one's normalisation has no weights.
+    Unlike there, the predictor's learning rate is not constant.
 
     Arguments
     ---------
     encoder, embedding_size, n_utterances
         As for each method.
     hidden_size, predictor_size : int
-        Of the projector and of the predictor's hidden layer; 2,048 and 512 in
-        sslsv, for VoxCeleb2.
+        Sizes of the projector and of the predictor's hidden layer; 2,048 and
+        512 in sslsv, for VoxCeleb2.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class SimSiam(Method):
         groups: Tensor,
         done: float,
     ) -> Loss:
-        """Returns the mean of both directions."""
+        """Returns the mean loss of both directions."""
         projected = embedded(self.projector, embeddings[0])
         predicted = embedded(self.predictor, projected)
         pairs = predicted.flatten(0, 1), projected.flip(0).flatten(0, 1)

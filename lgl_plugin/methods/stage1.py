@@ -10,7 +10,7 @@ from lgl_plugin.methods.method import Views, embedded
 from lgl_plugin.training.brain import SpeakerBrain
 from lgl_plugin.utils.distributed import average_gradients, unwrapped
 
-# Names under which steps are counted, beside a method's figures.
+# Entries of the tally that are not figures of a method.
 COUNTS = ("utterances", "batches", "skipped", "with_figures")
 
 
@@ -22,26 +22,26 @@ class Stage1Brain(SpeakerBrain):
 
     @property
     def method(self) -> Any:
-        """The method, without what data parallelism put around it."""
+        """The method, without the wrapper of data parallelism."""
         return unwrapped(self.modules.method)
 
     def init_optimizers(self):
-        """Makes an optimiser; one more for an adversary, if there is one."""
+        """Makes the encoder's optimiser, and one for an adversary, if any."""
         method = self.method
         adversary = []
         if method.adversary is not None:
             adversary = list(method.adversary.parameters())
-        own = method.separate_parameters()
-        apart = {id(p) for p in (*adversary, *own)}
+        separate = method.separate_parameters()
+        excluded = {id(p) for p in (*adversary, *separate)}
         rest = [
             p
             for module in (self.modules.encoder, method)
             for p in module.parameters()
-            if p.requires_grad and id(p) not in apart
+            if p.requires_grad and id(p) not in excluded
         ]
         groups = self._groups(rest)
-        if own:
-            group = {"params": own, "lr_scale": method.separate_lr}
+        if separate:
+            group = {"params": separate, "lr_scale": method.separate_lr}
             groups.append({**group, "weight_decay": 0.0, "clip_each": False})
         self.optimizers_dict = {"encoder": self.opt_class(groups)}
         if adversary:
@@ -52,7 +52,7 @@ class Stage1Brain(SpeakerBrain):
             self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
 
     def _groups(self, parameters):
-        """Groups parameters by SpeechBrain's option on vectors' decay."""
+        """Groups parameters by SpeechBrain's option on the decay of vectors."""
         if not self.remove_vector_weight_decay:
             return [{"params": parameters}]
         vectors = [p for p in parameters if p.ndim == 1]
@@ -61,11 +61,11 @@ class Stage1Brain(SpeakerBrain):
 
     def compute_forward(self, batch, stage):
         """Returns embeddings of the encoder's and of the teacher's views."""
-        views, taught = self.method.views(
+        views, teacher_views = self.method.views(
             self.crops(batch), self.modules.augment
         )
         embeddings = [embedded(self.modules.encoder, group) for group in views]
-        return embeddings, self.method.teach(taught)
+        return embeddings, self.method.teach(teacher_views)
 
     def compute_objectives(self, outputs, batch, stage):
         """Returns the method's loss, after its adversary's own step."""
@@ -75,29 +75,30 @@ class Stage1Brain(SpeakerBrain):
         loss, figures = self.modules.method(
             embeddings, teacher_embeddings, self.groups(batch), self.done
         )
-        # All figures of a step or none: an accuracy is finite for any logits.
-        counts = loss.detach().isfinite()
+        # All figures of a step count, or none: an accuracy is finite even if
+        # the loss is not.
+        is_finite = loss.detach().isfinite()
         for value in figures.values():
-            counts = counts & value.isfinite()
-        # Detached: a method of the user's own could keep the graph of each step
-        # in memory until the epoch's end.
+            is_finite = is_finite & value.isfinite()
+        # Detached, because a user's own method could otherwise keep each step's
+        # graph in memory until the epoch's end.
         figures = {
-            name: value.detach().where(counts, 0)
+            name: value.detach().where(is_finite, 0)
             for name, value in figures.items()
         }
-        self.tally.add(with_figures=counts.float(), **figures)
+        self.tally.add(with_figures=is_finite.float(), **figures)
         return loss
 
     def groups(self, batch: PaddedBatch) -> Tensor:
-        """Numbers what the crops (2, batch) are of: their utterance."""
+        """Numbers the groups of the crops (2, batch): their utterance."""
         return torch.stack([batch.row, batch.row])
 
     def train_adversary(self, embeddings: Views) -> None:
         """Does the adversary's own step, before the encoder's."""
         optimizer = self.optimizers_dict["adversary"]
         optimizer.zero_grad()
-        # In float32: float16's small gradients would vanish, and no scaler
-        # looks after these.
+        # float32, because small gradients would vanish in float16: no scaler
+        # protects the adversary's.
         with torch.autocast(self.device_type, enabled=False):
             views = [group.float() for group in embeddings]
             self.method.adversary_loss(views).backward()
@@ -105,7 +106,7 @@ class Stage1Brain(SpeakerBrain):
         self.guard.step(optimizer)
 
     def optimizers_step(self, limit: float | None = None) -> None:
-        """Clips, by default as the method asks, steps, moves the teacher."""
+        """Clips (by default as the method asks), steps, moves the teacher."""
         super().optimizers_step(limit or self.method.clip_each)
         encoder = unwrapped(self.modules.encoder)
         self.method.end_step(encoder, self.done, self.skipped)

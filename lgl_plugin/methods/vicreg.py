@@ -1,4 +1,4 @@
-"""Stage I by VICReg and Barlow Twins: no negatives, decorrelated dimensions."""
+"""Stage I by VICReg and Barlow Twins, which decorrelate dimensions."""
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,15 @@ from lgl_plugin.utils.checks import check_above0, check_from
 class VICReg(Method):
     """Variance, invariance and covariance (Bardes et al. 2022).
 
-    Two views of an utterance are to be alike behind a projector, while each
-    dimension varies over the batch and no two vary together.
+    Projections of an utterance's two views must be similar. Each dimension must
+    vary over the batch, and no two dimensions may correlate.
 
     Arguments
     ---------
     encoder, embedding_size, n_utterances
         As for each method.
     hidden_size, output_size : int
-        Of the projector; 2,048 and 512 in sslsv, for VoxCeleb2.
+        Sizes of the projector; 2,048 and 512 in sslsv, for VoxCeleb2.
     invariance, variance, covariance : float
         Weights of the terms, as in sslsv.
     """
@@ -53,7 +53,7 @@ class VICReg(Method):
         groups: Tensor,
         done: float,
     ) -> Loss:
-        """Returns the weighted sum of the terms, and each term."""
+        """Returns the weighted sum of the terms, and the unweighted terms."""
         terms = vicreg_terms(*embedded(self.projector, embeddings[0]))
         weighted = [w * term for w, term in zip(self.weights, terms)]
         loss = torch.stack(weighted).sum()
@@ -64,17 +64,19 @@ class VICReg(Method):
 class BarlowTwins(Method):
     """Barlow Twins (Zbontar et al. 2021).
 
-    The correlation of two views' projections over the batch is to be the
-    identity: each dimension alike in both, and no two dimensions alike.
+    The cross-correlation of the two views' projections over the batch must be
+    the identity: each dimension is equal in both views, and no two dimensions
+    correlate.
 
     Arguments
     ---------
     encoder, embedding_size, n_utterances
         As for each method.
     hidden_size, output_size : int
-        Of the projector; 2,048 and 512 in sslsv, for VoxCeleb2.
+        Sizes of the projector; 2,048 and 512 in sslsv, for VoxCeleb2.
     redundancy, weight : float
-        Of the correlations of two dimensions, and of the whole loss.
+        Weight of the correlations between two dimensions, and of the whole
+        loss.
     """
 
     def __init__(
