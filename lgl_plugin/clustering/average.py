@@ -18,22 +18,22 @@ from lgl_plugin.clustering.ward import ward
 class AverageLinkage:
     """Agglomerative clustering by a threshold, for the yaml's `cluster`.
 
-    The average cosine of two clusters is that of all pairs of their members,
-    also where these are clusters of the first step.
+    The average cosine of two clusters is the mean over all pairs of their
+    members, also if the members are clusters of the first step.
 
     Arguments
     ---------
     kmeans : KMeans
-        First step, skipped where it has at least as many clusters as there
-        are utterances.
+        First step, skipped if it has at least as many clusters as there are
+        utterances.
     threshold : float
-        Average cosine from which on two clusters are one.
+        Smallest average cosine at which two clusters are joined.
 
     Raises
     ------
     ValueError
-        If `kmeans` is no KMeans, or the threshold no cosine between -1
-        and 1; in a call, as `kmeans` does.
+        If `kmeans` is no KMeans, or the threshold is no cosine between -1 and
+        1. A call raises what `kmeans` raises.
 
     Example
     -------
@@ -56,19 +56,19 @@ class AverageLinkage:
             )
 
     def check(self, n_embeddings: int) -> None:
-        """Accepts any number of embeddings: a first step is made to fit."""
+        """Accepts any number of embeddings; the first step is optional."""
 
     def __call__(self, embeddings: np.ndarray) -> Clustering:
         """Clusters embeddings (N, D): an array, a list or a memory map."""
         embeddings = np.asarray(embeddings)
         first = parts(self.kmeans, embeddings)
         labels = _join(first.means, first.sizes, self.threshold)[first.labels]
-        found = parts_of(embeddings, labels, "cpu")
+        result = parts_of(embeddings, labels, "cpu")
         return Clustering(
             labels=labels,
-            centroids=normalised(found.means.numpy()),
-            inertia=np.array([found.within]),
-            n_clusters=len(found.sizes),
+            centroids=normalised(result.means.numpy()),
+            inertia=np.array([result.within]),
+            n_clusters=len(result.sizes),
             points_used=len(embeddings),
         )
 
@@ -88,9 +88,9 @@ def average_linkage(
     embeddings : numpy.ndarray
         Embeddings (N, D), of any length but 0.
     threshold : float
-        Average cosine from which on two clusters are one.
+        Smallest average cosine at which two clusters are joined.
     device : str
-        Where cosines are computed.
+        Device that computes cosines.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Groups without a threshold: as many as are told apart most clearly."""
+"""Clustering without a threshold: the number with the best silhouette."""
 
 import numpy as np
 import torch
@@ -7,25 +7,26 @@ from lgl_plugin.clustering.vectors import largest_first
 from lgl_plugin.clustering.ward import ward
 from lgl_plugin.utils.progress import tqdm
 
-# Numbers of clusters that are tried, from 2 to one fewer than there are points,
-# each a few per cent above the one before.
+# How many numbers of clusters are tried, in a geometric series from 2 to one
+# fewer than there are points.
 TRIED = 60
-# Cosines of points with clusters that are held at once: 64 MiB.
+# Cosines of points with clusters that are in memory at once: 64 MiB.
 COSINES = 2**24
 
 
 def clearest_clusters(vectors: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Joins by average linkage, down to the number with the best silhouette.
 
-    There are at least 2 clusters, and one of 2 or more points: whether all
-    points are one cluster, or none are of one, no silhouette can tell.
+    There are at least 2 clusters, and at least one has 2 or more points,
+    because the silhouette is not defined for a single cluster or for single
+    points.
 
     Arguments
     ---------
     vectors : numpy.ndarray
         Unit vectors (N, D), float32, N from 3.
     device : str
-        Where cosines are computed.
+        Device that computes cosines.
 
     Returns
     -------
@@ -47,20 +48,21 @@ def clearest_clusters(vectors: np.ndarray, device: str = "cpu") -> np.ndarray:
     best, labels = -np.inf, np.zeros(len(vectors), np.int64)
     for number in tqdm(np.unique(numbers), desc="numbers of groups", delay=1):
         tried = tree.cut(number)
-        clarity = silhouettes(vectors, tried).mean()
-        if clarity > best:
-            best, labels = clarity, tried
+        silhouette = silhouettes(vectors, tried).mean()
+        if silhouette > best:
+            best, labels = silhouette, tried
     return largest_first(labels)
 
 
 def silhouettes(
     vectors: np.ndarray, labels: np.ndarray, alone: float = 1.0
 ) -> np.ndarray:
-    """Computes how clearly each vector belongs to its cluster, float32 (N,).
+    """Returns the silhouette of each vector in its cluster, float32 (N,).
 
-    The silhouette (Rousseeuw 1987) of the cosine distance, by average linkage:
-    (b - a) / max(a, b), from -1 to 1, with a the mean distance to the cluster's
-    other members and b that to the nearest other cluster, 1 if there is none.
+    The silhouette (Rousseeuw 1987) of the cosine distance, by average linkage,
+    is (b - a) / max(a, b), from -1 to 1. a is the mean distance to the
+    cluster's other members. b is the mean distance to the nearest other
+    cluster, 1 if there is none.
 
     Arguments
     ---------
@@ -69,7 +71,7 @@ def silhouettes(
     labels : numpy.ndarray
         Their clusters, int64 (N,), from 0, none empty.
     alone : float
-        Distance a of a vector that has a cluster of its own.
+        Distance a of a vector that is alone in its cluster.
 
     Example
     -------
@@ -80,13 +82,13 @@ def silhouettes(
     sizes = np.bincount(labels).astype(np.float32)
     sums = np.zeros((len(sizes), vectors.shape[1]), np.float32)
     np.add.at(sums, labels, vectors)
-    found = np.empty(len(vectors), np.float32)
+    result = np.empty(len(vectors), np.float32)
     block = max(1, COSINES // len(sizes))
     for start in range(0, len(vectors), block):
         own = labels[start : start + block]
         rows = np.arange(len(own))
         cosines = vectors[start : start + block] @ sums.T
-        # Without the vector itself, whose cosine with itself is 1.
+        # Minus the vector itself, whose cosine with itself is 1.
         others = np.maximum(sizes[own] - 1, 1)
         a = 1 - (cosines[rows, own] - 1) / others
         a[sizes[own] == 1] = alone
@@ -95,5 +97,5 @@ def silhouettes(
         b = 1 - cosines.max(axis=1)
         b[np.isinf(b)] = 1.0  # there is no other cluster
         largest = np.maximum(np.maximum(a, b), 1e-6)
-        found[start : start + block] = (b - a) / largest
-    return found.clip(-1, 1)
+        result[start : start + block] = (b - a) / largest
+    return result.clip(-1, 1)

@@ -17,11 +17,12 @@ from lgl_plugin.clustering.vectors import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
-    """Small clusters to join, and their members.
+    """Small clusters that the second step joins, and their members.
 
-    `labels` are the part of each embedding, int64 (N,), `means` those of the
-    parts' embeddings at length 1, float32 (P, D), `sizes` their numbers of
-    members, and `within` is the sum of squared distances of members to means.
+    `labels`, int64 (N,), is the part of each embedding. `means`, float32 (P,
+    D), is the mean of each part's embeddings at length 1. `sizes` is each
+    part's number of members. `within` is the sum of squared distances of
+    members to means.
     """
 
     labels: np.ndarray
@@ -31,7 +32,7 @@ class Parts:
 
 
 def check_kmeans(kmeans: object) -> None:
-    """Refuses another first step, such as a `!name:` that makes none."""
+    """Refuses a first step that is no k-means, such as a `!name:`."""
     if not isinstance(kmeans, KMeans):
         raise ValueError(f"kmeans must be a KMeans made by !new:, got {kmeans}")
 
@@ -39,8 +40,8 @@ def check_kmeans(kmeans: object) -> None:
 def parts(kmeans: KMeans, embeddings: np.ndarray) -> Parts:
     """Splits embeddings (N, D) into the clusters of a k-means.
 
-    Where there are no more embeddings than clusters, each is a part. Raises
-    ValueError as `kmeans` does.
+    If there are no more embeddings than clusters, each embedding is a part.
+    Raises ValueError as `kmeans` does.
     """
     embeddings = np.asarray(embeddings)
     if len(embeddings) > kmeans.n_clusters:
@@ -54,7 +55,8 @@ def parts(kmeans: KMeans, embeddings: np.ndarray) -> Parts:
 def parts_of(embeddings: np.ndarray, labels: np.ndarray, device: str) -> Parts:
     """Describes the clusters of embeddings (N, D) by their labels from 0."""
     means, sizes = means_of(embeddings, labels)
-    # At length 1 the squares of a part sum to its size.
+    # Embeddings have length 1, so the squared lengths of a part's members sum
+    # to its size.
     within = len(labels) - float((sizes * means.double().square().sum(1)).sum())
     return Parts(labels, means.to(device), sizes, max(within, 0.0))
 
@@ -64,16 +66,16 @@ def means_of(
 ) -> tuple[Tensor, Tensor]:
     """Returns the mean of the normalised embeddings of each label from 0.
 
-    float32 (K, D), and the numbers of members, int64 (K,). Embeddings (N, D)
-    with the label -1 are left out.
+    The means are float32 (K, D). The second value is the number of members,
+    int64 (K,). Embeddings (N, D) with the label -1 are left out.
     """
     n_labels = int(labels.max()) + 1
     sizes = np.bincount(labels[labels >= 0], minlength=n_labels)
     sums = torch.zeros(n_labels, embeddings.shape[1])
     for rows in chunks(len(embeddings)):
-        some = labels[rows] >= 0
-        points = torch.from_numpy(normalised(embeddings[rows][some]))
-        members = torch.from_numpy(labels[rows][some])
+        labelled = labels[rows] >= 0
+        points = torch.from_numpy(normalised(embeddings[rows][labelled]))
+        members = torch.from_numpy(labels[rows][labelled])
         sums += sum_by_label(points, members, n_labels)
     counts = torch.from_numpy(sizes)
     return sums / counts[:, None], counts

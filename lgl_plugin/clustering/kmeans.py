@@ -21,8 +21,8 @@ from lgl_plugin.clustering.vectors import (
 )
 from lgl_plugin.utils.progress import tqdm
 
-# Cosines that `TorchKMeans` holds at once, in bytes: a share of the last-level
-# cache of a CPU, and on a GPU enough to keep it busy.
+# Memory of the cosines that `TorchKMeans` computes at once, in bytes: a share
+# of a CPU's last-level cache; on a GPU enough to keep it busy.
 SCORES = {"cpu": 8 * 2**20, "cuda": 2**30}
 
 
@@ -38,11 +38,12 @@ class Clustering:
         Centroids (n_clusters, D), float32, of length 1. From k-means alone,
         an embedding's label is that of the nearest centroid.
     inertia : numpy.ndarray
-        Sum of squared distances of the points used to their centroids, at
-        the start of each iteration of k-means: (n_iterations,), float64. From
-        agglomerative clustering, to the means of the result: (1,).
+        Sum of squared distances of the points used to their centroids, float64.
+        From k-means: at the start of each iteration, (n_iterations,). From
+        agglomerative clustering: to the means of the result, (1,).
     n_clusters : int
-        Clusters that have a member; those without were dropped.
+        Number of clusters with a member; clusters without a member were
+        dropped.
     points_used : int
         Embeddings that the centroids were trained on; all N were assigned.
 
@@ -66,15 +67,15 @@ class Clustering:
 class KMeans(abc.ABC):
     """Spherical k-means: cosine is the metric in training and assignment.
 
-    Maps embeddings (N, D), of any length but 0, to a `Clustering`: an array, a
-    list, or a memory map, which is copied whole only if all of it is trained
-    on. This is the base of `FaissKMeans` and `TorchKMeans`; a back-end of your
-    own implements `_check_device`, `_iterate` and `_search`, and `_to_device`
-    if its points do not stay in numpy.
+    Maps embeddings (N, D), of any length but 0, to a `Clustering`. Embeddings
+    are an array, a list or a memory map. A memory map is copied whole only if
+    all of it is trained on. This is the base of `FaissKMeans` and
+    `TorchKMeans`. A back-end of your own implements `_check_device`, `_iterate`
+    and `_search`, and `_to_device` if its points do not stay in numpy.
 
     Embeddings and, after each iteration, centroids have length 1. (In the
-    released code centroids do not, and the search by inner product favours
-    long centroids: compact clusters.) The same seed gives the same labels on
+    released code centroids do not. Its search by inner product favours long
+    centroids, that is compact clusters.) The same seed gives the same labels on
     one machine.
 
     Arguments
@@ -150,14 +151,14 @@ class KMeans(abc.ABC):
         )
 
     def _training_points(self, embeddings):
-        """Returns the normalised sample to train on, or raises ValueError."""
+        """Returns the normalised sample to train on; ValueError if unusable."""
         n = len(embeddings)
         self.check(n)
         check_embeddings(embeddings)
         size = self.n_clusters * self.max_points_per_centroid
         if size < n:
             rng = np.random.default_rng(self.seed)
-            # In ascending order, so that a memory map is read forwards.
+            # Ascending order reads a memory map forwards.
             rows = np.sort(rng.choice(n, size, replace=False))
             embeddings = embeddings[rows]
         return normalised(embeddings)
@@ -179,9 +180,9 @@ class KMeans(abc.ABC):
 
     def _first_centroids(self, points):
         """Returns greedy k-means++ on at most ten points per centroid."""
-        # Random points, with which faiss starts, leave speakers that are well
-        # apart without a centroid of their own, and others with two. On all
-        # points the search would take longer than the iterations.
+        # Random points, with which faiss starts, leave some well-separated
+        # speakers without a centroid and give others two. On all points the
+        # search would take longer than the iterations.
         rng = np.random.default_rng(self.seed)
         size = min(len(points), 10 * self.n_clusters)
         rows = rng.choice(len(points), size, replace=False)
@@ -194,13 +195,13 @@ class KMeans(abc.ABC):
         rows = list(chunks(len(embeddings)))
         return np.concatenate(
             [
-                self._search(normalised(embeddings[some]), centroids)
-                for some in tqdm(rows, desc="assigning", unit="chunk")
+                self._search(normalised(embeddings[block]), centroids)
+                for block in tqdm(rows, desc="assigning", unit="chunk")
             ]
         )
 
     def _resources(self) -> contextlib.AbstractContextManager[object]:
-        """Returns a context that holds what the back-end computes with."""
+        """Returns a context that holds resources of the back-end."""
         return contextlib.nullcontext()
 
     def _to_device(self, points: np.ndarray) -> Any:
@@ -209,7 +210,7 @@ class KMeans(abc.ABC):
 
     @abc.abstractmethod
     def _check_device(self, device: torch.device) -> None:
-        """Raises if the library that computes cannot work on the device."""
+        """Raises if the back-end's library cannot compute on the device."""
 
     @abc.abstractmethod
     def _iterate(self, points: Any, centroids: Any) -> tuple[Any, float]:
@@ -226,8 +227,8 @@ class FaissKMeans(KMeans):
     Raises
     ------
     ImportError, ValueError
-        If faiss is missing or has no GPU support where `device` needs it; if
-        it does not see the GPU.
+        If faiss is missing or has no GPU support although `device` needs it; if
+        faiss does not see the GPU.
 
     Example
     -------
@@ -236,8 +237,8 @@ class FaissKMeans(KMeans):
     [50, 50, 50]
     """
 
-    # Kept during a call only: faiss's resources cannot be copied or pickled,
-    # and take 1.5 GB of the GPU that training needs.
+    # Exists during a call only: faiss's resources cannot be copied or pickled,
+    # and take 1.5 GB of the GPU memory that training needs.
     _gpu = None
 
     def _check_device(self, device):
@@ -256,9 +257,9 @@ class FaissKMeans(KMeans):
         kmeans = require_faiss(self.device).Kmeans(
             points.shape[1],
             len(centroids),
-            niter=1,  # at a time, for the progress bar
+            niter=1,  # one iteration per call, for the progress bar
             spherical=True,
-            # Or faiss would warn of less than 39 in each iteration.
+            # Otherwise faiss warns of fewer than 39 points in each iteration.
             min_points_per_centroid=1,
             max_points_per_centroid=len(points),
         )
@@ -284,9 +285,10 @@ class FaissKMeans(KMeans):
 class TorchKMeans(KMeans):
     """Spherical k-means by torch, with the arguments of `KMeans`.
 
-    For GPUs: faiss-gpu 1.15 is built for CUDA 12 and x86-64 alone, while torch
-    brings CUDA 13. The points lie on the device once, in float32: 840 MB for
-    VoxCeleb2. ValueError if torch does not see the GPU.
+    It serves GPUs without faiss: faiss-gpu 1.15 is built for CUDA 12 and x86-64
+    only, while torch brings CUDA 13. The points are on the device once, in
+    float32: 840 MB for VoxCeleb2. Raises ValueError if torch does not see the
+    GPU.
 
     Example
     -------
@@ -317,8 +319,8 @@ class TorchKMeans(KMeans):
     def _split(self, empty, squares, gaps, labels):
         """Returns the row of a point for each of the empty clusters."""
         # The cluster with the largest sum of squares gives one of its points,
-        # drawn as by k-means++, and counts half from then on. The inertia ends
-        # lower than with a split by size, as in faiss, and than with the
+        # drawn as by k-means++, and counts half from then on. The final inertia
+        # is lower than with a split by size, as in faiss, and than with the
         # points farthest from their centroids.
         generator = torch.Generator().manual_seed(self.seed)
         squares[empty] = -1
@@ -368,14 +370,15 @@ def _nearest(points, centroids):
     block = min(block, len(points))
     cosines = points.new_empty(len(points))
     labels = torch.empty_like(cosines, dtype=torch.int64)
-    # One buffer: allocation per block would cost as much as the products.
+    # One buffer, because allocation per block would cost as much as the
+    # products.
     scores = points.new_empty(block, len(centroids))
     for start in range(0, len(points), block):
-        now = slice(start, start + block)
-        some = torch.mm(
-            points[now], centroids.T, out=scores[: len(points[now])]
+        rows = slice(start, start + block)
+        block_scores = torch.mm(
+            points[rows], centroids.T, out=scores[: len(points[rows])]
         )
-        torch.max(some, dim=1, out=(cosines[now], labels[now]))
+        torch.max(block_scores, dim=1, out=(cosines[rows], labels[rows]))
     return cosines, labels
 
 

@@ -1,10 +1,9 @@
 """First centroids for k-means: greedy k-means++ in rounds.
 
-This is our own because faiss starts from random points: at K = 500 of 20,000
-points k-means ended at an inertia of 8,791 from these centroids, and at 9,664
-with faiss's own k-means++. scikit-learn's greedy k-means++ gives a higher
-inertia at any K tried, and takes about 4 minutes at K = 6,000 against 13 s
-here.
+faiss starts from random points, and its own k-means++ is worse: at K = 500 of
+20,000 points k-means ended at an inertia of 8,791 from these centroids, and at
+9,664 from faiss's k-means++. scikit-learn's greedy k-means++ gives a higher
+inertia at any K tried. It takes about 4 minutes at K = 6,000 against 13 s here.
 """
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lgl_plugin.utils.progress import tqdm
 
-# Candidates that a round draws, and how many it keeps.
+# Candidates that a round draws, and the most that it keeps.
 CANDIDATES, KEPT = 256, 32
 # Rows at once: 8 MB of cosines to the candidates.
 BLOCK = 8192
@@ -27,12 +26,12 @@ def kmeans_plus_plus(points: Tensor, n_clusters: int, seed: int) -> Tensor:
     `n_clusters`. The first k rows are what k clusters alone would get.
     """
     # k-means++ draws points with a probability proportional to the squared
-    # distance to the nearest seed so far; the greedy one draws candidates for
-    # each seed and keeps the one that lowers the inertia most, which costs a
-    # pass over all points per seed. Here one matrix product gives the cosines
-    # of a whole round of candidates to all points. The best `KEPT` are taken
-    # one after the other; after each the gains of the others are corrected at
-    # the points that now have a nearer seed, and only there.
+    # distance to the nearest seed so far. Greedy k-means++ draws several
+    # candidates for each seed and keeps the one that lowers the inertia most,
+    # which costs a pass over all points per seed. Here one matrix product gives
+    # the cosines of a whole round of candidates to all points. The best `KEPT`
+    # are taken one after the other. After each, the gains of the others are
+    # corrected only at the points that now have a nearer seed.
     generator = torch.Generator().manual_seed(seed)
     first = int(torch.randint(len(points), (1,), generator=generator))
     seeds = [first]
@@ -68,7 +67,7 @@ def draw(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
     do, each draw is the last row.
     """
     # Sums of whole numbers do not depend on the order of addition, which
-    # differs between devices and thread counts.
+    # differs between devices and numbers of threads.
     ends = (weights.clamp(min=0) / ROUNDING).long().cumsum(0)
     draws = torch.rand(n, generator=generator, dtype=torch.float64)
     places = (draws.to(ends.device) * ends[-1]).long()

@@ -1,29 +1,30 @@
-"""Number of clusters by Ward's tree, without labels and without a grid.
+"""Estimates the number of clusters by Ward's tree, without labels or a grid.
 
-Embeddings without clusters can be split into K parts too, and a larger K
-leaves a smaller sum of squares. So `estimate` also joins a cloud of as many
-normal vectors with the same mean and covariance. The gap at K is how much more
-of the sum of squares the embeddings' clusters explain than the cloud's. It is
-a gap of shares: that of logarithms (Tibshirani et al. 2001) never stops growing
-here. Its top is flat where clusters overlap. The estimate is the K within a
-tenth of the largest gap (`SLACK`) that loses least if each doubling of K costs
-a tenth.
+Embeddings without clusters can be split into K parts too, and a larger K leaves
+a smaller sum of squares. So `estimate` also clusters a cloud of as many normal
+vectors with the same mean and covariance. The gap at K is the share of the sum
+of squares that the embeddings' clusters explain, less the share that the
+cloud's clusters explain. The gap is one of shares because the gap of logarithms
+(Tibshirani et al. 2001) never stops growing here. The top of the gap is flat
+where clusters overlap. Among the K within a tenth of the largest gap (`SLACK`),
+the estimate is the one that loses least if each doubling of K costs a tenth.
 
-On embeddings whitened with shrinkage, of 16 sets with known speakers (three
-corpora, trained and statistical encoders, parts of the speakers and of the
-utterances; 20 to 190 speakers, 378 to 3,800 utterances) it was 0.59 to 2.8
-times the number of speakers, 1.09 times on average, and off by a factor of
-1.32. The labels' AMI with the speakers was 0.02 under that of the best
-number, and for 15 of the 16 above that of k-means with the true number on
-unwhitened embeddings. Few utterances of a speaker and speakers of uneven shares
-lower the estimate; few speakers whose sessions lie far apart raise it. On
-unwhitened embeddings it was 0.38 times the number of speakers: whiten them.
-The index of Calinski and Harabasz, the largest gap of heights and the agreement
-of two halves found 2 clusters there, and the silhouette 1 to 5 times too many.
+The estimate was measured on embeddings whitened with shrinkage, of 16 sets with
+known speakers: three corpora, trained and statistical encoders, parts of the
+speakers and of the utterances; 20 to 190 speakers, 378 to 3,800 utterances. It
+was 0.59 to 2.8 times the number of speakers, 1.09 times on average, with a
+typical error of a factor of 1.32. The labels' AMI with the speakers was 0.02
+below that of the best number. For 15 of the 16 sets the AMI was above that of
+k-means with the true number on unwhitened embeddings. Few utterances per
+speaker, and speakers of uneven shares, lower the estimate. Few speakers whose
+sessions lie far apart raise it. On unwhitened embeddings the estimate was 0.38
+times the number of speakers: whiten them. On these sets the index of Calinski
+and Harabasz, the largest gap of heights and the agreement of two halves found 2
+clusters, and the silhouette found 1 to 5 times too many.
 
-If the largest gap is near 0 (`CHANCE`), as with one utterance of each speaker,
-its top is at a random K, mostly 2. The estimate is then at least a tenth of the
-number of embeddings, or of the first step's clusters: for made-up speakers too
+If the largest gap is near 0 (`CHANCE`), as with one utterance per speaker, its
+top is at a random K, mostly 2. The estimate is then at least a tenth of the
+number of embeddings, or of the first step's clusters. For made-up speakers too
 noisy for the gap, such labels agreed better with the speakers than those of 2
 clusters.
 """
@@ -40,27 +41,27 @@ from lgl_plugin.clustering.ward import Tree, ward
 
 logger = logging.getLogger(__name__)
 
-# Clusters of a first step, as many as Ward's method joins in two minutes.
+# Clusters of a first step: as many as Ward's method joins in two minutes.
 FIRST_STEP = 50_000
-# Share of the largest gap. At 0 the estimate is 1.6 times as high and moves by
-# a third with the seed.
+# Share of the largest gap that a smaller K may lose. At 0 the estimate is 1.6
+# times as high and varies by a third with the seed.
 SLACK = 0.1
-# Two normal clouds differ by up to this in what their clusters explain;
-# useful encoders had 0.1 to 0.4.
+# Largest difference in explained share between two normal clouds. Useful
+# encoders had gaps of 0.1 to 0.4.
 CHANCE = 0.02
-GUESSED_SIZE = 10  # of a cluster, where nothing else tells
+GUESSED_SIZE = 10  # utterances per cluster, if the gap is near 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Estimate:
-    """A number of clusters, and the curves behind it.
+    """An estimated number of clusters, and the curves that it is read from.
 
     Arguments
     ---------
     n_clusters : int
         The estimate.
     explained, by_chance : numpy.ndarray
-        Share of the sum of squares that lies between 1, 2, … clusters of the
+        Share of the sum of squares that 1, 2, … clusters explain, of the
         embeddings and of a normal cloud, float64 (number of parts joined,).
 
     Example
@@ -75,12 +76,12 @@ class Estimate:
 
     @property
     def gap(self) -> np.ndarray:
-        """How much more is explained than by chance, at 1, 2, … clusters."""
+        """The explained share less the share by chance, at 1, 2, … clusters."""
         return self.explained - self.by_chance
 
     @property
     def is_guess(self) -> bool:
-        """Says that clusters explain hardly more than chance."""
+        """True if clusters explain hardly more than chance."""
         gap = self.gap
         return bool(gap[1 : len(gap) // 2].max() < CHANCE)
 
@@ -111,19 +112,19 @@ def estimate(
     Arguments
     ---------
     kmeans : KMeans
-        Makes the parts to join where there are more embeddings than its
-        clusters; its seed is that of the normal cloud.
+        Makes the parts to join if there are more embeddings than its clusters.
+        Its seed is also that of the normal cloud.
     embeddings : numpy.ndarray
         Embeddings (N, D), of any length but 0.
     first, tree : Parts and Tree, optional
-        What `parts` and `ward` made of the embeddings, where it is known.
+        Results of `parts` and `ward` on the embeddings, if already computed.
 
     Returns
     -------
     Estimate
-        Where the clusters explain hardly more than chance, it is a guess, at
-        least a tenth of the number of embeddings or of the first step's
-        clusters: `is_guess` says so.
+        If the clusters explain hardly more than chance (`is_guess`), the number
+        is at least a tenth of the number of embeddings or of the first step's
+        clusters.
 
     Raises
     ------
@@ -145,25 +146,25 @@ def estimate(
     first = first or parts(kmeans, embeddings)
     tree = tree or ward(first.means, first.sizes)
     explained = _explained(first, tree)
-    others = parts(kmeans, _normal_cloud(embeddings, kmeans.seed))
-    by_chance = _explained(others, ward(others.means, others.sizes))
+    cloud = parts(kmeans, _normal_cloud(embeddings, kmeans.seed))
+    by_chance = _explained(cloud, ward(cloud.means, cloud.sizes))
     n_parts = min(len(explained), len(by_chance))
-    # k-means may drop an empty part; what both have is compared.
+    # k-means may drop empty parts, so only the common length is compared.
     check_enough(n_parts)
     explained, by_chance = explained[:n_parts], by_chance[:n_parts]
     gap = (explained - by_chance)[1 : n_parts // 2]
     doublings = np.log2(np.arange(2, 2 + len(gap)))
     value = gap - SLACK * gap.max() * doublings
     value[gap < (1 - SLACK) * gap.max()] = -np.inf
-    found = Estimate(2 + int(np.argmax(value)), explained, by_chance)
-    if found.is_guess:
-        n_clusters = max(found.n_clusters, n_parts // GUESSED_SIZE)
-        found = dataclasses.replace(found, n_clusters=n_clusters)
-    return found
+    result = Estimate(2 + int(np.argmax(value)), explained, by_chance)
+    if result.is_guess:
+        n_clusters = max(result.n_clusters, n_parts // GUESSED_SIZE)
+        result = dataclasses.replace(result, n_clusters=n_clusters)
+    return result
 
 
 def check_enough(n_points: int) -> None:
-    """Raises ValueError if there is too little to join for an estimate."""
+    """Raises ValueError if there are too few points for an estimate."""
     if n_points < 8:
         raise ValueError(
             f"{n_points} utterances, or clusters of the first step, are too "
@@ -172,7 +173,7 @@ def check_enough(n_points: int) -> None:
 
 
 def _explained(first, tree):
-    """Returns the share of the sum of squares between 1, 2, … clusters."""
+    """Returns the share of the sum of squares that 1, 2, … clusters explain."""
     within = first.within + tree.within()
     if not within[0] > 0:
         raise ValueError(
@@ -182,7 +183,7 @@ def _explained(first, tree):
 
 
 def _normal_cloud(embeddings, seed):
-    """Draws as many normal vectors of the unit embeddings' two moments."""
+    """Draws n normal vectors with the unit embeddings' mean and covariance."""
     n, dimensions = embeddings.shape
     total = np.zeros(dimensions)
     squares = np.zeros((dimensions, dimensions))

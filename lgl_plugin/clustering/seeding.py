@@ -1,4 +1,4 @@
-"""Clusters that know the speakers of a few utterances."""
+"""Adapts clusters to the given speakers of a few utterances."""
 
 import numpy as np
 
@@ -11,29 +11,29 @@ def seeded(
 ) -> np.ndarray:
     """Makes the speakers of labelled utterances the first clusters.
 
-    Takes the embeddings (N, D) that were clustered, their clusters, int64 (N,),
-    -1 for none, and the given speakers from 0, each with an utterance, -1 where
-    unknown. A speaker's cluster holds its labelled utterances and takes over
-    the cluster that held most of them. Where two speakers would take over the
-    same, each utterance goes to the one whose labelled utterances are nearer,
-    by the cosine with their mean. Other clusters stay, less the labelled
-    utterances in them, and are numbered after the speakers, without gaps.
+    `embeddings` (N, D) were clustered to `labels`, int64 (N,), -1 for none.
+    `given` has the speakers from 0, each with an utterance, -1 if unknown. A
+    speaker's cluster holds its labelled utterances and takes over the cluster
+    that held most of them. If several speakers take over the same cluster, each
+    utterance goes to the speaker whose labelled utterances are nearer, by the
+    cosine with their mean. Other clusters keep their utterances without given
+    speakers, and are numbered after the speakers, without gaps.
     """
-    known = given >= 0
+    is_given = given >= 0
     n_speakers = int(given.max()) + 1
     means = normalised(means_of(embeddings, given)[0].numpy())
     counts = np.zeros((n_speakers, int(labels.max()) + 1), np.int64)
-    seeds = known & (labels >= 0)
+    seeds = is_given & (labels >= 0)
     np.add.at(counts, (given[seeds], labels[seeds]), 1)
     home = np.where(counts.any(axis=1), counts.argmax(axis=1), -1)
-    found = np.full(len(labels), -1)
+    result = np.full(len(labels), -1)
     for cluster in np.unique(home[home >= 0]):
         owners = np.flatnonzero(home == cluster)
         members = np.flatnonzero(labels == cluster)
         cosines = normalised(embeddings[members]) @ means[owners].T
-        found[members] = owners[cosines.argmax(axis=1)]
-    found[known] = given[known]
-    left = (found < 0) & (labels >= 0)
+        result[members] = owners[cosines.argmax(axis=1)]
+    result[is_given] = given[is_given]
+    left = (result < 0) & (labels >= 0)
     _, numbers = np.unique(labels[left], return_inverse=True)
-    found[left] = n_speakers + numbers
-    return found
+    result[left] = n_speakers + numbers
+    return result

@@ -1,8 +1,8 @@
 """Two-step clustering: k-means to many clusters, then Ward's method.
 
-k-means alone splits large speakers and joins small ones; many small clusters
-do neither, and Ward's method puts them together. Where the utterances are few
-enough, Ward's method starts from them.
+k-means alone splits large speakers and joins small ones. Many small clusters do
+neither, and Ward's method joins them to speakers. If there are few enough
+utterances, Ward's method starts from the utterances.
 """
 
 import dataclasses
@@ -21,29 +21,30 @@ from lgl_plugin.clustering.ward import ward
 class TwoStepKMeans:
     """k-means to many clusters, then agglomerative clustering of these.
 
-    Ward's method starts from the means of the k-means clusters with their
-    sizes as weights, that is from the k-means partition, and joins at each
-    step the two clusters that add least to the sum of squares. In the
-    resulting `Clustering` the centroids are the means of the members at length
-    1, so a label is not always that of the nearest centroid; the inertia is
-    the one sum of squared distances to the means of the result.
+    Ward's method starts from the means of the k-means clusters with their sizes
+    as weights. At each step it joins the two clusters that add least to the sum
+    of squares. In the resulting `Clustering` the centroids are the means of the
+    members at length 1, so a label is not always that of the nearest centroid.
+    The inertia is a single value, the sum of squared distances to the means of
+    the result.
 
     Arguments
     ---------
     kmeans : KMeans
-        First step, skipped where it has at least as many clusters as there
-        are utterances. Its number is a matter of time and memory alone: with
-        50,000, two minutes of a CPU core and VoxCeleb2's million utterances
-        on a GPU.
+        First step, skipped if it has at least as many clusters as there are
+        utterances. Its number of clusters only matters for time and memory:
+        with 50,000, two minutes of a CPU core and VoxCeleb2's million
+        utterances on a GPU.
     n_clusters : int or "auto"
-        Clusters after the second step; "auto" is an estimate
+        Clusters after the second step; "auto" estimates the number
         (`clustering.number.estimate`).
 
     Raises
     ------
     ValueError
-        If `kmeans` is no KMeans, or `n_clusters` below 1 or more than its;
-        in a call, as `kmeans` and `clustering.number.estimate` do.
+        If `kmeans` is no KMeans, or `n_clusters` is below 1 or above its number
+        of clusters. A call raises what `kmeans` and
+        `clustering.number.estimate` raise.
 
     Example
     -------
@@ -88,9 +89,9 @@ class TwoStepKMeans:
         tree = ward(first.means, first.sizes)
         n_clusters = self.n_clusters
         if n_clusters == "auto":
-            found = estimate(self.kmeans, embeddings, first, tree)
-            found.warn_of_guess()
-            n_clusters = found.n_clusters
+            result = estimate(self.kmeans, embeddings, first, tree)
+            result.warn_of_guess()
+            n_clusters = result.n_clusters
         n_clusters = min(n_clusters, len(first.sizes))
         labels = tree.cut(n_clusters)[first.labels]
         inertia = first.within + tree.within()[n_clusters - 1]

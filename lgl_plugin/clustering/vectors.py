@@ -1,4 +1,4 @@
-"""Helpers on embeddings and labels that the clusterings share."""
+"""Functions on embeddings and labels that all clusterings share."""
 
 import contextlib
 import math
@@ -59,21 +59,21 @@ def normalised(embeddings: np.ndarray) -> np.ndarray:
 
 
 def joined(points: np.ndarray, others: np.ndarray, share: float) -> np.ndarray:
-    """Joins two views of the same utterances, (N, D) and (N, D'), for cosines.
+    """Concatenates two views of the same utterances, (N, D) and (N, D').
 
-    Returns unit vectors (N, D + D'), float32, whose cosine is (1 - share) times
-    that of `points` plus `share`, from 0 to 1, times that of `others`; vectors
-    shorter than that where `others` has zeros.
+    Returns vectors (N, D + D'), float32. Their cosine is (1 - share) times that
+    of `points` plus `share`, from 0 to 1, times that of `others`. They have
+    unit length, or less where `others` is zero.
     """
     views = (1 - share, points), (share, others)
     return np.hstack([normalised(view) * weight**0.5 for weight, view in views])
 
 
 def without_small(labels: np.ndarray, least: int) -> np.ndarray:
-    """Returns labels (N,) with -1 in clusters of fewer than `least` members.
+    """Returns labels (N,), -1 in clusters of fewer than `least` members.
 
-    The others are numbered anew, from 0 without gaps. Raises ValueError if no
-    cluster is left.
+    The other clusters are renumbered from 0 without gaps. Raises ValueError if
+    no cluster is left.
     """
     sizes = np.bincount(labels)
     if sizes.max() < least:
@@ -88,8 +88,9 @@ def without_small(labels: np.ndarray, least: int) -> np.ndarray:
 def cluster_sizes(labels: np.ndarray, n_clusters: int) -> dict[str, float]:
     """Measures how even clusters are, by labels (N,) from 0.
 
-    Returns the `largest_share` of the utterances in one cluster, and the
-    numbers of `empty_clusters` and of `single_clusters`, with one utterance.
+    `largest_share` is the share of the utterances in the largest cluster.
+    `empty_clusters` and `single_clusters` are the numbers of clusters with no
+    and with one utterance.
     """
     sizes = np.bincount(np.asarray(labels), minlength=n_clusters)
     return {
@@ -102,9 +103,9 @@ def cluster_sizes(labels: np.ndarray, n_clusters: int) -> dict[str, float]:
 def largest_first(
     labels: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Numbers labels (N,), from 0 without gaps, anew by their members.
+    """Renumbers labels (N,), from 0 without gaps, by descending cluster size.
 
-    Each member counts by its weight (N,), or as one.
+    Each member counts by its weight (N,), by default 1.
     """
     order = np.argsort(-np.bincount(labels, weights), kind="stable")
     return np.argsort(order)[labels]
@@ -115,14 +116,14 @@ def sum_by_label(values: Tensor, labels: Tensor, n_labels: int) -> Tensor:
     sums = values.new_zeros((n_labels, *values.shape[1:]))
     if values.device.type == "cpu":
         return sums.index_add_(0, labels, values)
-    # On a GPU index_add_ adds in any order, and two runs would differ in the
-    # last digit; index_put_ sorts the labels first.
+    # On a GPU index_add_ adds in any order, so two runs would differ in the
+    # last digit. index_put_ sorts the labels first.
     return sums.index_put_((labels,), values, accumulate=True)
 
 
 @contextlib.contextmanager
 def exact_matmul() -> Iterator[None]:
-    """Switches off TF32 in float32 products: it would decide near ties."""
+    """Disables TF32 in float32 products, whose error would decide near ties."""
     before = torch.get_float32_matmul_precision()
     # From torch 2.9 on, setting the precision sets the CPU's too. SpeechBrain
     # allows TF32 on GPUs only. Restoring "before" on the CPU too would make
@@ -140,7 +141,7 @@ def exact_matmul() -> Iterator[None]:
 
 
 def nearest_centroids(centroids: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """Returns for each centroid (K, dim) the nearest other: int64 (K,)."""
+    """Returns the nearest other centroid of each of (K, dim), int64 (K,)."""
     points = torch.from_numpy(centroids).to(device)
     nearest = []
     with exact_matmul():

@@ -1,4 +1,4 @@
-"""Agglomerative clustering of weighted points, by Ward's method or another."""
+"""Agglomerative clustering by Ward's method or by average linkage."""
 
 import dataclasses
 import math
@@ -11,18 +11,19 @@ from torch import Tensor
 from lgl_plugin.clustering.vectors import exact_matmul
 from lgl_plugin.utils.progress import tqdm
 
-# Distances held at once, in bytes: a share of a CPU's last-level cache, and
-# on a GPU enough to keep it busy.
+# Memory of the distances computed at once, in bytes: a share of a CPU's
+# last-level cache; on a GPU enough to keep it busy.
 DISTANCES = {"cpu": 16 * 2**20, "cuda": 2**30}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tree:
-    """Joins of N points, from the lowest on, mostly all N - 1.
+    """The joins of N points in ascending order, N - 1 without a limit.
 
-    `joins`, int64 (joins, 2), are points, whose clusters are joined; `rises`,
-    float64 (joins,), ascending, their distances: by Ward's method the growth of
-    the sum of squares within clusters.
+    `joins`, int64 (n_joins, 2), has two points, whose clusters are joined.
+    `rises`, float64 (n_joins,), has the ascending distances of the joins. By
+    Ward's method a distance is the growth of the sum of squares within
+    clusters.
     """
 
     n_points: int
@@ -52,25 +53,26 @@ def ward(
     """Joins weighted points by Ward's method, until all are one cluster.
 
     20,000 points of 192 dimensions take 10 s on a CPU core, and the time grows
-    with their square. The points (N, D) are float32 or float64, on any device;
-    one of weight w, above 0, counts as w equal ones. Joins end at the distance
-    `limit`. With `average` the distance is one less the average cosine, which
-    is the product of means of unit vectors.
+    with the square of their number. The points (N, D) are float32 or float64,
+    on any device. A point of weight w, above 0, counts as w equal points. Joins
+    end at the distance `limit`. With `average` the distance is 1 minus the
+    average cosine, which is the product of the means of unit vectors.
 
-    Either distance is reducible: a union is no nearer to a third cluster than
+    Both distances are reducible: a union is no nearer to a third cluster than
     the nearer of its parts was. So rounds that join all reciprocal nearest
-    neighbours (Murtagh 1983) find the same joins as joining one pair at a time;
-    sorting restores the order. Distances are computed in blocks and never kept.
+    neighbours (Murtagh 1983) find the same joins as joining one pair at a time
+    does. Sorting restores the order. Distances are computed in blocks and never
+    stored.
     """
     means, weights = points, weights.to(points, copy=True)
     names = torch.arange(len(points), device=points.device)
     heights = torch.zeros_like(weights)  # of the last join in each cluster
     nearest, gaps = torch.zeros_like(names), torch.zeros_like(weights)
     stale = names  # clusters whose nearest neighbour must be looked up
-    # Of each round: names kept, names dropped, heights.
+    # For each round: names kept, names dropped, heights.
     joins = [(names[:0], names[:0], heights[:0])]
     n_joins = len(points) - 1
-    # A bar for joins that take less than a second only fills the screen.
+    # The delay hides the bar if the joins take less than a second.
     bar = tqdm(total=n_joins, desc="joins", unit="", delay=1)
     with exact_matmul(), bar:
         while len(means) > 1:
@@ -82,12 +84,13 @@ def ward(
             order = torch.arange(len(nearest), device=points.device)
             mutual = (nearest[nearest] == order) & (order < nearest)
             kept = (mutual & (gaps <= limit)).nonzero()[:, 0]
-            # Rounding can make equal distances a circle of neighbours with no
-            # mutual pair, and the loop would never end: join the nearest.
+            # Rounding can turn equal distances into a cycle of neighbours
+            # without a mutual pair. The loop would then never end, so the
+            # nearest pair is joined.
             if len(kept) == 0:
                 kept = gaps.argmin().view(1)
             dropped = nearest[kept]
-            # Rounding must not put a join below one that it builds on.
+            # Rounding must not put a join below an earlier join of its parts.
             height = gaps[kept].maximum(heights[kept]).maximum(heights[dropped])
             joins.append((names[kept], names[dropped], height))
             bar.update(len(kept))
@@ -123,15 +126,16 @@ def _neighbours(means, weights, rows, average):
     if average:  # 1 - cos is (1 + 1 - 2 cos) / (1 / 1 + 1 / 1)
         squares = inverse = torch.ones_like(weights)
     nearest, closest = torch.empty_like(rows), means.new_empty(len(rows))
-    # One buffer: allocation per block would cost as much as the products.
+    # One buffer, because allocation per block would cost as much as the
+    # products.
     buffers = means.new_empty(2, block, len(means))
     for start in range(0, len(rows), block):
-        now = slice(start, start + block)
-        some = rows[now]
-        gaps, scales = buffers[:, : len(some)]
-        torch.addmm(squares, means[some], means.T, alpha=-2, out=gaps)
-        gaps += squares[some, None]
-        gaps /= torch.add(inverse[some, None], inverse, out=scales)
-        gaps.scatter_(1, some[:, None], torch.inf)  # not its own neighbour
-        torch.min(gaps, dim=1, out=(closest[now], nearest[now]))
+        block_rows = slice(start, start + block)
+        clusters = rows[block_rows]
+        gaps, scales = buffers[:, : len(clusters)]
+        torch.addmm(squares, means[clusters], means.T, alpha=-2, out=gaps)
+        gaps += squares[clusters, None]
+        gaps /= torch.add(inverse[clusters, None], inverse, out=scales)
+        gaps.scatter_(1, clusters[:, None], torch.inf)  # not its own neighbour
+        torch.min(gaps, dim=1, out=(closest[block_rows], nearest[block_rows]))
     return nearest, closest

@@ -1,4 +1,4 @@
-"""Agreement of two labellings: their mutual information."""
+"""Agreement of two labellings by their mutual information."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sklearn.metrics.cluster import contingency_matrix
 def ami(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
     """Returns the mutual information adjusted for chance.
 
-    Random clusters score 0 whatever their number (Vinh et al. 2010). The
-    value equals that of scikit-learn's `adjusted_mutual_info_score`, which
-    takes minutes for 6,000 clusters of a million utterances; this function
-    takes a second.
+    Random clusters score 0 whatever their number (Vinh et al. 2010). The value
+    equals that of scikit-learn's `adjusted_mutual_info_score`, which takes
+    minutes for 6,000 clusters of a million utterances. This function takes a
+    second.
 
     Arguments
     ---------
@@ -57,9 +57,10 @@ def ami(true: npt.ArrayLike, pseudo: npt.ArrayLike) -> float:
 def with_known_speaker(
     true: npt.ArrayLike, pseudo: npt.ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns both labels where the speaker is known, and the mask (N,) of it.
+    """Returns both labels of utterances with known speaker, and their mask.
 
-    Raises ValueError if the lengths differ or no speaker is known.
+    The mask is bool (N,). Raises ValueError if the lengths differ or no speaker
+    is known.
     """
     true, pseudo = np.asarray(true), np.asarray(pseudo)
     if true.ndim != 1 or true.shape != pseudo.shape:
@@ -67,7 +68,8 @@ def with_known_speaker(
             "true and pseudo need one label per utterance each, got shapes "
             f"{true.shape} and {pseudo.shape}"
         )
-    # By type: numpy raises when integers are compared with "".
+    # The check depends on the type, because numpy raises when integers are
+    # compared with "".
     known = true != "" if true.dtype.kind in "UO" else true >= 0
     if not known.any():
         raise ValueError(
@@ -79,8 +81,8 @@ def with_known_speaker(
 
 def contingency(true: np.ndarray, pseudo: np.ndarray) -> csr_array:
     """Returns the utterances per cluster (rows) and speaker (columns)."""
-    # Sparse: 6,000 by 6,000 counts would take 288 MB dense. scikit-learn may
-    # return a sparse matrix, whose sums would be two-dimensional.
+    # 6,000 by 6,000 counts would take 288 MB if dense. scikit-learn may return
+    # a sparse matrix, whose sums would be two-dimensional.
     return csr_array(contingency_matrix(pseudo, true, sparse=True))
 
 

@@ -1,4 +1,4 @@
-"""Equal error rate and detection cost of scores, exact and without loops."""
+"""Equal error rate and minimum detection cost of scores."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def operating_points(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns cuts, p_miss and p_fa, (M + 1,) float64 for M distinct scores.
 
-    They run from accepting all to rejecting all; a cut accepts the trials
-    that score above it. Raises ValueError as `count_rejected` does.
+    The cuts run from accepting all trials to rejecting all. A cut accepts the
+    trials that score above it. Raises ValueError as `count_rejected` does.
     """
     _, cuts, missed, refused = count_rejected(scores, labels)
     return cuts, missed / missed[-1], 1 - refused / refused[-1]
@@ -100,9 +100,9 @@ def count_rejected(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns the order (T,) of the trials by score, and counts for each cut.
 
-    The M + 1 cuts come as thresholds, float64, with the number of target and
-    of non-target trials that each rejects. Raises ValueError if a score is
-    not finite, a class is missing or the lengths differ.
+    The M + 1 cuts are thresholds, float64, with the number of target and of
+    non-target trials that each rejects. Raises ValueError if a score is not
+    finite, a class is missing or the lengths differ.
     """
     scores = np.asarray(scores, np.float64)
     labels = np.asarray(labels, bool)
@@ -125,12 +125,13 @@ def count_rejected(
         )
     order = np.argsort(scores)
     scores, labels = scores[order], labels[order]
-    last = np.append(scores[1:] != scores[:-1], True)  # of equal scores
+    last = np.append(scores[1:] != scores[:-1], True)  # among equal scores
     rejected = np.append(0, np.flatnonzero(last) + 1)
     missed = np.append(0, np.cumsum(labels))[rejected]
     distinct = scores[last]
-    # Halve first: two scores near 1e308 sum to infinity. Stay below the upper
-    # score, to which the middle of two neighbours may round.
+    # Halving first, because two scores near 1e308 sum to infinity. The middle
+    # of two neighbouring floats may round to the upper score, and must stay
+    # below it.
     middle = distinct[1:] / 2 + distinct[:-1] / 2
     middle = np.minimum(middle, np.nextafter(distinct[1:], -np.inf))
     cuts = np.hstack([-np.inf, middle, distinct[-1]])
@@ -138,11 +139,12 @@ def count_rejected(
 
 
 class Resampled:
-    """Trials by score, to count them as often as their two sides are drawn.
+    """Sorted trials, for the EER of many resamples of speakers or recordings.
 
-    `first` and `second`, int64 (T,), are the sides, speakers or recordings.
-    A trial between two counts as the product of both, one within a side as
-    that. Raises ValueError as `count_rejected` does.
+    `first` and `second`, int64 (T,), are the speakers or recordings (sides) of
+    each trial. A trial between two sides counts as often as the product of
+    their draws. A trial within a side counts as often as that side was drawn.
+    Raises ValueError as `count_rejected` does.
     """
 
     def __init__(
@@ -153,15 +155,15 @@ class Resampled:
         second: np.ndarray,
     ):
         order, _, self.missed, self.refused = count_rejected(scores, labels)
-        # The last side is a dummy, which counts once in every draw: the
-        # product of a trial within a side is then not squared.
+        # The last side is a dummy that is drawn once in every resample, so that
+        # a trial within a side is not counted by the square.
         second = np.where(first == second, -1, second)[order]
         first, labels = first[order], labels[order]
         self.targets = first[labels], second[labels]
         self.others = first[~labels], second[~labels]
 
     def eer(self, times: np.ndarray) -> float:
-        """Returns the EER where sides (N,) are drawn so often, int64.
+        """Returns the EER of a resample; `times`, int64 (N,), are the draws.
 
         NaN if no trial of a class is drawn.
         """
@@ -180,7 +182,7 @@ class Resampled:
 def equal_error_point(
     p_miss: np.ndarray, p_fa: np.ndarray
 ) -> tuple[float, int]:
-    """Returns the equal error rate and the cut with the nearest two rates."""
+    """Returns the equal error rate, and the cut whose two rates are nearest."""
     gap = p_miss - p_fa  # grows from -1 to 1
     after = int(np.argmax(gap >= 0))
     before = after - 1
