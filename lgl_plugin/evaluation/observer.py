@@ -1,4 +1,4 @@
-"""The only object through which a training loop meets true labels."""
+"""The observer of a training: its only access to true labels."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ logger = get_logger(__name__)
 
 
 class TrueLabels:
-    """An observer that a recipe hands to a training loop, for its records.
+    """An observer, which a recipe hands to a training loop for its records.
 
     Training writes the returned figures to metrics.jsonl and never reads them
-    back. It cannot get at the labels.
+    back. Training cannot access the labels.
 
     Arguments
     ---------
     speakers : array-like, (N,), int64
-        True speaker of each row of the manifest, -1 where not known.
+        True speaker of each row of the manifest, -1 if unknown.
     trials, folder : Trials and str or pathlib.Path, optional
-        A trial list with its labels, and where its paths begin.
+        A labelled trial list, and the folder that its paths are relative to.
     channel : int, optional
-        The one to read of audio that has several; by default the mean.
+        Channel to read of multi-channel audio; by default the mean of all.
     sample_rate : int
-        The encoder's, in Hz, which the list's audio is converted to.
+        Sampling rate of the encoder in Hz, to which the list's audio is
+        converted.
 
     Example
     -------
@@ -70,7 +71,7 @@ class TrueLabels:
 
     @functools.cached_property
     def _audio(self):
-        """The trial list's utterances; their headers are read when needed."""
+        """The trial list's utterances, whose headers are read on first use."""
         return trial_audio(
             self._trials, self._folder, self._channel, self._rates
         )
@@ -85,12 +86,12 @@ class TrueLabels:
         """Scores the trial list by `verification.figures_of`; {} without one.
 
         `embed` takes the list's audio, n utterances, and returns their
-        embeddings (n, D).
-        `path` is an npz file to keep the `scores` (T,) and `labels` (T,) in.
-        A `backend`, which transforms embeddings, adds `eer_backend` and
-        `min_dcf_001_backend`; a `cohort` (M, D) of training utterances'
-        embeddings adds AS-norm's `eer_as_norm` and `min_dcf_001_as_norm`, or,
-        where all of it scores alike, a warning.
+        embeddings (n, D). `path` is an npz file for the `scores` (T,) and
+        `labels` (T,). A `backend`, which transforms embeddings, adds
+        `eer_backend` and `min_dcf_001_backend`. A `cohort` (M, D) of training
+        utterances' embeddings adds AS-norm's `eer_as_norm` and
+        `min_dcf_001_as_norm`. If all of the cohort scores alike, a warning is
+        logged instead.
         """
         trials = self._trials
         if trials is None:
@@ -106,10 +107,10 @@ class TrueLabels:
         if cohort is not None:
             try:
                 others["as_norm"] = as_norm(scores, trials, embeddings, cohort)
-            except ValueError as error:  # such as of a collapsed encoder
+            except ValueError as error:  # a collapsed encoder, for example
                 logger.warning("No AS-norm for this phase: %s", error)
-        for name, found in others.items():
-            rates = figures_of(found, trials)
+        for name, system_scores in others.items():
+            rates = figures_of(system_scores, trials)
             figures[f"eer_{name}"] = rates["eer"]
             figures[f"min_dcf_001_{name}"] = rates["min_dcf_001"]
         return figures
@@ -122,7 +123,7 @@ class TrueLabels:
     ) -> dict:
         """Reports on the pseudo-labels (n,) of manifest rows (n,).
 
-        Returns what `clustering_report` does; {} where no row's speaker is
+        Returns the figures of `clustering_report`; {} if no row's speaker is
         known.
         """
         true = self._speakers[rows]
@@ -141,11 +142,11 @@ class TrueLabels:
 
         `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none.
         `rows` (n,) were trained on. `selected` (n,) marks the rows that the
-        gate let through. `corrected` (n,) holds the labels that replaced
-        refused labels, -1 for none. Returns the gate's figures of
-        `clustering_report`, and `correction_precision`, the share of
-        corrected labels whose cluster is mapped to the true speaker. A figure
-        is left out where no speaker is known.
+        gate selected. `corrected` (n,) has the labels that replaced rejected
+        labels, -1 for none. Returns the gate's figures of `clustering_report`,
+        and `correction_precision`, the share of corrected labels whose cluster
+        is mapped to the true speaker. A figure is left out if no speaker is
+        known.
         """
         report = self.clusters(rows, labels[rows], selected)
         keys = ("nmi_selected", "ami_selected", "gate_precision", "gate_recall")
@@ -162,10 +163,10 @@ class TrueLabels:
     def positives(self, rows: np.ndarray, positives: np.ndarray) -> dict:
         """Measures positives that come from other utterances.
 
-        Takes the anchors' `rows` (n,) and those of their `positives` (n,), -1
-        where an anchor kept its own. Returns `same_speaker_share`, the share
-        of replaced positives with the anchor's speaker; {} if no such pair's
-        speakers are known.
+        `rows` (n,) are the anchors' and `positives` (n,) the positives'
+        manifest rows, -1 if an anchor kept its own crop. Returns
+        `same_speaker_share`, the share of replaced positives with the anchor's
+        speaker; {} if no such pair's speakers are known.
         """
         one, other = self._speakers[rows], self._speakers[positives]
         known = (positives >= 0) & (one >= 0) & (other >= 0)
@@ -179,19 +180,22 @@ class TrueLabels:
     ) -> dict[str, float | None]:
         """Measures the losses of reliable and of other labels in an epoch.
 
-        `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none,
-        `rows` (n,) and `losses` (n,) the epoch's. Returns `loss_reliable` and
-        `loss_unreliable`, means of finite losses of known speakers, None for a
-        group without any (paper, section 3 and figure 2); {} where no labelled
-        row's speaker is known.
+        `labels` (N,) are the pseudo-labels of all manifest rows, -1 for none.
+        `rows` (n,) and `losses` (n,) are the epoch's. Returns `loss_reliable`
+        and `loss_unreliable`, the means of finite losses of known speakers,
+        None for an empty group (paper, section 3 and figure 2); {} if no
+        labelled row's speaker is known.
         """
         if not (self._speakers[labels >= 0] >= 0).any():
             return {}
-        good = reliable(self._speakers, labels)[rows]
-        # One step that went wrong must not take the epoch's figure.
+        is_reliable = reliable(self._speakers, labels)[rows]
+        # One non-finite step must not make the epoch's figure NaN.
         finite = np.isfinite(losses)
-        other = ~good & (self._speakers[rows] >= 0)
-        groups = {"loss_reliable": good, "loss_unreliable": other}
+        is_unreliable = ~is_reliable & (self._speakers[rows] >= 0)
+        groups = {
+            "loss_reliable": is_reliable,
+            "loss_unreliable": is_unreliable,
+        }
         return {
             name: float(np.mean(losses[group & finite]))
             if (group & finite).any()
@@ -201,15 +205,15 @@ class TrueLabels:
 
 
 def observer_of(settings: Settings) -> Callable[[Manifest], TrueLabels]:
-    """Makes what a `Session` takes: the observer of a manifest's audio.
+    """Returns a function from a manifest to its observer, for a `Session`.
 
     The trial list is read at once, so that a wrong path or line shows before
-    any training; its audio is read when it is scored.
+    training. Its audio is read when it is scored.
 
     Arguments
     ---------
     settings : lgl_plugin.runs.schema.Settings
-        Those of a stage: verification_file, trial_folder, channel,
+        Settings of a stage: verification_file, trial_folder, channel,
         sample_rate and allow_outside_data_folder are read.
 
     Returns

@@ -1,6 +1,6 @@
-"""Pseudo-labels and gates against the true speakers, after the fact.
+"""Compares pseudo-labels and gates with the true speakers.
 
-Utterances whose true label is not known are left out. True labels serve to
+Utterances whose true label is unknown are left out. True labels serve to
 understand a run; no training decision may read them.
 """
 
@@ -18,8 +18,8 @@ from lgl_plugin.metrics.agreement import ami, contingency, with_known_speaker
 def hungarian_mapping(true: ArrayLike, pseudo: ArrayLike) -> dict:
     """Maps clusters to speakers one to one, so that most utterances agree.
 
-    The optimal assignment of paper section 3; there may be more clusters
-    than speakers, or fewer. Of several best mappings, one is returned.
+    The optimal assignment of paper section 3. There may be more clusters than
+    speakers, or fewer. If several mappings are best, one of them is returned.
 
     Arguments
     ---------
@@ -45,7 +45,7 @@ def hungarian_mapping(true: ArrayLike, pseudo: ArrayLike) -> dict:
     true, pseudo, _ = with_known_speaker(true, pseudo)
     speakers, true = np.unique(true, return_inverse=True)
     clusters, pseudo = np.unique(pseudo, return_inverse=True)
-    # As a list, for np.append would turn -1 into a string.
+    # A list, because np.append would turn -1 into a string.
     speakers = [*speakers.tolist(), -1]
     mapped = [speakers[index] for index in _assign(true, pseudo)]
     return dict(zip(clusters.tolist(), mapped, strict=True))
@@ -83,14 +83,14 @@ def reliable(true: ArrayLike, pseudo: ArrayLike) -> np.ndarray:
 def clustering_report(
     true: ArrayLike, pseudo: ArrayLike, selected: ArrayLike | None = None
 ) -> dict[str, float]:
-    """Collects all that the true labels say about one iteration.
+    """Compares one iteration's pseudo-labels and gate with the true labels.
 
     Arguments
     ---------
     true, pseudo
         As of `hungarian_mapping`, and so are the errors.
     selected : array-like, (N,), bool, optional
-        True where the gate lets the utterance through.
+        True where the gate selects the utterance.
 
     Returns
     -------
@@ -113,7 +113,8 @@ def clustering_report(
     1
     """
     true, pseudo, known = with_known_speaker(true, pseudo)
-    # Integers once, so that no measure sorts a million strings again.
+    # Conversion to integers keeps each measure from sorting a million strings
+    # again.
     _, true = np.unique(true, return_inverse=True)
     _, pseudo = np.unique(pseudo, return_inverse=True)
     trusted = reliable(true, pseudo)
@@ -133,23 +134,23 @@ def clustering_report(
             f"selected has shape {selected.shape} for {len(known)} utterances"
         )
     selected = selected[known]
-    # Of no labels `ami` raises, and scikit-learn's measure is 1.
-    some = (true[selected], pseudo[selected]) if selected.any() else None
+    # Without labels `ami` raises, and scikit-learn's measure is 1.
+    pair = (true[selected], pseudo[selected]) if selected.any() else None
     both = (selected & trusted).sum()
     return report | {
-        "nmi_selected": float(nmi(*some)) if some else 0.0,
-        "ami_selected": ami(*some) if some else 0.0,
+        "nmi_selected": float(nmi(*pair)) if pair else 0.0,
+        "ami_selected": ami(*pair) if pair else 0.0,
         "gate_precision": float(both / max(selected.sum(), 1)),
-        "gate_recall": float(both / trusted.sum()),  # a mapping has some
+        "gate_recall": float(both / trusted.sum()),  # never 0
     }
 
 
 def _assign(true, pseudo):
-    """Returns each cluster's speaker, both by index; -1 for none."""
+    """Returns each cluster's speaker, both as indices; -1 for none."""
     counts = contingency(true, pseudo)
-    # The solver minimises, gives every row a column and reads a stored zero
-    # as no edge: costs are positive, and each cluster has a column of its
-    # own to fall back on, worth no utterance.
+    # The solver minimises, gives every row a column and reads a stored zero as
+    # no edge. So costs are positive, and each cluster has a fallback column of
+    # its own, which counts as no utterance.
     none = counts.max() + 1
     costs = csr_array(
         (none - counts.data, counts.indices, counts.indptr), counts.shape

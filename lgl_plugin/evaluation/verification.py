@@ -1,8 +1,8 @@
 """Speaker verification: cosine scores, AS-norm, error rates, intervals.
 
-A trial asks whether an enrolment and a test utterance come from the same
-speaker. Embeddings are computed once per utterance; per trial there is array
-work only, so that VoxCeleb1-E's 580 thousand trials take about a second.
+A trial asks if an enrolment and a test utterance come from the same speaker.
+Embeddings are computed once per utterance. Each trial costs array work only, so
+VoxCeleb1-E's 580 thousand trials take about a second.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from lgl_plugin.metrics.error_rates import Resampled, eer, min_dcf
 from lgl_plugin.utils.checks import check_from
 from lgl_plugin.utils.files import atomic_write
 
-# Utterances and cohort utterances whose cosines are held at once: 32 MiB.
+# Numbers of utterances and of cohort utterances whose cosines are in memory at
+# once: 32 MiB.
 ROWS, COLUMNS = 256, 32768
 # Trials whose embeddings are gathered at once: tens of megabytes.
 TRIALS = 16384
-TOP = 300  # nearest of a cohort that AS-norm takes
+TOP = 300  # nearest cohort utterances that AS-norm uses
 
 
 def cosine_scores(embeddings: ArrayLike, trials: Trials) -> np.ndarray:
@@ -31,7 +32,7 @@ def cosine_scores(embeddings: ArrayLike, trials: Trials) -> np.ndarray:
     Arguments
     ---------
     embeddings, trials : array-like, (U, D), float, and Trials
-        The trials to score, and a row for each of `trials.utterances`.
+        The trials to score, and an embedding for each of `trials.utterances`.
 
     Returns
     -------
@@ -71,17 +72,19 @@ def cohort_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes mean and deviation of each utterance's highest cohort scores.
 
-    The same as in SpeechBrain's `speaker_verification_cosine.py`, but once
-    per utterance, not per trial, with some 100 MiB beside both inputs.
+    The result equals that of SpeechBrain's `speaker_verification_cosine.py`,
+    which computes it per trial instead of per utterance. The function needs
+    some 100 MiB in addition to both inputs.
 
     Arguments
     ---------
     embeddings, cohort : array-like, (U, D) and (M, D), float
-        Of the trials' utterances, and of training utterances, never the
-        trials', by the same encoder. No labels are needed.
+        Embeddings, by the same encoder, of the trials' utterances, and of
+        training utterances, which must not be in the trials. No labels are
+        needed.
     top : int
-        Highest cosines that count, from 2 to M; 300 to 1,000 are usual.
-        SpeechBrain's `cohort_size`.
+        Number of highest cosines that count, from 2 to M; 300 to 1,000 are
+        usual. SpeechBrain's `cohort_size`.
 
     Returns
     -------
@@ -122,7 +125,8 @@ def cohort_statistics(
             scores = unit[rows] @ cohort[first : first + COLUMNS].T
             best = np.hstack([best, scores])
             if best.shape[1] > top:
-                # Several times faster than torch.topk, which keeps indices.
+                # Several times faster than torch.topk, which returns indices,
+                # too.
                 best.partition(-top, axis=1)
                 best = best[:, -top:]
         mean[rows] = best.mean(axis=1)
@@ -195,7 +199,7 @@ def as_norm(
     cohort: np.ndarray,
     top: int = TOP,
 ) -> np.ndarray:
-    """Normalises scores by the nearest of a cohort, all of a smaller one."""
+    """Normalises scores by the `top` nearest of a cohort, or all of fewer."""
     nearest = min(top, len(cohort))
     statistics = cohort_statistics(embeddings, cohort, nearest)
     return adaptive_s_norm(scores, trials, *statistics)
@@ -206,22 +210,22 @@ def bootstrap_eer(
 ) -> tuple[float, float]:
     """Estimates a 95 % interval of the EER by resampling speakers.
 
-    Trials that share a speaker are correlated: resampling them gives intervals
-    that are far too narrow. Here a trial within a speaker counts as often as
-    that one was drawn, one between two as the product of both; utterances
-    that target trials join, also by way of others, are one speaker. The
-    interval is for other speakers of the same kind, not for another training.
-    It held the true rate in 84, 92 and 92 % of generated sets of 10, 25 and
-    60 speakers, resampled trials in 51, 45 and 44 %
-    (`benchmarks/verification.py --coverage`).
+    Trials that share a speaker are correlated, so resampling trials gives
+    intervals that are far too narrow. Here a trial within a speaker counts as
+    often as that speaker was drawn. A trial between two speakers counts as the
+    product of both draws. Utterances that target trials connect, also through
+    other utterances, are one speaker. The interval is for other speakers of the
+    same kind, not for another training. It contained the true rate in 84, 92
+    and 92 % of generated sets of 10, 25 and 60 speakers; resampled trials did
+    in 51, 45 and 44 % (`benchmarks/verification.py --coverage`).
 
     Arguments
     ---------
     scores, trials : array-like, (T,), float, and Trials
         The trials, and one score each, higher for the same speaker.
     n_resamples, seed : int
-        Draws, at least 1, and their seed. A draw that leaves no trial of a
-        class is replaced.
+        Number of draws, at least 1, and their seed. A draw without target or
+        without non-target trials is replaced.
 
     Returns
     -------
@@ -249,7 +253,8 @@ def bootstrap_eer(
     sides = speakers[trials.enrolment], speakers[trials.test]
     resampled = Resampled(scores, trials.labels, *sides)
     if n_speakers < 3:
-        # Of two, each draw that leaves both kinds of trials is the same.
+        # With two speakers all draws that leave both kinds of trials are the
+        # same.
         raise ValueError(
             "target trials join the utterances to fewer than three speakers: "
             "no interval can be drawn from these"
@@ -306,12 +311,12 @@ def figures_of(scores: ArrayLike, trials: Trials) -> dict[str, float]:
 def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
     """Computes the error rates of a system's scores, float (T,).
 
-    They are `eer` in percent; `eer_interval`, its 95 % interval from a
-    bootstrap over speakers, None where the list has fewer than three;
-    `min_dcf_001` and `min_dcf_005`, for targets as frequent as 1 and 5 %; and
-    the `threshold` at the EER. ValueError if a score is not finite.
+    `eer` is in percent. `eer_interval` is its 95 % interval from a bootstrap
+    over speakers, None for lists with fewer than three speakers. `min_dcf_001`
+    and `min_dcf_005` are for target priors of 1 and 5 %. `threshold` is that at
+    the EER. Raises ValueError if a score is not finite.
     """
-    found = figures_of(scores, trials)
+    figures = figures_of(scores, trials)
     try:
         interval = bootstrap_eer(scores, trials, seed=seed)
         interval = [100 * end for end in interval]
@@ -319,18 +324,17 @@ def error_rates(scores: np.ndarray, trials: Trials, seed: int = 0) -> dict:
         # The scores were validated above, so ValueError here means too few
         # speakers.
         interval = None
-    return {"eer": found["eer"], "eer_interval": interval, **found}
+    return {"eer": figures["eer"], "eer_interval": interval, **figures}
 
 
 def rates_at(
     threshold: float, scores: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-    """Computes what an encoder's own threshold does on trials.
+    """Computes the error rates at an encoder's own threshold.
 
-    Scores and labels are (T,); as in `lgl compare`, a score that is equal to
-    the threshold is accepted. Returned are the `encoder_threshold`, and in
-    percent `false_acceptance`, of non-targets, and `false_rejection`, of
-    targets.
+    Scores and labels are (T,). As in `lgl compare`, a score equal to the
+    threshold is accepted. Returns `encoder_threshold`, and in percent
+    `false_acceptance`, of non-targets, and `false_rejection`, of targets.
     """
     accepted = np.asarray(scores) >= threshold
     return {
@@ -345,9 +349,8 @@ def write_scores(
 ) -> None:
     """Writes scores as SpeechBrain does: `enrolment test label score`.
 
-    With tabs between them where the trial list has names with blanks.
-    Raises ValueError, and leaves an earlier file as it was, when there is not
-    one score per trial.
+    Tabs separate the columns if the trial list has names with blanks. Raises
+    ValueError, and keeps an earlier file, if there is not one score per trial.
     """
     name = trials.utterances.__getitem__
     lines = zip(
@@ -364,7 +367,7 @@ def write_scores(
 
 
 def _unit(embeddings, what, names=None):
-    """Returns rows at length 1, zeros left; raises if one is not finite."""
+    """Returns rows at length 1, zeros unchanged; ValueError if not finite."""
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
@@ -379,7 +382,7 @@ def _unit(embeddings, what, names=None):
 def speakers_of(trials: Trials) -> tuple[int, np.ndarray]:
     """Returns the number of speakers, and each utterance's speaker (U,).
 
-    Those that target trials join are one.
+    Utterances that target trials connect are one speaker.
     """
     pairs = trials.enrolment[trials.labels], trials.test[trials.labels]
     size = len(trials.utterances)
