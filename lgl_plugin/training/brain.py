@@ -1,4 +1,4 @@
-"""The Brain that all trainers share."""
+"""The Brain that all trainers extend: steps, epochs, signals, checkpoints."""
 
 import math
 import random
@@ -25,46 +25,47 @@ from lgl_plugin.utils.speechbrain_internals import HookedBrain, skip_batches
 
 logger = get_logger(__name__)
 
-# Between steps at which a GPU's host waits for the loss, and all processes ask
-# each other whether to stop or to save.
+# Number of steps between two readings of the loss by a GPU's host, and the
+# largest number between two exchanges of all processes on stopping and saving.
 STEPS_PER_READING = 20
 
 
 class SpeakerBrain(HookedBrain):
-    """Trains an encoder; what it trains on is a subclass's own.
+    """Trains an encoder; a subclass defines its objective.
 
-    A subclass gives `compute_forward` and `compute_objectives` for training,
-    and `epoch_summary()`, the trained epoch's own figures as a dict of plain
-    numbers. The modules `encoder` and `augment` must be there. Held-out
-    utterances are embedded here, alike for all.
+    A subclass implements `compute_forward` and `compute_objectives` for
+    training, and `epoch_summary()`, which returns the epoch's figures as a dict
+    of plain numbers. The modules must include `encoder` and `augment`. This
+    class embeds held-out utterances, in the same way for all subclasses.
 
     Arguments
     ---------
     modules, opt_class, hparams, run_opts, checkpointer
-        As for SpeechBrain's Brain; of `hparams` it reads `lr_annealing` and
-        `selection`.
+        Those of SpeechBrain's Brain. `lr_annealing` and `selection` are read
+        from `hparams`.
     bad_files : lgl_plugin.dataio.bad_files.BadFiles
-        Where bad utterances are counted.
+        Counts bad utterances.
     log : callable
-        Takes a dict of plain numbers at each epoch's end.
+        Takes a dict of plain numbers at the end of each epoch.
     examine : callable, optional
-        Takes the encoder after an epoch, returns further figures of it as a
-        dict of plain numbers.
+        Takes the encoder after an epoch, and returns further figures as a dict
+        of plain numbers.
     train_sampler : lgl_plugin.dataio.sampler.PassSampler, optional
-        The training data's sampler, if it is not SpeechBrain's.
+        Sampler of the training data, if it is not SpeechBrain's.
     steps_per_epoch : int
-        Steps of an epoch, for a learning rate that moves at each step.
+        Number of steps of an epoch, for a learning rate that changes at each
+        step.
     epochs_before : int
-        Epochs of the phase that this one goes on from: their learning rates
-        are behind.
+        Epochs of earlier phases, whose learning-rate schedule this phase
+        continues.
     epochs_in_all : int
-        Epochs of all phases that share one course of the learning rate.
+        Epochs of all phases that share one learning-rate schedule.
     keep_checkpoints : int
-        How many epochs' checkpoints stay.
+        Number of epochs whose checkpoints are kept.
     batch_size : int
-        Of all processes together.
+        Batch size, summed over all processes.
     seed : int
-        Of the augmentations.
+        Seed of the augmentations.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class SpeakerBrain(HookedBrain):
         self.tally = EpochTally(self.device, batch_size)
         self.held_out = HeldOut()
         self.guard = NonFiniteGuard(self.nonfinite_patience)
-        # A CPU has no queue of work that a reading would wait for.
+        # On a CPU a reading does not wait for queued work.
         on_cpu = self.device_type == "cpu"
         self.steps_per_reading = 1 if on_cpu else STEPS_PER_READING
         self.meetings = Meetings(STEPS_PER_READING)
@@ -111,14 +112,14 @@ class SpeakerBrain(HookedBrain):
     def crops(self, batch: PaddedBatch) -> torch.Tensor:
         """Moves a batch to the device; returns crops (batch, crops, samples).
 
-        Bad utterances among the batch are counted.
+        Bad utterances of the batch are counted.
         """
         lines = [line for bad in batch.bad for line in bad.splitlines()]
         self.bad_files.add(line.split("\t", 1) for line in lines)
         return batch.to(self.device, non_blocking=True).sig.data
 
     def anneal(self) -> None:
-        """Sets the learning rate of the step, and `done`, the share of all."""
+        """Sets `done`, the finished share, and the step's learning rate."""
         schedule = self.hparams.lr_annealing
         epochs = self.epochs_before + self.epoch - 1
         self.done = epochs + self.step / self.steps_per_epoch
@@ -133,19 +134,20 @@ class SpeakerBrain(HookedBrain):
                 group["lr"] *= group.get("lr_scale", 1.0)
 
     def on_fit_start(self) -> None:
-        """Resumes, perhaps with another number of processes."""
+        """Resumes a run, possibly with another number of processes."""
         super().on_fit_start()
         counter = self.checkpointer.recoverables.get("counter")
         limit = self.optimizer_step_limit or math.inf
         if counter and self.step == 0 and self.optimizer_step >= limit:
-            # A run killed after its last step: SpeechBrain would begin an
-            # epoch without steps, and so without figures.
+            # If a run was killed after its last step, SpeechBrain would begin
+            # an epoch without steps, and so without figures.
             counter.current = counter.limit
         before, now = self.tally.batch_size_before, self.tally.batch_size
         if before != now:
-            done = self.step  # of as many as before
+            done = self.step  # an epoch has as many steps as before
             if not getattr(self.hparams, "steps_per_epoch", None):
-                # Of a pass over the data, rounded down to batches.
+                # An epoch is a pass over the data: the share done, rounded down
+                # to whole batches.
                 done = self.step * before // now
             logger.info(
                 "The epoch goes on at step %d in batches of %d; %d steps of it "
@@ -157,7 +159,7 @@ class SpeakerBrain(HookedBrain):
             skip_batches(loader, done)
 
     def on_stage_start(self, stage, epoch=None) -> None:
-        """Begins the epoch's tally; from here on a signal waits for a step."""
+        """Begins the epoch's tally; signals now wait for the end of a step."""
         self.is_training = stage == sb.Stage.TRAIN
         if not self.is_training:
             return
@@ -169,10 +171,10 @@ class SpeakerBrain(HookedBrain):
     def fit_batch(self, batch) -> torch.Tensor:
         """Does a step without making the host wait for the device.
 
-        SpeechBrain reads the loss, and the gradient of every parameter, at
-        each step; a GPU then idles while the next step is being prepared.
+        SpeechBrain reads the loss and the gradient of every parameter at each
+        step. The GPU would then be idle while the next step is prepared.
         """
-        # A run that goes on from a checkpoint draws what it would have drawn.
+        # The key gives a resumed run the draws of an uninterrupted one.
         key = f"{self.seed} {self.epoch} {self.step} {rank()}"
         torch.manual_seed(random.Random(key).getrandbits(63))
         self.anneal()
@@ -192,7 +194,7 @@ class SpeakerBrain(HookedBrain):
     def optimizers_step(self, limit: float | None = None) -> None:
         """Clips the gradient and steps, unless the gradient is not finite.
 
-        With a limit of each parameter's gradient, these are clipped first.
+        With a `limit` each parameter's gradient is clipped to that norm first.
         """
         if self.scaler.is_enabled():  # float16
             self.scaler.unscale_(self.optimizer)
@@ -200,8 +202,8 @@ class SpeakerBrain(HookedBrain):
             self.optimizer, self.max_grad_norm, limit
         )
         if self.scaler.is_enabled():
-            # It finds its scale by gradients that overflow: only a loss that
-            # is not finite counts, in `update_average`.
+            # The scaler finds its scale by overflowing gradients. So only
+            # losses that are not finite count, in `update_average`.
             self.scaler.update()
         else:
             self.guard.count(self.skipped)
@@ -209,19 +211,19 @@ class SpeakerBrain(HookedBrain):
         self.optimizer_step += 1
 
     def update_average(self, loss, avg_loss) -> float:
-        """Returns the epoch's mean loss, read from the device now and then.
+        """Returns the epoch's mean loss, which is read every few steps.
 
-        Where the run was asked to stop, the process ends here, behind a
-        checkpoint.
+        If a signal asked the run to stop, the process saves a checkpoint and
+        ends here.
         """
         if not self.is_training:  # held-out utterances have no loss
             return avg_loss
         self.tally.update_average(loss, self.step, avg_loss)
         if self.scaler.is_enabled():
-            # Of all processes: one that alone ended the run would leave the
-            # others waiting for its gradients.
-            found = sum_over_ranks({"skipped": ~loss.isfinite()})
-            skipped = (found["skipped"] > 0).float()
+            # Summed over all processes: if one process ended the run alone, the
+            # others would wait for its gradients.
+            total = sum_over_ranks({"skipped": ~loss.isfinite()})
+            skipped = (total["skipped"] > 0).float()
             self.guard.count(skipped)
             self.tally.add(skipped=skipped)
         # Nothing is saved after a step that only accumulates.
@@ -232,7 +234,7 @@ class SpeakerBrain(HookedBrain):
                 self.save_in_epoch()
         if self.may_wait:
             self.meetings.hold(self.step)
-        # At the first step, too: the bar of a short epoch would show 0.
+        # Also read at the first step: the bar of a short epoch would show 0.
         if self.step > 1 and self.step % self.steps_per_reading:
             return avg_loss
         self.guard.check(self)
@@ -246,7 +248,7 @@ class SpeakerBrain(HookedBrain):
 
     def before_save_in_epoch(self) -> None:
         """Collects the tally of all processes for the checkpoint."""
-        # SpeechBrain saves the mean of the last reading otherwise.
+        # Otherwise SpeechBrain saves the mean of the last reading.
         self.avg_train_loss = self.tally.mean_loss()
         self.tally.freeze(end_of_epoch=False)
 
@@ -266,7 +268,7 @@ class SpeakerBrain(HookedBrain):
         """Logs the epoch and saves a checkpoint."""
         if stage == sb.Stage.TRAIN:
             share_statistics(self.modules)
-            if self.tally.average is None:  # resumed behind the last batch
+            if self.tally.average is None:  # resumed after the last batch
                 self.tally.average = torch.tensor(stage_loss)
             self._leave_if_asked(collective=True)
             self.guard.check(self)
@@ -294,8 +296,8 @@ class SpeakerBrain(HookedBrain):
             min_keys=["criterion"],
             num_to_keep=self.keep_checkpoints,
         )
-        # A signal that came during the held-out crops has waited until here:
-        # without the checkpoint above the epoch would be lost.
+        # A signal during the held-out crops waits until here: without the
+        # checkpoint above the epoch would be lost.
         if stop.should_stop(collective=True):
             stop.leave()
         stop.deferred = False

@@ -1,4 +1,4 @@
-"""Pseudo-speakers: clusters of utterances, for both stages."""
+"""Makes pseudo-speakers, clusters of utterances, for both stages."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -25,16 +25,17 @@ def pseudo_speakers(
     share: float = 0.0,
     twice: bool = False,
 ) -> tuple[Clustering, np.ndarray]:
-    """Clusters embeddings (N, D), behind a back-end that is fitted on them.
+    """Clusters embeddings (N, D), after a back-end that is fitted on them.
 
-    With `log_mels` (N, D'), whitened log-mel statistics, a `share` of the
-    cosines is theirs. With `twice`, the first clusters tell which directions
-    of the embeddings know speakers (`inference.plda`), and the same clustering
-    runs again behind these. Returns also the points that were clustered.
+    `log_mels` (N, D') are whitened log-mel statistics, which make up a `share`
+    of the cosines. With `twice`, the first clusters train a PLDA, which finds
+    the directions of the embeddings that separate speakers (`inference.plda`).
+    The same clustering then runs again on the projection to these directions.
+    The second value is the points that were clustered.
     """
     points = vectors
     if backend is not None:
-        # One of the user's own need not derive from Backend.
+        # A user's own back-end need not derive from Backend.
         points = backend.fit(vectors)(vectors)
     cluster = copy.copy(cluster)
     is_auto = getattr(cluster, "n_clusters", None) == "auto"
@@ -45,16 +46,16 @@ def pseudo_speakers(
                 # instead of speakers.
                 cluster.n_clusters = cluster(points).n_clusters
             points = joined(points, log_mels, share)
-        found = cluster(points)
+        first = cluster(points)
         if not twice:
-            return found, points
+            return first, points
         try:
-            plda = fit_plda(vectors, found.labels)
+            plda = fit_plda(vectors, first.labels)
         except PldaError as error:
             logger.warning("Clusters are made once, not twice: %s", error)
-            return found, points
+            return first, points
         if is_auto:
-            cluster.n_clusters = found.n_clusters
+            cluster.n_clusters = first.n_clusters
         points = plda.projection(vectors)
         if log_mels is not None:
             points = joined(points, log_mels, share)
@@ -64,13 +65,14 @@ def pseudo_speakers(
 def whitened_log_mels(
     store: Embeddings, utterances: Sequence[str]
 ) -> np.ndarray:
-    """Returns the whitened log-mel statistics of utterances (N, 160).
+    """Returns the whitened log-mel statistics (N, 160) of utterances.
 
-    Zero for one that the store lacks, as its audio could not be read then.
+    An utterance that the store lacks, because its audio could not be read, gets
+    zeros.
     """
-    place = {name: row for row, name in enumerate(store.utterances)}
-    rows = np.array([place.get(name, -1) for name in utterances])
+    row_of = {name: row for row, name in enumerate(store.utterances)}
+    rows = np.array([row_of.get(name, -1) for name in utterances])
     statistics = np.array(store.vectors[rows[rows >= 0]])
-    found = np.zeros((len(rows), statistics.shape[1]), np.float32)
-    found[rows >= 0] = log_mel_whitening().fit_transform(statistics)
-    return found
+    result = np.zeros((len(rows), statistics.shape[1]), np.float32)
+    result[rows >= 0] = log_mel_whitening().fit_transform(statistics)
+    return result

@@ -1,4 +1,4 @@
-"""The data of a session: its manifest, labels, bad files, what loaders need."""
+"""The data of a session: manifest, labels, bad files, loaders."""
 
 import functools
 import os
@@ -27,12 +27,12 @@ def read_data(
 ) -> tuple[Manifest, GivenLabels | None, BadFiles]:
     """Makes or reuses the manifest; reads labels and bad files.
 
-    Puts on record what comes from outside the run. ValueError if any of it
-    does not fit, or too many files are bad already.
+    Inputs from outside the run are recorded. Raises ValueError if an input does
+    not fit, or if too many files are bad already.
     """
     path = pathlib.Path(settings.manifest or run.folder / "manifest.csv")
     if not settings.manifest:
-        # What it raises is raised on every rank: none waits for it.
+        # from_main raises its errors on every rank, so that no rank waits.
         prepare = functools.partial(
             prepare_manifest,
             train_folder=settings.train_folder,
@@ -67,9 +67,9 @@ def read_data(
 
 
 def _forget_mended(log, manifest, own):
-    """Takes out of a log of bad files what has been mended since.
+    """Removes files that have since been mended from the log of bad files.
 
-    `own` is the path of a user's own list, None for that of a folder.
+    `own` is the path of a user's own list, None for a scanned folder.
     """
     bad = BadFiles(log)
     if not bad.reasons:
@@ -77,7 +77,8 @@ def _forget_mended(log, manifest, own):
     written = log.stat().st_mtime_ns
 
     def is_newer(path):
-        # By the inode's time: what is copied over a file may keep an old one.
+        # The inode's time, because a file that is copied over another may keep
+        # an old modification time.
         try:
             return os.stat(path).st_ctime_ns > written
         except OSError:  # still missing
@@ -89,7 +90,7 @@ def _forget_mended(log, manifest, own):
         mended = {*bad.reasons}
     else:
         mended = {name for name, wav in listed.items() if is_newer(wav)}
-        # The log of a folder names files, too, that are not in its list.
+        # The log of a scanned folder also names files outside its list.
         mended |= bad.reasons.keys() - listed if own else set()
     if mended:
         bad.forget(mended)
@@ -98,10 +99,10 @@ def _forget_mended(log, manifest, own):
 def try_manifest(
     settings: Settings, manifest: Manifest, bad_files: BadFiles
 ) -> None:
-    """Reads some files of a user's list, which no scan has tried."""
+    """Reads some files of a user's list, because no scan has read them."""
     rate = settings.sample_rate
     bad, rates = try_some(manifest, rate)
-    if not rates:  # not to be counted: the list may be of another folder
+    if not rates:  # none counts as bad: the folder may be wrong
         raise ValueError(
             f"manifest: none of {len(bad)} utterances tried of "
             f"{settings.manifest} can be used. The first is "
@@ -109,20 +110,20 @@ def try_manifest(
             f"files, or --data_folder, now {settings.data_folder}, is not "
             "what $data_root stands for there."
         )
-    bad_files.add(bad)  # which may be too many already
-    narrow = sum(found < rate for found in rates)
+    bad_files.add(bad)  # raises if there are too many already
+    narrow = sum(value < rate for value in rates)
     lowest = min(rates, default=rate)
-    which = f"files tried of {settings.manifest}"
-    warn_of_bandwidths(narrow, len(rates), lowest, rate, which)
+    source = f"files tried of {settings.manifest}"
+    warn_of_bandwidths(narrow, len(rates), lowest, rate, source)
 
 
 def _warn_of_tested(settings, manifest):
-    """Tells how many utterances of the user's list are tested on.
+    """Warns of utterances of the user's list that are also trial utterances.
 
-    The recipe leaves them out of a list of its own.
+    The recipe leaves such utterances out of its own lists.
     """
     tested = trial_paths(settings.verification_file, settings.trial_folder)
-    # A realpath costs system calls: one for each folder.
+    # The cache limits realpath's system calls to one per folder.
     real = functools.lru_cache(maxsize=None)(os.path.realpath)
     places = (os.path.split(wav) for wav in manifest.wavs)
     number = sum(
@@ -140,14 +141,14 @@ def _warn_of_tested(settings, manifest):
 
 
 def accept_manifest(settings: Settings, run: Run, path: pathlib.Path) -> None:
-    """Refuses other audio than the steps in the run folder were made of.
+    """Refuses audio that differs from that of the steps in the run folder.
 
-    Both stages share the manifest: Stage II on another corpus would take
-    Stage I's away.
+    Both stages share the manifest: Stage II on another corpus would replace
+    Stage I's manifest.
     """
-    found = checksum(path)
+    current = checksum(path)
     for stage, inputs in run.inputs.items():
-        if inputs.get("manifest", found) != found:
+        if inputs.get("manifest", current) != current:
             last = stage1_steps(run.settings)[-1]
             raise ValueError(
                 f"{run.folder} holds {stage} of other audio than "
@@ -159,7 +160,7 @@ def accept_manifest(settings: Settings, run: Run, path: pathlib.Path) -> None:
 
 
 def check_loaders(settings: Settings, device: str) -> None:
-    """Says how large a batch is; refuses what the machine cannot hold."""
+    """Logs the size of a batch; refuses batches that exceed shared memory."""
     options = settings.dataloader_options
     if world_size() > 1:
         logger.info(

@@ -1,14 +1,14 @@
-"""Choosing an epoch without labels.
+"""Chooses an epoch without labels.
 
-Held-out utterances give pseudo-trials: two disjoint crops of one utterance,
-each under its own augmentation, are a target trial; crops of two utterances
-are a non-target trial. Their equal error rate falls as the encoder learns
-voices and rises again when it learns something else. Two utterances of one
-speaker do appear as non-targets, but rarely (one pair in about as many as
-there are speakers).
+Held-out utterances give pseudo-trials. Two disjoint crops of one utterance,
+each with its own augmentation, are a target trial. Crops of two utterances are
+a non-target trial. The equal error rate of these trials falls as the encoder
+learns voices, and rises again when it learns something else. Non-target trials
+of one speaker do occur, but rarely: about one pair in as many as there are
+speakers.
 
-How well each criterion picks the epoch that labelled trials would pick is
-measured by `recipes/VoxCeleb/LGL/paper.py selection`.
+`recipes/VoxCeleb/LGL/paper.py selection` measures how well each criterion picks
+the epoch that labelled trials would pick.
 """
 
 import math
@@ -26,8 +26,8 @@ from speechbrain.utils.checkpoints import (
 from lgl_plugin.clustering.kmeans import TorchKMeans
 from lgl_plugin.metrics.agreement import ami
 
-# By the name in the yaml: the figure of an epoch's record that a criterion
-# reads, and whether a higher one is better.
+# For each name in the yaml: the figure of an epoch's record that the criterion
+# reads, and True if a higher figure is better.
 CRITERIA = {
     "pseudo_trials": ("pseudo_eer", False),
     "contrastive": ("contrastive_accuracy", True),
@@ -44,7 +44,7 @@ SAMPLE = 1000
 class ClusterFigures:
     """Measures how the same utterances cluster, from epoch to epoch.
 
-    A checkpoint keeps the clusters that the next ones are compared with.
+    A checkpoint contains the last clusters, with which the next are compared.
     """
 
     def __init__(self, device: str = "cpu"):
@@ -56,9 +56,9 @@ class ClusterFigures:
 
         Returns `silhouette`, the mean by cosine distance (Rousseeuw 1987), and
         `agreement`, the adjusted mutual information with the clusters of the
-        call before, None at the first.
+        previous call, None at the first call.
         """
-        # The number of speakers is unknown.
+        # A guess, because the number of speakers is unknown.
         n_clusters = max(2, len(vectors) // 10)
         kmeans = TorchKMeans(n_clusters, n_iterations=10, device=self.device)
         labels = kmeans(vectors).labels
@@ -71,9 +71,11 @@ class ClusterFigures:
 
     @mark_as_saver
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes the clusters of the latest call, if there are any."""
-        known = self.before is not None
-        torch.save(torch.from_numpy(self.before) if known else None, path)
+        """Writes the clusters of the last call, or None before the first."""
+        has_clusters = self.before is not None
+        torch.save(
+            torch.from_numpy(self.before) if has_clusters else None, path
+        )
 
     @mark_as_loader
     def load(self, path: str | pathlib.Path, end_of_epoch: bool = True) -> None:
@@ -83,10 +85,10 @@ class ClusterFigures:
 
 
 def criterion(record: dict, name: str) -> float:
-    """Returns an epoch's cost, of which the lowest is the best.
+    """Returns an epoch's cost; the lowest is the best.
 
-    `name` is one of `CRITERIA`; the cost is infinite where the record lacks
-    the figure or it is not finite.
+    `name` is one of `CRITERIA`. The cost is infinite if the record lacks the
+    figure or the figure is not finite.
     """
     figure, higher_is_better = CRITERIA[name]
     value = record.get(figure)

@@ -1,4 +1,4 @@
-"""Counts of an epoch that survive an interruption, over all processes."""
+"""Counts of an epoch over all processes, which survive an interruption."""
 
 import pathlib
 import time
@@ -18,31 +18,31 @@ from lgl_plugin.utils.distributed import (
     world_size,
 )
 
-# The same in each process, so that adding them up would count them twice.
+# Counts that are equal in all processes: a sum would count them several times.
 SHARED = {"skipped"}
 
 
 @register_checkpoint_hooks
 class EpochTally:
-    """Counts of the epoch under way, and what the last whole one left.
+    """Counts of the current epoch, and results of the last whole one.
 
     Counts stay on the device until the epoch's end or a checkpoint: reading one
     at each step would make the host wait for the GPU. `seen` has tensors of
-    each step, joined at the epoch's end. `average` is the mean loss, as
-    SpeechBrain's: a loss that is not finite counts as the mean so far. `last`
-    has arrays and numbers that a Brain keeps of the last whole epoch.
+    each step, joined at the epoch's end. `average` is the mean loss, as in
+    SpeechBrain: a loss that is not finite counts as the mean so far. `last` has
+    arrays and numbers that a Brain keeps of the last whole epoch.
     """
 
     def __init__(self, device: str, batch_size: int = 1):
         self.device = device
-        self.batch_size = batch_size  # of all processes together
+        self.batch_size = batch_size  # summed over all processes
         self.last = {}
         self._resumed = None
         self._saved = {}
         self.start()
 
     def start(self) -> None:
-        """Begins an epoch, or goes on in the one that a checkpoint holds."""
+        """Begins an epoch, or resumes the one of a loaded checkpoint."""
         before, self._resumed = self._resumed or {}, None
         self.counts = before.get("tally", {})
         self.seen = before.get("seen", [])
@@ -51,7 +51,7 @@ class EpochTally:
 
     @property
     def batch_size_before(self) -> int:
-        """The whole batch of the epoch that a checkpoint holds."""
+        """Batch size, over all processes, of the epoch in the checkpoint."""
         before = self._resumed or {"batch_size": self.batch_size}
         if "processes" in before:  # of earlier versions, which kept batch_size
             return before["processes"] * self.batch_size // world_size()
@@ -63,9 +63,10 @@ class EpochTally:
             self.counts[name] = self.counts.get(name, 0) + value
 
     def update_average(self, loss, step: int, before: float) -> None:
-        """Takes a step's loss into the mean; `before` begins it anew.
+        """Includes a step's loss in the mean.
 
-        After an interruption SpeechBrain hands over the mean so far.
+        The first call after a start begins with `before`, SpeechBrain's mean so
+        far, which a resumed epoch needs.
         """
         if self.average is None:
             self.average = torch.full((), before, device=loss.device)
@@ -84,24 +85,24 @@ class EpochTally:
         return {**sum_over_ranks(own), **shared}
 
     def join_seen(self) -> list[torch.Tensor]:
-        """Returns what all processes put by, in its order; all must call."""
+        """Returns `seen` of all processes in order of steps; all must call."""
         own = [torch.cat(parts).cpu() for parts in zip(*self.seen)]
         shares = [share for share in gather_objects(own) if share]
         if not shares:
             return []
-        # Processes step together, so their lists match from the end; rank 0
-        # may hold more, from before an interruption.
-        places = [torch.arange(-len(share[0]), 0) for share in shares]
-        order = torch.cat(places).argsort(stable=True)
+        # Processes step together, so their lists match from the end. Rank 0 may
+        # have more, from before an interruption.
+        positions = [torch.arange(-len(share[0]), 0) for share in shares]
+        order = torch.cat(positions).argsort(stable=True)
         return [torch.cat(parts)[order] for parts in zip(*shares)]
 
     @property
     def seconds(self) -> float:
-        """Time since the epoch began, interruptions left out."""
+        """Seconds since the epoch began, without interruptions."""
         return time.perf_counter() - self.started
 
     def freeze(self, end_of_epoch: bool) -> None:
-        """Collects from all processes what the next checkpoint keeps."""
+        """Collects the contents of the next checkpoint from all processes."""
         last = {
             name: torch.from_numpy(value)
             if isinstance(value, np.ndarray)
@@ -126,9 +127,9 @@ class EpochTally:
 
     @mark_as_loader
     def load(self, path: str | pathlib.Path, end_of_epoch: bool) -> None:
-        """Reads what `save` wrote; `start` then goes on from it."""
+        """Reads what `save` wrote; `start` then resumes from it."""
         saved = torch.load(path, map_location=self.device, weights_only=True)
-        # Within an epoch, those of earlier versions lack it.
+        # Checkpoints of earlier versions within an epoch lack "last".
         last = saved if end_of_epoch else saved.pop("last", {})
         self.last = {
             name: value.cpu().numpy()
@@ -139,7 +140,7 @@ class EpochTally:
         if end_of_epoch:
             return
         saved["seen"] = [tuple(saved["seen"])] if saved["seen"] else []
-        if rank() > 0:  # the first process goes on with what all had
+        if rank() > 0:  # the first process has the counts of all
             saved["seen"] = []
             for name in saved["tally"].keys() - SHARED:
                 saved["tally"][name] *= 0

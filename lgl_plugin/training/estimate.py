@@ -1,4 +1,4 @@
-"""The cost of a run on this machine, by a few of its own steps."""
+"""Estimates the cost of a run on this machine from a few of its steps."""
 
 import contextlib
 import pathlib
@@ -24,15 +24,17 @@ def seconds_per_step(
 ) -> float:
     """Trains modules for an epoch and returns the mean time of a step.
 
-    Takes what `training.fit.fit` takes. Each step counts from the end of the
-    one before, with its wait for the loader. If there are others, the first,
-    which allocates memory, is left out, and on a GPU those that the loader's
-    processes have read ahead. The mean, as these deliver in bursts.
+    The arguments are those of `training.fit.fit`. A step's time is measured
+    from the end of the step before, and includes the wait for the loader. If
+    there are several steps, the first is left out, because it allocates memory.
+    On a GPU the steps that the loader's processes have read ahead are left out,
+    too. The result is the mean and not the median, because the loader delivers
+    in bursts.
     """
     started, ended = [], []
 
     class Timed(brain_class):
-        """Notes when each step begins and ends."""
+        """Records when each step begins and ends."""
 
         def fit_batch(self, batch):
             started.append(time.perf_counter())
@@ -46,7 +48,7 @@ def seconds_per_step(
         fit(session, Timed, modules, pathlib.Path(folder), 1, **options)
     if len(ended) == 1:
         return ended[0] - started[0]
-    # On a CPU a step takes longer than to read a batch.
+    # On a CPU a step takes longer than reading a batch.
     ahead = session.settings.dataloader_options.read_ahead
     ahead *= session.device != "cpu"
     # If all steps were read ahead, only the last one is timed.
@@ -55,7 +57,7 @@ def seconds_per_step(
 
 
 def speech_per_second(session: Session, encoder: torch.nn.Module) -> float:
-    """Embeds the session's utterances; returns seconds of speech a second."""
+    """Embeds all utterances; returns the seconds of speech per second."""
     started = time.perf_counter()
     session.embed(encoder)
     seconds = np.minimum(session.manifest.durations, MAX_SECONDS).sum()
@@ -63,14 +65,16 @@ def speech_per_second(session: Session, encoder: torch.nn.Module) -> float:
 
 
 def peak_memory(device: str) -> tuple[int | None, int]:
-    """Returns the most bytes held so far: of this process, and of its GPU.
+    """Returns the peak bytes of this process, and those of its GPU.
 
-    None for the process where Python cannot tell, which is on Windows.
+    The process's value is None if Python cannot measure it, as on Windows.
     """
-    held = None
+    process_bytes = None
     with contextlib.suppress(ImportError):
         import resource
 
-        held = peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
+        process_bytes = peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
     on_gpu = "cuda" in device
-    return held, torch.cuda.max_memory_reserved(device) if on_gpu else 0
+    return process_bytes, torch.cuda.max_memory_reserved(
+        device
+    ) if on_gpu else 0

@@ -47,46 +47,49 @@ def fit(
     session : Session
         Settings, data and run folder.
     brain_class : callable
-        Makes the Brain: Stage1Brain, SSPSBrain or LossGatedBrain, further
+        Makes the Brain: Stage1Brain, SSPSBrain or LossGatedBrain, with further
         arguments bound.
     modules : dict
-        Its modules, apart from augmentation. The checkpoint of `encoder` is
-        that of its network, so that SpeechBrain loads it.
+        The Brain's modules, without augmentation. The checkpoint of `encoder`
+        is that of its network, so that SpeechBrain can load it.
     folder : pathlib.Path
-        The step's, below the run folder; the checkpoints lie in there.
+        Folder of the step in the run folder; it will contain the checkpoints.
     epochs : int
-        How many.
+        Number of epochs.
     phase : str
-        The name of this training in metrics.jsonl.
+        Name of this training in metrics.jsonl.
     labels : numpy.ndarray, optional
-        Pseudo-labels by row of the manifest, int64, -1 where there is none.
-        With labels the training data has one crop of an utterance, else two.
+        Pseudo-labels by row of the manifest, int64, -1 for none. With labels
+        the training data has one crop of an utterance, otherwise two.
     rows : numpy.ndarray, optional
-        Rows of the manifest to train on; all but those held out, if not
-        given.
+        Rows of the manifest to train on; by default all rows that are not held
+        out.
     crop_seconds : float, optional
-        Length of a crop, the yaml's if not given.
+        Length of a crop; by default the yaml's.
     partners : lgl_plugin.dataio.partners.Partners, optional
-        From which utterances draw another one for their second crop.
+        Partners, from which each utterance draws another one for its second
+        crop.
     epochs_before : int
-        Epochs of the phases before, at whose learning rate this one goes on.
+        Epochs of earlier phases, whose learning-rate schedule this phase
+        continues.
     epochs_in_all : int, optional
-        Epochs of all phases that share one course of the learning rate; to
-        this phase's end, if not given.
+        Epochs of all phases that share one learning-rate schedule; by default
+        up to the end of this phase.
     remark : callable, optional
-        Takes the brain after an epoch, returns more for its record.
+        Takes the brain after an epoch, and returns further entries of its
+        record.
     **context
         Further entries of each record of metrics.jsonl, such as the stage.
 
     Returns
     -------
     SpeakerBrain
-        After the fit.
+        The Brain after the fit.
 
     Raises
     ------
     ValueError
-        If the utterances make no batch.
+        If there are too few utterances for a batch.
     """
     settings = session.settings
     modules = {"augment": settings.augment, **modules}
@@ -115,8 +118,8 @@ def fit(
             f"{session.batch_size}, so nothing would be trained. Lower "
             "batch_size."
         )
-    # The same crops at every epoch of every phase: SpeechBrain reads these in
-    # order, that is the first pass.
+    # All epochs of all phases use the same crops: SpeechBrain reads this data
+    # in order, that is in the first pass.
     valid = crop_dataset(
         session.manifest,
         session.held_out_rows,
@@ -140,9 +143,9 @@ def fit(
         session.log(**context, phase=phase, **record)
         step = folder.relative_to(session.run.folder).as_posix()
         session.show(step, record)
-        # The held-out crops count, too: they have been embedded by now.
-        left = brain.tally.seconds * (epochs - record["epoch"])
-        logger.info(epoch_line(step, record, epochs, left))
+        # The seconds include the held-out crops, which are already embedded.
+        seconds_left = brain.tally.seconds * (epochs - record["epoch"])
+        logger.info(epoch_line(step, record, epochs, seconds_left))
 
     brain = brain_class(
         modules,
@@ -161,8 +164,11 @@ def fit(
         batch_size=session.batch_size,
         seed=seed,
     )
-    given = dict(settings.dataloader_options)
-    options = loader_options(session.device, given["num_workers"]) | given
+    user_options = dict(settings.dataloader_options)
+    options = (
+        loader_options(session.device, user_options["num_workers"])
+        | user_options
+    )
     brain.fit(
         counter,
         train,
@@ -177,7 +183,7 @@ def fit(
 def part_of(course: dict[str, int], phase: str) -> dict[str, int]:
     """Returns `fit`'s epoch counts for a phase; {} if `course` lacks it.
 
-    `course` has the epochs of all phases on one course of the learning rate.
+    `course` has the epochs of all phases that share one learning-rate schedule.
     """
     if phase not in course:
         return {}
@@ -192,7 +198,7 @@ def part_of(course: dict[str, int], phase: str) -> dict[str, int]:
 def epoch_line(step: str, record: dict, epochs: int, left: float) -> str:
     """Returns an epoch's line for the screen, without true labels' figures.
 
-    `left` is the time in seconds that the phase still needs.
+    `left` is the remaining time of the phase in seconds.
     """
     names = ("loss", "accuracy", "lr", "pseudo_eer", "utterances_per_second")
     parts = figures_text(record, names)
@@ -205,8 +211,8 @@ def epoch_line(step: str, record: dict, epochs: int, left: float) -> str:
 
 
 def _checkpointer(folder, modules, **further):
-    """Makes a checkpointer of modules that have weights, and of others."""
-    # By the name under which SpeechBrain's own yamls load an encoder's network.
+    """Makes a checkpointer of all modules with weights, and of `further`."""
+    # SpeechBrain's own yamls load an encoder's network under this name.
     name, network = "embedding_model", modules["encoder"].network
     kept = {**modules, name: network}
     del kept["encoder"]
@@ -216,24 +222,25 @@ def _checkpointer(folder, modules, **further):
         key
         for key, weight in network.named_parameters()
         if not weight.requires_grad
-        # No name begins with "-": a network without such a part has none.
+        # No name begins with "-", so a network without a pre-trained part
+        # matches none.
         and key.startswith(getattr(network, "pretrained", "-"))
     }
     for name, part in kept.items():
-        # A teacher has them, too: in its copy of the whole encoder.
-        own = {
+        # A teacher also has these weights, in its copy of the encoder.
+        excluded = {
             key
             for key in part.state_dict()
             if key.rpartition(".network.")[2] in frozen
         }
-        if own:
-            save, load = hooks_without(own, part)
+        if excluded:
+            save, load = hooks_without(excluded, part)
             checkpointer.add_recoverable(name, part, load, save)
     return checkpointer
 
 
 def _opt_class(opt_class, network):
-    """Lets an optimiser have groups, of a network with several rates."""
+    """Gives an optimiser parameter groups if the network has several rates."""
     if not hasattr(network, "lr_scales"):
         return opt_class
     scales = network.lr_scales()
@@ -241,11 +248,11 @@ def _opt_class(opt_class, network):
 
 
 def _examiner(session, cluster_figures):
-    """Makes what measures an epoch's encoder, as `selection` asks."""
+    """Returns a function that measures an epoch's encoder for `selection`."""
     settings = session.settings
     study = settings.selection_study
     clusters = study or settings.selection in ("silhouette", "agreement")
-    # The same utterances at every phase, whatever was drawn before.
+    # Seeded here, so that all phases measure the same utterances.
     rng = np.random.default_rng(settings.seed)
     rows = rng.permutation(session.rows)[:SAMPLE]
 

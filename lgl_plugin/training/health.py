@@ -1,66 +1,72 @@
-"""Training that goes wrong without stopping, recognised by the metrics.
+"""Recognises from the metrics a training that goes wrong without an error.
 
-`findings` reads the records of metrics.jsonl for signs of trouble. No true
-label is read. Thresholds lie far from what healthy runs have shown: AN4 and
-the synthetic corpus, three seeds, all gates (docs/paper_claims.md).
+`findings` reads the records of metrics.jsonl. It reads no true label.
+Thresholds are far from the figures of healthy runs: AN4 and the synthetic
+corpus, three seeds, all gates (docs/paper_claims.md).
 """
 
 import statistics
 
 from lgl_plugin.runs.metrics_log import row_name
 
-# An untrained ECAPA-TDNN has 0.97 to 0.99, a trained one far less.
+# Mean cosine of different utterances. An untrained ECAPA-TDNN has 0.97 to 0.99,
+# a trained one far less.
 COLLAPSED_COSINE = 0.995
-# A line has 1. Trained encoders have 7 and more, or 2.3 where they are judged
-# by three held-out utterances; SimSiam stayed at chance with 1.6 to 1.8.
+# Effective dimensions. Points on a line have 1. Trained encoders have 7 and
+# more, or 2.3 if three held-out utterances are measured. SimSiam, which stayed
+# at chance, had 1.6 to 1.8.
 FEWEST_DIMENSIONS = 2.0
-# Chance is 0.5, and runs that went well stay under 0.6. From 0.95 on the
-# cross entropy, whose reversed gradient teaches the encoder, is about spent.
+# Accuracy of the discriminator. Chance is 0.5, and healthy runs stay below 0.6.
+# From 0.95 on the cross entropy, whose reversed gradient teaches the encoder,
+# is nearly 0.
 DISCRIMINATOR_WON = 0.95
-# DINO's and SDPN's targets: a share of the largest entropy, and how many
-# prototypes are used. Runs had 0.05 to 0.7, and 20 and more; of those at 0.98
-# and more the error hardly fell.
+# Targets of DINO and SDPN: entropy as a share of the largest, and number of
+# prototypes used. Healthy runs had 0.05 to 0.7, and 20 and more. In runs at
+# 0.98 and more the error hardly fell.
 TEACHER_SAYS_NOTHING = 0.98
 FEWEST_PROTOTYPES = 2.0
-# VICReg's variance of two views, which is 2 where all projections are the same
-# and 1.2 after the first epoch of runs that went well.
+# VICReg's variance of two views: 2 if all projections are the same, and 1.2
+# after the first epoch of healthy runs.
 PROJECTIONS_ALIKE = 1.9
-# A discriminator may win for an epoch, until the encoder answers.
+# Epochs in a row: a discriminator may win for an epoch, until the encoder
+# adapts.
 DISCRIMINATOR_EPOCHS = 3
-# Under 1 % a class of 100 utterances trains on one. Runs had 11 to 83 %.
+# Selected share of a gate. Below 1 % a class of 100 utterances trains on one.
+# Healthy runs had 11 to 83 %.
 LEAST_SELECTED = 0.01
 MOST_SELECTED = 0.99
-# Odds of an utterance to be in the largest cluster, over those with clusters
-# of one size. k-means on embeddings of use has 2 to 3.
+# Odds that an utterance is in the largest cluster, relative to clusters of
+# equal size. k-means on useful embeddings has 2 to 3.
 GIANT_CLUSTER = 10.0
-# A cluster with less does little harm, however many clusters there are.
+# A cluster with a smaller share does little harm, whatever the number of
+# clusters.
 GIANT_SHARE = 0.01
-# Clusters of no or one utterance teach nothing; a few are usual where K is
-# large for the corpus.
+# Share of clusters with no or one utterance. They teach nothing; a few are
+# usual if K is large for the corpus.
 POOR_CLUSTERS = 0.1
 # Adjusted mutual information of two rounds' labels: 0.75 to 0.92 where another
-# round still helped; 1 is the same clusters.
+# round still helped, 1 for the same clusters.
 SAME_LABELS = 0.98
-# Share of the median speed of the phase's past epochs, and their number.
+# Share of the median speed of the phase's past epochs, and their least number.
 SLOW = 0.5
 EPOCHS_BEFORE_SLOW = 3
-# A shorter epoch is made twice as long by one file that is read slowly.
+# One slowly read file can double the time of a shorter epoch.
 SECONDS_TO_JUDGE = 10.0
 
 
 def findings(records: list[dict]) -> list[tuple[dict, str]]:
-    """Lists what is wrong with a run, each thing once in a phase.
+    """Lists the problems of a run, each once in a phase.
 
     Arguments
     ---------
     records : list of dict
-        A run's, from `read_metrics`, in the order in which they were logged.
+        Records of a run, from `read_metrics`, in the order of logging.
 
     Returns
     -------
     list of (dict, str)
-        The record that shows it, and what is wrong: the figure with its key,
-        and what to try.
+        The record that shows a problem, and its description: the figure with
+        its key, and a remedy.
 
     Example
     -------
@@ -82,7 +88,7 @@ def findings(records: list[dict]) -> list[tuple[dict, str]]:
 
 
 def _place(record):
-    """Names the phase and the epoch of a record."""
+    """Returns the phase and the epoch of a record as text."""
     name = row_name(record)
     if record["stage"] == 2:
         name = f"iteration {record['iteration']}, {record['phase']}"
@@ -90,8 +96,8 @@ def _place(record):
     return name if epoch is None else f"{name}, epoch {epoch}"
 
 
-# A rule takes a record and the earlier records of its phase, and returns a text
-# or None.
+# A rule takes a record and the earlier records of its phase, and returns a
+# description or None.
 
 
 def _skipped(record, before):
@@ -181,7 +187,7 @@ def _gate(record, before):
             "a higher tau. Before one that finds its own, such as "
             "DynamicGate, train longer without it (classifier_epochs)."
         )
-    if share > MOST_SELECTED and tau is not None:  # null: as was asked for
+    if share > MOST_SELECTED and tau is not None:  # None: no threshold
         return (
             f"the gate lets {100 * share:.1f} % through (selected_share){at}: "
             "it is as good as none. A gate of fixed thresholds takes a lower "

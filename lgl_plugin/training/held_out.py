@@ -1,4 +1,4 @@
-"""Held-out utterances after an epoch: embedded in two views, measured."""
+"""Embeds held-out utterances in two views after an epoch, and measures them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from lgl_plugin.nnet.augment import augmented
 
 @contextlib.contextmanager
 def separate_generator(device: torch.device | str) -> Iterator[None]:
-    """Lets code draw random numbers without changing what training draws."""
+    """Protects the random numbers of training from those drawn inside."""
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -41,9 +41,9 @@ class HeldOut:
         self.batches.append(embeddings.cpu())
 
     def measure(self, epoch: int) -> dict[str, float]:
-        """Returns figures of the embeddings so far, and forgets these.
+        """Returns figures of the collected embeddings, and discards these.
 
-        ValueError if one is not finite.
+        Raises ValueError if an embedding is not finite.
         """
         first, second = torch.cat(self.batches, dim=1).numpy()
         self.batches = []
@@ -61,15 +61,16 @@ class HeldOut:
 
 
 def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """Measures how held-out embeddings lie: far apart, or all in one place.
+    """Measures the geometry of held-out embeddings, such as a collapse.
 
-    Takes two crops' embeddings (n_utterances, dim). `mean_cosine` compares
-    different utterances, NaN for a single one. `effective_dimensions` is the
-    participation ratio (sum of v)^2 / sum of v^2 of the variances v along the
-    principal axes at unit length, 0 for a single point. From Wang and Isola
-    2020: `alignment`, the mean squared distance of an utterance's crops, and
-    `uniformity`, the log of the mean of exp(-2 d^2) over the distances d of two
-    utterances, from -8 to 0; lower is more even.
+    `first` and `second` (n_utterances, dim) are the embeddings of two crops.
+    `mean_cosine` is between different utterances, NaN for a single one.
+    `effective_dimensions` is the participation ratio (sum of v)^2 / sum of v^2
+    of the variances v along the principal axes at unit length, 0 for a single
+    point. Two figures are from Wang and Isola 2020. `alignment` is the mean
+    squared distance of an utterance's crops. `uniformity` is the log of the
+    mean of exp(-2 d^2) over the distances d of two utterances, from -8 to 0;
+    lower is more even.
     """
     crops = np.float64([first, second])
     crops /= np.linalg.norm(crops, axis=2, keepdims=True)
@@ -95,7 +96,7 @@ def geometry(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 
 def contrastive_accuracy(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the share of crops nearest to the other of their utterance.
+    """Returns the share of crops whose nearest crop is of the same utterance.
 
     `first` and `second` are embeddings (n_utterances, dim) of the two crops of
     each utterance.

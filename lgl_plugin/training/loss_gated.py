@@ -12,18 +12,18 @@ from lgl_plugin.utils.distributed import unwrapped
 class LossGatedBrain(SpeakerBrain):
     """Stage II: additive angular margin on pseudo-labels, gated by the loss.
 
-    Paper, sections 2.2 and 3, equation 3. Further modules: classifier
-    (cosines to the pseudo-speakers), aam (`losses.AAMSoftmax`), gate (of
-    `nnet.gates`), correction if labels are to be corrected
-    (`gates.LabelCorrection`), anchor if the encoder is to stay near its start
-    (`nnet.anchor.Anchor`), and given if a user has given labels
-    (`nnet.given.GivenRows`).
+    Paper, sections 2.2 and 3, equation 3. The modules are, in addition to
+    encoder and augment: classifier (cosines to the pseudo-speakers), aam
+    (`losses.AAMSoftmax`) and gate (of `nnet.gates`). Optional modules are
+    correction, which corrects labels (`gates.LabelCorrection`), anchor, which
+    holds the encoder near its start (`nnet.anchor.Anchor`), and given, if a
+    user has given labels (`nnet.given.GivenRows`).
 
-    After an epoch `tally.last` holds `rows`, the manifest rows of the
-    utterances in the order last seen, each once, `losses`, which the gate
-    judged, `selected`, what it let through at the threshold `tau`,
-    `corrected`, the labels that took the place of others, -1 elsewhere, and
-    `passed`, all rows that were selected when the phase last visited them.
+    After an epoch `tally.last` has arrays of the utterances in the order last
+    seen, each once: `rows`, their manifest rows, `losses`, which the gate
+    judged, `selected`, the gate's selection, and `corrected`, the labels that
+    replaced others, -1 for none. `tau` is the gate's threshold. `passed` are
+    all rows that were selected at the phase's last visit of each.
     """
 
     def compute_forward(self, batch, stage):
@@ -38,18 +38,19 @@ class LossGatedBrain(SpeakerBrain):
         classifier: torch.nn.Module,
         wavs: torch.Tensor,
     ) -> torch.Tensor:
-        """Compares waveforms with the pseudo-speakers, in float32."""
+        """Returns the waveforms' cosines to the pseudo-speakers, in float32."""
         embeddings = encoder(wavs)
-        # bfloat16 cosines would be steps of 0.12 in losses of scale 30.
+        # At a scale of 30 the rounding of bfloat16 cosines would change losses
+        # in steps of 0.12.
         with torch.autocast(self.device_type, enabled=False):
             return classifier(embeddings[:, None])[:, 0]
 
     @torch.no_grad()
     def clean_cosines(self, batch: PaddedBatch) -> torch.Tensor:
-        """Compares the crops as they are; nothing is learnt from them."""
+        """Returns cosines of crops without augmentation, without a graph."""
         self.modules.eval()
         try:
-            # DistributedDataParallel's forward would overwrite what the
+            # DistributedDataParallel's forward would overwrite state that the
             # step's backward needs.
             encoder = unwrapped(self.modules.encoder)
             classifier = unwrapped(self.modules.classifier)
@@ -61,7 +62,7 @@ class LossGatedBrain(SpeakerBrain):
         """Returns the gated mean of the losses (paper, equation 3)."""
         rows = batch.row
         losses, weights, kept = self.judge(outputs, batch, rows, batch.label)
-        # A copy: a tensor that a loader's worker shares keeps a file
+        # A copy, because a tensor that a loader's worker shares keeps a file
         # descriptor open until the epoch's end.
         self.tally.seen.append((rows.clone(), *kept))
         loss = gated_mean(losses, weights)
@@ -77,10 +78,10 @@ class LossGatedBrain(SpeakerBrain):
         rows: torch.Tensor,
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Returns losses (batch,), their weights, and what the epoch keeps.
+        """Returns losses (batch,), their weights, and tensors for the tally.
 
-        The latter are the losses that the gate judged, what it selected, the
-        corrected labels and the votes, each (batch,).
+        The tally keeps the losses that the gate judged, the gate's selection,
+        the corrected labels and the votes, each (batch,).
         """
         losses = self.modules.aam(outputs, labels)
         judged = losses.detach()
@@ -106,7 +107,7 @@ class LossGatedBrain(SpeakerBrain):
         labels: torch.Tensor,
         selected: torch.Tensor,
     ) -> None:
-        """Counts the selected of a batch, and the right ones among them."""
+        """Counts a batch's selected utterances, and the correct among them."""
         correct = (cosines.argmax(1) == labels) & selected
         self.tally.add(correct=correct.sum(), selected=selected.sum())
 
@@ -122,7 +123,7 @@ class LossGatedBrain(SpeakerBrain):
         self.tally.seen = []
         if "correction" in self.modules:
             self.modules.correction.end_epoch(rows, votes)
-        # An epoch of `steps_per_epoch` may visit few of many utterances.
+        # With `steps_per_epoch` an epoch may visit few of many utterances.
         before = np.setdiff1d(self.tally.last.get("passed", rows[:0]), rows)
         tau = float(self.modules.gate.tau)
         self.modules.gate.end_epoch(losses)
@@ -135,9 +136,9 @@ class LossGatedBrain(SpeakerBrain):
             "tau": tau,
         }
         counts = self.tally.total()
-        chosen = max(int(counts["selected"]), 1)
+        n_selected = max(int(counts["selected"]), 1)
         return {
-            "accuracy": float(counts["correct"]) / chosen,
+            "accuracy": float(counts["correct"]) / n_selected,
             "selected_share": float(np.mean(selected)),
             "corrected_share": float(np.mean(corrected >= 0)),
             "tau": tau,
@@ -145,6 +146,6 @@ class LossGatedBrain(SpeakerBrain):
 
 
 def last_visits(rows: np.ndarray) -> np.ndarray:
-    """Returns the places (n,) at which each of the rows (N,) comes last."""
+    """Returns the indices (n,) of each row's last occurrence in rows (N,)."""
     _, places = np.unique(rows[::-1], return_index=True)
     return np.sort(len(rows) - 1 - places)

@@ -1,20 +1,20 @@
-"""The steps at which several processes ask each other."""
+"""Schedules the steps at which processes agree on stopping and saving."""
 
 import time
 
 from lgl_plugin.utils.distributed import sum_over_ranks, world_size
 
-# torchrun kills what has not ended 30 seconds after a signal: processes whose
-# steps are slow must meet before.
+# torchrun kills processes that have not ended 30 seconds after a signal, so
+# processes with slow steps must meet sooner.
 SECONDS = 5.0
 
 
 class Meetings:
-    """Says at which steps processes ask each other whether to stop or save.
+    """Decides at which steps the processes meet to agree on stopping or saving.
 
-    A meeting makes each wait for its GPU. It is held after `most_steps`, or
-    after `SECONDS` if that is earlier, at the same step by all. One process
-    alone may ask itself at any step.
+    A meeting makes each process wait for its GPU. All processes meet at the
+    same step, after at most `most_steps` and after about `SECONDS`. A single
+    process is always due.
     """
 
     def __init__(self, most_steps: int):
@@ -22,19 +22,19 @@ class Meetings:
         self.start(0)
 
     def start(self, step: int) -> None:
-        """Begins an epoch, of which so many steps are done."""
+        """Begins an epoch of which `step` steps are done."""
         self.next, self.last, self.began = 0, step, time.perf_counter()
 
     def is_due(self, step: int) -> bool:
-        """Says whether processes meet at this step."""
+        """Returns True if processes meet at this step."""
         return world_size() == 1 or step >= self.next
 
     def hold(self, step: int) -> None:
-        """Agrees on the step of the next meeting; all processes call."""
+        """Agrees on the step of the next meeting; all processes must call."""
         if world_size() == 1:
             return
         now = time.perf_counter()
-        # From the sum of all clocks, so that all choose the same step.
+        # The sum of all clocks makes all processes choose the same step.
         total = sum_over_ranks({"seconds": now - self.began})["seconds"]
         pace = float(total) / world_size() / (step - self.last)
         self.next = step + min(max(1, int(SECONDS / pace)), self.most_steps)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, explained."""
+"""Skips, counts and explains steps whose loss or gradient is not finite."""
 
 import math
 
@@ -10,8 +10,8 @@ from torch.optim import SGD, Adam
 class NonFiniteGuard:
     """Steps optimisers only on finite gradients, and ends hopeless runs.
 
-    One NaN gradient would leave every weight NaN, and SpeechBrain would train
-    on to a normal end. So many steps in a row as `patience` may be skipped.
+    One NaN gradient would make every weight NaN, and SpeechBrain would train on
+    to a normal end. At most `patience` steps in a row may be skipped.
     """
 
     def __init__(self, patience: int):
@@ -26,12 +26,12 @@ class NonFiniteGuard:
     ) -> torch.Tensor:
         """Clips the gradient and steps, unless the gradient is not finite.
 
-        With a limit each gradient is first shortened to that norm, but those of
-        groups that have `clip_each`, False.
+        With a `limit` each parameter's gradient is first clipped to that norm,
+        except in groups whose `clip_each` is False.
 
-        torch's fused Adam and SGD decide that on the device. For others the
-        host waits for the gradient's norm. Returns 1 if the step was skipped,
-        or 0, as a scalar on the device.
+        Returns a scalar on the device: 1 if the step was skipped, otherwise 0.
+        torch's fused Adam and SGD skip on the device. For other optimisers the
+        host waits for the gradient's norm.
         """
         parameters = [
             parameter
@@ -64,13 +64,13 @@ class NonFiniteGuard:
         return skipped
 
     def count(self, skipped: torch.Tensor) -> None:
-        """Counts a step: 1 if it was skipped, or 0, on the device."""
+        """Counts skipped steps in a row; `skipped` is 1 or 0, on the device."""
         self.in_a_row = (self.in_a_row + 1) * skipped
 
     def check(self, brain: sb.Brain) -> None:
         """Ends the run if too many steps in a row were skipped.
 
-        The ValueError says how training went until then, and what to try.
+        Raises ValueError, which says how training went so far, and what to try.
         """
         skipped = int(self.in_a_row)
         if skipped <= self.patience:
@@ -81,11 +81,11 @@ class NonFiniteGuard:
             if not all(p.isfinite().all() for p in module.parameters())
         ]
         lr = brain.optimizer.param_groups[0]["lr"]
-        none = skipped >= brain.step  # of the epoch's steps was finite
+        all_skipped = skipped >= brain.step  # in this epoch
         remedy = f"a lower lr, which is {lr:.2g} here"
         if brain.precision != "fp32":
             remedy += ", or --precision=fp32"
-        if broken and none and brain.epoch == 1:
+        if broken and all_skipped and brain.epoch == 1:
             advice = (
                 f"The weights of {', '.join(broken)} are not finite: they were "
                 "so when loaded. Begin with other weights "
@@ -96,7 +96,7 @@ class NonFiniteGuard:
                 f"An earlier step made the weights of {', '.join(broken)} "
                 f"infinite. Begin anew with {remedy}."
             )
-        elif none:
+        elif all_skipped:
             advice = f"No step of the epoch was finite. Try {remedy}."
         else:
             advice = (
@@ -113,10 +113,10 @@ class NonFiniteGuard:
 
 
 def begin_momentum(optimizer: SGD) -> None:
-    """Gives parameters with a gradient a momentum of zero, if they have none.
+    """Gives parameters that have a gradient a zero momentum, if they have none.
 
-    torch would allocate it without a value, and a first step that is skipped
-    leaves it so: the second would add whatever the memory held.
+    torch allocates the momentum without a value, and a skipped first step
+    leaves it so. The second step would then add arbitrary memory.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
@@ -127,10 +127,10 @@ def begin_momentum(optimizer: SGD) -> None:
 
 
 def clip_each(gradients: list[torch.Tensor], limit: float) -> None:
-    """Shortens each gradient to a norm of `limit` at most, in place.
+    """Clips each gradient to a norm of at most `limit`, in place.
 
-    As `torch.nn.utils.clip_grad_norm_` of one parameter after the other, whose
-    launches would take a GPU's host longer than the step.
+    The result is that of `torch.nn.utils.clip_grad_norm_` on each parameter in
+    turn, whose kernel launches would take a GPU's host longer than the step.
     """
     norms = torch.stack(torch._foreach_norm(gradients))
     shares = (limit / (norms + 1e-6)).clamp(max=1.0)

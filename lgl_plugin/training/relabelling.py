@@ -9,14 +9,14 @@ from lgl_plugin.utils.distributed import unwrapped
 
 
 class RelabellingBrain(LossGatedBrain):
-    """Stage II on labels that a momentum teacher gives: SSRL.
+    """Stage II on pseudo-labels of a momentum teacher: SSRL.
 
-    Cai and Li 2024 (arXiv 2401.01473). The module correction is a
-    `nnet.relabelling.TeacherLabels`. The gate judges the teacher's loss of
-    the clean crop, and the student learns from the augmented one.
+    Cai and Li 2024 (arXiv 2401.01473). The module `correction` is a
+    `nnet.relabelling.TeacherLabels`. The gate judges the teacher's loss of the
+    clean crop. The student is trained on the augmented crop.
 
-    After an epoch `corrected` of `tally.last` holds the labels that the epoch
-    was trained on, -1 where it was the cluster's.
+    After an epoch `corrected` of `tally.last` has the labels that the epoch was
+    trained on, -1 for utterances with their cluster's label.
     """
 
     def judge(
@@ -35,20 +35,20 @@ class RelabellingBrain(LossGatedBrain):
         weights = modules.gate(judged)
         # The teacher does not vote on crops with NaN or infinite cosines, nor
         # on user labels.
-        asked = clean.isfinite().all(1)
+        may_vote = clean.isfinite().all(1)
         if "given" in modules:
             weights = modules.given(rows, weights)
-            asked &= ~modules.given.given[rows]
+            may_vote &= ~modules.given.given[rows]
         selected = weights > 0.5
         self.count(outputs, labels, selected)
         corrected = torch.where(labels == clustered, -1, labels)
-        votes = torch.where(asked, clean.argmax(1), -1)
+        votes = torch.where(may_vote, clean.argmax(1), -1)
         losses = modules.aam(outputs, labels)
         return losses, weights, (judged, selected, corrected, votes)
 
     @torch.no_grad()
     def clean_cosines(self, batch: PaddedBatch) -> torch.Tensor:
-        """Compares the crops as they are, by the teacher."""
+        """Returns the teacher's cosines for the crops without augmentation."""
         teacher = self.modules.correction
         parts = teacher.encoder, teacher.classifier
         return teacher(self.cosines(*parts, batch.sig.data[:, 0]))
@@ -61,17 +61,17 @@ class RelabellingBrain(LossGatedBrain):
         self.modules.correction.follow(*students, self.done, self.skipped)
 
     def judged_labels(self, labels: np.ndarray) -> np.ndarray:
-        """Returns the labels of the last epoch, given the clusters' (N,)."""
+        """Returns the last epoch's labels; `labels` (N,) are the clusters'."""
         rows, corrected = self.tally.last["rows"], self.tally.last["corrected"]
-        # Earlier epochs changed labels of rows that this one did not visit.
-        now = self.modules.correction.labels.cpu().numpy()
-        judged = np.where(now >= 0, now, labels)
-        # The teacher may have changed labels of visited rows since.
+        # Earlier epochs may have relabelled rows that this epoch did not visit.
+        current = self.modules.correction.labels.cpu().numpy()
+        judged = np.where(current >= 0, current, labels)
+        # At the epoch's end the teacher may have relabelled visited rows.
         judged[rows] = np.where(corrected >= 0, corrected, labels[rows])
         return judged
 
     def epoch_summary(self) -> dict[str, float]:
-        """Adds how many labels change, and how many pseudo-speakers live."""
+        """Adds the share of changed labels, and the number of live speakers."""
         teacher = self.modules.correction
         before = teacher.labels.clone()
         figures = super().epoch_summary()

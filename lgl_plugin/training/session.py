@@ -1,4 +1,4 @@
-"""A checked setup: settings, device, run folder and data, ready to train."""
+"""A session: checked settings, device, run folder and data, ready to train."""
 
 import copy
 import dataclasses
@@ -48,9 +48,9 @@ from lgl_plugin.utils.signals import stop
 
 logger = get_logger(__name__)
 
-# Utterances that a back-end is fitted on, and AS-norm's cohort: ten for each
-# of 192 dimensions, embedded in seconds on a GPU and in half a minute on a
-# core, where all of VoxCeleb2 after each phase would take hours.
+# Utterances on which a back-end is fitted, and which are AS-norm's cohort: ten
+# for each of 192 dimensions. Embedding them takes seconds on a GPU and half a
+# minute on a core. All of VoxCeleb2 after each phase would take hours.
 SAMPLE = 2000
 
 
@@ -63,10 +63,10 @@ def sample_rows(n_utterances: int, seed: int) -> np.ndarray:
 
 
 def check_folder(settings: Settings) -> None:
-    """Refuses to begin a run among recordings, or in a folder of `lgl embed`.
+    """Refuses a run folder among recordings, or one with embeddings.
 
-    To be called before the run's lock lies in there: by a lock `lgl embed`
-    knows a folder of its own, whose manifest the run would replace.
+    Call the function before the run's lock is written: `lgl embed` recognises
+    its own folder by a lock, and the run would replace that folder's manifest.
     """
     folder = pathlib.Path(settings.output_folder)
     if not (folder / STATE).exists():
@@ -92,29 +92,27 @@ class Session:
     run_opts : dict
         SpeechBrain's run options.
     observer_of : callable
-        Takes the settings, before anything is written, and returns a callable
-        that takes the manifest and returns an observer with the methods of
-        `lgl_plugin.evaluation.observer.TrueLabels`: what is logged of true
-        labels after the fact comes from it alone.
+        Takes the settings, before anything is written. Returns a callable that
+        takes the manifest and returns an observer with the methods of
+        `lgl_plugin.evaluation.observer.TrueLabels`. Only the observer gives
+        figures of true labels, which are logged.
 
     Attributes
     ---------
     run : lgl_plugin.runs.run.Run
         The run folder.
     manifest : lgl_plugin.dataio.manifest.Manifest
-        All utterances, their speakers unknown.
+        All utterances, without their speakers.
     given : lgl_plugin.dataio.given.GivenLabels or None
-        The labels that the yaml's `labels_file` gives. These are of the user,
-        who asks for them to be trained on; the observer's true labels are not
-        among them.
+        The labels of the yaml's `labels_file`. A user gives them for training;
+        the observer's true labels are not among them.
     rows, train_rows, held_out_rows : numpy.ndarray
-        Rows of the manifest, int64: all, those to train on, those set aside.
+        Rows of the manifest, int64: all, those to train on, those held out.
 
     Raises
     ------
     ValueError, FileNotFoundError, FileExistsError
-        Where the settings, the data, the folder or the device cannot work;
-        before any training.
+        If settings, data, folder or device are unusable, before any training.
     """
 
     def __init__(
@@ -128,8 +126,8 @@ class Session:
         self.step_seed = settings.seed  # the yaml's, until a step begins
         self.debug = bool(run_opts.get("debug"))
         self.device = check_device(run_opts.get("device"))
-        # SpeechBrain's Brain looks for run options in here, too, where a None
-        # would hide the option's default.
+        # SpeechBrain's Brain also looks for run options here, where None would
+        # hide an option's default.
         self.brain_settings = {
             name: value
             for name, value in dict(settings).items()
@@ -149,19 +147,19 @@ class Session:
                 "the csv of your utterances, or to null for all of "
                 "train_folder."
             )
-        # Folders are checked first: a wrong data_folder would otherwise be
-        # reported as a missing trial list.
+        # Folders are checked first: otherwise a wrong data_folder is reported
+        # as a missing trial list.
         observe = observer_of(settings)
         check_folder(settings)
         folder = pathlib.Path(settings.output_folder)
         if self.debug:
-            # Two batches are no result: they neither count as done nor mix
+            # Two batches are no result: they must neither count as done nor mix
             # with a real run.
             folder = folder / "debug"
             stop.keeps = False
             from_main(_forget, folder)
-            # By default each rank would get a temporary checkpoint folder of
-            # its own, and the ranks would wait for each other for ever.
+            # By default each rank gets its own temporary checkpoint folder, and
+            # the ranks would wait for each other forever.
             self.brain_settings["debug_persistently"] = True
         self.run = Run(folder, settings.stage, plain_settings(text))
         self._begin_log(text)
@@ -181,30 +179,30 @@ class Session:
             from_main(try_manifest, settings, self.manifest, self.bad_files)
         check_loaders(settings, self.device)
         warn_of_short(settings, self.manifest)
-        if self.run.done:  # its exports read data that have moved
+        if self.run.done:  # exports read the current paths of the data
             self.run.save()
         self.observer = observe(self.manifest)
-        # The observer alone knows true speakers: no training, and no choice
-        # of one, can read them here.
+        # Only the observer has true speakers: neither training nor any choice
+        # of training can read them.
         self.manifest = self.manifest.without_speakers()
 
     def _begin_log(self, text):
-        """Begins the stage's log, and keeps the yaml as it is used."""
+        """Begins the stage's log, and keeps the yaml as used."""
         folder = self.run.folder / f"stage{self.settings.stage}"
         with explain_full_disk(folder):  # log.txt is begun in there
             sb.create_experiment_directory(folder)
-        # Each epoch's line has the learning rate: a line for each optimiser
-        # would come on top.
+        # Each epoch's line already has the learning rate; SpeechBrain would add
+        # a line for each optimiser.
         logging.getLogger("speechbrain.nnet.schedulers").setLevel("WARNING")
         if sb.utils.distributed.if_main_process():
             with atomic_write(folder / YAML) as out:
                 out.write(without_helpers(text))
 
     def _set_aside(self):
-        """Sets utterances aside; the others must fill a batch."""
+        """Holds utterances out; the others must fill a batch."""
         settings = self.settings
-        # Known bad files stay in: left out after a restart, they would change
-        # the order of all others, and the run.
+        # Known bad files stay in. Without them a restarted run would have
+        # another order of all other files.
         self.rows = np.arange(len(self.manifest))
         self.train_rows, self.held_out_rows = split_rows(
             settings,
@@ -217,24 +215,25 @@ class Session:
     def log(self, **record: Any) -> None:
         """Adds a record to the run's metrics, and warns of what it shows."""
         self.run.log(**record)
-        if self.debug:  # a few batches tell nothing of a run's health
+        if self.debug:  # a few batches say nothing about a run's health
             return
         try:
             warnings = findings(read_metrics(self.run.folder))
-        except Exception as error:  # the file was altered by someone
+        except Exception as error:  # someone may have altered the file
             logger.warning("The run's health cannot be judged: %s", error)
             return
-        # Only the new record's warnings: each is logged once.
+        # Only warnings of the new record, so that each is logged once.
         for shown_by, warning in warnings:
             if record_key(shown_by) == record_key(record):
                 logger.warning(warning)
 
     def show(self, phase: str, record: dict) -> None:
-        """Hands an epoch's figures to the yaml's train_logger, if any."""
+        """Passes an epoch's figures to the yaml's train_logger, if any."""
         train_logger = self.settings.train_logger
         if train_logger is None:
             return
-        # Its module says on import, to everybody, that torchvision is missing.
+        # Imported only here, because the module warns on import if torchvision
+        # is missing.
         from speechbrain.utils.train_logger import TensorboardLogger
 
         stats = {
@@ -243,28 +242,29 @@ class Session:
             if value is not None and name != "epoch"
         }
         if isinstance(train_logger, TensorboardLogger):
-            # The logger counts calls from 0 at each start: the curves of a
-            # resumed run would begin anew.
+            # The logger counts calls from 0 at each start, so the curves of a
+            # resumed run would begin again at 0.
             before = record["epoch"] - 1
             steps = {"meta": before, "train": dict.fromkeys(stats, before)}
             train_logger.global_step.update(steps)
-        # Under the name "epoch", which begins anew in each phase, W&B would
-        # drop all phases but the first: its steps may only rise.
+        # The name has the phase, because W&B's steps may only rise: as "epoch",
+        # which begins at 1 in each phase, W&B would drop all phases but the
+        # first.
         train_logger.log_stats(
             {f"{phase}/epoch": record["epoch"]}, train_stats=stats
         )
 
     def seed(self, step: int) -> None:
-        """Seeds all generators for a step, apart from every other step.
+        """Seeds all generators for a step, unlike every other step.
 
-        SpeechBrain shuffles by seed and epoch: with one seed, epoch 1 of
-        every phase would have the same order.
+        SpeechBrain shuffles by seed and epoch: with one seed, epoch 1 of every
+        phase would have the same order.
         """
         seed = self.settings.seed * 1000 + step
         self.step_seed = sb.utils.seed.seed_everything(seed)
 
     def steps_per_epoch(self, n_utterances: int) -> int:
-        """Returns the steps of an epoch on so many utterances."""
+        """Returns the number of steps of an epoch on `n_utterances`."""
         return steps_per_epoch(self.settings, self.batch_size, n_utterances)
 
     def extractor(self, encoder: torch.nn.Module) -> Extractor:
@@ -276,7 +276,7 @@ class Session:
             settings.sample_rate,
             num_workers=settings.dataloader_options.num_workers,
             precision=settings.eval_precision,
-            # 0 is SpeechBrain's word for never.
+            # 0 means never in SpeechBrain.
             keep_seconds=60 * settings.ckpt_interval_minutes or math.inf,
         )
 
@@ -286,16 +286,15 @@ class Session:
         rows: np.ndarray | None = None,
         folder: pathlib.Path | None = None,
     ) -> Embeddings:
-        """Embeds utterances of the manifest; bad ones are counted.
+        """Embeds utterances of the manifest, by default all; counts bad ones.
 
-        Returns Embeddings of `rows`, of all if these are not given, kept in
-        `folder` if that is.
+        Returns Embeddings of `rows`, which `folder` keeps, if given.
         """
         rows = self.rows if rows is None else rows
         embeddings, bad = self.extractor(encoder)(
             self.manifest, rows, folder, self.bad_files
         )
-        self.bad_files.add(bad)  # those of other processes, too
+        self.bad_files.add(bad)  # those of all processes
         return embeddings
 
     def score(
@@ -307,17 +306,17 @@ class Session:
     ) -> dict:
         """Returns the observer's error rates of an encoder; {} without trials.
 
-        Without a `path`, which keeps the scores, only the cosine is scored.
-        With a `path`, as at a phase's end, the yaml's `backend` is fitted on a
-        sample of the training utterances and scored too. Without a `backend`,
+        Without a `path`, only the cosine is scored. With a `path`, which keeps
+        the scores at a phase's end, the yaml's `backend` is fitted on a sample
+        of the training utterances and scored too. If the yaml has no `backend`,
         whitening is, so that every run shows its effect. `backend_path` keeps
-        the back-end for `lgl export`. A `whitening` is fitted and applied to
-        all embeddings first.
+        the back-end for `lgl export`. A `whitening` is fitted, and applied to
+        all embeddings, first.
         """
         backend = sample = None
         if path is not None:
             if backend_path is None and not self.settings.verification_file:
-                return {}  # nothing would come of the sample
+                return {}  # the sample would not be used
             rows = sample_rows(len(self.rows), self.settings.seed)
             sample = self.embed(encoder, rows).vectors
             if whitening is not None:
@@ -334,20 +333,21 @@ class Session:
 
     def _fit_backend(self, sample: np.ndarray) -> Backend | None:
         """Fits the run's back-end on embeddings; None if that fails."""
-        # A copy: each phase has its own, and one that is kept must not change.
+        # A copy, because each phase has its own back-end, and an earlier one
+        # must not change.
         backend = copy.deepcopy(self.settings.backend) or Whitening()
         try:
             return backend.fit(sample)
-        except ValueError as error:  # the end of a phase must not be lost
+        except ValueError as error:  # must not end a trained phase
             logger.warning("No back-end for this phase: %s", error)
             return None
 
     def publish(self, name: str, made_from: str | None) -> None:
         """Exports a stage's or round's encoder, as the step `export/<name>`.
 
-        A failure does not end a training that went well; the next start tries
-        the export again. With several processes only one that all share: the
-        others would wait for a process that failed alone.
+        A failed export does not end a training that succeeded; the next start
+        tries again. With several processes this holds only for failures of all
+        processes: if one process fails alone, the others would wait for it.
         """
         run = self.run
 
@@ -359,9 +359,9 @@ class Session:
                 logger.warning("No export of %s: %s", name, error)
                 return {"failed": str(error)}
             except Exception as error:
-                alike = ValueError, FileExistsError, FileNotFoundError
-                of_all = getattr(error, "on_all_ranks", world_size() == 1)
-                if not (of_all or isinstance(error, alike)):
+                raised_by_all = ValueError, FileExistsError, FileNotFoundError
+                on_all_ranks = getattr(error, "on_all_ranks", world_size() == 1)
+                if not (on_all_ranks or isinstance(error, raised_by_all)):
                     raise
                 logger.warning(
                     "No export; try `lgl export %s %s`",
@@ -375,13 +375,13 @@ class Session:
 
 
 def _with_device(run_opts, device):
-    """Returns run options with a device, as if the command line named it."""
+    """Returns run options with a device, as if the command line had set it."""
     given = {*run_opts.overridden_args, "device"}
     return dataclasses.replace(run_opts, device=device, overridden_args=given)
 
 
 def _forget(folder):
-    """Makes a debug run's folder as if it had never been used."""
+    """Resets a debug run's folder, so that nothing counts as done."""
     lock_folder(folder)
     for name in (STATE, METRICS):
         (folder / name).unlink(missing_ok=True)

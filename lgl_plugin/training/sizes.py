@@ -1,4 +1,4 @@
-"""Holds utterances out; checks batches and clusterings against the rest."""
+"""Holds utterances out; checks batch and cluster sizes for the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 
 def whole_batch(settings: Settings) -> int:
-    """Returns the size of a batch of all processes together."""
+    """Returns the batch size summed over all processes."""
     return settings.dataloader_options.batch_size * world_size()
 
 
@@ -27,8 +27,8 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws the rows to train on and those to hold out, none of `labelled`.
 
-    ValueError names the setting if the former do not fill a batch of all
-    processes.
+    Raises ValueError, with the setting's name, if the rows to train on do not
+    fill a batch of all processes.
     """
     rows, held = held_out(
         n_utterances, settings.held_out_share, settings.seed, labelled
@@ -52,10 +52,10 @@ def split_rows(
 def steps_per_epoch(
     settings: Settings, batch_size: int, n_utterances: int
 ) -> int:
-    """Returns the steps of an epoch on so many utterances.
+    """Returns the number of steps of an epoch on `n_utterances`.
 
-    ValueError if gradients are accumulated over more: each epoch begins
-    with none, so the weights would stay as they are.
+    Raises ValueError if gradients are accumulated over more steps than an epoch
+    has: each epoch begins without gradients, so the weights would never change.
     """
     steps = settings.steps_per_epoch or n_utterances // batch_size
     if steps < (settings.grad_accumulation_factor or 1):
@@ -69,7 +69,7 @@ def steps_per_epoch(
 
 
 def warn_of_short(settings: Settings, manifest: Manifest) -> None:
-    """Warns if most utterances are repeated to fill a crop."""
+    """Warns if most utterances are shorter than a crop and thus repeated."""
     crop, durations = settings.crop_seconds, manifest.durations
     number = int((durations < crop).sum())
     if 2 * number > len(durations):
@@ -82,19 +82,19 @@ def warn_of_short(settings: Settings, manifest: Manifest) -> None:
 
 
 def check_clusters(settings: Stage2Settings, n_utterances: int) -> None:
-    """Refuses clusters that so many utterances cannot make, before any work.
+    """Refuses clusters that `n_utterances` cannot make, before any work.
 
     Arguments
     ---------
     settings : lgl_plugin.runs.schema.Stage2Settings
-        Of which `cluster`, `cluster_twice` and `min_cluster_size` are read.
+        `cluster`, `cluster_twice` and `min_cluster_size` are read.
     n_utterances : int
-        How many are to be clustered.
+        Number of utterances to cluster.
 
     Raises
     ------
     ValueError
-        Names the setting.
+        If the clusters are impossible; the message names the setting.
 
     Example
     -------
@@ -118,7 +118,8 @@ def check_clusters(settings: Stage2Settings, n_utterances: int) -> None:
 def check_twice(settings: Settings, prefix: str = "") -> None:
     """Refuses `cluster_twice` with a clustering by a threshold.
 
-    Behind PLDA cosines are others, and the threshold would not fit these.
+    PLDA changes the cosines, so the threshold would not fit the second
+    clustering.
     """
     cluster = getattr(settings, f"{prefix}cluster")
     name = f"{prefix}cluster_twice"

@@ -1,4 +1,4 @@
-"""Stage I: figures that it must beat, its phases, its clusters."""
+"""Stage I: its baselines, its phases, and the clusters of SSPS."""
 
 import functools
 import pathlib
@@ -25,17 +25,18 @@ from lgl_plugin.training.session import Session
 from lgl_plugin.training.sizes import check_twice
 from lgl_plugin.utils.distributed import from_main
 
-# File of the method's weights, to train on from.
+# File of the method's weights, from which SSPS continues.
 METHOD = "method.ckpt"
 
 
 def score_baselines(session: Session, folder: pathlib.Path) -> None:
     """Logs error rates of log-mel statistics and of the untrained encoder.
 
-    The former are a baseline: means and deviations of log-mel bands, whitened
-    by a sample of the corpus. A network that does worse has learnt nothing
-    useful. This whitening is part of the baseline, as weights are of a network;
-    the run's back-end is added to both. Without a trial list nothing is logged.
+    Log-mel statistics are a baseline: means and deviations of log-mel bands,
+    whitened by a sample of the corpus. A network that does worse has learnt
+    nothing useful. The whitening belongs to the baseline as weights belong to a
+    network. The run's back-end is scored on both. Without a trial list nothing
+    is logged.
     """
     settings = session.settings
 
@@ -57,7 +58,7 @@ def stage1_modules(
 ) -> dict[str, torch.nn.Module]:
     """Makes an encoder and the method that trains it.
 
-    With the weights of a step's folder, if one is given.
+    `source` is the folder of a step, whose weights both get.
     """
     settings = session.settings
     encoder = settings.new_encoder()
@@ -70,7 +71,7 @@ def stage1_modules(
 
 
 def check_method(session: Session) -> None:
-    """Makes the method once: what does not suit the data shows early."""
+    """Makes the method once, so that unsuitable settings fail early."""
     with separate_generator("cpu"):
         method = stage1_modules(session)["method"]
     method.check_batch(session.batch_size)
@@ -83,13 +84,13 @@ def train_stage1_phase(
     folder: pathlib.Path,
     partners: Partners | None = None,
 ) -> None:
-    """Trains a phase of Stage I, leaves its weights in `folder`, scores it.
+    """Trains a phase of Stage I, saves its weights in `folder`, scores it.
 
-    The folder is `stage1` or `ssps`, and the yaml says for how many epochs.
+    The folder's name is `stage1` or `ssps`; the yaml has the phase's epochs.
     """
 
     def remark(brain):
-        last = brain.tally.last  # of SSPS alone
+        last = brain.tally.last  # only SSPS fills it
         return session.observer.positives(**last) if last else {}
 
     encoder, settings = modules["encoder"], session.settings
@@ -110,7 +111,7 @@ def train_stage1_phase(
 
 
 def check_grouping(settings: Stage1Settings, n_train: int) -> None:
-    """Raises what `grouping` does, of so many utterances to train on."""
+    """Raises what `grouping` raises, for `n_train` utterances to train on."""
     try:
         settings.ssps_cluster.check(n_train)
     except ValueError as error:
@@ -121,13 +122,15 @@ def check_grouping(settings: Stage1Settings, n_train: int) -> None:
 
 
 def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
-    """Makes what clusters the training utterances by an encoder, for SSPS.
+    """Returns the function that clusters the training utterances for SSPS.
 
-    Raises ValueError if there are too few utterances for the yaml's clusters.
+    The function takes an encoder. Raises ValueError if there are too few
+    utterances for the yaml's clusters.
     """
     settings, rows = session.settings, session.train_rows
     check_grouping(settings, len(rows))
-    share, own = settings.ssps_log_mel_share, settings.ssps_source == "own"
+    share = settings.ssps_log_mel_share
+    own_cluster = settings.ssps_source == "own"
 
     @functools.cache
     def statistics():
@@ -137,14 +140,14 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
 
     def group(encoder):
         with separate_generator(session.device):
-            found = session.embed(encoder, rows)
+            embeddings = session.embed(encoder, rows)
         log_mels = None
         if share:
-            log_mels = whitened_log_mels(statistics(), found.utterances)
+            log_mels = whitened_log_mels(statistics(), embeddings.utterances)
 
-        def cluster():  # on one process: the vectors may take a gigabyte
+        def cluster():  # on one process: vectors may take a gigabyte
             clusters, _ = pseudo_speakers(
-                np.array(found.vectors),
+                np.array(embeddings.vectors),
                 settings.ssps_cluster,
                 backend=settings.ssps_backend,
                 log_mels=log_mels,
@@ -152,12 +155,12 @@ def grouping(session: Session) -> Callable[[torch.nn.Module], tuple]:
                 twice=settings.ssps_cluster_twice,
             )
             sources = clusters.labels
-            if not own:
+            if not own_cluster:
                 nearest = nearest_centroids(clusters.centroids, session.device)
                 sources = nearest[clusters.labels]
             return clusters.labels, sources
 
         clusters, sources = from_main(cluster)
-        return clusters, sources, session.manifest.rows(found.utterances)
+        return clusters, sources, session.manifest.rows(embeddings.utterances)
 
     return group

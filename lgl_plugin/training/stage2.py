@@ -1,4 +1,4 @@
-"""A round of Stage II: its steps, its pseudo-labels, its weights."""
+"""A round of Stage II: its steps, pseudo-labels and weights."""
 
 import functools
 import pathlib
@@ -54,22 +54,22 @@ LOG_MELS = "log_mels"  # below the first round's embeddings
 class Round:
     """One round of Stage II in its folder, `iter<number>`.
 
-    A recipe names the steps; this class keeps each step's results and reads
-    them for the next.
+    A recipe calls the steps. This class saves each step's results and loads
+    them in the next.
 
     Arguments
     ---------
     session : Session
         Settings, data and run folder.
     number : int
-        From 1.
+        Number of the round, from 1.
     first : pathlib.Path
-        Weights of the encoder that Stage II starts from.
+        Weights of Stage II's first encoder.
     """
 
     def __init__(self, session: Session, number: int, first: pathlib.Path):
         self.session = session
-        self.given = session.given  # labels of the user's
+        self.given = session.given  # labels that the user gave
         self.settings = session.settings
         self.number = number
         self.name = f"iter{number}"
@@ -81,7 +81,7 @@ class Round:
         wide = self.settings.new_last_encoder if self.is_last else None
         self.is_wide = wide is not None
         self.new_encoder = wide or self.settings.new_encoder
-        # Of the encoder that `source` has the weights of.
+        # Makes the encoder whose weights are in `source`.
         self.new_source = self.settings.new_encoder
         if number == 1:
             self.new_source = self.settings.first_encoder
@@ -101,7 +101,7 @@ class Round:
         self.session.log(stage=2, iteration=self.number, **record)
 
     def extract(self, folder: pathlib.Path) -> dict:
-        """Embeds all utterances by the encoder of the round before."""
+        """Embeds all utterances by the encoder of the previous round."""
         encoder = self.new_source()
         load_weights(encoder.network, self.source)
         if self.settings.log_mel_share and self.number == 1:
@@ -112,7 +112,7 @@ class Round:
 
     @main_process_only
     def cluster(self, folder: pathlib.Path) -> dict:
-        """Makes pseudo-labels of the embeddings (paper, section 2.2)."""
+        """Makes pseudo-labels from the embeddings (paper, section 2.2)."""
         settings, manifest = self.settings, self.session.manifest
         embeddings = Embeddings.load(self.folder / "embeddings")
         started = time.perf_counter()
@@ -134,7 +134,8 @@ class Round:
         if self.given is not None:
             rows = manifest.rows(embeddings.utterances)
             labels = seeded(points, labels, self.given.of(rows))
-        # Centroids of the bare embeddings, which the classifier works on.
+        # Centroids of the embeddings without back-end, on which the classifier
+        # works.
         means, _ = means_of(vectors, labels)
         with atomic_write(folder / CENTROIDS, "wb") as out:
             np.save(out, normalised(means.numpy()))
@@ -150,9 +151,9 @@ class Round:
             "inertia": [float(value) for value in clusters.inertia],
             "points_used": int(clusters.points_used),
         }
-        if self.given is not None:  # the first labels' names
+        if self.given is not None:  # names of the first labels
             facts["speakers"] = [*self.given.speakers]
-            # None of these is held out.
+            # Given labels are never held out.
             rows = self.given.rows
             facts["labelled"] = [manifest.ids[row] for row in rows]
         write_json(folder / "labels.json", facts)
@@ -169,16 +170,16 @@ class Round:
         return {"n_clusters": n_clusters}
 
     def _agreement(self):
-        """Returns the AMI of the pseudo-labels and those of the round before.
+        """Returns the AMI of this round's and the previous round's labels.
 
-        None in the first round. Once it no longer grows, further rounds train
-        on the same labels.
+        None in the first round. When the AMI no longer grows, further rounds
+        train on the same labels.
         """
         if self.number == 1:
             return None
-        now, before = self.labels, self._labels_of(self.number - 1)
-        both = (now >= 0) & (before >= 0)
-        return ami(before[both], now[both])
+        current, before = self.labels, self._labels_of(self.number - 1)
+        both = (current >= 0) & (before >= 0)
+        return ami(before[both], current[both])
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
@@ -191,7 +192,7 @@ class Round:
 
     @property
     def course(self) -> dict[str, int]:
-        """Epochs of each phase; all share one course of the learning rate."""
+        """Epochs of each phase; all share one learning-rate schedule."""
         phases = ["classifier", "gated"]
         if self.is_last and self.settings.large_margin_epochs:
             phases.append("large_margin")
@@ -201,7 +202,7 @@ class Round:
 
     @property
     def start_of_encoder(self) -> pathlib.Path:
-        """The weights that the round's encoder begins with."""
+        """The initial weights of the round's encoder."""
         if self.settings.encoder_init == "previous" and self.number > 1:
             return self.source
         if self.settings.new_first_encoder is None:
@@ -209,10 +210,10 @@ class Round:
         return self.session.run.folder / START
 
     def start(self) -> tuple[Encoder, torch.nn.Module]:
-        """Makes an encoder and a classifier.
+        """Makes an encoder and a classifier with their initial weights.
 
-        The yaml's `encoder_init` and `classifier_init` choose the weights. No
-        weights fit a wide encoder, which begins at random.
+        The yaml's `encoder_init` and `classifier_init` choose the weights. A
+        wide encoder begins at random, because no weights fit.
         """
         encoder, classifier = self._new_modules()
         if not self.is_wide:
@@ -223,37 +224,38 @@ class Round:
         return encoder, classifier
 
     def load(self, phase: str) -> tuple[Encoder, torch.nn.Module]:
-        """Reads the encoder and the classifier that a phase left."""
+        """Loads the encoder and the classifier that a phase saved."""
         encoder, classifier = self._new_modules()
         load_weights(encoder.network, self.folder / phase / ENCODER)
         load_weights(classifier, self.folder / phase / CLASSIFIER)
         return encoder, classifier
 
     def _new_modules(self):
-        """Makes an encoder and a classifier with weights yet to be given."""
+        """Makes an encoder and a classifier, whose weights the caller sets."""
         classifier = self.settings.new_classifier(out_neurons=self.n_clusters)
         return made_to_train(self.settings, self.new_encoder), classifier
 
     @property
     def n_clusters(self) -> int:
-        """How many pseudo-speakers the round has."""
+        """Number of pseudo-speakers of the round."""
         return self.session.run.done[f"{self.name}/labels"]["n_clusters"]
 
     def primed_gate(self) -> torch.nn.Module:
-        """Readies the gate for the gated phase.
+        """Prepares the gate for the gated phase.
 
-        It knows the losses of the classifier's last epoch, so that it is
-        selective from its first step on.
+        The gate gets the losses of the classifier's last epoch, so that it is
+        selective from the first step on.
         """
         gate = self.settings.gate
         gate.start_iteration(self.number)
-        # Of that epoch alone: losses fall from epoch to epoch, and those of
-        # several would part into early and late, not right and wrong.
+        # Only that epoch's losses, because losses fall from epoch to epoch:
+        # those of several epochs would separate into early and late, not right
+        # and wrong.
         gate.end_epoch(load_arrays(self.folder / "classifier" / GATE)["losses"])
         return gate
 
     def selected_rows(self) -> np.ndarray:
-        """Returns the rows that passed the gate at their last visit, sorted."""
+        """Returns the rows that were selected at their last visit, sorted."""
         return load_arrays(self.folder / "gated" / GATE)["passed"]
 
     def fit(
@@ -265,13 +267,13 @@ class Round:
         aam: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
-        """Trains a phase, leaves its weights in `folder` and scores it.
+        """Trains a phase, saves its weights in `folder` and scores it.
 
-        The folder's name is the phase's in the metrics. The yaml says for how
-        many epochs `classifier`, `gated` and `large_margin` train, and how
-        labels change in `gated`; a phase of another name needs `epochs`. The
-        `gate` selects utterances by their losses; `aam` is the loss, the yaml's
-        if not given. Further options are those of `training.fit.fit`.
+        The folder's name is the phase's name in the metrics. The yaml has the
+        epochs of `classifier`, `gated` and `large_margin`, and the change of
+        labels in `gated`. A phase of another name needs `epochs`. The `gate`
+        selects utterances by their losses. `aam` is the loss, by default the
+        yaml's. Further options are those of `training.fit.fit`.
         """
         session, settings, labels = self.session, self.settings, self.labels
         observer = session.observer
@@ -283,15 +285,16 @@ class Round:
             start = read_tensors(self.start_of_encoder)
             modules["anchor"] = new_anchor(settings, encoder.network, start)
         if self.given is not None:
-            known = torch.from_numpy(self.given.by_row >= 0)
-            modules["given"] = GivenRows(known)
+            is_given = torch.from_numpy(self.given.by_row >= 0)
+            modules["given"] = GivenRows(is_given)
         brain_class, is_gated = LossGatedBrain, folder.name == "gated"
         if is_gated and settings.correct_labels:
             n_utterances = len(session.manifest)
             modules["correction"] = settings.correct_labels(n_utterances)
         if is_gated and settings.relabel:
             brain_class = RelabellingBrain
-            # Held-out utterances, which nobody relabels, keep none alive.
+            # Held-out utterances are never relabelled, and must not keep a
+            # pseudo-speaker alive.
             trained = np.full_like(labels, -1)
             trained[session.train_rows] = labels[session.train_rows]
             modules["correction"] = settings.relabel(
@@ -300,7 +303,7 @@ class Round:
             )
 
         def remark(brain):
-            """Figures of true labels, for the record alone; {} without any."""
+            """Returns figures of true labels for the record; {} without any."""
             last, judged = brain.tally.last, brain.judged_labels(labels)
             return observer.epoch_losses(judged, last["rows"], last["losses"])
 
@@ -334,7 +337,7 @@ def stage2_modules(
     encoder: Encoder,
     classifier: torch.nn.Module,
 ) -> dict[str, torch.nn.Module]:
-    """Makes what trains an encoder on the labels of all utterances."""
+    """Makes the modules that train an encoder on all pseudo-labels."""
     return {
         "encoder": encoder,
         "classifier": classifier,
@@ -344,7 +347,7 @@ def stage2_modules(
 
 
 def start_from(classifier: torch.nn.Module, centroids: torch.Tensor) -> None:
-    """Gives a classifier the clusters' centroids (K, D) as its weights."""
+    """Sets a classifier's weights to the clusters' centroids (K, D)."""
     if hasattr(classifier, "start_from"):
         classifier.start_from(centroids)
         return

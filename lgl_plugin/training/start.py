@@ -1,4 +1,4 @@
-"""The start of Stage II: an encoder that fits, and trials that score."""
+"""The start of Stage II: finds and checks its first encoder and trials."""
 
 import pathlib
 import re
@@ -39,22 +39,22 @@ from lgl_plugin.utils.distributed import by_lgl, from_main, launch_command
 
 logger = get_logger(__name__)
 
-# new_encoder's first weights, where new_first_encoder makes the first labels.
+# Initial weights of new_encoder, if new_first_encoder makes the first labels.
 START = "start.ckpt"
 
 
 def find_encoder(session: Session) -> pathlib.Path:
     """Finds the weights that Stage II starts from, checked against the yaml.
 
-    In debug mode, which tries out a setup, an untrained encoder will do.
+    In debug mode, which tries out a setup, an untrained encoder suffices.
 
     Raises
     ------
     FileNotFoundError
-        If there is none; says which command makes it.
+        If there are no weights; the message has the command that makes them.
     ValueError
-        If they do not fit the yaml's encoder, or were damaged since the run
-        that made them, or are not those that the run was begun with.
+        If the weights do not fit the yaml's encoder, were damaged since the run
+        that made them, or are not those that the run began with.
     """
     settings, folder = session.settings, session.run.folder
     given = settings.pretrained_encoder
@@ -72,23 +72,24 @@ def find_encoder(session: Session) -> pathlib.Path:
         return path
     check_weights(settings, path)
     run, name = session.run, "pretrained_encoder"
-    # Rounds that were begun go on as they began.
+    # Once rounds have begun, they continue with the front end that they began
+    # with.
     if not {"iter1/embeddings", CEILING} & {*run.done}:
         check_front_end(path, run.settings["stage 2"])
-    known = run.inputs.setdefault("stage 2", {})
+    inputs = run.inputs.setdefault("stage 2", {})
     begun = run.sources.get("iter1/embeddings")
     if given and begun and "iter1/embeddings" in run.done:
         # Stage I's encoder is on record only as the source of that step.
-        known.setdefault(name, begun)
-    # Also if the setting is left out this time: another encoder would redo
-    # all rounds and overwrite the finished rounds.
-    if given or name in known:
+        inputs.setdefault(name, begun)
+    # The check also runs if the setting is left out this time: another encoder
+    # would redo and overwrite all finished rounds.
+    if given or name in inputs:
         run.record_input(name, path)
     return path
 
 
 def check_weights(settings: Stage2Settings, path: pathlib.Path) -> None:
-    """Raises what `find_encoder` does if weights at a path are none to use."""
+    """Raises what `find_encoder` raises if weights at a path are unusable."""
     check_encoder(settings, path)
     check_artefact(path)
     load_pretrained(settings.first_encoder().network, path)
@@ -96,10 +97,11 @@ def check_weights(settings: Stage2Settings, path: pathlib.Path) -> None:
 
 
 def check_front_end(path: pathlib.Path, settings: dict) -> None:
-    """Refuses to train an encoder behind other features than it was made for.
+    """Refuses to train an encoder with another front end than its own.
 
-    Takes the weights of a run's step and Stage II's plain settings. Weights of
-    no run, and exported ones, which describe themselves, are taken as they are.
+    `path` has the weights of a run's step, `settings` are Stage II's plain
+    settings. Weights that belong to no run, and exported weights, which
+    describe their front end, are accepted.
     """
     path = path.absolute()
     runs = (p for p in path.parents[1:3] if (p / STATE).exists())
@@ -126,7 +128,7 @@ def check_front_end(path: pathlib.Path, settings: dict) -> None:
 
 
 def _front_end(settings, kind):
-    """Picks what lies between audio and network, of plain settings."""
+    """Returns the settings of all parts between audio and network."""
     (encoder,) = settings[kind].values()
     if not isinstance(encoder, dict):  # "", or a list of arguments
         encoder = {}
@@ -137,7 +139,7 @@ def _front_end(settings, kind):
 def made_to_train(
     settings: Stage2Settings, new_encoder: Callable[[], Encoder]
 ) -> Encoder:
-    """Makes an encoder of which only what the settings say is trained."""
+    """Makes an encoder, of which only the parts in the settings are trained."""
     return restricted(
         new_encoder(),
         settings.freeze_batch_statistics,
@@ -146,7 +148,7 @@ def made_to_train(
 
 
 def given_weights(pretrained_encoder: str | None) -> pathlib.Path | None:
-    """Returns the weights that the setting names, itself or within."""
+    """Returns the path of the weights that pretrained_encoder names."""
     if not pretrained_encoder:
         return None
     path = pathlib.Path(pretrained_encoder)
@@ -156,9 +158,9 @@ def given_weights(pretrained_encoder: str | None) -> pathlib.Path | None:
 def check_encoder(
     settings: Stage2Settings, path: pathlib.Path | None = None
 ) -> None:
-    """Raises FileNotFoundError if there are no weights to start from.
+    """Raises FileNotFoundError if the weights to start from do not exist.
 
-    They are at `path`, by default where pretrained_encoder says.
+    `path` is by default the one in pretrained_encoder.
     """
     path = path or given_weights(settings.pretrained_encoder)
     if path is None or path.exists():
@@ -182,23 +184,23 @@ def check_encoder(
 def check_inputs(
     settings: Stage2Settings, manifest: Manifest, read: bool = True
 ) -> None:
-    """Refuses what Stage II cannot do with the utterances, before Stage I.
+    """Refuses utterances that Stage II cannot use, before Stage I begins.
 
     Arguments
     ---------
     settings : lgl_plugin.runs.schema.Stage2Settings
-        Stage II's.
+        Settings of Stage II.
     manifest : lgl_plugin.dataio.manifest.Manifest
         The utterances.
     read : bool
-        Whether labelled speakers' audio is tried.
+        True: audio of each labelled speaker is read as a test.
 
     Raises
     ------
     ValueError
-        If so many utterances make no such clusters, the encoder lacks what is
-        to be kept or trained, the labels are not of these utterances, or
-        nothing of a labelled speaker can be read.
+        If there are too few utterances for the clusters, the encoder lacks a
+        part that the settings freeze or train, the labels are of other
+        utterances, or no audio of a labelled speaker can be read.
     """
     made_to_train(settings, settings.new_encoder)
     check_clusters(settings, len(manifest))
@@ -210,20 +212,20 @@ def check_inputs(
 
 
 def _read_one_of_each(given, manifest, rate):
-    """Yields a row of each labelled speaker that can be read, if there is one.
+    """Yields a readable row of each labelled speaker, if there is one.
 
-    One is enough: the labels may be of tens of thousands of utterances.
+    One row suffices: there may be labels of tens of thousands of utterances.
     """
-    found = set()
+    speakers = set()
     for row in given.rows:
         speaker = given.by_row[row]
-        if speaker not in found and _can_be_read(manifest[row], rate):
-            found.add(speaker)
+        if speaker not in speakers and _can_be_read(manifest[row], rate):
+            speakers.add(speaker)
             yield row
 
 
 def _can_be_read(utterance, sample_rate):
-    """Tells whether an utterance can be read as it is embedded."""
+    """Returns True if the part of an utterance that is embedded can be read."""
     try:
         read_beginning(**utterance, limit=MAX_SECONDS, sample_rate=sample_rate)
     except BadAudio:
@@ -235,7 +237,7 @@ def check_trials(session: Session, first: pathlib.Path) -> None:
     """Scores Stage II's first encoder, unless Stage I has scored the trials.
 
     Stage I's baselines find trial audio that cannot be scored before training.
-    Without Stage I it would end Stage II's first training.
+    Without Stage I such audio would end Stage II's first training.
 
     Raises
     ------
@@ -256,17 +258,17 @@ def check_trials(session: Session, first: pathlib.Path) -> None:
 
 
 def _keep_start(settings, path, begun):
-    """Keeps the weights that all rounds' encoders begin with.
+    """Keeps the weights that the encoders of all rounds begin with.
 
-    Until a step is done, each start writes them anew: seed and encoder may
-    still change.
+    Each start writes them anew until the first step is done, because seed and
+    encoder may still change.
     """
-    torch.manual_seed(settings.seed)  # of the head
+    torch.manual_seed(settings.seed)  # the head begins at random
     network = settings.new_encoder().network
-    if settings.anchor:  # an anchor that holds nothing is refused in time
+    if settings.anchor:  # refuse an anchor without effect now
         new_anchor(settings, network, network.state_dict())(network)
     if not (begun and path.exists()):
-        # Not by save_weights, which waits for all processes: this is one's.
+        # save_weights would wait for all processes, but only one runs this.
         save_tensors(network.state_dict(), path)
 
 
@@ -275,7 +277,7 @@ def new_anchor(
     network: torch.nn.Module,
     start: dict[str, torch.Tensor],
 ) -> Anchor:
-    """Makes a network's anchor; a head that begins at random is free."""
+    """Makes a network's anchor, without a head that begins at random."""
     fresh = settings.new_first_encoder is not None
     prefix = getattr(network, "pretrained", "") if fresh else ""
     return Anchor(start, settings.anchor, prefix)
@@ -284,13 +286,13 @@ def new_anchor(
 def stage1_command(settings: Stage2Settings) -> str:
     """Returns the command of Stage I for the user's command of Stage II.
 
-    Options that are settings of Stage II alone are left out.
+    Options that only Stage II takes are left out.
     """
     words = for_other_stage(launch_command(), 1, lambda _: settings.stage1_yaml)
-    # The ceiling's script, which takes Stage II's command, has no Stage I.
+    # ceiling.py takes Stage II's command and has no Stage I.
     words = [re.sub(r"(^|/)ceiling\.py$", r"\1train_lgl.py", w) for w in words]
     names = {key_of(word) for word in words}
-    if settings.stage1_yaml not in words:  # not the recipe's own script
+    if settings.stage1_yaml not in words:  # not started by the recipe
         words = ["python", "train_lgl.py", settings.stage1_yaml]
         names = set()
     for name in ("output_folder", "data_folder"):
