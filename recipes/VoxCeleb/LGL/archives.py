@@ -1,4 +1,4 @@
-"""VoxCeleb's downloads as folders of wav: stages 1 and 2 of reproduce.sh."""
+"""Unpacks VoxCeleb's downloads to wav: stages 1 and 2 of reproduce.sh."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from multiprocessing.pool import ThreadPool
 
-# By where the audio goes: names of archives, of which a `*` stands for parts.
+# For each folder of audio: its archives. A `*` stands for the names of parts.
 ARCHIVES = {
     "vox1": ("vox1_dev_wav*", "vox1_test_wav.zip"),
     "vox2": ("vox2_dev_aac*",),
@@ -24,7 +24,7 @@ LISTS = {
 
 
 class Joined(io.RawIOBase):
-    """Files end to end, as one that can be read anywhere."""
+    """Files that are read as one seekable file."""
 
     def __init__(self, paths):
         self.files = [open(path, "rb") for path in paths]
@@ -33,20 +33,20 @@ class Joined(io.RawIOBase):
         self.place = 0
 
     def readable(self):
-        """Says that the file can be read."""
+        """Returns True."""
         return True
 
     def seekable(self):
-        """Says that `seek` works."""
+        """Returns True."""
         return True
 
     def seek(self, offset, whence=0):
-        """Moves to a place of the whole."""
+        """Moves to a position in the whole."""
         self.place = offset + (0, self.place, self.starts[-1])[whence]
         return self.place
 
     def readinto(self, buffer):
-        """Reads up to the end of a part."""
+        """Reads at most up to the end of a part."""
         for file, start, end in zip(self.files, self.starts, self.starts[1:]):
             if start <= self.place < end:
                 file.seek(self.place - start)
@@ -63,7 +63,10 @@ class Joined(io.RawIOBase):
 
 
 def parts_of(archives, pattern):
-    """Finds an archive's file, or its parts in order; FileNotFoundError."""
+    """Finds an archive's file, or all its parts in order.
+
+    Raises FileNotFoundError if the archive or a part is missing.
+    """
     found = sorted(pathlib.Path(archives).glob(pattern))
     parts = [path for path in found if "_part" in path.name]
     if not found:
@@ -73,7 +76,7 @@ def parts_of(archives, pattern):
         )
     for n, path in enumerate(parts):
         name = path.name[:-2] + chr(ord("a") + n // 26) + chr(97 + n % 26)
-        if path.name != name:  # the zip's directory is in the last part
+        if path.name != name:  # the last part alone would hide a gap
             raise FileNotFoundError(
                 f"{archives} holds no {name}, but a later part"
             )
@@ -89,7 +92,7 @@ def unpack(options, rest):
         for kind, patterns in ARCHIVES.items()
         for pattern in patterns
     ]
-    for name in LISTS:  # before hours of work
+    for name in LISTS:  # a missing list shows before hours of work
         (source,) = parts_of(options.archives, f"{name}.txt")
         target = options.data / "lists" / source.name
         target.parent.mkdir(exist_ok=True)
@@ -110,7 +113,7 @@ def unpack(options, rest):
 
 
 def members(parts):
-    """Yields name, size, and what opens it, of each file of an archive."""
+    """Yields name, size and a function that opens it, of each archived file."""
     if parts[0].name.endswith(".tar.gz"):
         with tarfile.open(parts[0], "r|gz") as archive:
             for member in archive:
@@ -139,7 +142,7 @@ def members(parts):
 
 
 def place_of(data, kind, name):
-    """Returns where a file of an archive goes; None if it is no audio.
+    """Returns the target of an archived file; None if it is no audio.
 
     Archives differ in the folders above speaker, session and utterance.
     """
@@ -153,7 +156,7 @@ def place_of(data, kind, name):
 
 
 def convert(options, rest):
-    """Makes wav of VoxCeleb2's m4a, of those that have none yet."""
+    """Converts VoxCeleb2's m4a files that have no wav yet."""
     from tqdm import tqdm
 
     aac, wav = (options.data / "vox2" / kind for kind in ("aac", "wav"))
@@ -170,7 +173,7 @@ def convert(options, rest):
         lines = pool.imap_unordered(convert_one, waiting, 4)
         bad = [*filter(None, tqdm(lines, "m4a to wav", len(waiting)))]
     (options.exp / "not_converted.txt").write_text("\n".join(bad))
-    # Of all: on a second start most of those that wait are bad ones.
+    # The share is of all files: on a second start most waiting files are bad.
     if len(bad) > 0.01 * len(pairs):
         raise ValueError(
             f"{len(bad)} of {len(pairs)} files cannot be converted; the "
@@ -179,7 +182,7 @@ def convert(options, rest):
 
 
 def convert_one(pair):
-    """Converts a file; returns a line if that fails."""
+    """Converts a file; returns a line for the log if that fails."""
     source, target = pair
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")

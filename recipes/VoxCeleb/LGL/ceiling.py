@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The ceiling: Stage II's training on the true labels, from the same start.
+"""Trains on the true labels from Stage II's start: the ceiling of a run.
 
 > python ceiling.py hparams/small_stage2.yaml --data_folder=/path/to/corpus \
     --pretrained_encoder=results/mine/ssps --output_folder=results/ceiling
 
-It takes Stage II's yaml and all its overrides, and the encoder that Stage II
-would start from. It trains for as many steps as all rounds together, in one
-course of the learning rate. No training of the recipe calls it: true labels
-are what that does without. `paper.py study` does.
+The script takes Stage II's yaml and all its overrides, and the encoder that
+Stage II would start from. It trains for as many steps as all rounds together,
+with one learning-rate schedule. Only `paper.py study` calls it: the recipe's
+own trainings use no true labels.
 """
 
 from train_lgl import main
@@ -25,9 +25,9 @@ from lgl_plugin.utils.files import checksum
 
 
 def train_ceiling(session):
-    """Trains on the true labels, as a step of the run; those must be known."""
+    """Trains on the true labels, as a step of the run; all must be known."""
     settings = session.settings
-    # Its own manifest: the session's names no speakers.
+    # Read again, because the session's manifest has no speakers.
     speakers = run_manifest(session.run.folder, dict(settings)).speakers
     if not (speakers >= 0).all():
         raise ValueError(
@@ -39,7 +39,7 @@ def train_ceiling(session):
     epochs = settings.classifier_epochs + settings.gated_epochs
 
     def ceiling(folder):
-        session.seed(10)  # as the first step of the first round
+        session.seed(10)  # that of the first round's first step
         encoder = settings.new_encoder()
         load_weights(encoder.network, first)
         n_speakers = int(speakers.max()) + 1
@@ -58,8 +58,9 @@ def train_ceiling(session):
         figures = session.score(encoder, folder / SCORES, folder / BACKEND)
         session.log(stage=0, phase=f"after {TRUE_LABELS}", **figures)
 
-    # The ceiling is not a step of a stage, so that changed settings are not
-    # refused: with them in its source it is done again.
+    # The ceiling is no step of a stage, so that changed settings are not
+    # refused. Their digest is part of the source, so that changed settings redo
+    # the ceiling.
     made_from = digest([session.run.identity(), checksum(first)])
     session.run.step("ceiling", ceiling, made_from)
 

@@ -1,7 +1,8 @@
-"""Runs of a recipe that differ in a few settings, for several seeds.
+"""Trains runs of a recipe that differ in a few settings, for several seeds.
 
-A run that parts from another late, such as with and without the gate, takes
-over what that one has done (`fork`): only what differs is trained.
+A run that differs from another only in late steps, such as with and without the
+gate, copies the earlier steps of that run (`fork`). Only the steps that differ
+are trained.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from lgl_plugin.runs.state import read_state
 from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import write_json
 
-# Steps after which a variant parts from its parent.
+# Steps that a variant copies from its parent.
 STAGE1 = ("baselines", "stage1")
 EMBEDDED = (*STAGE1, "iter1/embeddings")
 CLUSTERED = (*EMBEDDED, "iter1/labels")
@@ -45,7 +46,7 @@ KEEP_LABELS = "--correct_labels=null"
 NO_GATE = ("--gate=!new:lgl_plugin.nnet.gates.NoGate", KEEP_LABELS)
 
 
-MARK = "commands.json"  # of a run that is done
+MARK = "commands.json"  # marks a finished run
 # Options that `train_one` sets.
 OWN = {"seed", "output_folder", "selection_study"}
 
@@ -54,10 +55,10 @@ OWN = {"seed", "output_folder", "selection_study"}
 class Variant:
     """A run of Stage II.
 
-    `options` override the yaml beside those of all runs, with "<base>" for the
-    base's folder. The steps in `keep` (None: all) come from its `parent`;
-    "base" has no options of its own, trains Stage I too, and logs every
-    criterion of selection there. `script` is run in the recipe's place.
+    `options` override the yaml in addition to the options of all runs; "<base>"
+    stands for the base's folder. The steps in `keep` (None: all) are copied
+    from its `parent`. "base" has no options of its own, also trains Stage I,
+    and logs every criterion of selection there. `script` replaces the recipe.
     """
 
     name: str
@@ -72,7 +73,7 @@ CEILING = Variant("ceiling", (), STAGE1, script="ceiling.py")
 
 
 def make_parser(description, seeds):
-    """Makes a parser of a study's options; others are for what it trains."""
+    """Makes a parser of a study's options; it leaves others to the recipe."""
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,16 +94,16 @@ def whole_numbers(text):
 
 
 def count(text):
-    """Reads how many runs or processes there are at a time."""
+    """Reads a number of runs or processes."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
     return int(text)
 
 
 def run_all(jobs, train, calls):
-    """Calls `train` with each tuple of arguments, so many at a time.
+    """Calls `train` with each tuple of arguments, `jobs` calls in parallel.
 
-    The first failure ends all, and not only after those that wait.
+    The first failure cancels all waiting calls.
     """
     with (
         tqdm(total=len(calls), unit="run") as progress,
@@ -163,12 +164,12 @@ class Experiment:
 
     @functools.cached_property
     def settings(self):
-        """Stage II's yaml with the overrides of all runs, as plain data."""
+        """Stage II's settings with the overrides of all runs, as plain data."""
         return plain_settings_of([self.yamls[1], *self.options[1]])
 
     @functools.cached_property
     def device(self):
-        """The device of the runs, on which their encoders embed, too."""
+        """The device of the runs, on which their encoders also embed."""
         words = [self.yamls[1], *self.options[1]]
         return check_device(parse_arguments(words)[1].get("device"))
 
@@ -183,30 +184,30 @@ class Experiment:
         return self.folder / f"seed{seed}" / name
 
     def records(self, seed, name="base"):
-        """Returns what a variant logged, see `read_metrics`."""
+        """Returns the records of a variant, as `read_metrics` does."""
         return read_metrics(self.run_folder(seed, name))
 
     def values(self, figure, name="base", **where):
-        """Lists a figure of the record that `where` describes, by seed.
+        """Lists a figure, by seed, of the record that matches `where`.
 
-        KeyError if a run has no such record.
+        Raises KeyError if a run has no such record.
         """
-        found = []
+        figures = []
         for seed in self.seeds:
             for record in self.records(seed, name):
                 if all(record.get(key) == of for key, of in where.items()):
-                    found.append(record.get(figure))
+                    figures.append(record.get(figure))
                     break
             else:
                 run = self.run_folder(seed, name)
                 raise KeyError(f"{run} has logged nothing of {where}")
-        return found
+        return figures
 
     def train(self, variants):
-        """Trains "base", then variants, of which parents stand first.
+        """Trains "base", then variants, whose parents must come first.
 
-        ValueError, before any run, if one could not have its settings;
-        RuntimeError, with the end of what it printed, if a run fails.
+        Raises ValueError, before any run, if a variant's settings are refused,
+        and RuntimeError, with the end of the run's output, if a run fails.
         """
         for variant in (Variant("base"), *variants):
             self._try_settings(variant)
@@ -223,14 +224,14 @@ class Experiment:
             run_all(self.jobs, self.train_one, [*calls])
 
     def _try_settings(self, variant):
-        """Makes the objects of a variant's settings, unless it is done."""
+        """Builds the settings of a variant that is not done; raises if bad."""
         for seed in self.seeds:
             if not self._is_done(seed, variant):
                 for command in self._commands(seed, variant):
                     settings_of(command)
 
     def _commands(self, seed, variant):
-        """Returns what follows the script for each stage of a run."""
+        """Returns the arguments of the script for each stage of a run."""
         folder = self.run_folder(seed, variant.name)
         common = [f"--output_folder={folder}", f"--seed={seed}"]
         own = {key_of(option): option for option in self.options[1]}
@@ -241,7 +242,7 @@ class Experiment:
         ]
         commands = [[self.yamls[1], *common, *own]]
         if variant.name == "base":
-            # Looking at each epoch costs time, but changes nothing.
+            # Measuring each epoch takes time, but changes no result.
             study = "--selection_study=True"
             commands.insert(
                 0, [self.yamls[0], *common, study, *self.options[0]]
@@ -249,7 +250,7 @@ class Experiment:
         return commands
 
     def _is_done(self, seed, variant):
-        """Says whether a variant was trained by the same commands."""
+        """Returns True if the same commands have trained a variant."""
         mark = self.run_folder(seed, variant.name) / MARK
         return mark.exists() and (
             json.loads(mark.read_text()) == self._commands(seed, variant)
@@ -270,7 +271,7 @@ class Experiment:
                 keep = [*keep, "ssps"]
             fork(parent, folder, keep)
         recipe = self.recipe.with_name(variant.script or self.recipe.name)
-        # torchrun gives each process one, which `all_cores` knows to lift.
+        # torchrun gives each process one thread; `all_cores` lifts that limit.
         threads = None
         if self.nproc == 1:
             share = max(1, (os.cpu_count() or 1) // self.jobs)
@@ -282,11 +283,11 @@ class Experiment:
 
 
 def run_command(command, printed, threads):
-    """Runs a command; what it prints goes behind what the file holds.
+    """Runs a command, and appends its output to the file `printed`.
 
-    `threads` are OpenMP's; None leaves them to the command. Returns the
-    resources that it used. RuntimeError, with the end of what it printed, if it
-    fails.
+    `threads` is the number of OpenMP threads; None leaves it to the command.
+    Returns the resources that the command used. Raises RuntimeError, with the
+    end of the output, if the command fails.
     """
     printed.parent.mkdir(parents=True, exist_ok=True)
     chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -309,7 +310,7 @@ def run_command(command, printed, threads):
 
 
 def _check(options, keys):
-    """Refuses names and forms that the first training would refuse."""
+    """Refuses option names and forms that the first training would refuse."""
     known = set().union(*keys, run_options())
     for option in options:
         if not option.startswith("--"):

@@ -1,9 +1,9 @@
 """The back-end that judges frozen speech models in pretraining_study.py.
 
-A weighted sum of the layers' statistics and one linear map, trained by
-AAM-softmax: on true labels, or on those of Stage II's rounds, with its gate.
-As nothing below it is trained, statistics are computed once, and a training
-takes seconds.
+The back-end is a weighted sum of the layers' statistics and one linear map. It
+is trained by AAM-softmax on true labels, or on pseudo-labels in Stage II's
+rounds, with the gate. The speech model is frozen, so statistics are computed
+once and a training takes seconds.
 """
 
 import torch
@@ -15,16 +15,16 @@ from lgl_plugin.nnet.gates import DynamicGate
 from lgl_plugin.nnet.losses import AAMSoftmax, gated_mean
 
 EMBEDDING_SIZE, BATCH_SIZE, LR = 128, 128, 0.002
-WEIGHTS_LR = 0.05  # of the layers' weights: few steps would leave them equal
-# Training on true labels has EPOCHS + GATED_EPOCHS, too.
+WEIGHTS_LR = 0.05  # layers' weights; a smaller rate leaves them equal
+# Training on true labels also takes EPOCHS + GATED_EPOCHS.
 EPOCHS, GATED_EPOCHS, ROUNDS = 12, 8, 2
 
 
 @torch.no_grad()
 def statistics(model, log_mels):
-    """Means and deviations over time of each layer, (batch, layers, 2 size).
+    """Returns means and deviations over time, (batch, layers, 2 size).
 
-    Without a model, those of the log-mel frames themselves.
+    Without a model they are those of the log-mel frames.
     """
     if model is None:
         states = [log_mels]
@@ -36,7 +36,7 @@ def statistics(model, log_mels):
 
 
 class Head(torch.nn.Module):
-    """Statistics (batch, layers, size) to embeddings; layers are weighted."""
+    """Maps statistics (batch, layers, size) to embeddings; weights layers."""
 
     def __init__(self, statistics):
         super().__init__()
@@ -48,7 +48,7 @@ class Head(torch.nn.Module):
         self.register_buffer("deviation", deviation.clamp(min=1e-5))
 
     def summed(self, statistics):
-        """Sums the layers, each of its statistics scaled to variance 1."""
+        """Sums the layers, whose statistics are scaled to variance 1."""
         scaled = (statistics - self.mean) / self.deviation
         return (self.weights.softmax(0)[:, None] * scaled).sum(-2)
 
@@ -60,8 +60,8 @@ class Head(torch.nn.Module):
 def train_head(views, labels, seed, gated):
     """Trains a head on statistics (N, views, layers, size) and labels (N,).
 
-    One view of an utterance is drawn at each step. With the gate, the later
-    epochs learn from what it selects alone.
+    Each step draws one view of an utterance. With `gated`, the later epochs use
+    only utterances that the gate selects.
     """
     torch.manual_seed(seed)
     head = Head(views)
@@ -97,12 +97,12 @@ def train_head(views, labels, seed, gated):
 
 @torch.no_grad()
 def first_labels(views):
-    """Pseudo-labels from the statistics, before anything is trained."""
+    """Makes pseudo-labels from the statistics, before any training."""
     return ward_labels(Head(views).summed(views[:, 0]).numpy())
 
 
 def label_free(views, labels, seed):
-    """Trains heads in Stage II's rounds; (the last, and its labels)."""
+    """Trains heads in Stage II's rounds; returns the last and its labels."""
     for number in range(1, ROUNDS + 1):
         head = train_head(views, torch.from_numpy(labels), seed, gated=True)
         if number < ROUNDS:

@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
-"""Stage I's methods beside each other, at equal processor time.
+"""Compares Stage I's methods at equal processor time.
 
 > python gallery.py hparams/small_stage1.yaml --minutes=6 --seeds=1,2,3 \
     --data_folder=/path/to/an4_sessions --output_folder=results/gallery
 
 Each method has the same encoder, batches and augmentation, and as many steps
-as fit into the time on one thread, which a few steps of it tell. Its figures
-at six points of the training go to gallery.md, and as curves to gallery.png,
-with the label-free ones that could choose a method beside the true error rate.
-Any option of the recipe may
-follow but those that the gallery sets itself. A run that is done is not done
-again.
+as fit into the time on one thread, by the measured time of a few steps. Figures
+at six points of the training are written to gallery.md, and as curves to
+gallery.png. Label-free figures, which could choose a method, stand beside the
+true error rate. Any option of the recipe may follow, except those that the
+gallery sets itself. Finished runs are not repeated.
 """
 
 import dataclasses
@@ -39,17 +38,18 @@ HERE = pathlib.Path(__file__).resolve().parent
 OWN = {
     *("method", "seed", "ssps_epochs"),
     *("number_of_epochs", "steps_per_epoch", "selection_study"),
-    "selection",  # figures are those of the last epoch
+    "selection",  # the figures are those of the last epoch
 }
-# Steps whose difference is timed. Starts differ by seconds of processor time,
-# more than a dozen steps of the small preset take.
+# Two numbers of steps; the difference of their processor times gives a step's.
+# A single run would include the start, whose time varies by seconds, more than
+# a dozen steps of the small preset take.
 PILOT = (10, 70)
-EPOCHS = 6  # at whose ends a method is looked at
+EPOCHS = 6  # a method is measured at the end of each
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A method with the arguments that it is shown with."""
+    """A method with its arguments in the gallery."""
 
     title: str
     made_by: str
@@ -57,12 +57,12 @@ class Entry:
 
     @property
     def name(self):
-        """The folder's name."""
+        """Name of the run's folder."""
         return self.title.lower().replace(" ", "-").replace("+", "and")
 
     @property
     def option(self):
-        """The override of the yaml."""
+        """Override of the yaml that selects the method."""
         path = f"!name:lgl_plugin.methods.{self.made_by}"
         return f"--method={path} {{{self.arguments}}}"
 
@@ -78,7 +78,7 @@ METHODS = (
     Entry("RDINO", "dino.DINO", "regularisation: 0.2"),
     Entry("SDPN", "sdpn.SDPN"),
 )
-# By the key of a record: a title, and whether a higher value is better.
+# For each key of a record: a title, and True if a higher value is better.
 LABEL_FREE = {
     "pseudo_eer": ("pseudo-trials' EER", False),
     "contrastive_accuracy": ("contrastive accuracy", True),
@@ -90,7 +90,7 @@ LABEL_FREE = {
 
 
 def main():
-    """Trains all methods and writes down how they did."""
+    """Trains all methods and writes the tables."""
     parser = make_parser(__doc__, seeds="1")
     parser.add_argument("yaml", help="Stage I's")
     parser.add_argument("--minutes", type=float, default=6.0)
@@ -108,8 +108,7 @@ def main():
     methods = [entry for entry in METHODS if entry.name in chosen]
     if own := sorted({key_of(word) for word in overrides} & OWN):
         parser.error(f"--{own[0]}: the gallery sets that itself")
-    # A mistyped option or a missing list shows here, and not after the first
-    # runs.
+    # A mistyped option or a missing list shows here, not after the first runs.
     try:
         settings, _ = settings_of([options.yaml, *overrides])
         trials_of(dict(settings), "gallery")
@@ -118,18 +117,20 @@ def main():
     folder = pathlib.Path(options.output_folder).absolute()
     asked = {"yaml": options.yaml, "minutes": options.minutes}
     asked["options"] = sorted(overrides)
-    known = folder / ASKED
-    if known.exists() and not same(json.loads(known.read_text("utf-8")), asked):
+    asked_path = folder / ASKED
+    if asked_path.exists() and not same(
+        json.loads(asked_path.read_text("utf-8")), asked
+    ):
         if any(folder.glob("seed*/*/gallery.json")):
             parser.error(
                 f"{folder} holds a gallery of another yaml, other --minutes or "
                 f"options (see {ASKED} there): take another --output_folder"
             )
-        # No run is done: a command that failed may be corrected, but its
-        # steps were timed with the options of before.
+        # No run is done, so the options of a failed command may be corrected.
+        # The timings of its steps were with the old options.
         for length in folder.glob("seed*/*/length.json"):
             length.unlink()
-    write_json(known, asked)
+    write_json(asked_path, asked)
     command = [sys.executable, str(HERE / "train_lgl.py"), options.yaml]
     command += overrides
     calls = [
@@ -144,22 +145,22 @@ def main():
 
 
 def same(before, asked):
-    """Compares what was asked, however its options were typed."""
-    words = [
-        sorted(" ".join(one["options"]).replace("=", " ").split())
-        for one in (before, asked)
+    """Returns True if two commands asked the same, however typed."""
+    options = [
+        sorted(" ".join(command["options"]).replace("=", " ").split())
+        for command in (before, asked)
     ]
-    return {**before, "options": words[0]} == {**asked, "options": words[1]}
+    return {**before, "options": options[0]} == {**asked, "options": options[1]}
 
 
 def train(entry, command, folder, seed, minutes):
-    """Trains a method for so many minutes of processor time."""
+    """Trains a method for `minutes` of processor time."""
     run = folder / f"seed{seed}" / entry.name
     if (run / "gallery.json").exists():
         return
     command = [*command, entry.option, f"--seed={seed}", "--ssps_epochs=0"]
     length = run / "length.json"
-    # An interrupted run goes on with as many steps as it began with.
+    # An interrupted run must continue with its first number of steps.
     if not length.exists():
         step = seconds_per_step(command)
         steps = max(1, round(60 * minutes / step / EPOCHS))
@@ -199,42 +200,42 @@ def seconds_per_step(command):
 
 
 def read_runs(folder, methods, seeds):
-    """Returns facts, records of epochs and the last one by seed and method."""
-    found = {}
+    """Returns facts, epochs' records and the last record, by seed and entry."""
+    runs = {}
     for seed in seeds:
         for entry in methods:
             run = folder / f"seed{seed}" / entry.name
             records = [r for r in read_metrics(run) if r["stage"] == 1]
             facts = json.loads((run / "gallery.json").read_text())
             epochs = [r for r in records if "epoch" in r]
-            found[seed, entry] = facts, epochs, records[-1]
-    return found
+            runs[seed, entry] = facts, epochs, records[-1]
+    return runs
 
 
 def write_results(folder, runs, batch_size, minutes):
-    """Writes and prints the tables, and draws the methods' courses."""
-    found = "\n\n".join(tables(runs, batch_size))
+    """Writes and prints the tables, and draws the methods' curves."""
+    text = "\n\n".join(tables(runs, batch_size))
     with atomic_write(folder / "gallery.md") as out:
-        out.write(found + "\n")
+        out.write(text + "\n")
     eers = {}
     for (_, entry), (_, epochs, _) in runs.items():
         eers.setdefault(entry.title, []).append([one["eer"] for one in epochs])
     means = {title: np.mean(values, 0) for title, values in eers.items()}
     save(courses(means, minutes), folder, "gallery")
-    print(f"\n{found}\n")
+    print(f"\n{text}\n")
 
 
-def tables(found, batch_size):
-    """Yields the figures of the methods, their courses, and the criteria."""
-    seeds = list(dict.fromkeys(seed for seed, _ in found))
-    methods = list(dict.fromkeys(entry for _, entry in found))
-    rows, on_the_way, agreement = [], [], {key: [] for key in LABEL_FREE}
+def tables(runs, batch_size):
+    """Yields tables: the methods' figures, their EERs by epoch, criteria."""
+    seeds = list(dict.fromkeys(seed for seed, _ in runs))
+    methods = list(dict.fromkeys(entry for _, entry in runs))
+    rows, by_epoch, agreement = [], [], {key: [] for key in LABEL_FREE}
     for entry in methods:
-        facts, epochs, last = zip(*(found[seed, entry] for seed in seeds))
+        facts, epochs, last = zip(*(runs[seed, entry] for seed in seeds))
         eers = [
             spread([one[n]["eer"] for one in epochs]) for n in range(EPOCHS)
         ]
-        on_the_way.append([entry.title, *eers])
+        by_epoch.append([entry.title, *eers])
         rows.append(
             [
                 entry.title,
@@ -254,13 +255,13 @@ def tables(found, batch_size):
     header += ["EER %", "EER %, whitened"]
     yield markdown_table([*header, *titles], rows)
     header = [f"{n} of {EPOCHS}" for n in range(1, EPOCHS + 1)]
-    yield markdown_table(["EER % at", *header], on_the_way)
+    yield markdown_table(["EER % at", *header], by_epoch)
     if len(methods) < 3:
-        return  # which have no ranks to correlate
+        return  # too few for a rank correlation
     for seed in seeds:
-        eers = [found[seed, entry][2]["eer"] for entry in methods]
+        eers = [runs[seed, entry][2]["eer"] for entry in methods]
         for key, (_, higher_is_better) in LABEL_FREE.items():
-            values = [found[seed, entry][1][-1][key] for entry in methods]
+            values = [runs[seed, entry][1][-1][key] for entry in methods]
             values = np.array(values, float)
             rank = spearmanr(-values if higher_is_better else values, eers)
             agreement[key].append(rank.statistic)

@@ -1,24 +1,24 @@
 #!/usr/bin/env python3
-"""The paper's tables and figures, and more of the kind, on any corpus.
+"""Makes the paper's tables and figures, and further ones, on any corpus.
 
 > python paper.py table2 --data_folder=/path/to/VoxCeleb \
     --verification_file=/path/to/veri_test2.txt --trial_folder=/path/to/wav
 > python paper.py table2 gates --small --seeds=1,2,3 --jobs=2 \
     --data_folder=/path/to/an4_sessions --output_folder=results/paper/an4
 
-Other options go to the recipe, which trains what is not trained yet. Each
-name writes `<output_folder>/<name>.md` and prints it; figures lie beside it.
-True labels, where folders name speakers, are used for analysis only.
+Other options go to the recipe, which trains the missing runs. Each name writes
+`<output_folder>/<name>.md` and prints it; figures are in the same folder. True
+labels, if folders name speakers, are used for analysis only.
 
 table1     EER of both stages on several trial lists (--lists)
 table2     EER of each iteration, with and without the gate
-table3     EER of iteration 1 over the number of clusters
-table4     EER of iteration 1 over the threshold
+table3     EER of iteration 1 by number of clusters
+table4     EER of iteration 1 by threshold
 figure2    loss of utterances with reliable and unreliable labels
 figure3    NMI and AMI of each iteration; all against selected
 gates      every gate in iteration 1: EER, selection, precision, recall
 selection  how well each label-free criterion picks the epoch
-steps      larger steps: what each gains or costs
+steps      gain or loss of each larger step
 study      log-mels, both stages, true labels: cosine, back-end, AS-norm
 backends   EER and minDCF of each encoder by back-end, without training
 clusterings  labels of each encoder by clustering, without training
@@ -31,7 +31,7 @@ import re
 
 from lgl_plugin.utils.threads import spin_briefly
 
-spin_briefly()  # OpenMP reads that once, when torch is loaded
+spin_briefly()  # before torch: OpenMP reads the setting on loading
 
 import numpy as np
 from experiments import (
@@ -72,8 +72,9 @@ CORRECT = "--correct_labels=!name:lgl_plugin.nnet.gates.LabelCorrection"
 SCHEDULE = "--gate=!new:lgl_plugin.nnet.gates.ScheduleGate"
 SHARE = "--gate=!new:lgl_plugin.nnet.gates.TargetShareGate [0.8]"
 DYNAMIC = "--gate=!new:lgl_plugin.nnet.gates.DynamicGate"
-# Iteration 1 is to be the first of several: as the last it would take the
-# wider encoder, which starts from scratch and is not the one kept before.
+# Iteration 1 must be the first of several iterations. As the last one it would
+# take the wider encoder, which is trained from scratch and is not the one that
+# was copied.
 FIRST = ("--n_iterations=1", "--new_last_encoder=null")
 
 GATES = {
@@ -130,7 +131,7 @@ def table2(experiment, options):
 def table3(experiment, options):
     """The number of clusters, in iteration 1."""
     standard = experiment.settings["n_clusters"]
-    if standard == "auto":  # each seed's own is an estimate
+    if standard == "auto":  # each seed has its own estimate
         experiment.train([])
         where = {"iteration": 1, "phase": "clusters"}
         standard = np.mean(experiment.values("n_clusters", **where))
@@ -264,7 +265,7 @@ def figure3(experiment, options):
                 for i in iterations
             ]
             draw(panels[0], f"{label} the gate", shown, values)
-        draw(panels[1], "all", shown, values)  # of the last, with the gate
+        draw(panels[1], "all", shown, values)  # the last, with the gate
         values = [
             after(experiment, "base", i, f"{measure}_selected")
             for i in iterations
@@ -282,7 +283,8 @@ def figure3(experiment, options):
 def gates(experiment, options):
     """Every gate in iteration 1, told nothing of the corpus."""
     names = {gate: f"gate-{gate}" for gate in GATES}
-    # A preset's own correction stays: at the class's scale it may do harm.
+    # A preset's own correction stays: with the class's default scale it may do
+    # harm.
     own = [CORRECT] if experiment.settings["correct_labels"] else []
     variants = [
         Variant(
@@ -318,9 +320,11 @@ def selection(experiment, options):
             for epochs in found[kind]:
                 eers = np.array([epoch["eer"] for epoch in epochs])
                 costs = np.array([criterion(epoch, name) for epoch in epochs])
-                known = np.isfinite(costs)
-                if known.sum() > 2:
-                    rank = spearmanr(costs[known], eers[known]).statistic
+                is_finite = np.isfinite(costs)
+                if is_finite.sum() > 2:
+                    rank = spearmanr(
+                        costs[is_finite], eers[is_finite]
+                    ).statistic
                     ranks.append(rank)
                 regrets.append(eers[costs.argmin()] - eers.min())
             row += [spread(ranks, 1, 2), spread(regrets)]
@@ -353,8 +357,8 @@ def selection(experiment, options):
 
 
 def phases(experiment, kind):
-    """The epochs of each phase of one kind, over seeds and iterations."""
-    found = {}
+    """Returns the epochs of each phase of a kind, over seeds and iterations."""
+    by_phase = {}
     for seed in experiment.seeds:
         for record in experiment.records(seed, "study"):
             # Stage I's phase has the name of its method.
@@ -363,12 +367,12 @@ def phases(experiment, kind):
                 record.get("epoch")
             ):
                 key = seed, record.get("iteration")
-                found.setdefault(key, []).append(record)
-    return list(found.values())
+                by_phase.setdefault(key, []).append(record)
+    return list(by_phase.values())
 
 
 def stop(costs, patience):
-    """How many epochs are run until so many have brought nothing better."""
+    """Returns the epochs until `patience` epochs brought no improvement."""
     best, since = np.inf, 0
     for n, cost in enumerate(costs, 1):
         best, since = (cost, 0) if cost < best else (best, since + 1)
@@ -388,7 +392,8 @@ def steps(experiment, options):
     new_start = {"first": "previous", "previous": "first"}[warm]
     start = {"encoder_init": new_start}
     if new_start == "first":
-        # Centroids lie in the space of the encoder that was clustered.
+        # Centroids lie in the embedding space of the encoder that was
+        # clustered.
         start["classifier_init"] = "random"
     sub_centres = Variant(
         "sub-centres", (f"--new_classifier={centres}", *FIRST), CLUSTERED
@@ -415,35 +420,35 @@ def steps(experiment, options):
     experiment.train([variant for variant, *_ in variants.values()])
     rows = []
 
-    def compare(label, found, iteration):
+    def compare(label, eers, iteration):
         base = np.array(after(experiment, "base", iteration))
-        gain = spread(np.array(found) - base)
-        rows.append([label, iteration, spread(base), spread(found), gain])
+        gain = spread(np.array(eers) - base)
+        rows.append([label, iteration, spread(base), spread(eers), gain])
 
     for label, (variant, iteration, phase) in variants.items():
-        found = after(experiment, variant.name, iteration, phase=phase)
-        compare(label, found, iteration)
+        eers = after(experiment, variant.name, iteration, phase=phase)
+        compare(label, eers, iteration)
     settings = experiment.settings
     trials = trials_of(settings, "steps")
-    found = [
+    eers = [
         Embedder(
             experiment.run_folder(seed), f"iter{last}/gated", experiment.device
         ).eer(trials, settings["trial_folder"], normed=True)
         for seed in experiment.seeds
     ]
-    compare("AS-norm", found, last)
+    compare("AS-norm", eers, last)
     return markdown_table(
         ["step", "iteration", "base, EER %", "with it", "difference"], rows
     )
 
 
 def ten_speakers(source, target):
-    """Writes the part of a manifest of ten speakers, 100 utterances each.
+    """Writes a manifest's part of ten speakers, 100 utterances each.
 
-    Those with the most utterances: the analysis needs true labels, and with
-    them the paper chose its ten.
+    These are the speakers with the most utterances. The paper also chose its
+    ten by true labels, which the analysis needs.
     """
-    # Only rows are counted here: no audio is looked for.
+    # Only rows are counted: audio outside the data folder does no harm.
     speakers = load_manifest(source, "", allow_outside=True).speakers
     counts = np.bincount(speakers[speakers >= 0])
     if len(counts) < 10:
@@ -453,8 +458,8 @@ def ten_speakers(source, target):
         )
     rows, rng = [], np.random.default_rng(0)
     for speaker in np.argsort(-counts, kind="stable")[:10]:
-        of_one = np.flatnonzero(speakers == speaker)
-        rows += of_one[np.sort(rng.permutation(len(of_one))[:100])].tolist()
+        own_rows = np.flatnonzero(speakers == speaker)
+        rows += own_rows[np.sort(rng.permutation(len(own_rows))[:100])].tolist()
     write_part(source, target, rows)
 
 
@@ -477,12 +482,12 @@ ALL = (
 def check_data(names, experiment, options):
     """Refuses, before any training, tables whose data are missing.
 
-    Reads all trial lists, and the state of finished runs.
+    All trial lists, and the state of finished runs, are read.
     """
     for run in options.runs:
         read_state(run)
     by_speakers = {"figure2", "clusterings"} & {*names}
-    if options.runs:  # which have manifests of their own
+    if options.runs:  # finished runs have their own manifests
         by_speakers -= {"clusterings"}
     if by_speakers:
         settings = experiment.settings
@@ -494,28 +499,28 @@ def check_data(names, experiment, options):
     if "table1" in names:
         options.lists = read_lists(options.lists)
     scored = {*names} - {"table1", "figure2", "figure3", "clusterings"}
-    if options.runs:  # which have lists of their own
+    if options.runs:  # finished runs have their own trial lists
         scored -= {"backends"}
     if scored:
         trials_of(experiment.settings, ", ".join(sorted(scored)))
 
 
 def read_lists(pairs):
-    """Trials and audio folder of each NAME=trial_list@audio_folder, by name."""
-    found = [re.fullmatch("(.+?)=(.+?)@(.+)", pair) for pair in pairs]
-    if not found or None in found:
+    """Reads NAME=trial_list@audio_folder; trials and folder by name."""
+    matches = [re.fullmatch("(.+?)=(.+?)@(.+)", pair) for pair in pairs]
+    if not matches or None in matches:
         raise ValueError(
             "table1: give --lists NAME=trial_list@audio_folder, one or more"
         )
-    parts = [match.groups() for match in found]
+    parts = [match.groups() for match in matches]
     return {name: (read_trials(path, at), at) for name, path, at in parts}
 
 
 def main():
-    """Trains what the names on the command line need, and writes it down."""
-    made = {function.__name__: function for function in ALL}
+    """Trains what the names on the command line need, and writes the tables."""
+    functions = {function.__name__: function for function in ALL}
     parser = make_parser(__doc__, seeds="1,2,3")
-    parser.add_argument("name", nargs="+", choices=made)
+    parser.add_argument("name", nargs="+", choices=functions)
     parser.add_argument("--small", action="store_true", help="presets for CPUs")
     parser.add_argument("--output_folder", default="results/paper")
     parser.add_argument(
@@ -538,14 +543,14 @@ def main():
             options.nproc,
         )
         check_data(options.name, experiment, options)
-    except (OSError, ValueError) as error:  # such as of a mistyped option
+    except (OSError, ValueError) as error:  # a mistyped option, for example
         parser.error(str(error))
     for name in options.name:
         with explained_errors(1, "--debug" in overrides):
-            found = made[name](experiment, options)
+            table = functions[name](experiment, options)
         with atomic_write(experiment.folder / f"{name}.md") as out:
-            out.write(found + "\n")
-        print(f"\n{made[name].__doc__.splitlines()[0]}\n\n{found}\n")
+            out.write(table + "\n")
+        print(f"\n{functions[name].__doc__.splitlines()[0]}\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Pre-trains a small speech model from nothing, without labels.
+"""Pre-trains a small speech model from random weights, without labels.
 
 > python pretrain.py hparams/small_pretrain.yaml \
     --train_folders="[/path/to/an4_sessions/train]"
 
-Spans of frames are masked, and the model predicts what was there: by BEST-RQ's,
-HuBERT's or wav2vec 2.0's objective, with or without WavLM's mixing. The run
-leaves a folder `model`, which transformers and SpeechBrain's W2VBert load. The
-same command after an interruption goes on behind the last whole epoch, and
-ends as it would have ended.
+Spans of frames are masked, and the model predicts the masked frames by
+BEST-RQ's, HuBERT's or wav2vec 2.0's objective, with or without WavLM's mixing.
+The run writes a folder `model`, which transformers and SpeechBrain's W2VBert
+load. After an interruption the same command resumes after the last whole epoch,
+with the same result.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 from lgl_plugin.utils.threads import spin_briefly
 
-spin_briefly()  # OpenMP reads that once, when torch is loaded
+spin_briefly()  # before torch: OpenMP reads the setting on loading
 
 import numpy as np
 import pydantic
@@ -53,10 +53,10 @@ from lgl_plugin.utils.progress import silence_bars, tqdm
 logger = get_logger(__name__)
 
 MODEL, SETTINGS = "model", "settings.json"
-RECORD = "pretrain.json"  # comes last: the run is done
+RECORD = "pretrain.json"  # written last: marks a finished run
 FRAMES_PER_SECOND = 100
-SHORTEST = 560  # samples, a frame of the model
-PREPARING = 400  # crops that a quantiser is fitted to
+SHORTEST = 560  # samples of one frame of the model
+PREPARING = 400  # crops on which a quantiser is fitted
 PLACES = ("output_folder", "features_folder")
 
 
@@ -90,7 +90,7 @@ class Settings(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _check_together(self):
-        """Refuses what would fail, or do nothing, once it trains."""
+        """Refuses settings that contradict each other, before any training."""
         if self.objective not in self.objectives:
             raise ValueError(
                 f"objective: {self.objective!r} is none of the objectives "
@@ -125,7 +125,7 @@ class Settings(pydantic.BaseModel):
 
 
 class Crops(torch.utils.data.Dataset):
-    """Random crops of log-mel frames, which follow from seed and epoch."""
+    """Random crops of log-mel frames, which seed and epoch determine."""
 
     def __init__(self, log_mels, rows, frames, size, seed):
         self.log_mels, self.rows, self.frames = log_mels, rows, frames
@@ -143,13 +143,13 @@ class Crops(torch.utils.data.Dataset):
 
 
 class Pretraining(sb.Brain):
-    """Predicts what is masked; modules are `model` and `objective`."""
+    """Predicts masked frames; the modules are `model` and `objective`."""
 
     def __init__(self, settings, crops, modules, checkpointer, run_opts):
         super().__init__(
             modules,
             lambda weights: torch.optim.AdamW(weights, weight_decay=0.01),
-            # Crops are drawn by epochs: within one there is no way back in.
+            # Crops are drawn by epoch, so a run cannot resume within one.
             {"precision": settings.precision, "ckpt_interval_minutes": 0},
             run_opts,
             checkpointer,
@@ -158,12 +158,12 @@ class Pretraining(sb.Brain):
         self.schedule = WarmupCosine(settings.lr, warmup=0.1)
 
     def on_stage_start(self, stage, epoch=None):
-        """Draws other crops than in the epoch before."""
+        """Makes the epoch's crops differ from those of other epochs."""
         self.crops.epoch, self.epoch = epoch, epoch
         self.sums, self.began = {}, time.process_time()
 
     def on_fit_batch_start(self, batch, should_step):
-        """Draws and learns at each step as a run without a break would."""
+        """Seeds the step, so that a resumed run is the same; sets the rate."""
         settings = self.settings
         key = f"{settings.seed} {self.epoch} {self.step}"
         torch.manual_seed(random.Random(key).getrandbits(63))
@@ -172,16 +172,18 @@ class Pretraining(sb.Brain):
         update_learning_rate(self.optimizer, lr)
 
     def compute_forward(self, batch, stage):
-        """Returns states, the frames that were read, and the mask."""
+        """Returns hidden states, unmixed frames and the mask."""
         settings = self.settings
         log_mels = batch.to(self.device)
         frames = model_inputs(log_mels)
-        size = settings.mask_share, settings.mask_frames
-        mask = span_mask(*frames.shape[:2], *size).to(self.device)
-        read = frames
+        span = settings.mask_share, settings.mask_frames
+        mask = span_mask(*frames.shape[:2], *span).to(self.device)
+        inputs = frames
         if settings.mixing_share:
-            read = model_inputs(mix_utterances(log_mels, settings.mixing_share))
-        states = self.modules.model(read, mask_time_indices=mask)
+            inputs = model_inputs(
+                mix_utterances(log_mels, settings.mixing_share)
+            )
+        states = self.modules.model(inputs, mask_time_indices=mask)
         return states.last_hidden_state, frames, mask
 
     def compute_objectives(self, predictions, batch, stage):
@@ -202,7 +204,8 @@ class Pretraining(sb.Brain):
             "epoch %d of %d: loss %.3f, accuracy %.3f, %.0f s left",
             *(epoch, self.settings.epochs, stage_loss, means["accuracy"], left),
         )
-        # As SpeechBrain does, too late: a resumed epoch would begin at its end.
+        # SpeechBrain resets these only after this hook: without this line a
+        # resumed epoch would begin at its end.
         self.step, self.avg_train_loss = 0, 0.0
         self.checkpointer.save_and_keep_only(meta={"records": self.records})
 
@@ -210,8 +213,8 @@ class Pretraining(sb.Brain):
 def read_settings(path, overrides=""):
     """Reads a yaml with its overrides.
 
-    Returns the settings, and those of them as plain data that a run which goes
-    on must not change.
+    The second value has the settings, as plain data, that must not change when
+    a run resumes.
     """
     text = pathlib.Path(path).read_text("utf-8")
     plain = plain_settings(resolve_references(text, overrides).getvalue())
@@ -227,12 +230,12 @@ def read_settings(path, overrides=""):
 
 
 def absolute(folders):
-    """Returns paths that are equal however they were typed, and from where."""
+    """Returns absolute paths, which are equal however they were typed."""
     return [os.path.abspath(folder) for folder in folders]
 
 
 def waveforms(folders):
-    """Yields all speech below folders, whose names are never looked at."""
+    """Yields all speech below folders, without reading the folders' names."""
     for folder in folders:
         paths = [path for path, problem in find_audio(folder) if not problem]
         if not paths:
@@ -248,9 +251,9 @@ def waveforms(folders):
 
 
 def claim_features(settings):
-    """Records whose audio the features folder is of.
+    """Records which audio the features folder belongs to.
 
-    ValueError if its features were computed from other folders.
+    Raises ValueError if its features were computed from other folders.
     """
     folder = pathlib.Path(settings.features_folder)
     made_of = folder / "train_folders.json"
@@ -265,7 +268,7 @@ def claim_features(settings):
 
 
 def try_model(settings):
-    """Runs silence through the model; ValueError if there can be none."""
+    """Runs silence through the model; ValueError if it cannot be made."""
     log_mels = torch.zeros(2, FRAMES_PER_SECOND, 80)
     try:
         with torch.random.fork_rng(), torch.no_grad():
@@ -278,12 +281,12 @@ def try_model(settings):
 
 
 def pretrain(settings, identity, run_opts):
-    """Trains the model and leaves it in the output folder."""
+    """Trains the model and saves it in the output folder."""
     folder = pathlib.Path(settings.output_folder)
     lock_folder(folder)
-    known = folder / SETTINGS
-    if known.exists():
-        different = changes(json.loads(known.read_text()), identity)
+    settings_path = folder / SETTINGS
+    if settings_path.exists():
+        different = changes(json.loads(settings_path.read_text()), identity)
         if different:
             raise ValueError(
                 f"{folder} holds a run of other settings, take another "
@@ -293,7 +296,7 @@ def pretrain(settings, identity, run_opts):
     if not is_done:  # before the features, which may take hours
         try_model(settings)
     claim_features(settings)
-    write_json(known, identity)
+    write_json(settings_path, identity)
     if is_done:
         logger.info("%s is done already", folder)
         return
@@ -325,7 +328,7 @@ def pretrain(settings, identity, run_opts):
         brain.records = before.meta["records"]
     size = settings.batch_size
     brain.fit(counter, torch.utils.data.DataLoader(crops, size))
-    # Or whoever trains it further would mask without knowing.
+    # Otherwise further training of the model would mask frames unnoticed.
     model.config.apply_spec_augment = False
     model.save_pretrained(folder / MODEL)
     SeamlessM4TFeatureExtractor().save_pretrained(folder / MODEL)
@@ -340,7 +343,7 @@ def pretrain(settings, identity, run_opts):
 
 
 def main():
-    """Trains what the command line says."""
+    """Trains as the command line says."""
     with explained_errors(2, "--debug" in sys.argv):
         hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
         if "precision" in run_opts.overridden_args:  # SpeechBrain takes it away

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Why do self-supervised speech models help speaker recognition? Small.
+"""Studies why self-supervised speech models help speaker recognition.
 
 > python pretraining_study.py hparams/small_pretrain.yaml \
     --data_folder=/path/to/so762_sessions --further=/path/to/an4_sessions \
@@ -8,11 +8,11 @@
 The claims of "Why does Self-Supervised Learning for Speech Recognition Benefit
 Speaker Recognition?" (Chen et al. 2022), as far as minutes of a CPU core can
 show them. Models are pre-trained by three objectives, at two sizes, on two
-amounts of speech, and by further quantisers. Each is frozen under the same
-back-end, which is trained on true labels, as in the paper, and by Stage II
-without labels. The back-end's speech, and the trials, are of the data folder;
-test speakers are in no training. Any option of pretrain.py may follow. What is
-done is not done again; study.md has the tables of what is done so far.
+amounts of speech, and by further quantisers. Each model is frozen below the
+same back-end, which is trained on true labels, as in the paper, and by Stage II
+without labels. The back-end's speech and the trials are in the data folder. No
+test speaker is in any training. Any option of pretrain.py may follow. Finished
+parts are not repeated; study.md has the tables of the finished parts.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import random
 
 from lgl_plugin.utils.threads import spin_briefly
 
-spin_briefly()  # OpenMP reads that once, when torch is loaded
+spin_briefly()  # before torch: OpenMP reads the setting on loading
 
 import numpy as np
 import torch
@@ -50,9 +50,9 @@ from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.tables import markdown_table
 
 SIZES = {"small": {}, "large": {"hidden_size": 128, "n_layers": 4}}
-PART, MIXING = 0.0625, 0.2  # of the speech; of the utterances, as in WavLM
+PART, MIXING = 0.0625, 0.2  # shares of speech, of utterances (as in WavLM)
 BACKEND, STUDY = "backend.json", "study.json"
-UTTERANCES, SECONDS = 2000, 2.0  # of the back-end's training, in two views
+UTTERANCES, SECONDS = 2000, 2.0  # in the back-end's training; of a crop
 TITLES = {
     "untrained": "not trained",
     "best_rq": "masked, random projection (BEST-RQ)",
@@ -65,7 +65,7 @@ TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model of the study, and how pretrain.py makes it."""
+    """A model of the study, and the options by which pretrain.py makes it."""
 
     objective: str
     size: str = "small"
@@ -74,25 +74,25 @@ class Model:
 
     @property
     def name(self):
-        """The folder's name."""
+        """Name of the folder."""
         mixed = "-mixed" * self.mixed
         return f"{self.objective}-{self.size}-{self.share:g}{mixed}"
 
     def options(self, folder):
-        """The overrides of the yaml."""
-        found = {"data_share": self.share, **SIZES[self.size]}
+        """Returns the overrides of the yaml."""
+        overrides = {"data_share": self.share, **SIZES[self.size]}
         if self.objective != "untrained":
-            found["objective"] = self.objective
+            overrides["objective"] = self.objective
         if self.mixed:
-            found["mixing_share"] = MIXING
+            overrides["mixing_share"] = MIXING
         if self.objective == "kmeans_layer":
             teacher = folder / Model("hubert").name / MODEL
-            found["teacher"] = str(teacher)
-        return found
+            overrides["teacher"] = str(teacher)
+        return overrides
 
 
 OBJECTIVES = ("hubert", "wav2vec2", "best_rq")
-MODELS = (  # the most telling first
+MODELS = (  # the most informative first
     Model("untrained"),
     *(Model(objective) for objective in OBJECTIVES),
     *(Model(objective, "large") for objective in OBJECTIVES),
@@ -107,7 +107,7 @@ MODELS = (  # the most telling first
 
 
 def main():
-    """Does what is left of the study, and writes its tables."""
+    """Does the remaining parts of the study, and writes its tables."""
     parser = make_parser(__doc__, seeds="1,2,3")
     parser.add_argument("yaml", help="pretrain.py's")
     parser.add_argument("--data_folder", type=pathlib.Path, required=True)
@@ -125,7 +125,7 @@ def main():
         "train_folders": trains,
         "features_folder": str(folder / "features"),
     }
-    # A mistyped option shows here, and not after the first runs.
+    # A mistyped option shows here, not after the first runs.
     own = {**shared, "output_folder": str(folder)}
     taken = {*own}.union(*(model.options(folder) for model in MODELS))
     for option in overrides:
@@ -134,14 +134,14 @@ def main():
     _, settings = read_settings(options.yaml, as_yaml(own, overrides))
     made_of = {"seeds": seeds, "corpora": ",".join(trains)}
     made_of |= {"options": sorted(overrides), "settings": settings}
-    known = folder / STUDY
-    there = json.loads(known.read_text()) if known.exists() else None
-    if there != made_of and (there or any(folder.glob(f"*/{BACKEND}"))):
+    study_path = folder / STUDY
+    before = json.loads(study_path.read_text()) if study_path.exists() else None
+    if before != made_of and (before or any(folder.glob(f"*/{BACKEND}"))):
         parser.error(
             f"{folder} holds a study of other seeds, corpora, options or "
             f"another yaml (see {STUDY} there); take another --output_folder"
         )
-    write_json(known, made_of)
+    write_json(study_path, made_of)
     corpus = Corpus(options.data_folder, folder / "corpus")
     judge(folder, None, corpus, seeds)
     for model in tqdm(MODELS, unit="model"):
@@ -156,31 +156,32 @@ def main():
 
 
 def as_yaml(own, words):
-    """Turns the study's settings and a command line's into overrides."""
+    """Turns the study's settings and the command line's into overrides."""
     pairs = (word.removeprefix("--").split("=", 1) for word in words)
     typed = [as_typed(name, value) for name, value in pairs]
     return "\n".join([dump_settings(own), *typed])
 
 
 def make(folder, yaml, overrides, model):
-    """Pre-trains a model if that is not done yet."""
+    """Pre-trains a model, unless that is done."""
     settings, identity = read_settings(yaml, overrides)
     if model.objective != "untrained":
         pretrain(settings, identity, {"device": "cpu", "noprogressbar": True})
     elif not (folder / MODEL).exists():
         torch.manual_seed(settings.seed)
         network = Wav2Vec2BertModel(settings.new_model())
-        # The weights come last: a folder that is there has them.
+        # The folder is renamed once its weights are written: an interruption
+        # leaves no folder without weights.
         torn = folder / f"{MODEL}.torn"
         network.save_pretrained(torn)
         torn.rename(folder / MODEL)
 
 
 class Corpus:
-    """Speech of the back-end's training and of the trials, as log-mel frames.
+    """Log-mel frames of the back-end's training speech and of the trials.
 
-    Of each utterance of the training there are two views: a crop as it is,
-    and another one augmented.
+    Each training utterance has two views: a crop, and another crop that is
+    augmented.
     """
 
     def __init__(self, folder, features):
@@ -189,7 +190,8 @@ class Corpus:
         paths = [path for path, problem in find_audio(root) if not problem]
         random.Random(0).shuffle(paths)
         paths = sorted(paths[:UTTERANCES])
-        # Read after the fact, and by the back-end that has labels.
+        # Speakers serve to measure clusters, and to train the back-end with
+        # labels.
         names = [pathlib.Path(path).parts[0] for path in paths]
         self.speakers = np.unique(names, return_inverse=True)[1]
         write_log_mels(views(root, paths), features / "train")
@@ -202,10 +204,13 @@ class Corpus:
         )
 
     def statistics(self, model):
-        """Of all layers: (N, 2, layers, size), and (M, layers, size)."""
+        """Returns statistics of all layers of training and test utterances.
+
+        Their shapes are (N, 2, layers, size) and (M, layers, size).
+        """
         train = [
-            statistics(model, torch.stack([self.train[n] for n in some]))
-            for some in torch.arange(len(self.train)).split(64)
+            statistics(model, torch.stack([self.train[n] for n in rows]))
+            for rows in torch.arange(len(self.train)).split(64)
         ]
         test = [statistics(model, log_mels[None]) for log_mels in self.test]
         return torch.cat(train).unflatten(0, (-1, 2)), torch.cat(test)
@@ -238,49 +243,49 @@ def judge(folder, model, corpus, seeds):
 
     @torch.no_grad()
     def eer(embed):
-        fitted = Whitening(1.0).fit(embed(train.flatten(0, 1)).numpy())
-        vectors = fitted(embed(test).numpy())
+        whitening = Whitening(1.0).fit(embed(train.flatten(0, 1)).numpy())
+        vectors = whitening(embed(test).numpy())
         scores = cosine_scores(vectors, corpus.trials)
         return figures_of(scores, corpus.trials)["eer"]
 
     first = first_labels(train)
-    found = {
+    figures = {
         "sum": eer(Head(train).summed),
         "ami": [ami(corpus.speakers, first)],
     }
     for seed in seeds:
         speakers = torch.from_numpy(corpus.speakers)
         head = train_head(train, speakers, seed, gated=False)
-        found.setdefault("labels", []).append(eer(head))
+        figures.setdefault("labels", []).append(eer(head))
         weights = head.weights.softmax(0).tolist()
-        found.setdefault("weights", []).append(weights)
+        figures.setdefault("weights", []).append(weights)
         head, labels = label_free(train, first, seed)
-        found.setdefault("label_free", []).append(eer(head))
-        found["ami"].append(ami(speakers, labels))
-    write_json(folder / BACKEND, found)
+        figures.setdefault("label_free", []).append(eer(head))
+        figures["ami"].append(ami(speakers, labels))
+    write_json(folder / BACKEND, figures)
 
 
 def tables(folder):
-    """Yields the figures of each model, and what each claim is worth."""
-    rows, found = [], {}
+    """Yields a table of each model's figures, and one of each claim's."""
+    rows, figures = [], {}
     for model in (None, *MODELS):
         place = folder / (LOG_MEL_STATISTICS if model is None else model.name)
         if not (place / BACKEND).exists():
             continue
-        found[model] = json.loads((place / BACKEND).read_text())
-        made = {}
+        figures[model] = json.loads((place / BACKEND).read_text())
+        record = {}
         if (place / RECORD).exists():
-            made = json.loads((place / RECORD).read_text())
-        rows.append([*what(model), *costs(made), *rates(found[model])])
+            record = json.loads((place / RECORD).read_text())
+        rows.append([*what(model), *costs(record), *rates(figures[model])])
     header = ["objective", "size", "mixed", "hours", "CPU minutes"]
     header += ["loss", "accuracy %", "EER %, sum of layers"]
     header += ["EER %, true labels", "EER %, Stage II", "AMI, first"]
     yield markdown_table([*header, "AMI, last", "layers' weights"], rows)
     rows = []
-    for claim, pairs in claims(found).items():
+    for claim, pairs in claims(figures).items():
         changes = [
             [
-                np.mean(found[one][kind]) - np.mean(found[other][kind])
+                np.mean(figures[one][kind]) - np.mean(figures[other][kind])
                 for one, other in pairs
             ]
             for kind in ("labels", "label_free")
@@ -291,14 +296,14 @@ def tables(folder):
 
 
 def what(model):
-    """Returns a model's cells: objective, size, whether frames are mixed."""
+    """Returns a model's cells: objective, size, and "yes" for mixing."""
     if model is None:
         return LOG_MEL_STATISTICS, "", ""
     return TITLES[model.objective], model.size, "yes" if model.mixed else ""
 
 
 def costs(record):
-    """Returns a pre-training's cells: hours, minutes, loss, accuracy."""
+    """Returns the cells of a pre-training: hours, minutes, loss, accuracy."""
     if not record:
         return [""] * 4
     minutes = sum(epoch["cpu_seconds"] for epoch in record["epochs"]) / 60
@@ -307,22 +312,22 @@ def costs(record):
     return [f"{figure:.{n}f}" for figure, n in zip(figures, (1, 1, 2, 1))]
 
 
-def rates(found):
+def rates(figures):
     """Returns a model's cells: error rates, AMI, weights of the layers."""
-    weights = np.mean(found["weights"], axis=0)
+    weights = np.mean(figures["weights"], axis=0)
     return [
-        f"{found['sum']:.1f}",
-        spread(found["labels"]),
-        spread(found["label_free"]),
-        f"{found['ami'][0]:.2f}",
-        spread(found["ami"][1:], 1, 2),
+        f"{figures['sum']:.1f}",
+        spread(figures["labels"]),
+        spread(figures["label_free"]),
+        f"{figures['ami'][0]:.2f}",
+        spread(figures["ami"][1:], 1, 2),
         ", ".join(f"{weight:.2f}" for weight in weights),
     ]
 
 
-def claims(found):
-    """Pairs of models that differ in one thing, by what that is."""
-    pretrained = [m for m in found if m and m.objective != "untrained"]
+def claims(figures):
+    """Returns, for each claim, the pairs of models that differ only in that."""
+    pretrained = [m for m in figures if m and m.objective != "untrained"]
     changed = {
         "pre-trained, not untrained": dict(objective="untrained"),
         "large, not small": dict(size="small"),
@@ -341,7 +346,7 @@ def claims(found):
             for model in pretrained
             if only in (None, model.objective)
             and (other := dataclasses.replace(model, **change)) != model
-            and other in found
+            and other in figures
         ]
     return {claim: some for claim, some in pairs.items() if some}
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""The steps of reproduce.sh that are more than calls of commands; see there.
+"""Python steps of reproduce.sh, which documents them.
 
 > python reproduce.py hours --archives=DOWNLOADS --data=DATA --exp=RESULTS
 
-unpack   archives, split ones too, to audio; what is there is not written again
+unpack   archives, split ones too, to audio; existing files are kept
 convert  m4a to wav
 check    makes the manifest and times steps of every yaml
-hours    what the stages are estimated to take
-batch    utterances of a step for each process
-settings refuses options that the trainings would, hours later
-last     the last step of Stage II
-results  RESULTS.md and a table in each model card
+hours    prints the estimated hours of each stage
+batch    prints the utterances of a step for each process
+settings refuses options that the trainings would refuse hours later
+last     prints the last step of Stage II
+results  writes RESULTS.md and a table in each model card
 """
 
 import argparse
@@ -23,13 +23,14 @@ import tempfile
 from archives import LISTS, convert, unpack
 
 HERE = pathlib.Path(__file__).parent
-# The yamls whose batch_size is that of one of so many processes.
+# Number of processes to which the batch_size of these yamls applies.
 PROCESSES = {"dino": 2, "rdino": 4, "sdpn": 4}
 STAGES = (
     *("unpack", "convert", "check", "Stage I", "Stage II"),
     *("Stage I by other methods", "scores", "the paper's tables", "results"),
 )
-# EER in % as published, or from the best to the worst of who reproduced it.
+# EER in % on O, E and H as published, or from the best to the worst
+# reproduction, and their source.
 PUBLISHED = {
     "stage1": ("7.36", "", "", "Tao et al., release"),
     "stage2": ("1.66", "2.18", "3.76", "Tao et al. 2022"),
@@ -39,30 +40,30 @@ PUBLISHED = {
     "rdino": ("3.16", "", "", "3D-Speaker"),
     "sdpn": ("1.80 to 1.88", "1.99", "3.62", "3D-Speaker"),
 }
-# Assumed, as nothing has been timed before stage 3.
+# Assumed, because nothing is timed before stage 3.
 BYTES_A_SECOND, M4A_BYTES, SECONDS_A_M4A = 50e6, 66e3, 0.1
 KINDS = ("cosine", "AS-norm")
 COHORT = 20_000  # utterances that `lgl verify` draws
-# The tables' own trainings in Stages II: without the gate 0.9 of one, five
-# numbers of clusters 1.5, six thresholds 0.6.
+# Trainings of the paper's tables, in Stage II's costs: without the gate 0.9,
+# five numbers of clusters 1.5, six thresholds 0.6.
 TABLES = 3.0
 
 
 def batch(options, rest):
-    """Prints each yaml's batch size per process, of the published batch."""
+    """Prints each yaml's batch size per process, for the published batch."""
     for name in rest:
         print(batch_of(options, name))
 
 
 def settings(options, rest):
-    """Refuses options that the yamls of the trainings do not take."""
+    """Refuses options that the yamls of the trainings do not accept."""
     from lgl_plugin.runs.settings import plain_settings_of
 
     for word in rest:
-        if not word.startswith("--"):  # paper.py would not take it
+        if not word.startswith("--"):  # paper.py would refuse it
             raise ValueError(f"{word}: give settings as --key=value")
     for name in ("stage1", "stage2", *options.methods):
-        # reproduce.sh adds these, and what is given twice is refused there.
+        # reproduce.sh adds these options, and options must not be given twice.
         own = [f"--batch_size={batch_of(options, name)}", "--seed=1"]
         own.append(f"--output_folder={options.exp}")
         yaml = str(options.hparams / f"{name}.yaml")
@@ -72,7 +73,7 @@ def settings(options, rest):
 def batch_of(options, name):
     """Returns a yaml's batch size per process.
 
-    ValueError if --nproc does not divide the whole batch.
+    Raises ValueError if --nproc does not divide the whole batch.
     """
     from lgl_plugin.runs.settings import read_preset
 
@@ -87,7 +88,7 @@ def batch_of(options, name):
 
 
 def last(options, rest):
-    """Prints the step that Stage II ends with."""
+    """Prints the last step of Stage II."""
     from lgl_plugin.runs.settings import read_preset
 
     settings = read_preset(options.hparams / "stage2.yaml")
@@ -103,18 +104,18 @@ def check(options, rest):
     from lgl_plugin.runs.provenance import device_name
     from lgl_plugin.utils.files import write_json
 
-    made = prepare_manifest(
+    facts = prepare_manifest(
         options.data / "vox2" / "wav",
         options.exp / "manifest.csv",
         data_root=options.data / "vox2",
         trials=options.data / "lists" / "veri_test2.txt",
         trial_folder=options.data / "vox1" / "wav",
     )
-    print(f"VoxCeleb2  {made['kept']:,} files, {made['hours']:.2f} hours")
-    costs = {"kept": made["kept"], "hours": made["hours"], "stages": {}}
+    print(f"VoxCeleb2  {facts['kept']:,} files, {facts['hours']:.2f} hours")
+    costs = {"kept": facts["kept"], "hours": facts["hours"], "stages": {}}
     costs["processes"] = options.nproc
     logging.disable(logging.INFO)
-    given = [o for o in rest if not o.startswith("--manifest=")]
+    options_of_user = [o for o in rest if not o.startswith("--manifest=")]
     for name in ("stage1", "stage2", *options.methods):
         yaml = options.hparams / f"{name}.yaml"
         print(f"{name}.yaml")
@@ -123,20 +124,22 @@ def check(options, rest):
             (scratch / "manifest.csv").symlink_to(options.exp / "manifest.csv")
             size = f"--batch_size={batch_of(options, name)}"
             folder = f"--output_folder={scratch / 'run'}"
-            words = [*given, size, folder]
-            session = open_session(scratch, made["kept"], yaml, words, {})
+            words = [*options_of_user, size, folder]
+            session = open_session(scratch, facts["kept"], yaml, words, {})
             cost = cost_of_stage2 if name == "stage2" else cost_of_stage1
-            costs["stages"][name] = cost(session, made)
+            costs["stages"][name] = cost(session, facts)
             if name == "stage2":
                 rounds = session.settings.n_iterations
-                spent = costs["stages"][name]["embedding"]
-                costs["speech_per_hour"] = rounds * made["hours"] / spent
+                embedding_hours = costs["stages"][name]["embedding"]
+                costs["speech_per_hour"] = (
+                    rounds * facts["hours"] / embedding_hours
+                )
     costs["device"] = device_name(session.device)
     write_json(options.exp / "costs.json", costs)
 
 
 def hours(options, rest):
-    """Prints the estimate of a stage, or of all."""
+    """Prints the estimated hours of a stage, or of all stages."""
     for number, title in enumerate(STAGES, 1):
         if options.of not in (None, number):
             continue
@@ -150,7 +153,7 @@ def hours(options, rest):
 
 
 def estimate(options, number):
-    """Returns the hours of a stage; None if that is not known yet."""
+    """Returns the estimated hours of a stage; None if still unknown."""
     archives = pathlib.Path(options.archives)
     if number == 1:
         files = [path for path in archives.glob("*") if path.is_file()]
@@ -186,7 +189,7 @@ def estimate(options, number):
 
 
 def results(options, rest):
-    """Writes the tables of all that was scored."""
+    """Writes the tables of all scores."""
     from lgl_plugin.utils.files import atomic_write
     from lgl_plugin.utils.tables import markdown_table
 
@@ -232,19 +235,19 @@ def results(options, rest):
 
 def rates(folder, model):
     """Reads an encoder's error rates, by list and kind of scores."""
-    found = {}
+    rates_by_list = {}
     for name, title in LISTS.items():
         text = (folder / name / "metrics.json").read_text("utf-8")
         scores = json.loads(text)["scores"]
-        found[title] = {
+        rates_by_list[title] = {
             kind: scores.get(f"{model}, {kind}") or scores[kind]
             for kind in KINDS
         }
-    return found
+    return rates_by_list
 
 
 def add_to_card(card, found):
-    """Puts error rates into a model card, in the place of earlier ones."""
+    """Writes error rates into a model card, in place of earlier ones."""
     from lgl_plugin.utils.files import atomic_write
     from lgl_plugin.utils.tables import markdown_table
 
@@ -265,7 +268,7 @@ def add_to_card(card, found):
 
 
 def main():
-    """Does what the first word asks for."""
+    """Runs the function that the first word names."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,7 @@
-"""Tables of `paper.py` that set encoders beside each other.
+"""Tables of `paper.py` that compare encoders.
 
-They are compared by the same back-ends and the same clusterings, and what is
-chosen without labels stands beside the best.
+Encoders are compared by the same back-ends and the same clusterings. The tables
+give the choice that is made without labels beside the best choice.
 """
 
 import functools
@@ -45,7 +45,7 @@ from lgl_plugin.training.session import sample_rows
 from lgl_plugin.utils.tables import markdown_table
 
 UNTRAINED = "untrained"
-# The choice of a run that is told nothing.
+# The back-end that a run uses by default.
 CHOSEN = "whitened, 10"
 BACKENDS = {
     "cosine": Identity,
@@ -123,9 +123,10 @@ def backends(experiment, options):
 
 
 def by_backend(embedder):
-    """Figures of `figures_of` by back-end.
+    """Returns the figures of `figures_of` for each back-end.
 
-    AS-norm is of the cosine, and so is its mean with the baseline's cosine.
+    AS-norm, and the mean with the baseline's cosine, use the cosine without a
+    back-end.
     """
     trials, vectors = embedder.trials, embedder.of_trials
     sample = embedder.sample
@@ -144,7 +145,7 @@ def by_backend(embedder):
 
 
 def log_mel_share():
-    """Returns the share of log-mel statistics that the small preset has."""
+    """Returns the share of log-mel statistics in the small preset."""
     preset = pathlib.Path(__file__).with_name("hparams") / "small_stage2.yaml"
     return read_preset(preset)["log_mel_share"]
 
@@ -194,10 +195,11 @@ def clusterings(experiment, options):
 
 
 def by_clustering(embedder):
-    """Reports by points, "yes" where K was told, and method.
+    """Returns reports by points, "yes" or "no" for K told, and method.
 
-    Those of `clustering_report`, with K and the number of speakers. Behind PLDA
-    the first clusters are those by Ward's method and the estimated number.
+    The reports are those of `clustering_report`, with K and the number of
+    speakers. The points after PLDA use first clusters by Ward's method with the
+    estimated number.
     """
     speakers = embedder.step.manifest.speakers
     n_speakers = len(np.unique(speakers[speakers >= 0]))
@@ -213,12 +215,14 @@ def by_clustering(embedder):
     automatic = TwoStepKMeans(first, "auto")
     estimates = {name: automatic(kinds[name]).n_clusters for name in kinds}
     if embedder.name != LOG_MEL_STATISTICS:
-        # With log-mel statistics it would count sessions.
+        # With log-mel statistics the estimate would count sessions.
         number = estimates["whitened"]
-        how = Whitening(1.0), embedder.log_mels, log_mel_share()
+        options = Whitening(1.0), embedder.log_mels, log_mel_share()
         for name, twice in ((JOINED, False), (TWICE, True)):
             cluster = TwoStepKMeans(first, number)
-            _, kinds[name] = pseudo_speakers(raw, cluster, *how, twice=twice)
+            _, kinds[name] = pseudo_speakers(
+                raw, cluster, *options, twice=twice
+            )
             estimates[name] = number
     for points, vectors in kinds.items():
         estimate = estimates[points]
@@ -236,15 +240,15 @@ def by_clustering(embedder):
 
 
 def average_to(vectors, n_clusters):
-    """Average linkage to a number of clusters."""
+    """Clusters by average linkage to a number of clusters."""
     points = torch.from_numpy(normalised(vectors))
     return ward(points, torch.ones(len(points)), average=True).cut(n_clusters)
 
 
 def embedders(experiment, options):
-    """The baseline, an untrained encoder and all encoders of finished runs.
+    """Yields the baseline, an untrained encoder and all encoders of the runs.
 
-    The untrained one not of runs whose encoder takes waveforms.
+    Runs whose encoder takes waveforms get no untrained one.
     """
     runs = [pathlib.Path(run) for run in options.runs]
     if not runs:
@@ -267,13 +271,14 @@ def embedders(experiment, options):
 class Embedder:
     """An encoder of a run, ready to embed corpus and trial list.
 
-    `name` is the step of the `run` that left it, or `LOG_MEL_STATISTICS` or
-    `UNTRAINED`; `device` is where it runs.
+    `name` is the step of the `run` that saved the encoder, or
+    `LOG_MEL_STATISTICS` or `UNTRAINED`. `device` is where the encoder runs.
     """
 
     def __init__(self, run, name, device):
         self.run, self.name, self.device = run, name, device
-        # Knows which encoder that step has: the last one may be wider.
+        # The step has the encoder's own settings: the last encoder may be
+        # wider.
         step = None if name in (LOG_MEL_STATISTICS, UNTRAINED) else name
         self.step = read_trained_step(run, step)
         self.extract = self.step.model.extractor(device)
@@ -292,7 +297,7 @@ class Embedder:
         return trials_of(self.step.model.settings, self.run)
 
     def audio_of(self, trials, folder):
-        """A trial list's audio, by the channel that the run read."""
+        """Returns a trial list's audio, read by the channel of the run."""
         channel = self.step.model.settings.get("channel")
         return trial_audio(trials, folder, channel, (self.extract.sample_rate,))
 
@@ -309,9 +314,9 @@ class Embedder:
 
     @functools.cached_property
     def sample(self):
-        """Embeddings of up to 2,000 of these: for back-ends, and a cohort.
+        """Embeddings of up to 2,000 of these, for back-ends and as a cohort.
 
-        They are those that the run's own figures are by.
+        The run's own figures use the same sample.
         """
         manifest = self.step.manifest
         rows = sample_rows(len(manifest), self.step.model.settings["seed"])
@@ -321,12 +326,12 @@ class Embedder:
 
     @property
     def log_mels(self):
-        """The corpus's log-mel statistics, whitened."""
+        """The corpus's whitened log-mel statistics."""
         base = embedder_of(self.run, LOG_MEL_STATISTICS, self.device)
         return log_mel_whitening().fit_transform(base.of_corpus)
 
     def eer(self, trials, folder, normed=False):
-        """EER in percent on any trial list, by AS-norm if asked for."""
+        """Returns the EER in percent on a trial list; `normed`: by AS-norm."""
         vectors = self.extract.embed_all(self.audio_of(trials, folder))
         scores = cosine_scores(vectors, trials)
         if normed:
@@ -334,12 +339,12 @@ class Embedder:
         return figures_of(scores, trials)["eer"]
 
 
-# The same each time: `clusterings` takes those of `backends`.
+# Cached, because `clusterings` uses the embedders of `backends`.
 embedder_of = functools.lru_cache(maxsize=64)(Embedder)
 
 
 def trials_of(settings, of_what):
-    """The trial list that settings name; ValueError if they name none."""
+    """Returns the trial list that settings name; ValueError if none."""
     if not settings["verification_file"]:
         raise ValueError(
             f"{of_what}: there is no trial list; set --verification_file and "
@@ -353,13 +358,13 @@ def trials_of(settings, of_what):
 
 
 def after(experiment, name, iteration=1, figure="eer", phase="gated"):
-    """A figure at a phase's end, one value for each seed."""
+    """Returns a figure at a phase's end, one value for each seed."""
     where = {"iteration": iteration, "phase": f"after {phase}"}
     return experiment.values(figure, name, **where)
 
 
 def spread(values, factor=1, digits=1):
-    """Mean (lowest to highest); the number of seeds where some have none."""
+    """Returns mean (lowest to highest), and how many seeds lack a value."""
     kept = [v for v in values if v is not None and np.isfinite(v)]
     text = mean_and_range(factor * np.array(kept), digits)
     if not kept or len(kept) == len(values):

@@ -2,15 +2,15 @@
 """Recipe for self-supervised speaker recognition with loss-gated learning.
 
 Stage I trains an encoder by SimCLR with augmentation adversarial training, or
-by another method;
-Stage II clusters its embeddings into pseudo-speakers and trains on these,
-first on all, then on those that a loss gate lets through, and does so again.
+by another method. Stage II repeats rounds: each clusters the embeddings into
+pseudo-speakers and trains on all utterances, then on those of low loss, which
+the gate selects.
 
 > python train_lgl.py hparams/stage1.yaml --data_folder=/path/to/VoxCeleb2
 > python train_lgl.py hparams/stage2.yaml --data_folder=/path/to/VoxCeleb2
 
-The same command after an interruption goes on where it stopped: each step below
-is done once, and its files are in the folder of its name.
+After an interruption the same command resumes: each step below is done once,
+and its files are in the folder of its name.
 """
 
 import functools
@@ -18,7 +18,7 @@ import sys
 
 from lgl_plugin.utils.threads import spin_briefly
 
-spin_briefly()  # OpenMP reads that once, when torch is loaded
+spin_briefly()  # before torch: OpenMP reads the setting on loading
 
 import speechbrain as sb
 
@@ -53,14 +53,14 @@ def train_stage1(session):
         score_baselines(session, folder)
 
     def stage1(folder):
-        """Makes two crops of an utterance alike, by the yaml's method."""
+        """Trains by the yaml's method on two crops of each utterance."""
         session.seed(1)
         train_stage1_phase(
             session, Stage1Brain, stage1_modules(session), folder
         )
 
     def ssps(folder):
-        """Goes on with positives of other utterances of the same cluster.
+        """Continues with positives from other utterances of the same cluster.
 
         Self-supervised positive sampling, Lepage and Dehak 2025.
         """
@@ -96,44 +96,48 @@ def train_stage2(session):
         try_to_write_report(session.run.folder)
 
 
-def train_round(this):
-    """Extract, cluster, train on all labels, go on through the gate."""
-    settings, session = this.settings, this.session
+def train_round(round_):
+    """Embeds, clusters, trains on all labels, then through the gate."""
+    settings, session = round_.settings, round_.session
 
     def classifier(folder):
-        """AAM-softmax on every pseudo-label."""
-        this.fit(folder, *this.start(), settings.no_gate)
+        """Trains by AAM-softmax on every pseudo-label."""
+        round_.fit(folder, *round_.start(), settings.no_gate)
 
     def gated(folder):
-        """Only utterances of low loss, whose labels are reliable (eq. 3)."""
-        this.fit(folder, *this.load("classifier"), this.primed_gate())
+        """Trains only on utterances of low loss, whose labels are reliable.
+
+        Paper, equation 3.
+        """
+        round_.fit(folder, *round_.load("classifier"), round_.primed_gate())
 
     def large_margin(folder):
-        """Fine-tunes on the selected, longer crops and a larger margin.
+        """Fine-tunes the selected with longer crops and a larger margin.
 
-        Thienpondt et al. 2021. The gate's threshold would not bear that
-        margin; what passed the gate at its last visit stays.
+        Thienpondt et al. 2021. The larger margin raises the losses above the
+        gate's threshold, so the utterances that the gate selected at their last
+        visit are used.
         """
-        rows, size = this.selected_rows(), session.batch_size
-        if len(rows) < size:  # the round ends with the gated encoder
-            this.log(phase=folder.name, utterances=len(rows), batch_size=size)
+        rows, size = round_.selected_rows(), session.batch_size
+        if len(rows) < size:  # the gated encoder is the round's last
+            round_.log(phase=folder.name, utterances=len(rows), batch_size=size)
             return
-        this.fit(
+        round_.fit(
             folder,
-            *this.load("gated"),
+            *round_.load("gated"),
             settings.no_gate,
             aam=settings.large_margin,
             rows=rows,
             crop_seconds=settings.large_margin_crop_seconds,
         )
 
-    this.step("embeddings", this.extract)
-    this.step("labels", this.cluster)
-    this.step("classifier", classifier)
-    this.step("gated", gated)
-    if this.is_last and settings.large_margin_epochs:
-        this.step("large_margin", large_margin)
-    session.publish(this.name, this.made_from)
+    round_.step("embeddings", round_.extract)
+    round_.step("labels", round_.cluster)
+    round_.step("classifier", classifier)
+    round_.step("gated", gated)
+    if round_.is_last and settings.large_margin_epochs:
+        round_.step("large_margin", large_margin)
+    session.publish(round_.name, round_.made_from)
 
 
 STAGES = {1: train_stage1, 2: train_stage2}
@@ -142,12 +146,13 @@ STAGES = {1: train_stage1, 2: train_stage2}
 def train(
     hparams_file, run_opts, overrides, plan=None, later=None, stages=STAGES
 ):
-    """Trains the stage that a yaml names; takes what SpeechBrain parsed.
+    """Trains the stage that a yaml names.
 
-    `plan` lists the steps of a job that has further stages; the screen counts
-    by it. `later` has the settings of Stage II, if it follows: what does not
-    fit the audio is refused before Stage I. TrainingFailed if the stage fails;
-    before it begins, errors are raised as they are.
+    `hparams_file`, `run_opts` and `overrides` are those that SpeechBrain
+    parsed. `plan` lists the steps of a job with further stages, by which the
+    screen counts. `later` are the settings of Stage II, if it follows: audio
+    that does not fit them is refused before Stage I. Raises TrainingFailed if
+    the stage fails. Errors before the stage begins are raised as they are.
     """
     with stop.on_signals():
         settings, text = load_settings(hparams_file, overrides, run_opts)
