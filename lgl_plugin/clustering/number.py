@@ -12,15 +12,15 @@ the estimate is the one that loses least if each doubling of K costs a tenth.
 The estimate was measured on embeddings whitened with shrinkage, of 16 sets with
 known speakers: three corpora, trained and statistical encoders, parts of the
 speakers and of the utterances; 20 to 190 speakers, 378 to 3,800 utterances. It
-was 0.59 to 2.8 times the number of speakers, 1.09 times on average, with a
-typical error of a factor of 1.32. The labels' AMI with the speakers was 0.02
-below that of the best number. For 15 of the 16 sets the AMI was above that of
-k-means with the true number on unwhitened embeddings. Few utterances per
-speaker, and speakers of uneven shares, lower the estimate. Few speakers whose
-sessions lie far apart raise it. On unwhitened embeddings the estimate was 0.38
-times the number of speakers: whiten them. On these sets the index of Calinski
-and Harabasz, the largest gap of heights and the agreement of two halves found 2
-clusters, and the silhouette found 1 to 5 times too many.
+was 0.59 to 2.8 times the number of speakers, 1.09 times on average, and off by
+a mean factor of 1.32. The labels' AMI with the speakers was 0.02 below that of
+the best number. For 15 of the 16 sets the AMI was above that of k-means with
+the true number on unwhitened embeddings. Few utterances per speaker, and
+speakers of uneven shares, lower the estimate. Few speakers whose sessions lie
+far apart raise it. On unwhitened embeddings the estimate was 0.38 times the
+number of speakers: whiten them. The index of Calinski and Harabasz, the largest
+gap of heights and the agreement of two halves found 2 clusters, and the
+silhouette found 1 to 5 times too many.
 
 If the largest gap is near 0 (`CHANCE`), as with one utterance per speaker, its
 top is at a random K, mostly 2. The estimate is then at least a tenth of the

@@ -28,8 +28,8 @@ Part = torch.nn.Module | Callable[[], torch.nn.Module]
 class Encoder(torch.nn.Module):
     """A front end and a network: from waveforms to embeddings.
 
-    Training, extraction and export use an encoder only by `encoder(waveforms,
-    lengths)`, `network` and `min_samples`. The state dict of `network` is the
+    Only `encoder(waveforms, lengths)`, `network` and `min_samples` are used by
+    training, extraction and export. The state dict of `network` is the
     checkpoint that SpeechBrain loads.
 
     Arguments

@@ -103,7 +103,7 @@ class FixedGate(Gate):
 
 
 class ScheduleGate(Gate):
-    """A gate with one threshold per iteration; the last one stays.
+    """A gate with one threshold per iteration; later iterations use the last.
 
     Arguments
     ---------
@@ -221,8 +221,9 @@ class DynamicGate(Gate):
     and of unreliable labels form two modes. The gate fits two Gaussians to the
     log losses and sets tau to where the weighted densities meet between the
     means. If the densities do not meet, tau stays. The first epoch of an
-    iteration selects everything, unless `end_epoch` got the losses of an
-    ungated epoch before: a guessed tau could reject nearly all utterances.
+    iteration selects everything, because a guessed tau could reject nearly all
+    utterances. If `end_epoch` got the losses of an ungated epoch before, the
+    first epoch is gated, too.
 
     Example
     -------

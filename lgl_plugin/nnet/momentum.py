@@ -52,10 +52,11 @@ class MomentumCopy(nn.Module):
     def follow(
         self, module: nn.Module, momentum: float, skipped: Tensor
     ) -> None:
-        """Keeps the share `momentum` of each weight; the module's is the rest.
+        """Moves the copy towards the module.
 
-        `skipped`, a scalar on the device, is 1 if the training step was
-        skipped: the copy then stays unchanged, too.
+        Each weight becomes `momentum` times itself plus 1 - `momentum` times
+        the module's. `skipped`, a scalar on the device, is 1 if the training
+        step was skipped: the copy then stays unchanged, too.
         """
         pairs = zip(self.copy.parameters(), module.parameters(), strict=True)
         own, new = (list(tensors) for tensors in zip(*pairs))

@@ -33,10 +33,10 @@ class TeacherLabels(nn.Module):
     n_labels : int
         Number of pseudo-speakers, K.
     momentum : float
-        Share of the teacher's weights that a step keeps at first, in [0, 1). 1
-        - momentum falls linearly to a tenth over the training. The source goes
-        from 0.999 to 0.9999 in a hundred times the steps of a training on one
-        hour of speech.
+        Share of the teacher's weights that a step keeps at first, in [0, 1).
+        The rest, taken from the student, falls linearly to a tenth over the
+        training. The source's share rises from 0.999 to 0.9999 in a hundred
+        times the steps of a training on one hour of speech.
     epochs : int
         Number of epochs whose predictions vote, at least 1.
 

@@ -67,7 +67,7 @@ def read_data(
 
 
 def _forget_mended(log, manifest, own):
-    """Removes files that have since been mended from the log of bad files.
+    """Removes from the log of bad files those that have since been mended.
 
     `own` is the path of a user's own list, None for a scanned folder.
     """

@@ -40,7 +40,7 @@ def fit(
     remark: Callable[[SpeakerBrain], dict] | None = None,
     **context: Any,
 ) -> SpeakerBrain:
-    """Trains modules and leaves those of the chosen epoch in them.
+    """Trains modules, which then have the weights of the chosen epoch.
 
     Arguments
     ---------
