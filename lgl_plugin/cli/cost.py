@@ -56,7 +56,7 @@ def check_cost(
             hours |= costs[session.settings.stage](session, made)
             n_phases += phases(session.settings)
     except ValueError as error:
-        raise ValueError(f"this will not do yet: {error}") from error
+        raise ValueError(f"training cannot begin yet: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
     parts = ", ".join(f"{part} {time:.1f}" for part, time in hours.items())

@@ -83,7 +83,9 @@ def run(
         print(f"Written: {path}")
         return
     if alone and output is None:
-        raise ValueError("a file of weights needs --output, where to write")
+        raise ValueError(
+            "a file of weights needs --output, the folder to write to"
+        )
     of_a_run = (
         step,
         backend == "fitted" and "--backend=fitted",
@@ -92,7 +94,10 @@ def run(
         device and f"--device={device}",
     )
     for given in filter(None, of_a_run if alone else ()):
-        raise ValueError(f"{given} is of a run: weights go without")
+        raise ValueError(
+            f"{given} is an option for a run: leave it out for a file of "
+            "weights"
+        )
     if average is not None and (alone or step is None or average < 2):
         raise ValueError(
             "--average takes 2 epochs or more of a step of a run: name both, "
@@ -126,8 +131,8 @@ def run(
     if settings is None:
         read_weights(source)  # a file that is cut off may well be CAM++'s
         raise ValueError(
-            f"{source} does not say what encoder it is of: name the --yaml "
-            "that it was trained with"
+            f"{source} does not say which encoder its weights are of: name the "
+            "--yaml that they were trained with"
         )
     folder = pathlib.Path(output or "")
     export_checkpoint(source, settings, folder, threshold, license)
@@ -143,6 +148,7 @@ def check_backend(run: str, step: str, backend: str | None) -> None:
     settings = read_state(run)["settings"].get(stage_of(step), {})
     if backend == "fitted" or settings.get("backend"):
         raise ValueError(
-            "a back-end is fitted to the embeddings of a phase, and none to "
-            "those of an average: --backend=none exports the encoder alone"
+            "an average of epochs has no back-end, since back-ends are fitted "
+            "to the embeddings of a phase: --backend=none exports the encoder "
+            "alone"
         )

@@ -70,13 +70,13 @@ def run(
 
     if speakers is not None and labels:
         raise ValueError(
-            f"--speakers={speakers} does not go with --labels, where the "
-            "threshold tells who is none of the labelled: leave one out"
+            f"--speakers={speakers} cannot be used with --labels: with labels "
+            "the threshold decides who is a stranger. Leave one of them out"
         )
     if speakers is not None and threshold is not None:
         raise ValueError(
-            f"--speakers={speakers} is the number whatever the --threshold: "
-            "leave one out"
+            f"--speakers={speakers} sets the number of speakers, so "
+            "--threshold would have no effect. Leave one of them out"
         )
     if labels:
         read_names(labels)  # what is wrong shows before the folder is read

@@ -57,9 +57,10 @@ def probe_all(
         (_, oldest), (_, newest) = waiting[0], waiting[-1]
         first, last = oldest[0][0], newest[-1][0]
         raise RuntimeError(
-            "a process that reads files died, of memory or of a file in "
-            f"{folder} from {one_line(first)} to {one_line(last)}. Start the "
-            "same command again, without that file or with more free memory."
+            "a process that reads files died, for lack of memory or because "
+            f"of a file in {folder} from {one_line(first)} to "
+            f"{one_line(last)}. Start the same command again, without that "
+            "file or with more free memory."
         ) from error
 
 

@@ -55,7 +55,7 @@ class Anchor(torch.nn.Module):
         ]
         if not distances:
             raise ValueError(
-                "anchor holds nothing, as none of the weights that it is for "
+                "anchor has no effect, since none of the weights that it holds "
                 "is trained: set anchor to 0"
             )
         return self.weight * torch.stack(distances).sum()

@@ -155,7 +155,7 @@ class SpeechModel(torch.nn.Module):
                 "the speech model as it is"
             )
         if (train == "lora") != (rank > 0):
-            raise ValueError("rank: train: lora needs one, all else has none")
+            raise ValueError("rank: it must be above 0 for train: lora, else 0")
         read_config(source)
 
     @staticmethod

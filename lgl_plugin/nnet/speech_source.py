@@ -40,7 +40,7 @@ def read_config(source: str | dict) -> Any:
     ):
         raise ValueError(
             f"{source} is a {config.model_type}, which is none of "
-            f"{', '.join(FAMILIES)}, or has an adapter behind its layers"
+            f"{', '.join(FAMILIES)}, or has an adapter after its layers"
         )
     return config
 

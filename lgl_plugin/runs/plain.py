@@ -49,7 +49,7 @@ def parsed(parser: ruamel.yaml.YAML, text: str, name: object) -> Any:
     try:
         return parser.load(text)
     except ruamel.yaml.error.YAMLError as error:
-        raise ValueError(f"{name}: this is no yaml: {error}") from error
+        raise ValueError(f"{name}: it is not valid yaml: {error}") from error
 
 
 class _Dumper(yaml.SafeDumper):

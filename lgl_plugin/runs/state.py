@@ -146,7 +146,7 @@ def _check_state(state: dict) -> None:
         raise TypeError("what should be a size or a checksum is not")
     # Step names become paths of folders that a run clears.
     if not all(re.fullmatch(r"[\w/-]+", step) for step in state["done"]):
-        raise ValueError("a step has a name that none of ours has")
+        raise ValueError("a step has an unknown name")
 
 
 def check_artefact(path: str | pathlib.Path) -> None:

@@ -133,7 +133,7 @@ def _try_step(method, encoder, crops, augment):
         loss, figures = method(embeddings, method.teach(taught), groups, 0.5)
     _check_shape(loss)
     if not loss.requires_grad:
-        raise ValueError("its loss follows from nothing that is trained")
+        raise ValueError("its loss does not depend on any trained weight")
     for name, value in figures.items():
         if name in RESERVED:
             raise ValueError(

@@ -65,7 +65,7 @@ def find_encoder(session: Session) -> pathlib.Path:
         from_main(_keep_start, settings, folder / START, begun)
     if not path.exists() and session.debug:
         logger.warning(
-            "--debug: no encoder at %s, an untrained one it is", path
+            "--debug: no encoder at %s, so an untrained one is used", path
         )
         path = folder / "untrained.ckpt"
         save_weights(settings.first_encoder().network, path)

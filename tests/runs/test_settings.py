@@ -507,7 +507,7 @@ LATE = "new_last_encoder"
         ),
         (
             *("small_stage1", "method", "!name:wrong_parts.NoGraph"),
-            "method: its loss follows from nothing that is trained",
+            "method: its loss does not depend on any trained weight",
         ),
         (
             *("small_stage1", "method", "!name:wrong_parts.ALossEach"),
