@@ -53,5 +53,5 @@ def test_it_holds_the_named_part_of_what_is_trained():
     moved[2].bias.requires_grad_(False)
     assert anchor(moved).item() == pytest.approx(8)
     moved.requires_grad_(False)
-    with pytest.raises(ValueError, match="holds nothing"):
+    with pytest.raises(ValueError, match="anchor has no effect"):
         anchor(moved)

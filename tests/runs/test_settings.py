@@ -680,7 +680,7 @@ def test_loader_options_that_contradict_each_other():
 
 def test_an_override_that_is_no_yaml():
     path = HPARAMS / "small_stage2.yaml"
-    with pytest.raises(ValueError, match="the options: this is no yaml"):
+    with pytest.raises(ValueError, match="the options: it is not valid yaml"):
         load_settings(path, "gate: [")
 
 
