@@ -80,6 +80,8 @@ def trained(monkeypatch):
         ("--lr=-1", "lr: -1 should be"),
         ("--seeds=1,a", "1,a: give whole numbers"),
         ("--jobs=0", "0: give 1 or more"),
+        ("--minutes=0", "--minutes=0.0: it must be above 0"),
+        ("--minutes=nan", "--minutes=nan: it must be above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_there(

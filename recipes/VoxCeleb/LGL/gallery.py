@@ -106,6 +106,8 @@ def main():
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--methods: {unknown} is none of {', '.join(names)}")
     methods = [entry for entry in METHODS if entry.name in chosen]
+    if not 0 < options.minutes < np.inf:
+        parser.error(f"--minutes={options.minutes}: it must be above 0")
     if own := sorted({key_of(word) for word in overrides} & OWN):
         parser.error(f"--{own[0]}: the gallery sets that itself")
     # A mistyped option or a missing list shows here, not after the first runs.
