@@ -1,4 +1,4 @@
-"""Arguments out of their range: a ValueError that names them."""
+"""Checks of arguments' ranges: a ValueError names the argument at fault."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Chooses the device, keeps its memory and tells the peak of a process."""
+"""The device to compute on, and the memory of the process."""
 
 import contextlib
 import ctypes
@@ -35,7 +35,7 @@ def check_device(device: str | None) -> str:
                 f"last one here is cuda:{number - 1}"
             )
     if device == "cuda" and "LOCAL_RANK" in os.environ:
-        # torch takes "cuda" for the first GPU, on which all ranks would meet.
+        # torch takes "cuda" for the first GPU: all ranks would share that one.
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return device
 
@@ -79,14 +79,14 @@ def check_shared_memory(n_bytes: int, folder: str = "/dev/shm") -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keeps the memory of freed tensors for the next ones.
+    """Lets glibc reuse the memory of freed tensors for the next tensors.
 
-    The process, and those that it forks, keep their peak until they end. C
-    libraries other than glibc are left as they are.
+    The process, and every process that it forks, then holds its peak memory
+    until it ends. With another C library nothing changes.
     """
-    # glibc hands large blocks back to the system at once, and every page of
-    # the next step's tensors then costs a fault: more than the arithmetic of a
-    # float32 step (benchmarks/step.py).
+    # By default glibc returns large blocks to the system at once. Every page of
+    # the next step's tensors then costs a page fault, and the faults take
+    # longer than the arithmetic of a float32 step (benchmarks/step.py).
     trim_threshold, mmap_max = -1, -4  # of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)

@@ -17,7 +17,7 @@ import torch.distributed.nn.functional
 
 
 def launch_command() -> str:
-    """Returns the command that started this process, as one types it."""
+    """Returns the command that started this process, as a user types it."""
     words, command = shlex.join(sys.argv), "python"
     if by_lgl():
         words, command = shlex.join(sys.argv[1:]), "lgl"
@@ -25,10 +25,10 @@ def launch_command() -> str:
         return f"{command} {words}"
     if command == "lgl":
         words = f"-m lgl_plugin {words}"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    launch = f"torchrun --nproc_per_node={here}"
-    if here < world_size():
-        launch += f" --nnodes={world_size() // here}"
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    launch = f"torchrun --nproc_per_node={per_node}"
+    if per_node < world_size():
+        launch += f" --nnodes={world_size() // per_node}"
     return f"{launch} {words}"
 
 
@@ -57,7 +57,7 @@ def gather_objects(value: Any) -> list:
 
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Joins the tensors, of one shape, of all ranks; no gradient passes."""
+    """Concatenates all ranks' tensors, of one shape, without gradients."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -66,10 +66,11 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
-    """Joins the tensors, of one shape, of all ranks, with their gradients.
+    """Concatenates all ranks' tensors, of one shape, with their gradients.
 
-    The gradients of all ranks are summed, and data parallelism then takes
-    their mean: together that is the gradient of a loss of the whole batch.
+    The backward pass sums the gradients of all ranks, and data parallelism
+    then averages them. The result is the gradient of a loss over the whole
+    batch.
     """
     if world_size() == 1:
         return tensor
@@ -88,8 +89,8 @@ def broadcast(value: Any) -> Any:
 def from_main(work: Callable, *arguments: Any) -> Any:
     """Calls a function on rank 0; returns or raises its outcome on all.
 
-    The function must not wait for the other ranks, as `save_weights` does. Its
-    error has the attribute `on_all_ranks`.
+    The function must not wait for the other ranks, as `save_weights` does. An
+    error that it raises gets the attribute `on_all_ranks`.
     """
     value = error = None
     if rank() == 0:
@@ -123,8 +124,8 @@ def sum_over_ranks(values: dict[str, Any]) -> dict[str, torch.Tensor]:
 def average_gradients(module: torch.nn.Module) -> None:
     """Averages a module's gradients over ranks.
 
-    For a module that steps by itself, past data parallelism: its copies on the
-    ranks would drift apart.
+    For a module that DistributedDataParallel does not wrap: without the
+    average, the copies on the ranks would drift apart.
     """
     if world_size() == 1:
         return
@@ -135,7 +136,7 @@ def average_gradients(module: torch.nn.Module) -> None:
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """Returns a module without what data parallelism put around it."""
+    """Returns the module that DistributedDataParallel wraps."""
     if isinstance(module, torch.nn.parallel.DistributedDataParallel):
         module = module.module
     return module
@@ -143,10 +144,10 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Lets a block do as if there were one process.
+    """Makes the functions of this module act as if there were one process.
 
-    For work on the CPU that each process does by itself: NCCL gathers nothing
-    from there.
+    For work on the CPU that each process does by itself: NCCL cannot gather
+    tensors of the CPU.
     """
     _blocks_alone.append(None)
     try:

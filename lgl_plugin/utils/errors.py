@@ -1,4 +1,4 @@
-"""Errors that a user can mend, shown as their message."""
+"""Shows errors that a user can mend by their message, without a traceback."""
 
 import contextlib
 import logging
@@ -6,13 +6,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-# No module of torch at the top: help of `lgl` is to come at once.
+# No import of torch at the top of this module: `lgl --help` must be instant.
 logger = logging.getLogger(__name__)
 
-# Their messages say what is wrong and what to do; others are faults of the
-# program.
+# Types of error whose message says what is wrong and what to do. An error of
+# another type is a fault of the program.
 EXPLAINED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
-# Of these, errors that name an argument, or a file that it names.
+# Those of them that blame an argument, or a file that an argument names.
 WRONG_CALL = (
     ValueError,
     FileNotFoundError,
@@ -27,12 +27,13 @@ FULL_ERROR = "The error in full:"
 
 
 class TrainingFailed(RuntimeError):
-    """A training's error as a message; log.txt, if begun, has it in full."""
+    """The message of a training's error; log.txt, if begun, has the whole."""
 
 
 def message_of(error: BaseException) -> str:
-    """Returns an error's message, without the traceback of a loader's."""
+    """Returns an error's message, without the traceback of a loader process."""
     message = str(error)
+    # torch puts the traceback of a loader process into the message.
     if message.startswith("Caught "):
         message = message.strip().splitlines()[-1].partition(": ")[2]
     return message or type(error).__name__
@@ -41,8 +42,8 @@ def message_of(error: BaseException) -> str:
 def logged_message(error: BaseException) -> str:
     """Returns an error's message; log.txt, once begun, gets the traceback.
 
-    Of an error that may be our fault, the message names that file. Ranks but
-    the first have none: the message of an error of theirs is the traceback.
+    If the error may be a fault of this package, the message names log.txt.
+    Only rank 0 has a log.txt: on other ranks the message is the traceback.
     """
     message = message_of(error)
     from lgl_plugin.utils.distributed import rank
@@ -82,8 +83,8 @@ def logged_errors(debug: bool = False) -> Iterator[None]:
 def explained_errors(status: int, debug: bool = False) -> Iterator[None]:
     """Ends the process with an error's message instead of a traceback.
 
-    With `debug` the error is raised. `status` is the process's: 2 for a wrong
-    call, 1 for a run that failed, as it always is for TrainingFailed.
+    `status` is the exit status: 2 for a wrong call, 1 for a failed run; for
+    TrainingFailed it is always 1. With `debug` the error is raised instead.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write aside, sync, rename."""
+"""Atomic writes (temporary file, sync, rename), and checks of files."""
 
 import contextlib
 import errno
@@ -27,11 +27,12 @@ _watchers = []  # a list for each `written_files` in force
 
 @contextlib.contextmanager
 def atomic_write(path: str | pathlib.Path, mode: str = "w") -> Iterator[IO]:
-    """Opens a sibling of `path` that takes its place once fully written.
+    """Opens a temporary file that replaces `path` once fully written.
 
     The mode is "w" for text (UTF-8, newlines untouched) or "wb". If the block
-    raises (a full disk, say), the sibling is removed and the previous file
-    stays as it was. Afterwards the file and its name outlast a power cut.
+    raises an error, such as that of a full disk, the temporary file is removed
+    and the previous file stays as it was. After the block, the file and its
+    name outlast a power cut.
     """
     path = pathlib.Path(path)
     sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -46,8 +47,8 @@ def atomic_write(path: str | pathlib.Path, mode: str = "w") -> Iterator[IO]:
         with explain_full_disk(path), out:
             yield out
             out.flush()
-            # Before the rename: after a power cut the name would else stand
-            # for a file whose blocks were never written.
+            # Before the rename: otherwise, after a power cut, the name could
+            # belong to a file whose content was never written.
             os.fsync(out.fileno())
         os.replace(sibling, path)
     except BaseException:
@@ -77,19 +78,19 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
 
 
 def check_file(name: str, path: str | os.PathLike, remedy: str = "") -> None:
-    """Raises FileNotFoundError, which says what is there, for no file."""
+    """Raises FileNotFoundError, with the reason, if `path` is no file."""
     if os.path.isfile(path):
         return
-    found = f"there is no file {path}"
+    reason = f"there is no file {path}"
     if os.path.isdir(path):
-        found = f"{path} is a folder"
+        reason = f"{path} is a folder"
     elif os.path.exists(path):
-        found = f"{path} is a pipe or a device: write its lines to a file"
-    raise FileNotFoundError(f"{name}: {found}{remedy}")
+        reason = f"{path} is a pipe or a device: write its lines to a file"
+    raise FileNotFoundError(f"{name}: {reason}{remedy}")
 
 
 def read_json(path: str | pathlib.Path) -> dict:
-    """Reads a JSON object; {} if there is no file, or it is damaged."""
+    """Reads a JSON object; {} if the file is missing or damaged."""
     try:
         value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     # RecursionError: a damaged file of thousands of brackets.
@@ -108,7 +109,8 @@ def save_arrays(path: str | pathlib.Path, **arrays: Any) -> None:
 def append_line(path: str | pathlib.Path, line: str) -> None:
     """Appends a line to a file and waits until it outlasts a power cut.
 
-    A line that a kill tore does not swallow it.
+    If a killed process left the last line unfinished, the new line still
+    begins on a line of its own.
     """
     with explain_full_disk(path), open(path, "a+b") as out:
         if out.tell():
@@ -121,15 +123,15 @@ def append_line(path: str | pathlib.Path, line: str) -> None:
 
 
 def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an npz file, refusing one that inflates.
+    """Reads the arrays of an npz file, and refuses a compressed one.
 
     Raises FileNotFoundError, or ValueError if the file is damaged.
     """
     os.stat(path)  # FileNotFoundError
     try:
         check_inflation(path)
-        # zipfile reads no more of a member than its directory says; of an
-        # array whose header claims more, numpy touches no further page.
+        # zipfile reads no more of a member than the zip's directory says. If
+        # an array's header claims more, numpy leaves that memory untouched.
         with np.load(path) as arrays:
             return dict(arrays)
     except Exception as error:  # torn zip files raise a dozen types
@@ -137,10 +139,10 @@ def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def check_inflation(path: str | pathlib.Path) -> None:
-    """Raises ValueError for a zip file with more in it than its own size.
+    """Raises ValueError if the members of a zip file are larger than the file.
 
-    numpy and torch, which write zip files of arrays and of tensors, do not
-    compress.
+    Loading them could fill the memory. numpy and torch do not compress the
+    files that they save.
     """
     size = os.stat(path).st_size
     with zipfile.ZipFile(path) as members:
@@ -168,7 +170,7 @@ def sync(path: str | pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def explain_full_disk(path: str | pathlib.Path) -> Iterator[None]:
-    """Raises the error of a disk that is full again, saying what to do."""
+    """Re-raises the error of a full disk with a message what to do."""
     try:
         yield
     except OSError as error:
@@ -192,8 +194,8 @@ def explain_os_error(error: OSError, path: str | pathlib.Path) -> OSError:
 def check_writable(folder: str | pathlib.Path) -> None:
     """Raises OSError, saying what to do, if no file can be made in a folder.
 
-    For work that takes long before it writes. Leaves nothing: a folder that is
-    not there counts by the nearest one above it that is.
+    For work that takes long before it writes. The check leaves nothing behind.
+    If the folder does not exist, its nearest existing parent is checked.
     """
     above = pathlib.Path(folder).absolute()
     try:
@@ -206,14 +208,14 @@ def check_writable(folder: str | pathlib.Path) -> None:
 
 
 def is_outside(path: str, folder: str | pathlib.Path) -> bool:
-    """Tells by its text whether a path leads out of a folder.
+    """Tells from the text of a path whether it leads out of a folder.
 
-    Every path with a `..` in it counts as outside: behind a link it may lead
-    anywhere. A link within the folder may lead anywhere too; whoever made it
-    has access to the folder.
+    Every path with a `..` counts as outside: after a link, `..` may lead
+    anywhere. Links in the folder are trusted, because whoever made them has
+    access to the folder.
     """
     inside = os.path.join(folder, "")
-    # Decides for almost every row of a manifest; abspath takes far longer.
+    # The fast case, of almost every row of a manifest: abspath is far slower.
     if path.startswith(inside):
         return ".." in path[len(inside) :].split("/")
     folder = os.path.join(os.path.abspath(folder), "")

@@ -6,9 +6,9 @@ import tqdm as plain
 
 
 class tqdm(plain.tqdm):
-    """A bar of tqdm's that is not shown where `silent` is set.
+    """A progress bar of tqdm that is hidden while `silent` is set.
 
-    tqdm's own switch, TQDM_DISABLE, is read once, when tqdm is imported.
+    tqdm reads its own switch, TQDM_DISABLE, only when it is imported.
     """
 
     silent = False
@@ -18,5 +18,5 @@ class tqdm(plain.tqdm):
 
 
 def silence_bars(run_opts: Any) -> None:
-    """Shows or silences all bars of this process, as the run options say."""
+    """Shows or hides all progress bars of this process, by the run options."""
     tqdm.silent = bool(run_opts.get("noprogressbar"))

@@ -1,8 +1,8 @@
-"""Leaves in good order at SIGTERM or Ctrl-C.
+"""Ends a run without loss at SIGTERM or Ctrl-C.
 
-Batch systems send SIGTERM some seconds before they kill. In training the step
-is finished and a checkpoint written first; elsewhere a run may be left at any
-moment, since all files on disk are whole.
+Batch systems send SIGTERM some seconds before they kill. Training first
+finishes its step and writes a checkpoint. Other work may end at any moment,
+because all files are written atomically.
 """
 
 import contextlib
@@ -26,34 +26,34 @@ from lgl_plugin.utils.distributed import (
 logger = get_logger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A step that is not done by then hangs, as in a loader that waits for shared
-# memory that it will not get.
+# A step that takes longer is taken to hang, such as in a loader that waits for
+# shared memory in vain.
 SECONDS_TO_FINISH = 120
 
 
 class Stop:
-    """A request to stop, by a signal, that may be deferred to a step's end."""
+    """A signal's request to stop, which a training step may defer."""
 
     def __init__(self):
         self.deferred = False  # whether a step is to be finished first
-        self.keeps = True  # whether the same command goes on
-        self.requested: int | None = None  # the signal that came meanwhile
+        self.keeps = True  # whether the same command can continue the run
+        self.requested: int | None = None  # the signal that was deferred
         self.owner: int | None = None  # the process that installed handlers
         self._timer: threading.Timer | None = None
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Ends the run in good order at a signal; also a decorator.
+        """Ends the run without loss at a signal; also a decorator.
 
-        Outside the main thread, which alone may handle signals, it changes
-        nothing.
+        Outside the main thread it does nothing, because Python lets only the
+        main thread handle signals.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         self.owner, self.deferred, self.requested = os.getpid(), False, None
         self.keeps = True
-        before = [signal.signal(number, self.handle) for number in SIGNALS]
+        handlers = [signal.signal(number, self.handle) for number in SIGNALS]
         streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = map(PipeProof, streams)
         try:
@@ -63,16 +63,18 @@ class Stop:
             self.deferred, self.requested = False, None
             if self._timer is not None:
                 self._timer.cancel()
-            for number, handler in zip(SIGNALS, before):
+            for number, handler in zip(SIGNALS, handlers):
                 signal.signal(number, handler)
 
     def handle(self, number: int, frame: object) -> None:
         """Notes a signal if a step is to be finished first, else leaves.
 
-        A second Ctrl-C leaves at once, and so does a step that takes minutes.
+        A second Ctrl-C leaves at once. So does a step that takes longer than
+        `SECONDS_TO_FINISH`.
         """
-        # A forked loader worker inherits this handler. It ends at SIGTERM, but
-        # not at Ctrl-C: the training process needs it until its step is done.
+        # A forked loader worker inherits this handler. The worker ends at
+        # SIGTERM, but not at Ctrl-C: the training process needs the worker
+        # until the step is done.
         if os.getpid() != self.owner:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
@@ -80,15 +82,15 @@ class Stop:
         if not self.deferred:
             self.leave(number)
         if self.requested is not None:
-            # torchrun forwards the SIGTERM that a batch system has sent to
-            # every process: the second one asks for nothing new.
+            # A batch system sends SIGTERM to every process, and torchrun
+            # forwards its own: the second SIGTERM asks for nothing new.
             if number == signal.SIGINT:
                 self.leave(number)
             return
         self.requested = number
         if hasattr(signal, "SIGCHLD"):  # not on Windows
             # Loader workers may get the signal too and end. torch's SIGCHLD
-            # handler would raise that in the middle of the step.
+            # handler would then raise an error in the middle of the step.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._timer = threading.Timer(
             SECONDS_TO_FINISH, os.kill, (os.getpid(), signal.SIGINT)
@@ -97,9 +99,9 @@ class Stop:
         self._timer.start()
         name = signal.Signals(number).name
         text = f"{name}: stopping after this step; Ctrl-C to leave at once"
-        # logging is not re-entrant: the signal may interrupt a call that
-        # holds its lock, so write to stderr directly. In `… | tee log` the
-        # same Ctrl-C has ended tee, and the pipe is broken.
+        # Written to stderr directly: the signal may have interrupted a call
+        # that holds logging's lock. In `… | tee log` the same Ctrl-C has ended
+        # tee, so that the write raises OSError.
         with contextlib.suppress(OSError):
             os.write(2, f"{text}\n".encode())
 
@@ -107,23 +109,23 @@ class Stop:
     def defer(self) -> Iterator[bool]:
         """Defers signals to the end of the block.
 
-        Gives whether the block may leave before its end: not within another
-        deferral, whose work would be lost.
+        Yields True if the block may leave before its end. Within another
+        deferral it yields False: the outer block's work would be lost.
         """
-        before, self.deferred = self.deferred, True
+        nested, self.deferred = self.deferred, True
         try:
-            yield not before
+            yield not nested
         finally:
-            self.deferred = before
-        if not before and self.requested is not None:
+            self.deferred = nested
+        if not nested and self.requested is not None:
             self.leave()
 
     def should_stop(self, collective: bool) -> bool:
         """Tells whether the processes are to stop now.
 
-        With several processes it is False unless `collective`, with which all
-        of them call it at the same step: a process that stopped alone would
-        leave the others waiting for its gradients.
+        With several processes it is always False unless `collective` is set,
+        which all processes must do at the same step. A process that stopped
+        alone would leave the others waiting for its gradients.
         """
         now = self.requested is not None
         if world_size() > 1:
@@ -132,13 +134,13 @@ class Stop:
             total = sum_over_ranks({"requested": torch.tensor(now)})
             now = bool(total["requested"])
         if now and self._timer is not None:
-            # The step has not hung, and a checkpoint on a slow disk may take
-            # longer than the time that is left.
+            # The step is done, and writing a checkpoint to a slow disk may
+            # take longer than the timer allows.
             self._timer.cancel()
         return now
 
     def leave(self, number: int | None = None) -> NoReturn:
-        """Logs how to go on; raises SystemExit with a shell's status."""
+        """Logs the command that continues the run, and raises SystemExit."""
         number = number or self.requested or signal.SIGTERM
         if if_main_process():
             outlook = "what is done is kept. Go on with the same command"
@@ -152,10 +154,10 @@ class Stop:
 
 
 class PipeProof:
-    """A stream that goes on in silence once nobody reads its pipe.
+    """A stream that drops its text once nobody reads its pipe.
 
-    Ctrl-C in `… 2>&1 | tee log` ends tee, too. The next progress bar would
-    raise BrokenPipeError in the middle of a step, before the checkpoint.
+    Ctrl-C in `… 2>&1 | tee log` also ends tee. The next progress bar would
+    then raise BrokenPipeError in the middle of a step, before the checkpoint.
     """
 
     def __init__(self, stream: TextIO):
@@ -171,7 +173,7 @@ class PipeProof:
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream, or drops what it holds."""
+        """Flushes the stream, or drops its buffer."""
         with self._dropping():
             self._stream.flush()
 
@@ -180,7 +182,8 @@ class PipeProof:
         try:
             yield
         except BrokenPipeError:
-            # Python flushes the stream once more at the process's end.
+            # To a file that can be written: Python flushes the stream once
+            # more when the process ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -190,7 +193,7 @@ def own_process_group(worker: int) -> None:
     """Moves a DataLoader's worker to a process group of its own.
 
     A `worker_init_fn`. Ctrl-C and `timeout` signal the whole group of the
-    training process; its workers must outlive its last step.
+    training process, but that process needs its workers until its last step.
     """
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

@@ -1,7 +1,7 @@
-"""SpeechBrain's private names that the package uses, all in one place.
+"""All private names of SpeechBrain that the package uses.
 
-A release of SpeechBrain may change them without notice;
-tests/utils/test_speechbrain_internals.py then names the one that is gone.
+A release of SpeechBrain may change private names without notice. Then
+tests/utils/test_speechbrain_internals.py names the one that is missing.
 """
 
 import pathlib
@@ -16,33 +16,37 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def checkpoint_folders(checkpointer: Checkpointer) -> list[pathlib.Path]:
-    """Returns the folders of a checkpointer's checkpoints, without reading."""
+    """Lists the folders of a checkpointer's checkpoints without reading any."""
     return checkpointer._list_checkpoint_dirs()
 
 
 def read_checkpoints(folders: list[pathlib.Path]) -> list[Checkpoint]:
-    """Reads what the metadata of checkpoints says of them."""
+    """Reads the metadata of checkpoints."""
     return Checkpointer._construct_checkpoint_objects(folders)
 
 
 def skip_batches(loader: SaveableDataLoader, n_batches: int) -> None:
-    """Lets a loader begin its next epoch behind so many batches."""
+    """Lets a loader skip the first `n_batches` of its next epoch."""
     loader._speechbrain_recovery_skip_to = n_batches
 
 
 def replace_statistics(
     module: InputNormalization, compute: Callable[..., tuple]
 ) -> None:
-    """Lets `compute` find the mean and deviation of what it normalises."""
+    """Makes a normalisation take its mean and deviation from `compute`."""
     module._compute_current_stats = compute
 
 
 class ResidentFilterbank(Filterbank):
-    """A filter bank that makes its filters once; as a class, for copies."""
+    """A filter bank that computes its filters once.
+
+    It is a class and not a patched method, so that a copy of the bank uses the
+    copy's own filters.
+    """
 
     @classmethod
     def replace(cls, bank: Filterbank) -> None:
-        """Turns a Filterbank into one of these; filters become a buffer."""
+        """Gives a Filterbank this class, and its filters as a buffer."""
         size = bank.all_freqs_mat.shape
         filters = bank._create_fbank_matrix(
             bank.f_central[:, None].expand(size),
@@ -58,34 +62,35 @@ class ResidentFilterbank(Filterbank):
 class HookedBrain(sb.Brain):
     """SpeechBrain's Brain with public names for two private hooks.
 
-    A checkpoint within an epoch waits for the step of the optimiser: it does
-    not hold a gradient that is being accumulated.
+    A checkpoint within an epoch is put off to the optimiser's next step,
+    because a checkpoint does not contain accumulated gradients.
     """
 
     save_is_due = False
-    may_wait = True  # at this step, for the device and the other processes
+    # Whether this step may synchronise with the GPU and the other processes.
+    may_wait = True
 
     @property
     def accumulates(self) -> bool:
-        """Says whether a part of the next step's gradient is there."""
+        """Tells whether part of the optimiser's next gradient is computed."""
         return self.step % self.grad_accumulation_factor != 0
 
     def before_save_in_epoch(self) -> None:
         """Runs, on every rank, before a checkpoint within an epoch is saved."""
 
     def save_in_epoch(self) -> None:
-        """Saves a checkpoint from which the epoch goes on.
+        """Saves a checkpoint from which the epoch can continue.
 
-        At the epoch's end, too, whose last gradient may be a part of a step's
-        and is thrown away.
+        Also called at the epoch's end, where a gradient that does not complete
+        an optimiser's step is dropped.
         """
         self.save_is_due = False
         self.before_save_in_epoch()
         super()._save_intra_epoch_ckpt()
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        # SpeechBrain lets the processes ask each other at each step, for which
-        # each waits for its GPU.
+        # SpeechBrain synchronises the processes at each step to decide, for
+        # which each process waits for its GPU.
         due = 0 < self.ckpt_interval_steps <= steps_since_ckpt
         return (self.may_wait or due) and super()._should_save_intra_epoch_ckpt(
             last_ckpt_time, steps_since_ckpt
@@ -97,11 +102,12 @@ class HookedBrain(sb.Brain):
             self.save_in_epoch()
 
     def _wrap_distributed(self):
-        # As SpeechBrain does, but for two things. torch has no synchronised
-        # batch statistics for CPUs, and converting to them raises: there each
-        # process keeps its own. And buffers are not sent at each forward pass:
-        # that would spoil the gradient of an earlier pass of the step, such as
-        # of DINO's global views, on a GPU where there is one process.
+        # Differs from SpeechBrain's method in two ways. torch has no
+        # synchronised batch statistics for CPUs, and the conversion raises: on
+        # CPUs each process keeps its own statistics. And buffers are not
+        # broadcast at each forward pass: on a GPU, with one process, that would
+        # spoil the gradient of an earlier pass of the same step, such as that
+        # of DINO's global views.
         if not self.distributed_launch:
             return
         on_gpu = self.device_type != "cpu"

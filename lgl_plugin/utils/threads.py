@@ -1,23 +1,22 @@
-"""How many threads compute, and how OpenMP's wait for work."""
+"""The number of threads, and how idle OpenMP threads wait for work."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 
-# Spins of a waiting thread before it sleeps; GNU's OpenMP, which torch has on
-# Linux, does 300,000 by itself.
+# Spins of an idle thread before it sleeps. The default of GNU's OpenMP, which
+# torch uses on Linux, is 300,000.
 SPINS = "1000"
 
 
 def spin_briefly() -> None:
-    """Lets OpenMP's threads sleep soon, unless the user has said how to wait.
+    """Lets idle OpenMP threads sleep soon, unless the user has set a policy.
 
-    To be called before torch is loaded.
+    Call it before torch is loaded.
 
-    Threads that spin make a step many times slower beside other busy
-    processes; threads that sleep at once (OMP_WAIT_POLICY=passive) make a
-    small step nearly twice as slow on an idle machine
-    (benchmarks/neighbours.py).
+    If threads spin for long, a step is many times slower on a busy machine. If
+    they sleep at once (OMP_WAIT_POLICY=passive), a small step takes nearly
+    twice as long on an idle machine (benchmarks/neighbours.py).
 
     Example
     -------
@@ -31,9 +30,9 @@ def spin_briefly() -> None:
 
 @contextlib.contextmanager
 def all_cores() -> Iterator[None]:
-    """Gives the block all cores, where torchrun left one to each process.
+    """Gives the block all cores if torchrun has given each process one.
 
-    For what one process computes while the others wait for it.
+    For work that one process does while the others wait.
 
     Example
     -------
@@ -47,7 +46,7 @@ def all_cores() -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     cores = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):  # of the job, not of the machine
+    if hasattr(os, "sched_getaffinity"):  # the job's cores, not the machine's
         cores = len(os.sched_getaffinity(0))
     with threadpool_limits(cores):
         yield
