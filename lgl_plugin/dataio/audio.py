@@ -18,19 +18,19 @@ import torchaudio
 from lgl_plugin.dataio.manifest import RATES
 from lgl_plugin.dataio.storage import check_storage, patient
 
-# The largest sample taken for audio. Full scale is 1, but some programs write
-# the integers of 32 bits as floats, and those files are usable.
+# The largest magnitude of a sample. Full scale is 1, but some programs write
+# 32-bit integers as floats, and those files are usable.
 MAX_SAMPLE = 2.0**31
 # The peak up to which a waveform counts as silent: 80 dB below full scale,
-# three steps of 16 bits. Two channels of opposite phase average to the
-# rounding of their samples, half a step, and not to zeros.
+# three quantisation steps of 16 bits. It is not 0, because the mean of two
+# channels in opposite phase is not exactly 0: rounding leaves half a step.
 SILENCE = 1e-4
-# Taps of the resampling filter, which grows with both rates over their
-# greatest common divisor. The limit is 20 MB, ten times the need of any usual
-# rate; a header that claims 15,999 Hz would fill a worker's memory.
+# The largest resampling filter, in taps: 20 MB, ten times the need of any usual
+# rate. The filter grows with both rates divided by their greatest common
+# divisor: a header that claims 15,999 Hz would fill a worker's memory.
 MAX_TAPS = 5_000_000
-# Samples of all channels decoded at once: 5 s of 64 channels at 192 kHz would
-# be 246 MB, which an ogg of 13 kB can hold.
+# The most samples, of all channels together, that are decoded at once. An ogg
+# of 13 kB can hold 5 s of 64 channels at 192 kHz, which would take 246 MB.
 BLOCK = 2**20
 # Seconds decoded at once in the search for sound: a file of ten silent hours
 # would otherwise fill a worker's memory.
@@ -73,10 +73,10 @@ def probe(
     sample_rate: int = 16000,
     channel: int | None = None,
 ) -> Header:
-    """Returns the size of a file that can be read as training will read it.
+    """Checks that training can read a file, and returns the file's size.
 
-    Opens the file, seeks to the middle and decodes a twentieth of a second;
-    raises BadAudio if that fails, and StorageFailure as `read_audio` does.
+    Opens the file, seeks to the middle and decodes a twentieth of a second.
+    Raises BadAudio if that fails, and StorageFailure as `read_audio` does.
     """
     with open_audio(path) as audio:
         header = Header(audio.frames, audio.samplerate, audio.channels)
@@ -90,7 +90,7 @@ def probe(
 
 
 def channel_of(header: Header, channel: int | None) -> int | None:
-    """Returns the channel to read of a file; a single one is read as it is.
+    """Returns the channel to read; None for a file with a single channel.
 
     Raises BadAudio if the file has several channels, but not this one.
     """
@@ -101,7 +101,7 @@ def channel_of(header: Header, channel: int | None) -> int | None:
 
 
 def _check_channel(channels, channel):
-    """Raises BadAudio if a file of so many channels lacks one."""
+    """Raises BadAudio if a file with `channels` channels lacks `channel`."""
     if channel is not None and channel >= channels:
         raise BadAudio(
             f"has {channels} channels, numbered from 0, and no channel "
@@ -115,10 +115,10 @@ def whole_file(
     channel: int | None,
     rates: Sequence[int],
 ) -> tuple:
-    """Returns the row, see `Manifest.of`, of a file that is read as a whole.
+    """Returns a row, see `Manifest.of`, that spans a whole file.
 
-    Raises BadAudio if it cannot be read, or not at each of the sample rates,
-    or lacks the channel.
+    Raises BadAudio if the file cannot be read, cannot be converted to each of
+    the sample rates, or lacks the channel.
     """
     header = probe(path, rates[0])
     for rate in rates[1:]:
@@ -206,7 +206,7 @@ def read_spans(
 def open_audio(
     path: str | os.PathLike, place: Sequence[int] | None = None
 ) -> Iterator[soundfile.SoundFile]:
-    """Opens an audio file; errors of opening and of the block are BadAudio."""
+    """Opens an audio file; errors there and in the block become BadAudio."""
     if not os.path.isfile(path):
         raise BadAudio(_why_unreadable(path, None))
     source = contextlib.nullcontext(str(path))
@@ -218,7 +218,8 @@ def open_audio(
             source = Member(path, *place)
         with quiet, source as content, soundfile.SoundFile(content) as audio:
             yield audio
-    # No other RuntimeError: torch's of too little memory blames no file.
+    # Of RuntimeError only soundfile's: torch's, for lack of memory, is not the
+    # file's fault.
     except (OSError, soundfile.SoundFileError) as error:
         raise BadAudio(_why_unreadable(path, error)) from error
     except MemoryError as error:
@@ -232,10 +233,10 @@ def open_audio(
 
 @contextlib.contextmanager
 def _without_notes():
-    """Drops what libmpg123 writes to stderr, and passes on all else."""
-    # The library writes from C to file descriptor 2, past sys.stderr. Only in
-    # the main thread: two threads that exchange the descriptor at once could
-    # restore the other's.
+    """Drops libmpg123's notes from stderr; all other text passes."""
+    # libmpg123 writes from C to file descriptor 2, not to sys.stderr. Done in
+    # the main thread only: two threads that replace the descriptor at the same
+    # time could each restore the other's.
     original = None
     with contextlib.suppress(OSError):  # a daemon may have closed stderr
         if threading.current_thread() is threading.main_thread():
@@ -259,9 +260,10 @@ def _without_notes():
 def _why_unreadable(path, error):
     """Returns the reason why a file could not be opened or read.
 
-    The file system is asked first, since libsndfile answers each of its
-    refusals with "System error". StorageFailure if the file is not to blame:
-    a server that is away for a minute would make bad files of good ones.
+    The file system is asked first, because libsndfile reports all of the file
+    system's errors as "System error". Raises StorageFailure if the file is not
+    to blame: otherwise a server that fails for a minute would turn good files
+    into bad ones.
     """
     if isinstance(error, OSError):
         check_storage(path, error)
@@ -308,7 +310,7 @@ def _read_mono(audio, start, seconds, channel):
             "the beginning: convert it to wav of 16 bits"
         )
     first = round(start * rate)
-    if first >= audio.frames > 0:  # as of a list whose start or stop is wrong
+    if first >= audio.frames > 0:  # a manifest's start may be wrong
         raise BadAudio(
             f"is read from {start:.2f} s on, but ends at "
             f"{audio.frames / rate:.2f} s"
@@ -318,8 +320,8 @@ def _read_mono(audio, start, seconds, channel):
     left = audio.frames - first
     if seconds is not None:
         left = min(left, round(seconds * rate))
-    # libsndfile takes three times as long as numpy to convert 16-bit samples
-    # to floats. They are finite, so their peak needs no check.
+    # Read as integers: libsndfile takes three times as long as numpy to convert
+    # them to floats. Integers are finite, so their peak needs no check.
     is_16_bit = audio.subtype == "PCM_16"
     blocks = []
     while left > 0:
@@ -327,8 +329,8 @@ def _read_mono(audio, start, seconds, channel):
         try:
             block = audio.read(wanted, "int16" if is_16_bit else "float32")
         except ValueError as error:
-            # soundfile allocates the header's length less the position, which
-            # is negative when a seek lands beyond what the header claims.
+            # soundfile allocates the header's length minus the position. The
+            # size is negative after a seek beyond the header's length.
             reason = "cannot be read: header and content differ"
             raise BadAudio(reason) from error
         if channel is not None and channels > 1:
@@ -348,7 +350,7 @@ def _read_mono(audio, start, seconds, channel):
 
 
 def _check_peak(peak):
-    """Raises BadAudio if the largest magnitude is not that of audio."""
+    """Raises BadAudio if the largest magnitude is too large or not finite."""
     if not peak <= MAX_SAMPLE:  # a NaN fails every comparison
         finite = np.isfinite(peak)
         extent = f"up to {peak:.1g}" if finite else "that are not finite"
@@ -358,8 +360,8 @@ def _check_peak(peak):
 def check_sound(wav: torch.Tensor, has_sound_alone: Callable[[], bool]) -> None:
     """Raises BadAudio if a waveform (time,) is silent.
 
-    The second argument says whether the first channel of what was averaged,
-    if it was, has sound.
+    `has_sound_alone` tells whether the waveform is a mean of channels, of
+    which the first has sound.
     """
     if not is_silent(wav):
         return
@@ -386,7 +388,10 @@ def sounds(
     sample_rate: int,
     channel: int | None,
 ) -> Iterator[torch.Tensor]:
-    """Yields times (s) of samples with sound, for each minute that has some."""
+    """Yields the times (s) of samples with sound, one array a minute.
+
+    Minutes without sound are skipped.
+    """
     end = min(end, audio.frames / audio.samplerate)
     while (end - start) * audio.samplerate >= 1:
         piece = min(SEARCH_SECONDS, end - start)
@@ -408,8 +413,8 @@ def read_beginning(
 ) -> torch.Tensor:
     """Reads the first `limit` seconds of the utterance at `offset` in a file.
 
-    Where these are silent, they are those from the first sound on; `BadAudio`
-    is raised if there is none. Otherwise as `read_audio`.
+    If they are silent, reads `limit` seconds from the first sound on instead.
+    Raises BadAudio if there is no sound. For the rest see `read_audio`.
     """
 
     def read(channel):
@@ -428,9 +433,9 @@ def read_beginning(
 def _read_from_sound(
     path, wav, offset, duration, limit, sample_rate, place, channel
 ):
-    """Reads `limit` seconds from the first sound behind the first `limit`.
+    """Reads `limit` seconds from the first sound after the first `limit`.
 
-    Returns `wav`, which is silent, if there is none.
+    Returns the silent `wav` if there is no sound.
     """
     end = offset + duration
     with open_audio(path, place) as audio:
@@ -445,7 +450,7 @@ def _read_from_sound(
 class Member(io.FileIO):
     """A range of a file's bytes, read as if it were a file of its own.
 
-    soundfile thus decodes an audio file in place within a shard.
+    It lets soundfile decode an audio file inside a shard without a copy.
     """
 
     def __init__(
@@ -473,6 +478,6 @@ class Member(io.FileIO):
         left = max(self._length - self.tell(), 0)
         return super().readinto(memoryview(buffer).cast("B")[:left])
 
-    # FileIO's own read past the range's end; RawIOBase's call `readinto`.
+    # FileIO's own methods read past the range's end; these call `readinto`.
     read = io.RawIOBase.read  # type: ignore[assignment]
     readall = io.RawIOBase.readall

@@ -1,4 +1,4 @@
-"""A count of bad audio files over a run, up to a limit."""
+"""The log of a run's bad utterances, and the limit on their number."""
 
 import pathlib
 from collections.abc import Collection, Iterable
@@ -10,8 +10,8 @@ from lgl_plugin.utils.files import append_line, atomic_write, sync
 class BadFiles:
     """A log of bad utterances, `utterance<TAB>reason` a line, with a limit.
 
-    Lines of earlier processes count. `add` and `check` raise ValueError, which
-    shows the first ten, when there are more than `limit`.
+    Utterances that earlier processes logged count, too. `add` and `check`
+    raise ValueError, which shows the first ten, if there are more than `limit`.
     """
 
     def __init__(self, path: str | pathlib.Path, limit: int = 0):
@@ -21,11 +21,11 @@ class BadFiles:
         self._read()
 
     def _read(self):
-        """Takes in the lines that the log holds."""
+        """Reads the log."""
         if self.path.exists():
-            # A crash or an editor may leave invalid UTF-8, which is no reason
-            # to stop a training, or a line without a tab: a name that was cut
-            # off is of no file, and must not count towards the limit.
+            # A crash or an editor may leave invalid UTF-8, which must not stop
+            # a training. A line without a tab was cut off: its name is that of
+            # no utterance, and must not count towards the limit.
             text = self.path.read_text(encoding="utf-8", errors="replace")
             for line in text.splitlines():
                 utterance, tab, reason = line.partition("\t")
@@ -33,7 +33,7 @@ class BadFiles:
                     self.reasons[utterance] = reason
 
     def add(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Logs (utterance, reason) pairs and checks; known utterances pass."""
+        """Logs (utterance, reason) pairs that are new, and checks the limit."""
         bad = {one_line(name): reason for name, reason in pairs}
         if not bad.keys() <= self.reasons.keys():
             self._read()  # other ranks append to the same log
@@ -42,15 +42,15 @@ class BadFiles:
             for name in news:
                 self.reasons[name] = one_line(" ".join(bad[name].split()))
             lines = [f"{name}\t{self.reasons[name]}" for name in news]
-            # On disk before the checkpoint that counts these: after a power
-            # cut the limit would be lifted.
+            # Synced before the next checkpoint: if a power cut lost these
+            # lines, a resumed run would not count them towards the limit.
             append_line(self.path, "\n".join(lines))
             sync(self.path.parent)
         if bad:
             self.check()
 
     def forget(self, names: Collection[str]) -> None:
-        """Takes utterances out of the log."""
+        """Removes utterances from the log."""
         for name in names:
             self.reasons.pop(name, None)
         with atomic_write(self.path) as out:

@@ -1,4 +1,4 @@
-"""The rates of audio files, several of which make several bandwidths."""
+"""Tries some files of a manifest, and warns of several bandwidths."""
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
@@ -9,8 +9,8 @@ from lgl_plugin.dataio.storage import patient
 
 logger = get_logger(__name__)
 
-# So many utterances of a user's manifest are tried, which takes a second or
-# two. Two of them are 1 %, the least that is warned of.
+# Utterances of a user's manifest that are tried, in a second or two. Two of
+# them are 1 %, the smallest share that is warned of.
 N_TRIED = 200
 
 
@@ -19,9 +19,9 @@ def try_some(
 ) -> tuple[list[tuple[str, str]], list[int]]:
     """Reads a little of some utterances, as training will read them.
 
-    Returns (ID, reason) of those that cannot be used, and the rates in Hz of
-    the others' files. A scan of a folder has tried all files; for a manifest
-    of a user's own nothing has.
+    Returns (ID, reason) of those that cannot be used, and the sample rates in
+    Hz of the others. This is for a user's own manifest: for a folder, the scan
+    has tried every file.
     """
     bad, rates = [], []
     number = len(manifest)
@@ -36,7 +36,7 @@ def try_some(
 
 @patient
 def _rate(sample_rate, wav, offset, duration, place, channel):
-    """Returns a file's rate, once the middle of an utterance is decoded."""
+    """Decodes the middle of an utterance; returns the file's sample rate."""
     with open_audio(wav, place) as audio:
         middle = offset + duration / 2
         decode_span(audio, middle, 0.05, sample_rate, channel)
@@ -53,7 +53,7 @@ def warn_of_bandwidths(
 ) -> None:
     """Warns if some files, but not all, are below the rate of training.
 
-    Settings against that are named only where an encoder is to be trained.
+    The warning names settings that help only if an encoder is to be trained.
     """
     if not 0.01 <= narrow / max(number, 1) <= 0.99:
         return

@@ -22,14 +22,14 @@ def draw_cohort(
     channel: int | None = None,
     rates: Sequence[int] = (16000,),
 ) -> Manifest:
-    """Draws files of a folder at random, sorted by path, which is the ID.
+    """Draws up to `size` files of a folder; returns them sorted by path.
 
-    As in training, first-level folders that hold an utterance of a trial list
-    are left out; the number is printed. So it is with files that cannot be
-    read, or whose names a list cannot hold. `channel` and `rates` are as of
-    `trial_audio`; files of several channels that lack it cannot be read. A
-    folder that is missing raises FileNotFoundError, one without audio of
-    untested speakers ValueError.
+    The path is the utterance's ID. First-level folders with an utterance of a
+    trial list are left out, as in training. So are files that cannot be read,
+    that lack the `channel`, or whose name a manifest cannot hold. The numbers
+    of these files are printed. `channel` and `rates` are those of
+    `trial_audio`. Raises FileNotFoundError if the folder is missing, and
+    ValueError if it has no audio of untested speakers.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Random crops of utterances, of which none is silent where there is sound."""
+"""Random crops of utterances; a silent crop is replaced by one with sound."""
 
 import functools
 import itertools
@@ -37,12 +37,13 @@ def read_crops(
     """Reads random crops of the utterance at `offset` in a file.
 
     Returns float32 (n_crops, crop * sample_rate); offset, duration and crop
-    are in seconds. Crops are disjoint unless they may `overlap`. At another
-    `speed`, in %, pitch and formants change by that factor, too, as on a tape.
-    A silent crop is replaced by one with sound, from the minute that begins
-    where it does, or the next minute that has any; past the end the search goes
-    on at the beginning. It overlaps no other crop where there is sound
-    elsewhere. `BadAudio` is raised if there is none at all.
+    are in seconds. Crops are disjoint unless they may `overlap`. `speed`, in
+    %, scales pitch and formants, too, as on a tape.
+
+    A silent crop is replaced by one with sound. The search starts at the
+    silent crop, goes on minute by minute to the utterance's end, and then from
+    the utterance's beginning. The new crop overlaps other crops only if there
+    is no sound elsewhere. Raises BadAudio if there is no sound at all.
     """
     n_samples = round(crop * sample_rate)
     n_read, crop = math.ceil(n_samples * speed / 100), crop * speed / 100
@@ -62,7 +63,7 @@ def read_crops(
 
 @functools.lru_cache
 def _resampler(speed):
-    """Makes the filter of a speed once; that takes as long as its use."""
+    """Makes a speed's filter, cached: making it takes as long as using it."""
     return torchaudio.transforms.Resample(speed, 100)
 
 
@@ -75,12 +76,11 @@ def crop_spans(
 ) -> list[tuple[float, float]]:
     """Draws start and length of crops, all in seconds.
 
-    Crops that may overlap are drawn each by itself; else they are disjoint.
-
-    With room for all crops, their positions are uniformly random; a shorter
-    utterance is cut into equal parts, which `read_crops` repeats to full
-    length. The order is random too, so that neither view of Stage I is always
-    the earlier one (paper, section 2.1).
+    Crops that may overlap are drawn independently. Otherwise crops are
+    disjoint, and their positions are uniformly random if there is room for
+    all. A shorter utterance is cut into equal parts, which `read_crops`
+    repeats to full length. The order is random, so that neither view of
+    Stage I is always the earlier one (paper, section 2.1).
     """
     if overlap:
         length = min(crop, duration)
@@ -99,7 +99,7 @@ def crop_spans(
 def _replace_silent(
     path, crops, starts, offset, duration, size, sample_rate, place, channel
 ):
-    """Returns crops with those replaced that are silent, see `read_crops`."""
+    """Replaces the silent ones among crops, see `read_crops`."""
     taken = [at for at, wav in zip(starts, crops) if not is_silent(wav)]
     end = offset + duration
     replaced = []
@@ -112,14 +112,14 @@ def _replace_silent(
 
         for own, wav in zip(starts, crops):
             if is_silent(wav):
-                found = itertools.chain(
+                sound_times = itertools.chain(
                     sounds(audio, own, end, sample_rate, channel),
                     sounds(audio, offset, own, sample_rate, channel),
                 )
-                # Around any sample with sound, and inside the utterance.
+                # Crops centred on a sample with sound, inside the utterance.
                 places = (
                     (times - size / 2).clamp(max=end - size).clamp(min=offset)
-                    for times in found
+                    for times in sound_times
                 )
                 start = _draw_place(places, taken, size, own)
                 if start is not None:
@@ -131,23 +131,24 @@ def _replace_silent(
 
 
 def _draw_place(stretches, taken, size, seed):
-    """Draws a start from the first stretch with one away from those taken.
+    """Draws a start from the first stretch with a start away from `taken`.
 
-    If there is none, it may overlap them; None if no stretch has any.
+    If every start is near a taken one, draws from the first stretch. Returns
+    None if there is no stretch.
     """
-    # Not by the caller's generator: other utterances' crops are drawn from it,
-    # and must not depend on this one's silence.
+    # Not the caller's generator: what is drawn from that later must not depend
+    # on whether this crop is silent.
     rng = random.Random(seed)
-    other = None
+    fallback = None
     for starts in stretches:
         away = torch.ones_like(starts, dtype=torch.bool)
         for start in taken:
             away &= (starts - start).abs() >= size
         if away.any():
             return rng.choice(starts[away]).item()
-        if other is None:
-            other = rng.choice(starts).item()
-    return other
+        if fallback is None:
+            fallback = rng.choice(starts).item()
+    return fallback
 
 
 def wrap(wav: torch.Tensor, n_samples: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Datasets over manifests: random crops, without decoding whole files.
 
 An utterance is read as one crop (Stage II) or as several (Stage I). Bad audio
-never reaches the network: the next utterance takes its place, and `BadFiles`
-names it.
+never reaches the network: the next utterance replaces the bad one, and
+`BadFiles` logs the bad one.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from lgl_plugin.dataio.manifest import Manifest
 from lgl_plugin.dataio.partners import Partners
 from lgl_plugin.utils.signals import own_process_group
 
-# A loader's time limit for a batch: one process on the slowest disk. Without a
-# limit a loader waits for ever for a process that hangs.
+# A loader's time limit for a batch, enough for one process on the slowest disk.
+# Without a limit a loader waits for ever for a process that hangs.
 SECONDS_PER_BATCH = 600
-# Utterances that cannot be read one after the other. More of them mean that
-# the storage is gone, and would fill the list of bad files with good ones.
+# The most consecutive utterances that may be unreadable. More mean that the
+# storage is gone, and would fill the list of bad files with good ones.
 IN_A_ROW = 1000
 
 
@@ -33,7 +33,7 @@ def loader_options(device: str | torch.device, num_workers: int) -> dict:
     """Returns options of a loader that reads audio for a device."""
     return {
         "num_workers": num_workers,
-        # From pinned memory the GPU fetches a batch while it still computes.
+        # The GPU fetches a batch from pinned memory while it still computes.
         "pin_memory": torch.device(device).type == "cuda",
         "timeout": SECONDS_PER_BATCH if num_workers else 0,
         "worker_init_fn": own_process_group,
@@ -43,34 +43,35 @@ def loader_options(device: str | torch.device, num_workers: int) -> dict:
 class UtteranceDataset(DynamicItemDataset):
     """A DynamicItemDataset over a manifest that survives bad audio.
 
-    An utterance whose reading raises `BadAudio` is replaced by the one that
-    follows, so that batches keep their size. The bad ones' names travel with
-    the item under the key `bad`, lines of `ID<TAB>reason` (text, because
-    SpeechBrain's batches would transpose a list). The other keys are id, row
-    (in the manifest) and turn. `rows`, int64, are those of the manifest to
-    use, at least one.
+    An utterance whose reading raises `BadAudio` is replaced by the next one,
+    so that batches keep their size. The item then names the bad utterances
+    under the key `bad`, as lines of `ID<TAB>reason` (text, because SpeechBrain
+    would transpose a batch of lists). The other keys are id, row (in the
+    manifest) and turn, the number of the pass, from 0. `rows`, int64, are the
+    rows of the manifest to use, at least one.
 
-    In a dataset of n items, an index from n on is of a later pass, as
-    `PassSampler` counts: index 2 n + 3 is item 3 in turn 2.
+    The index also has the pass, as `PassSampler` counts it: in a dataset of n
+    items, index 2 n + 3 is item 3 in turn 2.
     """
 
     def __init__(self, manifest: Manifest, rows: np.ndarray) -> None:
         first = int(rows[0])
-        # SpeechBrain would make a list of a million Python objects, copied by
-        # every loader process. One row tells it the keys; the attributes then
-        # point to the manifest, whose arrays forked processes share.
+        # SpeechBrain would make a list of a million Python objects, which every
+        # loader process would copy. It gets one row, for the keys; then the
+        # attributes are set to the manifest, whose arrays forked processes
+        # share.
         super().__init__({first: {"row": first, "turn": 0}})
         self.data, self.data_ids = manifest, rows
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch to draw for, with a sampler that knows no passes."""
-        # In place: persistent loader processes keep their own copy of this
-        # object and see only what changes in the tensor's shared memory.
+        """Sets the epoch to draw crops for; for samplers without passes."""
+        # In place: persistent loader processes have their own copy of this
+        # object, and see only changes in the tensor's shared memory.
         self.epoch.fill_(epoch)
 
     def __iter__(self):
-        # Without it Python would iterate until an IndexError: for ever.
+        # By default Python iterates until an IndexError, which never comes.
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict:
@@ -80,8 +81,8 @@ class UtteranceDataset(DynamicItemDataset):
             row = int(self.data_ids[(index + step) % len(self)])
             utterance = self.data.ids[row]
             try:
-                known = {"id": utterance, "row": row, "turn": turn}
-                item = self.pipeline.compute_outputs(known)
+                inputs = {"id": utterance, "row": row, "turn": turn}
+                item = self.pipeline.compute_outputs(inputs)
             except BadAudio as error:
                 reason = " ".join(str(error).split())
                 bad.append(f"{utterance}\t{reason}")
@@ -110,8 +111,8 @@ def crop_dataset(
 ) -> UtteranceDataset:
     """Makes a dataset of random crops, with pseudo-labels if they are given.
 
-    An utterance's crops follow from the seed, the pass over the data (or the
-    epoch, `set_epoch`), its ID and its partners alone. An interrupted epoch
+    An utterance's crops depend only on the seed, the pass over the data (or
+    the epoch, see `set_epoch`), its ID and its partners. An interrupted epoch
     therefore resumes with the same crops, however many processes read.
 
     Arguments
@@ -135,18 +136,18 @@ def crop_dataset(
         In %; an utterance gets one at random in each pass, for all of its
         crops. 110 is faster and higher.
     partners : lgl_plugin.dataio.partners.Partners, optional
-        From which each utterance draws another one in each pass, for the
-        second of two crops. An utterance whose partner cannot be read gives
-        both.
+        The source of the second of two crops: a partner is drawn for each
+        utterance in each pass. If the partner cannot be read, both crops are
+        of the utterance.
     overlap : bool
-        Whether an utterance's crops may overlap; else they are disjoint, and
-        shorter where it is too short for them.
+        Whether an utterance's crops may overlap. If not, an utterance that is
+        too short for disjoint crops gives shorter ones, which are repeated.
 
     Returns
     -------
     UtteranceDataset
         With the keys id, sig (n_crops, time), row and, given labels, label.
-        Given partners, `partner` is the row that the second crop is of.
+        Given partners, `partner` is the row of the second crop.
 
     Example
     -------
@@ -172,7 +173,7 @@ def crop_dataset(
     if partners is not None:
         keys.append("partner")
     if labels is not None:
-        # Python's int, of which SpeechBrain makes batches.
+        # `labels.item` returns a Python int, which SpeechBrain can batch.
         dataset.add_dynamic_item(labels.item, takes="row", provides="label")
         keys.append("label")
     dataset.set_output_keys(keys)
@@ -182,9 +183,9 @@ def crop_dataset(
 def _read(epoch, seed, manifest, size, n_crops, speeds, partners, turn, row):
     """Reads crops of an utterance, or one of it and one of its partner.
 
-    Returns them and the row that the last one is of.
+    Returns the crops and the row of the last crop.
     """
-    # By seed, pass and utterance alone.
+    # From seed, pass and utterance alone: a resumed epoch draws the same.
     rng = random.Random(f"{seed} {epoch.item() + turn} {manifest.ids[row]}")
     partner = row if partners is None else partners.draw(rng, row)
     speed = rng.choice(speeds) if len(speeds) > 1 else speeds[0]
@@ -194,7 +195,8 @@ def _read(epoch, seed, manifest, size, n_crops, speeds, partners, turn, row):
         return read_crops(**source, rng=rng, speed=speed)
 
     if partner != row:
-        # Whichever of both is bad: if it is this one, it fails again below.
+        # Either may be bad. If it is the utterance and not its partner, the
+        # read below raises BadAudio again.
         with contextlib.suppress(BadAudio):
             return torch.cat([crops(row, 1), crops(partner, 1)]), partner
     return crops(row, n_crops), row

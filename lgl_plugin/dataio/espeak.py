@@ -60,7 +60,7 @@ PLACES = (
 
 
 def loader() -> types.ModuleType:
-    """Returns espeakng_loader; says how to install it where it is missing."""
+    """Imports espeakng_loader; if it is missing, says how to install it."""
     try:
         import espeakng_loader
     except ModuleNotFoundError as error:
@@ -94,15 +94,17 @@ def sentence(rng: np.random.Generator) -> str:
 
 
 def voice_file(rng: np.random.Generator, sex: str) -> str:
-    """Draws a speaker of a sex, "f" or "m": the text of a voice file.
+    """Draws a speaker of a sex, "f" or "m"; returns a voice file's text.
 
-    The vocal tract's length scales all formants together and its shape moves
-    each a little; strengths, widths, breath and roughness give the timbre.
+    The length of the vocal tract scales all formants together, and its shape
+    moves each a little. Strengths, widths, breath and roughness give the
+    timbre.
     """
     accent = ACCENTS[rng.integers(len(ACCENTS))]
     accent_file = pathlib.Path(loader().get_data_path(), "lang", accent)
-    # Hz, and a formant scale of which 1 is espeak-ng's own, male voice. Within
-    # a sex voices are close: otherwise pitch alone would tell them apart.
+    # Pitch in Hz, and a scale of the formants; 1 is espeak-ng's own, male
+    # voice. The voices of a sex are close: otherwise pitch alone would tell
+    # them apart.
     usual_pitch, usual_scale = {"f": (200, 1.14), "m": (112, 0.98)}[sex]
     pitch = usual_pitch * np.exp(rng.normal(0, 0.10))
     scale = usual_scale * np.exp(rng.normal(0, 0.05))
@@ -130,10 +132,10 @@ def voice_file(rng: np.random.Generator, sex: str) -> str:
 class Espeak:
     """espeak-ng's library with one voice, given as the text of a voice file.
 
-    The library has one voice at a time, is not thread safe, and carries state
-    from one utterance to the next (its flutter and gain control), which no
-    call resets. So each instance loads its own copy: the same calls give
-    the same speech; the noise is seeded at each utterance.
+    The library has one voice at a time and is not thread safe. It also carries
+    state (flutter and gain control) from one utterance to the next, which no
+    call resets. So each instance loads its own copy of the library, and the
+    noise is seeded at each utterance: the same calls give the same speech.
     """
 
     RETRIEVAL_AND_SYNCHRONOUS = 2
@@ -148,10 +150,10 @@ class Espeak:
 
     def __init__(self, voice: str) -> None:
         data = loader().get_data_path()
-        before = os.getcwd()
+        directory = os.getcwd()
         with tempfile.TemporaryDirectory() as folder:
             # A copy: dlopen would return the library that this process has
-            # loaded already, with the state of the speaker before.
+            # loaded already, with the state of the previous speaker.
             self.library = ctypes.CDLL(
                 shutil.copy(loader().get_library_path(), folder)
             )
@@ -170,11 +172,11 @@ class Espeak:
             try:
                 status = self.library.espeak_SetVoiceByFile(b"voice")
             finally:
-                os.chdir(before)
+                os.chdir(directory)
         if status != 0:
             raise RuntimeError(f"espeak-ng refused the voice:\n{voice}")
-        # An attribute: ctypes keeps no reference, and espeak-ng would call
-        # freed memory.
+        # Kept as an attribute: ctypes holds no reference, and espeak-ng would
+        # call freed memory.
         self.callback = self.CALLBACK(self._collect)
         self.library.espeak_SetSynthCallback(self.callback)
 
@@ -190,8 +192,8 @@ class Espeak:
     ) -> np.ndarray:
         """Speaks a text; returns at most `n_samples`, int16 at 22,050 Hz.
 
-        Pitch is 0 to 99, of which 50 is the voice's own. Raises RuntimeError
-        if the library gives no sound.
+        Pitch is from 0 to 99; 50 is the voice's own. Raises RuntimeError if
+        the library gives no sound.
         """
         self.chunks, self.missing = [], n_samples
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))

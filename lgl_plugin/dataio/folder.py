@@ -1,8 +1,8 @@
-"""The search for audio in a folder, past what systems leave behind.
+"""Finds the audio of a folder, without the leftovers of operating systems.
 
-Deleted files, forks and copies are often sound audio: a run would train on
-them, and on copies of speakers whom a trial list tests. So hidden files and
-folders are not looked at, nor those that `SYSTEM` names.
+Deleted files, resource forks and conflicted copies are often valid audio. A
+run would train on them, and thus on copies of speakers that a trial list
+tests. So hidden files and folders are skipped, and those that `SYSTEM` matches.
 """
 
 import collections
@@ -28,7 +28,7 @@ UNREAD = frozenset(
 )
 # Hidden names begin with a dot: .Trash-1000, ._a.wav (macOS, a file's fork),
 # .snapshot, .nfs…, .~tmp~ (rsync), .git, .stversions (Syncthing),
-# .dropbox.cache, .ipynb_checkpoints. These do not:
+# .dropbox.cache, .ipynb_checkpoints. The names below do not:
 SYSTEM = re.compile(
     r"""
     __macosx | network\ trash\ folder | temporary\ items       # macOS
@@ -51,10 +51,10 @@ def find_audio(
 ) -> Iterator[tuple[str, str | None]]:
     """Finds the audio files of a folder, at any depth, sorted by path.
 
-    Yields (path below root, None, or why the file or folder cannot be read).
-    Links are followed, and every folder is listed once; files are not opened.
-    `passed_over` gains the numbers of "hidden" files and folders, and of files
-    with another extension, by extension.
+    Yields (path below root, problem): why the file or folder cannot be read,
+    or None. Links are followed, and every folder is listed once; files are not
+    opened. `passed_over` counts "hidden" files and folders, and files with
+    other extensions, by extension.
     """
     passed_over = collections.Counter() if passed_over is None else passed_over
     visited, repeated, hidden = set(), [], []
@@ -64,12 +64,12 @@ def find_audio(
         path = os.path.join(root, name)
         extension = os.path.splitext(name)[1].lower()
         if is_hidden(os.path.basename(name)):
-            # .DS_Store in each folder is worth no word.
+            # Not counted: other hidden files, such as .DS_Store in each folder.
             if kind == "folder" or extension in EXTENSIONS:
                 hidden.append(name)
         elif kind == "folder":
-            # A link may lead back up, which would never end, or to a folder
-            # that is listed anyway, whose files would count twice.
+            # A link may lead back up, and the search would never end; or to a
+            # folder that is listed anyway, and its files would count twice.
             real = os.path.realpath(path)
             if real in visited:
                 repeated.append(path)
@@ -108,9 +108,9 @@ def find_audio(
 
 
 def names_and_sizes(root: str | pathlib.Path) -> str:
-    """Returns one checksum over names and sizes of a folder's audio files.
+    """Returns one checksum of the names and sizes of a folder's audio files.
 
-    For folders of 60,000 files, whose content would take minutes to read.
+    To read the content of 60,000 files would take minutes.
     """
     return digest(
         [
@@ -137,7 +137,7 @@ def refuse_recordings(
 ) -> None:
     """Raises FileExistsError if results would lie among recordings.
 
-    That is in a folder with audio files, or in `audio` itself.
+    This is so if `folder` has audio files, or is `audio` itself.
     """
     folder = pathlib.Path(folder)
     entries = folder.iterdir() if folder.is_dir() else ()
@@ -151,19 +151,19 @@ def refuse_recordings(
 
 
 def is_hidden(name: str) -> bool:
-    """Tells whether a file or folder is hidden or kept by a system."""
+    """Tells whether a name is hidden or that of a system's leftover."""
     return name.startswith(".") or SYSTEM.fullmatch(name) is not None
 
 
 @patient
 def _entries(path):
-    """Lists a folder: names, and the kinds that `_kind` tells."""
+    """Lists the entries of a folder as (name, kind), see `_kind`."""
     with storage_failures(path), os.scandir(path) as entries:
         return [(entry.name, _kind(entry)) for entry in entries]
 
 
 def _kind(entry):
-    """Returns "folder", "file" or "neither", that of its target for a link."""
+    """Returns "folder", "file" or "neither"; for a link that of its target."""
     try:
         with storage_failures(entry.path):
             if entry.is_dir():

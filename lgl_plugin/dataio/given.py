@@ -1,8 +1,8 @@
 """Labels that a user gives for a few utterances: a csv of utterance, speaker.
 
-They may enter training, for whoever trains has asked for that. The speakers in
-a manifest and the trial lists are something else: these are true labels for
-figures after the fact, and no training reads them.
+These labels may enter training, because the user asked for that. The speakers
+in a manifest and the trial lists are something else: true labels for figures
+afterwards, which no training reads.
 """
 
 import csv
@@ -39,42 +39,42 @@ class GivenLabels:
         return np.flatnonzero(self.by_row >= 0)
 
     def of(self, rows: ArrayLike) -> np.ndarray:
-        """Returns the labels of those rows that can be read, int64 (n,).
+        """Returns the labels of the rows that can be read, int64 (n,).
 
-        Raises ValueError if a speaker has none of them.
+        Raises ValueError if a speaker has none of these rows.
         """
-        found = self.by_row[np.asarray(rows, np.int64)]
-        lost = sorted({*range(len(self.speakers))} - {*found.tolist()})
+        labels = self.by_row[np.asarray(rows, np.int64)]
+        lost = sorted({*range(len(self.speakers))} - {*labels.tolist()})
         if lost:
             names = _some(self.speakers[number] for number in lost)
             raise ValueError(
                 f"no utterance that is labelled {names} can be read: repair "
                 "them, or take the speaker out of the labels"
             )
-        return found
+        return labels
 
 
 def read_given(path: str | pathlib.Path, ids: Iterable[str]) -> GivenLabels:
     """Reads a csv with the columns `utterance` and `speaker`.
 
-    `ids` are the N utterances of the manifest: for a folder of audio, paths in
-    there, which the csv may write in another Unicode form and with a `./` in
-    front. ValueError names what is wrong with a column, a row or a name. Warns
-    of speakers with a single utterance: no other one can show that its label
-    is wrong.
+    `ids` are the N utterances of the manifest. For a folder of audio they are
+    paths in the folder, which the csv may write in another Unicode form or
+    with a leading `./`. Raises ValueError if a column, a row or a name is
+    wrong. Warns of speakers with a single utterance, because nothing can show
+    that its label is wrong.
     """
     named, ids = read_names(path), [*ids]
     if unknown := named.keys() - {*ids}:
-        # File names from a Mac have letters and accents apart, which look the
-        # same as in a csv that was typed.
+        # A Mac writes a letter and its accent as two characters in file names;
+        # a typed csv has one character, which looks the same.
         alike = {_plain(name): name for name in ids}
         for name in [name for name in unknown if _plain(name) in alike]:
-            found = alike[_plain(name)]
-            if found in named:
+            utterance = alike[_plain(name)]
+            if utterance in named:
                 raise ValueError(
-                    f"{path} labels {found!r} a second time as {name!r}"
+                    f"{path} labels {utterance!r} a second time as {name!r}"
                 )
-            named[found] = named.pop(name)
+            named[utterance] = named.pop(name)
     numbers: dict[str, int] = {}
     labels = [
         numbers.setdefault(named.pop(name), len(numbers))
@@ -110,7 +110,7 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
     try:
         # utf-8-sig: spreadsheets begin a csv with a byte-order mark.
         with open(path, newline="", encoding="utf-8-sig") as source:
-            # strict: a stray quote would take the lines behind it for a name.
+            # strict: otherwise a stray quote would swallow the lines after it.
             reader = csv.DictReader(source, skipinitialspace=True, strict=True)
             missing = {*COLUMNS} - {*(reader.fieldnames or ())}
             if missing:
@@ -120,7 +120,7 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
                     f"comma between, and names {reader.fieldnames or []}"
                 )
             for row in reader:
-                # Blanks would make two speakers of one.
+                # Stripped: blanks would make two speakers of one.
                 name, speaker = ((row[c] or "").strip() for c in COLUMNS)
                 place = f"{path}, line {reader.line_num}"
                 if None in row:
@@ -134,13 +134,13 @@ def read_names(path: str | pathlib.Path) -> dict[str, str]:
                     raise ValueError(f"{place}: {name!r} occurs a second time")
                 named[name] = speaker
     except csv.Error as error:
-        # Reading stopped there: a quote may have been opened before.
+        # The line where reading stopped; the quote may have opened earlier.
         line = reader.reader.line_num
         raise ValueError(
             f"{path} is no csv up to line {line} ({error}): look for a quote "
             'that is not closed, and double one within a name ("")'
         ) from error
-    except UnicodeDecodeError as error:  # as of a spreadsheet in Latin-1
+    except UnicodeDecodeError as error:  # such as a spreadsheet in Latin-1
         raise ValueError(
             f"{path} is not in UTF-8: save it as such a csv ({error})"
         ) from error

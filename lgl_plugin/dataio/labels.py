@@ -12,7 +12,7 @@ import numpy as np
 from lgl_plugin.dataio.manifest import CONTROL, Manifest, Strings, version
 from lgl_plugin.utils.files import atomic_write
 
-LABELS = "labels.csv"  # below a round's `labels`
+LABELS = "labels.csv"  # in a round's folder `labels`
 
 
 def write_labels(
@@ -46,18 +46,19 @@ def round_labels(
 def labelled_rows(folder: pathlib.Path, manifest: Manifest) -> np.ndarray:
     """Returns the rows that a user had labelled when a round was clustered.
 
-    They are int64; `folder` is the round's `labels`, and may be missing.
+    The rows are int64. `folder` is the round's folder `labels`; it may be
+    missing.
     """
     path = folder / "labels.json"
     facts = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return manifest.rows(facts.get("labelled", ()))
 
 
-# A round's labels are read again by each of its phases and reports, and by the
-# round after it to compare them: two files at a time.
+# Each phase and report of a round reads its labels, and the next round compares
+# them with its own: two files at a time.
 @functools.lru_cache(maxsize=2)
 def _parse(path, _version):
-    """Parses labels; the file's version is there as a key of the cache."""
+    """Parses labels; the file's version serves only as a key of the cache."""
     labels = array("q")
 
     def names(rows):
@@ -77,5 +78,5 @@ def _parse(path, _version):
 
     with open(path, newline="", encoding="utf-8") as source:
         utterances = Strings(names(csv.reader(source)))
-    # All callers share the array: over bytes, numpy makes it read-only.
+    # Over bytes, numpy makes a read-only array: all callers share it.
     return utterances, np.frombuffer(labels.tobytes(), np.int64)

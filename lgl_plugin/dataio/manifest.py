@@ -1,8 +1,8 @@
 """The manifest in memory: columns of numbers and text, one block each.
 
-A Python object per utterance would cost a gigabyte at a million of them, and
-once more in every loader process, because reading an object writes to its
-reference count. Arrays are shared with processes that fork.
+With a Python object per utterance, a million utterances would take a gigabyte,
+and once more in every loader process: reading an object writes its reference
+count, and so copies its memory. Forked processes share arrays.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lgl_plugin.utils.files import atomic_write, check_file, is_outside
 COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id")
 SHARD_COLUMNS = ("first_byte", "n_bytes")
 CHANNEL = "channel"  # of the file, from 0; empty for the mean of all
-# Characters at which str.splitlines splits, the tab that parts the fields of
-# bad_files.txt, and the control characters that a terminal would obey.
+# Characters at which str.splitlines splits, the tab that separates the fields
+# of bad_files.txt, and the control characters that a terminal would obey.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Plausible sampling rates, in Hz. A rate outside them means a damaged header,
 # or a manifest that confuses samples with seconds.
@@ -36,7 +36,7 @@ RATES = (1_000, 10_000_000)
 
 
 class Strings(Sequence[str]):
-    """A list of strings in one block of bytes, parted by newlines.
+    """A list of strings in one block of bytes, separated by newlines.
 
     A string with a newline raises ValueError.
     """
@@ -78,8 +78,8 @@ class Strings(Sequence[str]):
         return self.block[start : self.ends[row]].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        # By 65,536 strings: a list of all of them would hold a million Python
-        # objects at once, which this class is there to avoid.
+        # In blocks of 65,536 strings: a list of all would hold a million Python
+        # objects at once, which this class avoids.
         for first in range(0, len(self), 65536):
             last = min(first + 65536, len(self)) - 1
             start = self.ends[first - 1] + 1 if first else 0
@@ -94,7 +94,7 @@ class Strings(Sequence[str]):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """N utterances in columns, which cannot be written to.
+    """N utterances in read-only columns.
 
     Example
     -------
@@ -120,9 +120,10 @@ class Manifest:
 
     @classmethod
     def of(cls, rows: Iterable[tuple]) -> Manifest:
-        """Makes one of (ID, wav, offset, duration, speaker[, channel, place]).
+        """Makes a manifest of rows.
 
-        Channel and place may be None; either all rows have a place or none.
+        A row is (ID, wav, offset, duration, speaker[, channel, place]). Channel
+        and place may be None; either all rows have a place or none.
         """
         wavs, offsets, durations = [], array("d"), array("d")
         speakers, channels, places = array("q"), array("h"), array("q")
@@ -168,7 +169,7 @@ class Manifest:
         }
 
     def take(self, rows: ArrayLike) -> Manifest:
-        """Returns rows (n,), int64, of which one may come twice."""
+        """Returns some rows (n,), int64; a row may occur twice."""
         rows = np.asarray(rows, np.int64)
         return Manifest(
             Strings(self.ids[row] for row in rows),
@@ -181,7 +182,7 @@ class Manifest:
         )
 
     def without_speakers(self) -> Manifest:
-        """Returns the same utterances, of speakers who are not known."""
+        """Returns the same utterances with all speakers unknown."""
         unknown = np.full(len(self), -1)
         unknown.flags.writeable = False
         return dataclasses.replace(self, speakers=unknown)
@@ -201,7 +202,7 @@ def find(within: Strings, wanted: Collection[str]) -> np.ndarray:
 
 
 def one_line(text: str) -> str:
-    """Escapes control characters, and what is no UTF-8, for a line of text."""
+    """Makes text one line: escapes control characters and invalid UTF-8."""
     text = CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), text)
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -211,14 +212,14 @@ def load_manifest(
     data_root: str | pathlib.Path,
     allow_outside: bool = False,
 ) -> Manifest:
-    """Reads a manifest, be it of `prepare_manifest` or of a user's own.
+    """Reads a manifest that `prepare_manifest` or a user has written.
 
     Arguments
     ---------
     path : str or pathlib.Path
         A csv with at least the columns ID, duration, wav, start, stop, spk_id
-        (of which the last may be empty); first_byte and n_bytes if the audio
-        lies in shards; and channel, from 0, where one of several is meant.
+        (the last may be empty); first_byte and n_bytes if the audio lies in
+        shards; and channel, from 0, to read one of several.
     data_root : str or pathlib.Path
         Replaces `$data_root` in the paths.
     allow_outside : bool
@@ -234,9 +235,9 @@ def load_manifest(
     FileNotFoundError
         When there is no such file.
     ValueError
-        When it is not UTF-8, lacks a column, names an utterance twice or
-        none at all, a row makes no sense or leads out of data_root; names
-        the line.
+        When the file is not UTF-8, lacks a column or has no utterance, or when
+        a row repeats an ID, makes no sense or leads out of data_root. The
+        message names the line.
 
     Example
     -------
@@ -253,9 +254,9 @@ def load_manifest(
 
 
 def manifest_path(folder: pathlib.Path, settings: dict) -> str | pathlib.Path:
-    """Returns where the manifest of a run's folder is, by a stage's settings.
+    """Returns the path of a run's manifest, by the settings of a stage.
 
-    Raises FileNotFoundError if there is none.
+    Raises FileNotFoundError if there is no such file.
     """
     path = settings["manifest"] or folder / "manifest.csv"
     check_file(
@@ -270,7 +271,7 @@ def manifest_path(folder: pathlib.Path, settings: dict) -> str | pathlib.Path:
 def run_manifest(
     folder: pathlib.Path, settings: dict, data_folder: str | None = None
 ) -> Manifest:
-    """Reads the manifest of a run's folder, by the settings of a stage."""
+    """Reads the manifest of a run, by the settings of a stage."""
     return load_manifest(
         manifest_path(folder, settings),
         data_folder or settings["data_folder"],
@@ -279,18 +280,18 @@ def run_manifest(
 
 
 def version(path: str | pathlib.Path) -> tuple[int, int, int]:
-    """Returns inode, size and time of change: a key to what a file contains."""
+    """Returns a file's inode, size and time of change, as a cache key."""
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 # Every step of a run, its export and its report load the same manifest, and
-# parsing a million rows takes seconds. Sharing one object is safe since no
-# column can be written to. Two entries bound the memory: a caller alternates
-# at most between two manifests.
+# parsing a million rows takes seconds. One object can be shared, because its
+# columns are read-only. Two entries bound the memory: a caller alternates
+# between two manifests at most.
 @functools.lru_cache(maxsize=2)
 def _parse(path, _version, data_root, allow_outside):
-    """Parses a manifest; the file's version is there as a key of the cache."""
+    """Parses a manifest; the version serves only as a key of the cache."""
     manifest = Manifest.of(_read_rows(path, data_root, allow_outside))
     if not len(manifest):
         raise ValueError(f"manifest {path} names no utterance")
@@ -363,7 +364,7 @@ def _check_header(header):
 
 
 def _numbers(kind, *texts):
-    """Parses numbers; NaN, which no range holds, if one of them is none."""
+    """Parses numbers; all are NaN, which is in no range, if one is invalid."""
     try:
         return [kind(text) for text in texts]
     except ValueError:
@@ -422,14 +423,14 @@ def write_part(
     path: str | pathlib.Path,
     rows: Collection[int],
 ) -> None:
-    """Writes rows of a manifest, by their numbers, as a manifest of its own."""
+    """Writes some rows of a manifest to a new manifest."""
     wanted = set(rows)
     with open(manifest, newline="", encoding="utf-8-sig") as source:
         lines = filter(None, csv.reader(source, skipinitialspace=True))
         header = next(lines)
         kept = {row: line for row, line in enumerate(lines) if row in wanted}
     with atomic_write(path) as out:
-        # A reader skips blanks before a cell that is not quoted.
+        # All quoted: a reader drops blanks before a cell that is not quoted.
         form = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
         form.writerow(header)
         form.writerows(kept[row] for row in rows)
@@ -445,18 +446,19 @@ def held_out(
     n_utterances : int
         Rows to draw from.
     share : float
-        Set aside, between 0 and 1; but at least 2 utterances, if there are
-        so many, and at most 2,000, since pseudo-trials are all their pairs.
+        The share to set aside, between 0 and 1. At least 2 utterances are set
+        aside, if there are 2, and at most 2,000, because all their pairs are
+        pseudo-trials.
     seed : int
-        Of the draw.
+        The seed of the draw.
     labelled : array_like
-        Rows, int64, that a user has labelled, to be trained on. They are set
-        aside only where fewer than two others are left.
+        Rows, int64, that a user has labelled. They are trained on, and set
+        aside only if there are fewer than two other rows.
 
     Returns
     -------
     numpy.ndarray, numpy.ndarray
-        Both rising, int64.
+        Rows in rising order, int64.
 
     Example
     -------

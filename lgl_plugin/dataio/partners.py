@@ -1,4 +1,4 @@
-"""Other utterances of a cluster, for crops of two utterances of one speaker."""
+"""Draws positives from other utterances of the same cluster, for SSPS."""
 
 import pathlib
 import random
@@ -14,12 +14,12 @@ from speechbrain.utils.checkpoints import (
 
 @register_checkpoint_hooks
 class Partners:
-    """Utterances that may take the place of an utterance's second crop.
+    """Utterances from which the second of an utterance's crops may be.
 
-    Those of its own cluster, or of another that `regroup` names. The arrays
-    are in shared memory, so that loader processes see new clusters. A
-    checkpoint has the clusters: an epoch that goes on draws what it would have
-    drawn.
+    These partners are of the utterance's own cluster, or of another cluster
+    that `regroup` names. The arrays are in shared memory, so that loader
+    processes see new clusters. A checkpoint contains the clusters, so that a
+    resumed epoch draws the same partners.
 
     Arguments
     ---------
@@ -47,16 +47,16 @@ class Partners:
         none = torch.full((n_utterances,), -1)
         self.clusters, self.sources = none, none.clone()
         self.order = none.clone()  # rows, cluster by cluster
-        self.place = none.clone()  # of each row in there
-        self.first = none.clone()  # place of a row's first possible partner
-        self.end = none.clone()  # and behind the last
+        self.place = none.clone()  # of each row in `order`
+        self.first = none.clone()  # place in `order` of a row's first partner
+        self.end = none.clone()  # one past the place of its last partner
         for shared in vars(self).values():
             shared.share_memory_()
 
     def regroup(
         self, clusters: np.ndarray, sources: np.ndarray, rows: np.ndarray
     ) -> None:
-        """Takes new clusters and sources (n,), int64, of rows (n,)."""
+        """Sets new clusters and sources (n,), int64, of rows (n,)."""
         index = torch.as_tensor(rows)
         for held, new in ((self.clusters, clusters), (self.sources, sources)):
             held.fill_(-1)
@@ -74,7 +74,7 @@ class Partners:
         self.end.copy_(torch.where(self.sources < 0, first, end))
 
     def draw(self, rng: random.Random, row: int) -> int:
-        """Draws another row, each as likely; the row itself if none is."""
+        """Draws one of a row's partners uniformly; the row if it has none."""
         first, end = int(self.first[row]), int(self.end[row])
         place = int(self.place[row])
         within = first <= place < end

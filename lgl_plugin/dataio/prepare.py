@@ -1,8 +1,8 @@
-"""A folder of audio to a manifest, the csv that everything else starts from.
+"""Scans a folder of audio and writes its manifest, a csv of utterances.
 
 Each file is opened and a little of it decoded, in parallel, and rows are
-written as they come, so that a million files need minutes and little memory. A
-finished manifest is reused, and test speakers stay out.
+written at once: a million files need minutes and little memory. A finished
+manifest is reused. Speakers of the trial list are left out.
 """
 
 import collections
@@ -47,13 +47,13 @@ logger = get_logger(__name__)
 # Shorter files are left out as bad ones. A manifest made with another value is
 # made again.
 MIN_SECONDS = 0.3
-# The most processes that read files; no more than one for 64 files nor four a
-# core, as they wait for the disk more than they compute.
+# The most processes that read files. There is at most one for 64 files, and at
+# most four a core, because they wait for the disk more than they compute.
 WORKERS = 32
 # Counts of the files found; each file is in one count.
 COUNTS = ("kept", "excluded", "bad", "short")
 
-# Of the verbs and recipes that train: the others take folders alone.
+# Shown by verbs and recipes that train: the others take only folders.
 LIST_HINT = (
     " A list of utterances is given beside it by --manifest, as a csv with the "
     f"columns {','.join(COLUMNS)}."
@@ -86,13 +86,13 @@ def prepare_manifest(
     `$data_root/<path below data_root>`; start and stop are in samples at the
     file's own rate; spk_id is used for analysis after the fact only.
 
-    Links are followed, and every folder is scanned once. Hidden files and what
-    systems leave behind are passed over, see `lgl_plugin.dataio.folder`. A
+    Links are followed, and every folder is scanned once. Hidden files and
+    leftovers of systems are skipped, see `lgl_plugin.dataio.folder`. A
     finished manifest with the same settings is reused; delete it to have it
     made again. Beside it lie `bad_files.txt`, lines of `path below
-    train_folder<TAB>reason`, and `<manifest>.json` with settings and counts. A
-    scan that is refused leaves these as they are; the files that were too many
-    are then in `bad_files.txt.refused`.
+    train_folder<TAB>reason`, and `<manifest>.json` with settings and counts.
+    If a scan is refused, these files stay as they are. If it was for too many
+    bad files, `bad_files.txt.refused` lists them.
 
     Arguments
     ---------
@@ -107,7 +107,7 @@ def prepare_manifest(
         Whether the first folder below train_folder names the speaker.
     trials : str or pathlib.Path, optional
         A trial list. Files in the first-level folder of one of its utterances
-        are left out: nobody is trained on who is tested on.
+        are left out, so that no test speaker is trained on.
     trial_folder : str or pathlib.Path, optional
         Where the trial list's paths start from; data_root if not given.
     max_bad_share : float
@@ -119,15 +119,15 @@ def prepare_manifest(
         The channel to train on, from 0, kept in a column of that name; the
         mean of all if not given.
     accept : callable, optional
-        Takes the path of a new manifest before that replaces a file; what it
-        raises leaves all files as they are.
+        Called with the path of a new manifest before any file is replaced. If
+        it raises an error, all files stay as they are.
     list_again : bool
-        Whether a finished manifest is reused only while the folder holds the
-        files that it was made of, by their names, sizes and times of
-        modification. For manifests without a trial list.
+        Whether to scan again if files of the folder have changed, by their
+        names, sizes and times of modification. For manifests without a trial
+        list.
     to_train : bool
-        Whether an encoder is to be trained on the manifest, so that notices
-        name settings of training; else an encoder is given.
+        Whether an encoder is to be trained on the manifest. Only then do
+        notices name settings of training.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def prepare_manifest(
     made, counts = _scan(
         settings, manifest, tested, accept, list_again, to_train
     )
-    if changes:  # said only now: what is refused leaves the manifest as it was
+    if changes:  # logged now: a refused scan leaves the manifest as it was
         logger.warning(f"Made {manifest} again: {', '.join(changes)}.")
     _log_notices(made, counts, manifest, to_train)
     return made
@@ -205,7 +205,7 @@ def prepare_manifest(
 def check_folders(
     train_folder: str, data_root: str, to_train: bool = True
 ) -> None:
-    """Raises unless train_folder is a folder in data_root, absolute paths."""
+    """Checks that train_folder is a folder in data_root; paths are absolute."""
     if not os.path.isdir(train_folder):
         state = "is no folder" if os.path.exists(train_folder) else "is missing"
         extension = os.path.splitext(train_folder)[1].lower()
@@ -232,7 +232,7 @@ def _beside(manifest):
 
 
 def _finished(manifest, file=None):
-    """Returns what the sidecar says, or None if it is of another file."""
+    """Returns the sidecar's content, or None if it is of another file."""
     file, made = file or manifest, read_json(_beside(manifest)[0])
     try:
         whole = (
@@ -248,9 +248,9 @@ def _finished(manifest, file=None):
 
 
 def _finish(manifest):
-    """Puts a new manifest in its place, if there is one with its sidecar.
+    """Moves an unfinished manifest into place if the sidecar is its own.
 
-    Returns what the sidecar says, or None.
+    Returns the sidecar's content, or None.
     """
     _, new = _beside(manifest)
     made = _finished(manifest, new)
@@ -263,7 +263,7 @@ def _finish(manifest):
 def _changes(made, settings):
     """Returns how settings differ from those that a manifest was made with."""
     was = dict(made["settings"])
-    # Another tolerance matters only where it is exceeded.
+    # Another max_bad_share matters only if the scan exceeds it.
     share = settings["max_bad_share"]
     if made["bad"] + made["short"] <= share * made["found"]:
         was["max_bad_share"] = share
@@ -275,11 +275,12 @@ def _changes(made, settings):
 
 
 def _lists(manifest, made):
-    """Says whether a folder holds the files that a manifest was made of.
+    """Tells whether a folder still holds the files that a manifest lists.
 
-    They may have other times than now: what is copied over one of them often
-    keeps an older time. A file that could not be used has changed, too, if its
-    inode has since: what repairs it may have its size and its time.
+    Names, sizes and times must be equal, not merely older than the manifest: a
+    file that is copied over another often keeps an older time. A bad file also
+    counts as changed if its inode was changed since, because a repaired file
+    may have the same size and time.
     """
     folder, listed = made["settings"]["train_folder"], manifest.stat()
     bad = BadFiles(manifest.with_name("bad_files.txt")).reasons
@@ -296,7 +297,7 @@ def _lists(manifest, made):
 
 
 def _stamped(files, folder, stamps):
-    """Passes files on; a checksum gains their names, sizes and times."""
+    """Yields files as they are; adds names, sizes and times to a checksum."""
     for name, problem in files:
         stamp = None
         with contextlib.suppress(OSError):
@@ -307,9 +308,9 @@ def _stamped(files, folder, stamps):
 
 
 def _scan(settings, manifest, tested, accept, stamp, to_train):
-    """Writes bad_files.txt, the manifest and its sidecar, which it returns.
+    """Writes bad_files.txt, the manifest and its sidecar.
 
-    With it come all counts.
+    Returns the content of the sidecar, and all counts.
     """
     sidecar, new = _beside(manifest)
     bad_files = manifest.with_name("bad_files.txt")
@@ -318,7 +319,7 @@ def _scan(settings, manifest, tested, accept, stamp, to_train):
     prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
     counts, passed_over = collections.Counter(), collections.Counter()
     files, stamps = find_audio(folder, passed_over), hashlib.sha256()
-    if stamp:  # else a call for each file, which a network disk answers late
+    if stamp:  # not otherwise: a further call a file is slow on network disks
         files = _stamped(files, folder, stamps)
     files = exclude_tested(files, folder, tested, counts)
     files = (
@@ -328,12 +329,12 @@ def _scan(settings, manifest, tested, accept, stamp, to_train):
     read = functools.partial(
         probe, sample_rate=settings["sample_rate"], channel=settings["channel"]
     )
-    # Closed before anything else happens: an exception keeps the generator in
-    # its traceback, and with it the processes of the pool.
+    # Closed explicitly: the traceback of an exception would keep the generator,
+    # and with it the processes of the pool.
     headers = contextlib.closing(probe_all(read, folder, files, WORKERS))
     refused = bad_files.with_name(bad_files.name + ".refused")
-    # Nothing is replaced before all checks: the bad files of a scan that is
-    # refused would pass for those of the manifest that stays.
+    # Nothing is replaced before all checks have passed: otherwise the bad files
+    # of a refused scan would stand beside the old manifest.
     with atomic_write(new) as out, atomic_write(bad_files) as bad:
         with headers as rows:
             _write_rows(rows, settings, prefix, out, bad, counts)
@@ -364,15 +365,15 @@ def _scan(settings, manifest, tested, accept, stamp, to_train):
             f"{manifest} was not made here or was changed since; it is now "
             f"{aside}."
         )
-    # The sidecar vouches by a checksum: after a kill between the two, the next
-    # start finds the manifest that it belongs to and need not scan again.
+    # The sidecar first: it has the manifest's checksum. After a kill between
+    # the two, the next start recognises the manifest and need not scan again.
     write_json(sidecar, made)
     _finish(manifest)
     return made, counts
 
 
 def _write_rows(headers, settings, prefix, out, bad, counts):
-    """Writes every file to the manifest or to the bad ones, and counts."""
+    """Writes every file to the manifest or to bad_files.txt, and counts."""
     last = [] if settings["channel"] is None else [settings["channel"]]
     out.write(",".join([*COLUMNS, *[CHANNEL] * len(last)]) + "\n")
     # All text is quoted: SpeechBrain's reader strips blanks at the start of
@@ -416,9 +417,9 @@ def _name_problem(path):
 
 
 def _check_counts(made, bad_files, refused, to_train):
-    """Raises ValueError when too little came of a scan.
+    """Raises ValueError if there is no audio, none is left or too much is bad.
 
-    Where too many files are bad, their list is copied to `refused`.
+    If too many files are bad, their list is copied to `refused`.
     """
     settings = made["settings"]
     folder = settings["train_folder"]

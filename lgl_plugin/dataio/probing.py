@@ -26,10 +26,11 @@ def probe_all(
     num_workers: int,
 ) -> Iterator[tuple[str, Any]]:
     """Yields (path, header or problem) of (path, problem or None), in order."""
-    # Processes: threads gained nothing over a plain loop when measured on files
-    # that were not in memory. Not SpeechBrain's parallel_map: while one file
-    # hangs on a network disk, it would go on to read all others and keep them.
-    # Here the batches in flight bound the memory, enough that no worker waits.
+    # Processes, because threads were no faster than a plain loop on files that
+    # were not in memory. Not SpeechBrain's parallel_map: while one file hangs
+    # on a network disk, it would read all others and keep their results. Here
+    # the number of batches in flight is limited, but large enough that no
+    # worker waits.
     batches = iter(lambda: list(itertools.islice(files, BATCH)), [])
     waiting = collections.deque()
     first = [
@@ -49,10 +50,10 @@ def probe_all(
                     yield from waiting[0][0].result()
                     waiting.popleft()
             except StorageFailure:
-                # Each batch that waits would wait for the storage, too.
+                # Cancelled: each remaining batch would wait for the storage.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    # The system kills a worker for want of memory, or libsndfile crashes.
+    # The system killed a worker for lack of memory, or libsndfile crashed.
     except BrokenProcessPool as error:
         (_, oldest), (_, newest) = waiting[0], waiting[-1]
         first, last = oldest[0][0], newest[-1][0]
@@ -65,7 +66,7 @@ def probe_all(
 
 
 def start_worker() -> None:
-    """Leaves Ctrl-C to the main process, and ends with it if it is killed."""
+    """Makes a worker ignore Ctrl-C, and end when its parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent():

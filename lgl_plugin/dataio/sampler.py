@@ -10,10 +10,10 @@ class PassSampler(Sampler):
     """An endless stream of passes over a dataset, cut into epochs.
 
     Each pass has every utterance once, in an order of its own. An epoch of
-    `length` items goes on where the one before ended, so that no utterance is
-    left out for good: between any two, the number of visits differs by one at
-    most. An index is an item's place in the dataset plus `size` for
-    each pass before; `UtteranceDataset` draws other crops in each pass.
+    `length` items continues where the previous epoch ended, so that the
+    numbers of visits of any two utterances differ by one at most. An index is
+    an item's place in the dataset plus `size` for each previous pass;
+    `UtteranceDataset` draws other crops in each pass.
 
     With `classes`, int (size,), a pass draws with replacement, so that each
     class is as likely as any other, whatever its size: class-balanced sampling.
@@ -21,10 +21,10 @@ class PassSampler(Sampler):
 
     With `shards`, int (size,), see `shard_numbers`, a pass reads only `window`
     shards at a time, for storage that caches the neighbourhood of recent
-    reads: they are dealt into windows at random, and a window's utterances are
-    shuffled. Speakers must be spread over the shards, as `write_shards` does,
-    for a window to be a fair sample of the corpus. Second crops of other
-    utterances (`Partners`) are read from any shard.
+    reads. Shards are dealt into windows at random, and the utterances of a
+    window are shuffled. A window is a fair sample of the corpus only if
+    speakers are spread over the shards, as by `write_shards`. Second crops of
+    other utterances (`Partners`) are read from any shard.
     """
 
     window = 8

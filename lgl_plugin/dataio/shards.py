@@ -1,9 +1,9 @@
-"""Packs a corpus into shards: a few large tar files for a million small ones.
+"""Packs a corpus into shards: few large tar files instead of many small files.
 
-For disks and clusters on which opening a small file is slow. A manifest tells
-where in which shard each utterance lies, so that reading stays random access:
-the same dataset, samplers, split over ranks, resumption and labels by ID.
-Readers of webdataset's format can read the shards as well.
+For disks and clusters on which opening a small file is slow. A manifest names
+the shard and the bytes of each utterance, so that reading stays random access:
+dataset, samplers, ranks, resumption and labels work as without shards. Readers
+of webdataset's format can read the shards as well.
 
 > lgl pack manifest.csv /fast/shards --data_root=/corpus
 > python train_lgl.py hparams/stage1.yaml --data_folder=/fast/shards \\
@@ -55,8 +55,8 @@ logger = get_logger(__name__)
 RECORD = "shards.json"
 # Files whose headers give the corpus's bytes a second, to a few per cent.
 N_SAMPLED = 200
-# The format that keeps a cut-out part exactly, by libsndfile's name for the
-# file's samples. For all others it is floating point, as they are decoded.
+# The lossless format for a part cut out of a file, by the file's subtype in
+# libsndfile. A part of another subtype is stored as floating point, as decoded.
 PART_FORMATS = {
     **dict.fromkeys(
         ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"), ("flac", "PCM_16")
@@ -98,9 +98,9 @@ def write_shards(
     or begins at the root (`../a`, `/a`, `C:\\a`) becomes a name below the
     folder that the shard is unpacked in.
 
-    FileExistsError if the folder holds recordings or another manifest.csv,
-    ValueError if the manifest is of shards itself or too many utterances are
-    bad.
+    Raises FileExistsError if the folder holds recordings or another
+    manifest.csv, ValueError if the manifest is of shards itself or too many
+    utterances are bad.
     """
     check_from(0.001, shard_mb=shard_mb)
     check_from(1, num_workers=num_workers)
@@ -176,8 +176,8 @@ def _plan(folder, settings, utterances):
             k for k in settings if settings[k] != plan["settings"][k]
         )
         logger.warning(f"Writing all shards again: other {changed}.")
-    # The manifest first: if a kill comes between the two, it must not name
-    # shards of other settings.
+    # The manifest goes first: after a kill between the two deletions it must
+    # not name shards of other settings.
     target.unlink(missing_ok=True)
     for pattern in ("shard-*.csv", "shard-*.tar"):
         for old in folder.glob(pattern):
@@ -210,8 +210,8 @@ def _estimated_bytes(utterances, data_root, decode):
 
 def _split_rows(durations, n_shards):
     """Splits all rows at random into shards of about the same duration."""
-    # Random: in the manifest's order a shard would be one speaker's. Seeded:
-    # a run that goes on must split as the interrupted one did.
+    # Random: in the manifest's order a shard would hold one speaker. Seeded: a
+    # resumed run must split as the interrupted one did.
     order = np.random.default_rng(1).permutation(len(durations))
     ends = np.cumsum(durations[order])
     shares = ends[-1] * np.arange(1, n_shards) / n_shards
@@ -249,8 +249,8 @@ def _write_missing(utterances, shards, missing, index, num_workers, write_one):
             total=len(utterances),
             initial=done,
         ) as bar,
-        # parallel_map's own pool has no initializer: its workers would outlive
-        # a parent that was killed.
+        # Not parallel_map's own pool: without the initializer, workers would
+        # outlive a parent that was killed.
         ProcessPoolExecutor(num_workers, initializer=start_worker) as pool,
     ):
         try:
@@ -317,7 +317,7 @@ def _read_utterance(decode, wav, offset, duration, **_):
         # an exact comparison would cut and decode every whole file.
         whole = first == 0 and audio.frames - n_frames <= rate / 10
         if whole:
-            probe(wav)  # copied, nothing else of the file would be decoded
+            probe(wav)  # a copied file is not decoded otherwise
         if whole and not decode:
             extension = pathlib.Path(wav).suffix[1:] or audio.format
             return extension.lower(), pathlib.Path(wav).read_bytes(), 0
@@ -326,8 +326,8 @@ def _read_utterance(decode, wav, offset, duration, **_):
         if decode:
             loud = _exceeds_full_scale(audio, n_frames)
             kind, subtype = "wav", "FLOAT" if loud else "PCM_16"
-            # Decoded from the beginning, an mp3 that is cut short goes on with
-            # samples of before.
+            # Reads the end by itself. Decoded from the beginning, an mp3 that
+            # is cut short would repeat earlier samples there.
             end = min(first + n_frames, audio.frames) / rate
             read_audio(wav, max(end - 0.05, 0.0), 0.05)
         content, n_written, channels = io.BytesIO(), 0, audio.channels
@@ -374,7 +374,7 @@ def _member_key(name):
 
 
 class _Index:
-    """The shard and place of each utterance, gathered from shards' csvs."""
+    """The shard and place of each utterance, from the csvs of the shards."""
 
     def __init__(self, folder, utterances, max_bad_share):
         self._folder = folder
@@ -426,8 +426,8 @@ class _Index:
             atomic_write(target) as out,
         ):
             reader = csv.DictReader(source, skipinitialspace=True)
-            given = reader.fieldnames or ()
-            more = [column for column in (CHANNEL,) if column in given]
+            columns = reader.fieldnames or ()
+            more = [column for column in (CHANNEL,) if column in columns]
             out.write(",".join((*COLUMNS, *SHARD_COLUMNS, *more)) + "\n")
             # Text is quoted for the reason that `prepare_manifest` gives.
             writer = csv.writer(

@@ -1,4 +1,4 @@
-"""Faults of a disk or a machine, told from those of a file, and waited out."""
+"""Tells failures of the storage from faults of a file, and retries them."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-# Errors of the storage or the machine, which say nothing of a file. An
+# Errors of the storage or the machine, for which no file is to blame. An
 # input/output error (EIO) may be one bad sector, and counts as the file's.
 STORAGE = {
     getattr(errno, name)
@@ -18,15 +18,15 @@ STORAGE = {
     )
     if hasattr(errno, name)
 }
-WAITS = (1, 5, 25)  # seconds between tries to read from such a storage
+WAITS = (1, 5, 25)  # seconds between attempts to read
 
 
 class StorageFailure(OSError):
-    """A file that cannot be read now, for a fault that is not its own."""
+    """A file cannot be read now, because the storage or the machine fails."""
 
 
 def patient(read: Callable) -> Callable:
-    """Lets a function that reads a file try again while the storage fails."""
+    """Makes a function that reads a file retry while the storage fails."""
 
     @functools.wraps(read)
     def read_patiently(*args, **kwargs):
@@ -41,7 +41,7 @@ def patient(read: Callable) -> Callable:
 
 @contextlib.contextmanager
 def storage_failures(path: str | os.PathLike) -> Iterator[None]:
-    """Raises those of the block's errors that are not the file's own anew."""
+    """Raises StorageFailure for the block's errors that the storage caused."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,7 @@ def storage_failures(path: str | os.PathLike) -> Iterator[None]:
 
 
 def check_storage(path: str | os.PathLike, error: OSError) -> None:
-    """Raises StorageFailure for an error that is not the file's own."""
+    """Raises StorageFailure if the storage caused an error, not the file."""
     if error.errno in STORAGE:
         raise StorageFailure(
             f"{path} cannot be read now: {error.strerror}. That is a fault of "

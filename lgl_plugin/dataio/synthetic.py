@@ -39,11 +39,11 @@ from lgl_plugin.utils.progress import tqdm
 RATE = 16000  # of the corpus, in Hz
 # Spectra are as long as the longest utterance and its reverberation. Lengths
 # are multiples of 320 samples at 16 kHz, which are 441 at espeak's rate: then
-# resampling is the same spectrum cut at 8 kHz.
+# cutting the spectrum at 8 kHz resamples exactly.
 RESAMPLING = (320, 441)
 MAX_RT60 = 0.6  # seconds
 
-# Bumped whenever the same settings would give other bytes.
+# Raise it whenever the same settings would give other bytes.
 VERSION = 1
 
 TRIALS_PER_SPEAKER = 100  # of each kind, at most
@@ -60,12 +60,13 @@ def _smooth_response(rng, frequencies, deviation):
 
 
 class Channel:
-    """A session's way from the mouth to the file, drawn at random.
+    """The channel of a session, from the mouth to the file, drawn at random.
 
-    The room is a direct path and an exponentially decaying tail of noise; the
-    microphone and line a smooth random response, telephone band in a third of
-    the sessions; the noise coloured and stationary. `n_samples` is the length
-    of the spectra at 16 kHz, a multiple of 320.
+    The room is a direct path and an exponentially decaying tail of noise.
+    Microphone and line are a smooth random response, in a third of the
+    sessions limited to the telephone band. The noise is coloured and
+    stationary. `n_samples` is the length of the spectra at 16 kHz, a multiple
+    of 320.
     """
 
     def __init__(self, rng: np.random.Generator, n_samples: int) -> None:
@@ -101,9 +102,9 @@ class Channel:
         spectrum *= self.response
         noise = rng.standard_normal((len(spectrum), 2), dtype=np.float32)
         noise = noise.view(np.complex64)[:, 0] * self.noise
-        # By Parseval, energy over duration; the noise fills the spectrum's
-        # length. np.sum, not BLAS, whose order of summation, and so the last
-        # bits of the corpus, depends on the number of threads.
+        # By Parseval: energy over duration; the noise lasts for the spectrum's
+        # whole length. np.sum and not BLAS, whose order of summation depends on
+        # the number of threads: the last bits of the corpus would, too.
         signal_power = np.sum(np.abs(spectrum) ** 2) / seconds
         noise_power = np.sum(np.abs(noise) ** 2) * RATE / self.n_samples
         snr = 10 ** ((self.snr + rng.normal(0, 1)) / 10)
@@ -169,9 +170,9 @@ def draw_trials(
 ) -> list[tuple[int, str, str]]:
     """Draws (1 for target or 0, utterance, utterance), no pair twice.
 
-    Every speaker has the same number of target trials, all across sessions,
-    and of non-target trials, all with speakers of the same sex in turn. Two
-    speakers or more of each sex and two sessions or more are needed.
+    Every speaker has the same number of target trials, each across two
+    sessions, and of non-target trials, with the other speakers of the same sex
+    in turn. At least two speakers of each sex and two sessions are needed.
     """
     files = [
         (session, f"s{session:02d}/{utterance:03d}.wav")
@@ -203,7 +204,7 @@ def draw_trials(
 
 
 def _is_made(folder, settings):
-    """Returns True if a folder holds this corpus; raises if another's."""
+    """Tells whether a folder holds this corpus; refuses other content."""
     record = folder / "corpus.json"
     if record.exists():
         recorded = json.loads(record.read_text(encoding="utf-8"))["settings"]
@@ -236,7 +237,7 @@ def make_corpus(
     seed: int = 1,
     workers: int | None = None,
 ) -> bool:
-    """Makes the corpus, or finds it made.
+    """Makes the corpus, unless it exists.
 
     Writes `wav/<speaker>/<session>/<utt>.wav` (16 kHz, mono, 16 bit) for
     training and held-out speakers, `trials.txt` over the held-out ones and
@@ -309,7 +310,7 @@ def make_corpus(
         )
     if _is_made(folder, settings):
         return False
-    # Before the folder is made and processes are started.
+    # Checked before the folder is made and processes are started.
     loader()
     check_writable(folder.parent)
 
@@ -318,8 +319,8 @@ def make_corpus(
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     speak = functools.partial(make_speaker, partial / "wav", settings=settings)
-    # Workers are replaced after 100 speakers, since each leaves a loaded
-    # library and its data (1.4 MB) behind.
+    # Workers are replaced after 100 speakers, because each speaker leaves a
+    # loaded library and its data (1.4 MB) in memory.
     context = multiprocessing.get_context("spawn")
     with (
         explain_full_disk(folder),
@@ -342,8 +343,8 @@ def make_corpus(
         partial / "corpus.json",
         {"settings": settings, "training": training, "held_out": held_out},
     )
-    # Speech first: after a power cut the folder's name must not stand for
-    # files that never reached the disk.
+    # Synced before the rename: after a power cut the finished folder must not
+    # lack files.
     os.sync()
     os.replace(partial, folder)
     return True

@@ -1,4 +1,4 @@
-"""Trial lists: their form, their audio, and its exclusion from training."""
+"""Reads trial lists, and excludes their audio from training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 def trial_paths(
     trials: str | pathlib.Path, trial_folder: str | pathlib.Path
 ) -> set[str]:
-    """Returns the real paths of a list's utterances and all folders above."""
+    """Returns the real paths of a list's utterances and of all parents."""
     tested = set()
     real = {}
     for utterance in read_trials(trials).utterances:
@@ -71,9 +71,10 @@ def trial_audio(
 ) -> Manifest:
     """Returns a manifest of a list's utterances, in its order, below `folder`.
 
-    `channel` is the one to read of files that have several, from 0; by default
-    their mean; `rates`, in Hz, are those of the encoders that will. Audio that
-    cannot be read so raises ValueError, which names the first ten.
+    `channel`, from 0, is the one to read of files with several channels; by
+    default their mean is read. `rates`, in Hz, are those of the encoders that
+    score. Raises ValueError, which names the first ten, if files cannot be
+    read with that channel and at those rates.
     """
     folder, rows, bad = pathlib.Path(folder), [], []
     # delay: only long lists and network disks are worth a progress bar.
@@ -136,8 +137,8 @@ def read_trials(
     FileNotFoundError
         When the list, the folder, or utterances in it do not exist.
     ValueError
-        When a line is malformed or leads out of the folder, or there is no
-        trial or only one class.
+        When a line is malformed or leads out of the folder, or the list has no
+        trial or trials of only one class.
 
     Example
     -------
