@@ -1,15 +1,16 @@
-"""A good encoder made better for audio that nobody has labelled.
+"""Adapts an encoder to unlabelled audio, step by step, for `lgl adapt`.
 
-Rungs are tried, the cheapest first: the mean of the audio's embeddings is
-subtracted; then all directions get similar variance; then, on request, the
-whole network is trained through the loss gate, for which a user may label a
-few recordings. A rung is kept only if it wins the verdict; training is judged
-by clusters that it did not read. So the result may be that no rung is kept.
+Each step is a rung of the ladder; the cheapest is tried first. The first rung
+subtracts the mean of the audio's embeddings (centring). The second gives all
+directions similar variance (whitening). The third, on request, trains the
+whole network through the loss gate; for this a user may label a few
+recordings. A rung is kept only if its verdict is "better", so that none may be
+kept. Training is judged by clusters that it did not read.
 
 Back-ends are fitted on the recordings that they are judged by. With half of
-the recordings on either side a tenth as many gains were seen
-(docs/adapt_measured.md), and a mean and heavily shrunk variances adapt little
-to single recordings.
+the recordings to fit and half to judge, a tenth as many gains were seen
+(docs/adapt_measured.md). A mean and heavily shrunk variances hardly overfit to
+single recordings.
 """
 
 from __future__ import annotations
@@ -76,12 +77,14 @@ from lgl_plugin.utils.tables import write_csv
 logger = get_logger(__name__)
 
 # The most recordings that the verdict uses, that a back-end is fitted on, and
-# that the threshold is found with: by the halves of every second.
+# that are listed to find the threshold. Of the last every second one is used,
+# cut into halves.
 JUDGED, FITTED, HALVED = 4000, 20000, 1000
 ROWS = "rows.npz"
 # Files and folders that are replaced, beside those of steps.
 MADE = ("manifest.csv", "bad_files.txt", "report/index.html", "export/adapted")
-# Of the recordings to judge by: the share that a trained network may fail on.
+# The share of the recordings to judge by for which a trained network may give
+# no finite embedding.
 MOST_LOST = 0.02
 
 
@@ -93,7 +96,7 @@ class Embedded:
     vectors: np.ndarray
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the vectors of those of some rows that could be read."""
+        """Returns the vectors of `rows`, without rows that were not read."""
         place = {row: number for number, row in enumerate(self.rows.tolist())}
         return self.vectors[[place[r] for r in rows.tolist() if r in place]]
 
@@ -101,17 +104,19 @@ class Embedded:
 class Ladder:
     """An encoder, unlabelled audio, and the rungs that were tried so far.
 
-    A run folder keeps every step: the same calls after an interruption go on
-    where it stopped. `encoder` is as of `load_extractor`, `audio` a folder of
-    files, at any depth, and `labels` a csv of a few recordings' speakers, see
-    `read_given`, which the user gives for training: the verdict uses none
-    of these. `channel` is the one to read, by default the mean of all. `train`
-    says whether `try_training` follows, so that the screen counts its steps.
+    A run folder keeps every step: after an interruption the same calls
+    continue where it stopped. `encoder` is a source for `load_extractor`, and
+    `audio` a folder of files, at any depth. `labels` is a csv of a few
+    recordings' speakers, see `read_given`, for training; the verdict reads no
+    labels. `channel` is the one to read, by default the mean of all. `train`
+    says whether `try_training` follows, so that progress counts its steps.
     The audio is listed at once, and embedded by `try_backends`.
-    FileNotFoundError or ValueError if a folder is missing, the encoder cannot
-    be loaded, there is too little audio, the labels do not fit, or the folder
-    was begun with another encoder or has rungs of other audio; FileExistsError
-    if it has recordings, or files of somebody else's that would be replaced.
+
+    Raises FileNotFoundError or ValueError if a folder is missing, the encoder
+    cannot be loaded, there is too little audio, the labels do not fit, or the
+    folder was begun with another encoder or has rungs of other audio. Raises
+    FileExistsError if the folder has recordings, or files that `lgl adapt` did
+    not write and would replace.
     """
 
     def __init__(
@@ -127,19 +132,19 @@ class Ladder:
     ):
         self.source, self.audio = pathlib.Path(encoder), pathlib.Path(audio)
         self.device = check_device(device)
-        # The encoder first: what is wrong with it shows before a long scan.
+        # The encoder first: its faults show before a long scan.
         self.extract = load_extractor(encoder, self.device, num_workers)
         self.settings = encoder_settings(encoder) or {}
         self.folder = pathlib.Path(folder)
         listed = self.folder / "manifest.csv"
         begins = not (self.folder / STATE).exists()
-        if begins:  # a lock is no sign of ours: `lgl embed` leaves one, too
+        if begins:  # a lock proves nothing here: `lgl embed` leaves one, too
             refuse_recordings(self.folder, audio)
             refuse_foreign(self.folder, MADE)
         lock_folder(self.folder)
         files = encoder_files(encoder)
         made_from = {name: checksum(path) for name, path in files.items()}
-        if begins:  # or an interrupted listing would pass for a foreign one
+        if begins:  # otherwise an interrupted listing would look foreign
             Run(self.folder, 0, {"made_from": made_from}).save()
         self._check_begun(made_from, f"another encoder than {encoder}")
         other = f"other audio than {audio} has now"
@@ -147,7 +152,7 @@ class Ladder:
         judged = {*read_state(self.folder)["done"]} - {START}
 
         def accept(version):
-            if not judged:  # such as for want of audio, of which there is more
+            if not judged:  # for lack of audio, perhaps, which was now added
                 return
             times = {"times": version["times"]}
             files = {listed.name: version[listed.name]}
@@ -160,14 +165,15 @@ class Ladder:
         )
         accept(version)  # a file may have been written since it was listed
         self.times = version["times"]
-        # Steps of an earlier version, which judged by others, are done again.
+        # Steps of an earlier version, with another rule, are done again.
         made_from.update(version, judged=f"{JUDGED} by rule {RULE}")
         number, self.given, n_known = len(self.manifest), None, 0
         self.training = self.folder / "training"
         if labels is not None:
             self.given = read_given(labels, self.manifest.ids)
             n_known = len(self.given.rows)
-            # One for each file: a training of other labels refuses to go on.
+            # A folder for each file of labels: a training cannot continue with
+            # other labels.
             self.training = self.folder / f"training-{checksum(labels)[:8]}"
         self.run = Run(self.folder, 0, {"made_from": made_from})
         self.run.plan = steps_of(train)
@@ -190,9 +196,9 @@ class Ladder:
         return any(rung.kept for rung in self.rungs)
 
     def _check_begun(self, files, otherwise):
-        """Refuses a folder that was begun with other files, and names these.
+        """Refuses a folder that was begun with other files, and names them.
 
-        The training would refuse them too, but only after the other rungs.
+        The training would refuse them, too, but only after the other rungs.
         """
         state = read_state(self.folder)
         begun = state["settings"].get(ADAPTATION)
@@ -203,8 +209,8 @@ class Ladder:
             )
         if not state["sources"]:  # no step is begun
             return
-        known = begun["made_from"]
-        differ = [name for name in files if files[name] != known.get(name)]
+        before = begun["made_from"]
+        differ = [name for name in files if files[name] != before.get(name)]
         if differ:
             raise ValueError(
                 f"{self.folder} was begun with {otherwise} (of which these "
@@ -213,7 +219,7 @@ class Ladder:
             )
 
     def _start(self):
-        """Embeds by the encoder as it came."""
+        """Embeds with the encoder as it was given."""
 
         def embed(folder):
             save_weights(self.extract.encoder.network, folder / ENCODER)
@@ -229,7 +235,7 @@ class Ladder:
 
     @contextlib.contextmanager
     def _on_record(self, name):
-        """Keeps why a step cannot be done, for `lgl status`."""
+        """Records why a step failed, for `lgl status`."""
         try:
             yield
         except ValueError as error:
@@ -238,7 +244,7 @@ class Ladder:
             raise
 
     def _step(self, name, work):
-        """Does a step after the one before, unless it is done."""
+        """Does a step, unless it is done; its source is the step before."""
         with stop.on_signals():
             result = self.run.step(name, work, self.made_from)
         self.made_from = self.run.checksum(name)
@@ -252,21 +258,18 @@ class Ladder:
         )
 
     def _read(self, extract, rows, folder):
-        """Embeds those of some recordings that can be read, into a folder.
-
-        The others are named in bad_files.txt.
-        """
-        found, bad = extract(self.manifest, rows, folder, version=self.times)
+        """Embeds recordings into a folder; logs bad ones in bad_files.txt."""
+        store, bad = extract(self.manifest, rows, folder, version=self.times)
         BadFiles(self.folder / "bad_files.txt", limit=sys.maxsize).add(bad)
-        return found
+        return store
 
     def _take(self, name):
-        """Goes on from the network that a step left."""
+        """Uses the weights and embeddings of a step from now on."""
         self.weights = self.folder / name / ENCODER
         self.embedded = self._embedded(Embeddings.load(self.folder / name))
 
     def _judge_by(self, judged):
-        """Judges from here on by rows `judged`."""
+        """Uses the rows `judged` for verdicts from now on."""
         self.judged = judged[np.isin(judged, self.embedded.rows)]
         check_enough(
             len(self.judged),
@@ -279,7 +282,7 @@ class Ladder:
         self.best = self.backend(bare) if self.backend else bare
 
     def _done(self, name, result):
-        """Notes a rung that is done; says whether it is kept."""
+        """Adds a rung that is done to the list; tells whether it is kept."""
         rung = Rung(name, Verdict(**result))
         self.rungs.append(rung)
         logger.info("%s: %s", name, rung.verdict)
@@ -287,27 +290,29 @@ class Ladder:
 
     def _judge(self, embedded, kind, folder):
         """Fits a back-end, or none, and judges against the best so far."""
-        known = np.isin(self.judged, embedded.rows)
-        if (lost := np.count_nonzero(~known)) > MOST_LOST * len(known):
+        is_embedded = np.isin(self.judged, embedded.rows)
+        lost, number = np.count_nonzero(~is_embedded), len(is_embedded)
+        if lost > MOST_LOST * number:
             raise ValueError(
-                f"{lost} of {len(known)} recordings to judge by have no finite "
+                f"{lost} of {number} recordings to judge by have no finite "
                 "embedding by the trained network. Lower --lr."
             )
-        behind = bare = embedded.of(self.judged)
+        transformed = bare = embedded.of(self.judged)
         if kind:
             backend = BACKENDS[kind]().fit(embedded.of(self.order[:FITTED]))
             backend.save(folder / BACKEND)
-            behind = backend(bare)
-        found = judge(self.best[known], behind, self.n_speakers)
-        tie = found.low <= 0 <= found.high
+            transformed = backend(bare)
+        verdict = judge(self.best[is_embedded], transformed, self.n_speakers)
+        tie = verdict.low <= 0 <= verdict.high
         if embedded is self.embedded and self.kind and tie:
-            # A tie of back-ends goes to the later, if that wins over none:
-            # labelled trials mostly gained by it, docs/adapt_measured.md.
-            found = judge(bare, behind, self.n_speakers)
-        return dataclasses.asdict(found)
+            # If two back-ends tie, the later one is judged against the bare
+            # embeddings: on labelled trials it was mostly the better one
+            # (docs/adapt_measured.md).
+            verdict = judge(bare, transformed, self.n_speakers)
+        return dataclasses.asdict(verdict)
 
     def _climb(self, name, kind):
-        """Goes on from a rung that is kept."""
+        """Makes a rung that is kept the best so far."""
         self.kind, self.best = kind, self.embedded.of(self.judged)
         if kind:
             path = self.folder / name / BACKEND
@@ -316,31 +321,31 @@ class Ladder:
             self.best = self.backend(self.best)
 
     def try_backends(self) -> None:
-        """Embeds the audio, and tries the rungs that train nothing.
+        """Embeds the audio, and tries the rungs that do not train.
 
-        ValueError if the recordings do not allow a verdict.
+        Raises ValueError if the recordings do not allow a verdict.
         """
         self._start()
         for name in BACKENDS:
             fit = functools.partial(self._judge, self.embedded, name)
             with self._on_record(name):
-                found = self._step(name, fit)
-            if self._done(name, found):
+                verdict = self._step(name, fit)
+            if self._done(name, verdict):
                 self._climb(name, name)
 
     def _split(self):
-        """Judges from here on by speakers that no training reads."""
+        """Keeps speakers out of training, and uses them for verdicts."""
 
         def work(folder):
             rest = self.order[FITTED:]
             if len(rest):
                 self._read(self.extract, rest, folder)
-            known = every()
-            labelled = np.zeros(len(known.rows), bool)
+            embedded = every()
+            labelled = np.zeros(len(embedded.rows), bool)
             if self.given is not None:
-                labelled = self.given.of(known.rows) >= 0
-            drawn = kept_out(known.vectors, labelled, device=self.device)
-            out = known.rows[drawn]
+                labelled = self.given.of(embedded.rows) >= 0
+            drawn = kept_out(embedded.vectors, labelled, device=self.device)
+            out = embedded.rows[drawn]
             check_enough(
                 len(out),
                 f"{len(out)} recordings are of speakers to judge training by",
@@ -348,8 +353,8 @@ class Ladder:
                 "of the recordings. Give labels of fewer speakers, or leave "
                 "--train out.",
             )
-            # Without what cannot be read: training ends at 2 % of such files.
-            rest = np.setdiff1d(known.rows, out)
+            # Without unreadable files: training stops if they are above 2 %.
+            rest = np.setdiff1d(embedded.rows, out)
             save_arrays(folder / ROWS, kept_out=out, trained=rest)
             return {"kept_out": len(out)}
 
@@ -359,9 +364,9 @@ class Ladder:
                 stores.append(Embeddings.load(self.folder / SPLIT))
             return self._embedded(*stores)
 
-        if self.given is not None:  # by other labels the step is done again
-            known = self.given.rows
-            self.made_from = digest([self.made_from, known.tolist()])
+        if self.given is not None:  # the step depends on the labels
+            rows = self.given.rows.tolist()
+            self.made_from = digest([self.made_from, rows])
         with self._on_record(SPLIT):
             self._step(SPLIT, work)
         self.embedded = every()
@@ -376,21 +381,22 @@ class Ladder:
         train: Callable[[Ladder], pathlib.Path],
         settings: Sequence[str] = (),
     ) -> None:
-        """Tries the whole network, trained on by what is given.
+        """Tries the rung that trains the whole network.
 
-        `train` takes the ladder, trains on the rows `trained` from `weights`,
-        in the folder `training`, and returns the path of the new ones. Other
-        labels, and each `settings` that it has, in words, get a training and a
-        verdict of their own. ValueError if too few speakers are left to judge
-        by.
+        `train` takes the ladder, trains from `weights` on the rows `trained`
+        in the folder `training`, and returns the path of the new weights.
+        `settings` describes the settings of `train` that differ from the
+        preset. Other settings or other labels get a training and a verdict of
+        their own. Raises ValueError if too few speakers are left to judge by.
         """
         before = self.judged, self.embedded, self.best, self.n_speakers
         self._split()
         if settings:
             made_by = digest([*settings])[:8]
             self.training = self.folder / f"{self.training.name}-{made_by}"
-        # The split knows only which recordings have labels: a corrected name
-        # would leave the old training as it is. The folder's name has both.
+        # The split depends only on which recordings have labels, not on the
+        # speakers' names: after a correction the old training would stay. The
+        # folder's name depends on labels and settings.
         self.made_from = digest([self.made_from, self.training.name])
 
         def work(folder):
@@ -416,10 +422,10 @@ class Ladder:
     ) -> float | None:
         """Writes what was kept as a folder that SpeechBrain alone loads.
 
-        `labelled` says whether labels went into the encoder that this began
-        with, for the model card, and `licence` is that of the weights, as
-        Hugging Face names it. Returns the decision threshold, found without
-        labels, if there is one.
+        For the model card, `labelled` says whether the given encoder was
+        trained with labels, and `licence` is that of the weights, as Hugging
+        Face names it. Returns the decision threshold, found without labels, or
+        None.
         """
         model = InferenceModel(
             self.settings, self.weights, backend=self.backend
@@ -431,8 +437,8 @@ class Ladder:
             halved = self.manifest.take(self.judged[:HALVED])
             return threshold_by_halves(extract, halved, 0.5, 0)
 
-        # By its content: a rung that is done again may be fitted to files that
-        # could not be read before, or by another version of this package.
+        # Keyed by content: a rung that is done again may be fitted to files
+        # that could not be read before, or by another version of this package.
         made_from = {
             "run": self.run.identity(),
             "weights": checksum(self.weights),
@@ -459,14 +465,14 @@ class Ladder:
         return threshold
 
     def list_trained(self, path: pathlib.Path, labels: pathlib.Path) -> None:
-        """Writes the manifest of the recordings to train on, and no other.
+        """Writes the manifest of the recordings to train on to `path`.
 
-        `labels` gets the labels that are given of these, if there are any.
+        If the user gave labels, writes those of these recordings to `labels`.
         """
         write_part(self.folder / "manifest.csv", path, self.trained)
         if self.given is None:
             return
-        known = self.trained[self.given.by_row[self.trained] >= 0]
-        speakers = (self.given.speakers[n] for n in self.given.by_row[known])
-        named = zip((self.manifest.ids[row] for row in known), speakers)
+        rows = self.trained[self.given.by_row[self.trained] >= 0]
+        speakers = (self.given.speakers[n] for n in self.given.by_row[rows])
+        named = zip((self.manifest.ids[row] for row in rows), speakers)
         write_csv(labels, itertools.chain([COLUMNS], named))

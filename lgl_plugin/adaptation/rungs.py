@@ -1,4 +1,4 @@
-"""The rungs of `lgl adapt`: what is tried, and the verdict on each."""
+"""The rungs of `lgl adapt`, ways to adapt an encoder, with their verdicts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,9 +10,9 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     "centring": Centring,
     "whitening": Whitening,
 }
-# The step before training, and training.
+# The step that keeps speakers out of training, and the rung that trains.
 SPLIT, TRAINED = "split", "loss_gate"
-START = "start"  # the step before all rungs
+START = "start"  # the first step, which embeds the audio
 HEADER = ["rung", "before %", "after %", "change, points", "verdict", "kept"]
 
 
@@ -30,17 +30,18 @@ class Rung:
 
     @property
     def kept(self) -> bool:
-        """Says whether the adapted encoder has this rung."""
+        """Says whether the adapted encoder includes this rung."""
         return self.verdict.sign < 0
 
     def cells(self) -> list[str]:
-        """Returns the rung's line of a table under `HEADER`."""
-        found = self.verdict
+        """Returns the rung's row of a table under `HEADER`."""
+        verdict = self.verdict
+        word, doubt = verdict.word, verdict.doubt
         return [
             self.name,
-            f"{found.before:.1f}",
-            f"{found.after:.1f}",
-            f"{found.low:+.1f} to {found.high:+.1f}",
-            f"{found.word}: {found.doubt}" if found.doubt else found.word,
+            f"{verdict.before:.1f}",
+            f"{verdict.after:.1f}",
+            f"{verdict.low:+.1f} to {verdict.high:+.1f}",
+            f"{word}: {doubt}" if doubt else word,
             "yes" if self.kept else "no",
         ]

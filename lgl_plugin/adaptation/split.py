@@ -1,8 +1,7 @@
-"""A split of unlabelled recordings by speaker: whole clusters are kept out.
+"""Splits unlabelled recordings by speaker: keeps whole clusters out.
 
-An encoder that was trained on some speakers tells these apart better than
-strangers. So it must be judged by other speakers, for which clusters
-stand in.
+An encoder tells the speakers that it was trained on apart better than others.
+So training must be judged by other speakers. Clusters stand for speakers.
 """
 
 import numpy as np
@@ -22,10 +21,10 @@ def kept_out(
 ) -> np.ndarray:
     """Draws clusters to keep out of training; returns their members, bool (N,).
 
-    Clusters come in random order until a hundred of them hold 400 recordings;
-    one that would bring the share kept out over a half is passed over, and so
-    is one that holds a recording that is `labelled`, bool (N,). Takes
-    embeddings (N, D), N from 8.
+    Takes embeddings (N, D), N from 8. Clusters are drawn in random order, until
+    at least 100 clusters with at least 400 recordings are out. A cluster that
+    would bring the share above a half is skipped, and so is a cluster with a
+    `labelled` recording, bool (N,).
     """
     labels = ward_labels(vectors, seed=seed, device=device)
     sizes = np.bincount(labels)

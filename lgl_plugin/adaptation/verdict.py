@@ -1,24 +1,26 @@
 """A verdict without labels: whether one encoder is better than another.
 
-Both encoders score the same pseudo-trials, pairs of whole recordings. Each of
-the two clusters the recordings by its own scores. A pair that both put into one
-cluster is a target trial, a pair that both put into different clusters is a
-non-target trial, and a pair on which they disagree is none. So a mistake of one
-encoder alone is no trial, and helps neither. The interval comes from drawing
-recordings, not trials: thousands of trials share a recording.
+Both encoders score the same pseudo-trials, pairs of whole recordings. Each
+encoder clusters the recordings by its own scores. A pair is a target trial if
+both encoders put it into one cluster, and a non-target trial if both put it
+into different clusters. A pair on which the encoders disagree is no trial: a
+mistake of one encoder alone helps neither. The interval comes from resampling
+recordings, not trials, because thousands of trials share a recording.
 
-What can mislead: mistakes that both encoders make count as the truth, so that
-the error rates are not the true ones. Since pairs on which they disagree are
-left out, the change is smaller than the true one, and small gains show only on
-many recordings. With few speakers, recordings are not independent and the
-interval is too narrow; it leaves out, too, that the clusters could have been
-others. An encoder that was trained on these recordings looks better than it is.
+The verdict can mislead:
 
-Where the clusters are sessions instead of speakers, an encoder wins by knowing
-rooms, lines and microphones. By fewer clusters, of several sessions each, it
-loses. So nothing is decided where a half or a quarter of the clusters say the
-opposite.
-`benchmarks/verdict.py` measures all this where labels exist.
+- Mistakes that both encoders make count as the truth, so that the error rates
+  are not the true ones.
+- Pairs on which the encoders disagree are left out. So the measured change is
+  smaller than the true one, and small gains show only on many recordings.
+- With few speakers, recordings are not independent, and the interval is too
+  narrow. The interval also ignores that the clusters could have been others.
+- An encoder that was trained on these recordings looks better than it is.
+
+If the clusters are sessions instead of speakers, an encoder wins by knowing
+rooms, lines and microphones. With fewer clusters, of several sessions each, it
+loses. So the verdict stays open if half or a quarter of the clusters say the
+opposite. `benchmarks/verdict.py` measures all this where labels exist.
 """
 
 import dataclasses
@@ -35,23 +37,23 @@ from lgl_plugin.inference.backends import Centring
 from lgl_plugin.inference.ward_clusters import ward_estimate
 from lgl_plugin.metrics.error_rates import Resampled
 
-# An interval of fewer recordings says nothing, nor does one of fewer target
-# trials; more trials of a kind than this change no error rate.
+# The fewest recordings and target trials for which an interval says anything;
+# and the most trials of a kind, since more change no error rate.
 FEWEST, FEWEST_TARGETS, MOST = 10, 10, 100_000
 RESAMPLES, LEVEL = 1000, 0.95
-# Raise it where the same recordings may get another verdict: `lgl adapt` then
-# judges a begun folder anew.
+# Raise it if a change of the code may change a verdict: `lgl adapt` then judges
+# a begun folder again.
 RULE = 3
-# Groups of few recordings are taken for speakers if they are as many and their
-# mean silhouette is as high. Of fewer or less clear groups verdicts were wrong:
-# docs/adapt_measured.md.
+# Groups of few recordings count as speakers if there are at least this many
+# groups, of at least this mean silhouette. With fewer or less clear groups
+# verdicts were wrong (docs/adapt_measured.md).
 FEWEST_GROUPS, CLEAR = 4, 1 / 3
-# By so many times fewer clusters the opposite must not hold.
+# The verdict is repeated with the number of clusters divided by each of these.
 COARSER = (2, 4)
 
 
 def check_enough(number: int, found: str, advice: str = "") -> None:
-    """Raises ValueError, with what was found, if a verdict takes more."""
+    """Raises ValueError, beginning with `found`, if recordings are too few."""
     if number < FEWEST:
         raise ValueError(f"{found}, and a verdict takes {FEWEST}{advice}")
 
@@ -62,13 +64,12 @@ def count_speakers(vectors: ArrayLike) -> int:
     Arguments
     ---------
     vectors : array-like
-        Their embeddings by the encoder as it came, float (N, D), N from 10.
+        Their embeddings by the given encoder, float (N, D), N from 10.
 
     Raises
     ------
     ValueError
-        If they are too few, or form no groups, so that no verdict can be
-        passed.
+        If the recordings are too few for a verdict, or form no groups.
 
     Example
     -------
@@ -79,10 +80,10 @@ def count_speakers(vectors: ArrayLike) -> int:
     """
     vectors = np.asarray(vectors)
     check_enough(len(vectors), f"there are {len(vectors)} recordings")
-    found = ward_estimate(vectors)
-    if not found.is_guess:
-        return found.n_clusters
-    # Few recordings may form groups that are clear, but not beyond chance.
+    estimate = ward_estimate(vectors)
+    if not estimate.is_guess:
+        return estimate.n_clusters
+    # Few recordings may form clear groups, though not beyond chance.
     unit = normalised(Centring().fit_transform(vectors))
     groups = clearest_clusters(unit)
     number = int(groups.max()) + 1
@@ -103,13 +104,13 @@ class Verdict:
     Arguments
     ---------
     recordings : int
-        That the pseudo-trials are of.
+        Number of recordings in the pseudo-trials.
     before, after : float
         Equal error rates.
     low, high : float
-        Of after less before, a 95 % interval.
+        The 95 % interval of the difference, after minus before.
     opposite : int
-        Number of clusters by which the opposite would be decided, 0 if none.
+        Number of clusters with which the verdict is the opposite, 0 if none.
 
     Example
     -------
@@ -127,7 +128,7 @@ points)
 
     @property
     def sign(self) -> int:
-        """Says -1 for better, 1 for worse, 0 if nothing is decided."""
+        """Returns -1 for better, 1 for worse, 0 for an open verdict."""
         return 0 if self.opposite else (self.low > 0) - (self.high < 0)
 
     @property
@@ -137,7 +138,7 @@ points)
 
     @property
     def doubt(self) -> str:
-        """Says why nothing is decided though the interval does not hold 0."""
+        """Says why the verdict is open though the interval excludes 0."""
         if not self.opposite:
             return ""
         return (
@@ -168,15 +169,15 @@ def judge(
     Arguments
     ---------
     before, after : array-like
-        Embeddings of the recordings, behind the back-ends, if there are any:
-        float (N, D) and (N, D'), N from 10, in one order.
+        Embeddings of the recordings, after the back-end if there is one,
+        float (N, D) and (N, D'), N from 10, in the same order.
     n_speakers : int
         About how many speakers the recordings have: `count_speakers`.
 
     Raises
     ------
     ValueError
-        If the recordings differ in number, or they or the pairs of one cluster
+        If the recordings differ in number, or if recordings or target trials
         are too few.
 
     Example
@@ -196,18 +197,18 @@ def judge(
         )
     number = len(encoders[0])
     check_enough(number, f"there are {number} recordings")
-    found = _compare(encoders, n_speakers)
+    verdict = _compare(encoders, n_speakers)
     for part in COARSER:
         fewer = n_speakers // part
-        if not found.sign or fewer < 2:
+        if not verdict.sign or fewer < 2:
             break
-        if _compare(encoders, fewer).sign == -found.sign:
-            found = dataclasses.replace(found, opposite=fewer)
-    return found
+        if _compare(encoders, fewer).sign == -verdict.sign:
+            verdict = dataclasses.replace(verdict, opposite=fewer)
+    return verdict
 
 
 def _compare(encoders, n_clusters):
-    """Compares unit embeddings of two encoders by so many clusters."""
+    """Compares two encoders' unit embeddings by `n_clusters` clusters."""
     cluster = TwoStepKMeans(TorchKMeans(FIRST_STEP), n_clusters)
     clusters = [cluster(points).labels for points in encoders]
     rng = np.random.default_rng(0)
@@ -236,14 +237,14 @@ def _compare(encoders, n_clusters):
 
 
 def _trials(clusters, rng):
-    """Returns the pairs on which two clusterings agree, and the targets."""
+    """Returns the pairs on which two clusterings agree; labels, 1 a target."""
     first, second = np.triu_indices(len(clusters[0]), 1)
-    one, other = (labels[first] == labels[second] for labels in clusters)
-    kinds = np.flatnonzero(one & other), np.flatnonzero(~one & ~other)
-    targets, others = (
+    same, also = (labels[first] == labels[second] for labels in clusters)
+    kinds = np.flatnonzero(same & also), np.flatnonzero(~same & ~also)
+    targets, nontargets = (
         rng.choice(pairs, MOST, replace=False) if len(pairs) > MOST else pairs
         for pairs in kinds
     )
-    chosen = np.concatenate([targets, others])
+    chosen = np.concatenate([targets, nontargets])
     labels = np.arange(len(chosen)) < len(targets)
     return first[chosen], second[chosen], labels
