@@ -1,4 +1,4 @@
-"""A recipe's command line: its values as typed, and for the other stage."""
+"""Reads a recipe's command line, and translates it to the other stage."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def parse_arguments(
 
     SpeechBrain splits words at each "=" and quotes nothing: it reads a folder
     "lr=0.1" as "lr 0.1", "Tape #3" as "Tape", and fails on "Tape: 3". Here
-    only its own options are read so, and none by a shortened name.
+    SpeechBrain reads only its own options, and their names in full.
 
     Arguments
     ---------
     words : list[str]
         The path of a yaml, and options.
     own : dict, optional
-        Settings beside the options, as `plain_settings` returns them.
+        Further settings, as `plain_settings` returns them.
 
     Returns
     -------
@@ -43,13 +43,13 @@ def parse_arguments(
     speechbrain.utils.run_opts.RunOptions
         SpeechBrain's own options.
     str
-        The other ones and `own`, as a yaml text.
+        The other options and `own`, as a yaml text.
 
     Raises
     ------
     ValueError
-        If one of SpeechBrain's options cannot have its value, an option is
-        given twice, or processes of torchrun cannot meet by their backend.
+        If an option of SpeechBrain has an invalid value, an option is given
+        twice, or processes of torchrun cannot communicate by their backend.
 
     Example
     -------
@@ -78,7 +78,7 @@ def parse_arguments(
     except SystemExit as left:
         if not left.code:  # --help
             raise
-        # Without SpeechBrain's usage, which has options that are refused here.
+        # The error alone: SpeechBrain's usage lists options refused here.
         *_, last = said.getvalue().splitlines()
         raise ValueError(last.partition("error: ")[2] or last) from None
     sys.stderr.write(said.getvalue())
@@ -99,24 +99,26 @@ def run_options() -> set[str]:
 def paired(words: Iterable[str], apart: Container[str] = ()) -> list[str]:
     """Joins `--key value` to `--key=value`.
 
-    Keys in `apart` may have no value: a word behind them stays as it is.
+    A key in `apart` may have no value: the word after it stays as it is.
     """
     pairs: list[str] = []
-    waits = False  # whether the last word is an option that takes a value
+    needs_value = False  # whether the last word is an option without its value
     for word in words:
         is_option = word.startswith("--")
-        if waits and not is_option:
+        if needs_value and not is_option:
             pairs[-1] += f"={word}"
         else:
             pairs.append(word)
-        waits = is_option and "=" not in word and key_of(word) not in apart
+        lacks_value = is_option and "=" not in word
+        needs_value = lacks_value and key_of(word) not in apart
     return pairs
 
 
 def paired_once(words: Iterable[str], apart: Container[str] = ()) -> list[str]:
-    """Pairs as `paired`; ValueError if an option has two values.
+    """Pairs words as `paired`; raises ValueError for an option given twice.
 
-    Of two, yaml has an error in words of its own, and SpeechBrain the last.
+    For options given twice yaml raises an obscure error, and SpeechBrain
+    silently takes the last value.
     """
     words = [*words]
     valued = [
@@ -135,13 +137,13 @@ def key_of(option: str) -> str:
 
 
 def not_typed(own: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
-    """Returns those of some settings that no option names."""
+    """Returns the settings in `own` that no option names."""
     named = {key_of(option) for option in options}
     return {key: value for key, value in own.items() if key not in named}
 
 
 def as_typed(name: str, value: str) -> str:
-    """Returns the yaml line of an option, which reads as it was typed."""
+    """Returns a yaml line that gives an option the value that was typed."""
     if name in TEXTS and value != "null":
         return dump_settings({name: value}).strip()
     if _is_misread(value) and value[0] not in "!{['\"":  # not a yaml text
@@ -178,14 +180,14 @@ def keys_of_stages(yamls: Iterable[str | pathlib.Path] = ()) -> list[set[str]]:
 
 
 def goes_to(key: str, stage: int, keys: list[set[str]]) -> bool:
-    """Says whether a key is for a stage, by the keys that each stage takes.
+    """Tells whether a key is for a stage; `keys` are those of each stage.
 
-    One of neither goes to both: it is an option of SpeechBrain's or an error.
+    A key of neither goes to both: it is an option of SpeechBrain or an error.
     """
     return key in keys[stage - 1] or key not in keys[2 - stage]
 
 
 def _is_misread(text):
-    """Says whether SpeechBrain would read another text than this, or none."""
+    """Tells whether SpeechBrain would misread a text, or fail on it."""
     marks = "=", " #", ": "
     return text.endswith(":") or any(mark in text for mark in marks)

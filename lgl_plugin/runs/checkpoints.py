@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and checked before they are loaded."""
+"""Checkpoints that are written atomically and checked before loading."""
 
 import contextlib
 import hashlib
@@ -35,29 +35,29 @@ FROZEN = ".frozen"  # suffix of the file with the checksum of frozen weights
 
 
 class WholeCheckpointer(Checkpointer):
-    """SpeechBrain's Checkpointer, but a checkpoint is whole or absent.
+    """SpeechBrain's Checkpointer, with atomic and checked checkpoints.
 
-    SpeechBrain writes a checkpoint in place: after a full disk or a kill in
-    the middle it would find the torn one first, and fail to load it. Here it
-    is written aside, synced and moved; and one that was damaged since is
-    passed over, with a warning, for the one before it. A save that fails
-    raises OSError, and the previous one stays.
+    SpeechBrain writes a checkpoint in place: after a full disk or a kill it
+    would find the incomplete checkpoint first, and fail to load it. Here a
+    checkpoint is written to another folder, synced and moved. A checkpoint
+    that was damaged since is skipped, with a warning, and the previous one is
+    used. A save that fails raises OSError, and the previous checkpoint stays.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.is_whole = {}  # by path: each is read once
+        self.is_whole = {}  # by path, so that each checkpoint is read once
 
     def list_checkpoints(self) -> list[Checkpoint]:
-        """Returns the checkpoints that are as they were saved."""
+        """Returns the checkpoints that are undamaged."""
         return read_checkpoints(self._whole_folders())
 
     @main_process_only
     def _whole_folders(self) -> list[pathlib.Path]:
-        """Lists the folders of whole checkpoints, the same to all processes.
+        """Lists the folders of whole checkpoints, the same in all processes.
 
-        If each looked for itself, one whose disk fails for a moment would go
-        on from another epoch.
+        If each process looked for itself, a process whose disk fails for a
+        moment would resume from another epoch.
         """
         return [p for p in checkpoint_folders(self) if self._check(p)]
 
@@ -81,9 +81,9 @@ class WholeCheckpointer(Checkpointer):
     def save_checkpoint(
         self, meta: dict | None = None, **kwargs: Any
     ) -> Checkpoint | None:
-        """Saves beside the checkpoints, then moves it among them."""
-        # SpeechBrain resumes from the checkpoint with the latest time: if the
-        # clock was put back, that is an older checkpoint.
+        """Saves a checkpoint to a temporary folder and moves it into place."""
+        # SpeechBrain resumes from the checkpoint with the latest time. So each
+        # gets a later time than the others, even if the clock was put back.
         times = [c.meta["unixtime"] for c in self.list_checkpoints()]
         meta = {"unixtime": max([time.time(), *(t + 1e-3 for t in times)])} | (
             meta or {}
@@ -139,13 +139,13 @@ class WholeCheckpointer(Checkpointer):
         files = describe(folder, list(folder.iterdir()))
         with open(folder / CHECKSUMS, "w", encoding="utf-8") as out:
             json.dump(files, out, indent=1)
-        # Not by `atomic_write`: the whole folder is moved once it is synced.
+        # `atomic_write` is not needed: the whole folder is synced, then moved.
         for path in [*folder.iterdir(), folder]:
             sync(path)
 
 
 def _free(folder):
-    """Says how much room is left; "" where the disk does not tell."""
+    """Says how much disk space is free; "" if that is not known."""
     with contextlib.suppress(OSError):
         return f", where {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
     return ""
@@ -156,24 +156,24 @@ def hooks_without(
 ) -> tuple[Callable, Callable]:
     """Returns hooks that save and load a module without its frozen weights.
 
-    A speech model's frozen weights take gigabytes and never change; a resumed
-    run's module has them already. Their checksum lies beside; to resume with
-    other weights is a ValueError.
+    A speech model's frozen weights take gigabytes and never change; the module
+    of a resumed run has them already. A file beside the checkpoint has their
+    checksum: resuming with other frozen weights raises ValueError.
     """
-    tensors, found = module.state_dict(), hashlib.sha256()
+    tensors, digest = module.state_dict(), hashlib.sha256()
     for name in sorted(frozen):
-        found.update(tensors[name].cpu().numpy().tobytes())
-    known = found.hexdigest()
+        digest.update(tensors[name].cpu().numpy().tobytes())
+    frozen_sha256 = digest.hexdigest()
 
     @main_process_only
     def save(module, path):
         tensors = module.state_dict()
         torch.save({n: tensors[n] for n in tensors if n not in frozen}, path)
-        path.with_suffix(FROZEN).write_text(known)
+        path.with_suffix(FROZEN).write_text(frozen_sha256)
 
     def load(module, path, end_of_epoch):
         beside = path.with_suffix(FROZEN)
-        if beside.exists() and beside.read_text() != known:
+        if beside.exists() and beside.read_text() != frozen_sha256:
             raise ValueError(
                 f"{path}: the frozen weights are others than those that this "
                 "training began with. Bring the model back that it is made "

@@ -4,8 +4,8 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-# Settings that leave the result as it is: where things lie (their content is
-# on record by checksums), how they are read, watched and kept.
+# Settings that do not change the result: paths (checksums of the content are on
+# record), and options of reading, logging and checkpoints.
 SAME_RESULT = {
     "output_folder",
     "data_folder",
@@ -27,12 +27,12 @@ SAME_RESULT = {
     "ckpt_interval_minutes",
     "keep_checkpoints",
 }
-# Only their presence counts: their content is on record.
+# Settings of which only the presence counts: their content is on record.
 PRESENCE = {"musan_folder", "rir_folder", "labels_file"}
 
 
 def identity(settings: Any) -> Any:
-    """Keeps of plain settings what changes the result of a run.
+    """Keeps only the plain settings that change the result of a run.
 
     Data, trial lists and encoders count by their content, which the run folder
     has on record, not by where they lie.
@@ -49,11 +49,11 @@ def identity(settings: Any) -> Any:
 
 
 def changes(before: dict, now: dict, alike: Collection[str] = ()) -> list[str]:
-    """Describes how plain settings differ, a line a setting.
+    """Describes how plain settings differ, one line for each setting.
 
-    What follows from another setting by reference is left out: the lines name
-    what a user has typed. So are settings of the names `alike`, which may
-    differ.
+    The lines name what a user has typed: a value that follows from another
+    setting by reference is left out. Settings named in `alike` may differ, and
+    are left out, too.
     """
     old = dict(flatten(identity(before)))
     new = dict(flatten(identity(now)))
@@ -73,8 +73,8 @@ def changes(before: dict, now: dict, alike: Collection[str] = ()) -> list[str]:
 def flatten(settings: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields nested plain settings as pairs of dotted name and text.
 
-    A tag is the value of its entry, and its arguments are names below; keys of
-    SpeechBrain's own, which begin with two underscores, are left out.
+    A tag is the value of its entry, and its arguments are entries below it.
+    SpeechBrain's own keys, which begin with two underscores, are left out.
     """
     for key, value in settings.items():
         if str(key).startswith("__"):

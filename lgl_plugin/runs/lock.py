@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""A lock that admits one process at a time to a run's folder."""
 
 import contextlib
 import datetime
@@ -19,25 +19,25 @@ LOCK = ".lock"
 SECONDS = 180
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-_held = {}  # from process and folder; a FileLock that is deleted lets go
+_held = {}  # by process and folder; a FileLock is released when deleted
 
 
 def lock_folder(folder: str | pathlib.Path) -> None:
-    """Keeps other processes out of a folder until this process ends.
+    """Locks a folder until this process ends.
 
-    Raises RuntimeError, naming the holder, if another process is in it. The
-    kernel lets go of the lock with the process, however that ends. On NFS it
-    needs a server that locks; where the file system cannot lock, a warning
-    says so. A process on another machine gets `SECONDS` to let go.
+    Raises RuntimeError, naming the holder, if another process holds the lock.
+    If the holder is on another machine, waits up to `SECONDS` first. The kernel
+    releases the lock when the process ends, even by a kill. NFS needs a server
+    that supports locks; if the file system cannot lock, a warning says so.
     """
     folder = pathlib.Path(folder)
     path = folder / LOCK
-    # filelock drops the lock in a forked process, such as a loader worker: one
-    # that outlives its parent must not keep the folder locked.
+    # By process: filelock drops the lock in a forked process, such as a loader
+    # worker, so that a worker that outlives its parent does not keep it.
     key = os.getpid(), folder.resolve()
     if key in _held:
         return
-    # Not by a soft lock, a mere file that would outlive a killed process.
+    # Not a soft lock: it is a mere file, which would outlive a killed process.
     lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_holder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl: its records, a row for each phase, a table."""
+"""Reads a run's metrics.jsonl, and makes a table with a row for each phase."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from lgl_plugin.runs.lock import LOCK
 from lgl_plugin.runs.state import STATE
 from lgl_plugin.utils.tables import markdown_table
 
-METRICS = "metrics.jsonl"  # below the run's folder
+METRICS = "metrics.jsonl"  # in the run's folder
 # The phase of the baseline, an encoder that is not learnt.
 LOG_MEL_STATISTICS = "log-mel statistics"
 TRUE_LABELS = "true labels"  # the phase of `ceiling.py`
-# Names of an epoch's record that no method's figure may have.
+# Keys of an epoch's record, which no method's figure may be called.
 RESERVED = {
     *("stage", "phase", "iteration", "epoch", "loss", "lr", "seconds"),
     *("utterances", "utterances_per_second", "batches", "with_figures"),
@@ -40,7 +40,7 @@ COLUMNS = {
     "utterances_per_second": ("utt/s", 1.0, 0),
     "seconds": ("minutes", 1 / 60, 1),
 }
-# Measured on held-out utterances without labels; second to an EER.
+# Measured on held-out utterances without labels; shown if there is no EER.
 LABEL_FREE = ("pseudo_eer", "mean_cosine", "effective_dimensions")
 # Further figures that `summarise` keeps.
 FURTHER = (
@@ -68,16 +68,17 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     Returns
     -------
     list of dict
-        The records as they were logged; of one epoch logged twice, the later.
-        A phase that was done again stays where it was. Empty if the run has
-        begun but logged nothing.
+        The records as they were logged. If an epoch was logged twice, the
+        later record counts. A phase that was done again keeps its place. Empty
+        if the run has begun but logged nothing.
 
     Raises
     ------
     FileNotFoundError
-        If that folder is no run's.
+        If the folder is not that of a run.
     ValueError
-        If a line is valid JSON but no record of a run. A torn line is skipped.
+        If a line is valid JSON but no record of a run. An incomplete line is
+        skipped.
 
     Example
     -------
@@ -153,8 +154,8 @@ def summarise(records: Iterable[dict]) -> dict[str, dict[str, float]]:
     Returns
     -------
     dict
-        Each row's figures by its name. Seconds are added up; of every other
-        figure the last one counts.
+        The figures of each row, by the row's name. Seconds are summed; of any
+        other figure the last value counts.
 
     Example
     -------
@@ -247,7 +248,8 @@ def mean_and_range(values: Sequence[float] | np.ndarray, digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
-# Of an epoch's line, in `training.fit.epoch_line` and `lgl status`.
+# Figures of the line about an epoch, by `training.fit.epoch_line` and
+# `lgl status`.
 FIGURES = {
     "loss": "loss {:.3f}",
     "accuracy": "accuracy {:.3f}",

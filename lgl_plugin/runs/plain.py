@@ -1,4 +1,4 @@
-"""HyperPyYAML texts to plain data and back, without making an object."""
+"""Converts HyperPyYAML text to plain data and back; no object is made."""
 
 import math
 import pathlib
@@ -34,18 +34,18 @@ def plain_settings(text: str) -> dict:
 
     Constructor.add_multi_constructor("!", construct)
     Constructor.add_constructor("tag:yaml.org,2002:float", number)
-    # JSON has no dates, either; here 2026-11-27 is the name of a folder.
+    # JSON has no dates either, and 2026-11-27 may be the name of a folder.
     Constructor.add_constructor(
         "tag:yaml.org,2002:timestamp", lambda _, node: node.value
     )
-    # PyYAML reads 1e-3 as text: HyperPyYAML parses by ruamel, too.
+    # ruamel, as in HyperPyYAML: PyYAML would read 1e-3 as text.
     parser = ruamel.yaml.YAML(typ="safe", pure=True)
     parser.Constructor = Constructor
     return parsed(parser, text, "the settings") or {}
 
 
 def parsed(parser: ruamel.yaml.YAML, text: str, name: object) -> Any:
-    """Parses a yaml text; ValueError, with its name, if it is none."""
+    """Parses a yaml text; raises ValueError, with `name`, if it is invalid."""
     try:
         return parser.load(text)
     except ruamel.yaml.error.YAMLError as error:
@@ -80,15 +80,15 @@ _Dumper.add_representer(list, _Dumper.represent_short_list)
 _Dumper.add_multi_representer(
     pathlib.PurePath, lambda dumper, path: dumper.represent_str(str(path))
 )
-# PyYAML quotes what yaml 1.1 would not read as text. Of the text "1e3", a
-# number in yaml 1.2 alone, ruamel would make one.
+# PyYAML quotes text that yaml 1.1 would not read as text. Without yaml 1.2's
+# rules, ruamel would read the text "1e3" back as a number.
 for versions, *resolver in ruamel.yaml.resolver.implicit_resolvers:
     if (1, 2) in versions:
         _Dumper.add_implicit_resolver(*resolver)
 
 
 def dump_settings(settings: dict) -> str:
-    """Writes what `plain_settings` reads as a text, in its order."""
+    """Returns the text of settings, as `plain_settings` reads it."""
     return "\n".join(
         yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, indent=4)
         for key, value in settings.items()

@@ -1,7 +1,7 @@
-"""Encoders that say what they are: folders of SpeechBrain's form, and CAM++.
+"""Finds the settings of an encoder on disk: a SpeechBrain folder, or CAM++.
 
-Their settings are plain data, in the form that a recipe's yaml gives them:
-`new_encoder`, an `Encoder` by `!name:`, and `sample_rate`.
+The settings are plain data, in the form of a recipe's yaml: `new_encoder`, an
+`Encoder` by `!name:`, and `sample_rate`.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ embedding_model: !new:lgl_plugin.nnet.campplus.CAMPPlus
 
 
 def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
-    """Returns `sample_rate` and `new_encoder` of an encoder that says them.
+    """Returns the `sample_rate` and `new_encoder` that describe an encoder.
 
     The source is a folder with `hyperparams.yaml`, whose `modules` name
     compute_features, embedding_model and, if there is one, mean_var_norm; or a
-    file with a state dict of CAM++. Returns None if the source has weights
-    alone; ValueError for an invalid yaml. `bare` leaves out the back-end
-    that an exported folder may have, so that `embedding_model.ckpt` has the
-    weights of all.
+    file with a state dict of CAM++. Returns None if the source has only
+    weights. Raises ValueError for an invalid yaml. `bare` leaves out the
+    back-end that an exported folder may have: then `embedding_model.ckpt` has
+    all weights.
     """
     source = pathlib.Path(source)
     rate, loadables = 16000, {}
@@ -51,10 +51,10 @@ def encoder_settings(source: PathLike, bare: bool = False) -> dict | None:
         text = (source / YAML).read_text(encoding="utf-8")
         try:
             settings = plain_settings(resolve_references(text).getvalue())
-        except Exception as error:  # of a yaml, anything
+        except Exception as error:  # HyperPyYAML raises many types
             raise ValueError(f"{source / YAML}: {error}") from error
         modules = settings.get("modules")
-        # A recipe's own yaml, as a run keeps it, has none of these.
+        # A recipe's own yaml, as a run keeps it, has no such modules.
         if not isinstance(modules, dict) or not {*PARTS[::2]} <= {*modules}:
             return None
         rate = settings.get("sample_rate", rate)
@@ -86,7 +86,7 @@ def names_campplus(new_encoder: Any) -> bool:
 
 
 def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:
-    """Returns the files that an encoder is made of, by their part in it."""
+    """Returns the files of an encoder, by their names in an exported folder."""
     source = pathlib.Path(source)
     if source.is_file():
         return {ENCODER: source}
@@ -95,9 +95,9 @@ def encoder_files(source: PathLike) -> dict[str, pathlib.Path]:
 
 
 def where_encoder_is(folder: PathLike) -> str:
-    """Says what to name in place of a folder that is no encoder's.
+    """Advises on a folder that is no encoder's.
 
-    It may be that of a run or of an `lgl adapt`, whose encoders lie below it.
+    The folder of a run or of an `lgl adapt` has encoders below it.
     """
     folder = pathlib.Path(folder)
     # A run's own steps have both files too, but only exports can be loaded.
@@ -111,7 +111,7 @@ def where_encoder_is(folder: PathLike) -> str:
             break
     if below:
         return f"Name an encoder below it: {', '.join(map(str, below))}"
-    with contextlib.suppress(ValueError):  # a state.json of elsewhere
+    with contextlib.suppress(ValueError):  # another program's state.json
         if is_adaptation(folder):
             return nothing_kept(folder)
     run = folder if (folder / STATE).is_file() else "RUN"
@@ -119,12 +119,12 @@ def where_encoder_is(folder: PathLike) -> str:
 
 
 def build_encoder(settings: dict) -> torch.nn.Module:
-    """Makes an encoder, of random weights, by its settings."""
+    """Makes an encoder with random weights from its settings."""
     return made(settings["new_encoder"])()
 
 
 def made(setting: Any) -> Any:
-    """Makes what a setting names, such as a module or its factory."""
+    """Makes the object of a setting, such as a module or its factory."""
     return load_hyperpyyaml(dump_settings({"made": setting}))["made"]
 
 
@@ -136,7 +136,7 @@ def embedding_size(settings: dict) -> int:
 
 
 def _campplus_sizes(path):
-    """Returns the sizes of a CAM++ by its weights; None of other files."""
+    """Returns the sizes of a CAM++ from its weights; None for other files."""
     try:
         weights = read_tensors(path)
         entry = weights["xvector.tdnn.linear.weight"]
@@ -149,5 +149,5 @@ def _campplus_sizes(path):
             "inside": local.shape[1] // local.shape[0],
             "size": weights["xvector.dense.linear.weight"].shape[0],
         }
-    except Exception:  # torch raises what its unpickler does
+    except Exception:  # torch's unpickler raises many types
         return None

@@ -56,13 +56,13 @@ def record_start(folder: str | pathlib.Path, stage: int, device: str) -> None:
 
 
 def read_starts(folder: str | pathlib.Path) -> list[dict]:
-    """Reads the starts of a run, the first one first, without torn lines."""
+    """Reads the starts of a run, oldest first, without incomplete lines."""
     path = pathlib.Path(folder) / STARTS
     if not path.exists():
         return []
     starts = []
     for line in path.read_text("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError):  # a kill tore the line
+        with contextlib.suppress(ValueError):  # a kill cut the line off
             starts.append(json.loads(line))
     return [start for start in starts if isinstance(start, dict)]
 
@@ -70,7 +70,7 @@ def read_starts(folder: str | pathlib.Path) -> list[dict]:
 def command_of(start: dict, folder: str | pathlib.Path) -> str | None:
     """Returns the command of a start, for a folder that may have moved since.
 
-    As typed, it would begin anew in the old place.
+    The command as typed would begin a new run in the old place.
     """
     command, here = start.get("command"), os.path.abspath(folder)
     if command is None or start.get("folder", here) == here:
@@ -91,7 +91,7 @@ def into_folder(command: str, folder: str) -> str:
 
 
 def from_directory(start: dict, command: str) -> str:
-    """Leads a command to the directory that the paths of a start begin in."""
+    """Prefixes a command with `cd` to the directory where a start was made."""
     directory = start.get("directory", os.getcwd())
     if directory == os.getcwd():
         return command
@@ -109,23 +109,24 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Returns the git commit of the plugin, with "+" where files differ.
+    """Returns the git commit of the plugin, with "+" if files are changed.
 
-    None if it is installed without its repository; its version tells then.
+    None if the plugin is installed without its repository; then only its
+    version is known.
     """
-    here = pathlib.Path(__file__).resolve().parent
+    folder = pathlib.Path(__file__).resolve().parent
     try:
-        # An environment may lie in somebody else's repository, whose commit
-        # says nothing of the plugin.
-        _git(here, "ls-files", "--error-unmatch", "__init__.py")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-        return _git(here, "rev-parse", "HEAD") + ("+" if changed else "")
+        # The environment may lie in another repository, whose commit says
+        # nothing about the plugin.
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        return _git(folder, "rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(folder: pathlib.Path, *words: str) -> str:
-    """Returns what a git command prints in a folder."""
+    """Returns the output of a git command in a folder."""
     return subprocess.run(
         ["git", *words],
         cwd=folder,

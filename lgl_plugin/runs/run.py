@@ -1,8 +1,8 @@
-"""A run's folder: which steps are done, what they left, its metrics.
+"""A run's folder: its steps, their files and results, and the metrics.
 
-A step is recorded in `state.json` last, when all that it wrote is whole, so
-the same command after an interruption goes on where it stopped. What has been
-damaged since is found at the next start and made again.
+A step is recorded in `state.json` after all its files are written. So after an
+interruption the same command continues where it stopped. The next start finds
+files that were damaged since, and repeats their step.
 """
 
 import contextlib
@@ -42,21 +42,20 @@ from lgl_plugin.utils.files import (
 
 logger = get_logger(__name__)
 
-# Files below a step's folder: trial scores, the last gated epoch, the means of
-# the clusters.
+# Files in a step's folder: trial scores, the last gated epoch, cluster means.
 SCORES, GATE, CENTROIDS = "scores.npz", "gate.npz", "centroids.npy"
-# The step of `ceiling.py`, which has Stage II's settings and none of its steps.
+# The step of `ceiling.py`, which has Stage II's settings but not its steps.
 CEILING = "ceiling"
 
 
 class Run:
-    """A run folder: its finished steps, what they left, and its metrics.
+    """A run folder: its finished steps, their files, and its metrics.
 
-    `state.json` holds, beside each stage's settings and the results of the
-    `done` steps: size and SHA-256 of the `files` that a step left; its
-    `sources`, a checksum of what it was made from; checksums of each stage's
-    `inputs` from outside the folder; why a step has `failed`; and how large
-    the `batches` of all processes were when a stage was begun.
+    `state.json` holds each stage's `settings` and the results of the `done`
+    steps. It also holds: size and SHA-256 of the `files` that a step wrote; its
+    `sources`, a checksum of what the step was made from; checksums of each
+    stage's `inputs` from outside the folder; why a step has `failed`; and the
+    size of `batches`, over all processes, when a stage was begun.
 
     Arguments
     ---------
@@ -70,14 +69,14 @@ class Run:
     Attributes
     ---------
     plan : list of str
-        All steps in their order, also those of the other stage as far as its
-        settings are known; the screen counts by it.
+        All steps in their order, with those of the other stage if its settings
+        are known. Log messages count steps by this list.
 
     Raises
     ------
     ValueError
         If the folder holds steps of this stage made with settings that give
-        another result, see `differences.identity`. Or if `state.json` is
+        another result, see `differences.identity`; or if `state.json` is
         damaged.
     RuntimeError
         If another process writes there.
@@ -99,7 +98,7 @@ class Run:
     ) -> None:
         self.folder = pathlib.Path(folder)
         self.stage = stage
-        self.key = f"stage {stage}"  # of the settings and inputs on record
+        self.key = f"stage {stage}"  # key of this stage in `state.json`
         from_main(lock_folder, self.folder)
         state = from_main(self._read)
         self.done = state["done"]
@@ -108,7 +107,7 @@ class Run:
         self.sources = state["sources"]
         self.inputs = state["inputs"]
         self.failed = state["failed"]
-        self.batches = state.get("batches", {})  # versions before had none
+        self.batches = state.get("batches", {})  # older versions had none
         self._check_settings(settings)
         self._check_metrics(state.get("metrics"))
         self.plan = planned_steps(self.settings)
@@ -128,7 +127,8 @@ class Run:
 
     def _check_settings(self, settings):
         """Refuses settings with which the stage's steps would differ."""
-        # Steps of both would be shown as one run's.
+        # Otherwise steps of a training and an adaptation would count as one
+        # run's.
         adapts = ADAPTATION in self.settings
         if self.settings and adapts != (self.key == ADAPTATION):
             kind = "an adaptation" if adapts else "a training run"
@@ -155,14 +155,14 @@ class Run:
         if warning:
             logger.warning(warning)
         self.settings[self.key] = settings
-        if not begun:  # nothing was made of what was given then
+        if not begun:  # nothing was made from the inputs on record
             self.inputs.pop(self.key, None)
 
     def _other_batch(self, batch_size, begun):
-        """Returns a warning if the batch of all processes was another.
+        """Returns a warning if the batch of all processes has changed.
 
-        Fewer processes may go on with a larger batch_size. If they keep
-        batch_size, the batch of all is smaller than the lr was chosen for.
+        Fewer processes may continue with a larger batch_size. If batch_size
+        stays, the batch of all processes does not suit the learning rate.
         """
         batch, processes = batch_size * world_size(), world_size()
         if not begun:
@@ -183,7 +183,7 @@ class Run:
         """Lists this stage's steps that are done or have a checkpoint."""
         trained = [
             path.parent.relative_to(self.folder).as_posix()
-            # Not at any depth: debug/stage1, say, is no step of this run.
+            # Not at any depth: debug/stage1, for example, is no step of a run.
             for pattern in ("*/checkpoints", "iter*/*/checkpoints")
             for path in self.folder.glob(pattern)
             if any(path.iterdir())
@@ -192,12 +192,12 @@ class Run:
             name
             for name in dict.fromkeys([*self.done, *trained])
             if stage_of(name) == self.key
-            # Changed settings do the ceiling again, by its source.
+            # With changed settings, `ceiling.py` does its step again.
             and not (name.startswith("export/") or is_ceiling(name))
         ]
 
     def _check_metrics(self, before):
-        """Warns if what steps logged is no longer there."""
+        """Warns if records of the metrics were altered or are missing."""
         if before and before != self._metrics(before["bytes"]):
             logger.warning(
                 "%s has been altered: figures of steps that are done may be "
@@ -207,7 +207,7 @@ class Run:
             )
 
     def _metrics(self, size=None):
-        """Returns size and checksum of metrics.jsonl, or of its beginning."""
+        """Returns size and checksum of metrics.jsonl or its first bytes."""
         path = self.folder / METRICS
         data = path.read_bytes()[:size] if path.exists() else b""
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -218,11 +218,11 @@ class Run:
         path: str | pathlib.Path,
         content: Callable[..., str] = checksum,
     ) -> None:
-        """Puts a file or folder from outside on record, by its content.
+        """Records the content of a file or folder from outside the run.
 
-        That is what `content` returns of the path. ValueError if the stage was
-        begun with other content under the name of this setting; the path may
-        differ.
+        The content is what `content` returns of the path, by default a
+        checksum; `name` is the setting. Raises ValueError if the stage was
+        begun with other content. The path may differ.
         """
         inputs = self.inputs.setdefault(self.key, {})
         now = from_main(content, path)
@@ -239,21 +239,21 @@ class Run:
         work: Callable[[pathlib.Path], dict | None],
         source: str | None = None,
     ) -> dict:
-        """Does a step, unless it is done and all that it left is whole.
+        """Does a step, unless it is done and its files are undamaged.
 
-        A step is done again if a file that it left is missing, truncated or
-        altered, or if it was made from something else than `source`. Where
-        only the files suffered, training goes on from its last checkpoint.
-        If the same files come of it, the steps after it still hold.
+        A step is done again if one of its files is missing, truncated or
+        altered, or if it was made from another `source`. If only files are
+        damaged, training continues from its last checkpoint. If the repeated
+        step writes the same files, later steps stay valid.
 
         Arguments
         ---------
         name : str
             Also the step's sub-folder.
         work : callable
-            Takes the folder, returns a dict of plain values to remember. With
-            a key "failed", which says why, the step is not done: the next
-            start tries it again.
+            Takes the folder, and returns a dict of plain values to record. If
+            the dict has a key "failed", with the reason, the step is not done
+            and the next start tries it again.
         source : str, optional
             A checksum of what the step is made from.
 
@@ -263,7 +263,7 @@ class Run:
             What `work` returned, now or in an earlier process.
         """
         folder = self.folder / name
-        # A step that is new has no source on record.
+        # A new step has no source on record, and is not renewed.
         renewed = source != self.sources.get(name, source)
         wrong = from_main(damage, folder, self.files.get(name, {}))
         if name in self.done and not (renewed or wrong):
@@ -275,12 +275,12 @@ class Run:
             logger.warning(
                 "%s is done again: what it was made from has changed", name
             )
-        # Counted as `lgl status` does.
+        # Exports are not counted, as in `lgl status`.
         counted = [step for step in self.plan if not step.startswith("export/")]
         if name in counted:
             number = counted.index(name) + 1
             logger.info("step %d of %d: %s", number, len(counted), name)
-        else:  # an export, or of a recipe that has other steps
+        else:  # an export, or a step of a recipe with other steps
             logger.info("%s begins", name)
         old = self.files.get(name, {}) if renewed else {}
         from_main(self._clear, folder, renewed, old)
@@ -291,8 +291,8 @@ class Run:
         started = time.perf_counter()
         with written_files() as written:
             result = work(folder) or {}
-        # Only the main process writes: when the others have its answer, all
-        # its files are whole.
+        # The broadcast also waits for the main process, which alone writes: the
+        # other processes must not read its files before they are whole.
         result, files = broadcast((result, describe(folder, written)))
         if "failed" in result:
             self.failed[name] = result["failed"]
@@ -308,27 +308,27 @@ class Run:
 
     @staticmethod
     def _clear(folder, renewed, old):
-        """Makes a step's folder; what was made of another source goes."""
+        """Makes a step's folder; removes what is of another source."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in old:  # a step that now leaves less would seem to have it
+        for name in old:  # the repeated step may write fewer files
             (folder / name).unlink(missing_ok=True)
         for part in folder.glob(".*.part"):  # of a process that was killed
             part.unlink()
         checkpoints = folder / "checkpoints"
         if renewed and checkpoints.exists():
-            # The folder may be a link to another disk, which rmtree refuses:
-            # the old checkpoints behind it would pass for the new ones.
+            # Resolved: the folder may be a link to another disk, which rmtree
+            # refuses, and training would resume from the old checkpoints.
             target = checkpoints.resolve()
             shutil.rmtree(target)
             if checkpoints.is_symlink():
                 target.mkdir()
 
     def checksum(self, name: str) -> str | None:
-        """Returns one checksum over what a step left; None without a record."""
+        """Returns one checksum over a step's files; None without a record."""
         return digest(self.files[name]) if name in self.files else None
 
     def identity(self) -> str:
-        """Returns one checksum over what changes the stage's result."""
+        """Returns one checksum of settings and inputs that set the result."""
         settings = sorted(flatten(identity(self.settings[self.key])))
         return digest([settings, self.inputs.get(self.key)])
 
@@ -349,7 +349,7 @@ class Run:
 
     @main_process_only
     def log(self, **record: Any) -> None:
-        """Appends a record to metrics.jsonl; a number not finite is null."""
+        """Appends a record to metrics.jsonl, with null for infinity and NaN."""
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
@@ -357,12 +357,11 @@ class Run:
 
 
 def _more_rounds(before, settings, alike):
-    """Says whether settings of Stage II ask for more rounds and nothing else.
+    """Tells whether Stage II's settings differ only by more rounds.
 
-    Those of the names `alike` may differ.
-
-    Not where the last round has an encoder or a fine-tuning of its own: the
-    round that was the last would have to be done again without.
+    Settings named in `alike` may differ. False if the last round has an encoder
+    or a fine-tuning of its own: the round that was the last would have to be
+    done again without it.
     """
     numbers = [each.get("n_iterations", 0) for each in (before, settings)]
     last_differs = settings.get("new_last_encoder") is not None
@@ -396,45 +395,45 @@ def stage1_steps(settings: dict[str, dict]) -> list[str]:
 
 
 def encoder_kind(settings: dict, number: int) -> str:
-    """Names the setting that a round's encoder is made by, 0 for Stage I's."""
+    """Names the setting that makes a round's encoder; Stage I is round 0."""
     last = number == settings.get("n_iterations")
     wide = last and settings.get("new_last_encoder")
     return "new_last_encoder" if wide else "new_encoder"
 
 
 def encoder_steps(folder: pathlib.Path, state: dict) -> list[str]:
-    """Lists the done steps of a run that left an encoder, the latest last."""
-    found = [
+    """Lists the done steps of a run that wrote an encoder, latest last."""
+    steps = [
         name
         for name in state["done"]
         if not name.startswith("export") and (folder / name / ENCODER).exists()
     ]
-    # `done` ends with a step that was done again, wherever its place is.
+    # Sorted, because a step that was done again is the last in `done`.
     plan = planned_steps(state["settings"])
     return sorted(
-        found, key=lambda name: plan.index(name) if name in plan else -1
+        steps, key=lambda name: plan.index(name) if name in plan else -1
     )
 
 
 def round_of(step: str) -> int:
-    """Returns the number of the round that a step is of, 0 for Stage I."""
-    found = re.match(r"iter(\d+)(/|$)", step)
-    return int(found[1]) if found else 0
+    """Returns the number of a step's round, 0 for Stage I."""
+    match = re.match(r"iter(\d+)(/|$)", step)
+    return int(match[1]) if match else 0
 
 
 def stage_of(step: str) -> str:
-    """Returns the name of a step's stage, as its settings have it."""
+    """Returns the key of a step's stage in the settings."""
     second = round_of(step) or is_ceiling(step)
     return "stage 2" if second else "stage 1"
 
 
 def is_ceiling(step: str) -> bool:
-    """Tells whether a step is that of `ceiling.py`, or within it."""
+    """Tells whether a step is that of `ceiling.py`, or a part of it."""
     return step.split("/")[0] == CEILING
 
 
 def step_of(record: dict) -> str:
-    """Returns the step of the run that a record of metrics.jsonl belongs to."""
+    """Returns the step that a record of metrics.jsonl belongs to."""
     phase = record["phase"].removeprefix("after ")
     if record["stage"] == 0:  # of neither stage
         return CEILING if phase == TRUE_LABELS else "baselines"
@@ -447,13 +446,13 @@ def step_of(record: dict) -> str:
 def fork(
     source: str | pathlib.Path, target: str | pathlib.Path, steps: Iterable[str]
 ) -> None:
-    """Begins a run with steps that another one has done, named by `steps`.
+    """Begins a run with copies of the `steps` that another run has done.
 
-    Two runs that differ late, such as with and without the gate, then share
-    the steps before. Stage II's settings are those that the new run starts
-    with: the caller must ensure that the kept steps are the same under them. A
-    target that exists stays as it is; ValueError if the source has not done one
-    of the steps.
+    So runs that differ only in late steps, such as with and without the gate,
+    share the earlier steps. The new run may start with other settings of
+    Stage II: the caller must ensure that they do not change the copied steps. A
+    target that is a run already stays as it is. Raises ValueError if the source
+    has not done one of the steps.
     """
     source, target, steps = pathlib.Path(source), pathlib.Path(target), [*steps]
     if (target / STATE).exists():
@@ -475,7 +474,7 @@ def fork(
     lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
     with atomic_write(target / METRICS) as out:
         for line in lines:
-            with contextlib.suppress(ValueError):  # torn by a crash
+            with contextlib.suppress(ValueError):  # a crash cut the line off
                 if step_of(json.loads(line)) in steps:
                     out.write(line + "\n")
     for name in ("done", "files", "sources"):

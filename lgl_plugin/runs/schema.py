@@ -17,7 +17,7 @@ from pydantic import (
 
 
 def _is_tagged(*tags):
-    """Makes a validator of what `plain_settings` makes of a tagged entry."""
+    """Makes a validator of tagged entries, as `plain_settings` returns them."""
 
     def check(value):
         tag = str(next(iter(value), "")) if isinstance(value, dict) else ""
@@ -29,7 +29,7 @@ def _is_tagged(*tags):
 
 
 def _is_pattern(value):
-    """Refuses what is no regular expression."""
+    """Refuses an invalid regular expression."""
     try:
         re.compile(value)
     except re.error as error:
@@ -37,12 +37,13 @@ def _is_pattern(value):
     return value
 
 
-# An object, and what makes a new one for each round. One in the other's place
-# would fail where it is first used, a gate after all of Stage I.
+# An object, and a factory that makes a new object for each round. Without this
+# check, one in place of the other would fail only when it is first used: a gate
+# after all of Stage I.
 Made = Annotated[Any, _is_tagged("!new:", "!apply:")]
 Factory = Annotated[Any, _is_tagged("!name:")]
 
-# A folder may be called 20261127, which yaml takes for a number.
+# Also takes an int: a folder may be called 20261127, which yaml reads as one.
 Text = Annotated[
     str,
     Field(min_length=1),
@@ -52,13 +53,13 @@ Pattern = Annotated[Text, AfterValidator(_is_pattern)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# Shorter crops have too few frames to convolve. A batch of longer ones, as of a
-# length typed in milliseconds, would fill the memory before it fails.
+# Shorter crops have too few frames to convolve. Longer ones, such as after a
+# length typed in milliseconds, would fill the memory.
 CropSeconds = Annotated[float, Field(ge=0.1, le=60)]
 Epochs = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Speed = Annotated[int, Field(ge=50, le=200)]
-# A union of types would name the error of each.
+# Not a union of types: its message would name the error of each type.
 Clusters = Annotated[
     int,
     Field(ge=2),
@@ -83,7 +84,7 @@ REFERRED_TO = (
 
 
 class LoaderOptions(BaseModel):
-    """The yaml's dataloader_options; others are arguments of DataLoader."""
+    """The yaml's dataloader_options; other keys are DataLoader's arguments."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -92,13 +93,13 @@ class LoaderOptions(BaseModel):
 
     @property
     def read_ahead(self) -> int:
-        """How many batches the processes read before they are asked for."""
+        """The number of batches that the processes read in advance."""
         factor = (self.model_extra or {}).get("prefetch_factor") or 2
         return self.num_workers * factor
 
     @model_validator(mode="after")
     def _check_order(self) -> LoaderOptions:
-        """Refuses what the recipe passes itself: torch would, after hours."""
+        """Refuses what the recipe sets itself; torch would only after hours."""
         for name in ("sampler", "shuffle", "drop_last", "collate_fn"):
             if name in (self.model_extra or {}):
                 raise ValueError(f"leave {name} out: the recipe sets it itself")
@@ -111,7 +112,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     stage: Literal[1, 2]
-    # Each step seeds 1,000 times that, and seeds have 32 bits.
+    # A step's seed is about 1,000 times this one, and seeds have 32 bits.
     seed: Annotated[int, Field(ge=0, lt=2**22)]
     output_folder: Text
 
@@ -150,8 +151,8 @@ class Settings(BaseModel):
     dataloader_options: LoaderOptions
 
     # SpeechBrain's run options that change the result, from the yaml or the
-    # command line; its own defaults if not given. A negative max_grad_norm
-    # would turn the gradient around.
+    # command line; if not given, SpeechBrain's defaults apply. A negative
+    # max_grad_norm would reverse the gradient.
     max_grad_norm: Above0 | None = None
     grad_accumulation_factor: Count | None = None
     optimizer_step_limit: Count | None = None
@@ -169,7 +170,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check_channel(self) -> Settings:
-        """Refuses a channel that nothing would read."""
+        """Refuses a channel beside a manifest, which names channels itself."""
         if self.manifest and self.channel is not None:
             raise ValueError(
                 "channel is for the audio that is found in train_folder: in a "
@@ -183,7 +184,7 @@ class Stage1Settings(Settings):
 
     number_of_epochs: Count
     speeds: Annotated[list[Speed], Field(min_length=1)]
-    # stage1.yaml leaves it out: a run begun before there was this key goes on.
+    # stage1.yaml leaves it out, so that runs begun before this key can resume.
     overlapping_crops: bool = False
     method: Factory
     ssps_epochs: Epochs
@@ -233,7 +234,7 @@ class Stage2Settings(Settings):
 
     @property
     def first_encoder(self) -> Factory:
-        """Makes the encoder that the first round clusters by."""
+        """The factory of the encoder that the first round clusters by."""
         return self.new_first_encoder or self.new_encoder
 
     @model_validator(mode="after")
@@ -292,7 +293,7 @@ class Stage2Settings(Settings):
                     "new_first_encoder, in whose space new_encoder does not "
                     "begin: set classifier_init to random"
                 )
-            # The centroids lie in the space of the encoder that was clustered.
+            # Centroids fit only the encoder whose embeddings were clustered.
             if self.encoder_init == "first" and self.n_iterations > 1:
                 raise ValueError(
                     "classifier_init: centroids needs encoder_init: previous, "
@@ -309,7 +310,7 @@ class Stage2Settings(Settings):
         return self
 
 
-# Settings that do nothing where another one, a number of epochs, is 0.
+# Settings without effect if another one, a number of epochs, is 0.
 ONLY_WITH = {
     **{
         name: "ssps_epochs"

@@ -1,8 +1,8 @@
-"""A run's settings, read and checked as a whole.
+"""Reads a run's settings, and checks them as a whole.
 
-A preset may name others to begin with, `__base__: [stage1.yaml, small.yaml]`:
-its own entries then replace theirs, and a mapping without a tag changes single
-arguments, as overrides on the command line do.
+A preset may be based on others, `__base__: [stage1.yaml, small.yaml]`. Its
+entries replace theirs. A mapping without a tag changes single arguments, as
+overrides on the command line do.
 """
 
 import difflib
@@ -43,12 +43,12 @@ from lgl_plugin.runs.tried import explained, try_out
 from lgl_plugin.runs.weights import ENCODER, load_pretrained
 from lgl_plugin.utils.progress import silence_bars
 
-# SpeechBrain's run options that are settings, too: a command line gives them
-# past the yaml.
+# SpeechBrain's run options that are settings, too: SpeechBrain's parser does
+# not put them among the overrides of the yaml.
 SETTINGS_TOO = sorted(
     run_options() & {*Stage1Settings.model_fields, *Stage2Settings.model_fields}
 )
-# Settings that say where data lie.
+# Settings that are paths of data.
 DATA_PATHS = {
     "data_folder",
     "train_folder",
@@ -59,8 +59,8 @@ DATA_PATHS = {
     "musan_folder",
     "rir_folder",
 }
-# Run options that would change the result without a trace in the settings, or
-# leave an untrained encoder behind as if it were trained.
+# Refused run options: they would change the result without a trace in the
+# settings, or write an untrained encoder as if it were trained.
 NOT_TAKEN = {
     "test_only": "nothing would be trained; `lgl verify` scores an encoder",
     "auto_mix_prec": "set precision to fp16",
@@ -78,7 +78,8 @@ def load_settings(
     """Reads a yaml with its bases and overrides, and checks all of it.
 
     Nothing is written, and no object of the yaml is made before every value
-    has been checked. What is to be trained is then made once, and embeds noise.
+    has been checked. Then the modules to train are made once, and tried on
+    noise.
 
     Arguments
     ---------
@@ -87,10 +88,11 @@ def load_settings(
     overrides : str
         A yaml text, as `speechbrain.parse_arguments` returns it.
     run_opts : speechbrain.utils.run_opts.RunOptions, optional
-        SpeechBrain's run options; those given on the command line that change
-        the result become settings.
+        SpeechBrain's run options. Those that were given on the command line and
+        change the result become settings.
     trial : bool
-        False where another encoder than the yaml's will be trained.
+        Whether to try the modules. False if another encoder than the yaml's
+        will be trained.
 
     Returns
     -------
@@ -103,9 +105,9 @@ def load_settings(
     ------
     ValueError
         For an unknown name, a wrong type, a value out of its range, an
-        unknown choice or settings that contradict each other; names each,
-        and the name that is nearest to a mistyped one. For classes that
-        cannot be made or do not fit each other.
+        unknown choice, or settings that contradict each other; also for
+        classes that cannot be made or do not fit each other. The message names
+        the setting, and for a mistyped name the nearest one.
 
     Example
     -------
@@ -128,9 +130,9 @@ def load_settings(
         raise ValueError(f"{path}: " + "\n".join(problems)) from None
     try:
         hparams = load_hyperpyyaml(text)
-    except (OSError, MemoryError):  # they say what to do
+    except (OSError, MemoryError):  # their messages say what to do
         raise
-    except Exception as error:  # the classes that it names raise anything
+    except Exception as error:  # the yaml's classes may raise any error
         raise ValueError(f"{path}: {explained(error)}") from error
     rate = checked["sample_rate"]
     for name in known:
@@ -140,14 +142,14 @@ def load_settings(
             try_out(plain, {**dict.fromkeys(checked), **hparams})
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    if given := checked.get("pretrained_encoder"):
-        weights = encoder_files(given).get(ENCODER)
+    if source := checked.get("pretrained_encoder"):
+        weights = encoder_files(source).get(ENCODER)
         first = hparams.get("new_first_encoder") or hparams["new_encoder"]
         if weights is not None:
             with torch.random.fork_rng():
                 load_pretrained(first().network, weights)
     values = {key: hparams[key] for key in known}
-    # Of plain values those that were checked: a folder's number is a text.
+    # Plain values as checked: a folder's name 20261127 is now a text.
     values.update(
         (key, value)
         for key, value in checked.items()
@@ -160,7 +162,7 @@ def load_settings(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training gives them, once
             loader([0, 0])
-    except ValueError as error:  # such as options of workers without workers
+    except ValueError as error:  # such as prefetch_factor without workers
         raise ValueError(f"{path}: dataloader_options: {error}") from error
     values["dataloader_options"] = LoaderOptions.model_construct(**options)
     return schema.model_construct(**values), text
@@ -169,9 +171,9 @@ def load_settings(
 def settings_of(
     words: list[str], own: dict[str, Any] | None = None, trial: bool = True
 ) -> tuple[Settings, str]:
-    """Returns the settings of a command line, and the yaml's text, checked.
+    """Returns the checked settings of a command line, and the yaml's text.
 
-    Takes what `parse_arguments` takes; see `load_settings`.
+    The arguments are those of `parse_arguments`; see `load_settings`.
     """
     path, run_opts, overrides = parse_arguments(words, own)
     return load_settings(path, overrides, run_opts, trial)
@@ -180,7 +182,7 @@ def settings_of(
 def plain_settings_of(
     words: list[str], own: dict[str, Any] | None = None
 ) -> dict:
-    """Returns a command line's settings as plain data, names alone checked."""
+    """Returns a command line's settings as plain data; checks only names."""
     path, run_opts, overrides = parse_arguments(words, own)
     return plain_settings(_checked_text(path, overrides, run_opts))
 
@@ -192,7 +194,7 @@ def _checked_text(
 ) -> str:
     """Returns a yaml's text with bases, overrides and references resolved.
 
-    Of the checks of `load_settings` this makes those of names alone.
+    Of the checks of `load_settings`, only those of names are made.
     """
     for name, instead in NOT_TAKEN.items():
         if _given(run_opts, [name]).get(name):
@@ -210,7 +212,7 @@ def _checked_text(
 
 
 def _take_pretrained(path, tree, changes):
-    """Lets a pretrained encoder that describes itself be the new_encoder."""
+    """Takes new_encoder from a pretrained encoder that describes itself."""
     if not tree.get("pretrained_encoder"):
         return
     plain = plain_settings(_as_text(tree))
@@ -221,17 +223,17 @@ def _take_pretrained(path, tree, changes):
     if pathlib.Path(str(source)).is_file() and names_campplus(
         plain["new_encoder"]
     ):
-        return  # the weights name no features; the yaml may have others
+        return  # the weights do not tell the features; the yaml does
     try:
         size = embedding_size(described)
-    except Exception as error:  # the classes that it names raise anything
+    except Exception as error:  # its classes may raise any error
         raise ValueError(
             f"{path}: pretrained_encoder: {source} describes an encoder that "
             f"embeds nothing: {explained(error)}"
         ) from error
     if tree.get("new_first_encoder") is None:
         described["embedding_size"] = size
-    else:  # it gives the first labels alone
+    else:  # the pretrained encoder only gives the first labels
         rate = plain["sample_rate"]
         if described["sample_rate"] != rate:
             raise ValueError(
@@ -250,10 +252,10 @@ def _take_pretrained(path, tree, changes):
 
 
 def without_helpers(text: str) -> str:
-    """Drops from a resolved yaml the entries that only others referred to.
+    """Drops the entries of a resolved yaml that only served as references.
 
-    Their values already stand where they were referred to. A run's yaml could
-    not be trained again with entries that nothing refers to.
+    Their values have replaced the references. With entries that nothing refers
+    to, a run's yaml would be refused as a preset.
     """
     tree = YAML().load(text)
     fields = _schema(tree).model_fields
@@ -264,7 +266,7 @@ def without_helpers(text: str) -> str:
 
 
 def read_plain(path: str | pathlib.Path) -> dict:
-    """Reads a yaml with its bases as plain data; no audio need be named."""
+    """Reads a yaml with its bases as plain data; needs no data_folder."""
     tree = read_preset(path)
     tree["data_folder"] = ""
     return plain_settings(_as_text(tree))
@@ -284,9 +286,9 @@ def read_preset(
 ) -> dict:
     """Reads a yaml over those that its `__base__` names, tags unresolved.
 
-    `referred`, a set, takes the names that entries of any of them refer to;
-    `above` are the yamls that it is a base of, the nearest last. ValueError if
-    a base is missing, or the yaml is a base of itself.
+    Names that an entry of any of these yamls refers to are added to the set
+    `referred`. `above` are the yamls that have this yaml as a base, the nearest
+    last. Raises ValueError if a base is missing, or a yaml is its own base.
     """
     path = pathlib.Path(path)
     if above and not path.exists():
@@ -329,8 +331,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def _check_names(path, tree, referred):
     """Refuses names that no code reads and no other entry refers to.
 
-    An entry counts as referred to as soon as a base refers to it: a yaml may
-    replace what its base made from that entry.
+    A reference in a base counts, too: a yaml may have replaced the entry of its
+    base that refers to the name.
     """
     fields = _schema(tree).model_fields
     for name in tree:
@@ -345,7 +347,7 @@ def _check_names(path, tree, referred):
 
 
 def _check_effect(path, tree, changes):
-    """Refuses overrides that do nothing in this yaml."""
+    """Refuses overrides without effect in this yaml."""
     for name in changes:
         needed = ONLY_WITH.get(name)
         if needed and not tree.get(needed):
@@ -354,8 +356,8 @@ def _check_effect(path, tree, changes):
                 f"{name} out, or set {needed} to 1 or more"
             )
         read = name == "embedding_size" and tree.get("stage") == 1
-        # Entries that are no settings, such as compute_features, too: an
-        # encoder that describes itself has its own.
+        # This also refuses entries that are no settings, such as
+        # compute_features: an encoder that describes itself has its own.
         fields = _schema(tree).model_fields.keys() - {*REFERRED_TO}
         if name not in fields | _in_use(tree) and not read:
             raise ValueError(
@@ -372,20 +374,20 @@ def _referred(tree):
 
 
 def _in_use(tree):
-    """Lists the entries that settings refer to, also by way of others."""
+    """Lists the entries that settings refer to, directly or indirectly."""
     fields = _schema(tree).model_fields
     left = [name for name in tree if name in fields]
-    found = set()
+    used = set()
     while left:
         name = left.pop()
-        new = _referred({name: tree[name]}) - found if name in tree else set()
-        found |= new
+        new = _referred({name: tree[name]}) - used if name in tree else set()
+        used |= new
         left += new
-    return found
+    return used
 
 
 def _merge(tree, changes):
-    """Puts entries into a tree; an untagged mapping changes single keys."""
+    """Merges entries into a tree; an untagged mapping changes single keys."""
     for key, value in changes.items():
         inner = isinstance(value, dict) and not getattr(
             getattr(value, "tag", None), "value", None
@@ -395,17 +397,17 @@ def _merge(tree, changes):
             _merge(before, value)
             continue
         if inner and getattr(before, "value", None) == "":
-            # A class without arguments, `!new:<class>`, is given some.
+            # A class without arguments, `!new:<class>`, gets arguments.
             value.yaml_set_ctag(before.tag)
         tree[key] = value
 
 
 def _complete_paths(tree):
-    """Puts the home folder for a leading ~, which some shells leave.
+    """Replaces a leading ~, which some shells keep, by the home folder.
 
-    Paths of data become absolute where they are typed and no references: a
-    finished run is read from any folder, and another one may hold audio of
-    the same names.
+    Paths of data become absolute, unless they are references. A finished run
+    is read from any folder, where a relative path could lead to other audio of
+    the same name.
     """
     for key, value in tree.items():
         if isinstance(value, str) and value.startswith("~/"):
@@ -416,10 +418,10 @@ def _complete_paths(tree):
 
 
 def _check_arguments(name, factory, sample_rate=None):
-    """Refuses arguments that a `!name:` entry's class does not take.
+    """Refuses arguments that the class of a `!name:` entry does not take.
 
-    Python would say so only when the object is made, which for the last
-    round's encoder is days later.
+    Without this check the error would come only when the object is made: for
+    the last round's encoder days later.
     """
     if not isinstance(factory, functools.partial):
         return
@@ -443,7 +445,7 @@ def _check_arguments(name, factory, sample_rate=None):
 
 
 def _problem(error):
-    """Says what is wrong with a setting, in the words of whoever set it."""
+    """Returns a validation error's message in terms of the yaml."""
     name = ".".join(str(part) for part in error["loc"])
     said = error["msg"].removeprefix("Value error, ")
     said = said.removeprefix("Input ").removeprefix("String ")

@@ -1,4 +1,4 @@
-"""Files that steps leave on disk: put on record with checksums, and checked."""
+"""Reads and writes state.json, and checks a step's files by checksums."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from lgl_plugin.utils.files import checksum, write_json
 
 STATE = "state.json"
-ADAPTATION = "stage 0"  # the settings of an `lgl adapt` in there
+ADAPTATION = "stage 0"  # the key of the settings of `lgl adapt`
 
 
 def describe(
@@ -18,9 +18,9 @@ def describe(
 ) -> dict[str, dict]:
     """Returns `bytes` and `sha256` of files, by their path below the folder.
 
-    Left out are files elsewhere, files that are gone again (such as how far a
-    step had come), and model cards and other pages (`.md`), which people may
-    edit.
+    Files outside the folder and files that no longer exist, such as a step's
+    progress, are left out. So are model cards and other pages (`.md`), because
+    people may edit them.
     """
     own = {p for p in paths if p.is_relative_to(folder) and p.exists()}
     return {
@@ -49,7 +49,7 @@ def damage(folder: pathlib.Path, files: dict[str, dict]) -> list[str]:
 
 
 def digest(value: Any) -> str:
-    """Returns one checksum over plain data, such as that of `describe`."""
+    """Returns one checksum of plain data, such as that of `describe`."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
@@ -61,7 +61,7 @@ def write_state(folder: pathlib.Path, state: dict) -> None:
 def read_state(folder: str | pathlib.Path) -> dict:
     """Reads a run's `state.json`.
 
-    Raises FileNotFoundError if there is none, and ValueError if it is damaged.
+    Raises FileNotFoundError if it is missing, ValueError if it is damaged.
     """
     path = pathlib.Path(folder) / STATE
     if not path.exists():
@@ -86,7 +86,7 @@ def read_state(folder: str | pathlib.Path) -> dict:
 
 
 def is_adaptation(folder: str | pathlib.Path) -> bool:
-    """Says whether a folder is that of an `lgl adapt`, and no training's."""
+    """Tells whether a folder is that of an `lgl adapt`, not of a training."""
     if not (pathlib.Path(folder) / STATE).exists():
         return False
     return ADAPTATION in read_state(folder)["settings"]
@@ -95,7 +95,7 @@ def is_adaptation(folder: str | pathlib.Path) -> bool:
 def refuse_adaptation(folder: str | pathlib.Path) -> None:
     """Raises ValueError if a folder is that of an `lgl adapt`.
 
-    The message names what of use lies there.
+    The message names the folder's page, encoder and training.
     """
     if not is_adaptation(folder):
         return
@@ -128,7 +128,7 @@ def nothing_kept(folder: str | pathlib.Path) -> str:
 
 
 def _check_state(state: dict) -> None:
-    """Raises one of several errors unless a state is whole."""
+    """Raises an error, of one of several types, if a state is damaged."""
     before = state.pop("checksum", None)
     if before not in (None, digest(state)):
         raise ValueError("its checksum is another")
@@ -144,15 +144,15 @@ def _check_state(state: dict) -> None:
         for file in described
     ):
         raise TypeError("what should be a size or a checksum is not")
-    # Step names become paths of folders that a run clears.
+    # Checked for safety: a run clears folders by the names of steps.
     if not all(re.fullmatch(r"[\w/-]+", step) for step in state["done"]):
         raise ValueError("a step has an unknown name")
 
 
 def check_artefact(path: str | pathlib.Path) -> None:
-    """Raises ValueError if a file is not as the step that made it left it.
+    """Raises ValueError if a file was changed since its step wrote it.
 
-    A file that no run has put on record is taken as it is.
+    A file that no run has on record is not checked.
     """
     path = pathlib.Path(path).absolute()
     for folder in path.parents[1:3]:  # a step's folder is one or two deep

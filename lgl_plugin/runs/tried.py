@@ -1,7 +1,7 @@
-"""Trial of the classes that a yaml names, before anything is written.
+"""Tries the classes that a yaml names, before anything is written.
 
-Whether their arguments fit shows when a batch goes through, and of the last
-round's encoder that is days later.
+Otherwise an error would show only when the first batch goes through: for the
+last round's encoder days later.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import torch
 from lgl_plugin.runs.metrics_log import RESERVED
 from lgl_plugin.utils.distributed import alone
 
-# Attributes that code reads of the object that a setting makes.
+# Attributes that the object of a setting must have.
 USED_BY = {
     "gate": ("forward", "tau", "start_iteration", "end_epoch"),
     "no_gate": ("forward", "tau", "end_epoch"),
@@ -26,21 +26,21 @@ USED_BY = {
     "train_logger": ("log_stats",),
 }
 ENCODERS = ("new_first_encoder", "new_encoder", "new_last_encoder")
-# Settings that are tried by what they make.
+# Settings on which the result of a trial depends.
 TRIED = (
     *("stage", "sample_rate", "embedding_size", "method", "opt_class"),
     *(*ENCODERS, "new_classifier", "aam", "large_margin", "lr_annealing"),
     *("correct_labels", "relabel", "gate", "augment"),
 )
-N_LABELS = 100  # a loss may compare the nearest few of them
-N_UTTERANCES = 8  # a method may compare the nearest few of them
+N_LABELS = 100  # enough for a loss that compares the nearest few labels
+N_UTTERANCES = 8  # enough for a method that compares the nearest few
 
 _tried = set()  # settings that are known to work, as texts
 
 
 def explained(error: BaseException) -> str:
-    """Says in a line what is wrong, also of an assertion without words."""
-    # Its own arguments are those of the traceback, an object without words.
+    """Returns an error's message in one line, or the line that raised it."""
+    # The `args` of this error hold a traceback and no message.
     if isinstance(error, pydoc.ErrorDuringImport):
         return " ".join(str(error).split())
     said = ": ".join(str(part) for part in error.args)
@@ -59,16 +59,16 @@ def explained(error: BaseException) -> str:
 
 
 def try_out(plain: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-    """Makes what a stage trains, once, and embeds noise by it.
+    """Makes the modules that a stage trains, and runs them on noise.
 
-    Takes the checked settings as plain data and with the yaml's objects. A
-    ValueError names the setting that makes what cannot be used.
+    Takes the checked settings as plain data and with the yaml's objects. Raises
+    ValueError with the name of the setting whose object cannot be used.
     """
     for name, attributes in USED_BY.items():
         if hparams.get(name) is not None:
             with _named(name):
                 _check_use(hparams[name], *attributes)
-    # `lgl train` reads the same settings thrice.
+    # `lgl train` reads the same settings three times.
     key = repr([plain.get(name) for name in TRIED])
     if key in _tried:
         return
@@ -108,7 +108,7 @@ def _try_stage1(hparams):
 
 
 def _try_step(method, encoder, crops, augment):
-    """Does a step of a method of Stage I, without the optimiser's."""
+    """Does a step of a method of Stage I, without the optimiser."""
     weights = {id(weight) for weight in encoder.parameters()}
     if any(id(weight) in weights for weight in method.parameters()):
         raise ValueError(
@@ -145,7 +145,7 @@ def _try_step(method, encoder, crops, augment):
 
 
 def _try_gate(gate):
-    """Lets a gate choose among some losses."""
+    """Applies a gate to some losses."""
     gate.start_iteration(1)
     losses = torch.linspace(0.5, 4, 8).requires_grad_()
     with torch.enable_grad():
@@ -159,9 +159,9 @@ def _try_gate(gate):
 
 
 def _try_schedule(schedule):
-    """Refuses a schedule of another rate each time that it is asked.
+    """Refuses a schedule whose rate depends on the number of calls.
 
-    It is asked at each step, and no checkpoint has its counts.
+    A schedule is called at each step, and no checkpoint keeps such a count.
     """
     if schedule(0) != schedule(0):
         raise ValueError(
@@ -171,7 +171,7 @@ def _try_schedule(schedule):
 
 
 def _try_stage2(hparams):
-    """Makes each encoder, a classifier for it, and what corrects labels."""
+    """Makes each encoder, a classifier for it, and the label corrections."""
     for name in ENCODERS:
         if hparams.get(name) is None:
             continue
@@ -212,14 +212,14 @@ def _try_encoder(hparams, name):
 
 
 def _try_optimiser(hparams, *modules):
-    """Makes the optimiser of some modules' weights."""
+    """Makes the optimiser for the weights of some modules."""
     with _named("opt_class"):
         weights = [p for module in modules for p in module.parameters()]
         _check_use(hparams["opt_class"]([{"params": weights}]), "step")
 
 
 def _check_use(made, *attributes):
-    """Refuses an object that lacks what code reads of it."""
+    """Refuses an object that lacks an attribute."""
     for attribute in attributes:
         if not hasattr(made, attribute):
             raise ValueError(
@@ -228,20 +228,20 @@ def _check_use(made, *attributes):
             )
 
 
-def _check_shape(found, *shape):
+def _check_shape(output, *shape):
     """Refuses an output of another shape."""
-    if tuple(found.shape) != shape:
+    if tuple(output.shape) != shape:
         raise ValueError(
-            f"it makes {tuple(found.shape)} of a batch, in place of {shape}"
+            f"it makes {tuple(output.shape)} of a batch, in place of {shape}"
         )
 
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Raises any error, such as classes raise, as a ValueError with a name."""
+    """Turns any error of the block into a ValueError with a setting's name."""
     try:
         yield
-    except (OSError, MemoryError):  # they say what to do
+    except (OSError, MemoryError):  # their messages say what to do
         raise
     except Exception as error:
         raise ValueError(f"{name}: {explained(error)}") from error

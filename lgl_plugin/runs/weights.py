@@ -11,10 +11,10 @@ from speechbrain.utils.distributed import main_process_only
 
 from lgl_plugin.utils.files import atomic_write, check_inflation
 
-# Files of a phase, and of an exported folder.
+# Files in a phase's folder and in an exported folder.
 ENCODER, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
-BACKEND = "backend.npz"  # of a phase
-AFFINE = "backend.ckpt"  # the same in an exported folder
+BACKEND = "backend.npz"  # in a phase's folder
+AFFINE = "backend.ckpt"  # the same back-end in an exported folder
 
 
 @main_process_only
@@ -24,8 +24,9 @@ def save_weights(module: torch.nn.Module, path: str | pathlib.Path) -> None:
 
 
 def save_tensors(tensors: dict, path: str | pathlib.Path) -> None:
-    """Writes what torch.load reads, atomically, in every process that calls."""
-    # torch.save straight to the file would hide from it that a disk is full.
+    """Writes tensors for torch.load, atomically, in every calling process."""
+    # By a buffer: torch.save to the file itself would hide that the disk is
+    # full.
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     with atomic_write(path, "wb") as out:
@@ -35,11 +36,11 @@ def save_tensors(tensors: dict, path: str | pathlib.Path) -> None:
 def read_tensors(path: str | pathlib.Path) -> dict:
     """Reads what `save_tensors` wrote, without running code.
 
-    Raises ValueError if the file inflates or was altered; torch.load raises
-    anything.
+    Raises ValueError if the file is compressed or was altered. For other faults
+    torch.load may raise any error.
     """
-    # torch.load would inflate 40 kB to 40 MB, and take altered bytes for
-    # weights.
+    # Checked, because torch.load would inflate 40 kB to 40 MB, and read altered
+    # bytes as weights.
     if zipfile.is_zipfile(path):
         check_inflation(path)
         with zipfile.ZipFile(path) as members:
@@ -51,16 +52,16 @@ def read_tensors(path: str | pathlib.Path) -> dict:
 
 
 def read_weights(path: str | pathlib.Path) -> dict:
-    """Reads as `read_tensors` does; ValueError, in words, whatever is wrong.
+    """Reads as `read_tensors` does, but explains every fault by ValueError.
 
-    Only an error of the disk, such as that there is no file, is an OSError.
+    Only errors of the disk, such as a missing file, stay OSError.
     """
     try:
         return read_tensors(path)
     except ValueError as error:  # of `check_inflation`
         raise ValueError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # torch's words tell how to run its code
-        # A damaged archive names places that no file has: EINVAL.
+    except Exception as error:  # torch's message advises to run its code
+        # EINVAL: a damaged archive has offsets outside the file.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise ValueError(
@@ -76,9 +77,9 @@ def load_weights(
 ) -> torch.nn.Module:
     """Loads a plain state dict, strictly and without running code.
 
-    Or `tensors`, which were read from that path. ValueError if it cannot be
-    read or, naming the first difference, does not fit; OSError if it is
-    missing.
+    `tensors` are the file's tensors, if they were read before. Raises
+    ValueError if the file cannot be read or does not fit (with the first
+    difference), and OSError if it is missing.
     """
     tensors = tensors or read_weights(path)
     try:
@@ -95,8 +96,8 @@ def load_weights(
 def load_pretrained(module: torch.nn.Module, path: pathlib.Path) -> None:
     """Loads weights to start from; raises what `load_weights` does.
 
-    Where they do not fit, but a run made and exported them, the message names
-    that folder, which says what network they are of.
+    If the weights do not fit, but a run has exported them, the message names
+    the exported folder, which describes their network.
     """
     tensors = read_weights(path)
     try:
@@ -115,9 +116,10 @@ def _export_of(path, tensors):
     for run in path.parents[1:3]:  # of stage1/…, or iter1/gated/…
         for export in sorted(run.glob(f"export/*/{ENCODER}")):
             with contextlib.suppress(Exception):  # damaged, or no weights
-                found = read_weights(export)
+                exported = read_weights(export)
                 same = (
-                    found[k].equal(tensors[k]) for k in {**found, **tensors}
+                    exported[k].equal(tensors[k])
+                    for k in {**exported, **tensors}
                 )
                 if all(same):
                     return export.parent
