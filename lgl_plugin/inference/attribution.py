@@ -1,4 +1,7 @@
-"""A verification score by frequency, time and layer, for any encoder."""
+"""Attributes a verification score to frequency, time and layers.
+
+Works for any encoder.
+"""
 
 import copy
 import functools
@@ -17,9 +20,9 @@ from lgl_plugin.nnet.attribution import (
 )
 from lgl_plugin.nnet.ecapa_patches import lean_pooling
 
-SECONDS = 24.0  # of speech in a batch of steps
-WINDOW = 0.032  # seconds of a frame of a waveform's map
-BANDS = 24  # of a waveform's map, equally wide in mel
+SECONDS = 24.0  # seconds of speech in a batch of steps
+WINDOW = 0.032  # length of a frame in a waveform's map, in seconds
+BANDS = 24  # bands of a waveform's map, equally wide in mel
 PATHS = ("features", "waveform", "layers")
 
 
@@ -27,8 +30,9 @@ PATHS = ("features", "waveform", "layers")
 class Map:
     """A score's change by time and frequency.
 
-    `values` and `levels`, the features or a log spectrum, are float32 (frames,
-    bands); `hz` are the bands' centres, `hop` the seconds between frames.
+    `values` are the changes, and `levels` the features or a log spectrum, both
+    float32 (frames, bands). `hz` are the centres of the bands, `hop` the
+    seconds between frames.
     """
 
     values: np.ndarray
@@ -39,10 +43,11 @@ class Map:
 
 @dataclass
 class Explanation:
-    """The parts of a score: its maps and layers, by the kind of path.
+    """The attributions of a score, as maps and by layer.
 
-    `paths` are all attributions, of which `maps` ("features", "waveform") and
-    `layers`, float (n,), are views; empty where there is no such path.
+    `paths` are all attributions, by the kind of path. `maps` ("features",
+    "waveform") and `layers`, float (n,), are sums of them; they are empty if
+    there is no such path.
     """
 
     paths: dict[str, Attribution]
@@ -58,26 +63,28 @@ class Explanation:
 class Explainer:
     """Attributes the cosine of two recordings to parts of the second.
 
-    - Over the features of an encoder whose front end has bands: from their
-      means over time, the same in all frames, to the features.
-    - Over the waveform, of any encoder: from noise of the recording's
-      long-term spectrum to the recording.
-    - Over the layers that a part of the network takes together, such as the
-      blocks of ECAPA-TDNN: from their outputs at the first of these baselines.
+    - Over the features, if the encoder's front end has bands. The baseline is
+      their mean over time, the same in all frames.
+    - Over the waveform, for any encoder. The baseline is noise with the
+      recording's long-term spectrum.
+    - Over the layers that the network joins, such as the blocks of ECAPA-TDNN.
+      The baseline is their output for the first of the two baselines above
+      that the encoder has.
 
     Arguments
     ---------
     encoder : torch.nn.Module
-        As `Extractor` takes it; put into eval mode, its weights frozen.
+        As `Extractor` takes it. It is put into eval mode, and its weights are
+        frozen.
     sample_rate : int
         In Hz.
     steps : int
         The most steps of a path, see `integrated_gradients`.
     seed : int
-        Of the noise.
+        The seed of the noise.
     over : tuple of str
-        Paths to take, of "features", "waveform" and "layers"; those that the
-        encoder does not have are left out.
+        The paths, of "features", "waveform" and "layers". A path that the
+        encoder does not have is left out.
 
     Raises
     ------
@@ -105,9 +112,9 @@ class Explainer:
     ):
         self.encoder = encoder.eval().requires_grad_(False)
         for part in encoder.modules():
-            # SpeechBrain's wrappers of pre-trained models would run under
-            # torch.no_grad, which blocks the gradient. Its filterbank, without
-            # weights, uses `freeze` for something else.
+            # With `freeze`, SpeechBrain's wrappers of pre-trained models run
+            # under torch.no_grad, which blocks the gradient. Its filterbank has
+            # no weights, and uses `freeze` for something else.
             weights = any(True for _ in part.parameters())
             if weights and getattr(part, "freeze", False) is True:
                 part.freeze = False  # type: ignore[assignment]
@@ -117,8 +124,8 @@ class Explainer:
         features = getattr(encoder, "features", None)
         self.hz = None
         if features is not None:
-            here = copy.deepcopy(features).cpu()
-            self.hz = band_centres(here, sample_rate)
+            on_cpu = copy.deepcopy(features).cpu()
+            self.hz = band_centres(on_cpu, sample_rate)
         self.layers = layers_of(encoder)
         has = {"waveform": True, "features": self.hz is not None}
         has["layers"] = self.layers is not None
@@ -132,7 +139,7 @@ class Explainer:
     def __call__(
         self, reference: torch.Tensor, waveform: torch.Tensor
     ) -> Explanation:
-        """Explains the cosine of two waveforms (samples,) by the second.
+        """Attributes the cosine of two waveforms (samples,) to the second.
 
         Raises ValueError if the steps do not suffice on one of the paths.
         """
@@ -200,10 +207,10 @@ class Explainer:
             layers = np.array(self.layers.sums(paths["layers"].values))
         return Explanation(paths, maps, layers)
 
-    def _waveform_map(self, found, waveform):
+    def _waveform_map(self, path, waveform):
         """Sums a waveform's attribution by frames and bands."""
         window = 2 * int(self.sample_rate * WINDOW / 2)
-        parts = by_frequency(found.gradient, found.difference, window)
+        parts = by_frequency(path.gradient, path.difference, window)
         power = by_frequency(waveform, waveform, window)
         hz, bands = mel_bands(window // 2 + 1, self.sample_rate)
         levels = 10 * (power.cpu() @ bands).clamp(min=1e-10).log10()

@@ -1,11 +1,11 @@
 """Back-ends: transforms of embeddings before cosine scoring, without labels.
 
-All have one contract. A yaml makes one by `!new:`, `fit` takes embeddings
-(N, D) of utterances that nobody has named, and a call transforms others. The
-cosine ignores the length of an embedding, so a back-end does, too: it takes
-each to length 1 first, in `fit` and in a call. What follows is affine, a mean
-to subtract and a projection to multiply by, so that two arrays are all that is
-kept and SpeechBrain's own modules can do the same.
+All back-ends have one interface. A yaml makes one by `!new:`, `fit` takes
+unlabelled embeddings (N, D), and a call transforms others. Like the cosine, a
+back-end ignores the length of an embedding: `fit` and a call first scale each
+to length 1. Then a mean is subtracted, and the difference multiplied by a
+projection. So two arrays describe a back-end, and modules of SpeechBrain can
+do the same.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from numpy.typing import ArrayLike
 from lgl_plugin.utils.files import load_arrays, save_arrays
 
 BLOCK = 16384  # rows at once: tens of megabytes, however many there are
-# Shares of the largest variance that count as none: rounding leaves 1e-16.
+# The share of the largest variance up to which a variance counts as 0: rounding
+# leaves 1e-16.
 NO_VARIANCE = 1e-12
 
 
 class Backend:
-    """A back-end that is fitted already; the others derive from it.
+    """A back-end with a given mean and projection; base class of the others.
 
     Arguments
     ---------
     mean, projection : array-like, (D,) and (D, D'), float
-        What is subtracted from embeddings of length 1, and by what the
-        difference is multiplied.
+        The mean is subtracted from embeddings of length 1, and the difference
+        is multiplied by the projection.
 
     Example
     -------
@@ -45,26 +46,26 @@ class Backend:
         projection: ArrayLike | None = None,
     ):
         self.mean, self.projection = (
-            None if given is None else np.asarray(given, np.float64)
-            for given in (mean, projection)
+            None if array is None else np.asarray(array, np.float64)
+            for array in (mean, projection)
         )
 
     def fit(self, embeddings: ArrayLike) -> Backend:
-        """Keeps what it has."""
+        """Does nothing: mean and projection are given."""
         return self
 
     def fit_transform(self, embeddings: ArrayLike) -> np.ndarray:
-        """Is fitted on embeddings and transforms the same.
+        """Fits the back-end on embeddings, and transforms them.
 
         Arguments
         ---------
         embeddings : array-like, (N, D), float
-            As of a store on disk.
+            Such as a store's, on disk.
 
         Returns
         -------
         numpy.ndarray
-            What a call returns of them, float32 (N, D').
+            The result of a call, float32 (N, D').
 
         Raises
         ------
@@ -79,19 +80,19 @@ class Backend:
         return self.fit(embeddings)(embeddings)
 
     def __call__(self, embeddings: ArrayLike) -> np.ndarray:
-        """Transforms embeddings (n, D), as of a store on disk, to (n, D').
+        """Transforms embeddings (n, D), such as a store's, to (n, D').
 
-        Returns float32; computed in float64. Raises ValueError if an embedding
-        is not finite, or nothing was fitted.
+        Computes in float64 and returns float32. Raises ValueError if an
+        embedding is not finite, or the back-end is not fitted.
         """
         if self.mean is None or self.projection is None:
             raise ValueError(f"{type(self).__name__} is not fitted yet")
-        vectors = np.asarray(embeddings)  # of a memory map, no copy
+        vectors = np.asarray(embeddings)  # does not copy a memory map
         shape = (len(vectors), self.projection.shape[1])
-        found = np.empty(shape, np.float32)
+        transformed = np.empty(shape, np.float32)
         for rows, unit in unit_blocks(vectors):
-            found[rows] = (unit - self.mean) @ self.projection
-        return found
+            transformed[rows] = (unit - self.mean) @ self.projection
+        return transformed
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the arrays `mean` and `projection` as an npz file."""
@@ -99,7 +100,7 @@ class Backend:
 
 
 def load_backend(path: str | pathlib.Path) -> Backend:
-    """Reads what `Backend.save` wrote, of whichever class it was.
+    """Reads a back-end of any class that `Backend.save` wrote.
 
     Arguments
     ---------
@@ -132,7 +133,7 @@ def load_backend(path: str | pathlib.Path) -> Backend:
 
 
 class Identity(Backend):
-    """Leaves embeddings as they are, at length 1.
+    """Only scales embeddings to length 1.
 
     Example
     -------
@@ -166,17 +167,18 @@ class Centring(Backend):
 class Whitening(Backend):
     """Subtracts the mean and evens out the variance of all directions.
 
-    With the mean m and the covariance V diag(w) V' of the embeddings that it
-    is fitted on, y = (x - m) V / sqrt(w + shrinkage * mean(w)).
+    With the mean m and the covariance V diag(w) V' of the embeddings that are
+    fitted, y = (x - m) V / sqrt(w + shrinkage * mean(w)).
 
     Arguments
     ---------
     shrinkage : float
-        From 0: how much of the mean variance is added to each direction's. 0
-        gives unit covariance, and amplifies the noise of directions that
-        hardly vary; a large one only centres. From 1 on, fewer embeddings than
-        dimensions suffice, from 2 on. At 10 scores are better than at 1, at 1
-        clusters are (docs/choices_measured.md, "Shrinkage").
+        The share, from 0, of the mean variance that is added to the variance
+        of each direction. 0 gives unit covariance, and amplifies the noise of
+        directions that hardly vary. A large value only centres. With 1 or more,
+        fewer embeddings than dimensions suffice, but at least 2. Scores are
+        better with 10 than with 1, clusters with 1 than with 10
+        (docs/choices_measured.md, "Shrinkage").
 
     Example
     -------
@@ -196,8 +198,8 @@ class Whitening(Backend):
     def fit(self, embeddings: ArrayLike) -> Backend:
         """Takes mean and covariance from embeddings (N, D), in blocks.
 
-        Raises ValueError if there are fewer than two, all are equal or one is
-        not finite.
+        Raises ValueError if there are fewer than two embeddings, all are equal,
+        or one is not finite.
         """
         vectors = np.asarray(embeddings)
         n_rows, mean = len(vectors), mean_of(vectors)
@@ -205,7 +207,7 @@ class Whitening(Backend):
         for _, unit in unit_blocks(vectors):
             unit -= mean
             scatter += unit.T @ unit
-        # The trace of equal rows is rounding, far below this.
+        # The trace of equal rows is a rounding error, far below this limit.
         if n_rows < 2 or not np.trace(scatter) > NO_VARIANCE * n_rows:
             raise ValueError(
                 "whitening needs embeddings that differ, got "
@@ -214,9 +216,10 @@ class Whitening(Backend):
         values, axes = np.linalg.eigh(scatter / (n_rows - 1))
         values = np.maximum(values, 0)  # rounding may leave -1e-18
         shrunk = values + self.shrinkage * values.mean()
-        # Without shrinkage nothing is known of directions without variance.
-        known = shrunk > NO_VARIANCE * values.max()
-        shrunk[~known] = np.inf
+        # Without shrinkage, directions without variance are set to 0: dividing
+        # by their variance would amplify rounding errors.
+        varies = shrunk > NO_VARIANCE * values.max()
+        shrunk[~varies] = np.inf
         self.mean, self.projection = mean, axes / np.sqrt(shrunk)
         return self
 
@@ -236,7 +239,7 @@ def mean_of(embeddings: ArrayLike) -> np.ndarray:
 
 
 def unit_blocks(vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields slices of rows with these at length 1, float64, zeros left."""
+    """Yields slices, and their rows at length 1, float64; zeros stay zeros."""
     for start in range(0, len(vectors), BLOCK):
         where = slice(start, start + BLOCK)
         block = np.asarray(vectors[where], np.float64)

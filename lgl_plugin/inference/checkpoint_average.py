@@ -1,4 +1,4 @@
-"""The mean of a step's last checkpoints, as an encoder of its own."""
+"""Averages the weights of a step's last checkpoints to a new encoder."""
 
 import pathlib
 
@@ -14,10 +14,11 @@ NAMES = ("embedding_model", "classifier")
 def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
     """Averages the weights of a step's last epochs, by SpeechBrain's function.
 
-    `selection` chooses the epochs; by default they are the last. Means
-    and variances of batch normalisation are averaged like weights. Returns the
-    name of the folder below the run's, which `export` takes for a step.
-    ValueError if fewer epochs were kept, or the folder is of an `lgl adapt`.
+    The setting `selection` chose the epochs; by default they are the last.
+    Means and variances of batch normalisation are averaged like weights.
+    Returns the name of the new folder in the run's, which `export` takes as a
+    step. Raises ValueError if fewer epochs were kept, or the folder is that of
+    an `lgl adapt`.
     """
     run = pathlib.Path(run)
     refuse_adaptation(run)

@@ -1,14 +1,14 @@
-"""A trained encoder as a folder that SpeechBrain alone loads.
+"""Exports a trained encoder as a folder that SpeechBrain alone loads.
 
 > lgl export results/lgl/1
 > lgl export results/lgl/1 iter1/classifier --output=mine
 > lgl export encoder.ckpt --yaml=mine.yaml --output=mine
 
-The folder holds `hyperparams.yaml`, `embedding_model.ckpt`, in Stage II the
-classifier, with a back-end `backend.ckpt` in its place, and a model card,
-`README.md`. SpeechBrain's `SpeakerRecognition` and `EncoderClassifier` take it
-as `source`, its verification script takes it as `pretrain_path`, without the
-back-end, and it has the form of a repository at Hugging Face.
+The folder holds `hyperparams.yaml`, `embedding_model.ckpt` and a model card,
+`README.md`; with a back-end `backend.ckpt`, else in Stage II the classifier.
+SpeechBrain's `SpeakerRecognition` and `EncoderClassifier` take the folder as
+`source`. SpeechBrain's verification script takes it as `pretrain_path`, without
+the back-end. The folder has the form of a repository at Hugging Face.
 """
 
 import dataclasses
@@ -50,12 +50,13 @@ logger = get_logger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStep:
-    """A step of a run that left an encoder, such as `name` "iter2/gated".
+    """A step of a run that wrote an encoder, such as "iter2/gated".
 
-    `short_name` is that of its exported folder; `settings` are those of all
-    stages that the encoder has passed, by stage; `manifest` is what it was
-    trained on, None if that is gone, and `labelled` its rows, int64, that a
-    user had labelled; `pseudo`, of Stage II, are utterances and pseudo-labels.
+    `short_name` is the name of its exported folder. `settings` are those of
+    the stages that have trained the encoder, by stage. `manifest` is the
+    training's, None if its file is missing, and `labelled` are its rows, int64,
+    that a user had labelled. `pseudo` are Stage II's utterances and
+    pseudo-labels.
     """
 
     name: str
@@ -90,27 +91,27 @@ def export(
         a folder below the run's with an encoder. By default the latest of all.
     folder : str or pathlib.Path, optional
         Where to write. By default `<run>/export/iter2` for a round's latest
-        encoder, `<run>/export/iter2-classifier` for its other encoder. Your
-        own threshold, licence or back-end adds "-custom", since training may
-        write the plain folder again.
+        encoder, `<run>/export/iter2-classifier` for its other encoder. With a
+        threshold, licence or back-end of your own, "-custom" is added, because
+        training may replace the plain folder.
     device : str
         Where utterances are embedded to find the threshold.
     data_folder : str, optional
-        Where the run's audio is now, if it has moved.
+        The present folder of the run's audio, if it has moved.
     threshold : float, optional
-        Of the cosine. By default found without labels.
+        The threshold of the cosine. By default found without labels.
     licence : str
-        Of the weights, as Hugging Face names it.
+        The licence of the weights, as Hugging Face names it.
     backend : bool, optional
         Whether the back-end that was fitted at the step's end becomes part of
-        the model. By default as the yaml's `backend` says: whitening lowers
-        the error of some encoders and raises that of others, and nothing
-        known without labels tells them apart. The classifier, which works on
-        the bare embeddings, is then left out.
+        the model. By default the yaml's `backend` decides: whitening lowers
+        the error of some encoders and raises that of others, and without
+        labels nothing tells them apart. With a back-end the classifier, which
+        works on the bare embeddings, is left out.
     onnx : bool
         Whether the folder gets `encoder.onnx`, too.
     manifest : str or pathlib.Path, optional
-        Where the user's own list of utterances is now, if it has moved.
+        The present path of the user's own list of utterances, if it has moved.
 
     Returns
     -------
@@ -121,12 +122,13 @@ def export(
     ------
     FileNotFoundError, ValueError
         If there is no run or no such step; if the folder is that of an
-        `lgl adapt`; if the weights are damaged or do not fit the settings;
-        without a threshold, if the list of utterances is gone, or none of
-        them can be read; if that list is another than the run was trained on.
+        `lgl adapt`; if the weights are damaged or do not fit the settings; if
+        the list of utterances is not the one that the run was trained on. If
+        no threshold is given, also if that list is missing or no utterance can
+        be read.
     FileExistsError
         If the folder holds recordings or another run's files, or a README.md
-        or hyperparams.yaml of something else.
+        or hyperparams.yaml that is not of an export.
 
     Example
     -------
@@ -186,8 +188,8 @@ def export(
         backend=model.affine is not None,
         package=model.package,
     )
-    # All processes raise on a full disk: any that went on to the next
-    # collective call alone would hang the training.
+    # By `from_main`, so that all processes raise on a full disk: one that went
+    # on to the next collective call alone would hang the training.
     from_main(model.save, folder, card, threshold, mean)
     if onnx:
         from_main(export_onnx, folder, pathlib.Path(folder) / ONNX)
@@ -202,9 +204,9 @@ def read_trained_step(
     manifest: PathLike | None = None,
     needs_audio: bool = True,
 ) -> TrainedStep:
-    """Reads what a step of a run has left; arguments and errors as `export`.
+    """Reads a step of a run; arguments and errors are those of `export`.
 
-    Where no audio is needed, the list of utterances may be gone.
+    If `needs_audio` is False, the list of utterances may be missing.
     """
     run = pathlib.Path(run)
     refuse_adaptation(run)
@@ -282,13 +284,13 @@ def export_checkpoint(
     Arguments
     ---------
     encoder : str or pathlib.Path
-        A state dict, also of a module within data parallelism or
+        A state dict, also of a module wrapped by DistributedDataParallel or
         torch.compile.
     settings : dict
-        A yaml of the recipe, as `plain_settings` reads it; or, of weights
-        that say what they are of, what `encoder_settings` returns.
+        A yaml of the recipe, as `plain_settings` reads it; or the result of
+        `encoder_settings`, for weights that describe their network.
     folder, threshold, licence
-        As of `export`; without a threshold the folder has none.
+        As of `export`. By default the folder has no threshold.
 
     Raises
     ------

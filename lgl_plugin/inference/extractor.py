@@ -43,39 +43,39 @@ from lgl_plugin.utils.signals import stop
 
 logger = get_logger(__name__)
 
-MAX_SECONDS = 60.0  # that are read of an utterance
-BATCH_SECONDS = 960.0  # of a batch on a GPU
+MAX_SECONDS = 60.0  # the most that is read of an utterance
+BATCH_SECONDS = 960.0  # seconds of speech in a batch on a GPU
 
 
 class Extractor:
-    """Embeds whole utterances, clean, in batches of like length.
+    """Embeds whole utterances, unaugmented, in batches of similar length.
 
     In float32 an utterance's embedding does not depend on its batch, as
-    `Encoder` promises. A longer one than 60 s (`MAX_SECONDS`) is embedded by
-    its beginning; where that is silent, by the 60 s from its first sound on.
-    Under torch.distributed each rank embeds its share; all ranks call, and all
-    get the whole.
+    `Encoder` promises. Of an utterance longer than 60 s (`MAX_SECONDS`) the
+    first 60 s are embedded; if these are silent, the 60 s from the first sound
+    on. Under torch.distributed all ranks must call; each embeds its share, and
+    all get all embeddings.
 
     Arguments
     ---------
     encoder : torch.nn.Module
-        Waveforms (batch, samples) and relative lengths (batch,) to embeddings
-        (batch, dim): `lgl_plugin.nnet.encoders.Encoder`.
+        Maps waveforms (batch, samples) and relative lengths (batch,) to
+        embeddings (batch, dim): `lgl_plugin.nnet.encoders.Encoder`.
     device : str
-        Where it runs.
+        Where the encoder runs.
     sample_rate : int
         In Hz.
     batch_seconds : float, optional
-        Speech in a batch, padding included. By default 20 in float32 on a
-        CPU, whose cache should hold a layer, 120 in 16 bits there, where
-        casting the weights for each batch counts, and 960 elsewhere.
+        Speech in a batch, padding included. On a CPU the default is 20 in
+        float32, so that the cache holds a layer, and 120 in 16 bits, because
+        the weights are cast for each batch. On a GPU it is 960.
     num_workers : int
         Processes that read audio; 0 reads in this one.
     precision : str
-        Of the encoder: fp32, bf16 or fp16, by autocast.
+        The encoder's precision: fp32, bf16 or fp16, by autocast.
     keep_seconds : float
-        How often what is embedded is kept in the store's folder; extraction
-        that was interrupted goes on from there.
+        The interval at which embeddings are saved in the store's folder. An
+        interrupted extraction resumes from there.
 
     Example
     -------
@@ -104,8 +104,8 @@ class Extractor:
         precision: str = "fp32",
         keep_seconds: float = 600.0,
     ):
-        # Data parallelism would wait for all ranks in each batch, and they
-        # have different numbers of them.
+        # Data parallelism would wait for all ranks in each batch, but ranks
+        # have different numbers of batches.
         self.encoder = unwrapped(encoder)
         self.device = torch.device(device)
         self.sample_rate = sample_rate
@@ -133,30 +133,30 @@ class Extractor:
         Arguments
         ---------
         manifest : Manifest
-            Where the audio is.
+            The utterances and their audio.
         rows : array_like
-            Which of its utterances, int64 (N,).
+            The rows of the manifest to embed, int64 (N,).
         folder : str or pathlib.Path, optional
-            Gets the store, which is then opened; without one the vectors are
-            kept in memory. On a disk that all ranks share.
+            The folder for the store, on a disk that all ranks share. Without
+            it the vectors are kept in memory.
         bad_files : BadFiles, optional
-            Gets what cannot be embedded at once. Above its limit extraction
-            ends, and goes on from there at the next call.
+            The log of utterances that cannot be embedded, written at once.
+            Above its limit extraction stops; the next call resumes there.
         version : str, optional
-            Of the audio, such as a checksum of the files' times. What an
-            interrupted call left in the folder counts for the same one only.
+            The version of the audio, such as a checksum of the files' times. A
+            call resumes an interrupted one only if this is the same.
 
         Returns
         -------
         Embeddings, list of (str, str)
-            Those that could be embedded, in the order of `rows`; the IDs of
-            those that could not, with the reason: bad audio, fewer frames
-            than a lone utterance needs, or an embedding that is not finite.
+            The embeddings, in the order of `rows`; and (ID, reason) of the
+            utterances that could not be embedded: bad audio, fewer frames than
+            the encoder needs, or an embedding that is not finite.
 
         Raises
         ------
         BadAudio
-            If all fail.
+            If no utterance can be embedded.
         ValueError
             If more fail than the limit of `bad_files`.
         """
@@ -186,8 +186,8 @@ class Extractor:
             if rank() == 0:
                 store = Embeddings(Strings(names), joined)  # type: ignore[arg-type]
                 store.save(folder)
-            # Until the store is there, and no other process has yet to open
-            # the shares.
+            # Waits until the store is written, and until every process has
+            # opened the shares that it reads.
             gather_objects(None)
             if rank() == 0:
                 remove_shares(folder)
@@ -196,19 +196,19 @@ class Extractor:
     def embed_all(
         self, manifest: Manifest, rows: np.ndarray | None = None
     ) -> np.ndarray:
-        """Embeds utterances that are all needed, float (N, D), in memory.
+        """Embeds utterances in memory, float (N, D); none may fail.
 
-        These are the manifest's `rows`, by default all of it. ValueError if
-        one cannot be embedded, which it names.
+        They are the manifest's `rows`, by default all. Raises ValueError, with
+        the first utterance that failed, if one cannot be embedded.
         """
         rows = np.arange(len(manifest)) if rows is None else rows
-        found, bad = self(manifest, rows)
+        embeddings, bad = self(manifest, rows)
         if bad:
             raise ValueError(
                 f"{len(bad)} of {len(rows)} utterances cannot be embedded; "
                 f"the first: {' '.join(bad[0])}"
             )
-        return found.vectors
+        return embeddings.vectors
 
     def _embed_share(self, manifest, rows, folder, bad_files, version):
         """Embeds the batches of this rank."""
@@ -216,7 +216,8 @@ class Extractor:
         order, ends = self._batches(seconds)
         options = (self.precision, self.sample_rate)
         parts = (self.encoder, rows, seconds, ends, *options)
-        # Other audio of the same durations would pass for the stored one.
+        # Paths, offsets and version, too: other audio may have the same
+        # durations.
         audio = (
             *(manifest.ids.block, manifest.wavs.block, manifest.offsets),
             *(manifest.channels, manifest.places, version),
@@ -225,9 +226,9 @@ class Extractor:
         shortest = getattr(self.encoder, "min_samples", 1)
         share = Share(folder, key, self.keep_seconds)
         if bad_files is not None:
-            known = (manifest.ids[rows[p]] for p, _ in share.bad)
-            if not {*known} <= bad_files.reasons.keys():
-                share.begin()  # they were repaired, and the log was deleted
+            failed = (manifest.ids[rows[p]] for p, _ in share.bad)
+            if not {*failed} <= bad_files.reasons.keys():
+                share.begin()  # files were repaired, and the log was deleted
         if share.batches:
             logger.info(
                 "%d utterances are embedded, going on",
@@ -244,8 +245,8 @@ class Extractor:
             **loader_options(self.device, self.num_workers),
         )
         self.encoder.to(self.device).eval()
-        # By speech: batches hold as much of it, but the long utterances come
-        # first, so that their number would promise far too long a time.
+        # The bar counts seconds of speech, not utterances: the long utterances
+        # come first, so that a count would promise far too long a time.
         done = np.cumsum(seconds[order])[ends - 1]
         lengths = np.diff(done, prepend=0)[rank() :: world_size()].round()
         progress = tqdm(
@@ -259,7 +260,8 @@ class Extractor:
         with stop.defer() as may_leave, progress:
             for batch, wavs, n_samples, failures in loader:
                 progress.update(int(lengths[share.batches]))
-                bad = [tuple(failure) for failure in failures]  # lists by now
+                # The loader has made lists of the tuples.
+                bad = [tuple(failure) for failure in failures]
                 vectors = None
                 if len(batch):
                     vectors = self._embed(wavs, n_samples)
@@ -283,7 +285,7 @@ class Extractor:
         return share
 
     def _embed(self, wavs, n_samples):
-        """Returns embeddings of padded waveforms, as the store has them."""
+        """Returns embeddings of padded waveforms, float32 on the CPU."""
         wavs = wavs.to(self.device, non_blocking=True)
         n_samples = n_samples.to(self.device, non_blocking=True)
         with TorchAutocast(self.device.type, dtype=self.precision):
@@ -291,11 +293,11 @@ class Extractor:
         return vectors.float().cpu().numpy()
 
     def _batches(self, seconds):
-        """Orders utterances, longest first; says where each batch ends."""
+        """Orders utterances, longest first; returns where each batch ends."""
         order = np.argsort(-seconds, kind="stable")
         ends, end = [], 0
         while end < len(order):
-            # Padding counts: every member takes the first one's length.
+            # Padding counts: all are padded to the length of the first.
             end += max(1, int(self.batch_seconds / seconds[order[end]]))
             ends.append(min(end, len(order)))
         return order, np.array(ends)
@@ -306,20 +308,20 @@ def load_extractor(
     device: str = "cpu",
     num_workers: int | None = 0,
 ) -> Extractor:
-    """Makes an Extractor of an encoder on disk.
+    """Makes an Extractor for an encoder on disk.
 
-    SpeechBrain's own loader only warns of weights that fit no module, and the
-    encoder stays random; here all weights must fit. Only the source is read:
-    the paths of the yaml's `pretrainer`, which may lead to the Hugging Face
-    Hub, are not followed.
+    All weights must fit: SpeechBrain's own loader only warns of weights that
+    do not, and the encoder stays random. Only the source is read: paths in the
+    yaml's `pretrainer`, which may lead to the Hugging Face Hub, are not
+    followed.
 
     Arguments
     ---------
     source : str or pathlib.Path
         A SpeechBrain inference folder, with `embedding_model.ckpt` and
         `hyperparams.yaml`, whose `modules` name compute_features,
-        embedding_model and, if there is one, mean_var_norm, of whatever
-        classes; or a file with CAM++'s weights.
+        embedding_model and, if there is one, mean_var_norm, of any classes; or
+        a file with CAM++'s weights.
     device : str
         Where the encoder runs.
     num_workers : int, optional
@@ -353,13 +355,14 @@ def load_extractor(
 def _load_file(path):
     """Returns the encoder of a file of weights and its sampling rate."""
     if path.name == ENCODER and (path.parent / YAML).exists():
-        # Without the back-end, which lies in another file, and the threshold.
+        # Refused: it would be used without back-end and threshold, which are
+        # in other files.
         raise ValueError(
             f"{path} is one part of an encoder: name its folder, {path.parent}"
         )
     settings = encoder_settings(path)
     if settings is None:
-        read_weights(path)  # a file that is cut off may well be CAM++'s
+        read_weights(path)  # raises for a damaged file, which may be CAM++'s
         raise ValueError(
             f"{path} does not say of what network it holds the weights, and "
             "they are not CAM++'s: `lgl export` makes a folder of them and "
@@ -384,12 +387,12 @@ def _load_folder(folder):
         modules = {PARTS[1]: None, **hparams["modules"]}
         features, normalise, network = (modules[name] for name in PARTS)
         encoder = Encoder(features, network, normalise)
-    except Exception as error:  # the classes that it names raise anything
+    except Exception as error:  # the yaml's classes may raise any error
         raise ValueError(
             f"{path} cannot be loaded, or its modules lack one of "
             f"{PARTS[0]} and {PARTS[2]}: {explained(error)}"
         ) from error
-    # A back-end of ours is behind the network, whose weights are a file alone.
+    # In our exports with a back-end, network and back-end have a file each.
     parts = getattr(hparams.get("pretrainer"), "loadables", {})
     load_weights(parts.get(PARTS[2], encoder.network), folder / ENCODER)
     if "backend" in parts:
@@ -428,12 +431,12 @@ class _Waveforms(torch.utils.data.Dataset):
                 failures.append((position, str(error)))
         n_samples = torch.tensor([len(wav) for wav in wavs])
         if wavs:
-            # With zeros, which are what lies behind a lone utterance too.
+            # Padded with zeros, as an encoder pads an utterance embedded alone.
             wavs = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
         return np.array(batch, np.int64), wavs, n_samples, failures
 
     def _read(self, position):
-        """A waveform that can be embedded."""
+        """Reads a waveform, and checks that it is long enough."""
         wav = read_beginning(
             **self.manifest[self.rows[position]],
             limit=self.seconds[position],

@@ -1,4 +1,4 @@
-"""All audio of a folder to embeddings on disk, by an exported encoder."""
+"""Embeds all audio of a folder with an exported encoder, on disk."""
 
 import hashlib
 import itertools
@@ -44,15 +44,15 @@ def embed_folder(
     """Embeds every audio file of a folder and keeps the vectors on disk.
 
     `folder` gets `vectors.npy`, `utterances.csv` with a line for each row of
-    these, `manifest.csv` and `bad_files.txt`. The same call goes on where an
-    earlier one was interrupted, and does nothing once all is embedded, unless
-    files came, went or have another time of modification, or one that could
-    not be read was replaced.
+    the vectors, `manifest.csv` and `bad_files.txt`. The same call continues an
+    interrupted one. Once all is embedded it does nothing, unless files came,
+    went or have another time of modification, or a file that could not be read
+    was replaced.
 
     Arguments
     ---------
     encoder : str or pathlib.Path
-        As of `load_extractor`.
+        A source for `load_extractor`.
     audio : str or pathlib.Path
         A folder of wav, flac, ogg and mp3 files, at any depth.
     folder : str or pathlib.Path
@@ -63,11 +63,11 @@ def embed_folder(
         Processes that read audio; 0 reads in this one. By default 0 on a CPU
         and up to 8 beside a GPU.
     check : callable, optional
-        Takes the manifest before anything is embedded, and raises if what
-        comes with the audio does not fit.
+        Called with the manifest before anything is embedded. It raises an error
+        if other input, such as labels, does not fit the audio.
     channel : int, optional
-        The one to read, from 0; files without it are left out. By default the
-        mean of all.
+        The channel to read, from 0; files without it are left out. By default
+        the mean of all is read.
 
     Returns
     -------
@@ -80,8 +80,8 @@ def embed_folder(
     FileNotFoundError
         If a folder is missing.
     FileExistsError
-        If `folder` holds recordings, or files of these names that were not
-        made here.
+        If `folder` holds recordings, or files of these names that another
+        program wrote.
     ValueError
         If there is no audio, the encoder cannot be loaded, or `folder` holds
         embeddings by another encoder, of another folder's audio or of another
@@ -97,13 +97,13 @@ def embed_folder(
     """
     folder, device = pathlib.Path(folder), check_device(device)
     refuse_recordings(folder, audio)
-    # The encoder first: what is wrong with it shows before a long scan.
+    # The encoder first: its faults show before a long scan.
     extract = load_extractor(encoder, device, num_workers)
     refuse_foreign(folder, MADE, folder)
     lock_folder(folder)
     before = read_json(folder / RECORD)  # {} if unfinished
     made_from = {n: checksum(p) for n, p in encoder_files(encoder).items()}
-    # Before the listing, which would replace the other encoder's list.
+    # Checked before the listing, which would replace the other encoder's list.
     parts = (ENCODER, AFFINE)
     if before and any(before.get(n) != made_from.get(n) for n in parts):
         raise ValueError(
@@ -120,7 +120,7 @@ def embed_folder(
     earlier = _listed_with(folder).get("train_folder", os.path.abspath(audio))
 
     def accept(version):
-        """Takes other files of the same folder, and a folder that moved."""
+        """Accepts changed files of the same folder, and a moved folder."""
         moved = earlier != os.path.abspath(audio)
         if before and moved and version[listed.name] != before[listed.name]:
             raise ValueError(
@@ -151,7 +151,7 @@ def embed_folder(
     )
     header = ["row", "ID", "seconds"]
     write_csv(folder / "utterances.csv", itertools.chain([header], lines))
-    write_json(folder / RECORD, made_from)  # last: all before it is whole
+    write_json(folder / RECORD, made_from)  # last: it marks all as complete
     return manifest, found
 
 
@@ -162,13 +162,14 @@ def list_folder(
     accept: Callable[[dict[str, str]], None],
     channel: int | None = None,
 ) -> tuple[Manifest, dict[str, str]]:
-    """Lists a folder's audio in a csv, anew if files came, went or changed.
+    """Lists a folder's audio in a csv, again if files came, went or changed.
 
-    Files that cannot be read are counted and named; no limit ends the work.
-    Returns the manifest, and checksums by which a later call tells whether the
-    audio is the same: of the csv, and of the files' times, since a file that is
-    written anew may have other audio of the same length. `accept` takes these
-    of a new listing before that replaces a file, as of `prepare_manifest`.
+    Files that cannot be read are counted and named; there is no limit on their
+    number. Returns the manifest and its version: checksums of the csv and of
+    the files' times, by which a later call recognises the same audio. The times
+    count, because a replaced file may have other audio of the same length.
+    `accept` is called with the version of a new listing before any file is
+    replaced, as by `prepare_manifest`.
     """
 
     def read(path):
@@ -191,7 +192,7 @@ def list_folder(
 
 
 def other_channel(folder: pathlib.Path, channel: int | None) -> str:
-    """Says which --channel a folder was listed with, if by another than now."""
+    """Names the --channel that a folder was listed with, if it differs."""
     both = _listed_with(folder).get("channel", channel), channel
     was, now = ("no --channel" if n is None else f"--channel={n}" for n in both)
     return "" if was == now else f"{was}, and this call has {now}"
@@ -207,34 +208,34 @@ def refuse_foreign(
     names: Iterable[str],
     locked: pathlib.Path | None = None,
 ) -> None:
-    """Refuses to replace files in a folder that no such call has worked in.
+    """Refuses to replace `names` in a folder, unless an earlier call made them.
 
-    A call that has leaves its lock in `locked`, if that is given. A run has a
-    lock, too.
+    An earlier call is recognised by its lock in `locked`, if that is given. A
+    run's folder is refused: it has a lock, too.
     """
     if (folder / STATE).exists():
         raise FileExistsError(
             f"{folder} is a run's folder, whose files would be replaced: name "
             "another folder"
         )
-    there = [name for name in names if (folder / name).exists()]
-    if there and not (locked and (locked / LOCK).exists()):
+    present = [name for name in names if (folder / name).exists()]
+    if present and not (locked and (locked / LOCK).exists()):
         raise FileExistsError(
-            f"{folder} holds {', '.join(there)}, which would be replaced: "
+            f"{folder} holds {', '.join(present)}, which would be replaced: "
             "name another folder, or delete these files"
         )
 
 
-def _unnamed(manifest, found, folder):
-    """Says whether a file has no vector, and bad_files.txt does not say why.
+def _unnamed(manifest, embeddings, folder):
+    """Tells whether a file has no vector, and bad_files.txt gives no reason.
 
-    So it is after a new listing: the file may have been repaired.
+    This is so after a new listing: the file may have been repaired.
     """
-    if len(found.utterances) == len(manifest):
+    if len(embeddings.utterances) == len(manifest):
         return False
-    bad, known = BadFiles(folder / "bad_files.txt"), {*found.utterances}
+    bad, done = BadFiles(folder / "bad_files.txt"), {*embeddings.utterances}
     return any(
-        name not in known and one_line(name) not in bad.reasons
+        name not in done and one_line(name) not in bad.reasons
         for name in manifest.ids
     )
 
@@ -245,7 +246,7 @@ def _times(manifest):
     def modified(path):
         try:
             return os.stat(path).st_mtime_ns
-        except OSError:  # a bad file, which the work will name
+        except OSError:  # a bad file: the extraction will name it
             return 0
 
     times = np.fromiter(map(modified, manifest.wavs), np.int64)

@@ -1,4 +1,4 @@
-"""An encoder's weights in a folder, with a yaml that SpeechBrain loads."""
+"""Writes an encoder's weights to a folder, with a yaml for SpeechBrain."""
 
 import inspect
 import pathlib
@@ -31,7 +31,7 @@ from lgl_plugin.utils.files import atomic_write, checksum, read_json
 logger = get_logger(__name__)
 
 MEAN, NAMES = "mean_var_norm_emb.ckpt", "label_encoder.ckpt"
-# Prefixes that data parallelism and torch.compile give weights' names.
+# Prefixes that DistributedDataParallel and torch.compile add to weights' names.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 # SpeechBrain's inference classes call mean_var_norm with features and lengths
@@ -44,7 +44,7 @@ IDENTITY = {
 FIRST_LINE = "# A speaker encoder, see README.md.\n"
 CARD_LINE = "library_name: speechbrain"  # of every model card
 LABEL_ENCODER = "!new:speechbrain.dataio.encoder.CategoricalEncoder {}"
-# The part of every exported yaml that stands below the model's own.
+# The end of every exported yaml, after the model's own part.
 FIXED_PART = """
 mean_var_norm_emb: !new:speechbrain.processing.features.InputNormalization
     norm_type: global
@@ -66,18 +66,18 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 
 class NotExportable(ValueError):
-    """An encoder that trains, but of which SpeechBrain could load nothing."""
+    """An encoder that can be trained, but that SpeechBrain cannot load."""
 
 
 class InferenceModel:
-    """Weights, with what SpeechBrain needs to build the modules around them.
+    """An encoder's weights, and the yaml by which SpeechBrain builds it.
 
-    `settings` are a stage's, as `plain_settings` reads them, of which `kind`
-    says how to build the encoder; `encoder` and, of Stage II, `classifier` are
+    `settings` are a stage's, as `plain_settings` reads them; the setting `kind`
+    says how to build the encoder. `encoder` and, in Stage II, `classifier` are
     paths of state dicts. A `backend` becomes the last layers of
-    `embedding_model`, but the network's weights stay a file of their own, for
-    Stage II to start from. FileNotFoundError or ValueError if there are no such
-    weights that fit.
+    `embedding_model`; the network's weights still have a file of their own, for
+    Stage II to start from. Raises FileNotFoundError or ValueError if weights
+    are missing or do not fit.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class InferenceModel:
             self._add_backend(backend)
         else:
             if not _takes_lengths(tag):
-                self._put_behind({})
+                self._append({})
             if classifier is not None:
                 self._add_classifier(read_state_dict(classifier))
         text = dump_settings(self.parts)
@@ -130,22 +130,22 @@ class InferenceModel:
         self.package = min(packages - {"speechbrain", "torch"}, default="")
         self.built = load_hyperpyyaml(text)
         network = self.built[self.loadables["embedding_model"]]
-        if hasattr(network, "described"):  # made from files of elsewhere
+        if hasattr(network, "described"):  # it was made from other files
             arguments.update(network.described())
         load_weights(network, encoder, self.encoder)
         if self.affine is not None:
             self.built["backend"].load_state_dict(self.affine)
 
     def _add_classifier(self, weights):
-        """Takes a classifier over, SpeechBrain's or one with sub-centres."""
+        """Adds a classifier, SpeechBrain's or one with sub-centres."""
         tag, arguments = _instance(self.settings["new_classifier"])
         centres = weights.get("weight")
         if centres is None or centres.ndim not in (2, 3):
             raise ValueError("the classifier has no weight of a row a class")
         self.n_classes = centres.shape[-2]
         if centres.ndim == 3:
-            # A class scores as the best of its centres: as many outputs of
-            # one name, of which SpeechBrain names the best.
+            # A class's score is that of its best centre: each centre becomes
+            # an output with the class's name, and SpeechBrain names the best.
             weights = {"weight": centres.flatten(0, 1)}
             tag = COSINE_CLASSIFIER
             arguments = {"input_size": centres.shape[-1]}
@@ -154,11 +154,11 @@ class InferenceModel:
         self.parts["classifier"] = {tag: {**arguments, "out_neurons": outputs}}
 
     def _add_backend(self, backend):
-        """Puts (x / |x| - mean) projection behind the network.
+        """Appends (x / |x| - mean) projection to the network.
 
-        By SpeechBrain's and torch's own layers: RMSNorm takes embeddings to
-        the length sqrt(D). The classifier is left out, as it tells the bare
-        embeddings apart.
+        The layers are SpeechBrain's and torch's own: RMSNorm scales embeddings
+        to the length sqrt(D). The classifier is left out, because it works on
+        the bare embeddings.
         """
         size, size_after = backend.projection.shape
         weight = torch.from_numpy(backend.projection.T)
@@ -172,14 +172,14 @@ class InferenceModel:
         self.parts["backend"] = {"!new:speechbrain.nnet.linear.Linear": affine}
         unit_length = {"!new:torch.nn.RMSNorm": {**unit, "eps": 1.0e-20}}
         layers = {"unit_length": unit_length, "backend": {"!ref": "<backend>"}}
-        self._put_behind(layers)
+        self._append(layers)
         self.loadables["backend"] = "backend"
 
-    def _put_behind(self, layers):
-        """Puts layers behind the network, by a container of SpeechBrain's.
+    def _append(self, layers):
+        """Appends layers to the network, in a container of SpeechBrain's.
 
-        It takes the lengths that SpeechBrain hands over, and hands them to
-        those parts that take them.
+        SpeechBrain calls the container with lengths, which it passes only to
+        the layers that take them.
         """
         self.parts["network"] = self.parts.pop("embedding_model")
         self.parts["embedding_model"] = {
@@ -219,9 +219,9 @@ class InferenceModel:
         subtracts.
         """
         folder = pathlib.Path(folder)
-        # SpeechBrain loads no folder without this file: it goes first and
-        # comes last, so that a crash leaves no mixture of two exports.
-        # An earlier export's files would be of other weights than this one's.
+        # SpeechBrain loads no folder without hyperparams.yaml. So that file is
+        # deleted first and written last: after a crash no mixture of two
+        # exports can be loaded. The other files are of the old weights.
         before = _contents(folder)
         for name in (YAML, AFFINE, MEAN, CLASSIFIER, NAMES):
             (folder / name).unlink(missing_ok=True)
@@ -255,23 +255,24 @@ class InferenceModel:
         text += "".join(
             f"        {n}: !ref <{to}>\n" for n, to in loadables.items()
         )
-        # A user's encoder.onnx takes minutes: of the same encoder it stays.
+        # encoder.onnx takes minutes to make: for the same encoder it stays.
         if before != {**_contents(folder), YAML: text}:
             (folder / ONNX).unlink(missing_ok=True)
         with atomic_write(folder / "README.md") as out:
             out.write(card)
         with atomic_write(folder / YAML) as out:
             out.write(text)
-        # Found without labels, it lies within 0.1 of what labels would give.
+        # Two decimals: a threshold found without labels is within 0.1 of the
+        # one that labels give.
         found = "not found" if threshold is None else f"{threshold:.2f}"
         logger.info("Exported to %s, threshold %s", folder, found)
 
 
 def check_target(folder: PathLike, run: PathLike | None = None) -> None:
-    """Raises FileExistsError if an export would replace files of others.
+    """Raises FileExistsError if an export would replace foreign files.
 
-    For example, a project would lose its README.md. A `run` may write its own
-    exports again.
+    For example, a project would lose its README.md. A `run` may replace its own
+    exports.
     """
     folder = pathlib.Path(folder)
     marks = {YAML: FIRST_LINE, "README.md": CARD_LINE}
@@ -287,7 +288,7 @@ def check_target(folder: PathLike, run: PathLike | None = None) -> None:
     for owner in (target, *target.parents):
         state = read_json(owner / STATE)
         if not {"settings", "done"} <= state.keys():
-            continue  # none, or another program's
+            continue  # no state.json, or another program's
         step = target.relative_to(owner).as_posix()
         mine = owner == own and step.startswith("export/")
         if step == "." or step in state["done"] and not mine:
@@ -296,7 +297,7 @@ def check_target(folder: PathLike, run: PathLike | None = None) -> None:
                 "replaced: name another folder"
             )
         break
-    # A recording that was added to an exported folder is its example.
+    # In an exported folder a recording is allowed, as an example.
     if not (folder / YAML).exists():
         refuse_recordings(folder)
         entries = folder.iterdir() if folder.is_dir() else ()
@@ -309,7 +310,7 @@ def check_target(folder: PathLike, run: PathLike | None = None) -> None:
 
 
 def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
-    """Reads a state dict, without what wrappers put before the names."""
+    """Reads a state dict, without the prefixes that wrappers add to names."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -327,17 +328,18 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
 
 
 def _contents(folder):
-    """Returns what tells one export of an encoder from another, by file."""
+    """Returns checksums of the weights, and the yaml's text, by file name."""
     weights = (folder / name for name in (ENCODER, AFFINE))
-    found = {path.name: checksum(path) for path in weights if path.exists()}
+    sums = {path.name: checksum(path) for path in weights if path.exists()}
     yaml = folder / YAML
-    return {**found, YAML: yaml.read_text("utf-8") if yaml.exists() else ""}
+    return {**sums, YAML: yaml.read_text("utf-8") if yaml.exists() else ""}
 
 
 def _instance(setting):
     """Returns tag and arguments of the instance that a `!name:` makes.
 
-    A list of arguments gets their names, by which others can be added.
+    A list of arguments becomes a dict by their names, so that more can be
+    added.
     """
     ((tag, arguments),) = setting.items()
     if isinstance(arguments, list):
@@ -352,7 +354,7 @@ def _instance(setting):
 
 
 def _takes_lengths(tag):
-    """Says whether a network's class takes lengths behind features."""
+    """Tells whether a network's class takes lengths after features."""
     network = pydoc.locate(tag.partition(":")[2])
     try:
         inspect.signature(network.forward).bind("self", "features", "lengths")

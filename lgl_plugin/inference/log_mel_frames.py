@@ -1,4 +1,4 @@
-"""Log-mel frames of a corpus on disk, computed once for many trainings."""
+"""Stores log-mel frames of a corpus, computed once for many trainings."""
 
 import pathlib
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ N_MELS = 80
 
 
 class LogMels:
-    """Frames of utterances in one memory map, as `write_log_mels` leaves it.
+    """Frames of utterances in one memory map that `write_log_mels` wrote.
 
     Arguments
     ---------
     folder : str or pathlib.Path
-        Where it was written.
+        The folder of `write_log_mels`.
 
     Example
     -------
@@ -48,7 +48,7 @@ class LogMels:
     def crop(
         self, row: int, length: int, rng: np.random.Generator
     ) -> torch.Tensor:
-        """Returns frames (length, 80) of a random place; short ones repeat."""
+        """Returns a random crop (length, 80); short utterances are repeated."""
         frames = self[row]
         frames = frames.repeat(-(-length // len(frames)), 1)
         start = rng.integers(len(frames) - length + 1)
@@ -64,9 +64,9 @@ def write_log_mels(
     Arguments
     ---------
     waveforms : iterable of torch.Tensor
-        Of 16 kHz, shape (samples,), float32 in [-1, 1]; at least 25 ms each.
+        At 16 kHz, shape (samples,), float32 in [-1, 1]; at least 25 ms each.
     folder : str or pathlib.Path
-        Where to; what is finished there is left as it is.
+        Where to write. If the frames are there already, nothing is done.
 
     Example
     -------
@@ -82,7 +82,7 @@ def write_log_mels(
     fbank, lengths = KaldiFbank(N_MELS), []
     with atomic_write(folder / "frames.f16", "wb") as out:
         for waveform in waveforms:
-            # Kaldi's numbers are of 16-bit samples.
+            # Kaldi's features are defined for samples of 16 bits.
             frames = fbank(waveform[None] * 2**15)[0]
             lengths.append(len(frames))
             out.write(frames.numpy().astype(np.float16).tobytes())

@@ -1,7 +1,7 @@
-"""The model card of an exported encoder, in the Hugging Face form.
+"""Writes the model card of an exported encoder, in the form of Hugging Face.
 
-It is for whoever gets the folder and nothing else. No path of the machine that
-trained the model is in it: of a path the card keeps the last name.
+Its reader has only the folder. The card names no paths of the machine that
+trained the model: of a path it keeps only the last name.
 """
 
 import html
@@ -16,7 +16,7 @@ from lgl_plugin.runs.metrics_log import TRUE_LABELS, cells, columns, row_name
 from lgl_plugin.runs.run import is_ceiling, round_of
 from lgl_plugin.utils.tables import markdown_table
 
-SPEED = ("utterances_per_second", "seconds")  # no figures of the model
+SPEED = ("utterances_per_second", "seconds")  # figures left out of the card
 TAGS = [
     "speechbrain",
     "speaker-verification",
@@ -38,14 +38,14 @@ def model_card(
     backend: bool = False,
     package: str = "",
 ) -> str:
-    """Returns the card of an encoder that a step, as "iter2/gated", left.
+    """Returns the card of an encoder from a step, such as "iter2/gated".
 
-    `encoder` is its class; `settings` are those of "stage 1" and "stage 2", as
-    far as the model has passed them. `decision` is the threshold and its
+    `encoder` is its class. `settings` are those of the stages that trained the
+    model, by "stage 1" and "stage 2". `decision` is the threshold and its
     source: "pseudo-labels", "halves" or "given". `data` has the training set's
     "name", "utterances", "held_out" and "hours", and `rows` the figures of
-    `summarise`. `package` names other classes than SpeechBrain's that the
-    folder needs.
+    `summarise`. `package` is the package that the folder needs beside
+    SpeechBrain.
     """
     stage, chosen = max(settings.items())
     given = chosen.get("labels_file")
@@ -109,9 +109,9 @@ def adapted_card(
 ) -> str:
     """Returns the card of an encoder that was adapted to unlabelled audio.
 
-    `facts` are those of the template that need no escaping; `rungs` are header
-    and rows of what was tried; `source` and `data` name what it started from
-    and the audio.
+    `facts` are values of the template that need no escaping. `rungs` are header
+    and rows of the table of rungs. `source` names the given encoder, `data` the
+    audio.
     """
     few = facts["given"] and facts["trained"]
     how = "with few labels" if few else "without labels"
@@ -131,9 +131,9 @@ def adapted_card(
 def pretrained_card(
     facts: dict[str, Any], source: str, licence: str = "other"
 ) -> str:
-    """Returns the card of an encoder that is exported as it came.
+    """Returns the card of a given encoder that is exported unchanged.
 
-    `facts` are those of the template that need no escaping; `source` names the
+    `facts` are values of the template that need no escaping; `source` names the
     file.
     """
     return _render(
@@ -146,15 +146,15 @@ def pretrained_card(
 
 
 def last_name(text: str) -> str:
-    """Returns the last part of a path, and another text as it is."""
-    # Windows' rules know both separators: a run may have moved between systems.
+    """Returns the last part of a path; a text that is no path stays."""
+    # Windows' rules have both separators: a run may have moved between systems.
     return pathlib.PureWindowsPath(text).name
 
 
 def _render(template, metadata, /, **facts):
-    """Returns a card of a template in this folder."""
-    # huggingface_hub renders without autoescape, and a run's text could break
-    # out of the card: _code and _table escape it for Markdown.
+    """Renders a card from a template in this folder."""
+    # huggingface_hub renders without autoescape: `_code` and `_table` escape
+    # a run's texts, which could otherwise change the card's structure.
     path = pathlib.Path(__file__).with_name(template)
     card = ModelCard.from_template(metadata, template_path=str(path), **facts)
     return f"{card}\n"
@@ -197,7 +197,7 @@ def _rows_until(rows, step):
     if own in rows:
         names = list(rows)
         rows = {name: rows[name] for name in names[: names.index(own) + 1]}
-    # The mean of some epochs' weights was not scored.
+    # An average of epochs has no row: it was not scored.
     return rows, own if step == "/".join([place, *phase]) else ""
 
 
@@ -208,7 +208,7 @@ def _class(settings, name):
 
 
 def _without_paths(value: Any) -> Any:
-    """Returns nested settings with `last_name` of every text."""
+    """Returns nested settings with `last_name` applied to every text."""
     if isinstance(value, dict):
         return {key: _without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -222,7 +222,7 @@ def _code(text):
 
 
 def _table(header, rows):
-    """Returns a table whose cells can hold no HTML, link, cell or line."""
+    """Returns a table whose cells are escaped: no HTML, link or new cell."""
 
     def escape(cell):
         text = html.escape(" ".join(cell.split()), quote=False)

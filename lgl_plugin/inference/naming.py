@@ -1,4 +1,4 @@
-"""Who speaks, where a user has named the speakers of a few files."""
+"""Names the speakers of files from a user's labels of a few files."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from lgl_plugin.clustering.average import average_linkage
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Files sorted by the speakers of those that are labelled.
+    """Files sorted by speaker, with the evidence.
 
-    `labels`, int64 (N,), hold the given speaker, else the nearest speaker, else
+    `labels`, int64 (N,), are the given speaker, else the nearest speaker, else
     a stranger, numbered after the speakers. `heard` is the labelled speaker
-    that a file sounds like, its own label not counted, -1 for a stranger. `own`
-    is the median cosine with other files of the same label, `other` with files
-    of the nearest other speaker, float32 (N,), NaN where there are none.
-    `wrong`, int64 (n,), are files whose label looks wrong, the clearest first.
+    that a file sounds like without its own label, -1 for a stranger. `own` is
+    the median cosine with other files of the same label, `other` with files of
+    the nearest other speaker, float32 (N,), NaN if there are no such files.
+    `wrong`, int64 (n,), are the files whose label looks wrong, clearest first.
     """
 
     labels: np.ndarray
@@ -34,21 +34,22 @@ def name_files(
 ) -> Named:
     """Names files by the speaker whose labelled files are nearest.
 
-    Takes unit vectors (N, D), float32, and speakers from 0, each with a file,
-    int64 (N,), -1 where unknown. A file is a speaker's if its median cosine
-    with the speaker's files is `threshold` or more: a mean would follow wrong
-    labels. Average linkage joins strangers. A label looks wrong if the file
-    would get another name without it. A speaker's only file has no other file
-    to match, so its label is doubted only if it sounds like another speaker.
+    Takes unit vectors (N, D), float32, and given speakers, int64 (N,), from 0
+    without gaps, -1 for unknown. A file is a speaker's if its median cosine
+    with the speaker's files is `threshold` or more; a mean would follow wrong
+    labels. The other files are clustered as strangers, by average linkage. A
+    label looks wrong if the file would get another name without the label. A
+    speaker's only file has no other file to match, so that its label is doubted
+    only if it sounds like another speaker.
     """
-    known = np.flatnonzero(given >= 0)
+    labelled = np.flatnonzero(given >= 0)
     n_speakers = int(given.max()) + 1
     cosines = np.empty((len(vectors), n_speakers), np.float32)
     for speaker in range(n_speakers):
         members = np.flatnonzero(given == speaker)
         each = vectors @ vectors[members].T
         cosines[:, speaker] = np.median(each, axis=1)
-        for place, row in enumerate(members):  # without itself
+        for place, row in enumerate(members):  # without the file itself
             rest = np.delete(each[row], place)
             cosines[row, speaker] = np.median(rest) if len(rest) else -np.inf
     heard = cosines.argmax(axis=1)
@@ -64,15 +65,15 @@ def name_files(
     cosines[named, labels[named]] = -np.inf
     other = cosines.max(axis=1)
     alone = np.isinf(own)
-    wrong = known[heard[known] != given[known]]
+    wrong = labelled[heard[labelled] != given[labelled]]
     wrong = wrong[~(alone[wrong] & (heard[wrong] < 0))]
     rival = np.where(heard < 0, np.float32(threshold), other)
-    least = np.nan_to_num(own, neginf=-1) - rival
+    margin = np.nan_to_num(own, neginf=-1) - rival
     own[alone] = np.nan
     return Named(
         labels,
         heard,
         own,
         np.where(np.isinf(other), np.float32(np.nan), other),
-        wrong[np.argsort(least[wrong], kind="stable")],
+        wrong[np.argsort(margin[wrong], kind="stable")],
     )

@@ -1,8 +1,8 @@
-"""An encoder as one ONNX file, from waveform to embedding.
+"""Exports an encoder as one ONNX file, from waveform to embedding.
 
-ONNX has no Fourier transform that torch's exporter could write. A frame's
-spectrum is a linear map of its samples, so a convolution with the responses to
-single impulses takes its place.
+torch's exporter cannot write a Fourier transform to ONNX. A frame's spectrum
+is a linear map of its samples, so a convolution with the spectra of single
+impulses replaces it.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ TOLERANCE = 1e-4  # of the largest value, or of 1
 
 
 def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
-    """Writes an encoder as an ONNX file, which needs none of its classes.
+    """Writes an encoder as an ONNX file, which runs without its classes.
 
-    Its input is one `waveform`, float32 (1, samples), its output `embedding`,
-    float32 (1, dim). The file's metadata have the `sample_rate` and the fewest
-    samples, `min_samples`. The file is run on these and on three seconds before
-    it is written.
+    The input is one `waveform`, float32 (1, samples), the output `embedding`,
+    float32 (1, dim). The metadata have the `sample_rate` and the smallest
+    number of samples, `min_samples`. Before the file is written, the model is
+    run on that number of samples and on three seconds.
 
     Arguments
     ---------
     source : str or pathlib.Path
-        As of `load_extractor`.
+        A source for `load_extractor`.
     path : str or pathlib.Path
         The file to write.
 
@@ -48,7 +48,7 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
         If the source is missing.
     ValueError
         If the encoder cannot be loaded or written, or the file's embeddings
-        are others than the encoder's; if onnx or onnxruntime is missing.
+        differ from the encoder's; if onnx or onnxruntime is missing.
 
     Example
     -------
@@ -56,7 +56,8 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
     """
     onnx, onnxruntime = check_onnx()
     extract = load_extractor(source)
-    # Of the outermost module too: the exporter restores its flag in all parts.
+    # eval() on the outermost module: the exporter afterwards restores that
+    # module's mode in all parts.
     encoder, rate = extract.encoder.eval(), extract.sample_rate
     shortest = getattr(encoder, "min_samples", 1)
     waveforms = [torch.randn(1, n) / 9 for n in (shortest, 3 * rate + 123)]
@@ -77,7 +78,9 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
                 _no_graph(),
             ):
                 written = pathlib.Path(folder) / ONNX
-                warnings.simplefilter("ignore")  # of constants: see below
+                # The tracer warns of sizes that it takes as constants. The test
+                # of the file below finds the ones that matter.
+                warnings.simplefilter("ignore")
                 torch.onnx.export(
                     encoder,
                     (torch.randn(1, 2 * rate) / 9,),
@@ -89,7 +92,7 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
                     dynamic_axes={"waveform": {1: "samples"}},
                 )
                 model = onnx.load(written)
-        except Exception as error:  # the exporter raises anything
+        except Exception as error:  # the exporter may raise any error
             said = str(error).strip() or type(error).__name__
             raise ValueError(
                 f"{source}: this encoder cannot be written as ONNX: "
@@ -98,7 +101,7 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
     facts = {"sample_rate": rate, "min_samples": shortest}
     facts = {name: str(value) for name, value in facts.items()}
     onnx.helper.set_model_props(model, facts)
-    # The tracer takes the embedding's sizes for names of its own.
+    # The tracer gives the embedding's dimensions names instead of sizes.
     sizes = model.graph.output[0].type.tensor_type.shape.dim
     for size, value in zip(sizes, expected[0].shape, strict=True):
         size.dim_value = value
@@ -113,7 +116,7 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
             np.abs(one - other).max() / max(1.0, np.abs(other).max())
             for one, other in zip(found, expected)
         )
-    except Exception as error:  # such as of a length that was traced as fixed
+    except Exception as error:  # such as for a length that was traced as fixed
         raise ValueError(
             f"{source}: the ONNX file of this encoder does not run on audio "
             f"of another length: {error}"
@@ -144,11 +147,11 @@ def check_onnx() -> tuple[types.ModuleType, types.ModuleType]:
 def _no_graph() -> Iterator[None]:
     """Keeps torch from printing the graph of a network that it cannot write.
 
-    It takes a function for its result, so that its switch is always on, and
-    27 kB on stdout would hide the message.
+    The graph, 27 kB on stdout, would hide the error message. torch's switch for
+    it is always on, because torch tests a function instead of its result.
     """
     log = getattr(torch._C, "_jit_onnx_log", None)
-    if log is None:  # of another release
+    if log is None:  # another release of torch
         yield
         return
     torch._C._jit_onnx_log = lambda *parts: None
@@ -166,7 +169,7 @@ def _make_traceable(encoder):
         elif isinstance(part, KaldiFbank):
             part.forward = functools.partial(_kaldi_fbank, part)
         elif isinstance(part, InputNormalization):
-            # Its mask of padding would have the traced length for good.
+            # Its mask of padding would keep the traced length.
             replace_statistics(part, _whole_statistics)
         elif isinstance(part, torch.nn.RMSNorm):
             part.forward = functools.partial(_root_mean_square, part)
@@ -189,8 +192,12 @@ def _kaldi_fbank(fbank, waveform):
 
 
 def _convolved(waveform, responses, stride):
-    """Returns spectra (1, frames, bins, 2) by impulses' (samples, bins)."""
-    # Not one convolution: the tracer takes frames behind a reshape as fixed.
+    """Returns spectra (1, frames, bins, 2) from those of single impulses.
+
+    `responses` are the spectra of the impulses, complex (samples, bins).
+    """
+    # Two convolutions: one would need a reshape, after which the tracer takes
+    # the number of frames as fixed.
     parts = [
         conv1d(waveform[:, None], kernel.T[:, None], stride=stride)
         for kernel in (responses.real, responses.imag)
@@ -200,7 +207,7 @@ def _convolved(waveform, responses, stride):
 
 def _root_mean_square(norm, x):
     """Returns x over its last dimension's root mean square."""
-    # This opset has no operator for the module, which a back-end begins with.
+    # This opset has no operator for RMSNorm, with which a back-end begins.
     scaled = x * (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
     return scaled if norm.weight is None else scaled * norm.weight
 

@@ -1,13 +1,13 @@
-"""PLDA on pseudo-speakers: what tells clusters apart, and scores by that.
+"""Fits PLDA on clusters instead of labelled speakers, and scores by it.
 
 The two-covariance model of probabilistic linear discriminant analysis (Ioffe
 2006; Brummer and de Villiers 2010): an embedding is its speaker's mean plus a
-deviation, both normally distributed. Here clusters stand for speakers, so no
+deviation, both normally distributed. Clusters stand for speakers, so that no
 label is read.
 
-It is for the clusters of a training, and for scores. The verdict of `lgl
-adapt` clusters by the scores that it judges, and `lgl who` by the encoder's own
-cosine.
+PLDA serves the clustering of a training, and scoring. It is not used by the
+verdict of `lgl adapt`, which clusters by the scores that it judges, nor by
+`lgl who`, which clusters by the encoder's own cosine.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ from lgl_plugin.inference.backends import (
     unit_blocks,
 )
 
-# Of the mean variance within clusters, added to each direction's. From 0.3 to
-# 3 clusters agree about as well with the speakers, and scores are as good.
+# The share of the mean variance within clusters that is added to each
+# direction's. Values from 0.3 to 3 give clusters and scores of about the same
+# quality.
 SHRINKAGE = 1.0
-PAIRS = 16384  # scored at once: tens of megabytes
+PAIRS = 16384  # pairs scored at once: tens of megabytes
 
 
 class PldaError(ValueError):
-    """Clusters that PLDA can learn nothing from."""
+    """Clusters on which PLDA cannot be fitted."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plda:
     """Directions in which the means of clusters vary.
 
-    The members of a cluster vary there by 1, of which shrinkage is a part.
+    In each direction the variance within clusters, with shrinkage, is 1.
 
     Arguments
     ---------
     mean : numpy.ndarray, (D,), float64
-        Subtracted from embeddings of length 1.
+        Is subtracted from embeddings of length 1.
     axes : numpy.ndarray, (D, D'), float64
-        By which the difference is multiplied.
+        The difference is multiplied by it.
     between : numpy.ndarray, (D',), float64
-        Variance of the clusters' means in each of these directions.
+        The variance of the clusters' means in each direction.
 
     Example
     -------
@@ -72,9 +73,9 @@ class Plda:
     def projection(self) -> Backend:
         """The back-end whose inner products are the ratio's joint term.
 
-        In `ratios` one term alone joins two embeddings z and z' along these
-        axes, the sum of z * z' * b / (1 + 2 b). Clusterings compare the cosine,
-        that is the same product at length 1.
+        In `ratios` only one term depends on both embeddings z and z' along the
+        axes: the sum of z * z' * b / (1 + 2 b). This back-end's inner product
+        is that term. Clusterings use its cosine.
         """
         weights = np.sqrt(self.between / (1 + 2 * self.between))
         return Backend(self.mean, self.axes * weights)
@@ -84,24 +85,24 @@ class Plda:
     ) -> np.ndarray:
         """Computes log-likelihood ratios of pairs, float32 (T,).
 
-        That both are of one speaker, against two. Embeddings are (U, D), float,
-        the pairs their rows, (T,), int64. Above 0 one speaker is more likely,
-        as far as clusters are speakers. ValueError if an embedding is not
-        finite.
+        A ratio compares one speaker with two speakers. Above 0 one speaker is
+        more likely, as far as clusters are speakers. Embeddings are (U, D),
+        float; `first` and `second` are their rows, (T,), int64. Raises
+        ValueError if an embedding is not finite.
         """
         points = Backend(self.mean, self.axes)(embeddings).astype(np.float64)
         b = self.between
         joint = points * (b / (1 + 2 * b))
-        alone = (points**2) @ (-0.5 * b**2 / ((1 + b) * (1 + 2 * b)))
-        always = (np.log1p(b) - 0.5 * np.log1p(2 * b)).sum()
+        single = (points**2) @ (-0.5 * b**2 / ((1 + b) * (1 + 2 * b)))
+        constant = (np.log1p(b) - 0.5 * np.log1p(2 * b)).sum()
         first, second = np.asarray(first), np.asarray(second)
-        found = np.empty(len(first), np.float32)
-        for start in range(0, len(found), PAIRS):
-            some = slice(start, start + PAIRS)
-            one, other = first[some], second[some]
-            found[some] = np.einsum("td,td->t", joint[one], points[other])
-            found[some] += alone[one] + alone[other] + always
-        return found
+        ratios = np.empty(len(first), np.float32)
+        for start in range(0, len(ratios), PAIRS):
+            block = slice(start, start + PAIRS)
+            i, j = first[block], second[block]
+            ratios[block] = np.einsum("td,td->t", joint[i], points[j])
+            ratios[block] += single[i] + single[j] + constant
+        return ratios
 
 
 def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
@@ -110,15 +111,15 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
     Arguments
     ---------
     embeddings : array-like, (N, D), float
-        Of any length but 0: each counts at length 1.
+        Of any length but 0; each is scaled to length 1.
     labels : numpy.ndarray, (N,), int64
-        Their clusters, from 0 without gaps, 2 to N - 1 of them.
+        Their clusters, from 0 without gaps, 2 to N - 1 clusters.
 
     Raises
     ------
     PldaError
-        If there are fewer or more clusters, their members do not vary, or
-        their means vary in no direction more than by the members.
+        If there are fewer or more clusters, if the members of clusters do not
+        vary, or if the means of clusters vary no more than the members explain.
     ValueError
         If an embedding is not finite.
 
@@ -147,7 +148,8 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
         total += unit.T @ unit
     between = (sums / sizes[:, None]).T @ sums
     within = (total - between) / (n_rows - n_clusters)
-    # Of unequal sizes, as in the analysis of variance.
+    # The effective size of clusters of unequal sizes, as in the analysis of
+    # variance.
     size = (n_rows - (sizes**2).sum() / n_rows) / (n_clusters - 1)
     between = (between / (n_clusters - 1) - within) / size
     if not np.trace(within) > NO_VARIANCE:  # rounding may leave 1e-17
@@ -161,5 +163,5 @@ def fit_plda(embeddings: ArrayLike, labels: np.ndarray) -> Plda:
             "the means of the clusters vary in no direction more than by the "
             "members"
         )
-    useful = spread > NO_VARIANCE * spread.max()  # the others are rounding
+    useful = spread > NO_VARIANCE * spread.max()  # others are rounding errors
     return Plda(mean, whitening @ turn[:, useful], spread[useful])

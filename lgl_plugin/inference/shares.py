@@ -1,4 +1,4 @@
-"""One file per rank with the embeddings so far, so that a restart goes on."""
+"""Saves each rank's embeddings so far, so that an extraction can resume."""
 
 import contextlib
 import hashlib
@@ -15,18 +15,18 @@ import torch
 from lgl_plugin.utils.distributed import rank, world_size
 from lgl_plugin.utils.files import atomic_write, load_arrays
 
-# Attributes of a share that a restart needs, beside the positions.
+# Attributes of a share that are saved, beside the positions.
 PROGRESS = ("key", "batches", "n_bytes", "bad")
 
 
 class Share:
-    """A rank's embeddings of an extraction, and their places in the whole.
+    """A rank's embeddings of an extraction, and their positions in the whole.
 
-    On disk it is `.share<rank>.bin`, the vectors, and `.share<rank>.npz`, the
-    progress up to which those are valid; without a folder it is in memory.
-    Vectors saved under another `key` are discarded. It is saved every
-    `save_seconds`. `batches` are done; `bad` has the places of utterances
-    without an embedding, with the reason.
+    On disk a share is `.share<rank>.bin`, the vectors, and `.share<rank>.npz`,
+    the progress, up to which the vectors are valid. Without a folder it is in
+    memory. It is saved every `save_seconds`. Vectors that were saved under
+    another `key` are discarded. `batches` counts the finished batches. `bad`
+    has the positions of utterances without an embedding, with the reason.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Share:
         self.saved_at = time.monotonic()
 
     def begin(self) -> None:
-        """Begins anew, whatever an earlier process saved."""
+        """Begins anew, and discards what an earlier process saved."""
         self.batches, self.n_bytes = 0, 0
         self.placed, self.bad = [np.empty(0, np.int64)], []
         self.file.truncate(0)
@@ -54,18 +54,18 @@ class Share:
             self.path.with_suffix(".npz").unlink(missing_ok=True)
 
     def _resume(self):
-        """Opens the file, with what an earlier process saved by this key."""
-        # A missing or torn .npz, or too short a .bin, means a fresh start.
+        """Opens the file, and resumes what was saved under the same key."""
+        # A missing or damaged .npz, or too short a .bin, means a fresh start.
         with contextlib.suppress(OSError, ValueError, KeyError):
             saved = load_arrays(self.path.with_suffix(".npz"))
-            known, placed = json.loads(str(saved["known"])), saved["placed"]
+            progress, placed = json.loads(str(saved["known"])), saved["placed"]
             size = self.path.stat().st_size
-            if known["key"] == self.key and size >= known["n_bytes"]:
-                known["bad"] = [tuple(bad) for bad in known["bad"]]
-                # No other names: a damaged file may hold any.
-                known = {name: known[name] for name in PROGRESS}
-                vars(self).update(known, placed=[placed])
-        if not self.n_bytes:  # else the vectors to come would count as those
+            if progress["key"] == self.key and size >= progress["n_bytes"]:
+                progress["bad"] = [tuple(bad) for bad in progress["bad"]]
+                # Only these names: a damaged file may have others.
+                progress = {name: progress[name] for name in PROGRESS}
+                vars(self).update(progress, placed=[placed])
+        if not self.n_bytes:  # or old progress would vouch for new vectors
             self.path.with_suffix(".npz").unlink(missing_ok=True)
         self.file = open(self.path, "ab")
         # A killed process may have appended vectors after its last save.
@@ -74,9 +74,10 @@ class Share:
     def add(
         self, positions: np.ndarray, vectors: np.ndarray, bad: list
     ) -> None:
-        """Adds a batch: places (n,) int64, embeddings (n, D), (place, reason)s.
+        """Adds a batch: positions (n,), int64, and embeddings (n, D).
 
-        `vectors` may be None where `positions` is empty.
+        `bad` are (position, reason) of utterances that failed. `vectors` may be
+        None if `positions` is empty.
         """
         self.batches += 1
         self.bad.extend(bad)
@@ -88,25 +89,25 @@ class Share:
             self.save()
 
     def save(self) -> None:
-        """Puts vectors and progress on disk, if it has a folder."""
+        """Writes vectors and progress to disk, if there is a folder."""
         if not self.path:
             return
         # The vectors first: the progress must not count bytes that a power
         # cut would lose.
         self.file.flush()
         os.fsync(self.file.fileno())
-        known = {name: getattr(self, name) for name in PROGRESS}
+        progress = {name: getattr(self, name) for name in PROGRESS}
         placed = self.positions()
         with atomic_write(self.path.with_suffix(".npz"), "wb") as out:
-            np.savez(out, known=json.dumps(known), placed=placed)
+            np.savez(out, known=json.dumps(progress), placed=placed)
         self.saved_at = time.monotonic()
 
     def positions(self) -> np.ndarray:
-        """Returns the places of all its vectors, int64 (n,)."""
+        """Returns the positions of all vectors, int64 (n,)."""
         return np.concatenate(self.placed)
 
     def close(self) -> bytes | str:
-        """Returns the vectors' bytes, or the path of the file with them."""
+        """Returns the bytes of the vectors, or the path of their file."""
         if not self.path:
             return self.file.getvalue()
         self.file.close()
@@ -114,9 +115,9 @@ class Share:
 
 
 class JoinedShares:
-    """All ranks' vectors, float32, by slices, in the utterances' order.
+    """All ranks' vectors, float32, read by slices in the utterances' order.
 
-    A share is (positions, bytes or path), neither of them empty.
+    A share is (positions, bytes or path), with at least one vector.
     """
 
     dtype = np.dtype(np.float32)
@@ -132,7 +133,7 @@ class JoinedShares:
         ]
         order = np.argsort(np.concatenate(positions))
         self.positions = np.concatenate(positions)[order]
-        # The share that each utterance's vector lies in, and its row there.
+        # The share that has each utterance's vector, and its row in the share.
         self.source = np.repeat(np.arange(len(sizes)), sizes)[order]
         self.row = np.concatenate([np.arange(size) for size in sizes])[order]
         self.shape = len(order), self.parts[0].shape[1]
@@ -149,10 +150,10 @@ class JoinedShares:
 
 
 def fingerprint(*parts: torch.nn.Module | np.ndarray | object) -> str:
-    """Computes a checksum of what an extraction follows from.
+    """Computes a checksum of all on which an extraction's result depends.
 
-    Modules count by their repr, weights and plain attributes, arrays by their
-    bytes, all else by its repr; the number of ranks counts too.
+    Of modules, it covers repr, weights and plain attributes, of arrays the
+    bytes, of other objects the repr; and it covers the number of ranks.
     """
     digest = hashlib.sha256(str(world_size()).encode())
     for part in parts:

@@ -1,4 +1,4 @@
-"""Who speaks in which file: clusters of embeddings, or few labels."""
+"""Finds who speaks in which file, by clusters of embeddings or few labels."""
 
 import dataclasses
 import pathlib
@@ -38,16 +38,17 @@ class Speakers:
     seconds : numpy.ndarray
         Their durations, float64 (N,).
     labels : numpy.ndarray
-        The speaker of each, int64 (N,), from 0, the one of most files first.
+        The speaker of each file, int64 (N,), from 0, in the order of decreasing
+        numbers of files.
     confidence : numpy.ndarray
-        Their silhouettes, from -1 to 1, float32 (N,). A speaker's only file is
-        as far from others of its own as the threshold is.
+        The silhouettes, from -1 to 1, float32 (N,). For a speaker's only file
+        the distance to files of the same speaker is that of the threshold.
     rule : str
         How the number of speakers was found, in words.
     names : sequence of str
-        Those of the first speakers, who are named by labels.
+        The names of the first speakers, if there are labels.
     named : Named, optional
-        The evidence, where there are labels.
+        The evidence, if there are labels.
 
     Example
     -------
@@ -71,7 +72,7 @@ class Speakers:
         return int(self.labels.max()) + 1
 
     def name(self, label: int) -> str:
-        """Returns what a speaker is called: a name, or a number from 1."""
+        """Returns a speaker's name, or a number from 1."""
         if self.named is None:
             return str(label + 1)
         strange = label - len(self.names)
@@ -89,14 +90,17 @@ def find_speakers(
     num_workers: int | None = None,
     store: pathlib.Path | None = None,
 ) -> Speakers:
-    """Clusters files by speaker; the number of speakers follows.
+    """Clusters files by speaker, and finds the number of speakers.
 
-    Average linkage on the cosine of centred embeddings, to the number of groups
-    with the best silhouette. Only whether all files have one speaker, or each
-    another, is said by the encoder's threshold. Or, for a given threshold, the
-    groups at that average cosine; or, for a given number of speakers, Ward's
-    method on unit vectors. With labels of some files `name_files` names the
-    others by the threshold.
+    The method depends on what is given:
+
+    - Nothing: average linkage on the cosine of centred embeddings, with the
+      number of groups that has the best silhouette. The encoder's threshold
+      only tells whether all files have one speaker, or each file another.
+    - `threshold`: average linkage up to that average cosine.
+    - `n_speakers`: Ward's method on unit vectors.
+    - `given`, labels of some files: `name_files` names the others by the
+      threshold.
 
     Arguments
     ---------
@@ -105,9 +109,9 @@ def find_speakers(
     manifest, embeddings
         Of the folder's files, see `embed_folder`.
     threshold : float, optional
-        Average cosine from which on two groups are one speaker. Where one is
-        needed and none is given it is the encoder's; where its folder names
-        none, one found by halves of these files.
+        The average cosine from which on two groups are one speaker. By default
+        the encoder's threshold, or, if its folder has none, one that is found
+        by halves of these files.
     n_speakers : int, optional
         The number of speakers, if it is known.
     device : str
@@ -117,8 +121,8 @@ def find_speakers(
     num_workers : int, optional
         As of `embed_folder`, for the search for a threshold.
     store : pathlib.Path, optional
-        The folder of `embed_folder`, which then keeps a threshold that was
-        found: the same call again need not search.
+        The folder of `embed_folder`. It then keeps a threshold that was found,
+        for the next call.
 
     Raises
     ------
@@ -178,14 +182,16 @@ def find_speakers(
 def group_files(
     vectors: np.ndarray, threshold: float, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sorts files by speaker where nobody knows how many speakers there are.
+    """Sorts files by speaker if the number of speakers is not known.
 
-    A threshold that is too low by a little joins most speakers of a large
-    folder. So it only says whether all files have one speaker, or each file
-    another; else the clearest groups are taken. Takes unit vectors (N, D).
-    Returns labels, int64 (N,), and the vectors whose groups they are: these, or
-    centred ones. For cosines of many encoders have a large part in common, by
-    which two large groups would look clearer than many small ones.
+    A threshold that is slightly too low would join most speakers of a large
+    folder. So the threshold only tells whether all files have one speaker, or
+    each file another. Otherwise the clearest groups are taken.
+
+    Takes unit vectors (N, D). Returns labels, int64 (N,), and the vectors that
+    were grouped: the given ones, or centred ones. They are centred because
+    embeddings of many encoders have a large common part, with which two large
+    groups would look clearer than many small ones.
     """
     labels = average_linkage(vectors, threshold, device)
     if not 0 < labels.max() < len(labels) - 1:
@@ -211,11 +217,11 @@ def write_speakers(path: str | pathlib.Path, speech: Speakers) -> None:
 def write_wrong(path: str | pathlib.Path, speech: Speakers) -> None:
     """Writes a csv of the labels that look wrong, the clearest case first.
 
-    The cosines are medians over the files of a label: the file's own, and the
-    nearest other one; empty where there are none.
+    The cosines are medians over the files of the file's own label, and over
+    those of the nearest other label; empty if there are none.
     """
-    found = speech.named
-    assert found is not None
+    named = speech.named
+    assert named is not None
     header = ["file", "label", "sounds_like", "cosine_label", "cosine_other"]
     rows = (
         [
@@ -224,10 +230,10 @@ def write_wrong(path: str | pathlib.Path, speech: Speakers) -> None:
             sounds_like(speech, row),
             *(
                 "" if np.isnan(cosine) else f"{cosine:.3f}"
-                for cosine in (found.own[row], found.other[row])
+                for cosine in (named.own[row], named.other[row])
             ),
         ]
-        for row in found.wrong
+        for row in named.wrong
     )
     write_csv(path, [header, *rows])
 
@@ -240,7 +246,7 @@ def sounds_like(speech: Speakers, row: int) -> str:
 
 
 def by_speaker(speech: Speakers) -> np.ndarray:
-    """Returns the rows of files by speaker, the clearest of each first."""
+    """Returns the rows of files by speaker, each speaker's clearest first."""
     return np.lexsort((-speech.confidence, speech.labels))
 
 
@@ -251,15 +257,14 @@ def calibrated(
     num_workers: int | None = None,
     store: pathlib.Path | None = None,
 ) -> tuple[float, str]:
-    """Returns the encoder's threshold, or else one from the files at hand.
+    """Returns the encoder's threshold, or one from these files; its origin.
 
-    With it comes its origin in words. `store`, a folder of `embed_folder`,
-    keeps one that was found, with what the embeddings were made from. Raises
-    ValueError if none can be found.
+    `store`, a folder of `embed_folder`, keeps a threshold that was found.
+    Raises ValueError if none can be found.
     """
-    known = read_threshold(encoder)
-    if known is not None:
-        return known, "the encoder's"
+    threshold = read_threshold(encoder)
+    if threshold is not None:
+        return threshold, "the encoder's"
 
     def find():
         extract = load_extractor(encoder, device, num_workers)
@@ -267,12 +272,12 @@ def calibrated(
 
     made_from = read_json(store / RECORD) if store is not None else {}
     if store is not None and made_from:
-        found = kept_threshold(store / THRESHOLD, made_from, find)
+        threshold = kept_threshold(store / THRESHOLD, made_from, find)
     else:
-        found = find()
-    if found is None:
+        threshold = find()
+    if threshold is None:
         raise ValueError(
             f"{encoder} names no threshold, and none can be found with so few "
             "files: say one by --threshold, or the number by --speakers"
         )
-    return found, "found by halves of these files"
+    return threshold, "found by halves of these files"

@@ -1,4 +1,4 @@
-"""Embeddings on disk, memory-mapped."""
+"""A store of embeddings on disk, memory-mapped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Embeddings:
     utterances : Strings
         IDs.
     vectors : numpy.ndarray, (N, D), float32
-        Not normalised. What has a shape and a dtype and takes slices will do.
+        Not normalised. To save them, any object with shape, dtype and slices
+        will do.
 
     Example
     -------
@@ -57,7 +58,8 @@ class Embeddings:
     def load(cls, folder: str | pathlib.Path) -> Embeddings:
         """Opens a saved folder; the vectors stay on disk until used.
 
-        Raises FileNotFoundError if there is none, ValueError if it is damaged.
+        Raises FileNotFoundError if a file is missing, ValueError if one is
+        damaged.
         """
         folder = pathlib.Path(folder)
         utterances = Strings.load(folder / "utterances.txt")
@@ -70,14 +72,14 @@ class Embeddings:
         except FileNotFoundError:
             raise
         except Exception as error:
-            # numpy parses the header as Python, which can raise SyntaxError
-            # and more besides ValueError.
+            # numpy parses the header as Python, which can raise SyntaxError and
+            # others.
             raise ValueError(f"{folder} is damaged: {error}") from error
         return cls(utterances, vectors)
 
     def vectors_of(self, utterances: Collection[str]) -> np.ndarray:
         """Returns the vectors of some utterances, in their order.
 
-        Raises KeyError if one of them has none.
+        Raises KeyError if an utterance has no vector.
         """
         return self.vectors[find(self.utterances, utterances)]

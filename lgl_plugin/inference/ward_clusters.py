@@ -1,7 +1,7 @@
 """Clusters of whitened embeddings by Ward's method, which stand for speakers.
 
-Whitening by a shrinkage of 1 is what clusters gain by most, and the estimate of
-their number is made for it (docs/choices_measured.md, "Shrinkage").
+Whitening with a shrinkage of 1 gives the best clusters, and the estimate of
+their number assumes it (docs/choices_measured.md, "Shrinkage").
 """
 
 from typing import Literal
