@@ -1,4 +1,4 @@
-"""The page of `lgl adapt`: before and after each rung, with intervals."""
+"""Writes the page of `lgl adapt`: error rates before and after each rung."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -79,12 +79,12 @@ def _rungs(ladder) -> Iterator[Block]:
 
 
 def _limits(ladder) -> Iterator[Block]:
-    """Yields what can mislead."""
-    known = "No labels were read."
+    """Yields the limits of the verdict."""
+    labels = "No labels were read."
     if ladder.given is not None:
-        known = "Training read the labels that you gave; no verdict does."
+        labels = "Training read the labels that you gave; no verdict does."
     yield [
-        f"{known} Each side clusters the recordings. Pairs that both put into "
+        f"{labels} Each side clusters the recordings. Pairs that both put into "
         "one cluster are targets, pairs that both put into different clusters "
         "are non-targets.",
         "Mistakes that both sides make count as the truth.",

@@ -1,7 +1,7 @@
-"""The page of `lgl attribute`: which bands, moments and layers make a score.
+"""Writes the page of `lgl attribute`: what bands, moments and layers add.
 
-A trial's score is the cosine of both recordings' embeddings; it is attributed
-to the second one, see `lgl_plugin.inference.attribution`.
+A trial's score is the cosine of both recordings' embeddings. The score is
+attributed to the second recording, see `lgl_plugin.inference.attribution`.
 """
 
 import json
@@ -29,8 +29,8 @@ from lgl_plugin.utils.device import check_device
 from lgl_plugin.utils.files import check_writable
 from lgl_plugin.utils.progress import tqdm
 
-MAX_LEFT_OUT = 0.1  # of the trials, whose steps do not suffice
-EXAMPLES = 2  # that are drawn, of either kind
+MAX_LEFT_OUT = 0.1  # the share of trials for which the steps may not suffice
+EXAMPLES = 2  # trials of each kind that are drawn as a heat map
 
 
 def attribute(
@@ -49,15 +49,15 @@ def attribute(
 
     The options are those of `lgl attribute`. The output folder gets
     `index.html` with its figures, `trials.csv`, for each kind of path
-    `bands_<path>.csv` and `time_<path>.csv`, and `attribution.json`, whose
-    content is returned: the options; the mean `score` of either kind of
-    trials; by path what ranges of frequency and layers have `added` to it,
-    with a standard error; the trials `left_out`, and why.
+    `bands_<path>.csv` and `time_<path>.csv`, and `attribution.json`. The
+    content of the last is returned: the options; the mean `score` of each kind
+    of trials; what ranges of frequency and layers have `added` to the score, by
+    path, with standard errors; the trials `left_out`, with the reason.
 
-    ValueError if a recording cannot be embedded, or the steps do not suffice
-    for more than a tenth of the trials.
+    Raises ValueError if a recording cannot be embedded, or the steps do not
+    suffice for more than a tenth of the trials.
     """
-    # First of all, while the arguments are the only local variables.
+    # Must come first, while the arguments are the only local variables.
     options = json.loads(json.dumps(locals(), default=str))
     if number < 4:
         raise ValueError(
@@ -66,7 +66,7 @@ def attribute(
         )
     output = pathlib.Path(output_folder)
     refuse_recordings(output, audio)
-    check_writable(output)  # before the work
+    check_writable(output)  # before the long work
     extract = load_extractor(encoder, check_device(device))
     listed = read_trials(trials, audio)
     network = extract.encoder.to(extract.device)
@@ -74,7 +74,7 @@ def attribute(
     explain = Explainer(network, rate, steps, seed, tuple(over))
     rows = draw(listed.labels, number, seed)
     targets = int(listed.labels[rows].sum())
-    if min(targets, len(rows) - targets) < 2:  # which no standard error is of
+    if min(targets, len(rows) - targets) < 2:  # a standard error needs two
         raise ValueError(
             f"--number={number} draws {targets} targets and "
             f"{len(rows) - targets} non-targets of {trials}: two of each are "
@@ -87,7 +87,7 @@ def attribute(
     ]
     names = {name for pair in drawn for name in pair}
     for name in tqdm(sorted(names), "recordings", unit="recording"):
-        # A bad one at the end would cost hours.
+        # All are read first: a bad recording at the end would cost hours.
         _read(folder / name, rate, shortest, channel)
     done, left_out = [], {}
     bar = tqdm(rows, "trials", unit="trial")
@@ -97,7 +97,7 @@ def attribute(
             for name in names
         ]
         try:
-            found = explain(*wavs)
+            explanation = explain(*wavs)
         except ValueError as error:
             left_out[" ".join(names)] = str(error)
             if len(left_out) > MAX_LEFT_OUT * len(rows):
@@ -109,14 +109,14 @@ def attribute(
             continue
         kind = KINDS[not listed.labels[row]]
         is_example = [trial.kind for trial in done].count(kind) < EXAMPLES
-        trial = Trial(kind, *names, found, is_example)
+        trial = Trial(kind, *names, explanation, is_example)
         done.append(trial)
         errors = ", ".join(
             f"{name} {path.error:.1%} off with {path.steps} steps"
-            for name, path in found.paths.items()
+            for name, path in explanation.paths.items()
         )
         bar.write(
-            f"{kind} {' '.join(names)}: score {found.score:.3f}, {errors}"
+            f"{kind} {' '.join(names)}: score {explanation.score:.3f}, {errors}"
         )
     numbers = Numbers(done, options, left_out)
     numbers.write(output)
@@ -125,7 +125,7 @@ def attribute(
 
 
 def draw(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """Draws rows of a list, as many targets as non-targets where it can."""
+    """Draws rows of a list, as many targets as non-targets if possible."""
     rng = np.random.default_rng(seed)
     halves = []
     for kind, size in ((labels, (number + 1) // 2), (~labels, number // 2)):
@@ -136,7 +136,7 @@ def draw(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
 
 
 def _read(path, rate, shortest, channel):
-    """Reads a recording, as far as it is embedded."""
+    """Reads the part of a recording that an encoder embeds."""
     try:
         read = channel_of(probe(path, rate), channel)
         wav = read_beginning(
@@ -150,7 +150,7 @@ def _read(path, rate, shortest, channel):
 
 
 def rows_of(added: dict) -> list[list[str]]:
-    """Returns the table of what parts add, with standard errors."""
+    """Returns the table's rows of what parts add, with standard errors."""
     rows = []
     for path, parts in added.items():
         for part, kinds in parts.items():
@@ -276,7 +276,7 @@ def _completeness(numbers) -> Iterator[Block]:
 
 
 def _reading() -> Iterator[Block]:
-    """Yields what the figures mean, and do not."""
+    """Yields how to read the figures."""
     yield [
         "The path over the features starts from their means over time, alike "
         "in all frames; that over the waveform from noise of the recording's "

@@ -1,4 +1,4 @@
-"""Numbers of attributed trials: means by band, moment and layer."""
+"""Computes means of attributed trials, by band, moment and layer."""
 
 import pathlib
 
@@ -9,17 +9,18 @@ from lgl_plugin.inference.attribution import Explanation, Map
 from lgl_plugin.utils.files import write_json
 from lgl_plugin.utils.tables import write_csv
 
-MOMENTS = 20  # parts of a recording's time
-RANGES = (0, 500, 1000, 2000, 4000, 8000, 24000)  # Hz, of the table
+MOMENTS = 20  # equal parts of a recording's time
+RANGES = (0, 500, 1000, 2000, 4000, 8000, 24000)  # ranges in the table, Hz
 KINDS = ("target", "non-target")
 HEADER = ("part", "over", *KINDS, "difference")
 
 
 class Trial:
-    """A trial and what its score comes from, in sums.
+    """A trial and the sums of its score's attributions.
 
-    The explanation itself takes 8 MB a minute and more: those of thousands of
-    trials would not fit into memory. `drawn` is its map, if it `is_example`.
+    Only sums are kept: an explanation takes 8 MB a minute or more, and those of
+    thousands of trials would not fit into memory. `drawn` is the trial's map,
+    if the trial `is_example`.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Trial:
         self.score, self.layers = found.score, found.layers
         maps = found.maps
         self.drawn: Map | None = None
-        if is_example:  # over the features, if they have one
+        if is_example:  # the map over the features, if there is one
             self.drawn = next(iter(maps.values()), None)
         self.hz = {name: part.hz for name, part in maps.items()}
         self.bands = {name: part.values.sum(0) for name, part in maps.items()}
@@ -66,7 +67,7 @@ def by_kind(trials: list[Trial], rows: np.ndarray) -> dict[str, tuple]:
 
 
 class PathMeans:
-    """Means over the trials of either kind, of one path's maps."""
+    """Means of one path's maps over the trials of each kind."""
 
     def __init__(self, trials: list[Trial], name: str):
         self.name, self.hz = name, trials[0].hz[name]
@@ -78,19 +79,22 @@ class PathMeans:
 
     def ranges(self) -> dict[str, dict[str, list[float]]]:
         """Returns what ranges of frequency add, see `means`."""
-        inside = {
+        masks = {
             f"{low:,} to {high:,} Hz": (self.hz >= low) & (self.hz < high)
             for low, high in zip(RANGES, RANGES[1:])
         }
-        found = {name: bands for name, bands in inside.items() if bands.any()}
-        rows = [self.by_trial[:, bands].sum(1) for bands in found.values()]
-        return means(self.trials, list(found), np.stack(rows, axis=1))
+        masks = {name: bands for name, bands in masks.items() if bands.any()}
+        rows = [self.by_trial[:, bands].sum(1) for bands in masks.values()]
+        return means(self.trials, list(masks), np.stack(rows, axis=1))
 
 
 def means(
     trials: list[Trial], names: list[str], rows: np.ndarray
 ) -> dict[str, dict[str, list[float]]]:
-    """Returns mean and standard error of columns (trials, m), by name, kind."""
+    """Returns columns' mean and standard error, by name and kind of trial.
+
+    `rows`, (trials, m), have a column for each of the `names`.
+    """
     kinds = by_kind(trials, rows)
     return {
         name: {
@@ -102,24 +106,24 @@ def means(
 
 
 def _moments(values):
-    """Sums frames (n,) by the part of the time that they lie in."""
+    """Sums frames (n,) by parts of the time."""
     parts = np.arange(len(values)) * MOMENTS // len(values)
     return np.bincount(parts, values, MOMENTS)
 
 
 class Numbers:
-    """All means of some trials, and the files that hold them.
+    """All means of some trials, and the files of these means.
 
-    `by_path` has one for each path with a map; `layers` are means and standard
-    errors by kind, of no layers where there is no such path; `facts` are what
-    `attribution.json` holds.
+    `by_path` has a `PathMeans` for each path with a map. `layers` are means and
+    standard errors by kind, empty without the path over layers. `facts` are the
+    content of `attribution.json`.
     """
 
     def __init__(self, trials: list[Trial], options: dict, left_out: dict):
         self.trials = trials
         self.by_path = [PathMeans(trials, name) for name in trials[0].hz]
-        found = np.array([trial.layers for trial in trials])
-        self.layers = by_kind(trials, found)
+        layers = np.array([trial.layers for trial in trials])
+        self.layers = by_kind(trials, layers)
         scores = np.array([trial.score for trial in trials])
         self.facts = {
             "options": options,
@@ -133,9 +137,9 @@ class Numbers:
             "largest_error": max(trial.error for trial in trials),
             "added": {each.name: each.ranges() for each in self.by_path},
         }
-        if found.shape[1]:
-            names = [f"layer {n + 1}" for n in range(found.shape[1])]
-            self.facts["added"]["layers"] = means(trials, names, found)
+        if layers.shape[1]:
+            names = [f"layer {n + 1}" for n in range(layers.shape[1])]
+            self.facts["added"]["layers"] = means(trials, names, layers)
         self.header = ["kind", "enrolment", "test", "score"]
         self.header += [f"{name}, baseline" for name in trials[0].paths]
         self.header += [f"{name}, off" for name in trials[0].paths]
@@ -153,7 +157,7 @@ class Numbers:
 
 
 def _write_means(path, name, x, kinds):
-    """Writes means and standard errors of either kind over an axis."""
+    """Writes means and standard errors of each kind over an axis."""
     header = [name]
     columns = [x]
     for kind, (mean, error) in kinds.items():

@@ -1,12 +1,12 @@
-"""The report of a run or of several: a page with all its figures.
+"""Writes the report of one run or of several: a page with its figures.
 
 > lgl report results/lgl/1
 > lgl report results/lgl/1 results/lgl/2 results/lgl/3
 
-Each run's folder gets its page, `report/index.html`, and the page's figures
-as PNG and SVG beside it. Several runs are compared: the table gives mean and
-spread (lowest to highest), and the first run's folder gets another page,
-`report/comparison/index.html`. Pages hold all that they show and open offline.
+Each run's folder gets a page, `report/index.html`, and its figures as PNG and
+SVG beside it. Several runs are also compared: the first run's folder gets
+`report/comparison/index.html`, with means and ranges. Pages embed their
+content and open offline.
 """
 
 import os
@@ -29,9 +29,9 @@ logger = get_logger(__name__)
 def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
     """Writes the page of a run, or the comparison of several; returns its path.
 
-    FileNotFoundError if one of the folders is no run's, ValueError if it is of
-    an `lgl adapt`, OSError if the disk takes no page; anything else that is
-    missing or damaged is named on the page.
+    Raises FileNotFoundError if a folder is no run's, ValueError if it is that
+    of an `lgl adapt`, OSError if the page cannot be written. The page itself
+    names anything else that is missing or damaged.
     """
     runs = [Results(folder) for folder in folders]
     folder = runs[0].folder / "report"
@@ -40,7 +40,7 @@ def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
         (run,) = runs
         page = Page(folder, f"Run {run.name}: loss-gated learning")
         parts = _collect(page, sections.SECTIONS, run)
-        # Collected last: the parts that failed are among its doubts.
+        # Collected last, because it lists the parts that failed.
         introduction = page.collect(overview, run, page.failures)
     else:
         title = f"Comparison of {len(runs)} runs: loss-gated learning"
@@ -52,7 +52,7 @@ def write_report(folders: Sequence[str | os.PathLike]) -> pathlib.Path:
 
 
 def _collect(page, parts, data):
-    """Returns the blocks of each section, of all its parts."""
+    """Returns the blocks of each section."""
     return {
         title: [block for part in each for block in page.collect(part, data)]
         for title, each in parts.items()
@@ -64,7 +64,7 @@ def try_to_write_report(folder: str | os.PathLike) -> None:
     """Writes a run's page; a failure is logged and does not end the run."""
     try:
         logger.info("The run's page: %s", write_report([folder]))
-    except OSError as error:  # of the disk: it says what to do
+    except OSError as error:  # its message says what to do
         logger.warning("The run's page was not written: %s", error)
     except Exception:
         logger.warning("The run's page was not written", exc_info=True)

@@ -1,4 +1,4 @@
-"""The clusters on a run's page: sizes, a map, and files to listen to."""
+"""The part of a run's page on clusters: sizes, a map, files to listen to."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from lgl_plugin.runs.metrics_log import cells
 MAP_GROUPS = len(figures.COLOURS)
 CLUSTERS, FILES = 100, 5  # clusters that are listed, and files of each
 QUARTILES = ("smallest", "25 %", "median", "75 %", "largest")
-# Of a table: heading, factor and number of decimals.
+# Columns of the table: heading, factor and number of decimals.
 CLUSTER_COLUMNS = {
     **{name: (name, 1, 0) for name in ("clusters", "empty", *QUARTILES)},
     "nmi": ("NMI", 1, 3),
@@ -32,7 +32,7 @@ def clusters(results: Results) -> Iterator[Block]:
             continue
         name = f"iteration {number}"
         step = results.done.get(f"iter{number}/labels", {})
-        # The number of clusters counts those that stayed empty too.
+        # `n_clusters` also counts clusters that stayed empty.
         counts = np.bincount(labelled[1], minlength=step.get("n_clusters", 0))
         quartiles = np.percentile(counts, [0, 25, 50, 75, 100]).astype(int)
         sizes[name] = counts
@@ -130,7 +130,7 @@ def recordings(results: Results) -> Iterator[Block]:
     chosen = {}
     for cluster in largest[counts[largest] > 0]:
         members = order[ends[cluster] - counts[cluster] : ends[cluster]]
-        # Evenly through the manifest: its first files may be one session's.
+        # Spread over the manifest: its first files may be of one session.
         places = np.linspace(0, len(members) - 1, FILES).astype(int)
         title = f"cluster {cluster}: {len(members):,} utterances"
         chosen[title] = [utterances[n] for n in members[np.unique(places)]]

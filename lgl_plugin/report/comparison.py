@@ -1,4 +1,4 @@
-"""The parts of a page that compares runs, as plain data for `page.Page`."""
+"""The parts of the page that compares runs, as plain data for `page.Page`."""
 
 import os
 import pathlib
@@ -12,16 +12,16 @@ from lgl_plugin.report.results import Results
 from lgl_plugin.runs.differences import flatten, identity
 from lgl_plugin.runs.metrics_log import COLUMNS, LABEL_FREE, cells
 
-# Figures of a trial list or, of runs without one, label-free ones.
+# Figures from a trial list; runs without one show label-free figures.
 SCORED = ("eer", "min_dcf_001", "nmi")
 COMPARED = ("selected_share", "utterances_per_second")
 
 
 def group_by_settings(runs: list[Results]) -> dict[str, dict[str, Results]]:
-    """Returns groups of runs that differ in their seeds alone, by name.
+    """Returns groups of runs that differ only in their seeds, by name.
 
-    A group is a dict from its runs' folders, relative to the deepest folder
-    that all runs share, to the runs; its name lists these folders.
+    A group maps the folders of its runs, relative to the deepest folder that
+    all runs share, to the runs. Its name lists these folders.
     """
     paths = [str(run.folder.resolve()) for run in runs]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -33,7 +33,7 @@ def group_by_settings(runs: list[Results]) -> dict[str, dict[str, Results]]:
 
 
 def _settings(run):
-    """Returns by name what changes a run's result, the seed too."""
+    """Returns, by name, the settings that change a run's result."""
     return {
         key: value
         for stage, settings in run.settings.items()
@@ -42,7 +42,7 @@ def _settings(run):
 
 
 def _without_seed(run):
-    """Returns settings and inputs of a run less its seed, hashable."""
+    """Returns settings and inputs of a run without its seed, hashable."""
     settings = {**_settings(run), **dict(flatten(run.inputs))}
     return frozenset(
         item for item in settings.items() if not re.search("[ .]seed$", item[0])
@@ -56,7 +56,7 @@ def _named(runs):
 
 
 def overview(runs: list[Results], folder: pathlib.Path) -> Iterator[Block]:
-    """Yields a page's introduction, with links from its folder to the runs."""
+    """Yields the introduction, with links from the page's folder to runs."""
     yield (
         "Runs that differ in their seeds alone are of one kind: their mean, "
         "and in brackets the lowest and the highest."
@@ -137,7 +137,7 @@ def differences(runs: list[Results]) -> Iterator[Block]:
         yield Table("Settings", ["key", *columns], rows, prose=True)
 
 
-# By the sections' titles, in the order of the page.
+# The parts of each section, by its title, in the order of the page.
 SECTIONS = {
     "Side by side": (side_by_side, error_rate_by_phase, det),
     "Settings that differ": (differences,),

@@ -1,8 +1,8 @@
-"""The figures of a report: data in, a matplotlib Figure out.
+"""Draws the figures of a report: functions from data to matplotlib Figures.
 
-Colours are those of Okabe and Ito (2008), which people of all colour visions
-can tell apart, less the yellow, which is too pale for a line; each comes with
-a marker and a line style of its own.
+The colours are those of Okabe and Ito (2008), which people of all colour
+visions can tell apart, without the yellow, which is too pale for a line. Each
+colour has its own marker and line style.
 """
 
 import io
@@ -22,8 +22,8 @@ from lgl_plugin.metrics.error_rates import eer, operating_points
 from lgl_plugin.runs.metrics_log import LOG_MEL_STATISTICS, TRUE_LABELS
 from lgl_plugin.utils.files import atomic_write
 
-# SpeechBrain's log.txt takes DEBUG of all loggers, and matplotlib's tells about
-# each font of the machine.
+# SpeechBrain's log.txt takes DEBUG messages of all loggers. Matplotlib's would
+# fill it with a line for each font of the machine.
 logging.getLogger("matplotlib").setLevel(logging.WARNING)
 COLOURS = (
     "#0072B2",  # blue
@@ -47,7 +47,7 @@ def style(index: int) -> dict[str, str]:
     """Returns the colour, marker and line style of a figure's index-th line."""
     return {
         "color": COLOURS[index % len(COLOURS)],
-        # A colour that comes again has another marker.
+        # When colours repeat, the marker differs.
         "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
         "linestyle": LINES[index % len(LINES)],
     }
@@ -56,16 +56,16 @@ def style(index: int) -> dict[str, str]:
 def save(
     figure: Figure, folder: str | os.PathLike, name: str
 ) -> tuple[bytes, bytes]:
-    """Writes a figure as PNG and SVG and returns what these files hold.
+    """Writes a figure as PNG and SVG, and returns the bytes of these files.
 
     The same figure gives the same bytes.
     """
     contents = []
-    # Names of runs and files are in the texts: "$x_{" is no formula.
+    # Texts have names of runs and files, in which "$x_{" is no formula.
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    # Without a salt, SVG ids are random; as outlines, text looks alike on
-    # machines with other fonts.
+    # A salt, because SVG ids would be random; outlines, so that text looks the
+    # same on machines with other fonts.
     settings = {"svg.hashsalt": name, "svg.fonttype": "path"}
     for kind in ("png", "svg"):
         whole = io.BytesIO()
@@ -79,7 +79,7 @@ def save(
 
 
 def count_figure(estimate: Estimate) -> Figure:
-    """Draws what clusters explain, beyond chance, by their number."""
+    """Draws the explained sum of squares over the number of clusters."""
     figure, (axes,) = panels(4.8, 3.2)
     n_clusters = np.arange(1, len(estimate.gap) + 1)
     lines = {
@@ -105,12 +105,12 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
 
     A kind's runs are a list of their rows from `metrics_log.summarise`; the
     line with markers is their mean. Rows that are no phase of the pipeline,
-    such as the baseline, are dotted lines across. Without EER and NMI the line
-    is the pseudo-EER's.
+    such as the baseline, are horizontal dotted lines. Without EER and NMI the
+    pseudo-EER is drawn.
     """
     runs = [rows for kind in kinds.values() for rows in kind]
-    known = list(dict.fromkeys(name for rows in runs for name in rows))
-    names = [name for name in known if name not in REFERENCES]
+    names = dict.fromkeys(name for rows in runs for name in rows)
+    names = [name for name in names if name not in REFERENCES]
     present = {key for rows in runs for row in rows.values() for key in row}
     lines = {"eer": "EER (%)", "nmi": "NMI of the pseudo-labels"}
     lines = {key: label for key, label in lines.items() if key in present}
@@ -122,7 +122,7 @@ def error_rate_by_phase(kinds: dict[str, list[dict]]) -> Figure:
             line_style = {**style(index), "label": kind}
             _mean_line(panel, members, names, key, line_style)
     if len(kinds) == 1 and {"nmi", "nmi_selected"} <= present:
-        # Of several runs their own thin lines come first.
+        # The last line is the mean: the runs' own thin lines come first.
         axes[-1].lines[-1].set_label("of all utterances")
         line_style |= {"markerfacecolor": "white", "linestyle": ":"}
         line_style["label"] = "of those that the gate selects"
@@ -148,7 +148,7 @@ def _mean_line(axes, members, names, key, line_style):
     points = points.reshape(len(members), len(names))
     x = np.flatnonzero(~np.isnan(points).all(axis=0))
     if not len(x):
-        return  # a kind without the figure has no place in the legend
+        return  # a kind without the figure is not in the legend
     points = points[:, x]
     if len(members) > 1:
         axes.plot(x, points.T, color=line_style["color"], alpha=0.4, lw=0.8)
@@ -163,11 +163,11 @@ def epochs(
     bottom: float | None = None,
     top: float | None = None,
 ) -> Figure:
-    """Draws figures of the training, epoch after epoch through all phases.
+    """Draws figures of the training over the epochs of all phases.
 
-    `keys` maps the records' keys to names for the legend. A single key has
-    the phases in colours of their own; several are told apart by colour.
-    `factor` brings the values to the unit of `label`.
+    `keys` maps the records' keys to names for the legend. With a single key
+    each phase has a colour, with several keys each key. `factor` converts the
+    values to the unit of `label`.
     """
     figure, (axes,) = panels(4.8, 3.2)
     trained = [r for r in records if r.get("epoch") is not None]
@@ -183,7 +183,7 @@ def epochs(
                 # Stage I's phase has the name of its method.
                 index = PHASES.index(phase) if phase in PHASES else 0
                 name = phase.replace("_", " ")
-            # A line is broken between phases: another loss, another level.
+            # A line is broken between phases: their losses differ in level.
             line = lines.setdefault((index, name), {})
             part = line.setdefault((record.get("iteration"), phase), [])
             part.append((x, factor * record[key]))
@@ -196,27 +196,28 @@ def epochs(
             name = None  # the legend lists a line once, not for each part
     for iteration, start in starts.items():
         axes.axvline(start, color=GREY, lw=0.8)
-        # Just above the axes, whatever the values within.
+        # Just above the axes, independent of the values.
         place = axes.get_xaxis_transform()
         axes.text(start, 1.01, f"it. {iteration}", transform=place, fontsize=8)
     axes.set(xlabel="epoch of the run", ylabel=label)
     axes.set_xlim(0.5, max(len(trained), 1) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if bottom is not None:
-        # The margin at the top is a share of the range, which starts here.
+        # The margin at the top is a share of the range, which must start at
+        # `bottom`.
         axes.update_datalim([(1, bottom)])
         axes.autoscale_view()
     axes.set_ylim(bottom, top)
-    # Inside the axes a legend would hide points: lines may go anywhere.
+    # Outside: inside the axes the legend could hide points.
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
 
 def courses(eers: dict[str, Sequence[float]], minutes: float) -> Figure:
-    """Draws the EER on the way through so many minutes, a line a method.
+    """Draws the EER of methods over `minutes` of training.
 
-    The methods' values are at equal distances, the last ones at the end; the
-    legend has the best one first.
+    A method's values are at equal intervals, the last at the end. The legend
+    has the best method first.
     """
     figure, (axes,) = panels(5.6, 4.0)
     for index, name in enumerate(sorted(eers, key=lambda name: eers[name][-1])):
@@ -231,7 +232,7 @@ def courses(eers: dict[str, Sequence[float]], minutes: float) -> Figure:
 def losses(groups: dict[str, Sequence[float]], tau: float) -> Figure:
     """Draws histograms of an epoch's losses by group, and the threshold.
 
-    Losses that are not finite are left out, as is such a threshold.
+    Losses and a threshold that are not finite are left out.
     """
     figure, (axes,) = panels(4.8, 3.2)
     groups = {name: np.asarray(group) for name, group in groups.items()}
@@ -264,11 +265,11 @@ def det(systems: dict[str, tuple[Sequence, Sequence]]) -> Figure:
     for index, (name, (scores, labels)) in enumerate(systems.items()):
         _, p_miss, p_fa = operating_points(scores, labels)
         rate, _ = eer(scores, labels)
-        # ndtri is infinite at 0 and 1: clip the rates, far outside the axes.
+        # ndtri is infinite at 0 and 1: the rates are clipped outside the axes.
         rates = np.clip([p_fa, p_miss], 1e-9, 1 - 1e-9)
         curve, centre = ndtri(rates), ndtri(np.clip(rate, 1e-9, 1 - 1e-9))
-        # Half a million trials would make an SVG of megabytes: keep the points
-        # that differ on a grid of 1/200, finer than the eye.
+        # Half a million trials would make an SVG of megabytes. Only points that
+        # differ on a grid of 1/200, which the eye cannot resolve, are kept.
         steps = np.diff(np.round(200 * curve), prepend=np.inf)
         curve = curve[:, steps.any(axis=0)]
         line_style = style(index)
@@ -290,7 +291,7 @@ def cluster_sizes(sizes: dict[str, Sequence[int]]) -> Figure:
     figure, (axes,) = panels(4.8, 3.2)
     for index, (name, counts) in enumerate(sizes.items()):
         counts = np.sort(counts)[::-1]
-        # 400 points show all that the eye sees of thousands of clusters.
+        # 400 points look the same as thousands of clusters.
         shown = np.unique(np.linspace(0, len(counts) - 1, 400).astype(int))
         marks = dict(markevery=max(len(shown) // 8, 1), ms=4, **style(index))
         axes.plot(1 + shown, counts[shown], label=name, **marks)
@@ -314,7 +315,7 @@ def embedding_map(
         if index < 0:
             line_style = dict(s=14, color="#B0B0B0", marker=".")
         x, y = points[groups == index].T
-        # Rasterized: as vectors each point would be an element of the SVG.
+        # Rasterized, or each point would be an element of the SVG.
         axes.scatter(x, y, lw=0, label=name, rasterized=True, **line_style)
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", "datalim")
@@ -327,7 +328,7 @@ def embedding_map(
 def panels(
     width: float, height: float, number: int = 1
 ) -> tuple[Figure, np.ndarray]:
-    """Returns a figure, its size in inches, and its panels."""
+    """Makes a figure of a size in inches; returns it and its panels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(number, 1, sharex=True, squeeze=False)[:, 0]
     for panel in axes:

@@ -1,4 +1,4 @@
-"""Figures of what goes on inside an encoder: attributions, loss surfaces."""
+"""Draws figures about the inside of an encoder: attributions, loss surfaces."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def profile(
     ylabel: str,
     hz: bool = False,
 ) -> Figure:
-    """Draws lines (mean, standard error) over one axis, of Hz if it is `hz`.
+    """Draws lines (mean, standard error); `hz` means an axis of frequency.
 
-    A band around each is one standard error wide to either side.
+    The band around a line is one standard error wide on each side.
     """
     figure, (axes,) = panels(4.8, 3.2)
     for index, (name, (mean, error)) in enumerate(lines.items()):
@@ -38,7 +38,7 @@ def profile(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(max(x[0], 40), x[-1])
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    # Inside, the names of many lines would cover them.
+    # Outside: inside the axes the legend would cover the lines.
     figure.legend(loc="outside upper center", fontsize=8)
     return figure
 
@@ -59,7 +59,7 @@ def bars(groups: dict[str, Sequence[float]], ylabel: str) -> Figure:
 
 
 def heatmap(part: Map) -> Figure:
-    """Draws the log spectrogram of a recording, and below it a score's map."""
+    """Draws a recording's log spectrogram, and below it its score's map."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, sharey=True)
     seconds = len(part.values) * part.hop
@@ -73,9 +73,10 @@ def heatmap(part: Map) -> Figure:
     look = dict(vmin=low, vmax=high, cmap="Greys")
     drawn = above.imshow(part.levels.T, **place, **look)
     figure.colorbar(drawn, ax=above, label="level")
-    # A few frames may stand out so far that all others would look white.
-    most = np.percentile(np.abs(part.values), 99.5) or 1.0
-    look = dict(vmin=-most, vmax=most, cmap="PuOr_r")
+    # The scale ends at a percentile: with a few outliers all other frames would
+    # look white.
+    limit = np.percentile(np.abs(part.values), 99.5) or 1.0
+    look = dict(vmin=-limit, vmax=limit, cmap="PuOr_r")
     drawn = below.imshow(part.values.T, **place, **look)
     figure.colorbar(drawn, ax=below, label="added to the score")
     ticks = [hz for hz in TICKS if part.hz[0] <= hz <= part.hz[-1]]

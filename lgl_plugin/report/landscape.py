@@ -1,7 +1,7 @@
-"""The page of `lgl landscape`: how flat the minima of a run's steps are.
+"""Writes the page of `lgl landscape`: how flat the minima of a run are.
 
-The loss around a checkpoint, in directions that are normalised filter by
-filter, and on the way from each step to the next; see
+It draws the loss around each checkpoint, in directions that are normalised
+filter by filter, and between the checkpoints of successive steps. See
 `lgl_plugin.nnet.landscape` and `lgl_plugin.report.probes`.
 """
 
@@ -28,9 +28,9 @@ from lgl_plugin.utils.files import check_writable, short_names, write_json
 from lgl_plugin.utils.progress import tqdm
 from lgl_plugin.utils.tables import write_csv
 
-WAYS = 10  # directions that a rise is the mean of
+WAYS = 10  # directions over which a rise is averaged
 RADII = (0.1, 0.3)
-# Of a line from a step, 0, to the next, 1, and beyond both.
+# Points on a line from a step (0) to the next (1), and beyond both.
 PLACES = np.linspace(-0.5, 1.5, 17)
 LOSSES = ("all utterances", "those that counted")
 
@@ -50,11 +50,12 @@ def draw_landscapes(
 
     The options are those of `lgl landscape`. The output folder gets
     `index.html` with its figures, `surfaces.csv`, `lines.csv` and
-    `landscape.json`, whose content is returned: the options; by run and step
-    the `loss`, its `rise` at each radius with the deviation over the
-    directions, both for all utterances and for those that counted, and the
-    `curvature`.
+    `landscape.json`. The content of the last is returned: the options; and by
+    run and step the `loss`, its `rise` at each radius with the deviation over
+    the directions, and the `curvature`. Loss and rise are given for all
+    utterances and for those that counted.
     """
+    # Must come first, while the arguments are the only local variables.
     options = json.loads(json.dumps(locals(), default=str))
     if points < 3 or points % 2 == 0:
         raise ValueError(f"--points={points}: it must be odd, 3 or more")
@@ -72,7 +73,7 @@ def draw_landscapes(
     for name, run in opened.items():
         run.check_counts(wanted[name])
     output = pathlib.Path(output_folder or folders[0] / "report" / "landscape")
-    check_writable(output)  # before the work
+    check_writable(output)  # before the long work
     steps: dict[str, dict] = {}
     planes, lines = {}, {}
     axis = np.linspace(-radius, radius, points)
@@ -81,14 +82,14 @@ def draw_landscapes(
         before, start = "", None
         for probe in run.probes(wanted[name], device, batch_norm == "batch"):
             key = f"{name}: {probe.name}" if len(opened) > 1 else probe.name
-            found = _look(probe, key, axis, seed)
-            planes[key] = found.pop("surface")
-            steps[name][probe.name] = found
+            figures = _probe_figures(probe, key, axis, seed)
+            planes[key] = figures.pop("surface")
+            steps[name][probe.name] = figures
             state = {k: v.clone() for k, v in probe.model.state_dict().items()}
             if before.split("/")[0] == probe.name.split("/")[0]:
                 ends = start, state
-                found = line(probe.figures, probe.model, ends, PLACES)
-                lines[key] = before, found
+                losses = line(probe.figures, probe.model, ends, PLACES)
+                lines[key] = before, losses
             before, start = probe.name, state
     facts = {"options": options, "steps": steps}
     _write(output, facts, axis, planes, lines)
@@ -97,19 +98,19 @@ def draw_landscapes(
 
 def _chosen(run, only):
     """Returns the names of a run's steps to probe."""
-    known = run.names()
-    if not known:
+    names = run.names()
+    if not names:
         raise ValueError(f"{run.folder} has no step that can be probed yet")
     for name in only or ():
-        if name not in known:
+        if name not in names:
             raise ValueError(
-                f"{run.folder} has no step {name}. It has {', '.join(known)}."
+                f"{run.folder} has no step {name}. It has {', '.join(names)}."
             )
-    return [name for name in known if not only or name in only]
+    return [name for name in names if not only or name in only]
 
 
-def _look(probe, name, axis, seed):
-    """Computes all figures around a checkpoint."""
+def _probe_figures(probe, name, axis, seed):
+    """Computes all figures of the loss around a checkpoint."""
     parameters = probe.parameters
     ways = directions(parameters, WAYS, seed)
 
@@ -124,7 +125,7 @@ def _look(probe, name, axis, seed):
         probe.parts(), parameters, seed, progress=bar("curvature")
     )
     middle = len(axis) // 2
-    found = {
+    figures = {
         "loss": plane[middle, middle].tolist(),
         "chance": probe.chance(),
         "utterances": len(probe.crops),
@@ -137,11 +138,11 @@ def _look(probe, name, axis, seed):
         "curvature": curvature,
     }
     print(
-        f"{name}: loss {found['loss'][1]:.3f}, rise "
-        + ", ".join(f"{v[1]:.3f} at {r}" for r, v in found["rise"].items())
+        f"{name}: loss {figures['loss'][1]:.3f}, rise "
+        + ", ".join(f"{v[1]:.3f} at {r}" for r, v in figures["rise"].items())
         + f", curvature {curvature:.4g}"
     )
-    return {**found, "surface": plane}
+    return {**figures, "surface": plane}
 
 
 def _write(folder, facts, axis, planes, lines):
@@ -235,7 +236,7 @@ def _surfaces(planes, axis) -> Iterator[Block]:
 
 
 def _lines(lines) -> Iterator[Block]:
-    """Yields the loss on the way from each step to the next."""
+    """Yields the loss on the line from each step to the next."""
     for which in (1, 0):
         if lines:
             yield Figure(
@@ -258,7 +259,7 @@ def _lines(lines) -> Iterator[Block]:
 
 
 def _reading(facts) -> Iterator[Block]:
-    """Yields what the figures mean, and do not."""
+    """Yields how to read the figures."""
     yield [
         "The loss of a round is AAM-softmax on its own pseudo-labels, "
         "without augmentation. Those that counted are utterances that the gate "

@@ -1,4 +1,4 @@
-"""The top of a run's page: the verdict, the main figures, what to do next."""
+"""The top of a run's page: verdict, main figures and next command."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from lgl_plugin.training import health
 
 
 def overview(results: Results, failures: list[str]) -> Iterator[Block]:
-    """Yields the verdict with its reasons, the main figures, what to do next.
+    """Yields the verdict and its reasons, the main figures, the next command.
 
     `failures` names the page's parts that could not be made.
     """
@@ -41,9 +41,9 @@ def overview(results: Results, failures: list[str]) -> Iterator[Block]:
 
 
 def _quality(results):
-    """Returns the latest EER and its distance to the baseline's, if any.
+    """Returns the latest EER and its difference to the baseline's, if any.
 
-    Label-free figures come after these.
+    Label-free figures follow.
     """
     facts, rows = {}, results.rows
     rates = {name: row["eer"] for name, row in rows.items() if "eer" in row}
@@ -68,10 +68,10 @@ def _quality(results):
 
 
 def _same_backend(row, baseline):
-    """Returns the figure that a row and the baseline's share, in words too.
+    """Returns the figure to compare a row with the baseline by, and its words.
 
-    The baseline's embeddings are whitened: the cosine alone would hold that
-    against a network.
+    The baseline's embeddings are whitened. So a network is compared after its
+    back-end if it has one: its bare cosine would be at a disadvantage.
     """
     if "eer_backend" in row.keys() & baseline.keys():
         return "eer_backend", ", both under the back-end"
@@ -96,6 +96,6 @@ def _doubts(results):
 
 
 def interval(results: Results, phase: str) -> str:
-    """Returns the interval of a phase's EER in brackets; empty for none."""
-    found = results.intervals.get(phase)
-    return " ({:.1f}-{:.1f})".format(*found) if found else ""
+    """Returns the interval of a phase's EER in brackets, "" without one."""
+    ends = results.intervals.get(phase)
+    return " ({:.1f}-{:.1f})".format(*ends) if ends else ""

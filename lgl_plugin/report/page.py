@@ -1,8 +1,8 @@
-"""A report's page: plain data goes into one file of HTML, page.html.
+"""Writes a report's page from plain data, with the template page.html.
 
-The page holds its figures and its style and loads nothing, but for a recording
-that is played. jinja2 escapes all text: names of runs, files, speakers and
-settings are anybody's.
+The page embeds its figures and style, and loads nothing except a recording
+that is played. jinja2 escapes all text, because names of runs, files, speakers
+and settings are not trusted.
 """
 
 import base64
@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class Summary:
-    """A sentence that sums a run up, in a colour that says how it stands."""
+    """A sentence that sums up a run, in the colour of a good or bad state."""
 
     good: bool
     text: str
@@ -42,8 +42,8 @@ class Command:
 class Table:
     """A table whose first column names the rows.
 
-    `groups` are headings over the other columns, with their widths in columns;
-    the cells of `prose` may break into lines; `folded` opens on demand.
+    `groups` are headings over the other columns, with their widths in columns.
+    With `prose`, cells may break into lines. A `folded` table opens on demand.
     """
 
     caption: str
@@ -58,8 +58,8 @@ class Table:
 class Recordings:
     """Groups of recordings, each of which opens on demand.
 
-    `groups` maps a group's name to (recording, address to play it from); the
-    address is empty where the page may not play the recording.
+    `groups` maps a group's name to (recording, address). The address is empty
+    if the page may not play the recording.
     """
 
     caption: str
@@ -77,7 +77,7 @@ class Links:
 class Figure:
     """A drawing to be saved as `name`; `raster` shows the PNG, not the SVG.
 
-    With thousands of points the PNG is the smaller one.
+    For thousands of points the PNG is smaller.
     """
 
     name: str
@@ -101,7 +101,7 @@ Block = (str | list | dict) | (
 
 
 class Page:
-    """A page in the making, and the folder that takes it and its figures."""
+    """A page to be written, and the folder for the page and its figures."""
 
     def __init__(self, folder: pathlib.Path, title: str):
         self.folder = folder
@@ -111,19 +111,19 @@ class Page:
     def collect(self, part: Callable[..., Iterable[Block]], *data: Any) -> list:
         """Returns the blocks that a part yields, its figures saved.
 
-        If the part raises, the reason becomes its last block and a failure;
-        a full disk is an error.
+        If the part raises an error, the reason becomes its last block, and is
+        added to `failures`. Only a full disk raises an error.
         """
         blocks = []
-        # One damaged file must cost neither the page nor the training process
-        # that writes it after an iteration.
+        # One damaged file must stop neither the page nor the training, which
+        # writes the page after each round.
         try:
             for block in part(*data):
                 if isinstance(block, Figure):
                     block.save(self.folder)
                 blocks.append(block)
         except Exception as error:
-            # A page without its figures would look finished.
+            # Raised: a page without its figures would look finished.
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             reason = f"{part.__name__}: {type(error).__name__}: {error}"
@@ -138,7 +138,8 @@ class Page:
     ) -> pathlib.Path:
         """Writes `index.html` from collected blocks and returns its path.
 
-        Sections without a block are left out; `command` is the one at work.
+        Sections without a block are left out. `command` is the command that
+        writes the page.
         """
         now = datetime.datetime.now().astimezone()
         return render(

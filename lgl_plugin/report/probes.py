@@ -1,7 +1,8 @@
-"""Checkpoints of a run with the loss that they were trained by.
+"""Loads checkpoints of a run with their training loss, for `lgl landscape`.
 
-On a fixed sample: the same crops of the same utterances for all checkpoints of
-a run, and for all runs on the same manifest; without augmentation.
+The loss is computed on a fixed sample, without augmentation: the same crops of
+the same utterances for all checkpoints of a run, and for all runs on the same
+manifest.
 """
 
 import copy
@@ -44,35 +45,35 @@ START, STAGE1 = "start", "stage1"
 
 @dataclasses.dataclass(eq=False)
 class Probe:
-    """An encoder and what it was trained with, and a fixed sample."""
+    """An encoder, the modules of its training loss, and a fixed sample."""
 
     name: str
-    model: torch.nn.ModuleDict  # of the encoder and what is below
-    crops: torch.Tensor  # of each utterance one, (n, samples), or more
+    model: torch.nn.ModuleDict  # the encoder, and classifier or method
+    crops: torch.Tensor  # (n, samples), or (n, number, samples)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The weights that the encoder was trained by."""
-        found = self.model["encoder"].parameters()
-        return [p for p in found if p.requires_grad]
+        """The encoder's weights that were trained."""
+        weights = self.model["encoder"].parameters()
+        return [weight for weight in weights if weight.requires_grad]
 
     def use_batch_norm(self, by_batch: bool) -> None:
-        """Normalises by each batch's own statistics, or by the kept ones."""
+        """Selects each batch's own statistics, or the running statistics."""
         self.model.eval()
         for part in batch_norms(self.model) if by_batch else ():
             part.train()
-            part.momentum = 0.0  # the kept ones stay as they are
+            part.momentum = 0.0  # does not update the running statistics
 
 
 @dataclasses.dataclass(eq=False)
 class MethodProbe(Probe):
-    """Stage I's encoder and method, on one batch of two crops of each."""
+    """Stage I's encoder and method, on one batch of two crops an utterance."""
 
-    rows: torch.Tensor  # of the manifest, by which a queue knows them
+    rows: torch.Tensor  # of the manifest, by which a queue identifies crops
 
     @property
     def counted(self) -> int:
-        """How many utterances counted: all."""
+        """The number of utterances that counted: all."""
         return len(self.crops)
 
     def figures(self) -> torch.Tensor:
@@ -80,16 +81,16 @@ class MethodProbe(Probe):
         return self._loss().expand(2)
 
     def chance(self) -> None:
-        """Tells that a method's loss of a guess is not known."""
+        """Returns None: a method's loss at chance level is not known."""
 
     def parts(self) -> list[Callable[[], torch.Tensor]]:
-        """Returns the loss, with a graph, as the only part."""
+        """Returns the loss, with its graph, as the only part."""
         return [self._loss]
 
     def _loss(self):
-        # A copy, lest queues and centres of a method take each crop in.
+        # A copy, because a call would update the method's queues and centres.
         method = copy.deepcopy(self.model["method"])
-        with torch.random.fork_rng(devices=[]):  # for views that are drawn
+        with torch.random.fork_rng(devices=[]):  # the same views at each call
             torch.manual_seed(0)
             views, taught = method.views(self.crops, NoAugmentation())
             return method(
@@ -117,26 +118,29 @@ class LabelProbe(Probe):
 
     @property
     def counted(self) -> int:
-        """How many utterances counted."""
+        """The number of utterances that counted."""
         return int(self.counts.sum())
 
     def figures(self) -> torch.Tensor:
-        """Returns the mean loss of all, and that of those that count."""
+        """Returns the mean loss of all utterances, and of those that count."""
         cosines = torch.cat([self._cosines(c) for c in self.crops.split(BATCH)])
         every = self.aam(cosines, self.labels).mean()
-        own = self.aam(cosines[self.counts], self.trained_on[self.counts])
-        return torch.stack([every, own.mean()])
+        counted = self.aam(cosines[self.counts], self.trained_on[self.counts])
+        return torch.stack([every, counted.mean()])
 
     @torch.no_grad()
     def chance(self) -> float:
-        """Returns the loss of an embedding at right angles to all classes."""
+        """Returns the loss of an embedding orthogonal to all classes."""
         n_classes = self._cosines(self.crops[:2]).shape[1]
         label = self.labels[:1] * 0
         zeros = torch.zeros(1, n_classes, device=label.device)
         return float(self.aam(zeros, label))
 
     def parts(self) -> list[Callable[[], torch.Tensor]]:
-        """Returns the loss of those that count in parts, with graphs."""
+        """Returns functions for parts of the loss of those that count.
+
+        Each computes its part with a graph; the parts sum to the loss.
+        """
         return [
             functools.partial(self._part, crops, labels)
             for crops, labels in zip(
@@ -156,7 +160,7 @@ class LabelProbe(Probe):
 class ProbedRun:
     """A run folder whose steps are probed.
 
-    Raises FileNotFoundError or ValueError if it is of no training.
+    Raises FileNotFoundError or ValueError if it is not that of a training.
     """
 
     def __init__(self, folder: pathlib.Path, utterances: int, seed: int):
@@ -179,32 +183,34 @@ class ProbedRun:
         self.rows = np.sort(self.order[:utterances])
 
     def names(self) -> list[str]:
-        """Lists what can be probed, such as stage1 and iter1/gated."""
+        """Lists the steps that can be probed, such as stage1, iter1/gated."""
         path = self.folder / STAGE1 / METHOD
-        found = [STAGE1] * (STAGE1 in self.done and path.exists())
+        probed = [STAGE1] * (STAGE1 in self.done and path.exists())
         for number in range(1, self.settings.get("n_iterations", 0) + 1):
             if f"iter{number}/labels" not in self.done:
                 break
             names = [f"iter{number}/{phase}" for phase in PHASES]
-            # A fine-tuning that lacked utterances is done without an encoder.
+            # A fine-tuning for which the gate left too few utterances is done
+            # without an encoder.
             names = [
                 name
                 for name in names
                 if name in self.done and (self.folder / name / ENCODER).exists()
             ]
-            # An encoder of another kind has no classifier to begin with.
+            # A start can be probed only if the round trains the kind of encoder
+            # that was clustered: the classifier is made of the cluster means.
             wide = encoder_kind(self.settings, number) != "new_encoder"
-            other = wide or (
+            other_kind = wide or (
                 number == 1 and self.settings.get("new_first_encoder")
             )
-            begins = not other and self._source(number).exists()
-            found += [f"iter{number}/{START}"] * begins + names
-        return found
+            has_start = not other_kind and self._source(number).exists()
+            probed += [f"iter{number}/{START}"] * has_start + names
+        return probed
 
     def probes(
         self, names: list[str], device: str, by_batch: bool
     ) -> Iterator[Probe]:
-        """Reads probes, one after the other."""
+        """Loads and yields probes, one at a time."""
         if STAGE1 in names:
             probe = MethodProbe(STAGE1, *self._stage1(device))
             probe.use_batch_norm(by_batch)
@@ -251,7 +257,7 @@ class ProbedRun:
             )
 
     def _stage1(self, device):
-        """Makes Stage I's encoder and method; with two crops of each."""
+        """Returns Stage I's model, two crops of each utterance, and rows."""
         settings = self.all_settings["stage 1"]
         encoder = build_encoder(settings)
         size = settings["embedding_size"]
@@ -266,7 +272,7 @@ class ProbedRun:
     def _crops(self, settings, number=1):
         """Reads crops of each utterance of the sample, (n, number, samples).
 
-        Bad ones, which training passed over, leave the sample.
+        Bad utterances, which training skipped, are removed from the sample.
         """
         crop, rate = settings["crop_seconds"], settings["sample_rate"]
         crops, bad = {}, []
@@ -293,7 +299,7 @@ class ProbedRun:
         return torch.stack([*crops.values()])
 
     def _trained_on(self, name, labels):
-        """Returns the labels by which utterances counted, -1 for none."""
+        """Returns the labels that utterances were trained on, -1 for none."""
         path = self.folder / name / GATE
         if not path.exists():
             return labels
@@ -332,6 +338,6 @@ class ProbedRun:
         """Returns the weights whose embeddings a round's labels are of."""
         if number > 1:
             return self.folder / f"iter{number - 1}" / "gated" / ENCODER
-        given = given_weights(self.settings.get("pretrained_encoder"))
+        pretrained = given_weights(self.settings.get("pretrained_encoder"))
         last = self.folder / stage1_steps(self.all_settings)[-1]
-        return given or last / ENCODER
+        return pretrained or last / ENCODER

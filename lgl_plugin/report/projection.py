@@ -1,4 +1,4 @@
-"""A map of embeddings: the utterances to show and their places in it."""
+"""Projects a sample of embeddings to the plane, for the map of clusters."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ SEED = 0
 
 
 def sample(labels: np.ndarray, groups: Sequence[int]) -> np.ndarray:
-    """Draws at most `POINTS` utterances and returns their indices, rising.
+    """Draws at most `POINTS` utterances; returns their indices, sorted.
 
-    Up to half of them come from the `groups` to be drawn in colour: among
-    thousands of clusters an even draw would hardly show these.
+    Up to half of them come from the `groups` that are drawn in colour: among
+    thousands of clusters a uniform sample would have few of these.
     """
     if len(labels) <= POINTS:
         return np.arange(len(labels))
@@ -32,20 +32,20 @@ def sample(labels: np.ndarray, groups: Sequence[int]) -> np.ndarray:
 def project(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     """Maps vectors (n, D), n >= 5, to the plane by PCA and then t-SNE.
 
-    Returns the points, float32 (n, 2), and the share of the variance of the
-    vectors, at unit length as for the clustering, that PCA kept.
+    The vectors are scaled to length 1, as for the clustering. Returns the
+    points, float32 (n, 2), and the share of the variance that PCA kept.
     """
-    # sklearn takes seconds to import, which a page without a map should not.
+    # Imported here: sklearn takes seconds, and a page may have no map.
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import normalize
 
     components = PCA(min(50, *vectors.shape), random_state=SEED)
-    # A vector of length 0 stays one: the page of a run that stopped at it must
-    # still be made.
+    # `normalize` leaves a vector of length 0 as it is: the page of a run that
+    # stopped at one must still be made.
     points = components.fit_transform(normalize(vectors))
     spread = float(components.explained_variance_ratio_.sum())
-    # A coarse angle and few iterations: seconds count, not digits.
+    # A coarse angle and few iterations: speed matters more than precision.
     neighbours = TSNE(
         perplexity=min(30, (len(points) - 1) / 3),
         angle=0.8,

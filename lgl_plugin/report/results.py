@@ -1,7 +1,7 @@
-"""The contents of a run's folder, read again for its report.
+"""Reads the contents of a run's folder for its report.
 
-Every file but metrics.jsonl may still be missing: a run that is half-way, has
-no trial list or no Stage II is read like any other.
+Every file but metrics.jsonl may be missing: the run may be unfinished, or have
+no trial list or no Stage II.
 """
 
 import contextlib
@@ -47,21 +47,21 @@ from lgl_plugin.utils.files import is_outside, load_arrays
 
 # Phases of training in an iteration of Stage II.
 PHASES = ("classifier", "gated", "large_margin")
-# The recipe's yamls of Stage I, and those by other methods; and what options of
-# these are not for Stage II, which takes their encoder and has an optimiser of
-# its own.
+# The recipe's yamls of Stage I, and those of other methods. `OF_METHOD` are
+# options of the latter that are not for Stage II, which takes over the encoder
+# and has its own optimiser.
 STAGE1_YAML = re.compile(r"(?<=hparams/)(small_)?stage1\.yaml$")
 METHOD_YAML = re.compile(
     r"(?<=hparams/)(moco|vicreg|simsiam|dino|rdino|sdpn)\.yaml$"
 )
 OF_METHOD = ("new_encoder", "opt_class", "lr", "lr_annealing")
-# Trials that the bootstrap of all intervals draws, at 10 million a second; and
-# the fewest draws that percentiles can be read from.
+# The most trials that the bootstrap of all intervals draws, at 10 million a
+# second; and the fewest draws that suffice for percentiles.
 BOOTSTRAP_TRIALS, FEWEST_DRAWS = 3e8, 200
 
 
 class Results:
-    """A run folder, read as far as it is written.
+    """The contents of a run folder, which may be incomplete.
 
     Arguments
     ---------
@@ -71,10 +71,10 @@ class Results:
     Raises
     ------
     FileNotFoundError
-        If that folder is no run's.
+        If the folder is not that of a run.
     ValueError
         If the metrics or state.json are damaged, or the folder is that of an
-        `lgl adapt`, whose page is another.
+        `lgl adapt`, which has another page.
 
     Example
     -------
@@ -93,14 +93,14 @@ class Results:
         self.records = read_metrics(folder)
         self.rows = summarise(self.records)
         self.starts = read_starts(folder)
-        known = (self.folder / STATE).exists()
-        state = read_state(folder) if known else {}
+        has_state = (self.folder / STATE).exists()
+        state = read_state(folder) if has_state else {}
         self.settings, self.done, self.failed, self.inputs = (
             state.get(key, {})
             for key in ("settings", "done", "failed", "inputs")
         )
         begun = state.get("sources", {})
-        # A run of `ceiling.py` alone: its settings are of rounds, too.
+        # A run of `ceiling.py` alone has no rounds, though its settings do.
         self._is_ceiling = CEILING in begun and not any(map(round_of, begun))
 
     @property
@@ -117,7 +117,7 @@ class Results:
 
     @property
     def steps(self) -> list[str]:
-        """Lists all steps that the settings ask for, in order, but exports."""
+        """Lists all steps of the settings in order, without exports."""
         steps = planned_steps(self.settings)
         steps = [step for step in steps if not step.startswith("export/")]
         if self._is_ceiling:
@@ -130,10 +130,10 @@ class Results:
         return [step for step in self.steps if step not in self.done]
 
     def next_command(self) -> tuple[str, str]:
-        """Returns a reason and the command to give now.
+        """Returns a reason and the next command.
 
-        It goes on with what is left; then Stage II; then the last encoder is
-        used, once it has been exported.
+        The command continues unfinished steps; or begins Stage II; or uses the
+        last encoder, or exports it first.
         """
         start = self.starts[-1] if self.starts else {}
         command = command_of(start, self.folder)
@@ -149,8 +149,8 @@ class Results:
                 if words:
                     command = shlex.join(words)
                 else:  # the user's own yaml
-                    given = self._as_pretrained(command)
-                    reason += f" by stage2.yaml with {given}, after"
+                    option = self._as_pretrained(command)
+                    reason += f" by stage2.yaml with {option}, after"
             return reason, from_directory(start, command)
         exports = [
             self.folder / step
@@ -158,18 +158,18 @@ class Results:
             if step.startswith("export/")
         ]
         latest = []
-        if self._is_ceiling:  # no export follows it by itself
+        if self._is_ceiling:  # its encoder is not exported automatically
             exports, latest = [self.folder / "export" / CEILING], [CEILING]
         for encoder in reversed(exports):
-            if (encoder / YAML).exists():  # it comes last
+            if (encoder / YAML).exists():  # an export writes it last
                 words = ["lgl", "who", str(encoder), "AUDIO", "OUT"]
                 return "Next", shlex.join(words)
         return "Next", shlex.join(["lgl", "export", str(self.folder), *latest])
 
     def _first_command(self, start, command):
-        """Returns what `next_command` does of a folder without a state.json.
+        """Returns the `next_command` for a folder without a state.json.
 
-        A run that has logged anything refuses to go on there.
+        If metrics were logged there, a run refuses to continue.
         """
         if self.records or command is None:
             reason = f"It holds no {STATE}, so that no run can go on here"
@@ -180,14 +180,14 @@ class Results:
     def _stage2_words(self, start, command):
         """Returns the words of Stage II's command; none after a user's yaml.
 
-        After another method's yaml the encoder is that of its export, and
-        stage2.yaml trains as it says itself.
+        After the yaml of another method, Stage II is stage2.yaml with the
+        exported encoder and its own optimiser.
         """
         yamls = [w for w in shlex.split(command) if w.endswith(".yaml")]
         yaml = yamls[0] if yamls else ""
         second = re.sub(r"stage1\.yaml$", "stage2.yaml", yaml)
         beside = pathlib.Path(start.get("directory", ""), second)
-        # A user's own Stage I need have no Stage II of such a name.
+        # For a user's own Stage I, a yaml of that name may be missing.
         if STAGE1_YAML.search(yaml) or second != yaml and beside.exists():
             return for_other_stage(command, 2, lambda _: second)
         if not METHOD_YAML.search(yaml):
@@ -201,18 +201,18 @@ class Results:
         ]
 
     def _as_pretrained(self, command):
-        """Returns the option by which Stage II takes Stage I's encoder."""
+        """Returns the option that gives Stage I's encoder to Stage II."""
         words = for_other_stage(command, 2, str)
         typed = [w for w in words if key_of(w) == "output_folder"]
         folder = self.setting("output_folder") or str(self.folder)
-        if typed:  # of a run that was moved, where it is now
+        if typed:  # if the run was moved, this is its new folder
             folder = typed[-1].partition("=")[2]
         last = stage1_steps(self.settings)[-1]
         exported = os.path.join(folder, "export", last)
         return f"--pretrained_encoder={exported}"
 
     def setting(self, name: str) -> str:
-        """Returns a setting of the later stage as text; empty for none."""
+        """Returns a setting of the later stage as text, "" for none."""
         return str(self._latest.get(name) or "")
 
     @property
@@ -222,13 +222,13 @@ class Results:
 
     @functools.cached_property
     def manifest(self) -> Manifest | None:
-        """Reads the manifest; None if the run's is not found."""
+        """Reads the run's manifest; None if it is missing."""
         path = self.setting("manifest") or self.folder / "manifest.csv"
         if not pathlib.Path(path).exists():
             return None
-        # As the run loads it: within its process the page shares what was
-        # parsed. Where nothing is said paths may lead anywhere: `player` plays
-        # none outside the data folder.
+        # The arguments are the run's, so that within its process the page
+        # shares the parsed manifest. By default paths may lead anywhere:
+        # `player` plays no audio outside the data folder.
         outside = self._latest.get("allow_outside_data_folder", True)
         return load_manifest(path, self.setting("data_folder"), outside)
 
@@ -240,8 +240,8 @@ class Results:
     def player(self, row: int) -> str:
         """Returns the address of a manifest row's audio from the page.
 
-        Empty if the audio lies in a shard, outside the data folder (a manifest
-        is anybody's) or is not there.
+        It is empty if the audio lies in a shard, lies outside the data folder
+        (a manifest is not trusted), or is missing.
         """
         manifest, folder = self.manifest, self.setting("data_folder")
         wav = manifest.wavs[row]
@@ -264,7 +264,7 @@ class Results:
         return round_labels(self.folder, number, self.manifest)
 
     def embeddings(self, number: int) -> Embeddings | None:
-        """Opens an iteration's embeddings, on disk; None if incomplete."""
+        """Opens an iteration's embeddings on disk; None if incomplete."""
         folder = self.folder / f"iter{number}" / "embeddings"
         # utterances.txt is written last: without it vectors may be missing.
         whole = (folder / "utterances.txt").exists()
@@ -273,8 +273,8 @@ class Results:
     def gate(self, step: str) -> dict[str, np.ndarray] | None:
         """Reads the arrays of a step's last gated epoch, if there was one.
 
-        `rows` of the manifest, int64 (n,); their `losses`, float32 (n,); the
-        `selected`, bool (n,); the threshold `tau`. And more, see
+        They are `rows` of the manifest, int64 (n,); their `losses`, float32
+        (n,); a mask `selected`, bool (n,); the threshold `tau`; and more, see
         `lgl_plugin.training.loss_gated.LossGatedBrain`.
         """
         path = self.folder / step / GATE
@@ -282,7 +282,7 @@ class Results:
 
     @property
     def scored(self) -> dict[str, pathlib.Path]:
-        """Maps each scored phase's name, as of `summarise`, to its file."""
+        """Maps each scored phase, named as by `summarise`, to its file."""
         files = {
             LOG_MEL_STATISTICS: "baselines/floor.npz",
             "untrained": "baselines/untrained.npz",
@@ -303,10 +303,10 @@ class Results:
 
     @functools.cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Draws the 95 % interval of each phase's EER, in percent.
+        """Computes the 95 % interval of each phase's EER, in percent.
 
-        Empty where the trial list has moved or has changed since. With many
-        trials, only the latest phase has an interval.
+        Empty if the trial list was moved or changed since. With many trials,
+        only the latest phase has an interval.
         """
         intervals, phases = {}, list(self.scored)
         try:
@@ -318,8 +318,8 @@ class Results:
         draws = BOOTSTRAP_TRIALS // (len(trials) * max(len(phases), 1))
         draws = int(np.clip(draws, FEWEST_DRAWS, 1000))
         for phase in phases:
-            # ValueError: the file is damaged, which the section of DET curves
-            # reports, or the list has too few speakers for an interval.
+            # ValueError means that the file is damaged, which the section of
+            # DET curves reports, or that the list has too few speakers.
             with contextlib.suppress(ValueError):
                 scores, labels = self.scores(phase)
                 if np.array_equal(labels, trials.labels):
@@ -332,7 +332,7 @@ class Results:
         return list(BadFiles(self.folder / "bad_files.txt").reasons.items())
 
     def failure(self) -> str | None:
-        """Returns the error in which the latest start ended, if in one."""
+        """Returns the error that ended the latest start, if any."""
         logs = self.folder.glob("stage[12]/log.txt")
         latest = max(logs, key=os.path.getmtime, default=None)
         return None if latest is None else failure(latest)

@@ -1,4 +1,4 @@
-"""A stage's log.txt: its warnings, and the error that ended it."""
+"""Reads a stage's log.txt: its warnings, and the error that ended it."""
 
 import pathlib
 import re
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from lgl_plugin.utils.errors import FULL_ERROR
 
-# Headings of tracebacks, ours and SpeechBrain's; and a traceback's last line,
-# with the error's name.
+# Headings of tracebacks, of this package and SpeechBrain; and the pattern of a
+# traceback's last line, with the error's name.
 FAILURES = (FULL_ERROR, "Exception:")
 ERROR = re.compile(r"^[\w.]*(Error|Audio)(: |$)")
 # The first line of an entry.
@@ -40,19 +40,19 @@ def warnings_and_errors(path: pathlib.Path) -> list[tuple[str, str, str]]:
 
     The message of an exception ends in the last line of its traceback.
     """
-    found = []
+    shown = []
     for time, level, message, lines in entries(path):
         if level in SHOWN:
             last = [line.strip() for line in lines if line][-1:]
-            found.append((time, level, " … ".join([message, *last])))
-    return found
+            shown.append((time, level, " … ".join([message, *last])))
+    return shown
 
 
 def failure(path: pathlib.Path) -> str | None:
-    """Returns the error in which the latest start ended, if in one."""
+    """Returns the error that ended the latest start, if any."""
     message, lines = "", []
     for _, level, words, below in entries(path):
-        # The end of a process follows its error, as DEBUG.
+        # DEBUG messages of a process's end may follow its error.
         if level != "DEBUG" or words in FAILURES:
             message, lines = words, below
     begins = [n for n, line in enumerate(lines) if ERROR.match(line)]

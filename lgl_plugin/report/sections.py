@@ -1,7 +1,7 @@
 """The parts of a run's page, as plain data for `page.Page`.
 
-Each takes the run's `Results` and yields blocks; one that lacks its data
-yields none, and a section of none is not shown.
+Each part takes the run's `Results` and yields blocks, none if its data are
+missing. A section without blocks is not shown.
 """
 
 import collections
@@ -19,7 +19,7 @@ from lgl_plugin.runs.differences import flatten
 from lgl_plugin.runs.metrics_log import LABEL_FREE, cells
 
 SHOWN = 20  # bad files, and messages of a log
-# Of tables: heading, factor and number of decimals.
+# Columns of the table: heading, factor and number of decimals.
 GATE_COLUMNS = {
     "tau": ("τ", 1, 2),
     "selected_share": ("selected %", 100, 0),
@@ -30,7 +30,7 @@ GATE_COLUMNS = {
     "corrected_share": ("corrected %", 100, 0),
     "correction_precision": ("of these right %", 100, 0),
 }
-# Figures of an epoch: label and lower end of the axis.
+# Figures of an epoch: label, and lower end of the axis.
 CURVES = {
     "pseudo_eer": ("EER of held-out pseudo-trials (%)", 0),
     "mean_cosine": ("mean cosine of held-out utterances", None),
@@ -59,7 +59,7 @@ def error_rate_by_phase(results: Results) -> Iterator[Block]:
 
 def det(results: Results) -> Iterator[Block]:
     """Yields DET curves, one for the end of each iteration."""
-    # Only an iteration's last phase: more curves would be unreadable.
+    # Only the last phase of an iteration: more curves would be unreadable.
     last = {name.split(",")[0]: name for name in results.scored}
     shown = {name: results.scores(name) for name in last.values()}
     if shown:
@@ -75,7 +75,7 @@ def det(results: Results) -> Iterator[Block]:
 
 
 def held_out(results: Results) -> Iterator[Block]:
-    """Yields pseudo-EER by epoch and, without an EER, what else is measured."""
+    """Yields pseudo-EER by epoch; without an EER, all label-free figures."""
     scored = any("eer" in row for row in results.rows.values())
     keys = *LABEL_FREE, "alignment", "uniformity"
     for key in keys[:1] if scored else keys:
@@ -158,11 +158,11 @@ def _losses(results, number):
             if trusted is None:
                 labels = results.labels_by_row(number)
                 trusted = reliable(speakers, labels)
-            known = speakers[rows] >= 0
+            has_speaker = speakers[rows] >= 0
             groups = {
                 "reliable": losses[trusted[rows]],
-                "unreliable": losses[known & ~trusted[rows]],
-                "speaker not known": losses[~known],
+                "unreliable": losses[has_speaker & ~trusted[rows]],
+                "speaker not known": losses[~has_speaker],
             }
             groups = {n: group for n, group in groups.items() if len(group)}
             explained = "; reliable: the cluster's speaker is its own"
@@ -191,7 +191,7 @@ def training(results: Results) -> Iterator[Block]:
 
 
 def _curve(results, key):
-    """Yields the figure of a key of the epochs' records, if one has it."""
+    """Yields the figure of a key, if an epoch's record has it."""
     label, bottom = CURVES[key]
     values = [record.get(key) for record in results.records]
     values = [value for value in values if value is not None]
@@ -248,7 +248,7 @@ def warnings(results: Results) -> Iterator[Block]:
         )
 
 
-# By the sections' titles, in the order of the page.
+# The parts of each section, by its title, in the order of the page.
 SECTIONS = {
     "Quality": (error_rate_by_phase, det, held_out, all_phases),
     "Loss-gated learning": (gates,),

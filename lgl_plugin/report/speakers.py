@@ -1,4 +1,4 @@
-"""The page of `lgl who`: each speaker with the files to listen to."""
+"""Writes the page of `lgl who`: each speaker's files, to listen to."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 from lgl_plugin.inference.speakers import Speakers, by_speaker, sounds_like
 from lgl_plugin.report.page import render
 
-# A browser is slow with more players than these; speakers.csv has all files.
+# Limits on players, with which a browser gets slow; speakers.csv has all files.
 PLAYERS_A_SPEAKER = 12
 PLAYERS = 3000
 PLAYERS_WRONG = 100
@@ -20,11 +20,11 @@ def write_page(
 ) -> pathlib.Path:
     """Writes a page that lists the speakers and plays their files.
 
-    The audio stays where it is: the page names it by relative paths. Of a
-    large corpus it plays the clearest and the least clear of each speaker.
+    The page refers to the audio by relative paths. For a large corpus it plays
+    each speaker's clearest and least clear files.
     """
     path = pathlib.Path(path)
-    here = os.path.relpath(os.path.abspath(audio), path.absolute().parent)
+    folder = os.path.relpath(os.path.abspath(audio), path.absolute().parent)
     rows = by_speaker(speech)
     starts = np.flatnonzero(np.diff(speech.labels[rows], prepend=-1))
     shown = 0
@@ -43,7 +43,7 @@ def write_page(
                 "files": len(members),
                 "minutes": speech.seconds[members].sum() / 60,
                 "hidden": len(members) - len(chosen),
-                "players": [_player(speech, row, here) for row in chosen],
+                "players": [_player(speech, row, folder) for row in chosen],
             }
         )
     wrong = speech.named.wrong[:PLAYERS_WRONG] if speech.named else []
@@ -53,7 +53,7 @@ def write_page(
         groups=groups,
         wrong=[
             {
-                **_player(speech, row, here),
+                **_player(speech, row, folder),
                 "label": speech.name(speech.labels[row]),
                 "heard": sounds_like(speech, row),
             }
@@ -69,12 +69,12 @@ def write_page(
 
 
 def _player(speech, row, folder):
-    """Returns what the page says of a file that it plays."""
+    """Returns the template's values for a file that the page plays."""
     name = speech.files[row]
     joined = os.path.join(folder, name).replace(os.sep, "/")
     return {
         "name": name,
-        # "./" or a name such as "a:b.wav" would be a URL of scheme "a".
+        # With "./": a name such as "a:b.wav" would be a URL of scheme "a".
         "address": "./" + urllib.parse.quote(joined),
         "confidence": float(speech.confidence[row]),
     }

@@ -1,8 +1,8 @@
 """Scores encoders on trial lists: scores, error rates, DET curves.
 
-Scores are cosines and, with the audio of a cohort, those of embeddings that are
-whitened by it, PLDA's by its clusters, and AS-norm's; the first minute of an
-utterance is embedded.
+The first minute of an utterance is embedded. Scores are cosines. With a cohort
+there are also cosines of embeddings whitened on the cohort, scores of PLDA
+fitted on the cohort's clusters, and cosines normalised by AS-norm.
 """
 
 import json
@@ -67,20 +67,23 @@ def verify_encoders(
     """Scores trial lists by encoders; writes scores, error rates, DET curves.
 
     The options are those of `lgl verify`. Each encoder embeds each utterance
-    once, in however many lists it is. Several lists have a folder each in the
-    output folder, and in it several encoders. With a cohort, embeddings are
-    also whitened (`inference.backends.Whitening`), scored by PLDA on the
-    cohort's clusters (`inference.plda`), and scores are normalised by AS-norm;
-    `scores.txt` then holds these. What a cohort does not allow is left out.
+    once, even if several lists have it. If there are several lists, each has a
+    folder in the output folder; if there are several encoders, each has a
+    folder in a list's folder. With a cohort, embeddings are also whitened
+    (`inference.backends.Whitening`) and scored by PLDA on the cohort's clusters
+    (`inference.plda`). Scores are normalised by AS-norm, and `scores.txt` holds
+    these normalised scores. Scores that a cohort does not allow are left out.
 
-    Returned is, by list, what its `metrics.json` holds: under "scores" what
-    `error_rates` returns, by system, which is "cosine", "whitened", "PLDA" or
-    "AS-norm" behind the encoder's name if there are several; counts; the
-    options. For the cosine of an encoder that has a threshold, what `rates_at`
-    returns is there, too.
-    ValueError if an utterance cannot be embedded, the cohort is too small, or
-    an option of the cohort is given without one; FileExistsError if the folder
-    holds recordings, or what an earlier call left of other lists or encoders.
+    Returns, by list, the content of its `metrics.json`: under "scores" the
+    result of `error_rates` for each system, counts, and the options. A system
+    is "cosine", "whitened", "PLDA" or "AS-norm", after the encoder's name if
+    there are several. The cosine of an encoder with a threshold also has the
+    result of `rates_at`.
+
+    Raises ValueError if an utterance cannot be embedded, the cohort is too
+    small, or an option of the cohort is given without one. Raises
+    FileExistsError if the folder holds recordings, or results of an earlier
+    call with other lists or encoders.
     """
     if cohort is None and (top, cohort_utterances) != (None, None):
         raise ValueError(
@@ -89,9 +92,9 @@ def verify_encoders(
         )
     if cohort_utterances is None:
         cohort_utterances = 20000
-    # First of all, while the arguments are the only local variables.
+    # Must come first, while the arguments are the only local variables.
     options = json.loads(json.dumps(locals(), default=str))
-    # All that can be wrong is checked before an encoder runs for hours.
+    # All checks come before an encoder runs for hours.
     device = check_device(device)
     extractors = {
         name: load_extractor(path, device, num_workers)
@@ -122,13 +125,12 @@ def verify_encoders(
     check_writable(output)
     bounds = np.cumsum([len(trials) for trials in lists.values()])[:-1]
     systems: dict[str, dict] = {name: {} for name in lists}
-    # Of the systems that an encoder's threshold is for: other scores are no
-    # cosines of its embeddings.
+    # By system: an encoder's threshold is only for cosines of its embeddings.
     thresholds = {}
     counts: dict[str, Any] = {"utterances_per_second": {}}
     for encoder, extract in extractors.items():
-        own = encoder if len(extractors) > 1 else ""
-        prefix = f"{own}, " if own else ""
+        subfolder = encoder if len(extractors) > 1 else ""
+        prefix = f"{subfolder}, " if subfolder else ""
         vectors, speed = _embed(extract, speech, prefix)
         counts["utterances_per_second"][encoder] = speed
         scores = {"cosine": cosine_scores(vectors, joined)}
@@ -144,7 +146,7 @@ def verify_encoders(
         normalised = "AS-norm" if "AS-norm" in scores else "cosine"
         for name, trials in lists.items():
             best = systems[name][prefix + normalised]
-            write_scores(places[name] / own / SCORES, trials, best)
+            write_scores(places[name] / subfolder / SCORES, trials, best)
     metrics = {}
     for name, trials in lists.items():
         metrics[name] = {
@@ -161,9 +163,9 @@ def verify_encoders(
 
 
 def _top(top, number, source):
-    """Returns how many of a cohort's files, `number` in all, are to count.
+    """Returns how many of the nearest files of a cohort count in AS-norm.
 
-    By default `TOP`, or all where there are fewer.
+    The cohort has `number` files. By default `TOP` count, or all if fewer.
     """
     if number < 2:
         raise ValueError(
@@ -189,9 +191,9 @@ def refuse_others(
 ) -> None:
     """Refuses a folder where results of an earlier call would stay.
 
-    One of other lists or more encoders: its scores would lie beside ours, and
-    pass for this call's. Those in the lists' `places` are replaced, but not a
-    metrics.json of another program.
+    Scores of other lists or encoders would look like results of this call.
+    Results in the lists' `places` are replaced, but not a metrics.json of
+    another program.
     """
 
     def scores(place, names):
@@ -209,7 +211,7 @@ def refuse_others(
         before = read_json(record)
         into = before.get("options", {}).get("output_folder")
         if into is None or os.path.abspath(into) != os.path.abspath(output):
-            continue  # of a call of its own folder
+            continue  # of a call with another output folder
         names = before.get("utterances_per_second", {})
         for path in scores(record.parent, names):
             if path.exists() and path not in ours:
@@ -221,7 +223,7 @@ def refuse_others(
 
 
 def _embed(extract, speech, prefix):
-    """Returns vectors of the trials' utterances, and how many a second."""
+    """Embeds the trials' utterances; returns vectors, utterances a second."""
     started = time.perf_counter()
     vectors = extract.embed_all(speech)
     speed = len(speech) / (time.perf_counter() - started)
@@ -249,7 +251,7 @@ def _draw(systems, trials, rates, folder):
 
 
 def _embed_cohort(extract, others):
-    """Returns vectors of the cohort, without files that cannot be read."""
+    """Embeds the cohort, without files that cannot be read."""
     try:
         embeddings, bad = extract(others, np.arange(len(others)))
     except BadAudio as error:
@@ -270,11 +272,12 @@ def cohort_scores(
     cohort: np.ndarray,
     top: int,
 ) -> dict[str, np.ndarray]:
-    """Scores trials (T,) with the aid of a cohort's embeddings (M, D).
+    """Scores trials (T,) with the help of a cohort's embeddings (M, D).
 
-    Takes their cosines (T,) and their utterances' embeddings (U, D). A kind
-    that this cohort does not allow, such as one of copies, is left out with a
-    printed line: the others have taken hours of embedding.
+    Takes the trials' cosines (T,) and their utterances' embeddings (U, D). A
+    kind of score that the cohort does not allow, for example because its files
+    are copies, is left out with a printed line. It raises no error, because the
+    embeddings may have taken hours.
     """
 
     def whitened():
@@ -303,7 +306,7 @@ def cohort_scores(
 def table(metrics: dict[str, dict]) -> str:
     """Returns a Markdown table of the error rates from `verify_encoders`.
 
-    Where an encoder has a threshold, a column says what it does.
+    If an encoder has a threshold, a column has the error rates at it.
     """
     header = ["scores", "EER % (95 %)"]
     decided = has_thresholds(metrics)
@@ -326,7 +329,7 @@ def table(metrics: dict[str, dict]) -> str:
 
 
 def has_thresholds(metrics: dict[str, dict]) -> bool:
-    """Says whether any encoder has a threshold of its own."""
+    """Tells whether any encoder has a threshold of its own."""
     return any(
         "encoder_threshold" in rates
         for of_list in metrics.values()
@@ -335,7 +338,7 @@ def has_thresholds(metrics: dict[str, dict]) -> bool:
 
 
 def _at_threshold(rates):
-    """Returns the cell of what an encoder's threshold does, "" without one."""
+    """Returns the cell of the rates at an encoder's threshold, "" for none."""
     if "encoder_threshold" not in rates:
         return ""
     accepted, rejected = rates["false_acceptance"], rates["false_rejection"]
