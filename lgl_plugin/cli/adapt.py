@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 PRESET = RECIPE / "hparams" / "adapt.yaml"
 
-# Settings of the training that the verb sets itself, and what to say of them.
-# Another manifest, or labels that the ladder does not know of, would train on
-# what is judged.
+# Settings of the training that the verb sets itself, with the message for a
+# user who gives one. With another manifest or other labels, training could read
+# the recordings that judge it.
 OWN = {
     **dict.fromkeys(
         [
@@ -44,8 +44,8 @@ OWN = {
     "labels_file": "--labels has the labels that you give",
     "allow_outside_data_folder": "all audio lies in the folder that you name",
 }
-# Of audio, in hours. On 0.7 hours training CAM++ did harm in two seeds of
-# three, on 4 it gained: docs/adapt_measured.md.
+# Hours of audio below which --train warns. On 0.7 hours training CAM++ did harm
+# with two seeds of three; on 4 hours it helped (docs/adapt_measured.md).
 FEW_HOURS = 2
 
 
@@ -98,7 +98,7 @@ def run(
     num_workers: int | None,
     settings: list[str] | None,
 ) -> None:
-    """Tries the rungs, and writes what is kept and a page."""
+    """Tries the rungs; writes the adapted encoder and a page."""
     from lgl_plugin.adaptation.ladder import Ladder
     from lgl_plugin.adaptation.rungs import TRAINED, Rung
     from lgl_plugin.adaptation.verdict import Verdict
@@ -110,7 +110,7 @@ def run(
             raise ValueError(f"{option}: {OWN[key_of(option)]}; leave it out")
         check_batch_option(option)
     if given and not train:
-        check_settings(audio, given)  # a mistyped option is no setting at all
+        check_settings(audio, given)  # first refuses a mistyped option
         raise ValueError(f"{given[0]} is a setting of training: add --train")
     if labels and not train:
         raise ValueError("--labels are for training alone: add --train")
@@ -124,16 +124,16 @@ def run(
     )
     if given:
         check_training(ladder, given)
-    before = ladder.run.done.get(TRAINED)
-    if not train and before and Rung(TRAINED, Verdict(**before)).kept:
+    trained = ladder.run.done.get(TRAINED)
+    if not train and trained and Rung(TRAINED, Verdict(**trained)).kept:
         raise ValueError(
             f"{folder} holds a trained encoder, and without --train there "
             "would be another in its place: add --train, which trains nothing "
             "twice, or name another --output_folder"
         )
     ladder.try_backends()
-    # A training takes long and may fail. Where one was begun, the folder may
-    # hold the result of an earlier one.
+    # A training takes long and may fail, so the result before it is written
+    # first. Not if a training was begun: the folder may hold its result.
     said = f"The result so far is in {folder}."
     if not train or TRAINED not in ladder.run.sources:
         said = write_result(ladder, labelled, license)
@@ -159,13 +159,13 @@ def run(
 
 
 def write_result(ladder: Ladder, labelled: bool, license: str) -> str:
-    """Writes what is kept so far and the page; returns what to say of them."""
+    """Writes the adapted encoder and the page; returns the message on them."""
     from lgl_plugin.report.adaptation import conclusion, write_page
 
     exported = ladder.folder / "export" / "adapted"
     if ladder.kept:
         ladder.export(exported, labelled, license)
-    elif exported.exists():  # by verdicts that no longer stand
+    elif exported.exists():  # of verdicts that no longer hold
         shutil.rmtree(exported)
     page = write_page(ladder, exported)
     said = f"{conclusion(ladder.rungs)}\n{page}"
@@ -175,9 +175,9 @@ def write_result(ladder: Ladder, labelled: bool, license: str) -> str:
 
 
 def check_batch_option(option: str) -> None:
-    """Refuses a batch in dataloader_options, beside which ours has no effect.
+    """Refuses a batch_size in dataloader_options, which would win over ours.
 
-    The settings would be refused for a batch_size that nobody has typed.
+    Otherwise the message would be about a batch_size that the user never typed.
     """
     from lgl_plugin.runs.arguments import as_typed
     from lgl_plugin.runs.plain import plain_settings
@@ -194,16 +194,17 @@ def check_batch_option(option: str) -> None:
 
 
 def check_settings(audio: str, given: list[str]) -> list[str]:
-    """Returns how training is to differ from the yaml, a line a setting.
+    """Returns how training differs from the yaml, one line for each setting.
 
-    ValueError if a setting is wrong, lest that shows after the other rungs.
+    Raises ValueError if a setting is wrong. Otherwise training would, but only
+    after the other rungs.
     """
     from lgl_plugin.runs.differences import changes
     from lgl_plugin.runs.plain import plain_settings
     from lgl_plugin.runs.settings import plain_settings_of, settings_of
 
     own = {"data_folder": audio}
-    # The yaml's encoder is not the given one, which a classifier may be for.
+    # No trial of the modules: they may fit the given encoder, not the yaml's.
     _, text = settings_of([str(PRESET), *given], own, trial=False)
     return changes(plain_settings_of([str(PRESET)], own), plain_settings(text))
 
@@ -211,18 +212,19 @@ def check_settings(audio: str, given: list[str]) -> list[str]:
 def check_training(ladder: Ladder, given: list[str]) -> None:
     """Refuses weights that the encoder lacks, and sizes that are too large.
 
-    The training would refuse them too, but only after the other rungs. How
-    many recordings are kept out to judge it by shows only then: up to half.
+    Training would refuse them, too, but only after the other rungs. The number
+    of recordings to train on is not known yet: up to half are kept out to judge
+    the training.
     """
     from lgl_plugin.adaptation.split import SHARE
     from lgl_plugin.runs.settings import settings_of
     from lgl_plugin.training.sizes import check_clusters, split_rows
     from lgl_plugin.training.start import made_to_train
 
-    number, known = len(ladder.manifest), 0
+    number, n_labelled = len(ladder.manifest), 0
     if ladder.given is not None:
-        known = len(ladder.given.rows)
-    left = max(number - int(SHARE * number), known)
+        n_labelled = len(ladder.given.rows)
+    left = max(number - int(SHARE * number), n_labelled)
     own = own_settings(ladder, left, given)
     settings, _ = settings_of([str(PRESET), *given], own, trial=False)
     encoder = copy.deepcopy(ladder.extract.encoder)
@@ -240,9 +242,10 @@ def check_training(ladder: Ladder, given: list[str]) -> None:
 def own_settings(
     ladder: Ladder, n_utterances: int, given: list[str], **more: Any
 ) -> dict[str, Any]:
-    """Returns the settings of a training that differ from the yaml by itself.
+    """Returns the settings of a training that the verb sets itself.
 
-    Few utterances get a smaller batch. An option that is given replaces any.
+    The batch is smaller if there are few utterances. An option that the user
+    gives replaces a setting.
     """
     from lgl_plugin.nnet.batch_norm import batch_norms
     from lgl_plugin.runs.settings import read_preset
@@ -258,7 +261,7 @@ def own_settings(
 
 
 def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
-    """Trains a ladder's network by a round of Stage II, on rows to train on."""
+    """Trains a ladder's network by a round of Stage II; returns its weights."""
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.pretrained import encoder_settings
     from lgl_plugin.runs.run import encoder_steps
@@ -278,7 +281,8 @@ def train_network(ladder: Ladder, given: list[str]) -> pathlib.Path:
         "pretrained_encoder": ladder.weights,
         "dataloader_options": {"num_workers": ladder.extract.num_workers},
     }
-    # Unless the weights say that, and say the same: CAM++'s name no features.
+    # Given unless the weights describe the same encoder: those of CAM++ do not
+    # tell the features.
     if encoder_settings(ladder.weights) != ladder.settings:
         more.update(ladder.settings)  # new_encoder and sample_rate
         more["embedding_size"] = ladder.embedded.vectors.shape[-1]

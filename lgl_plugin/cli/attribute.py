@@ -46,6 +46,6 @@ def run(**options: Any) -> None:
     from lgl_plugin.report.attribution import HEADER, attribute, rows_of
     from lgl_plugin.utils.tables import markdown_table
 
-    found = attribute(**options)
-    print(f"\n{markdown_table(HEADER, rows_of(found['added']))}\n")
+    result = attribute(**options)
+    print(f"\n{markdown_table(HEADER, rows_of(result['added']))}\n")
     print(f"Page: {options['output_folder']}/index.html, with csv and json")

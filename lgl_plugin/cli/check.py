@@ -50,7 +50,7 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
 
     show_notices()
     given = [word for word in as_pairs(settings) if word != "--debug"]
-    # The run's own folder stays as it is.
+    # The trial uses a scratch folder: that of the run is not touched.
     of_run = [word for word in given if key_of(word) == "output_folder"]
     given = [word for word in given if word not in of_run]
     of_run = of_run or ["--output_folder=RUN"]
@@ -73,7 +73,7 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
     bad = made["bad"] + made["short"]
     is_too_bad = bad > of_data.max_bad_share * made["found"]
     if is_too_bad:
-        # With room for files that turn out to be silent when they are read.
+        # Some percent more, for files that are found silent when they are read.
         share = min((100 * bad // made["found"] + 4) / 100, 1.0)
         words = [w for w in words if key_of(w) != "max_bad_share"]
         words.append(f"--max_bad_share={share}")
@@ -88,9 +88,9 @@ def run(audio: str, preset: str | None, settings: list[str] | None) -> None:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[pathlib.Path]:
-    """Makes a folder that goes in the end, unless an error names its files.
+    """Makes a temporary folder; keeps it if an error message names it.
 
-    Notices that name them are not shown.
+    Notices that name the folder are not shown.
     """
     folder = tempfile.mkdtemp(prefix="lgl-check-")
     notices = logging.getLogger("lgl_plugin.dataio.prepare")
@@ -114,10 +114,10 @@ def scratch() -> Iterator[pathlib.Path]:
 def check_audio(
     settings: Settings, folder: pathlib.Path
 ) -> tuple[dict, Manifest]:
-    """Prints what there is to train on.
+    """Prints what audio there is to train on.
 
-    Returns what `prepare_manifest` does, and the manifest. One of the user's
-    own is taken as it is, and copied to the folder.
+    Returns the result of `prepare_manifest`, and the manifest. A user's own
+    manifest is used unchanged, and copied to the folder.
     """
     import collections
 
@@ -164,7 +164,7 @@ def check_audio(
         f"Durations  {middle:.1f} s in the middle, 5 % under {low:.1f} s, 5 % "
         f"over {high:.1f} s"
     )
-    if narrow := made.get("narrow"):  # a manifest of one's own has no rates
+    if narrow := made.get("narrow"):  # a user's own manifest has no rates
         print(
             f"Rates      {narrow:,} files below {settings.sample_rate} Hz, the "
             f"lowest {made['lowest_rate']} Hz"
@@ -193,10 +193,10 @@ def check_audio(
 
 
 def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
-    """Refuses by training's own checks what training would refuse.
+    """Refuses what training would refuse, by training's own checks.
 
-    The timed sample is too small to tell. What takes an encoder's work, such
-    as scoring the trial list, is left to training.
+    The timed sample is too small for these checks. Checks that must run an
+    encoder, such as scoring the trial list, are left to training.
     """
     from lgl_plugin.training.sizes import split_rows, warn_of_short
     from lgl_plugin.training.stage1 import check_grouping
@@ -220,7 +220,7 @@ def check_stages(of_stages: list[Settings], manifest: Manifest) -> None:
 
 
 def show_machine() -> None:
-    """Prints what the machine has."""
+    """Prints the machine's CPU, GPU, shared memory and versions."""
     import torch
 
     from lgl_plugin.runs.provenance import device_name, versions
@@ -240,5 +240,5 @@ def show_machine() -> None:
     except OSError:
         shared = "none on this system"
     print(f"/dev/shm   {shared}")
-    found = ", ".join(f"{name} {n}" for name, n in versions().items())
-    print(f"Versions   {found}")
+    packages = ", ".join(f"{name} {n}" for name, n in versions().items())
+    print(f"Versions   {packages}")

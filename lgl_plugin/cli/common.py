@@ -7,7 +7,7 @@ import logging
 import pathlib
 
 ENCODER_HELP = "exported folder, another of SpeechBrain's, or CAM++'s weights"
-# Of the verbs that cannot go on without a file.
+# Help on --channel for verbs that cannot leave a file out.
 LONE_CHANNEL = "a file with a single channel is read as it is"
 
 
@@ -27,7 +27,7 @@ def add_channel(
 ) -> None:
     """Declares the option that chooses a channel of stereo audio.
 
-    The verb does `without` to files that lack the channel.
+    `without` says what happens to files without the channel.
     """
     parser.add_argument(
         "--channel",
@@ -60,17 +60,17 @@ def left_out(store: str | pathlib.Path) -> str:
     from lgl_plugin.dataio.bad_files import BadFiles
 
     path = pathlib.Path(store, "bad_files.txt")
-    number = len(BadFiles(path).reasons)  # none, too, where it was deleted
+    number = len(BadFiles(path).reasons)  # 0 if the log was deleted
     return f" {number:,} could not be used: {path}." if number else ""
 
 
 def show_notices() -> None:
-    """Shows the package's notices on stderr, and of others warnings alone."""
-    # DEBUG, since tracebacks are logged as that, for log.txt; the screen shows
-    # INFO.
+    """Shows this package's notices on stderr, of other packages warnings."""
+    # DEBUG, because tracebacks for log.txt are logged at that level. The screen
+    # shows INFO.
     logging.getLogger("lgl_plugin").setLevel(logging.DEBUG)
-    # SpeechBrain names what it switches off in torch, and the seed of each
-    # yaml that is read.
+    # Without these notices of SpeechBrain: what it switches off in torch, and
+    # the seed of each yaml that is read.
     for name in ("quirks", "seed"):
         logging.getLogger(f"speechbrain.utils.{name}").setLevel(logging.WARNING)
     if logging.lastResort is not None:  # shows what no handler takes

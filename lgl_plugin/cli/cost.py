@@ -1,4 +1,4 @@
-"""Times a few steps of each stage and tells the cost, for `lgl check`."""
+"""Estimates the cost of training from a few timed steps, for `lgl check`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lgl_plugin.training.stage2 import stage2_modules
 from lgl_plugin.training.start import made_to_train
 from lgl_plugin.utils.device import check_device
 
-STEPS = 5  # timed, after a first one that allocates
+STEPS = 5  # timed steps, after a first step that allocates memory
 
 
 def check_cost(
@@ -40,13 +40,14 @@ def check_cost(
 ) -> None:
     """Times steps of each stage and prints the cost.
 
-    ValueError if the settings, the audio or the machine will not do.
+    Raises ValueError if the settings, the audio or the machine do not suffice.
     """
-    # The stages' own notices are those of the run to come.
+    # Without the stages' notices, which would be about a run.
     logging.disable(logging.INFO)
     hours, n_phases, costs = {}, 0, {1: cost_of_stage1, 2: cost_of_stage2}
-    # A sample of the manifest, which names the channel, takes their place. It
-    # lacks most of the labelled utterances, and may have the bad ones.
+    # A sample of the manifest, with its channel, replaces manifest and channel.
+    # The sample lacks most labelled utterances, and bad files may be a larger
+    # share of it.
     replaced = "manifest", "channel", "labels_file", "max_bad_share"
     given = [w for w in given if key_of(w) not in replaced]
     given.append("--max_bad_share=1.0")
@@ -68,15 +69,15 @@ def check_cost(
     sizes = [(p.requires_grad, 4 * p.numel()) for p in encoder.parameters()]
     weights = sum(size for _, size in sizes)
     trained = sum(size for is_trained, size in sizes if is_trained)
-    # A phase leaves its weights, the checkpoints of some epochs and of one
-    # under way, each of the trained weights and both of Adam's moments.
+    # A phase leaves its weights, and checkpoints: those that are kept, and one
+    # more. A checkpoint has the trained weights and Adam's two moments.
     checkpoints = 3 * trained * (settings.keep_checkpoints + 1)
     disk = n_phases * (weights + checkpoints) + settings.n_iterations * vectors
     print(f"Disk       about {disk / 2**30:.2f} GiB")
     held, on_gpu = peak_memory(session.device)
     gpu = f", {on_gpu / 2**30:.1f} GiB of the GPU's" if on_gpu else ""
     if held is not None:
-        held += 2 * vectors  # clustering holds them and a normalised copy
+        held += 2 * vectors  # clustering needs them and a normalised copy
         print(f"Memory     about {held / 2**30:.1f} GiB{gpu}")
 
 
@@ -101,12 +102,12 @@ def open_session(
     settings, _ = load_settings(path, overrides, run_opts)
     steps = STEPS + 1
     if check_device(run_opts.get("device")) != "cpu":
-        # A GPU may have to wait for audio: behind what was read ahead, two
-        # batches of each of the loader's processes tell how long.
+        # A GPU may have to wait for audio. After the batches that were read in
+        # advance, two batches of each loader process show how long.
         loader = settings.dataloader_options
         steps += loader.read_ahead + 2 * loader.num_workers
     words.append(f"--debug_batches={steps}")
-    # Twice the factor: some are held out.
+    # Twice the factor, because some utterances are held out.
     steps = max(steps + 1, 2 * (settings.grad_accumulation_factor or 1))
     n_rows = steps * settings.dataloader_options.batch_size
     sample = folder / f"sample{n_rows}.csv"
@@ -134,10 +135,13 @@ def cost_of_stage1(session: Session, made: dict) -> dict[str, float]:
 
 
 def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
-    """Times Stage II, its last round apart if that is wider."""
+    """Times Stage II; returns its hours.
+
+    The last round is timed separately if it has an encoder of its own.
+    """
     settings = session.settings
     n_rounds, wide = settings.n_iterations, settings.new_last_encoder
-    # How many an estimate gives hardly changes the time.
+    # The number of clusters hardly changes the time, so "auto" is guessed.
     auto = settings.n_clusters == "auto"
     n_clusters = len(session.rows) // 10 + 2 if auto else settings.n_clusters
     labels = np.arange(len(session.rows)) % n_clusters
@@ -160,7 +164,8 @@ def cost_of_stage2(session: Session, made: dict) -> dict[str, float]:
     if wide is not None:
         last = seconds_of(wide, "Stage II's last round")
         seconds += last - seconds / n_rounds
-    # At most: on what the gate selects. A step is as long as its crops.
+    # An upper limit: the fine-tuning reads only what the gate selects. The time
+    # of a step grows with the length of its crops.
     longer = settings.large_margin_crop_seconds / settings.crop_seconds
     seconds += last * longer * settings.large_margin_epochs / epochs
     speed = speech_per_second(session, settings.new_encoder())

@@ -34,10 +34,10 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
 
     store = folder.resolve()
     results = pathlib.Path(output or store.with_name(f"{store.name}_count"))
-    # By the way from one to the other, so that both can be moved.
-    of = os.path.relpath(store, results.resolve())
-    before = read_json(results / "count.json").get("store", of)
-    if before != of:
+    # A relative path, so that results and store can be moved together.
+    relative = os.path.relpath(store, results.resolve())
+    before = read_json(results / "count.json").get("store", relative)
+    if before != relative:
         raise ValueError(
             f"{results} holds the count of another store, {before} from "
             "there: name another --output, or delete that one"
@@ -45,25 +45,22 @@ def run(embeddings: str, seed: int, device: str, output: str | None) -> None:
     check_writable(results)  # before the clustering
     vectors = Embeddings.load(folder).vectors
     check_enough(len(vectors))
-    found = ward_estimate(vectors, seed, device)
-    found.warn_of_guess()
-    k = found.n_clusters
+    estimate = ward_estimate(vectors, seed, device)
+    estimate.warn_of_guess()
+    k, curves = estimate.n_clusters, (estimate.explained, estimate.gap)
     shown = [n for n in (k // 4, k // 2, k, 2 * k, 4 * k) if n >= 2]
-    shown = [n for n in shown if n <= len(found.gap)]
-    rows = [
-        [n, *(f"{curve[n - 1]:.3f}" for curve in (found.explained, found.gap))]
-        for n in shown
-    ]
+    shown = [n for n in shown if n <= len(estimate.gap)]
+    rows = [[n, *(f"{curve[n - 1]:.3f}" for curve in curves)] for n in shown]
     print(markdown_table(["clusters", "explained", "beyond chance"], rows))
     facts = {
-        "store": of,
+        "store": relative,
         "n_clusters": k,
-        "beyond_chance": float(found.gap[k - 1]),
+        "beyond_chance": float(estimate.gap[k - 1]),
         "seed": seed,
         "utterances": len(vectors),
     }
     write_json(results / "count.json", facts)
-    save(count_figure(found), results, "count")
+    save(count_figure(estimate), results, "count")
     print(
         f"\n{k} clusters: {results / 'count.json'}, "
         f"{results / 'count.png'}, {results / 'count.svg'}"

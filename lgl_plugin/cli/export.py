@@ -116,7 +116,7 @@ def run(
 
     device = check_device(device or "cpu")
     if not alone:
-        refuse_adaptation(source)  # before something to install is asked for
+        refuse_adaptation(source)  # before a message to install onnx
     if onnx:
         check_onnx()  # before the search for a threshold
     show_notices()
@@ -129,7 +129,7 @@ def run(
         return
     settings = read_plain(yaml) if yaml else encoder_settings(source)
     if settings is None:
-        read_weights(source)  # a file that is cut off may well be CAM++'s
+        read_weights(source)  # raises for a damaged file, which may be CAM++'s
         raise ValueError(
             f"{source} does not say which encoder its weights are of: name the "
             "--yaml that they were trained with"
@@ -141,7 +141,7 @@ def run(
 
 
 def check_backend(run: str, step: str, backend: str | None) -> None:
-    """Refuses the back-end of an average, of which none was fitted."""
+    """Refuses to export an average with a back-end: none was fitted to it."""
     from lgl_plugin.runs.run import stage_of
     from lgl_plugin.runs.state import read_state
 

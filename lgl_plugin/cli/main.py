@@ -10,8 +10,8 @@ from lgl_plugin import __version__
 from lgl_plugin.utils.errors import EXPLAINED, WRONG_CALL, logged_message
 from lgl_plugin.utils.threads import spin_briefly
 
-# Each is a module of this folder with `add_arguments` and `run`. torch and
-# SpeechBrain are imported in `run` only, so that help comes at once.
+# Each verb is a module of this folder with `add_arguments` and `run`. torch and
+# SpeechBrain are imported in `run` only, so that `--help` is instant.
 VERBS = (
     *("check", "train", "adapt", "status", "report", "export"),
     *("embed", "compare", "who", "verify"),
@@ -23,21 +23,21 @@ VERBS = (
 def main(arguments: list[str] | None = None) -> None:
     """Runs the verb that the command line names.
 
-    An error that the user can mend is a message on stderr and SystemExit: of
-    status 2 if an argument, or the file that it names, cannot be used, 1 if
-    the work failed. Ctrl-C is a line and status 130. With `--debug` it is
-    raised as it is.
+    An error that the user can mend becomes a message on stderr and SystemExit.
+    The status is 2 if an argument, or the file that it names, cannot be used,
+    and 1 if the work failed. Ctrl-C prints a line and gives status 130. With
+    `--debug` errors are raised unchanged.
     """
-    spin_briefly()  # OpenMP reads that once, when torch is loaded
+    spin_briefly()  # before torch is loaded, when OpenMP reads the setting
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = build_parser().parse_known_args(arguments)
     options = {name: at_home(value) for name, value in vars(options).items()}
     run, verb, debug = (options.pop(key) for key in ("run", "parser", "debug"))
     if empty := [name for name, value in options.items() if value == ""]:
-        # Else a path would be the current folder.
+        # Refused, because an empty path would be the current folder.
         verb.error(f"{empty[0]} is empty: is a variable of the shell unset?")
     if "settings" in options:
-        # SpeechBrain's own --debug tries a setup out on a few batches.
+        # SpeechBrain's own --debug trains only a few batches.
         options["settings"] = [*rest, *(["--debug"] if debug else [])]
         if swapped := swapped_value(arguments, rest):
             verb.error(swapped)
@@ -54,13 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         if debug:
             raise
-        # Steps that must finish something first catch it: `utils.signals`.
+        # Training steps handle Ctrl-C themselves, see `utils.signals`.
         print(f"{verb.prog}: stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def at_home(value: Any) -> Any:
-    """Puts the home folder for a leading ~, which no shell does in --x=~/y."""
+    """Replaces a leading ~ by the home folder; shells do not in --x=~/y."""
     if isinstance(value, list):
         return [at_home(each) for each in value]
     if isinstance(value, str) and value.startswith("~/"):
@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary[0].upper() + summary[1:],
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            # `train` hands on what it does not know, such as --n_cluster.
+            # `train` passes unknown options on, such as --n_cluster.
             allow_abbrev=False,
         )
         module.add_arguments(verb)

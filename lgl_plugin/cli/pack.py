@@ -34,7 +34,7 @@ def run(**options: Any) -> None:
     """Writes the shards and their manifest."""
     from lgl_plugin.dataio.shards import write_shards
 
-    show_notices()  # how many utterances, in how many shards
+    show_notices()  # such as the numbers of utterances and shards
     manifest = write_shards(**options)
     words = ["lgl", "train", str(manifest.parent), f"--manifest={manifest}"]
     print(f"Train on the shards with: {shlex.join(words)}")

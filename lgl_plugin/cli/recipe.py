@@ -10,7 +10,7 @@ import importlib.util
 import pathlib
 import types
 
-# In a checkout a link to recipes/VoxCeleb/LGL; a wheel holds the files.
+# A link to recipes/VoxCeleb/LGL in a checkout, a folder of files in a wheel.
 RECIPE = pathlib.Path(__file__).parents[1] / "recipe"
 PATTERNS = ("*.py", "*.sh", "*.md", "*/*.yaml")
 
@@ -43,9 +43,9 @@ def copy_recipe(
     Arguments
     ---------
     folder : str or pathlib.Path
-        Where to; made if it is not there.
+        The target folder; made if it does not exist.
     overwrite : bool
-        Replace files of the recipe that are there already.
+        Whether to replace files of the recipe that exist already.
 
     Returns
     -------
@@ -55,10 +55,10 @@ def copy_recipe(
     Raises
     ------
     FileExistsError
-        If another file is there and `overwrite` is False; nothing is copied
-        then.
+        If another file would be replaced and `overwrite` is False. Then nothing
+        is copied.
     OSError
-        If the folder cannot be written; the same call again goes on.
+        If the folder cannot be written. The same call again continues.
 
     Example
     -------
@@ -72,8 +72,8 @@ def copy_recipe(
     sources = [path for pattern in PATTERNS for path in RECIPE.glob(pattern)]
     copies = [folder / path.relative_to(RECIPE) for path in sources]
     contents = [path.read_bytes() for path in sources]
-    # A copy that is whole is no other file: else a call that a full disk ended
-    # could not be repeated.
+    # A file that equals its source does not count as present: otherwise a call
+    # that a full disk ended could not be repeated.
     present = [
         str(path)
         for path, content in zip(copies, contents)
@@ -92,9 +92,10 @@ def copy_recipe(
 
 
 def load_recipe() -> types.ModuleType:
-    """Imports the recipe's train_lgl.py, which is a script beside the package.
+    """Imports the recipe's train_lgl.py by its path.
 
-    In a checkout it is behind a link, so that it is no module of the package.
+    It is a script and no module of the package: in a checkout it lies in a
+    linked folder.
     """
     path = RECIPE / "train_lgl.py"
     spec = importlib.util.spec_from_file_location("train_lgl", path)

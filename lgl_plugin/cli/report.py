@@ -16,14 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(runs: list[str]) -> None:
     """Prints a table for each kind of run, and writes pages.
 
-    Runs of one kind differ in their seeds alone: their table has the means.
+    Runs of one kind differ only in their seeds; their table has the means.
     """
     from lgl_plugin.report.build import write_report
     from lgl_plugin.report.comparison import group_by_settings
     from lgl_plugin.report.results import Results
     from lgl_plugin.runs.metrics_log import table
 
-    # A run that is named twice would count twice in a mean.
+    # Without duplicates: a run named twice would count twice in a mean.
     runs = [*{pathlib.Path(run).resolve(): run for run in runs}.values()]
     groups = group_by_settings([Results(run) for run in runs])
     for name, members in groups.items():

@@ -62,9 +62,9 @@ def run(run_folder: str) -> None:
 
 
 def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
-    """Yields lines on the folder of an `lgl adapt`, each rung with its verdict.
+    """Yields lines on the folder of an `lgl adapt`: steps with their verdicts.
 
-    Its training is a separate run, whose steps follow.
+    If the training, a separate run, is unfinished, its progress follows.
     """
     from lgl_plugin.adaptation.rungs import (
         SPLIT,
@@ -123,7 +123,7 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
     if holder:
         yield f"Being written by {holder}: wait for its end"
     elif missing and missing[0] in failed:
-        # Beside verdicts on the recordings of before, others are refused.
+        # With more recordings, a folder that has verdicts already is refused.
         place = ", into a new folder" if done.keys() - {START} else ""
         if place and command:
             again = from_directory(start, into_folder(command, "NEW"))
@@ -138,7 +138,7 @@ def adaptation(folder: pathlib.Path, found: dict[str, Any]) -> Iterator[str]:
 
 
 def progress(results: Results, step: str) -> str:
-    """Returns how far a step of training is; "" before its first epoch."""
+    """Returns the progress of a step that trains; "" before its first epoch."""
     from lgl_plugin.runs.run import stage_of, step_of
 
     epochs = [
@@ -174,17 +174,17 @@ def last_figures(results: Results) -> Iterator[str]:
 
 
 def writer_of(folder: pathlib.Path) -> str | None:
-    """Returns who holds a run folder's lock, None if nobody does."""
+    """Returns the holder of a run folder's lock, or None."""
     try:
         import fcntl
-    except ImportError:  # Windows; it does not let one read the file, either
+    except ImportError:  # Windows, where a locked file cannot be read either
         return None
     from lgl_plugin.runs.lock import LOCK
 
     try:
         with open(folder / LOCK, encoding="utf-8", errors="replace") as lock:
             try:
-                # A shared lock, let go of as the file is closed.
+                # A shared lock, which is released when the file is closed.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return lock.read().strip() or "another process"

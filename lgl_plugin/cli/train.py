@@ -29,14 +29,14 @@ PRESETS = {
     "small": ("small_stage1.yaml", "small_stage2.yaml"),
     "paper": ("stage1.yaml", "stage2.yaml"),
 }
-# Files from which the paper's preset trains for long enough. An epoch of it
-# sees each file once: with 50,000, the last round's 20 epochs train an encoder
-# from nothing in 4,000 steps.
+# The number of files from which the paper's preset trains for long enough. Its
+# epoch sees each file once: with 50,000 files, the last round's 20 epochs train
+# an encoder from scratch in 4,000 steps.
 LARGE = 50_000
-# Files whose headers tell how long the others are.
+# Files whose headers are read to estimate the duration of all.
 SAMPLE = 400
-# The presets' clusters suit their corpora: elsewhere at least so many files
-# are to be in one.
+# The least mean number of files in a cluster: the paper preset's number of
+# clusters suits its own corpus, and may be too large for another.
 FILES_A_CLUSTER = 10
 CHOICES = "train.json"
 
@@ -80,7 +80,7 @@ def run(
     preset: str | None,
     settings: list[str] | None,
 ) -> None:
-    """Trains the stages, or goes on where an earlier call stopped."""
+    """Trains both stages, or continues an earlier call."""
     import speechbrain as sb
     import torch
 
@@ -103,7 +103,7 @@ def run(
 
 
 def check_files(settings: Settings) -> None:
-    """Refuses files of Stage II's that are missing, before audio is listed."""
+    """Refuses missing or invalid labels and encoders of Stage II."""
     from lgl_plugin.dataio.given import read_names
     from lgl_plugin.training.start import check_encoder
 
@@ -119,23 +119,23 @@ def parse(
     output_folder: str | pathlib.Path,
     given: list[str],
 ) -> tuple[list[tuple], list[Settings]]:
-    """Returns the arguments of the recipe's `train` for each stage, checked.
+    """Returns each stage's arguments for the recipe's `train`, and settings.
 
-    With them come the settings of each.
+    Both are checked.
     """
     from lgl_plugin.runs.arguments import parse_arguments
     from lgl_plugin.runs.plain import plain_settings
     from lgl_plugin.runs.run import planned_steps
     from lgl_plugin.runs.settings import did_you_mean, load_settings
 
-    known = set().union(*keys(choices["preset"]))
+    valid = set().union(*keys(choices["preset"]))
     parsed = []
     for path, words, own in stages(choices, audio, output_folder, given):
         parsed.append(parse_arguments([str(path), *words], own))
-        # A stage alone would suggest only its own keys.
+        # Checked here: a stage alone would suggest only its own keys.
         for name in plain_settings(parsed[-1][2]):
-            if name not in known:
-                hint = did_you_mean(name, known)
+            if name not in valid:
+                hint = did_you_mean(name, valid)
                 raise ValueError(f"there is no setting {name!r}{hint}")
     settings = [
         load_settings(path, overrides, run_opts)[0]
@@ -148,9 +148,9 @@ def parse(
 def choose(
     settings: Settings, preset: str | None, device: str | None = None
 ) -> dict:
-    """Chooses the preset and the clusters, or reads what was chosen before.
+    """Chooses preset and number of clusters, or reads an earlier choice.
 
-    A resumed run must not be given others because files came or went.
+    A resumed run keeps its choice even if files came or went.
     """
     import json
 
@@ -161,15 +161,16 @@ def choose(
     check_folder(settings)
     run = pathlib.Path(settings.output_folder)
     path = run / CHOICES
-    # A call that failed before the run began, as for a wrong folder, chooses
-    # nothing for the next.
+    # A choice counts only once the run has begun: a call that failed before,
+    # such as for a wrong folder, must not decide for the next one.
     begun = path.exists() and (run / STATE).exists()
     if begun:
         choices = json.loads(path.read_text(encoding="utf-8"))
         if preset in (None, choices["preset"]):
             return choices
     choices = suggest(*survey(settings), preset, device)
-    # A begun run refuses another preset: it must not be the next call's.
+    # Not stored for a begun run: the run refuses another preset, and the next
+    # call must not read that preset.
     if not (run / STATE).exists():
         write_json(path, choices)
     return choices
@@ -181,9 +182,9 @@ def suggest(
     preset: str | None = None,
     device: str | None = None,
 ) -> dict:
-    """Returns a preset and a number of clusters for so much audio, and says so.
+    """Returns, and prints, a preset and a number of clusters.
 
-    The preset is the given one, if one is given.
+    They depend on the amount of audio and the device. A given preset is kept.
     """
     from lgl_plugin.runs.settings import read_preset
     from lgl_plugin.utils.device import check_device
@@ -243,10 +244,10 @@ def stages(
     output_folder: str | pathlib.Path,
     given: list[str],
 ) -> Iterator[tuple[pathlib.Path, list[str], dict[str, Any]]]:
-    """Yields each stage's yaml, its part of the options, and what is usual.
+    """Yields each stage's yaml, its options, and the defaults of `lgl train`.
 
-    An option replaces what is usual. A given encoder takes Stage I's place:
-    ValueError if an option is of that stage alone.
+    An option replaces a default. A pre-trained encoder replaces Stage I: then
+    an option of that stage alone raises ValueError.
     """
     from lgl_plugin.runs.arguments import as_typed
     from lgl_plugin.runs.plain import plain_settings
@@ -262,7 +263,7 @@ def stages(
     }
     own = keys(choices["preset"])
     typed = {key_of(option): option.partition("=")[2] for option in given}
-    # A --cluster of the user's own may fix the number of clusters itself.
+    # A user's own --cluster may fix the number of clusters itself.
     cluster = typed.get("cluster", "")
     if cluster.startswith("!") and "<n_clusters>" not in cluster:
         del usual["n_clusters"]
@@ -291,7 +292,7 @@ def keys(preset: str) -> list[set[str]]:
 
 
 def as_pairs(words: list[str] | None) -> list[str]:
-    """Joins `--key value` to `--key=value`; ValueError if that cannot be."""
+    """Joins `--key value` to `--key=value`; refuses a word without a key."""
     pairs = paired_once(words or [])
     for word in pairs:
         if not word.startswith("--"):

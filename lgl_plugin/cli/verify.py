@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(**options: Any) -> None:
-    """Writes scores and figures and prints the error rates."""
+    """Writes scores and figures, and prints the error rates."""
     from lgl_plugin.report.verification import (
         AT_THRESHOLD,
         has_thresholds,

@@ -53,7 +53,7 @@ def run(
 ) -> None:
     """Writes speakers.csv and a page that plays each speaker's files.
 
-    With labels wrong_labels.csv lists those to look at again.
+    With labels, wrong_labels.csv lists the labels that look wrong.
     """
     import pathlib
 
@@ -79,7 +79,7 @@ def run(
             "--threshold would have no effect. Leave one of them out"
         )
     if labels:
-        read_names(labels)  # what is wrong shows before the folder is read
+        read_names(labels)  # an error shows before the folder is read
     show_notices()
     output, device = pathlib.Path(output), check_device(device)
     store = output / "embeddings"
@@ -105,7 +105,8 @@ def run(
         store=store,
     )
     write_speakers(output / "speakers.csv", speech)
-    (output / "wrong_labels.csv").unlink(missing_ok=True)  # of other labels
+    # An earlier call may have left the file for other labels.
+    (output / "wrong_labels.csv").unlink(missing_ok=True)
     page = write_page(output / "index.html", speech, audio)
     print(
         f"{speech.n_speakers:,} speakers in {len(speech.files):,} files, by "
