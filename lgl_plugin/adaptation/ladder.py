@@ -405,8 +405,8 @@ class Ladder:
             load_weights(extract.encoder.network, train(self))
             save_weights(extract.encoder.network, folder / ENCODER)
             wanted = np.union1d(self.judged, self.order[:FITTED])
-            found = self._embedded(self._read(extract, wanted, folder))
-            return self._judge(found, self.kind, folder)
+            embedded = self._embedded(self._read(extract, wanted, folder))
+            return self._judge(embedded, self.kind, folder)
 
         if self._done(TRAINED, self._step(TRAINED, work)):
             self._take(TRAINED)

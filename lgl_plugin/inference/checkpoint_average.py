@@ -23,16 +23,16 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
     run = pathlib.Path(run)
     refuse_adaptation(run)
     folder = run / step / "checkpoints"
-    found = []
+    checkpoints = []
     if folder.is_dir():
-        found = WholeCheckpointer(folder).find_checkpoints(
+        checkpoints = WholeCheckpointer(folder).find_checkpoints(
             min_key="criterion", max_num_checkpoints=n_epochs
         )
-    if len(found) < n_epochs:
-        several = len(found) > 1
-        instead = f"take --average={len(found)}" if several else "leave it out"
+    number = len(checkpoints)
+    if number < n_epochs:
+        instead = f"take --average={number}" if number > 1 else "leave it out"
         raise ValueError(
-            f"{run / step} has checkpoints of {len(found)} epochs, and "
+            f"{run / step} has checkpoints of {number} epochs, and "
             f"--average={n_epochs} asks for more: {instead}. A step that is "
             "done keeps no others: to have them, train it in another "
             f"--output_folder with --keep_checkpoints={n_epochs} and as many "
@@ -40,14 +40,14 @@ def average_step(run: str | pathlib.Path, step: str, n_epochs: int) -> str:
         )
     name = f"{step}/average{n_epochs}"
     for part in NAMES:
-        if part in found[0].paramfiles:
+        if part in checkpoints[0].paramfiles:
             mean = average_checkpoints(
-                found, part, lambda path, **_: read_tensors(path)
+                checkpoints, part, lambda path, **_: read_tensors(path)
             )
             whole = run / step / f"{part}.ckpt"
             if whole.exists():
                 mean = {**read_tensors(whole), **mean}
-            elif found[0].paramfiles[part].with_suffix(FROZEN).exists():
+            elif checkpoints[0].paramfiles[part].with_suffix(FROZEN).exists():
                 raise ValueError(
                     f"{run / step} is not finished: its checkpoints lack the "
                     "frozen weights, which only a finished step has"

@@ -134,25 +134,26 @@ def embed_folder(
         check(manifest)
     made_from.update(version)
     if before == made_from:
-        found = Embeddings.load(folder)
-        if not _unnamed(manifest, found, folder):
+        embeddings = Embeddings.load(folder)
+        if not _unnamed(manifest, embeddings, folder):
             logger.info("%s: all is embedded already", folder)
-            return manifest, found
+            return manifest, embeddings
     # A crash must not leave vectors of one encoder under another's record.
     (folder / RECORD).unlink(missing_ok=True)
     rows, times = np.arange(len(manifest)), version["times"]
     with stop.on_signals():
-        found, bad = extract(manifest, rows, folder, version=times)
+        embeddings, bad = extract(manifest, rows, folder, version=times)
     BadFiles(folder / "bad_files.txt", limit=sys.maxsize).add(bad)
-    durations = manifest.durations[manifest.rows(found.utterances)]
+    names = embeddings.utterances
+    durations = manifest.durations[manifest.rows(names)]
     lines = (
         [row, name, round(float(seconds), 3)]
-        for row, (name, seconds) in enumerate(zip(found.utterances, durations))
+        for row, (name, seconds) in enumerate(zip(names, durations))
     )
     header = ["row", "ID", "seconds"]
     write_csv(folder / "utterances.csv", itertools.chain([header], lines))
     write_json(folder / RECORD, made_from)  # last: it marks all as complete
-    return manifest, found
+    return manifest, embeddings
 
 
 def list_folder(

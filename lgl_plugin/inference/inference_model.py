@@ -249,8 +249,8 @@ class InferenceModel:
                 out.write("\n".join(rows))
             label_encoder = f"\nlabel_encoder: {LABEL_ENCODER}\n"
             loadables |= {n: n for n in ("classifier", "label_encoder")}
-        given = {} if threshold is None else {"threshold": threshold}
-        text += f"\n{dump_settings({**given, **self.parts})}"
+        optional = {} if threshold is None else {"threshold": threshold}
+        text += f"\n{dump_settings({**optional, **self.parts})}"
         text += FIXED_PART.format(label_encoder=label_encoder)
         text += "".join(
             f"        {n}: !ref <{to}>\n" for n, to in loadables.items()
@@ -264,8 +264,8 @@ class InferenceModel:
             out.write(text)
         # Two decimals: a threshold found without labels is within 0.1 of the
         # one that labels give.
-        found = "not found" if threshold is None else f"{threshold:.2f}"
-        logger.info("Exported to %s, threshold %s", folder, found)
+        shown = "not found" if threshold is None else f"{threshold:.2f}"
+        logger.info("Exported to %s, threshold %s", folder, shown)
 
 
 def check_target(folder: PathLike, run: PathLike | None = None) -> None:

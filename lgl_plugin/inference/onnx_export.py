@@ -108,13 +108,13 @@ def export_onnx(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
     content = model.SerializeToString()
     try:
         session = onnxruntime.InferenceSession(content)
-        found = [
+        outputs = [
             session.run(None, {"waveform": waveform.numpy()})[0]
             for waveform in waveforms
         ]
         apart = max(
             np.abs(one - other).max() / max(1.0, np.abs(other).max())
-            for one, other in zip(found, expected)
+            for one, other in zip(outputs, expected)
         )
     except Exception as error:  # such as for a length that was traced as fixed
         raise ValueError(

@@ -179,8 +179,8 @@ def hooks_without(
                 "training began with. Bring the model back that it is made "
                 "from, or set another --output_folder."
             )
-        own = module.state_dict()
-        own = {name: own[name] for name in frozen}
-        module.load_state_dict({**own, **read_tensors(path)})
+        weights = module.state_dict()
+        weights = {name: weights[name] for name in frozen}
+        module.load_state_dict({**weights, **read_tensors(path)})
 
     return save, load

@@ -100,12 +100,12 @@ def from_directory(start: dict, command: str) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that matter."""
-    found = {"Python": platform.python_version()}
+    installed = {"Python": platform.python_version()}
     for package in PACKAGES:
         # Only one of the two faiss packages is installed.
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 def commit() -> str | None:

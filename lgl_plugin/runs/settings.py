@@ -122,9 +122,9 @@ def load_settings(
     text = _checked_text(path, overrides, run_opts)
     plain = plain_settings(text)
     schema = _schema(plain)
-    known = {key: plain[key] for key in plain if key in schema.model_fields}
+    settings = {key: plain[key] for key in plain if key in schema.model_fields}
     try:
-        checked = dict(schema.model_validate(known))
+        checked = dict(schema.model_validate(settings))
     except pydantic.ValidationError as error:
         problems = [_problem(one) for one in error.errors()]
         raise ValueError(f"{path}: " + "\n".join(problems)) from None
@@ -135,7 +135,7 @@ def load_settings(
     except Exception as error:  # the yaml's classes may raise any error
         raise ValueError(f"{path}: {explained(error)}") from error
     rate = checked["sample_rate"]
-    for name in known:
+    for name in settings:
         _check_arguments(f"{path}: {name}", hparams[name], rate)
     if trial:
         try:
@@ -148,7 +148,7 @@ def load_settings(
         if weights is not None:
             with torch.random.fork_rng():
                 load_pretrained(first().network, weights)
-    values = {key: hparams[key] for key in known}
+    values = {key: hparams[key] for key in settings}
     # Plain values as checked: a folder's name 20261127 is now a text.
     values.update(
         (key, value)
@@ -316,8 +316,8 @@ def _schema(tree):
 
 def _given(run_opts, names):
     """Picks run options that were given on the command line."""
-    given = getattr(run_opts, "overridden_args", ())
-    return {name: run_opts[name] for name in names if name in given}
+    typed = getattr(run_opts, "overridden_args", ())
+    return {name: run_opts[name] for name in names if name in typed}
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -100,18 +100,18 @@ def refuse_adaptation(folder: str | pathlib.Path) -> None:
     if not is_adaptation(folder):
         return
     folder = pathlib.Path(folder)
-    there = {
+    contents = {
         "Its page": [folder / "report" / "index.html"],
         "Its adapted encoder": [folder / "export" / "adapted"],
         "Its training": sorted(folder.glob("training*")),
     }
     said = [
         f" {what}: {path}."
-        for what, paths in there.items()
+        for what, paths in contents.items()
         for path in paths
         if path.exists()
     ]
-    if not there["Its adapted encoder"][0].exists():
+    if not contents["Its adapted encoder"][0].exists():
         said.append(f" {nothing_kept(folder)}.")
     raise ValueError(
         f"{folder} is a folder of `lgl adapt`, not of a training."

@@ -170,7 +170,7 @@ def sync(path: str | pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def explain_full_disk(path: str | pathlib.Path) -> Iterator[None]:
-    """Re-raises the error of a full disk with a message what to do."""
+    """Re-raises a full disk's error with a message that says what to do."""
     try:
         yield
     except OSError as error:
