@@ -157,7 +157,7 @@ def _plan(folder, settings, utterances):
     plan, target = read_json(folder / RECORD), folder / "manifest.csv"
     if plan.get("settings") == settings:
         return plan
-    if not plan and target.exists():
+    if "settings" not in plan and (plan or target.exists()):
         raise FileExistsError(
             f"{target} is not of shards made here, or {RECORD} beside it is "
             "damaged. Choose another folder, empty or new."
@@ -173,7 +173,7 @@ def _plan(folder, settings, utterances):
     }
     if plan:
         changed = ", ".join(
-            k for k in settings if settings[k] != plan["settings"][k]
+            k for k in settings if settings[k] != plan["settings"].get(k)
         )
         logger.warning(f"Writing all shards again: other {changed}.")
     # The manifest goes first: after a kill between the two deletions it must

@@ -132,7 +132,8 @@ def _is_record(record):
     """Tells whether a JSON value has a record's fields, with finite figures."""
     if not isinstance(record, dict) or record.get("stage") not in (0, 1, 2):
         return False
-    if record["stage"] == 2 and type(record.get("iteration")) is not int:
+    iteration = record.get("iteration")
+    if type(iteration) is not int and (iteration or record["stage"] == 2):
         return False
     figures = [record.get(k) for k in ("epoch", *COLUMNS, *FURTHER)]
     # JSON integers have no limit: float() of a longer one would overflow.

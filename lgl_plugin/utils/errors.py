@@ -1,6 +1,7 @@
 """Shows errors that a user can mend by their message, without a traceback."""
 
 import contextlib
+import itertools
 import logging
 import sys
 import traceback
@@ -35,7 +36,11 @@ def message_of(error: BaseException) -> str:
     message = str(error)
     # torch puts the traceback of a loader process into the message.
     if message.startswith("Caught "):
-        message = message.strip().splitlines()[-1].partition(": ")[2]
+        *_, last = message.strip().rpartition("Traceback (most recent")
+        lines = last.splitlines()[1:]
+        frames = itertools.takewhile(lambda line: line[:1] == " ", lines)
+        lines = lines[len([*frames]) :]
+        message = "\n".join(lines).partition(": ")[2]
     return message or type(error).__name__
 
 

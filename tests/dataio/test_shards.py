@@ -238,9 +238,10 @@ def test_floats_beyond_full_scale_are_not_clipped_when_decoded(tmp_path):
             np.testing.assert_array_equal(found[name][1], samples)
 
 
-def test_a_damaged_record_is_named(tmp_path):
+@pytest.mark.parametrize("record", ['{"settings": {', '{"of": "another"}'])
+def test_a_damaged_or_foreign_record_is_named(tmp_path, record):
     make_corpus(tmp_path, 4)
-    (write(tmp_path).parent / "shards.json").write_text('{"settings": {')
+    (write(tmp_path).parent / "shards.json").write_text(record)
     with pytest.raises(FileExistsError, match="or shards.json beside it is"):
         write(tmp_path)
 

@@ -95,6 +95,7 @@ def test_several_runs_give_mean_and_range(tmp_path):
         *([], 3, "text", None, {}, {"stage": 1}, {"stage": [], "phase": "x"}),
         *({"stage": 7, "phase": "x"}, {"stage": 2, "phase": "gated"}),
         {"stage": 1, "phase": "simclr", "eer": "low"},
+        {"stage": 1, "phase": "simclr", "iteration": [1]},
         {"stage": 1, "phase": "simclr", "seconds": 10**400},
     ],
 )

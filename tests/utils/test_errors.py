@@ -18,19 +18,28 @@ from lgl_plugin.utils.errors import (
 class Away(torch.utils.data.Dataset):
     """Utterances on a disk that is not there."""
 
+    def __init__(self, message):
+        self.message = message
+
     def __len__(self):
         return 1
 
     def __getitem__(self, index):
-        raise StorageFailure("/disk/a.wav cannot be read now: Stale handle.")
+        raise StorageFailure(self.message)
 
 
-def test_an_error_of_a_loaders_process_is_its_message():
+@pytest.mark.parametrize(
+    "message",
+    [
+        "/disk/a.wav cannot be read now: Stale handle.",
+        "2 bad files; the first:\n  a.wav: silent\nRepair them.",
+    ],
+)
+def test_an_error_of_a_loaders_process_is_its_message(message):
     """torch adds the traceback of that process in front of the message."""
     with pytest.raises(StorageFailure, match="Traceback") as caught:
-        list(torch.utils.data.DataLoader(Away(), num_workers=1))
-    said = "/disk/a.wav cannot be read now: Stale handle."
-    assert message_of(caught.value) == said
+        list(torch.utils.data.DataLoader(Away(message), num_workers=1))
+    assert message_of(caught.value) == message
 
 
 def test_the_message_alone_is_shown(capsys):
