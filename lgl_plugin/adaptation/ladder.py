@@ -38,6 +38,7 @@ from lgl_plugin.adaptation.rungs import (
 )
 from lgl_plugin.adaptation.split import kept_out
 from lgl_plugin.adaptation.verdict import (
+    FEWEST,
     RULE,
     Verdict,
     check_enough,
@@ -181,7 +182,8 @@ class Ladder:
         usable = f"{audio} has {number} recordings that can be used"
         check_enough(number, usable)
         if train:
-            check_enough(number // 2, usable, ": --train leaves it half")
+            half = f". --train takes {2 * FEWEST}: half of them judge it"
+            check_enough(number // 2, usable, half)
         free = number - n_known
         check_enough(free, f"{labels} leaves {free} recordings without a label")
         self.order = np.random.default_rng(0).permutation(number)

@@ -106,7 +106,8 @@ def write_shards(
     check_from(1, num_workers=num_workers)
     check_from(0, max_bad_share=max_bad_share)
     folder = pathlib.Path(folder)
-    refuse_recordings(folder, data_root)
+    if "settings" not in read_json(folder / RECORD):  # shards not begun
+        refuse_recordings(folder, data_root)
     utterances = load_manifest(manifest, data_root, allow_outside)
     if utterances.places is not None:
         raise ValueError(f"{manifest} is a manifest of shards already")

@@ -127,8 +127,8 @@ def export(
         no threshold is given, also if that list is missing or no utterance can
         be read.
     FileExistsError
-        If the folder holds recordings or another run's files, or a README.md
-        or hyperparams.yaml that is not of an export.
+        If the folder is not of an export and holds recordings, other folders,
+        a README.md or a hyperparams.yaml; or if it is of another run.
 
     Example
     -------

@@ -269,10 +269,11 @@ class InferenceModel:
 
 
 def check_target(folder: PathLike, run: PathLike | None = None) -> None:
-    """Raises FileExistsError if an export would replace foreign files.
+    """Raises FileExistsError if an export would replace or join foreign files.
 
-    For example, a project would lose its README.md. A `run` may replace its own
-    exports.
+    For example, a project would lose its README.md, or the encoder's files
+    would lie among recordings or folders of a corpus. A `run` may replace its
+    own exports.
     """
     folder = pathlib.Path(folder)
     marks = {YAML: FIRST_LINE, "README.md": CARD_LINE}

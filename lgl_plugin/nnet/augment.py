@@ -6,9 +6,9 @@ crops (paper, section 2.1; Huh et al. 2020). MUSAN and RIRS_NOISES are used if
 their folders are given. Without them babble is made of the batch's own speech,
 noise is coloured and rooms are simulated.
 
-The CPU draws which waveforms get a room, a channel or noise, and sends these
-draws in one copy. Everything else is drawn on the device. So the CPU never
-waits for the device.
+The CPU draws which waveforms get a room, a channel or noise, and the numbers of
+the noise, and sends these draws in one copy. Rooms, channels and noise are
+drawn on the device. So the CPU never waits for the device.
 """
 
 import dataclasses

@@ -232,6 +232,11 @@ class ProbedRun:
                 torch.from_numpy(labels[self.rows])[kept].to(device),
                 torch.from_numpy(trained_on)[kept].to(device),
             )
+            if not probe.counts.any():  # else the losses would be NaN
+                raise ValueError(
+                    f"{self.folder}: no utterance that counted in the last "
+                    f"epoch of {name} can be read: give more --utterances"
+                )
             probe.use_batch_norm(by_batch)
             yield probe
 

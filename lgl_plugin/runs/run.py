@@ -135,8 +135,11 @@ class Run:
             raise ValueError(f"{self.folder} holds {kind}: name another folder")
         before = self.settings.get(self.key, settings)
         begun = [step for step in self._begun() if step != "baselines"]
-        warning = self._other_batch(settings.get("batch_size", 0), begun)
-        alike = () if warning else {"batch_size"}
+        batch = settings.get("batch_size", 0) * world_size()
+        # Versions before kept no batches: those of as many processes as now.
+        recorded = before.get("batch_size", 0) * world_size()
+        first = self.batches.get(self.key, recorded)
+        alike = {"batch_size"} if batch == first else ()
         differences = changes(before, settings, alike)
         more = _more_rounds(before, settings, alike)
         if differences and begun and not more:
@@ -152,31 +155,37 @@ class Run:
                 f"settings ({', '.join(begun)}). Go on with those, or "
                 f"{advice}.\n" + "\n".join(differences)
             )
-        if warning:
-            logger.warning(warning)
+        if not begun and (differences or not self._ceiling_begun()):
+            first = batch
+        elif batch == first:
+            # The batch_size of the beginning stays on record: another one
+            # would change `identity`, and steps would be done again.
+            settings = _with_batch_size_of(before, settings)
+        else:
+            self._warn_of_batch(batch, first)
+        self.batches[self.key] = first
         self.settings[self.key] = settings
         if not begun:  # nothing was made from the inputs on record
             self.inputs.pop(self.key, None)
 
-    def _other_batch(self, batch_size, begun):
-        """Returns a warning if the batch of all processes has changed.
+    def _ceiling_begun(self):
+        """Tells whether `ceiling.py`, which counts as no step, has begun."""
+        folder = self.folder / CEILING / "checkpoints"
+        return self.stage == 2 and folder.is_dir() and any(folder.iterdir())
 
-        Fewer processes may continue with a larger batch_size. If batch_size
-        stays, the batch of all processes does not suit the learning rate.
+    def _warn_of_batch(self, batch, first):
+        """Warns that the batch of all processes does not suit the lr.
+
+        Fewer processes can continue with a larger batch_size.
         """
-        batch, processes = batch_size * world_size(), world_size()
-        if not begun:
-            self.batches[self.key] = batch
-        before = self.batches.setdefault(self.key, batch)
-        if batch == before:
-            return ""
+        processes = world_size()
         advice = f"{processes} processes cannot make that batch"
-        if before % processes == 0:
-            advice = f"--batch_size={before // processes} makes that batch"
-        return (
-            f"batch_size: the batch of all processes is {batch}, at the same "
-            f"lr. Stage {self.stage} was begun with a batch of {before} in "
-            f"all: {advice}."
+        if first % processes == 0:
+            advice = f"--batch_size={first // processes} makes that batch"
+        logger.warning(
+            "batch_size: the batch of all processes is %d, at the same lr. "
+            "Stage %d was begun with a batch of %d in all: %s.",
+            *(batch, self.stage, first, advice),
         )
 
     def _begun(self):
@@ -354,6 +363,16 @@ class Run:
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None
         append_line(self.folder / METRICS, json.dumps(record))
+
+
+def _with_batch_size_of(before, settings):
+    """Returns plain settings with the batch_size of others."""
+    kept = {**settings}
+    for key in {"batch_size"} & before.keys():
+        kept[key] = before[key]
+    for key in {"dataloader_options"} & before.keys():
+        kept[key] = _with_batch_size_of(before[key], settings[key])
+    return kept
 
 
 def _more_rounds(before, settings, alike):

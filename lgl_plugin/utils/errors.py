@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ WRONG_CALL = (
 )
 
 
+TRACEBACK = re.compile(
+    r"^(?:Original )?Traceback \(most recent call last\):$", re.MULTILINE
+)
 # Heading of an error's traceback in log.txt.
 FULL_ERROR = "The error in full:"
 
@@ -35,9 +39,10 @@ def message_of(error: BaseException) -> str:
     """Returns an error's message, without the traceback of a loader process."""
     message = str(error)
     # torch puts the traceback of a loader process into the message.
-    if message.startswith("Caught "):
-        *_, last = message.strip().rpartition("Traceback (most recent")
-        lines = last.splitlines()[1:]
+    caught, *tracebacks = TRACEBACK.split(message)
+    if caught.startswith("Caught ") and tracebacks:
+        # The last one is of the error itself, others are of its causes.
+        lines = tracebacks[-1].strip("\n").splitlines()
         frames = itertools.takewhile(lambda line: line[:1] == " ", lines)
         lines = lines[len([*frames]) :]
         message = "\n".join(lines).partition(": ")[2]

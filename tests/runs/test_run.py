@@ -18,6 +18,7 @@ from lgl_plugin.runs.run import (
     stage_of,
     step_of,
 )
+from lgl_plugin.runs.state import write_state
 from lgl_plugin.utils.files import atomic_write, write_json
 
 # The name tells whose step it is: those of Stage II lie in a round's folder.
@@ -376,7 +377,7 @@ def test_other_processes_keep_the_batch_of_all(stage1_of, caplog):
     assert not caplog.messages
     with pytest.raises(ValueError, match="\nlr: was 1, is 2$"):
         stage1_of(4, 96, lr=2)
-    with pytest.raises(ValueError, match="\nbatch_size: was 384, is 192$"):
+    with pytest.raises(ValueError, match="\nbatch_size: was 96, is 192$"):
         stage1_of(1, 192)
     assert not caplog.messages
 
@@ -394,8 +395,9 @@ def test_other_processes_with_the_same_batch_size_are_a_warning(
     ):
         stage1_of(processes, 96).save()
         said = f"was begun with a batch of 384 in all: {advice}."
-        assert caplog.messages[-1].endswith(said)
-    caplog.clear()
+        (message,) = caplog.messages
+        assert message.endswith(said)
+        caplog.clear()
     stage1_of(2, 192)
     assert not caplog.messages
 
@@ -406,6 +408,50 @@ def test_a_stage_that_is_not_begun_takes_any_batch(stage1_of, caplog):
     caplog.clear()
     stage1_of(1, 192)
     assert not caplog.messages
+
+
+def test_another_number_of_processes_does_no_step_again(stage1_of):
+    """Steps such as `ceiling` are made by the identity of the settings."""
+    run = stage1_of(2, 64)
+    before = run.identity()
+    kill_in(run, "stage1", checkpoint=True)
+    assert stage1_of(1, 128).identity() == before
+
+
+def test_a_run_of_an_earlier_version_keeps_its_batch_size(
+    stage1_of, tmp_path, caplog
+):
+    """Its state.json has no batches, and any batch_size would be taken."""
+    kill_in(stage1_of(1, 64), "stage1", checkpoint=True)
+    state = json.loads((tmp_path / "state.json").read_text())
+    del state["batches"], state["checksum"]
+    caplog.clear()
+    for processes in (1, 2):
+        write_state(tmp_path, state)
+        with pytest.raises(ValueError, match="batch_size: was 64, is 32"):
+            stage1_of(processes, 32)
+    stage1_of(2, 64)
+    assert not caplog.messages
+
+
+def test_a_begun_ceiling_keeps_the_batch_of_all(tmp_path, monkeypatch, caplog):
+    """The ceiling counts as no step, and other settings do it again."""
+
+    def start(processes, batch_size):
+        monkeypatch.setattr(runs, "world_size", lambda: processes)
+        return Run(tmp_path, 2, {"batch_size": batch_size})
+
+    run = start(2, 64)
+    before = run.identity()
+    kill_in(run, "ceiling", checkpoint=True)
+    caplog.clear()
+    run = start(1, 128)
+    assert run.identity() == before and not caplog.messages
+    run = start(1, 64)
+    assert run.identity() == before
+    assert "--batch_size=128 makes that batch" in caplog.messages[-1]
+    caplog.clear()
+    assert start(1, 32).identity() != before and not caplog.messages
 
 
 @pytest.mark.parametrize("name", ["batch_size", "lr"])

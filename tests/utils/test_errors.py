@@ -25,7 +25,10 @@ class Away(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise StorageFailure(self.message)
+        try:
+            raise OSError("Stale file handle")
+        except OSError as error:
+            raise StorageFailure(self.message) from error
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,7 @@ class Away(torch.utils.data.Dataset):
     [
         "/disk/a.wav cannot be read now: Stale handle.",
         "2 bad files; the first:\n  a.wav: silent\nRepair them.",
+        "Traceback (most recent call last): see the log",
     ],
 )
 def test_an_error_of_a_loaders_process_is_its_message(message):
@@ -40,6 +44,12 @@ def test_an_error_of_a_loaders_process_is_its_message(message):
     with pytest.raises(StorageFailure, match="Traceback") as caught:
         list(torch.utils.data.DataLoader(Away(message), num_workers=1))
     assert message_of(caught.value) == message
+
+
+def test_a_message_that_begins_like_a_loaders_is_left_as_it_is():
+    assert (
+        message_of(ValueError("Caught nothing: why")) == "Caught nothing: why"
+    )
 
 
 def test_the_message_alone_is_shown(capsys):

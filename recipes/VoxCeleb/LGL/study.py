@@ -364,7 +364,7 @@ def after(experiment, name, iteration=1, figure="eer", phase="gated"):
 
 
 def spread(values, factor=1, digits=1):
-    """Returns mean (lowest to highest), and how many seeds lack a value."""
+    """Returns mean (lowest to highest); [n of all] if seeds lack a value."""
     kept = [v for v in values if v is not None and np.isfinite(v)]
     text = mean_and_range(factor * np.array(kept), digits)
     if not kept or len(kept) == len(values):
