@@ -644,7 +644,7 @@ def test_weights_take_no_options_of_a_run(run, tmp_path, capsys, option):
     words = ["export", str(weights), option, f"--output={tmp_path}/out"]
     with pytest.raises(SystemExit, match="2"):
         main(words)
-    assert f"{option} is of a run" in capsys.readouterr().err
+    assert f"{option} is an option for a run" in capsys.readouterr().err
 
 
 def test_an_average_has_no_back_end(run, tmp_path, capsys, monkeypatch):
