@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 # Types of error whose message says what is wrong and what to do. An error of
 # another type is a fault of the program.
 EXPLAINED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
-# Those of them that blame an argument, or a file that an argument names.
+# Types of error that blame an argument, or a file that an argument names.
 WRONG_CALL = (
     ValueError,
     FileNotFoundError,
@@ -23,7 +23,7 @@ WRONG_CALL = (
     IsADirectoryError,
 )
 
-
+# Heading of each traceback in the message of a loader process's error.
 TRACEBACK = re.compile(
     r"^(?:Original )?Traceback \(most recent call last\):$", re.MULTILINE
 )

@@ -67,7 +67,7 @@ class HookedBrain(sb.Brain):
     """
 
     save_is_due = False
-    # Whether this step may synchronise with the GPU and the other processes.
+    # This step may synchronise with the GPU and the other processes.
     may_wait = True
 
     @property
